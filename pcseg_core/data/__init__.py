@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Readers: one class per kind of recording, all giving the same `Sample`."""
+
+from __future__ import annotations
+
+import importlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from pcseg_core.data.sample import Box, CameraFrame, Sample
+from pcseg_core.errors import InputError
+
+if TYPE_CHECKING:
+    from pcseg_core.labels import LabelSpace
+
+__all__ = ["READERS", "Box", "CameraFrame", "Drive", "Sample", "detect", "open_drive", "readable"]
+
+
+class Drive(Protocol):
+    """A recording, or a set of them, as a sequence of samples.
+
+    Attributes:
+        name: short name for reports.
+        label_space: what the labels of its samples mean; None where they carry none.
+        pose_source: "oxts", "tf", "odometry", "kiss-icp", "file", "exact" or "none".
+        scenes: scene of each sample, without loading it; scenes are not interleaved.
+        skipped: how often each reason made the reader leave something out.
+    """
+
+    name: str
+    label_space: LabelSpace | None
+    pose_source: str
+    scenes: Sequence[str]
+    skipped: Counter[str]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample: ...
+
+
+# Reader name to "module:class". Modules are imported when used: a bag needs `rosbags`, a
+# simulated drive the simulation, and neither should cost the others anything.
+READERS: dict[str, str] = {
+    "bag": "pcseg_core.data.bag:BagDrive",
+    "kitti-raw": "pcseg_core.data.kitti:KittiRawDrive",
+    "kitti-object": "pcseg_core.data.kitti:KittiObjectDrive",
+    "semantic-kitti": "pcseg_core.data.semantic_kitti:SemanticKittiDrive",
+    "nuscenes": "pcseg_core.data.nuscenes:NuScenesDrive",
+    "simulated": "pcseg_core.simulation:open_simulated",
+}
+
+
+def open_drive(source: str | Path) -> Drive:
+    """Open "reader:path" (a reader of `READERS`), or a bare path, whose kind is detected.
+
+    "simulated:" takes options instead of a path, for example "simulated:seed=3,sweeps=20".
+
+    Raises:
+        InputError: no such reader or path, a kind that cannot be told, or unreadable content.
+    """
+    reader, colon, place = str(source).partition(":")
+    if colon and reader in READERS:
+        return _reader(reader)(place)
+    if not Path(source).exists():
+        known = ", ".join(READERS)
+        raise InputError(
+            f"{source}: no such file or folder, and no reader:path either; readers: {known}"
+        )
+    return _reader(detect(Path(source)))(str(source))
+
+
+def detect(path: Path) -> str:
+    """Name of the reader for what lies at `path`, told by its content.
+
+    Raises:
+        InputError: it looks like none of the known kinds.
+    """
+    if path.suffix in (".mcap", ".db3") or (path / "metadata.yaml").is_file():
+        return "bag"
+    if (
+        (path / "sample.json").is_file()
+        or any(path.glob("v1.0-*"))
+        or (path.name.startswith("v1.0-") and (path / "sample_data.json").is_file())
+    ):
+        return "nuscenes"
+    if (path / "velodyne_points").is_dir():
+        return "kitti-raw"
+    if (path / "velodyne").is_dir():
+        return "kitti-object" if (path / "calib").is_dir() else "semantic-kitti"
+    if path.is_dir() and next(path.glob("**/velodyne"), None) is not None:
+        return "semantic-kitti"
+    if path.is_dir() and (any(path.glob("*.mcap")) or any(path.glob("*.db3*"))):
+        return "bag"
+    raise InputError(
+        f"{path}: cannot tell what kind of recording this is; name a reader, as in "
+        f"'kitti-raw:{path}' (readers: {', '.join(READERS)})"
+    )
+
+
+def readable(drive: Drive) -> Iterator[tuple[int, Sample]]:
+    """Yield (index, sample) of a drive; samples that cannot be read are counted in `skipped`."""
+    for index in range(len(drive)):
+        try:
+            sample = drive[index]
+        except InputError as error:
+            drive.skipped[f"unreadable sample: {error}"] += 1
+            continue
+        yield index, sample
+
+
+def _reader(name: str) -> Callable[[str], Drive]:
+    module, _, attribute = READERS[name].partition(":")
+    opener: Callable[[str], Drive] = getattr(importlib.import_module(module), attribute)
+    return opener

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every reader gives: one LiDAR sweep with its images, poses and, where known, labels.
+
+Frames and units are those of `pcseg_core.geometry`: metres, `T_a_b` maps points of frame b into
+frame a, stamps are integer nanoseconds. Images, labels and depth maps of cameras are loaded when
+asked for, so that a sample is cheap until its pixels are needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from pcseg_core.camera import CameraModel
+    from pcseg_core.cloud import PointCloud
+    from pcseg_core.geometry import Trajectory
+    from pcseg_core.labels import LabelSpace
+
+Array = npt.NDArray[Any]
+Lazy: TypeAlias = "Array | Callable[[], Array] | None"
+
+
+class CameraFrame:
+    """One image with its camera model and its place relative to the LiDAR.
+
+    Attributes:
+        name: unique among the cameras of a drive, for example "image_02" or "/camera/front".
+        stamp_ns: when the image was taken (int nanoseconds).
+        camera: model of the image as stored (a rectified image has a model without distortion).
+        T_cam_lidar: (4, 4) float64 static extrinsic, LiDAR frame to camera optical frame
+            (x right, y down, z forward), without ego motion; see `Sample.T_cam_lidar`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        stamp_ns: int,
+        camera: CameraModel,
+        T_cam_lidar: Array,
+        image: Array | Callable[[], Array],
+        labels: Lazy = None,
+        depth: Lazy = None,
+        instances: Lazy = None,
+    ) -> None:
+        """Take pixels as arrays, or as functions that load them on every access.
+
+        A function must be picklable where the drive is read by worker processes.
+        """
+        self.name = name
+        self.stamp_ns = int(stamp_ns)
+        self.camera = camera
+        self.T_cam_lidar: npt.NDArray[np.float64] = np.asarray(T_cam_lidar, dtype=np.float64)
+        self._image = image
+        self._labels = labels
+        self._depth = depth
+        self._instances = instances
+
+    @property
+    def image(self) -> npt.NDArray[np.uint8]:
+        """(H, W, 3) uint8 RGB, loaded anew on each access.
+
+        Raises:
+            InputError: the image cannot be read or decoded.
+        """
+        pixels = _load(self._image)
+        assert pixels is not None
+        return pixels
+
+    @property
+    def labels(self) -> npt.NDArray[np.int16] | None:
+        """(H, W) int16 class ids, -1 where there is none; None where pixels are unlabeled."""
+        return _load(self._labels)
+
+    @property
+    def depth(self) -> npt.NDArray[np.float32] | None:
+        """(H, W) float32 z in the camera frame [m], NaN or infinity where nothing was hit."""
+        return _load(self._depth)
+
+    @property
+    def instances(self) -> npt.NDArray[np.int32] | None:
+        """(H, W) int32 instance ids, -1 where there is none."""
+        return _load(self._instances)
+
+    def __repr__(self) -> str:
+        return f"CameraFrame({self.name!r}, stamp_ns={self.stamp_ns})"
+
+
+@dataclass(frozen=True)
+class Box:
+    """A labeled 3D box in the LiDAR frame.
+
+    Attributes:
+        center: (3,) x, y, z of the middle [m].
+        size: (3,) length along the heading, width, height [m].
+        yaw: heading about +z, 0 along +x, counter-clockwise [rad].
+        label: class name as the data set spells it.
+    """
+
+    center: npt.NDArray[np.float64]
+    size: npt.NDArray[np.float64]
+    yaw: float
+    label: str
+
+    def contains(self, xyz: Array) -> npt.NDArray[np.bool_]:
+        """(N,) bool: which points (N, 3) of the LiDAR frame lie in the box, faces included."""
+        moved = np.asarray(xyz, dtype=np.float64) - self.center
+        cos, sin = np.cos(self.yaw), np.sin(self.yaw)
+        along = moved[:, 0] * cos + moved[:, 1] * sin
+        across = moved[:, 1] * cos - moved[:, 0] * sin
+        own = np.abs(np.stack([along, across, moved[:, 2]], axis=1))
+        inside: npt.NDArray[np.bool_] = np.all(own <= np.asarray(self.size) / 2, axis=1)
+        return inside
+
+
+@dataclass
+class Sample:
+    """One sweep and what was seen around it.
+
+    Attributes:
+        cloud: the sweep, in the LiDAR frame at `stamp_ns`, point order as recorded.
+        cameras: one image per camera that has one near the sweep; may be empty.
+        trajectory: T_world_lidar over time, or None where the source has no poses.
+        labels: (N,) int16 class ids of `label_space`, -1 where unlabeled; None if there are none.
+        label_space: what the ids of `labels` mean.
+        instances: (N,) int32 instance ids, -1 (or 0 in SemanticKITTI) for none.
+        boxes: 3D boxes in the LiDAR frame; None where the source has none, [] where it found none.
+        name: unique in its drive.
+        scene: samples of one scene share the world frame of their trajectories.
+    """
+
+    cloud: PointCloud
+    cameras: list[CameraFrame] = field(default_factory=list)
+    trajectory: Trajectory | None = None
+    labels: npt.NDArray[np.int16] | None = None
+    label_space: LabelSpace | None = None
+    instances: npt.NDArray[np.int32] | None = None
+    boxes: list[Box] | None = None
+    name: str = ""
+    scene: str = ""
+
+    @property
+    def stamp_ns(self) -> int:
+        """The sweep's stamp (int nanoseconds)."""
+        return self.cloud.stamp_ns
+
+    def T_cam_lidar(self, k: int) -> npt.NDArray[np.float64]:
+        """(4, 4): LiDAR frame at the sweep's stamp to camera `k` at its image's stamp.
+
+        With a trajectory the motion between the two stamps is applied; without, the rig is
+        taken to stand still and this is the static extrinsic.
+
+        Raises:
+            InputError: the trajectory does not cover one of the two stamps.
+        """
+        frame = self.cameras[k]
+        if self.trajectory is None or frame.stamp_ns == self.stamp_ns:
+            return frame.T_cam_lidar
+        moved: npt.NDArray[np.float64] = frame.T_cam_lidar @ self.trajectory.relative(
+            frame.stamp_ns, self.stamp_ns
+        )
+        return moved
+
+    @property
+    def T_world_lidar(self) -> npt.NDArray[np.float64] | None:
+        """(4, 4) pose of the LiDAR at the sweep's stamp; None without a trajectory."""
+        return None if self.trajectory is None else self.trajectory.at(self.stamp_ns)
+
+    def camera_names(self) -> Sequence[str]:
+        """Names of the cameras that have an image in this sample, in order."""
+        return [frame.name for frame in self.cameras]
+
+
+def _load(source: Lazy) -> Any:
+    return source() if callable(source) else source

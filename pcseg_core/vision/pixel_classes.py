@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pixel-class teachers: an image in, a probability per class and pixel out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from safetensors.torch import load_file
+from torch import Tensor
+
+from pcseg_core.config import Section
+from pcseg_core.errors import InputError
+from pcseg_core.labels import LabelSpace
+from pcseg_core.vision.espnetv2 import ENCODER_CHANNELS, ESPNetv2
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class PixelClasses(Protocol):
+    """What a teacher of pixel classes offers."""
+
+    label_space: LabelSpace
+
+    def probabilities(self, image: np.ndarray) -> np.ndarray:
+        """(H, W, 3) uint8 RGB -> (C, h, w) float32 class probabilities in 0..1.
+
+        The map may be smaller than the image; pixel centres scale with it. Probabilities may sum
+        to less than one where the teacher knows classes that the label space lacks.
+        """
+
+
+class TeacherConfig(Section):
+    """Which pixel-class teacher labels the images."""
+
+    name: Literal["espnetv2"] = Field("espnetv2", description="Teacher network")
+    weights: Path = Field(description="Path of the teacher's weights (safetensors)")
+    label_space: str = Field("cityscapes", description="Label space of the teacher's outputs")
+    scales: tuple[float, ...] = Field(
+        (1.0, 1.5), min_length=1, description="Image scales whose predictions are averaged"
+    )
+    flip: bool = Field(True, description="Average with the prediction of the mirrored image")
+
+
+class ESPNetv2Classes:
+    """ESPNetv2 with multi-scale and mirror averaging.
+
+    Args:
+        weights: safetensors file; width, classes and decoder planes are read from its shapes.
+        label_space: names of the first outputs; further outputs (background) are dropped.
+        scales: image scales to average over.
+        flip: also average over the mirrored image.
+    """
+
+    def __init__(
+        self,
+        weights: Path,
+        label_space: LabelSpace,
+        scales: tuple[float, ...] = (1.0,),
+        flip: bool = False,
+        device: str = "cpu",
+    ) -> None:
+        self.label_space = label_space
+        self.scales = scales
+        self.flip = flip
+        self.device = torch.device(device)
+        self.network = load_espnetv2(weights).to(self.device).eval()
+        outputs = self.network.bu_dec_l4.merge_layer[3].out_channels
+        if outputs < len(label_space):
+            raise InputError(
+                f"{weights}: {outputs} outputs, but label space '{label_space.name}' has "
+                f"{len(label_space)} classes; choose the label space the weights were trained on"
+            )
+
+    @torch.inference_mode()
+    def probabilities(self, image: np.ndarray) -> np.ndarray:
+        """See PixelClasses; the map has half the image's resolution."""
+        normalised = normalise(image).to(self.device)
+        height, width = image.shape[:2]
+        size = ((height + 1) // 2, (width + 1) // 2)
+        total = torch.zeros(1)
+        views = [(s, mirrored) for s in self.scales for mirrored in (False, True)[: 1 + self.flip]]
+        for scale, mirrored in views:
+            total = total + self._predict(normalised, scale, mirrored, size)
+        mean = total / len(views)
+        return mean[0, : len(self.label_space)].float().cpu().numpy()
+
+    def _predict(self, image: Tensor, scale: float, mirrored: bool, size: tuple[int, int]) -> Tensor:
+        resized = F.interpolate(
+            image.flip(-1) if mirrored else image,
+            [max(32, round(s * scale / 32) * 32) for s in image.shape[-2:]],
+            mode="bilinear", align_corners=False, antialias=scale < 1,
+        )
+        probabilities = self.network(resized).softmax(1)
+        if mirrored:
+            probabilities = probabilities.flip(-1)
+        return F.interpolate(probabilities, size, mode="bilinear", align_corners=False)
+
+
+def normalise(image: np.ndarray) -> Tensor:
+    """(H, W, 3) uint8 RGB -> (1, 3, H, W) float32 with ImageNet mean and deviation."""
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise InputError(
+            f"image of shape {image.shape} and type {image.dtype}: expected (H, W, 3) uint8 RGB"
+        )
+    x = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float() / 255
+    mean = torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1)
+    std = torch.tensor(IMAGENET_STD).view(1, 3, 1, 1)
+    return (x - mean) / std
+
+
+def load_espnetv2(weights: Path) -> ESPNetv2:
+    """Build the network the file describes and load it strictly.
+
+    Raises:
+        InputError: the file is missing, unreadable, or is not an ESPNetv2 segmentation network.
+    """
+    state = _read_safetensors(weights)
+    try:
+        classes = state["bu_dec_l4.merge_layer.3.weight"].shape[0]
+        planes = state["bu_br_l4.0.weight"].shape[0] // 2
+        top = state["base_net.level4_0.act.weight"].shape[0]
+    except KeyError as error:
+        raise InputError(f"{weights}: not ESPNetv2 segmentation weights, no tensor {error}") from None
+    scales = [s for s, channels in ENCODER_CHANNELS.items() if channels[3] == top]
+    if not scales:
+        raise InputError(f"{weights}: {top} channels at level 4 fit no published ESPNetv2 width")
+    network = ESPNetv2(classes, scales[0], planes)
+    try:
+        network.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        raise InputError(f"{weights}: does not fit ESPNetv2 s{scales[0]}: {error}") from None
+    return network
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    if not Path(path).is_file():
+        raise InputError(
+            f"teacher weights {path}: no such file; set teacher.weights in the recipe to the "
+            "ESPNetv2 Cityscapes weights converted to safetensors (see training/README.md)"
+        )
+    try:
+        return load_file(str(path))
+    except Exception as error:
+        raise InputError(f"{path}: not a readable safetensors file: {error}") from None
+
+
+def load_teacher(config: TeacherConfig, device: str = "cpu") -> PixelClasses:
+    """The teacher a recipe names."""
+    space = LabelSpace.load(config.label_space)
+    return ESPNetv2Classes(config.weights, space, config.scales, config.flip, device)

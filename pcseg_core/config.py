@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Configuration: typed sections with defaults, units and ranges; unknown keys are errors."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pcseg_core.errors import InputError
+
+
+class Section(BaseModel):
+    """Base of all configuration sections: frozen, unknown keys refused, defaults checked.
+
+    A subclass declares its values with `pydantic.Field(default, description=..., ge=..., le=...)`;
+    descriptions state the unit. Command line options, ROS parameters and the tables in the
+    documentation are generated from these fields.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+AnySection = TypeVar("AnySection", bound=Section)
+
+
+def load_yaml(path: str | os.PathLike[str], section: type[AnySection]) -> AnySection:
+    """Read a YAML file into a section.
+
+    Raises:
+        InputError: the file is missing, is not YAML, or has unknown keys or invalid values; the
+            message lists every one of them with its dotted path.
+    """
+    return parse_section(read_yaml(path), section, source=str(path))
+
+
+def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a YAML file whose top level is a mapping; an empty file is an empty mapping."""
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path}: {error}; give the path of a YAML file") from error
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not valid YAML: {error}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        kind = type(content).__name__
+        raise InputError(f"{path}: expected keys with values at the top level, found a {kind}")
+    return content
+
+
+def parse_section(
+    values: Mapping[str, Any], section: type[AnySection], source: str = "configuration"
+) -> AnySection:
+    """Check plain values against a section; `source` names them in the error message."""
+    try:
+        return section.model_validate(dict(values))
+    except ValidationError as error:
+        problems = [_describe(dict(problem), section) for problem in error.errors()]
+        raise InputError(f"{source}: " + "; ".join(problems)) from error
+
+
+def _describe(problem: Mapping[str, Any], section: type[Section]) -> str:
+    location = problem["loc"]
+    key = ".".join(str(part) for part in location) or "(whole file)"
+    if problem["type"] == "extra_forbidden":
+        known = _keys_at(section, location[:-1])
+        close = difflib.get_close_matches(str(location[-1]), known, n=1)
+        hint = f"did you mean '{close[0]}'?" if close else f"known keys: {', '.join(known)}"
+        return f"unknown key '{key}' ({hint})"
+    if problem["type"] == "missing":
+        return f"'{key}' is required and missing"
+    return f"'{key}' is {problem['input']!r}: {problem['msg']}"
+
+
+def _keys_at(section: type[Section], location: tuple[Any, ...]) -> list[str]:
+    """Names of the fields of the (nested) section at a location, best effort."""
+    current: Any = section
+    for part in location:
+        field = getattr(current, "model_fields", {}).get(part)
+        if field is None:
+            continue  # an index, or the tag of a union
+        current = field.annotation
+    return list(getattr(current, "model_fields", {}))

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Errors meant for users: each message names the input, what was expected and what to do."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+
+class PcsegError(Exception):
+    """Base of every error that the command line prints without a traceback."""
+
+
+class InputError(PcsegError, ValueError):
+    """An input (file, message, parameter) is not what it must be."""
+
+
+class MissingDependency(PcsegError, ImportError):
+    """An optional package is needed and not installed."""
+
+
+def require(module: str, extra: str) -> ModuleType:
+    """Import an optional dependency.
+
+    Args:
+        module: dotted module name, for example "rosbags.highlevel".
+        extra: the extra of this package that installs it, for example "bags".
+
+    Raises:
+        MissingDependency: the module's package is not installed. The message names the pip
+            command. An installed package that fails inside its own imports is reported with
+            its own message, since installing it again would not help.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        package = module.partition(".")[0]
+        missing = (error.name or package).partition(".")[0]
+        if missing == package:
+            reason = f"'{package}' is not installed"
+        else:
+            reason = f"'{package}' needs '{missing}', which is not installed"
+        raise MissingDependency(f"{reason}; run: pip install 'pcseg[{extra}]'") from error
+    except ImportError as error:
+        raise MissingDependency(
+            f"'{module}' is installed but cannot be imported ({error}); "
+            f"reinstall it: pip install --force-reinstall 'pcseg[{extra}]'"
+        ) from error

@@ -1,0 +1,271 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Label spaces: named, coloured classes, and groupings from one space into another."""
+
+from __future__ import annotations
+
+import functools
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from pcseg_core.config import read_yaml
+from pcseg_core.errors import InputError
+
+IGNORE = -1
+"""Label of a point without a class, in every array of this library."""
+
+WIRE_UNLABELED = 65535
+"""The same on the ROS wire, in the uint32 field `label` of a cloud."""
+
+_FOLDER = Path(__file__).parent / "label_spaces"
+
+Int64: TypeAlias = npt.NDArray[np.int64]
+Groupings: TypeAlias = dict[str, dict[str, tuple[str, ...]]]
+
+
+@dataclass(frozen=True)
+class LabelClass:
+    """One class.
+
+    Attributes:
+        id: 0-based position in its space.
+        name: unique in its space.
+        color: red, green, blue, each 0 to 255.
+        synonyms: other words for it, used as text prompts.
+    """
+
+    id: int
+    name: str
+    color: tuple[int, int, int]
+    synonyms: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class LabelSpace:
+    """Classes with ids 0 to C-1, the ids data sets use for them, and groupings into other spaces.
+
+    Attributes:
+        name: for example "street".
+        classes: in the order of their ids.
+        raw_to_id: ids in the data set's files -> class id, or -1 for ids that are ignored.
+        groupings: destination space -> its class name -> names of classes here that belong to it.
+    """
+
+    name: str
+    classes: tuple[LabelClass, ...]
+    raw_to_id: dict[int, int] = field(default_factory=dict, compare=False)
+    groupings: Groupings = field(default_factory=dict, compare=False)
+
+    @classmethod
+    def load(cls, source: str | os.PathLike[str]) -> LabelSpace:
+        """Load a space that comes with the package by name, or any by the path of its YAML file.
+
+        Raises:
+            InputError: no such space or file, or the file is not a valid label space.
+        """
+        text = os.fspath(source)
+        if text in available():
+            return _load_file(_FOLDER / f"{text}.yaml")
+        path = Path(text)
+        if path.suffix not in (".yaml", ".yml") and not path.exists():
+            raise InputError(
+                f"no label space '{text}': expected one of {', '.join(available())}, or the path "
+                "of a .yaml file"
+            )
+        return _parse(read_yaml(path), str(path))
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> LabelSpace:
+        """Build a space from what `to_dict` gave, or from the content of a YAML file."""
+        return _parse(content, "label space")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the space as plain values (for JSON and YAML), in the layout of the YAML files."""
+        classes = [
+            {"name": c.name, "color": list(c.color), "synonyms": list(c.synonyms)}
+            for c in self.classes
+        ]
+        raw = {
+            raw_id: self.classes[id_].name if id_ >= 0 else None
+            for raw_id, id_ in self.raw_to_id.items()
+        }
+        groupings = {
+            space: {name: list(members) for name, members in groups.items()}
+            for space, groups in self.groupings.items()
+        }
+        return {"name": self.name, "classes": classes, "raw_ids": raw, "groupings": groupings}
+
+    def __len__(self) -> int:
+        return len(self.classes)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Class names in the order of their ids."""
+        return tuple(c.name for c in self.classes)
+
+    @property
+    def palette(self) -> npt.NDArray[np.uint8]:
+        """(C, 3) uint8 colours in the order of the ids."""
+        return np.array([c.color for c in self.classes], dtype=np.uint8).reshape(-1, 3)
+
+    def index(self, name: str) -> int:
+        """Id of a class by name.
+
+        Raises:
+            InputError: the space has no such class.
+        """
+        if name not in self.names:
+            known = ", ".join(self.names)
+            raise InputError(f"label space '{self.name}' has no class '{name}'; it has: {known}")
+        return self.names.index(name)
+
+    def from_raw(self, raw: npt.ArrayLike) -> npt.NDArray[np.int16]:
+        """Class ids (int16, -1 ignored) for raw ids as a data set stores them, any shape.
+
+        Only the listed raw ids have a class; others are ignored. Instance numbers must be masked
+        off before (SemanticKITTI: the lower 16 bits are the class).
+        """
+        table = np.full(1 << 16, IGNORE, dtype=np.int16)
+        for raw_id, class_id in self.raw_to_id.items():
+            table[raw_id] = class_id
+        values = np.asarray(raw).astype(np.int64, copy=False)
+        inside = (values >= 0) & (values < len(table))
+        return np.where(inside, table[np.where(inside, values, 0)], np.int16(IGNORE))
+
+    def colorize(self, labels: npt.ArrayLike, ignored: tuple[int, int, int] = (0, 0, 0)) -> Any:
+        """Colours (..., 3) uint8 of labels (...); ids outside the space get `ignored`."""
+        ids = np.asarray(labels).astype(np.int64, copy=False)
+        table = np.vstack([self.palette, np.array([ignored], dtype=np.uint8)])
+        return table[np.where((ids >= 0) & (ids < len(self)), ids, len(self))]
+
+
+def available() -> tuple[str, ...]:
+    """Names of the label spaces that come with the package."""
+    return tuple(sorted(path.stem for path in _FOLDER.glob("*.yaml")))
+
+
+def grouping(src: LabelSpace, dst: LabelSpace) -> Int64:
+    """Class ids of `dst`, (len(src),) int64, for the classes of `src`; -1 where there is none.
+
+    Uses the grouping that `src` has for `dst`, else goes through one space in between that both
+    steps are known for (so anything with a grouping into "street" reaches what "street" does).
+
+    Raises:
+        InputError: no grouping leads from `src` to `dst`, or one names a class that is not there.
+    """
+    if src.names == dst.names:
+        return np.arange(len(src), dtype=np.int64)
+    if dst.name in src.groupings:
+        return _direct(src, dst)
+    for name in src.groupings:
+        middle = LabelSpace.load(name) if name in available() else None
+        if middle is not None and dst.name in middle.groupings:
+            return regroup(_direct(src, middle), _direct(middle, dst))
+    known = ", ".join(src.groupings) or "none"
+    raise InputError(
+        f"no grouping from label space '{src.name}' into '{dst.name}' (it has: {known}); add one "
+        f"under 'groupings: {dst.name}:' in the YAML file of '{src.name}'"
+    )
+
+
+def regroup(labels: npt.ArrayLike, table: Int64) -> Int64:
+    """Map labels of any shape through a table from `grouping`; ids outside it become -1."""
+    ids = np.asarray(labels).astype(np.int64, copy=False)
+    padded = np.append(np.asarray(table, dtype=np.int64), IGNORE)
+    return padded[np.where((ids >= 0) & (ids < len(table)), ids, len(table))]
+
+
+def to_wire(labels: npt.ArrayLike) -> npt.NDArray[np.uint32]:
+    """Labels as the uint32 field `label` of a cloud: -1 becomes 65535."""
+    ids = np.asarray(labels)
+    return np.where(ids < 0, WIRE_UNLABELED, ids).astype(np.uint32)
+
+
+def from_wire(values: npt.ArrayLike) -> npt.NDArray[np.int32]:
+    """Labels (int32, -1 unlabeled) from the field `label` of a cloud."""
+    ids = np.asarray(values).astype(np.int64, copy=False)
+    return np.where(ids == WIRE_UNLABELED, IGNORE, ids).astype(np.int32)
+
+
+def _direct(src: LabelSpace, dst: LabelSpace) -> Int64:
+    table = np.full(len(src), IGNORE, dtype=np.int64)
+    for target, members in src.groupings[dst.name].items():
+        for member in members:
+            table[src.index(member)] = dst.index(target)
+    return table
+
+
+@functools.cache
+def _load_file(path: Path) -> LabelSpace:
+    return _parse(read_yaml(path), path.name)
+
+
+def _parse(content: dict[str, Any], source: str) -> LabelSpace:
+    unknown = set(content) - {"name", "description", "classes", "raw_ids", "groupings"}
+    if unknown:
+        raise InputError(f"{source}: unknown keys {sorted(unknown)}")
+    if not isinstance(content.get("name"), str) or not content.get("classes"):
+        raise InputError(f"{source}: a label space needs 'name' and a list of 'classes'")
+    entries = content["classes"]
+    classes = tuple(_parse_class(i, entry, source) for i, entry in enumerate(entries))
+    names = [c.name for c in classes]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise InputError(f"{source}: class names must differ, found twice: {', '.join(repeated)}")
+    return LabelSpace(
+        name=content["name"],
+        classes=classes,
+        raw_to_id=_parse_raw_ids(content.get("raw_ids") or {}, names, source),
+        groupings=_parse_groupings(content.get("groupings") or {}, names, source),
+    )
+
+
+def _parse_class(id_: int, entry: Any, source: str) -> LabelClass:
+    if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
+        raise InputError(f"{source}: class {id_} needs a 'name', found {entry!r}")
+    unknown = set(entry) - {"name", "color", "synonyms"}
+    if unknown:
+        raise InputError(f"{source}: class '{entry['name']}' has unknown keys {sorted(unknown)}")
+    color = entry.get("color")
+    valid = isinstance(color, (list, tuple)) and len(color) == 3
+    if not valid or not all(isinstance(v, int) and 0 <= v <= 255 for v in color):
+        raise InputError(
+            f"{source}: class '{entry['name']}': 'color' must be [red, green, blue] from 0 to 255, "
+            f"found {color!r}"
+        )
+    synonyms = tuple(str(word) for word in entry.get("synonyms") or ())
+    return LabelClass(id_, entry["name"], (color[0], color[1], color[2]), synonyms)
+
+
+def _parse_raw_ids(content: Any, names: list[str], source: str) -> dict[int, int]:
+    """Raw id -> class id, from a mapping of raw ids to class names (null: ignored)."""
+    result = {}
+    for raw, name in content.items():
+        if name is not None and name not in names:
+            raise InputError(f"{source}: raw id {raw} names the class '{name}', which is not there")
+        try:
+            result[int(raw)] = IGNORE if name is None else names.index(name)
+        except ValueError as error:
+            raise InputError(f"{source}: raw id {raw!r} is not an integer") from error
+    if any(not 0 <= raw < 1 << 16 for raw in result):
+        raise InputError(f"{source}: raw ids must lie between 0 and 65535")
+    return result
+
+
+def _parse_groupings(content: Any, names: list[str], source: str) -> Groupings:
+    result: Groupings = {}
+    for space, groups in content.items():
+        seen: set[str] = set()
+        result[space] = {}
+        for target, members in (groups or {}).items():
+            for member in members:
+                if member not in names or member in seen:
+                    reason = "is given twice" if member in seen else "is not one of its classes"
+                    raise InputError(f"{source}: grouping '{space}': '{member}' {reason}")
+                seen.add(member)
+            result[space][target] = tuple(members)
+    return result

@@ -1,0 +1,10 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Figures and pictures: how good a segmenter is, against labels, boxes and baselines."""
+
+from pcseg_core.evaluation.boxes import evaluate_boxes
+from pcseg_core.evaluation.evaluator import evaluate
+from pcseg_core.evaluation.metrics import Calibration, Confusion
+from pcseg_core.evaluation.report import Report
+from pcseg_core.evaluation.report_picture import render
+
+__all__ = ["Calibration", "Confusion", "Report", "evaluate", "evaluate_boxes", "render"]

@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measure a segmenter, and baselines beside it, on labelled sweeps."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from pcseg_core.errors import InputError
+from pcseg_core.evaluation.metrics import Calibration, Confusion
+from pcseg_core.evaluation.report import Example, Figures, Report, ScanFigures, merge_of
+from pcseg_core.labels import LabelSpace, grouping, regroup
+
+if TYPE_CHECKING:
+    from pcseg_core.cloud import PointCloud
+    from pcseg_core.data import Drive, Sample
+
+Labels = npt.NDArray[np.int64]
+Progress = Callable[[int, int], None]
+
+
+class SegmentationLike(Protocol):
+    """labels: int (N,), -1 for none; confidence: float (N,) in 0..1."""
+
+    @property
+    def labels(self) -> npt.NDArray[Any]: ...
+
+    @property
+    def confidence(self) -> npt.NDArray[Any]: ...
+
+
+class SegmenterLike(Protocol):
+    """What is measured: `pcseg_core.online.segmenter.Segmenter` or anything alike."""
+
+    @property
+    def label_space(self) -> LabelSpace: ...
+
+    def segment(self, cloud: PointCloud) -> SegmentationLike: ...
+
+
+# A baseline gives class ids (N,) of the segmenter's label space for a cloud of N points.
+Baseline = Callable[["PointCloud"], npt.NDArray[Any]]
+
+
+def evaluate(
+    segmenter: SegmenterLike,
+    drive: Drive,
+    *,
+    space: str = "street",
+    baselines: Mapping[str, Baseline] | None = None,
+    checkpoint: str = "",
+    progress: Progress | None = None,
+) -> Report:
+    """Measure on every sweep of a labelled drive.
+
+    Predictions and labels are compared in one label space that both group into. Points whose
+    label has no group there are left out; points without prediction count as wrong.
+
+    Args:
+        segmenter: the model; it sees the cloud only.
+        drive: samples with labels, of any number and of any sizes.
+        space: name of the label space to measure in.
+        baselines: methods to measure on the same points, by name.
+        checkpoint: name of the model for the report.
+        progress: called with (scans done, scans in all).
+
+    Raises:
+        InputError: no scans, a scan without labels or with labels of another length, or label
+            spaces without a grouping into `space`.
+    """
+    run = _Run(segmenter, drive, LabelSpace.load(space), dict(baselines or {}))
+    for index in range(len(drive)):
+        run.add(drive[index])
+        if progress:
+            progress(index + 1, len(drive))
+    return run.report(checkpoint)
+
+
+class _Run:
+    """State of one evaluation: a confusion matrix per scan and one per baseline."""
+
+    def __init__(
+        self,
+        segmenter: SegmenterLike,
+        drive: Drive,
+        space: LabelSpace,
+        baselines: dict[str, Baseline],
+    ) -> None:
+        if len(drive) == 0:
+            raise InputError(f"{drive.name}: no scans to evaluate on")
+        self.segmenter, self.drive, self.space, self.baselines = segmenter, drive, space, baselines
+        self.merge = merge_of(space)
+        self.to_space = grouping(segmenter.label_space, space)
+        self.calibration = Calibration()
+        self.scans: list[ScanFigures] = []
+        self.total = Confusion(len(space))
+        self.baseline_totals = {name: Confusion(len(space)) for name in baselines}
+
+    def add(self, sample: Sample) -> None:
+        truth = truth_of(sample, self.space)
+        start = time.perf_counter()
+        result = self.segmenter.segment(sample.cloud)
+        milliseconds = 1e3 * (time.perf_counter() - start)
+        pred = regroup(result.labels, self.to_space)
+        confusion = Confusion(len(self.space))
+        confusion.update(pred, truth)
+        answered = (truth >= 0) & (pred >= 0)
+        self.calibration.update(result.confidence[answered], (pred == truth)[answered])
+        self._note_scan(sample, confusion, milliseconds)
+        self.total = self.total + confusion
+        for name, baseline in self.baselines.items():
+            labels = regroup(baseline(sample.cloud), self.to_space)
+            self.baseline_totals[name].update(labels, truth)
+
+    def _note_scan(self, sample: Sample, confusion: Confusion, milliseconds: float) -> None:
+        figures = Figures.of(confusion, tuple(self.space.names), self.merge)
+        self.scans.append(
+            ScanFigures(
+                name=sample.name,
+                points=confusion.points,
+                miou=figures.miou,
+                accuracy=figures.accuracy,
+                miou_merged_ground=figures.miou_merged_ground,
+                milliseconds=round(milliseconds, 2),
+            )
+        )
+
+    def report(self, checkpoint: str) -> Report:
+        names = tuple(self.space.names)
+        if not self.total.points:
+            raise InputError(
+                f"{self.drive.name}: no point has a label that groups into {self.space.name!r}"
+            )
+        figures = Figures.of(self.total, names, self.merge)
+        merged = None
+        if self.merge:
+            merged = Figures.of(self.merge.apply(self.total), self.merge.names, None).iou
+        return Report(
+            checkpoint=checkpoint,
+            source=self.drive.name,
+            label_space=self.space.name,
+            classes=list(names),
+            scans=len(self.scans),
+            points=self.total.points,
+            **figures.model_dump(),
+            iou_merged_ground=merged,
+            confusion=self.total.matrix.tolist(),
+            unpredicted=self.total.unpredicted.tolist(),
+            calibration_error=self.calibration.error if self.total.matrix.any() else None,
+            milliseconds_median=float(np.median([scan.milliseconds for scan in self.scans])),
+            baselines={
+                name: Figures.of(confusion, names, self.merge)
+                for name, confusion in self.baseline_totals.items()
+            },
+            per_scan=self.scans,
+            skipped=dict(getattr(self.drive, "skipped", {})),
+            example=self._example(),
+            palette=self.space.palette,
+        )
+
+    def _example(self) -> Example:
+        """The scan of middling mIoU, segmented once more instead of keeping every scan."""
+        ranking = np.argsort([scan.miou if scan.miou is not None else -1 for scan in self.scans])
+        sample = self.drive[int(ranking[len(ranking) // 2])]
+        pred = regroup(self.segmenter.segment(sample.cloud).labels, self.to_space)
+        return Example(sample.name, sample.cloud.xyz, truth_of(sample, self.space), pred)
+
+
+def truth_of(sample: Sample, space: LabelSpace) -> Labels:
+    """Labels (N,) of a sample in another label space, -1 where they have no group there."""
+    if sample.labels is None or sample.label_space is None:
+        raise InputError(f"{sample.name}: carries no labels; evaluation needs labelled sweeps")
+    if len(sample.labels) != len(sample.cloud):
+        raise InputError(
+            f"{sample.name}: {len(sample.labels)} labels for {len(sample.cloud)} points"
+        )
+    return regroup(sample.labels, grouping(sample.label_space, space))

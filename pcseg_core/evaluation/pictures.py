@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The picture vocabulary: bird's-eye views, points over images, legends, confusion, bars.
+
+Every function draws into matplotlib axes that it is given. Colours are float (N, 3) RGB in 0..1;
+`label_colors`, `error_colors` and `scalar_colors` make them. `new_figure` and `save` work without
+a display and without touching the state of pyplot.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pcseg_core.files import atomic_path
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Colors = npt.NDArray[np.float64]
+
+UNLABELED = (0.86, 0.86, 0.88)
+RIGHT = (0.70, 0.80, 0.72)
+WRONG = (0.84, 0.12, 0.14)
+INK = "#1b1f24"
+FAINT = "#8a929b"
+ACCENT = "#1f6feb"
+_SERIES = (ACCENT, "#f0a202", "#8b949e", "#c9d1d9", "#2a9d8f")
+_DPI = 100
+
+
+def new_figure(width_px: int, height_px: int) -> Figure:
+    """White figure of exactly this size; `save` keeps it."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width_px / _DPI, height_px / _DPI), dpi=_DPI, facecolor="white")
+
+
+def save(figure: Figure, path: str | os.PathLike[str]) -> None:
+    """Write a figure atomically; the suffix (.png, .jpg, .pdf, .svg) chooses the format."""
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=_DPI, facecolor="white")
+
+
+def label_colors(labels: npt.NDArray[Any], palette: npt.NDArray[np.uint8]) -> Colors:
+    """Colours (N, 3) of class ids (N,) by a palette (C, 3); negative ids are light grey."""
+    table = np.vstack([np.asarray(palette, np.float64) / 255, UNLABELED])
+    ids = np.asarray(labels, np.int64)
+    return table[np.where((ids < 0) | (ids >= len(palette)), len(palette), ids)]
+
+
+def error_colors(pred: npt.NDArray[Any], truth: npt.NDArray[Any]) -> Colors:
+    """Pale green where right, red where wrong, light grey where there is no truth; (N, 3)."""
+    colors = np.empty((len(truth), 3))
+    colors[:] = UNLABELED
+    known = np.asarray(truth) >= 0
+    right = known & (np.asarray(pred) == np.asarray(truth))
+    colors[right] = RIGHT
+    colors[known & ~right] = WRONG
+    return colors
+
+
+def scalar_colors(
+    values: npt.NDArray[Any], low: float, high: float, colormap: str = "turbo"
+) -> Colors:
+    """Colours (N, 3) of numbers (N,) on a matplotlib colour map; NaN is light grey."""
+    from matplotlib import colormaps
+
+    numbers = np.asarray(values, np.float64)
+    span = max(high - low, 1e-9)
+    scaled = np.clip((numbers - low) / span, 0, 1)
+    colors: Colors = np.asarray(colormaps[colormap](np.nan_to_num(scaled)))[:, :3]
+    colors[~np.isfinite(numbers)] = UNLABELED
+    return colors
+
+
+def bev(
+    ax: Axes,
+    xyz: npt.NDArray[Any],
+    colors: Colors,
+    *,
+    extent_m: float = 40.0,
+    title: str = "",
+    point_size: float = 1.0,
+    on_top: npt.NDArray[Any] | None = None,
+) -> None:
+    """Bird's-eye view around the sensor, forward (+x) up and left (+y) to the left.
+
+    Args:
+        xyz: (N, 3) points in the LiDAR frame [m].
+        colors: (N, 3).
+        extent_m: half of the side that is shown [m].
+        point_size: size of a point in squared typographic points.
+        on_top: (N,) numbers by which points are stacked; z when not given, so that what is seen
+            from above hides what lies below.
+    """
+    height = xyz[:, 2] if on_top is None else on_top
+    near = np.flatnonzero(np.all(np.abs(xyz[:, :2]) < extent_m, axis=1))
+    order = near[np.argsort(height[near], kind="stable")]
+    for radius in np.arange(10, extent_m + 0.1, 10):
+        ax.add_patch(_circle(float(radius)))
+        ax.annotate(
+            f"{radius:.0f} m",
+            (0, radius),
+            color=FAINT,
+            fontsize=7,
+            ha="center",
+            va="bottom",
+            zorder=4,
+        )
+    ax.scatter(-xyz[order, 1], xyz[order, 0], c=colors[order], s=point_size, linewidths=0, zorder=3)
+    ax.plot([0], [0], marker="^", color=INK, markersize=7, markeredgecolor="white", zorder=5)
+    ax.set_xlim(-extent_m, extent_m)
+    ax.set_ylim(-extent_m, extent_m)
+    ax.set_aspect("equal")
+    frame(ax, title)
+
+
+def overlay(
+    ax: Axes,
+    image: npt.NDArray[np.uint8],
+    uv: npt.NDArray[Any],
+    colors: Colors,
+    *,
+    title: str = "",
+    point_size: float = 3.0,
+    dim: float = 0.35,
+) -> None:
+    """Points over an image.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        uv: (N, 2) pixels, integer coordinates are pixel centres; hide points by leaving them out.
+        colors: (N, 3).
+        dim: how far the image is faded towards grey, 0..1, so that the points stand out.
+    """
+    grey = image.mean(axis=2, keepdims=True)
+    faded = (1 - dim) * image + dim * (0.5 * grey + 100)
+    ax.imshow(np.clip(faded, 0, 255).astype(np.uint8), interpolation="bilinear")
+    ax.scatter(uv[:, 0], uv[:, 1], c=colors, s=point_size, linewidths=0)
+    ax.set_xlim(-0.5, image.shape[1] - 0.5)
+    ax.set_ylim(image.shape[0] - 0.5, -0.5)
+    frame(ax, title)
+
+
+def frame(ax: Axes, title: str = "") -> None:
+    """No ticks, a thin frame and a title above on the left."""
+    ax.set_xticks([])
+    ax.set_yticks([])
+    for spine in ax.spines.values():
+        spine.set(color="#d0d7de", linewidth=0.8)
+    ax.set_title(title, loc="left", fontsize=11, color=INK)
+
+
+def legend(
+    figure: Figure,
+    names: Sequence[str],
+    colors: Any,
+    *,
+    anchor: tuple[float, float] = (0.5, 0.0),
+    columns: int = 0,
+) -> None:
+    """Coloured squares with names, in one row unless `columns` says otherwise.
+
+    Args:
+        colors: one per name: uint8 (C, 3) palette, floats in 0..1 or matplotlib colour names.
+    """
+    from matplotlib.patches import Patch
+
+    table = np.asarray(colors)
+    shades = table / 255 if table.dtype == np.uint8 else colors
+    handles = [Patch(facecolor=shade, label=name) for name, shade in zip(names, shades)]
+    figure.legend(
+        handles=handles,
+        ncols=columns or len(handles),
+        loc="lower center",
+        bbox_to_anchor=anchor,
+        frameon=False,
+        fontsize=10,
+        handlelength=1.1,
+        handleheight=1.1,
+        labelcolor=INK,
+    )
+
+
+def confusion(
+    ax: Axes, matrix: npt.NDArray[Any], names: Sequence[str], *, title: str = "Confusion"
+) -> None:
+    """Confusion matrix, each row in percent of its true class; rows truth, columns predicted.
+
+    Args:
+        matrix: (C, C) counts; a matrix (C, D) with more columns needs D column names in `names`,
+            of which the first C name the rows.
+    """
+    counts = np.asarray(matrix, np.float64)
+    totals = counts.sum(axis=1, keepdims=True)
+    share = np.divide(counts, totals, out=np.full_like(counts, np.nan), where=totals > 0)
+    ax.imshow(np.nan_to_num(share), cmap="Blues", vmin=0, vmax=1)
+    for row, column in np.argwhere(share >= 0.005):
+        value = share[row, column]
+        ax.text(
+            column,
+            row,
+            f"{100 * value:.0f}",
+            ha="center",
+            va="center",
+            fontsize=9,
+            color="white" if value > 0.55 else INK,
+        )
+    ax.set_xticks(range(counts.shape[1]), names, rotation=40, ha="right", fontsize=9)
+    ax.set_yticks(range(counts.shape[0]), names[: counts.shape[0]], fontsize=9)
+    ax.set_xlabel("predicted", fontsize=9, color=FAINT)
+    ax.set_ylabel("true", fontsize=9, color=FAINT)
+    ax.tick_params(length=0, colors=INK)
+    ax.spines[:].set_visible(False)
+    ax.set_title(title, loc="left", fontsize=11, color=INK)
+
+
+def bars(
+    ax: Axes, names: Sequence[str], series: Mapping[str, Sequence[float]], *, title: str = "IoU"
+) -> None:
+    """Grouped horizontal bars of fractions, in percent.
+
+    Args:
+        names: (G,) groups from top to bottom.
+        series: name of each series with its (G,) values in 0..1; NaN is written as a dash. The
+            first series is the one that matters and carries its numbers.
+    """
+    thickness = 0.84 / max(len(series), 1)
+    rows = np.arange(len(names))
+    for index, (name, values) in enumerate(series.items()):
+        numbers = 100 * np.asarray(values, np.float64)
+        place = rows + (index - (len(series) - 1) / 2) * thickness
+        color = _SERIES[index % len(_SERIES)]
+        ax.barh(place, np.nan_to_num(numbers), height=thickness * 0.92, color=color, label=name)
+        if index == 0:
+            for y, number in zip(place, numbers):
+                text = "–" if np.isnan(number) else f"{number:.0f}"
+                x = 0 if np.isnan(number) else number
+                ax.text(x + 1, y, text, va="center", fontsize=8, color=INK)
+    ax.set_yticks(rows, names, fontsize=9)
+    ax.invert_yaxis()
+    ax.set_xlim(0, 105)
+    ax.set_xticks([0, 25, 50, 75, 100], ["0", "25", "50", "75", "100 %"], fontsize=8)
+    ax.tick_params(length=0, colors=INK)
+    ax.grid(axis="x", color="#eaeef2", linewidth=0.8)
+    ax.set_axisbelow(True)
+    ax.spines[:].set_visible(False)
+    ax.set_title(title, loc="left", fontsize=11, color=INK)
+    ax.legend(
+        frameon=False,
+        fontsize=8.5,
+        loc="upper left",
+        bbox_to_anchor=(0.0, -0.06),
+        ncols=2,
+        labelcolor=INK,
+    )
+
+
+def _circle(radius: float) -> Any:
+    from matplotlib.patches import Circle
+
+    return Circle((0, 0), radius, fill=False, color="#e1e6eb", linewidth=0.8, zorder=1)

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One picture of an evaluation: IoU beside the baselines, confusion, and a scan from above."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pcseg_core.evaluation import pictures
+from pcseg_core.evaluation.report import Example, Report, percent
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_EXTENT_M = 40.0
+
+
+def render(report: Report, path: str | os.PathLike[str]) -> None:
+    """Write the picture of a report as `evaluate` made it (one read from JSON has no scan)."""
+    figure = pictures.new_figure(1600, 1200)
+    figure.text(0.03, 0.972, _headline(report), fontsize=16, weight="bold", color=pictures.INK)
+    figure.text(0.03, 0.95, _second_line(report), fontsize=10.5, color=pictures.FAINT)
+    _draw_bars(figure, report)
+    _draw_confusion(figure, report)
+    if report.example is not None:
+        _draw_scan(figure, report, report.example)
+    pictures.save(figure, path)
+
+
+def _headline(report: Report) -> str:
+    text = f"{percent(report.miou)} mIoU, {percent(report.accuracy)} % of points right"
+    if report.miou_merged_ground is not None:
+        text += f", {percent(report.miou_merged_ground)} mIoU with the ground merged"
+    return text
+
+
+def _second_line(report: Report) -> str:
+    scans = f"{report.scans} scan{'s' if report.scans != 1 else ''}"
+    return f"{report.checkpoint}  on  {report.source}: {scans}, {report.points:,} labelled points"
+
+
+def _draw_bars(figure: Figure, report: Report) -> None:
+    """Classes present in the truth, best first, below their mean."""
+    ious = {name: value for name, value in report.iou.items() if _occurs(report, name)}
+    order = sorted(ious, key=lambda name: -(ious[name] or 0))
+    methods = {"this checkpoint": (report.miou, report.iou)}
+    for name, figures in report.baselines.items():
+        methods[name.replace("_", " ")] = (figures.miou, figures.iou)
+    series = {
+        method: [_number(miou), *(_number(iou[name]) for name in order)]
+        for method, (miou, iou) in methods.items()
+    }
+    axes = figure.add_axes((0.085, 0.575, 0.37, 0.335))
+    pictures.bars(axes, ["mean", *order], series, title="IoU by class, percent")
+
+
+def _draw_confusion(figure: Figure, report: Report) -> None:
+    names = list(report.classes)
+    matrix = np.array(report.confusion)
+    if any(report.unpredicted):
+        matrix = np.hstack([matrix, np.array(report.unpredicted)[:, None]])
+        names.append("no label")
+    axes = figure.add_axes((0.56, 0.585, 0.42, 0.325))
+    title = "Where the points of each true class go, percent"
+    pictures.confusion(axes, matrix, names, title=title)
+
+
+def _draw_scan(figure: Figure, report: Report, example: Example) -> None:
+    palette = np.asarray(report.palette, np.uint8)
+    known = example.truth >= 0
+    wrong = known & (example.pred != example.truth)
+    panels = (
+        (f"Truth, scan {example.name}", pictures.label_colors(example.truth, palette), known),
+        ("Prediction, LiDAR only", pictures.label_colors(example.pred, palette), example.pred >= 0),
+        ("Right and wrong", pictures.error_colors(example.pred, example.truth), wrong),
+    )
+    for column, (title, colors, first) in enumerate(panels):
+        axes = figure.add_axes((0.02 + 0.325 * column, 0.055, 0.31, 0.413))
+        stacking = example.xyz[:, 2] + 1000.0 * first  # what carries meaning goes on top
+        pictures.bev(axes, example.xyz, colors, extent_m=_EXTENT_M, title=title, on_top=stacking)
+    names = [name for name in report.classes if _occurs(report, name)]
+    shades = [tuple(palette[report.classes.index(name)] / 255) for name in names]
+    pictures.legend(figure, names, shades, anchor=(0.33, 0.008))
+    marks = (pictures.RIGHT, pictures.WRONG, pictures.UNLABELED)
+    pictures.legend(figure, ("right", "wrong", "no truth"), marks, anchor=(0.83, 0.008))
+
+
+def _occurs(report: Report, name: str) -> bool:
+    index = report.classes.index(name)
+    return sum(report.confusion[index]) + report.unpredicted[index] > 0
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else value

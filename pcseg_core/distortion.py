@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lens distortion between ideal image coordinates (x/z, y/z) and those on the sensor.
+
+The formulas and the order of coefficients are those of OpenCV (calib3d and its fisheye module),
+which sensor_msgs/CameraInfo refers to. A polynomial distortion turns back on itself far enough off
+the axis; every model knows the largest ray for which it is still monotone and accepts none beyond.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from pcseg_core.errors import InputError
+
+Float64 = npt.NDArray[np.float64]
+Bool = npt.NDArray[np.bool_]
+
+# Names that drivers use, and the model each stands for.
+NAMES = {
+    "": "none",
+    "none": "none",
+    "plumb_bob": "plumb_bob",
+    "rational_polynomial": "rational_polynomial",
+    "equidistant": "equidistant",
+    "fisheye": "equidistant",
+}
+
+_LIMIT_ANGLE = np.deg2rad(89.5)  # rays nearer to the image plane than this are not imaged
+_TABLE_SIZE = 2048
+_NEWTON_STEPS = 12
+
+
+class Distortion(Protocol):
+    """Both directions of a distortion, on arrays (N,)."""
+
+    def distort(self, x: Float64, y: Float64) -> tuple[Float64, Float64, Bool]:
+        """Distorted coordinates, and whether the ray lies in the monotone range."""
+
+    def undistort(self, x: Float64, y: Float64) -> tuple[Float64, Float64]:
+        """Ideal coordinates; NaN where no ray in the monotone range lands."""
+
+
+def create_distortion(name: str, coefficients: tuple[float, ...]) -> Distortion:
+    """Make the distortion of a CameraInfo.
+
+    Raises:
+        InputError: the model is unknown, or has another number of coefficients, or uses a tilted
+            sensor.
+    """
+    if name not in NAMES:
+        known = ", ".join(sorted(filter(None, NAMES)))
+        raise InputError(
+            f"camera: unknown distortion model '{name}'; expected one of {known}, or rectify the "
+            "images first"
+        )
+    if not all(np.isfinite(coefficients)):
+        raise InputError(f"camera: distortion coefficients must be finite, got {coefficients}")
+    model = NAMES[name]
+    if model == "equidistant":
+        return _create_equidistant(coefficients)
+    if not any(coefficients):
+        return NoDistortion()
+    if model == "none":
+        raise InputError(
+            f"camera: distortion coefficients {coefficients} without a distortion model; set "
+            "CameraInfo.distortion_model"
+        )
+    return _create_polynomial(name, coefficients)
+
+
+def _create_equidistant(coefficients: tuple[float, ...]) -> Equidistant:
+    if len(coefficients) not in (0, 4):
+        raise InputError(
+            f"camera: the distortion model equidistant has 4 coefficients, got {len(coefficients)}"
+        )
+    return Equidistant(coefficients or (0.0,) * 4)
+
+
+def _create_polynomial(name: str, coefficients: tuple[float, ...]) -> Polynomial:
+    if len(coefficients) not in (4, 5, 8, 12, 14):
+        raise InputError(
+            f"camera: the distortion model {name} has 4, 5, 8, 12 or 14 coefficients, got "
+            f"{len(coefficients)}"
+        )
+    if any(coefficients[12:]):
+        raise InputError(
+            "camera: a tilted sensor (coefficients 13 and 14 of the distortion) is not supported; "
+            "rectify the images first"
+        )
+    return Polynomial(coefficients[:12] + (0.0,) * (12 - len(coefficients)))
+
+
+class NoDistortion:
+    """The ideal pinhole."""
+
+    def distort(self, x: Float64, y: Float64) -> tuple[Float64, Float64, Bool]:
+        return x, y, np.ones(len(x), dtype=bool)
+
+    def undistort(self, x: Float64, y: Float64) -> tuple[Float64, Float64]:
+        return x, y
+
+
+class Polynomial:
+    """plumb_bob and rational_polynomial, with thin prism terms: k1 k2 p1 p2 k3 k4 k5 k6 s1..s4."""
+
+    def __init__(self, coefficients: tuple[float, ...]) -> None:
+        k1, k2, self.p1, self.p2, k3, k4, k5, k6, *self.prism = coefficients
+        self.numerator = np.array([k3, k2, k1, 1.0])  # in r^2, highest power first
+        self.denominator = np.array([k6, k5, k4, 1.0])
+        self.is_rational = any((k4, k5, k6))
+        self.limit = self._monotone_limit()
+        self.radii = np.linspace(0.0, self.limit, _TABLE_SIZE)
+        self.distorted_radii = self.radii * self._radial(self.radii**2)[0]
+
+    def _monotone_limit(self) -> float:
+        """Largest radius below which r * N(r^2) / D(r^2) grows with r."""
+        n, d = self.numerator, self.denominator
+        # d/dr (r N/D) = (N D + 2 s (N' D - N D')) / D^2 with s = r^2.
+        bend = np.polysub(np.polymul(np.polyder(n), d), np.polymul(n, np.polyder(d)))
+        slope = np.polyadd(np.polymul(n, d), np.polymul([2.0, 0.0], bend))
+        roots = np.concatenate([np.roots(slope), np.roots(d)])
+        real = roots[(np.abs(roots.imag) < 1e-9 * (1 + np.abs(roots.real))) & (roots.real > 0)].real
+        farthest = np.tan(_LIMIT_ANGLE)
+        return float(min([farthest, *np.sqrt(real) * (1 - 1e-9)]))
+
+    def _radial(self, s: Float64) -> tuple[Float64, Float64]:
+        """The radial factor at s = r^2, and its derivative by s."""
+        n, dn = _evaluate(self.numerator, s)
+        if not self.is_rational:
+            return n, dn
+        d, dd = _evaluate(self.denominator, s)
+        return n / d, (dn * d - n * dd) / (d * d)
+
+    def distort(self, x: Float64, y: Float64) -> tuple[Float64, Float64, Bool]:
+        s = x * x + y * y
+        inside = s < self.limit**2
+        s_safe = np.where(inside, s, 0.0)
+        factor, slope = self._radial(s_safe)
+        xd, yd = self._apply(x, y, s_safe, factor)
+        if self.p1 or self.p2 or any(self.prism):
+            inside &= self._determinant(x, y, s_safe, factor, slope) > 0
+        return xd, yd, inside
+
+    def _apply(self, x: Float64, y: Float64, s: Float64, factor: Float64) -> tuple[Any, Any]:
+        s1, s2, s3, s4 = self.prism
+        xd = x * factor + 2 * self.p1 * x * y + self.p2 * (s + 2 * x * x)
+        yd = y * factor + self.p1 * (s + 2 * y * y) + 2 * self.p2 * x * y
+        if any(self.prism):
+            xd, yd = xd + s * (s1 + s2 * s), yd + s * (s3 + s4 * s)
+        return xd, yd
+
+    def _jacobian(
+        self, x: Float64, y: Float64, s: Float64, factor: Float64, slope: Float64
+    ) -> tuple[Float64, Float64, Float64, Float64]:
+        """d(xd, yd) / d(x, y), row by row."""
+        s1, s2, s3, s4 = self.prism
+        gx, gy = s1 + 2 * s2 * s, s3 + 2 * s4 * s  # derivatives of the prism terms by s
+        a = factor + 2 * x * x * slope + 2 * self.p1 * y + 6 * self.p2 * x + 2 * x * gx
+        b = 2 * x * y * slope + 2 * self.p1 * x + 2 * self.p2 * y + 2 * y * gx
+        c = 2 * x * y * slope + 2 * self.p1 * x + 2 * self.p2 * y + 2 * x * gy
+        d = factor + 2 * y * y * slope + 6 * self.p1 * y + 2 * self.p2 * x + 2 * y * gy
+        return a, b, c, d
+
+    def _determinant(
+        self, x: Float64, y: Float64, s: Float64, factor: Float64, slope: Float64
+    ) -> Float64:
+        a, b, c, d = self._jacobian(x, y, s, factor, slope)
+        return a * d - b * c
+
+    def undistort(self, x: Float64, y: Float64) -> tuple[Float64, Float64]:
+        # Start from the exact inverse of the radial part; Newton then adds the small rest.
+        radius = np.hypot(x, y)
+        start = np.interp(radius, self.distorted_radii, self.radii)
+        scale = np.divide(start, radius, out=np.ones_like(radius), where=radius > 0)
+        xn, yn = x * scale, y * scale
+        for _ in range(_NEWTON_STEPS):
+            s = np.minimum(xn * xn + yn * yn, self.limit**2)
+            factor, slope = self._radial(s)
+            xd, yd = self._apply(xn, yn, s, factor)
+            a, b, c, d = self._jacobian(xn, yn, s, factor, slope)
+            determinant = a * d - b * c
+            ex, ey = x - xd, y - yd
+            with np.errstate(divide="ignore", invalid="ignore"):
+                xn, yn = xn + (d * ex - b * ey) / determinant, yn + (a * ey - c * ex) / determinant
+            if not np.any(np.abs(ex) + np.abs(ey) > 1e-12):
+                break
+        return self._reject(x, y, xn, yn)
+
+    def _reject(
+        self, x: Float64, y: Float64, xn: Float64, yn: Float64
+    ) -> tuple[Float64, Float64]:
+        """NaN where Newton found no ray in the monotone range that lands on x, y."""
+        with np.errstate(invalid="ignore", over="ignore"):
+            xd, yd, inside = self.distort(xn, yn)
+            good = inside & (np.abs(xd - x) + np.abs(yd - y) < 1e-9 * (1 + np.hypot(x, y)))
+        return np.where(good, xn, np.nan), np.where(good, yn, np.nan)
+
+
+class Equidistant:
+    """Fisheye (Kannala and Brandt 2006): theta_d = theta (1 + k1 theta^2 + ... + k4 theta^8)."""
+
+    def __init__(self, coefficients: tuple[float, ...]) -> None:
+        k1, k2, k3, k4 = coefficients
+        self.polynomial = np.array([k4, k3, k2, k1, 1.0])  # in theta^2, highest power first
+        slope = self.polynomial * np.array([9.0, 7.0, 5.0, 3.0, 1.0])
+        roots = np.roots(slope)
+        real = roots[(np.abs(roots.imag) < 1e-9 * (1 + np.abs(roots.real))) & (roots.real > 0)].real
+        self.limit = float(min([_LIMIT_ANGLE, *np.sqrt(real) * (1 - 1e-9)]))
+        self.angles = np.linspace(0.0, self.limit, _TABLE_SIZE)
+        self.distorted_angles = self.angles * np.polyval(self.polynomial, self.angles**2)
+
+    def distort(self, x: Float64, y: Float64) -> tuple[Float64, Float64, Bool]:
+        radius = np.hypot(x, y)
+        theta = np.arctan(radius)
+        distorted = theta * np.polyval(self.polynomial, theta * theta)
+        scale = np.divide(distorted, radius, out=np.ones_like(radius), where=radius > 1e-12)
+        return x * scale, y * scale, theta < self.limit
+
+    def undistort(self, x: Float64, y: Float64) -> tuple[Float64, Float64]:
+        distorted = np.hypot(x, y)
+        theta = np.interp(distorted, self.distorted_angles, self.angles)
+        slope = self.polynomial * np.array([9.0, 7.0, 5.0, 3.0, 1.0])
+        for _ in range(_NEWTON_STEPS):
+            s = theta * theta
+            error = distorted - theta * np.polyval(self.polynomial, s)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                theta = np.clip(theta + error / np.polyval(slope, s), 0.0, self.limit)
+            if not np.any(np.abs(error) > 1e-13):
+                break
+        scale = np.divide(np.tan(theta), distorted, out=np.ones_like(theta), where=distorted > 1e-12)
+        inside = distorted < self.distorted_angles[-1]
+        return np.where(inside, x * scale, np.nan), np.where(inside, y * scale, np.nan)
+
+
+def _evaluate(polynomial: Float64, s: Float64) -> tuple[Float64, Float64]:
+    """Value and derivative of a cubic at s."""
+    c3, c2, c1, c0 = polynomial
+    return ((c3 * s + c2) * s + c1) * s + c0, (3 * c3 * s + 2 * c2) * s + c1

@@ -1,0 +1,270 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading rosbag2 recordings (mcap or sqlite3, compressed or not) without ROS.
+
+Messages are ordered by header stamps, never by the time at which they were recorded. The message
+types used here are the same in every ROS 2 distribution, so that bags without embedded
+definitions can be read too.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pcseg_core.data.progress import tracked
+from pcseg_core.data.stamps import longest_increasing
+from pcseg_core.errors import InputError, PcsegError, require
+
+CLOUD = "sensor_msgs/msg/PointCloud2"
+IMAGE = "sensor_msgs/msg/Image"
+COMPRESSED_IMAGE = "sensor_msgs/msg/CompressedImage"
+CAMERA_INFO = "sensor_msgs/msg/CameraInfo"
+TF = "tf2_msgs/msg/TFMessage"
+ODOMETRY = "nav_msgs/msg/Odometry"
+STAMPED = (CLOUD, IMAGE, COMPRESSED_IMAGE, CAMERA_INFO, ODOMETRY)
+
+
+@dataclass(frozen=True)
+class TopicIndex:
+    """Where the messages of a topic are, in the order recorded.
+
+    Attributes:
+        topic, msgtype: as in the bag.
+        frame_id: of the first message; "" where messages have no header.
+        stamps_ns: (M,) int64 header stamps.
+        bag_ns: (M,) int64 times of recording.
+        occurrence: (M,) int64, how many messages of the topic with the same time came before.
+    """
+
+    topic: str
+    msgtype: str
+    frame_id: str
+    stamps_ns: npt.NDArray[np.int64]
+    bag_ns: npt.NDArray[np.int64]
+    occurrence: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.stamps_ns)
+
+    def take(self, kept: npt.NDArray[np.int64]) -> TopicIndex:
+        """The index of some of the messages."""
+        return TopicIndex(
+            self.topic, self.msgtype, self.frame_id,
+            self.stamps_ns[kept], self.bag_ns[kept], self.occurrence[kept],
+        )  # fmt: skip
+
+    def ordered(self) -> TopicIndex:
+        """Only messages whose stamps increase, dropping as few as possible."""
+        return self.take(longest_increasing(self.stamps_ns))
+
+
+class BagFile:
+    """A bag opened for reading. Pickling it (for worker processes) reopens it there."""
+
+    def __init__(self, path: str | Path) -> None:
+        """Open a bag.
+
+        Args:
+            path: bag folder, or a bare .mcap or .db3 file.
+
+        Raises:
+            InputError: no bag there, or one that is truncated, corrupt or of an unknown kind.
+        """
+        self.path = Path(path)
+        self._storage = _storage_path(self.path)
+        self._reader: Any = None
+        self.connections: list[Any] = list(self._open().connections)
+        self.topics: dict[str, str] = {c.topic: c.msgtype for c in self.connections}
+        self.counts: Counter[str] = Counter()
+        for connection in self.connections:
+            self.counts[connection.topic] += connection.msgcount
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["path"])  # type: ignore[misc]
+
+    def of_type(self, *msgtypes: str) -> list[str]:
+        """Topics of these types that have messages, in order of their names."""
+        return sorted(t for t, kind in self.topics.items() if kind in msgtypes and self.counts[t])
+
+    def messages(
+        self,
+        topics: Sequence[str] | None = None,
+        start_ns: int | None = None,
+        stop_ns: int | None = None,
+    ) -> Iterator[tuple[Any, int, bytes]]:
+        """Yield (connection, time of recording, serialized message) in the order recorded.
+
+        Args:
+            topics: only these; None for all.
+            start_ns, stop_ns: only messages recorded in [start_ns, stop_ns).
+
+        Raises:
+            InputError: the bag turns out truncated or corrupt.
+        """
+        chosen = [c for c in self.connections if topics is None or c.topic in topics]
+        if not chosen:
+            return
+        try:
+            yield from self._open().messages(chosen, start_ns, stop_ns)
+        except (PcsegError, GeneratorExit):
+            raise
+        except Exception as error:  # storage back ends raise errors of their own kinds
+            raise _unreadable(self.path, error) from error
+
+    def read(self, index: TopicIndex, position: int) -> Any:
+        """Deserialize one message of an index.
+
+        Raises:
+            InputError: it cannot be found or deserialized.
+        """
+        time = int(index.bag_ns[position])
+        skip = int(index.occurrence[position])
+        for _, _, raw in self.messages([index.topic], time, time + 1):
+            if skip == 0:
+                return self.deserialize(raw, index.msgtype)
+            skip -= 1
+        raise InputError(f"{self.path}: a message of {index.topic} is gone; was the bag changed?")
+
+    def deserialize(self, raw: bytes | memoryview, msgtype: str) -> Any:
+        """Deserialize a message of a standard type.
+
+        Raises:
+            InputError: the bytes are not such a message.
+        """
+        try:
+            return type_store().deserialize_cdr(raw, msgtype)
+        except Exception as error:  # depends on which bytes are wrong
+            raise InputError(
+                f"{self.path}: a {msgtype} does not deserialize ({type(error).__name__}: {error})"
+            ) from error
+
+    def index(
+        self, topics: Sequence[str], skipped: Counter[str] | None = None
+    ) -> tuple[dict[str, TopicIndex], list[Any]]:
+        """Read through the bag once, noting header stamps, and keep all transforms.
+
+        Args:
+            topics: topics of stamped messages to index.
+            skipped: counts messages without a readable header.
+
+        Returns:
+            One index per topic that has messages, and (topic, message) of every TFMessage.
+        """
+        transforms: list[Any] = []
+        rows: dict[str, list[tuple[int, int, str]]] = {topic: [] for topic in topics}
+        wanted = [*topics, *self.of_type(TF)]
+        total = sum(self.counts[topic] for topic in wanted)
+        reading = self.messages(wanted)
+        for connection, time, raw in tracked(reading, f"Reading {self.path.name}", total):
+            try:
+                if connection.msgtype == TF:
+                    transforms.append((connection.topic, self.deserialize(raw, TF)))
+                else:
+                    rows[connection.topic].append((time, *parse_header(raw)))
+            except InputError:
+                if skipped is not None:
+                    skipped[f"{connection.topic}: message that does not deserialize"] += 1
+        indexed = {
+            topic: _topic_index(topic, self.topics[topic], found)
+            for topic, found in rows.items()
+            if found
+        }
+        return indexed, transforms
+
+    def close(self) -> None:
+        """Close the files; the next read opens them again."""
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
+
+    def _open(self) -> Any:
+        if self._reader is None:
+            rosbag2 = require("rosbags.rosbag2", "core")
+            try:
+                reader = rosbag2.Reader(self._storage)
+                reader.open()
+            except Exception as error:  # storage back ends raise errors of their own kinds
+                raise _unreadable(self.path, error) from error
+            self._reader = reader
+        return self._reader
+
+
+@lru_cache(maxsize=1)
+def type_store() -> Any:
+    """Message types of ROS 2 (the ones used here are equal in all distributions)."""
+    typesys = require("rosbags.typesys", "core")
+    return typesys.get_typestore(typesys.Stores.ROS2_HUMBLE)
+
+
+def parse_header(raw: bytes | memoryview) -> tuple[int, str]:
+    """Stamp (ns) and frame_id of a serialized message that starts with a std_msgs/Header.
+
+    CDR: 4 bytes of encapsulation, int32 seconds, uint32 nanoseconds, uint32 length, characters.
+
+    Raises:
+        InputError: too short to hold one.
+    """
+    try:
+        order = "<" if raw[1] & 1 else ">"
+        seconds, nanoseconds, length = struct.unpack_from(f"{order}iII", raw, 4)
+        if 16 + length > len(raw):
+            raise InputError("the message ends within its header")
+        frame_id = bytes(raw[16 : 16 + length]).rstrip(b"\0").decode("utf-8", "replace")
+    except (struct.error, IndexError) as error:
+        raise InputError("the message is too short for a header") from error
+    return seconds * 1_000_000_000 + nanoseconds, frame_id
+
+
+def stamp_ns(header: Any) -> int:
+    """Stamp of a deserialized header, in nanoseconds."""
+    return int(header.stamp.sec) * 1_000_000_000 + int(header.stamp.nanosec)
+
+
+def _topic_index(topic: str, msgtype: str, rows: list[tuple[int, int, str]]) -> TopicIndex:
+    bag_ns = np.array([row[0] for row in rows], dtype=np.int64)
+    seen: Counter[int] = Counter()
+    occurrence = np.empty(len(rows), dtype=np.int64)
+    for position, time in enumerate(bag_ns.tolist()):
+        occurrence[position] = seen[time]
+        seen[time] += 1
+    stamps = np.array([row[1] for row in rows], dtype=np.int64)
+    return TopicIndex(topic, msgtype, rows[0][2], stamps, bag_ns, occurrence)
+
+
+def _storage_path(path: Path) -> Path:
+    """What to open: the folder with its metadata, or the one file in it."""
+    if not path.exists():
+        raise InputError(f"{path}: no such bag")
+    if path.is_file():
+        if path.suffix in (".mcap", ".db3"):
+            return path
+        hint = "; convert it: rosbags-convert --src X.bag --dst X" if path.suffix == ".bag" else ""
+        raise InputError(f"{path}: not a rosbag2 file (.mcap or .db3){hint}")
+    if (path / "metadata.yaml").is_file():
+        return path
+    files = sorted([*path.glob("*.mcap"), *path.glob("*.db3")])
+    if len(files) == 1:
+        return files[0]
+    raise InputError(
+        f"{path}: no metadata.yaml and {len(files)} bag files in it; rebuild it with "
+        f"'ros2 bag reindex {path}', or give one .mcap or .db3 file"
+    )
+
+
+def _unreadable(path: Path, error: Exception) -> InputError:
+    detail = str(error) or type(error).__name__
+    return InputError(
+        f"{path}: the bag cannot be read ({detail}); it is truncated or corrupt. 'mcap recover' "
+        "(mcap) or 'ros2 bag reindex' can often save a recording that was cut off"
+    )

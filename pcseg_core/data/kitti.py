@@ -1,0 +1,289 @@
+# SPDX-License-Identifier: Apache-2.0
+"""KITTI raw drives ("sync" recordings) and the KITTI object benchmark.
+
+Geiger, Lenz, Stiller, Urtasun: "Vision meets Robotics: The KITTI Dataset", IJRR 2013.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from pcseg_core.camera import CameraModel
+from pcseg_core.data import kitti_files as files
+from pcseg_core.data.images import read_image
+from pcseg_core.data.sample import Box, CameraFrame, Sample
+from pcseg_core.data.stamps import longest_increasing
+from pcseg_core.errors import InputError
+from pcseg_core.geometry import Trajectory, invert, transform
+from pcseg_core.labels import LabelSpace
+
+Float64 = npt.NDArray[np.float64]
+NANOSECONDS = 1_000_000_000
+
+
+class KittiRawDrive:
+    """One drive of KITTI raw, rectified and synchronised, with the day's calibration beside it.
+
+    The sweeps of these recordings are already corrected for motion, to the time at which the
+    scanner faces forward and triggers the cameras: `velodyne_points/timestamps.txt`. So clouds
+    have no per-point time and that stamp. Poses come from `oxts`, or else from a `poses*.txt`
+    in the drive with one T_world_lidar (12 numbers) per sweep.
+    """
+
+    label_space: LabelSpace | None = None
+
+    def __init__(self, path: str | Path, cameras: Sequence[str] | None = None) -> None:
+        """Index a drive; nothing large is read.
+
+        Args:
+            path: folder with velodyne_points, image_02 and so on; calib_*.txt beside it.
+            cameras: folders of images to use; None takes the colour cameras there are (image_02,
+                image_03), else the grey ones.
+
+        Raises:
+            InputError: no sweeps, no calibration, or a file that is not what it must be.
+        """
+        self.path = Path(path)
+        self.name = self.path.name
+        self.skipped: Counter[str] = Counter()
+        self.frames, self.stamps = self._sweeps()
+        self.cameras = self._cameras(cameras)
+        self.image_stamps = {
+            name: files.read_stamps(self.path / name / "timestamps.txt") for name in self.cameras
+        }
+        self.pose_source, self.trajectory = self._trajectory()
+        self._drop_uncovered()
+        self.scenes: Sequence[str] = [self.name] * len(self.frames)
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, index: int) -> Sample:
+        frame = self.frames[index]
+        cloud = files.read_sweep(self.sweep_path(frame), int(self.stamps[index]))
+        images = [self._image(name, frame) for name in self.cameras]
+        return Sample(
+            cloud=cloud,
+            cameras=[image for image in images if image is not None],
+            trajectory=self.trajectory,
+            name=f"{self.name}/{frame:010d}",
+            scene=self.name,
+        )
+
+    def sweep_path(self, frame: int) -> Path:
+        """The sweep's file."""
+        return self.path / "velodyne_points" / "data" / f"{frame:010d}.bin"
+
+    def image_path(self, camera: str, frame: int) -> Path:
+        """The image's file, which may not exist."""
+        return self.path / camera / "data" / f"{frame:010d}.png"
+
+    def T_velo_imu(self) -> Float64:
+        """(4, 4): IMU frame to LiDAR frame, of the day's calibration."""
+        path = self.path.parent / "calib_imu_to_velo.txt"
+        return _pose_entry(files.read_calibration(path), path)
+
+    def _sweeps(self) -> tuple[list[int], npt.NDArray[np.int64]]:
+        paths = files.numbered(self.path / "velodyne_points" / "data", ".bin")
+        if not paths:
+            raise InputError(
+                f"{self.path}: no velodyne_points/data/*.bin; give the folder of one drive, as "
+                "2011_09_26/2011_09_26_drive_0013_sync"
+            )
+        stamps = files.read_stamps(self.path / "velodyne_points" / "timestamps.txt")
+        good = [int(path.stem) for path in paths if self._usable(path, stamps)]
+        chosen = np.array([stamps[frame] for frame in good], dtype=np.int64)
+        kept = longest_increasing(chosen)
+        if len(kept) < len(good):
+            self.skipped["sweep whose stamp repeats or goes backwards"] = len(good) - len(kept)
+        if not len(kept):
+            raise InputError(f"{self.path}: no usable sweep; {_reasons(self.skipped)}")
+        return [good[i] for i in kept], chosen[kept]
+
+    def _usable(self, path: Path, stamps: npt.NDArray[np.int64]) -> bool:
+        fault = files.sweep_fault(path.stat().st_size, 4)
+        if not fault and (int(path.stem) >= len(stamps) or not stamps[int(path.stem)]):
+            fault = "the sweep has no time stamp"
+        if fault:
+            self.skipped[f"{path.name}: {fault}"] += 1
+        return not fault
+
+    def _cameras(self, names: Sequence[str] | None) -> dict[str, tuple[CameraModel, Float64]]:
+        if names is None:
+            present = [f"image_0{k}" for k in range(4) if (self.path / f"image_0{k}").is_dir()]
+            names = [name for name in present if name in ("image_02", "image_03")] or present
+        return {name: self._camera(name) for name in names}
+
+    def _camera(self, name: str) -> tuple[CameraModel, Float64]:
+        """Camera model and T_cam_lidar of rectified images."""
+        folder = self.path.parent
+        intrinsic_path = folder / "calib_cam_to_cam.txt"
+        intrinsic = files.read_calibration(intrinsic_path)
+        number = name[-2:]
+        size = files.entry(intrinsic, f"S_rect_{number}", 2, intrinsic_path)
+        P = files.entry(intrinsic, f"P_rect_{number}", 12, intrinsic_path).reshape(3, 4)
+        model, T_cam_rect0 = files.projective_camera(P, int(size[0]), int(size[1]))
+        R_rect = files.entry(intrinsic, "R_rect_00", 9, intrinsic_path)
+        extrinsic_path = folder / "calib_velo_to_cam.txt"
+        T_cam0_velo = _pose_entry(files.read_calibration(extrinsic_path), extrinsic_path)
+        return model, T_cam_rect0 @ files.pose(R_rect, np.zeros(3)) @ T_cam0_velo
+
+    def _trajectory(self) -> tuple[str, Trajectory | None]:
+        packets = files.numbered(self.path / "oxts" / "data", ".txt")
+        if packets:
+            stamps = files.read_stamps(self.path / "oxts" / "timestamps.txt")
+            packets = [path for path in packets if int(path.stem) < len(stamps)]
+            times = stamps[[int(path.stem) for path in packets]]
+            poses = files.oxts_poses(packets) @ invert(self.T_velo_imu())
+            kept = longest_increasing(times)
+            return "oxts", Trajectory(times[kept], poses[kept])
+        listed = sorted(self.path.glob("poses*.txt"))
+        if not listed:
+            return "none", None
+        poses = files.read_poses(listed[0])
+        if len(poses) <= max(self.frames):
+            raise InputError(
+                f"{listed[0]}: {len(poses)} poses for sweeps up to number {max(self.frames)}; "
+                "expected one for every sweep"
+            )
+        source = "kiss-icp" if "kiss_icp" in listed[0].stem else "file"
+        return source, Trajectory(self.stamps, poses[self.frames])
+
+    def _drop_uncovered(self) -> None:
+        if self.trajectory is None:
+            return
+        kept = [i for i, stamp in enumerate(self.stamps) if self.trajectory.covers(int(stamp))]
+        if len(kept) < len(self.frames):
+            self.skipped["sweep outside the time of the poses"] = len(self.frames) - len(kept)
+        if not kept:
+            raise InputError(f"{self.path}: the poses cover the time of no sweep")
+        self.frames, self.stamps = [self.frames[i] for i in kept], self.stamps[kept]
+
+    def _image(self, name: str, frame: int) -> CameraFrame | None:
+        path = self.image_path(name, frame)
+        stamps = self.image_stamps[name]
+        if not path.is_file() or frame >= len(stamps):
+            return None
+        model, T_cam_lidar = self.cameras[name]
+        loader = partial(read_image, path, (model.width, model.height))
+        return CameraFrame(name, int(stamps[frame]), model, T_cam_lidar, loader)
+
+
+class KittiObjectDrive:
+    """The KITTI object benchmark: single frames of as many scenes, with 3D boxes, without poses.
+
+    Stamps are nominal (one second a frame), and each frame is a scene of its own.
+    """
+
+    label_space: LabelSpace | None = None
+    pose_source = "none"
+
+    def __init__(self, path: str | Path) -> None:
+        """Index a folder such as `training` with velodyne, calib, image_2 and label_2.
+
+        Raises:
+            InputError: no usable sweep there.
+        """
+        self.path = Path(path)
+        self.name = f"kitti-object-{self.path.name}"
+        self.skipped: Counter[str] = Counter()
+        paths = files.numbered(self.path / "velodyne", ".bin")
+        if not paths:
+            raise InputError(
+                f"{self.path}: no velodyne/*.bin; give the folder that holds velodyne, calib and "
+                "image_2, usually 'training'"
+            )
+        self.frames = [path.stem for path in paths if self._usable(path)]
+        if not self.frames:
+            raise InputError(f"{self.path}: no usable sweep; {_reasons(self.skipped)}")
+        self.scenes: Sequence[str] = [f"{self.name}/{frame}" for frame in self.frames]
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, index: int) -> Sample:
+        frame = self.frames[index]
+        stamp_ns = index * NANOSECONDS
+        calibration_path = self.path / "calib" / f"{frame}.txt"
+        calibration = files.read_calibration(calibration_path)
+        T_rect0_lidar = rect0_from_lidar(calibration, calibration_path)
+        return Sample(
+            cloud=files.read_sweep(self.path / "velodyne" / f"{frame}.bin", stamp_ns),
+            cameras=self._cameras(frame, stamp_ns, calibration, T_rect0_lidar),
+            boxes=self._boxes(frame, T_rect0_lidar),
+            name=self.scenes[index],
+            scene=self.scenes[index],
+        )
+
+    def _usable(self, path: Path) -> bool:
+        fault = files.sweep_fault(path.stat().st_size, 4)
+        if not fault and not (self.path / "calib" / f"{path.stem}.txt").is_file():
+            fault = "no calibration file for the sweep"
+        if fault:
+            self.skipped[f"{path.name}: {fault}"] += 1
+        return not fault
+
+    def _cameras(
+        self, frame: str, stamp_ns: int, calibration: dict[str, Float64], T_rect0_lidar: Float64
+    ) -> list[CameraFrame]:
+        cameras = []
+        for number in (2, 3):
+            image = self.path / f"image_{number}" / f"{frame}.png"
+            if not image.is_file():
+                continue
+            P = files.entry(calibration, f"P{number}", 12, image).reshape(3, 4)
+            model, T_cam_rect0 = files.camera_of_image(P, image)
+            loader = partial(read_image, image)
+            T_cam_lidar = T_cam_rect0 @ T_rect0_lidar
+            cameras.append(CameraFrame(f"image_{number}", stamp_ns, model, T_cam_lidar, loader))
+        return cameras
+
+    def _boxes(self, frame: str, T_rect0_lidar: Float64) -> list[Box] | None:
+        path = self.path / "label_2" / f"{frame}.txt"
+        return read_object_boxes(path, invert(T_rect0_lidar)) if path.is_file() else None
+
+
+def rect0_from_lidar(calibration: dict[str, Float64], path: Path) -> Float64:
+    """(4, 4): LiDAR frame to rectified camera 0, from R0_rect and Tr_velo_to_cam."""
+    R0 = files.entry(calibration, "R0_rect", 9, path)
+    Tr = files.entry(calibration, "Tr_velo_to_cam", 12, path)
+    return files.pose(R0, np.zeros(3)) @ files.pose_of_row(Tr)
+
+
+def read_object_boxes(path: Path, T_lidar_rect0: Float64) -> list[Box]:
+    """Boxes of a KITTI object label file in the LiDAR frame; DontCare regions are left out.
+
+    A line gives height, width, length, the middle of the bottom face in rectified camera 0
+    (y down), and the heading `rotation_y` about that camera's y axis.
+
+    Raises:
+        InputError: a line is not a class name and 14 numbers.
+    """
+    boxes = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        words = line.split()
+        if not words or words[0] == "DontCare":
+            continue
+        try:
+            height, width, length, x, y, z, turn = (float(word) for word in words[8:15])
+        except ValueError as error:
+            raise InputError(f"{path}, line {number}: not a KITTI object label: {line}") from error
+        center = transform(T_lidar_rect0, np.array([[x, y - height / 2, z]]))[0]
+        heading = T_lidar_rect0[:3, :3] @ [np.cos(turn), 0.0, -np.sin(turn)]
+        yaw = float(np.arctan2(heading[1], heading[0]))
+        boxes.append(Box(center, np.array([length, width, height]), yaw, words[0]))
+    return boxes
+
+
+def _pose_entry(values: dict[str, Float64], path: Path) -> Float64:
+    return files.pose(files.entry(values, "R", 9, path), files.entry(values, "T", 3, path))
+
+
+def _reasons(skipped: Counter[str]) -> str:
+    return "; ".join(list(skipped)[:3])

@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The file formats shared by KITTI raw, KITTI object and SemanticKITTI."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pcseg_core.camera import CameraModel
+from pcseg_core.cloud import PointCloud
+from pcseg_core.data.images import image_size
+from pcseg_core.errors import InputError
+from pcseg_core.geometry import invert
+
+Float64 = npt.NDArray[np.float64]
+
+LIDAR_FRAME = "velodyne"
+EARTH_RADIUS_M = 6378137.0  # WGS84 equatorial, as in KITTI's development kit
+
+
+def numbered(folder: Path, suffix: str) -> list[Path]:
+    """Files of a folder whose names are numbers, in order; none where there is no folder."""
+    return sorted(path for path in folder.glob(f"*{suffix}") if path.stem.isdigit())
+
+
+def read_calibration(path: Path) -> dict[str, Float64]:
+    """Read "name: numbers" lines; lines without numbers (dates) are left out.
+
+    Raises:
+        InputError: the file is missing.
+    """
+    values: dict[str, Float64] = {}
+    for line in _text(path).splitlines():
+        name, _, numbers = line.partition(":")
+        try:
+            values[name.strip()] = np.array(numbers.split(), dtype=np.float64)
+        except ValueError:
+            continue
+    return values
+
+
+def entry(values: dict[str, Float64], name: str, count: int, path: Path) -> Float64:
+    """One entry of a calibration, with the number of values that it must have."""
+    if name not in values:
+        raise InputError(
+            f"{path}: no entry '{name}'; the calibration is missing or of another kind"
+        )
+    if values[name].size != count or not np.isfinite(values[name]).all():
+        raise InputError(
+            f"{path}: '{name}' has {values[name].size} values; expected {count} finite ones"
+        )
+    return values[name]
+
+
+def pose(rotation: Float64, translation: Float64) -> Float64:
+    """(4, 4) from 9 rotation and 3 translation values."""
+    T = np.eye(4)
+    T[:3, :3] = rotation.reshape(3, 3)
+    T[:3, 3] = translation
+    return T
+
+
+def pose_of_row(row: Float64) -> Float64:
+    """(4, 4) from the 12 values of a 3x4 matrix, row by row."""
+    T = np.eye(4)
+    T[:3] = row.reshape(3, 4)
+    return T
+
+
+def read_poses(path: Path) -> Float64:
+    """(M, 4, 4) poses, one line of 12 values each.
+
+    Raises:
+        InputError: the file is missing, empty, or a line is not 12 finite numbers.
+    """
+    rows = []
+    for number, line in enumerate(_text(path).splitlines(), start=1):
+        values = _numbers(line, path, number)
+        if values.size != 12:
+            raise InputError(f"{path}, line {number}: {values.size} values; expected 12 of a pose")
+        rows.append(pose_of_row(values))
+    if not rows:
+        raise InputError(f"{path}: no poses in it; expected 12 numbers a line")
+    return np.stack(rows)
+
+
+def read_stamps(path: Path) -> npt.NDArray[np.int64]:
+    """(M,) int64 nanoseconds from lines such as "2011-09-26 13:10:51.158069617".
+
+    A blank line (KITTI has them where a sweep is missing) becomes 0.
+
+    Raises:
+        InputError: the file is missing or a line is not a date and time.
+    """
+    lines = _text(path).splitlines()
+    try:
+        dates = [np.datetime64(line.strip() or "1970-01-01", "ns") for line in lines]
+    except ValueError as error:
+        raise InputError(
+            f"{path}: a line is not 'YYYY-MM-DD HH:MM:SS.fraction' ({error})"
+        ) from error
+    return np.array(dates, dtype="datetime64[ns]").astype(np.int64)
+
+
+def read_sweep(path: Path, stamp_ns: int) -> PointCloud:
+    """Read a .bin of float32 x, y, z, reflectance (0..1).
+
+    Raises:
+        InputError: missing, truncated, empty, or without a single finite point.
+    """
+    cells = read_floats(path, 4)
+    return PointCloud(
+        xyz=np.ascontiguousarray(cells[:, :3]),
+        intensity=np.ascontiguousarray(cells[:, 3]),
+        frame_id=LIDAR_FRAME,
+        stamp_ns=int(stamp_ns),
+    )
+
+
+def read_floats(path: Path, columns: int) -> npt.NDArray[np.float32]:
+    """Read a .bin of float32 rows whose first three columns are x, y, z: (N, columns).
+
+    Raises:
+        InputError: missing, truncated, empty, or without a single finite point.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot read the sweep: {error.strerror or error}") from error
+    fault = sweep_fault(len(data), columns)
+    if fault:
+        raise InputError(f"{path}: {fault}")
+    cells = np.frombuffer(data, dtype="<f4").reshape(-1, columns)
+    if not np.isfinite(cells[:, :3]).all(axis=1).any():
+        raise InputError(f"{path}: none of its {len(cells)} points is finite")
+    return cells
+
+
+def sweep_fault(size: int, columns: int) -> str:
+    """Why a file of `size` bytes cannot be a sweep; empty when it can."""
+    step = 4 * columns
+    if size == 0:
+        return "the sweep is empty"
+    if size % step:
+        return f"the sweep is truncated: {size} bytes are no multiple of {step} a point"
+    return ""
+
+
+def projective_camera(P: Float64, width: int, height: int) -> tuple[CameraModel, Float64]:
+    """Split a 3x4 projection of rectified camera 0 into a camera and its place.
+
+    P = K [I | t], so the camera has matrix K and sits where T_cam_rect0 = [I | t].
+
+    Returns:
+        The model without distortion, and T_cam_rect0 (4, 4).
+    """
+    K = P[:3, :3]
+    T = np.eye(4)
+    T[:3, 3] = np.linalg.solve(K, P[:3, 3])
+    model = CameraModel.pinhole(
+        float(K[0, 0]), float(K[1, 1]), float(K[0, 2]), float(K[1, 2]), width, height
+    )
+    return model, T
+
+
+def camera_of_image(P: Float64, image: Path) -> tuple[CameraModel, Float64]:
+    """`projective_camera` with the size that an image of that camera has."""
+    width, height = image_size(image)
+    return projective_camera(P, width, height)
+
+
+def oxts_poses(paths: list[Path]) -> Float64:
+    """(M, 4, 4) T_world_imu from GPS/IMU packets; the world is x east, y north, z up.
+
+    Mercator projection scaled at the first packet's latitude, as in KITTI's development kit
+    (Geiger et al., "Vision meets Robotics", 2013); the first position is the origin.
+
+    Raises:
+        InputError: a file is missing or does not start with six finite numbers.
+    """
+    rows = np.stack([_oxts_packet(path) for path in paths])
+    latitude, longitude, altitude, roll, pitch, yaw = rows.T
+    scale = np.cos(np.radians(latitude[0]))
+    east = scale * EARTH_RADIUS_M * np.radians(longitude)
+    north = scale * EARTH_RADIUS_M * np.log(np.tan(np.radians(90.0 + latitude) / 2))
+    poses = np.tile(np.eye(4), (len(rows), 1, 1))
+    poses[:, :3, :3] = _rz(yaw) @ _ry(pitch) @ _rx(roll)
+    place = np.stack([east, north, altitude], axis=1)
+    poses[:, :3, 3] = place - place[0]
+    return poses
+
+
+def relative_to_first(poses: Float64) -> Float64:
+    """Poses in the frame of the first one."""
+    moved: Float64 = invert(poses[0]) @ poses
+    return moved
+
+
+def _oxts_packet(path: Path) -> Float64:
+    values = _numbers(_text(path), path, 1)
+    if values.size < 6 or not np.isfinite(values[:6]).all():
+        raise InputError(
+            f"{path}: expected latitude, longitude, altitude, roll, pitch and yaw at its start"
+        )
+    return values[:6]
+
+
+def _numbers(line: str, path: Path, number: int) -> Float64:
+    try:
+        values: Float64 = np.array(line.split(), dtype=np.float64)
+    except ValueError as error:
+        raise InputError(f"{path}, line {number}: not numbers ({error})") from error
+    return values
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").rstrip("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot read it: {error}") from error
+
+
+def _axis(angle: Float64, first: int, second: int) -> Float64:
+    """(M, 3, 3) rotations by `angle` (M,) that turn axis `first` towards axis `second`."""
+    R: npt.NDArray[Any] = np.tile(np.eye(3), (len(angle), 1, 1))
+    R[:, first, first] = R[:, second, second] = np.cos(angle)
+    R[:, second, first] = np.sin(angle)
+    R[:, first, second] = -np.sin(angle)
+    return R
+
+
+def _rx(angle: Float64) -> Float64:
+    return _axis(angle, 1, 2)
+
+
+def _ry(angle: Float64) -> Float64:
+    return _axis(angle, 2, 0)
+
+
+def _rz(angle: Float64) -> Float64:
+    return _axis(angle, 0, 1)

@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""nuScenes: its tables (v1.0-*), or one key frame described by a `sample.json`.
+
+Caesar et al., "nuScenes: A multimodal dataset for autonomous driving", CVPR 2020. Intensity, 0 to
+255 in the files, is scaled to 0..1. Sweeps are not corrected for motion and have no per-point
+time; their stamps are those of the files.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pcseg_core.camera import CameraModel
+from pcseg_core.cloud import PointCloud
+from pcseg_core.data.images import image_size, read_image
+from pcseg_core.data.kitti_files import read_floats, sweep_fault
+from pcseg_core.data.sample import Box, CameraFrame, Sample
+from pcseg_core.data.semantic_kitti import raw_id_table
+from pcseg_core.errors import InputError
+from pcseg_core.geometry import Trajectory, compose, invert
+from pcseg_core.labels import LabelSpace
+
+LIDAR = "LIDAR_TOP"
+LIDAR_COLUMNS = 5  # x, y, z, intensity (0..255), ring
+
+
+@dataclass(frozen=True)
+class KeyFrame:
+    """One key frame, as either of the two layouts describes it.
+
+    Attributes:
+        name, scene: names for the sample.
+        stamp_ns: the sweep's stamp.
+        lidar: the sweep's file.
+        cameras: (name, stamp_ns, image file, K (3, 3), T_cam_lidar static) of each camera.
+        trajectory: T_world_lidar over the scene.
+        labels: lidarseg file, where there is one.
+        boxes: gives the boxes in the LiDAR frame; None where the source has none.
+    """
+
+    name: str
+    scene: str
+    stamp_ns: int
+    lidar: Path
+    cameras: list[tuple[str, int, Path, Any, Any]]
+    trajectory: Trajectory
+    labels: Path | None
+    boxes: Callable[[], list[Box]] | None
+
+
+class NuScenesDrive:
+    """Key frames of nuScenes, scene after scene."""
+
+    pose_source = "file"
+
+    def __init__(self, path: str | Path) -> None:
+        """Index the key frames at `path`.
+
+        Args:
+            path: the data set's folder (with v1.0-* in it), one such v1.0-* folder, or a folder
+                with `sample.json`.
+
+        Raises:
+            InputError: none of these, a table that lacks something, or no usable sweep.
+        """
+        self.path = Path(path)
+        self.name = f"nuscenes-{self.path.name}"
+        self.skipped: Counter[str] = Counter()
+        self.frames = [frame for frame in self._describe() if self._usable(frame)]
+        if not self.frames:
+            reasons = "; ".join(list(self.skipped)[:3]) or "its tables list no key frame"
+            raise InputError(f"{self.path}: no usable sweep; {reasons}")
+        labeled = any(frame.labels is not None for frame in self.frames)
+        self.label_space = LabelSpace.load("nuscenes16") if labeled else None
+        self.scenes: Sequence[str] = [frame.scene for frame in self.frames]
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, index: int) -> Sample:
+        frame = self.frames[index]
+        cloud = read_nuscenes_sweep(frame.lidar, frame.stamp_ns)
+        return Sample(
+            cloud=cloud,
+            cameras=[_camera_frame(*camera) for camera in frame.cameras],
+            trajectory=frame.trajectory,
+            labels=self._labels(frame.labels, len(cloud)),
+            label_space=self.label_space,
+            boxes=None if frame.boxes is None else frame.boxes(),
+            name=frame.name,
+            scene=frame.scene,
+        )
+
+    def _describe(self) -> list[KeyFrame]:
+        from pcseg_core.data.nuscenes_tables import key_frames, table_folder
+
+        try:
+            if (self.path / "sample.json").is_file() and not (
+                self.path / "sample_data.json"
+            ).is_file():
+                return [sample_json_frame(self.path / "sample.json")]
+            return key_frames(table_folder(self.path), self.skipped)
+        except (KeyError, TypeError, IndexError) as error:
+            raise InputError(f"{self.path}: the description lacks or misuses {error}") from error
+
+    def _usable(self, frame: KeyFrame) -> bool:
+        if not frame.lidar.is_file():
+            self.skipped["sweep whose file is missing"] += 1
+            return False
+        fault = sweep_fault(frame.lidar.stat().st_size, LIDAR_COLUMNS)
+        if fault:
+            self.skipped[f"{frame.lidar.name}: {fault}"] += 1
+        return not fault
+
+    def _labels(self, path: Path | None, count: int) -> npt.NDArray[np.int16] | None:
+        if path is None or self.label_space is None:
+            return None
+        try:
+            raw = np.frombuffer(path.read_bytes(), dtype=np.uint8)
+        except OSError as error:
+            raise InputError(f"{path}: cannot read the labels: {error.strerror}") from error
+        if len(raw) != count:
+            raise InputError(
+                f"{path}: {len(raw)} labels for a sweep of {count} points; expected one byte for "
+                "each point"
+            )
+        return raw_id_table(self.label_space)[raw]
+
+
+def read_nuscenes_sweep(path: Path, stamp_ns: int) -> PointCloud:
+    """Read a .pcd.bin of float32 x, y, z, intensity (0..255), ring; intensity becomes 0..1.
+
+    Raises:
+        InputError: missing, truncated, empty, or without a single finite point.
+    """
+    cells = read_floats(path, LIDAR_COLUMNS)
+    return PointCloud(
+        xyz=np.ascontiguousarray(cells[:, :3]),
+        intensity=cells[:, 3] / np.float32(255),
+        ring=cells[:, 4].astype(np.uint16),
+        frame_id=LIDAR,
+        stamp_ns=stamp_ns,
+    )
+
+
+def sample_json_frame(path: Path) -> KeyFrame:
+    """The key frame that a `sample.json` describes.
+
+    It gives one ego pose and, per camera, `lidar2cam` with the ego motion between the stamps in
+    it. From these the ego pose at each camera's stamp is recovered, so that the sample has
+    static extrinsics and a trajectory like any other.
+
+    Raises:
+        InputError: not JSON.
+        KeyError: something is missing in it.
+    """
+    try:
+        described = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not readable as JSON: {error}") from error
+    stamp_ns = _microseconds(described["timestamp"])
+    T_ego_lidar = np.array(described["lidar"]["lidar2ego"])
+    T_world_lidar = compose(np.array(described["ego2global"]), T_ego_lidar)
+    poses = {stamp_ns: T_world_lidar}
+    cameras = []
+    for name, camera in described["cameras"].items():
+        stamp = _microseconds(camera["timestamp"])
+        T_cam_lidar = compose(invert(np.array(camera["cam2ego"])), T_ego_lidar)
+        T_moved_cam_lidar = np.array(camera["lidar2cam"])
+        poses[stamp] = compose(T_world_lidar, invert(T_moved_cam_lidar), T_cam_lidar)
+        K = np.array(camera["cam2img"])[:3, :3]
+        cameras.append((name, stamp, path.parent / camera["file"], K, T_cam_lidar))
+    stamps = np.array(sorted(poses), dtype=np.int64)
+    return KeyFrame(
+        name=path.parent.name,
+        scene=path.parent.name,
+        stamp_ns=stamp_ns,
+        lidar=path.parent / described["lidar"]["file"],
+        cameras=cameras,
+        trajectory=Trajectory(stamps, np.stack([poses[stamp] for stamp in stamps.tolist()])),
+        labels=None,
+        boxes=partial(_json_boxes, described) if "boxes" in described else None,
+    )
+
+
+def _json_boxes(described: dict[str, Any]) -> list[Box]:
+    """Rows of x, y, z, length, width, height, yaw in the LiDAR frame; a class not listed is -1."""
+    names = described["categories"]
+    boxes = []
+    for row in described["boxes"]:
+        values = np.array(row["box"], dtype=np.float64)
+        label = names.get(str(row["label"]), "other")
+        boxes.append(Box(values[:3], values[3:6], float(values[6]), label))
+    return boxes
+
+
+def _camera_frame(name: str, stamp_ns: int, image: Path, K: Any, T_cam_lidar: Any) -> CameraFrame:
+    width, height = image_size(image)
+    model = CameraModel.pinhole(
+        float(K[0][0]), float(K[1][1]), float(K[0][2]), float(K[1][2]), width, height
+    )
+    return CameraFrame(name, stamp_ns, model, T_cam_lidar, partial(read_image, image))
+
+
+def _microseconds(seconds: float) -> int:
+    """Nanoseconds of a float stamp, which is exact to microseconds only."""
+    return round(seconds * 1e6) * 1000

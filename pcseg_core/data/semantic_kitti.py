@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SemanticKITTI: sweeps with a class for every point, one folder per sequence.
+
+Behley et al., "SemanticKITTI: A Dataset for Semantic Scene Understanding of LiDAR Sequences",
+ICCV 2019. Any folder of sweeps and labels in this layout can be read; calibration, poses, stamps
+and images are optional.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from pcseg_core.data import kitti_files as files
+from pcseg_core.data.images import read_image
+from pcseg_core.data.sample import CameraFrame, Sample
+from pcseg_core.errors import InputError
+from pcseg_core.geometry import Trajectory, invert
+from pcseg_core.labels import LabelSpace
+
+Float64 = npt.NDArray[np.float64]
+NOMINAL_PERIOD_S = 0.1  # of the scanner, where a sequence has no times.txt
+MAX_RAW_ID = 0xFFFF
+
+
+class SemanticKittiDrive:
+    """One sequence folder, a folder of sequences, or any folder with velodyne/ beneath it."""
+
+    def __init__(self, path: str | Path) -> None:
+        """Index the sequences at `path`; sweeps and labels are read when asked for.
+
+        Raises:
+            InputError: no velodyne/*.bin in or below `path`, or unreadable calibration or poses.
+        """
+        self.path = Path(path)
+        self.name = f"semantic-kitti-{self.path.name}"
+        self.label_space: LabelSpace | None = LabelSpace.load("semantic_kitti")
+        self.skipped: Counter[str] = Counter()
+        self._ids = raw_id_table(self.label_space)
+        self.sequences = [_SequenceFolder(folder) for folder in _sequence_folders(self.path)]
+        self._index = [
+            (sequence, frame)
+            for sequence in self.sequences
+            for frame in sequence.frames(self.skipped)
+        ]
+        if not self._index:
+            raise InputError(f"{self.path}: no usable sweep; {'; '.join(list(self.skipped)[:3])}")
+        self.scenes: Sequence[str] = [sequence.name for sequence, _ in self._index]
+        posed = any(sequence.trajectory is not None for sequence in self.sequences)
+        self.pose_source = "file" if posed else "none"
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __getitem__(self, index: int) -> Sample:
+        sequence, frame = self._index[index]
+        sweep = sequence.folder / "velodyne" / f"{frame}.bin"
+        cloud = files.read_sweep(sweep, sequence.stamp_ns(frame))
+        labels, instances = self._labels(sequence.folder / "labels" / f"{frame}.label", len(cloud))
+        return Sample(
+            cloud=cloud,
+            cameras=sequence.cameras(frame),
+            trajectory=sequence.trajectory_at(frame),
+            labels=labels,
+            label_space=self.label_space,
+            instances=instances,
+            name=f"{sequence.name}/{frame}",
+            scene=sequence.name,
+        )
+
+    def _labels(
+        self, path: Path, count: int
+    ) -> tuple[npt.NDArray[np.int16] | None, npt.NDArray[np.int32] | None]:
+        if not path.is_file():
+            return None, None
+        raw, instances = read_labels(path, count)
+        return self._ids[raw], instances
+
+
+class _SequenceFolder:
+    """One sequence folder: its calibration, trajectory and stamps."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.name = folder.name
+        calibration = folder / "calib.txt"
+        self.calibration = files.read_calibration(calibration) if calibration.is_file() else None
+        self.times = _times(folder / "times.txt")
+        self.trajectory = self._trajectory()
+
+    def frames(self, skipped: Counter[str]) -> list[str]:
+        """Names of the usable sweeps; the others are counted."""
+        usable = []
+        for path in files.numbered(self.folder / "velodyne", ".bin"):
+            fault = files.sweep_fault(path.stat().st_size, 4)
+            if fault:
+                skipped[f"{self.name}/{path.name}: {fault}"] += 1
+            else:
+                usable.append(path.stem)
+        return usable
+
+    def trajectory_at(self, frame: str) -> Trajectory | None:
+        """The sequence's trajectory, or None for a frame that poses.txt does not reach.
+
+        Such a frame is still whole: its images have the stamp of its sweep.
+        """
+        if self.trajectory is None or not self.trajectory.covers(self.stamp_ns(frame)):
+            return None
+        return self.trajectory
+
+    def stamp_ns(self, frame: str) -> int:
+        """Nanoseconds since the sequence's start."""
+        number = int(frame)
+        if self.times is not None and number < len(self.times):
+            return int(self.times[number])
+        return round(number * NOMINAL_PERIOD_S * 1e9)
+
+    def cameras(self, frame: str) -> list[CameraFrame]:
+        """Colour images of the frame, or else grey ones, where there is a calibration."""
+        if self.calibration is None:
+            return []
+        colour = [self._camera(number, frame) for number in (2, 3)]
+        found = [camera for camera in colour if camera is not None]
+        if found:
+            return found
+        grey = [self._camera(number, frame) for number in (0, 1)]
+        return [camera for camera in grey if camera is not None]
+
+    def _camera(self, number: int, frame: str) -> CameraFrame | None:
+        image = self.folder / f"image_{number}" / f"{frame}.png"
+        if self.calibration is None or not image.is_file():
+            return None
+        path = self.folder / "calib.txt"
+        P = files.entry(self.calibration, f"P{number}", 12, path).reshape(3, 4)
+        model, T_cam_cam0 = files.camera_of_image(P, image)
+        T_cam_lidar = T_cam_cam0 @ self._T_cam0_lidar()
+        loader = partial(read_image, image)
+        return CameraFrame(f"image_{number}", self.stamp_ns(frame), model, T_cam_lidar, loader)
+
+    def _T_cam0_lidar(self) -> Float64:
+        assert self.calibration is not None
+        path = self.folder / "calib.txt"
+        return files.pose_of_row(files.entry(self.calibration, "Tr", 12, path))
+
+    def _trajectory(self) -> Trajectory | None:
+        """Poses are of camera 0 in its first frame; the LiDAR's follow from Tr."""
+        path = self.folder / "poses.txt"
+        if not path.is_file() or self.calibration is None:
+            return None
+        poses = files.read_poses(path)
+        T_cam0_lidar = self._T_cam0_lidar()
+        stamps = np.array([self.stamp_ns(str(number)) for number in range(len(poses))])
+        return Trajectory(stamps, invert(T_cam0_lidar) @ poses @ T_cam0_lidar)
+
+
+def read_labels(path: Path, count: int) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.int32]]:
+    """Read a .label file of uint32: lower 16 bits the class, upper 16 the instance.
+
+    Args:
+        path: the file.
+        count: number of points of its sweep.
+
+    Returns:
+        Raw class ids (N,) uint16 and instance ids (N,) int32, -1 where there is no instance.
+
+    Raises:
+        InputError: unreadable, or not exactly `count` labels.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot read the labels: {error.strerror or error}") from error
+    if len(data) != 4 * count:
+        raise InputError(
+            f"{path}: {len(data) / 4:g} labels for a sweep of {count} points; expected one uint32 "
+            "label for each point, so the two files do not belong together or one is truncated"
+        )
+    packed = np.frombuffer(data, dtype="<u4")
+    instances = (packed >> 16).astype(np.int32)
+    instances[instances == 0] = -1
+    return (packed & 0xFFFF).astype(np.uint16), instances
+
+
+def raw_id_table(space: LabelSpace) -> npt.NDArray[np.int16]:
+    """(65536,) int16: class id of each raw id of a data set, -1 where it has none."""
+    table = np.full(MAX_RAW_ID + 1, -1, dtype=np.int16)
+    for raw, class_id in space.raw_to_id.items():
+        table[raw] = class_id
+    return table
+
+
+def _sequence_folders(path: Path) -> list[Path]:
+    folders = [path] if (path / "velodyne").is_dir() else []
+    folders = folders or sorted(found.parent for found in path.glob("**/velodyne"))
+    if not folders:
+        raise InputError(
+            f"{path}: no velodyne folder in it or below; give a sequence, as sequences/00, a "
+            "folder of sequences, or any folder with velodyne/*.bin and labels/*.label"
+        )
+    return folders
+
+
+def _times(path: Path) -> npt.NDArray[np.int64] | None:
+    """Stamps of a times.txt (seconds, one a line); None where there is no such file."""
+    if not path.is_file():
+        return None
+    try:
+        seconds = np.array(path.read_text(encoding="utf-8").split(), dtype=np.float64)
+    except ValueError as error:
+        raise InputError(f"{path}: not one number of seconds a line ({error})") from error
+    return np.rint(seconds * 1e9).astype(np.int64)

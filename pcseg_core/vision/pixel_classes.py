@@ -34,6 +34,9 @@ class PixelClasses(Protocol):
         to less than one where the teacher knows classes that the label space lacks.
         """
 
+    def features(self, image: np.ndarray) -> np.ndarray:
+        """(H, W, 3) uint8 RGB -> (D, h, w) float32 features that the classes are read from."""
+
 
 class TeacherConfig(Section):
     """Which pixel-class teacher labels the images."""
@@ -90,16 +93,24 @@ class ESPNetv2Classes:
         mean = total / len(views)
         return mean[0, : len(self.label_space)].float().cpu().numpy()
 
+    @torch.inference_mode()
+    def features(self, image: np.ndarray) -> np.ndarray:
+        """See PixelClasses; decoder features at the first scale."""
+        resized = _rescale(normalise(image).to(self.device), self.scales[0])
+        return self.network.features(resized)[0].float().cpu().numpy()
+
     def _predict(self, image: Tensor, scale: float, mirrored: bool, size: tuple[int, int]) -> Tensor:
-        resized = F.interpolate(
-            image.flip(-1) if mirrored else image,
-            [max(32, round(s * scale / 32) * 32) for s in image.shape[-2:]],
-            mode="bilinear", align_corners=False, antialias=scale < 1,
-        )
+        resized = _rescale(image.flip(-1) if mirrored else image, scale)
         probabilities = self.network(resized).softmax(1)
         if mirrored:
             probabilities = probabilities.flip(-1)
         return F.interpolate(probabilities, size, mode="bilinear", align_corners=False)
+
+
+def _rescale(image: Tensor, scale: float) -> Tensor:
+    """Resize (1, 3, H, W) by about `scale`, to sides that are multiples of 32."""
+    size = [max(32, round(s * scale / 32) * 32) for s in image.shape[-2:]]
+    return F.interpolate(image, size, mode="bilinear", align_corners=False, antialias=scale < 1)
 
 
 def normalise(image: np.ndarray) -> Tensor:

@@ -1,0 +1,39 @@
+# Two commands do everything on a fresh machine with Python 3.10+ and a C++ compiler:
+#   make demo   install into .venv, run the main job end to end
+#   make test   install into .venv, run the tests
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+NO_ROS := $(VENV)/.no-ros
+
+.PHONY: help install demo test lint clean
+
+help:
+	@sed -n '1,4p' Makefile | sed 's/^# \{0,1\}//'
+	@echo "  make lint   ruff and mypy"
+
+install: $(READY)
+
+$(READY): setup.cfg setup.py pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "pcseg needs Python 3.10 or newer; set PYTHON=")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e '.[vision,cluster,odometry,viewer,test,lint]'
+	@rm -f $(NO_ROS)
+	$(BIN)/python -m pip install --quiet -e '.[ros]' || { touch $(NO_ROS); \
+	  echo "ROS wheels are not to be had for this Python: everything but the node works."; }
+	touch $@
+
+demo: $(READY)
+	$(BIN)/pcseg demo --out demo
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf build dist *.egg-info demo .pytest_cache .mypy_cache .ruff_cache

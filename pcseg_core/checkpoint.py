@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints: tensors in safetensors, everything else as JSON in the same file's header.
+
+Nothing in a checkpoint is ever executed, so one from a stranger can be opened safely.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pcseg_core import __version__
+from pcseg_core.config import Section
+from pcseg_core.errors import InputError
+from pcseg_core.files import atomic_path
+
+FILE_NAME = "checkpoint.safetensors"
+_HEADER_KEY = "pcseg"
+
+
+class CheckpointMeta(Section):
+    """What a checkpoint says of itself."""
+
+    format_version: Literal[1] = Field(1, description="Version of this layout")
+    student: dict[str, Any] = Field(description="Configuration of the student network")
+    label_space: dict[str, Any] = Field(description="Classes of the outputs, in order")
+    recipe: dict[str, Any] = Field(default_factory=dict, description="Recipe of the training")
+    metrics: dict[str, Any] = Field(default_factory=dict, description="Figures of the training")
+    pcseg_version: str = Field(__version__, description="Version that wrote the file")
+
+
+def save_checkpoint(path: Path, state: Mapping[str, Tensor], meta: CheckpointMeta) -> None:
+    """Write a checkpoint; the file appears whole or not at all."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    with atomic_path(path) as temporary:
+        save_file(tensors, str(temporary), metadata={_HEADER_KEY: meta.model_dump_json()})
+
+
+def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], CheckpointMeta]:
+    """Read a checkpoint file, or the one inside a run directory.
+
+    Raises:
+        InputError: there is none, it is damaged, or something else than pcseg wrote it.
+    """
+    file = checkpoint_file(path)
+    try:
+        with safe_open(str(file), framework="pt") as handle:
+            header = (handle.metadata() or {}).get(_HEADER_KEY)
+            state = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"checkpoint {file} is damaged ({error}); copy or train it again") from None
+    if header is None:
+        raise InputError(f"{file} is a safetensors file, but not a pcseg checkpoint (no header)")
+    return state, _parse_header(header, file)
+
+
+def checkpoint_file(path: Path) -> Path:
+    """The checkpoint file that a user means by a path: the file itself or its run directory."""
+    path = Path(path).expanduser()
+    file = path / FILE_NAME if path.is_dir() else path
+    if not file.is_file():
+        unfinished = path.is_dir() and (path / "recipe.yaml").is_file()
+        hint = (
+            "the run has not finished; run `pcseg distill` with the same --out to go on"
+            if unfinished
+            else f"expected a run directory of `pcseg distill` or a {FILE_NAME}"
+        )
+        raise InputError(f"no checkpoint at {path}: {hint}")
+    return file
+
+
+def _parse_header(header: str, file: Path) -> CheckpointMeta:
+    try:
+        return CheckpointMeta.model_validate(json.loads(header))
+    except (ValueError, ValidationError) as error:
+        raise InputError(
+            f"{file}: header not understood ({error}); it may come from a newer pcseg"
+        ) from None
+
+
+def load_strictly(module: Any, state: Mapping[str, Tensor], source: object) -> None:
+    """load_state_dict that names what does not fit.
+
+    Raises:
+        InputError: tensors are missing, unknown or of another shape.
+    """
+    try:
+        module.load_state_dict(dict(state), strict=True)
+    except RuntimeError as error:
+        raise InputError(f"checkpoint {source} does not fit its own description: {error}") from None

@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Label the sweeps of recordings with a teacher: cached per sweep, so that it can be interrupted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pcseg_core.data import Drive, Sample
+from pcseg_core.distill.pseudo_labels import (
+    Evidence,
+    PseudoLabelConfig,
+    camera_evidence,
+    camera_features,
+    carry_labels,
+    label_points,
+)
+from pcseg_core.errors import InputError, PcsegError
+from pcseg_core.files import atomic_path
+from pcseg_core.labels import IGNORE, LabelSpace, grouping
+from pcseg_core.vision.pixel_classes import PixelClasses, TeacherConfig
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass
+class SeenSweep:
+    """A sweep with what the cameras said of it; the unit of the cache.
+
+    Attributes:
+        xyz: (N, 3) float32 finite points, LiDAR frame [m].
+        intensity: (N,) float32 in 0..1, 0 where the source has none.
+        pose: (4, 4) T_world_lidar, NaN where the source has no poses.
+        evidence: class votes of the points a camera saw.
+        features: (S, D) float16 teacher features of the points at `feature_index`; S may be 0.
+        feature_index: (S,) int32.
+    """
+
+    xyz: np.ndarray
+    intensity: np.ndarray
+    pose: np.ndarray
+    evidence: Evidence
+    features: np.ndarray
+    feature_index: np.ndarray
+
+    def save(self, path: Path) -> None:
+        arrays = {k: v for k, v in vars(self).items() if k != "evidence"}
+        arrays |= {f"evidence_{k}": v for k, v in vars(self.evidence).items()}
+        with atomic_path(path) as temporary, open(temporary, "wb") as file:
+            np.savez(file, **arrays)
+
+    @staticmethod
+    def load(path: Path) -> SeenSweep:
+        with np.load(path) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+        evidence = Evidence(*(arrays.pop(f"evidence_{k}") for k in ("index", "weights", "sums")))
+        return SeenSweep(evidence=evidence, **arrays)
+
+
+@dataclass
+class Labelled:
+    """A sweep with its pseudo labels.
+
+    Attributes:
+        seen: the sweep.
+        labels: (N,) int16, IGNORE where unknown.
+        confidence: (N,) float32 in 0..1.
+        name: unique in the run.
+        scene: place of the recording, unique in the run.
+    """
+
+    seen: SeenSweep
+    labels: np.ndarray
+    confidence: np.ndarray
+    name: str
+    scene: str
+
+
+class Labeller:
+    """Teacher, projection and cache together.
+
+    Args:
+        teacher: pixel classes.
+        teacher_config: identifies the teacher in the cache.
+        config: how pixels become labels.
+        cache: folder of the cached sweeps.
+        with_features: also keep the teacher's features of the seen points.
+    """
+
+    def __init__(
+        self,
+        teacher: PixelClasses,
+        teacher_config: TeacherConfig,
+        config: PseudoLabelConfig,
+        cache: Path,
+        with_features: bool = False,
+    ) -> None:
+        self.teacher = teacher
+        self.config = config
+        self.cache = cache
+        self.with_features = with_features
+        self.space = LabelSpace.load(config.label_space)
+        self.groups = grouping(teacher.label_space, self.space)
+        self.key = _cache_key(teacher_config, config, with_features)
+        self.skipped: Counter[str] = Counter()
+
+    def label(self, drives: Mapping[str, Drive], progress: Progress) -> list[Labelled]:
+        """Pseudo labels of every usable sweep of the drives.
+
+        Args:
+            drives: by the source they were opened from, which identifies them in the cache.
+            progress: called with (stage, done, total).
+
+        Raises:
+            InputError: not one sweep could be labelled; the message counts the reasons.
+        """
+        total, done = sum(len(d) for d in drives.values()), 0
+        labelled: list[Labelled] = []
+        for source, drive in drives.items():
+            seen: dict[str, list[tuple[str, SeenSweep]]] = {}
+            for index in range(len(drive)):
+                done += 1
+                progress("labelling", done, total)
+                sweep = self._usable(source, drive, index)
+                if sweep is not None:
+                    scene = f"{drive.name}/{drive.scenes[index]}"
+                    seen.setdefault(scene, []).append((f"{drive.name}-{index:06d}", sweep))
+            for scene, members in seen.items():
+                labelled.extend(self._label_scene(scene, members))
+        if not labelled:
+            reasons = "; ".join(f"{n}x {r}" for r, n in self.skipped.most_common(5))
+            raise InputError(f"none of the {total} sweeps could be labelled: {reasons}")
+        return labelled
+
+    def _usable(self, source: str, drive: Drive, index: int) -> SeenSweep | None:
+        try:
+            sweep = self._seen(source, drive, index)
+        except PcsegError as error:
+            self.skipped[str(error)] += 1
+            return None
+        if len(sweep.evidence.index) == 0:
+            self.skipped[f"{drive.name}: no camera sees any point of the sweep"] += 1
+            return None
+        return sweep
+
+    def _seen(self, source: str, drive: Drive, index: int) -> SeenSweep:
+        key = hashlib.sha256(f"{source}\n{self.key}".encode()).hexdigest()[:16]
+        path = self.cache / f"{_slug(drive.name)}-{index:06d}-{key}.npz"
+        if path.is_file():
+            return SeenSweep.load(path)
+        sweep = self._look(drive[index])
+        sweep.save(path)
+        return sweep
+
+    def _look(self, sample: Sample) -> SeenSweep:
+        cloud = sample.cloud
+        finite = cloud.finite
+        if not finite.any():
+            raise InputError(f"sweep {sample.name}: no finite points")
+        evidence = camera_evidence(
+            sample, self.teacher, self.groups, len(self.space), self.config
+        )
+        position = np.full(len(cloud), -1, np.int32)
+        position[finite] = np.arange(finite.sum(), dtype=np.int32)
+        evidence.index = position[evidence.index]
+        features, index = np.zeros((0, 0), np.float16), np.zeros(0, np.int32)
+        if self.with_features:
+            features, index = camera_features(sample, self.teacher, self.config)
+            index = position[index]
+        intensity = cloud.intensity if cloud.intensity is not None else np.zeros(len(cloud))
+        pose = sample.T_world_lidar
+        return SeenSweep(
+            cloud.xyz[finite], intensity[finite].astype(np.float32),
+            np.full((4, 4), np.nan) if pose is None else pose, evidence, features, index,
+        )
+
+    def _label_scene(self, scene: str, members: list[tuple[str, SeenSweep]]) -> list[Labelled]:
+        sweeps = [sweep for _, sweep in members]
+        posed = all(np.isfinite(s.pose).all() for s in sweeps)
+        if posed and len(sweeps) > 1 and self.config.carry_voxel_m > 0:
+            labels = carry_labels(
+                [s.xyz for s in sweeps], [s.pose for s in sweeps],
+                [s.evidence for s in sweeps], self.config,
+            )
+        else:
+            labels = [label_points(s.evidence, len(s.xyz)) for s in sweeps]
+        return [Labelled(s, *lc, name, scene) for (name, s), lc in zip(members, labels)]
+
+
+def _cache_key(teacher: TeacherConfig, config: PseudoLabelConfig, with_features: bool) -> str:
+    """Changes with everything that changes what a cached sweep holds."""
+    parts = {
+        "weights": hashlib.sha256(Path(teacher.weights).read_bytes()).hexdigest(),
+        "teacher": teacher.model_dump(mode="json", exclude={"weights"}),
+        "labels": config.model_dump(include={"label_space", "splat_radius_px", "border_px"}),
+        "features": with_features,
+        "format": 1,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _slug(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_" else "_" for c in name)
+
+
+def class_shares(labelled: Sequence[Labelled], space: LabelSpace) -> dict[str, float]:
+    """Share of each class among all labelled points, for the report of a run."""
+    counts = np.zeros(len(space))
+    for sweep in labelled:
+        counts += np.bincount(sweep.labels[sweep.labels != IGNORE], minlength=len(space))
+    return dict(zip(space.names, (counts / max(1.0, counts.sum())).round(5).tolist()))

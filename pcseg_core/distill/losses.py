@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Losses between per-point predictions and what the camera teachers said."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pcseg_core.labels import IGNORE
+
+
+def weighted_cross_entropy(
+    logits: Tensor, labels: Tensor, confidence: Tensor, class_weights: Tensor
+) -> Tensor:
+    """Cross-entropy, weighted by class and by the teacher's confidence.
+
+    Args:
+        logits: (N, C) float.
+        labels: (N,) int64, IGNORE where there is no label.
+        confidence: (N,) float in 0..1.
+        class_weights: (C,) float.
+
+    Returns:
+        Scalar; 0 (with a gradient path) where nothing is labelled.
+    """
+    weights = confidence * class_weights[labels.clamp_min(0)] * (labels != IGNORE)
+    losses = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none")
+    return (losses * weights).sum() / weights.sum().clamp_min(1e-6)
+
+
+def lovasz_softmax(probabilities: Tensor, labels: Tensor) -> Tensor:
+    """Lovász extension of the mean Jaccard loss over the classes present.
+
+    Berman et al., CVPR 2018 (arXiv 1705.08790), equations 8 and 9 and algorithm 1.
+
+    Args:
+        probabilities: (N, C) float in 0..1.
+        labels: (N,) int64, IGNORE where there is no label.
+
+    Returns:
+        Scalar in 0..1; 0 (with a gradient path) where nothing is labelled.
+    """
+    labelled = labels != IGNORE
+    probabilities, labels = probabilities[labelled], labels[labelled]
+    present = torch.unique(labels)
+    if len(present) == 0:
+        return probabilities.sum() * 0.0
+    foreground = F.one_hot(labels, probabilities.shape[1])[:, present].to(probabilities.dtype)
+    errors = (foreground - probabilities[:, present]).abs()
+    errors, order = errors.sort(dim=0, descending=True)
+    return (errors * _jaccard_gradient(foreground.gather(0, order))).sum(0).mean()
+
+
+def _jaccard_gradient(foreground: Tensor) -> Tensor:
+    """Discrete derivative of the Jaccard loss as sorted errors join, column by column."""
+    total = foreground.sum(0)
+    joined = foreground.cumsum(0)
+    union = total + torch.arange(1, len(foreground) + 1, device=foreground.device)[:, None] - joined
+    jaccard = 1.0 - (total - joined) / union
+    return torch.diff(jaccard, dim=0, prepend=torch.zeros_like(jaccard[:1]))
+
+
+def feature_regression(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean distance of unit vectors (Puy et al., ScaLR, CVPR 2024): mean |s/|s| - t/|t||.
+
+    Args:
+        student: (N, D) predicted features.
+        teacher: (N, D) frozen image features of the same points.
+
+    Returns:
+        Scalar in 0..2; 0 (with a gradient path) for no points.
+    """
+    if len(student) == 0:
+        return student.sum() * 0.0
+    difference = F.normalize(student, dim=1) - F.normalize(teacher, dim=1)
+    # The root of zero has no gradient; identical features must not poison the step with NaN.
+    return difference.square().sum(1).clamp_min(1e-12).sqrt().mean()

@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Per-point labels from what camera teachers see: project, weigh, vote, carry across frames."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from pydantic import Field
+
+from pcseg_core.config import Section
+from pcseg_core.data.sample import Sample
+from pcseg_core.geometry import transform
+from pcseg_core.labels import IGNORE
+from pcseg_core.projection import project_sample
+from pcseg_core.vision.pixel_classes import PixelClasses
+
+
+class PseudoLabelConfig(Section):
+    """How pixels become labels of points."""
+
+    label_space: str = Field("street", description="Label space of the student")
+    splat_radius_px: int = Field(2, ge=0, le=10, description="Occlusion splat radius [px]")
+    border_px: float = Field(5.0, ge=0, description="Weight falls to 0 over this image border [px]")
+    carry_voxel_m: float = Field(
+        0.2, ge=0, le=2, description="Edge of the world voxels that carry labels across the frames "
+        "of a drive with poses [m]; 0 carries nothing"
+    )
+    carry_weight: float = Field(
+        1.0, ge=0, description="Weight of a voxel's mean evidence beside a point's own"
+    )
+    carry_min_weight: float = Field(
+        2.0, gt=0, description="Weight (fully visible pixels) below which a voxel carries nothing"
+    )
+
+
+@dataclass
+class Evidence:
+    """Class evidence of the points of one sweep that a camera saw.
+
+    Attributes:
+        index: (M,) int32 positions of the seen points in the sweep.
+        weights: (M,) float32 trust in each point's pixels, summed over cameras.
+        sums: (M, C) float32 weighted class probabilities, summed over cameras.
+    """
+
+    index: np.ndarray
+    weights: np.ndarray
+    sums: np.ndarray
+
+
+def camera_evidence(
+    sample: Sample,
+    teacher: PixelClasses,
+    groups: np.ndarray,
+    classes: int,
+    config: PseudoLabelConfig,
+) -> Evidence:
+    """Vote of all cameras over the points of a sweep.
+
+    Args:
+        sample: sweep with images.
+        teacher: pixel classes.
+        groups: (C_teacher,) target class of each of the teacher's classes, IGNORE for none.
+        classes: number C of target classes.
+        config: projection settings.
+    """
+    count = len(sample.cloud)
+    sums = np.zeros((count, classes), np.float32)
+    weights = np.zeros(count, np.float32)
+    for k, frame in enumerate(sample.cameras):
+        projection = project_sample(
+            sample, k, splat_radius_px=config.splat_radius_px, border_px=config.border_px
+        )
+        seen = np.flatnonzero(projection.visible & (projection.weight > 0))
+        grouped = group_probabilities(teacher.probabilities(frame.image), groups, classes)
+        size = (frame.camera.width, frame.camera.height)
+        weight = projection.weight[seen]
+        sums[seen] += weight[:, None] * sample_map(grouped, projection.uv[seen], size)
+        weights[seen] += weight
+    index = np.flatnonzero(weights > 0).astype(np.int32)
+    return Evidence(index, weights[index], sums[index])
+
+
+def camera_features(
+    sample: Sample, teacher: PixelClasses, config: PseudoLabelConfig
+) -> tuple[np.ndarray, np.ndarray]:
+    """The teacher's pixel features of the points its cameras see (a point's first camera counts).
+
+    Returns:
+        (S, D) float16 features and (S,) int32 positions of their points in the sweep.
+    """
+    features, index, taken = [], [], np.zeros(len(sample.cloud), bool)
+    for k, frame in enumerate(sample.cameras):
+        projection = project_sample(
+            sample, k, splat_radius_px=config.splat_radius_px, border_px=config.border_px
+        )
+        seen = np.flatnonzero(projection.visible & (projection.weight > 0.5) & ~taken)
+        taken[seen] = True
+        size = (frame.camera.width, frame.camera.height)
+        values = sample_map(teacher.features(frame.image), projection.uv[seen], size)
+        features.append(values.astype(np.float16))
+        index.append(seen.astype(np.int32))
+    if not features:
+        return np.zeros((0, 0), np.float16), np.zeros(0, np.int32)
+    return np.concatenate(features), np.concatenate(index)
+
+
+def group_probabilities(
+    probabilities: np.ndarray, groups: np.ndarray, classes: int
+) -> np.ndarray:
+    """Add up (C_src, h, w) probabilities into (C, h, w); what maps to IGNORE is left out."""
+    grouped = np.zeros((classes, *probabilities.shape[1:]), np.float32)
+    for source, target in enumerate(groups):
+        if target != IGNORE:
+            grouped[target] += probabilities[source]
+    return grouped
+
+
+def sample_map(values: np.ndarray, uv: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Bilinear look-up of (C, h, w) values at (M, 2) pixels of an image of another size.
+
+    Args:
+        values: map that covers the whole image.
+        uv: pixel coordinates, integers at pixel centres.
+        size: (width, height) of the image.
+
+    Returns:
+        (M, C) values; outside the outermost centres the border value holds.
+    """
+    height, width = values.shape[1:]
+    u = np.clip((uv[:, 0] + 0.5) * (width / size[0]) - 0.5, 0, width - 1)
+    v = np.clip((uv[:, 1] + 0.5) * (height / size[1]) - 0.5, 0, height - 1)
+    u0, v0 = np.floor(u).astype(np.intp), np.floor(v).astype(np.intp)
+    u1, v1 = np.minimum(u0 + 1, width - 1), np.minimum(v0 + 1, height - 1)
+    a, b = (u - u0).astype(values.dtype), (v - v0).astype(values.dtype)
+    top = values[:, v0, u0] * (1 - a) + values[:, v0, u1] * a
+    bottom = values[:, v1, u0] * (1 - a) + values[:, v1, u1] * a
+    return (top * (1 - b) + bottom * b).T
+
+
+def label_points(evidence: Evidence, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Label and confidence of every point of a sweep from its own evidence alone.
+
+    Returns:
+        (count,) int16 labels, IGNORE where unseen; (count,) float32 confidence in 0..1, the
+        winning class's share of all the pixels' probability.
+    """
+    sums, weights = np.zeros((count, evidence.sums.shape[1]), np.float32), np.zeros(count, np.float32)
+    sums[evidence.index], weights[evidence.index] = evidence.sums, evidence.weights
+    return _decide(sums, weights)
+
+
+def carry_labels(
+    clouds: Sequence[np.ndarray],
+    poses: Sequence[np.ndarray],
+    evidence: Sequence[Evidence],
+    config: PseudoLabelConfig,
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Labels of all sweeps of a scene, with evidence shared through voxels of the world.
+
+    A point takes the sum of its own evidence and of its voxel's mean, so that what a camera saw
+    once is known in all sweeps (beside and behind the vehicle too), and errors of single images
+    are voted down.
+
+    Args:
+        clouds: (N_i, 3) points of each sweep in its LiDAR frame; non-finite points get no label.
+        poses: (4, 4) T_world_lidar of each sweep.
+        evidence: what the cameras said of each sweep.
+        config: voxel size and weights.
+
+    Returns:
+        Per sweep (N_i,) int16 labels and (N_i,) float32 confidence.
+    """
+    keys = [_world_keys(xyz, pose, config.carry_voxel_m) for xyz, pose in zip(clouds, poses)]
+    seen = np.concatenate([k[e.index] for k, e in zip(keys, evidence)])
+    if len(seen) == 0:
+        return [label_points(own, len(xyz)) for xyz, own in zip(clouds, evidence)]
+    voxels, inverse = np.unique(seen, return_inverse=True)
+    sums, weights = _accumulate(evidence, inverse, len(voxels))
+    labelled = []
+    for own_keys, own in zip(keys, evidence):
+        labelled.append(_with_voxels(own_keys, own, voxels, sums, weights, config))
+    return labelled
+
+
+def _world_keys(xyz: np.ndarray, pose: np.ndarray, voxel: float) -> np.ndarray:
+    """(N,) int64 packed world voxel of each point; -1 for non-finite points."""
+    finite = np.isfinite(xyz).all(1)
+    cells = np.floor(transform(pose, np.where(finite[:, None], xyz, 0.0)) / voxel).astype(np.int64)
+    cells += 1 << 20
+    keys = (cells[:, 0] << 42) | (cells[:, 1] << 21) | cells[:, 2]
+    return np.where(finite & ((cells >= 0) & (cells < 1 << 21)).all(1), keys, -1)
+
+
+def _accumulate(
+    evidence: Sequence[Evidence], inverse: np.ndarray, count: int
+) -> tuple[np.ndarray, np.ndarray]:
+    sums = np.concatenate([e.sums for e in evidence])
+    weights = np.bincount(inverse, np.concatenate([e.weights for e in evidence]), count)
+    per_class = [np.bincount(inverse, column, count) for column in sums.T]
+    return np.stack(per_class, 1).astype(np.float32), weights.astype(np.float32)
+
+
+def _with_voxels(
+    keys: np.ndarray,
+    own: Evidence,
+    voxels: np.ndarray,
+    sums: np.ndarray,
+    weights: np.ndarray,
+    config: PseudoLabelConfig,
+) -> tuple[np.ndarray, np.ndarray]:
+    position = np.minimum(np.searchsorted(voxels, keys), len(voxels) - 1)
+    known = (voxels[position] == keys) & (keys >= 0)
+    known &= weights[position] >= config.carry_min_weight
+    total = np.zeros((len(keys), sums.shape[1]), np.float32)
+    weight = np.zeros(len(keys), np.float32)
+    carried = position[known]
+    total[known] = sums[carried] / weights[carried][:, None] * config.carry_weight
+    weight[known] = config.carry_weight
+    total[own.index] += own.sums
+    weight[own.index] += own.weights
+    return _decide(total, weight)
+
+
+def _decide(sums: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    best = sums.argmax(1)
+    top = sums[np.arange(len(best)), best]
+    confidence = np.divide(top, weights, out=np.zeros_like(top), where=weights > 0)
+    labels = np.where(confidence > 0, best, IGNORE).astype(np.int16)
+    return labels, np.minimum(confidence, 1.0)

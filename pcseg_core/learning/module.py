@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Lightning module that trains a student on pseudo labels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader
+
+from pcseg_core.distill.losses import feature_regression, lovasz_softmax, weighted_cross_entropy
+from pcseg_core.labels import IGNORE
+from pcseg_core.learning.dataset import Batch, LabelledSweep, StepDataset
+from pcseg_core.learning.recipe import Recipe
+from pcseg_core.models.student import Student
+
+STEPS_PER_EPOCH = 50  # a run resumes at an epoch's start, so at most this many steps are repeated
+
+
+class DistillModule(lightning.LightningModule):
+    """Cross-entropy, Lovász and feature regression on voxels, with averaged weights.
+
+    Args:
+        student: network to train.
+        sweeps: pseudo-labelled training sweeps.
+        recipe: everything else.
+    """
+
+    def __init__(self, student: Student, sweeps: list[LabelledSweep], recipe: Recipe) -> None:
+        super().__init__()
+        self.student = student
+        self.averaged = AveragedModel(
+            student, multi_avg_fn=get_ema_multi_avg_fn(recipe.optimizer.average), use_buffers=True
+        )
+        self.sweeps = sweeps
+        self.recipe = recipe
+        weights = class_weights(sweeps, student.network.classifier.out_features, recipe)
+        self.register_buffer("class_weights", weights)
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Batches of the current epoch, so that a resumed run goes on with the same data."""
+        first = self.current_epoch * STEPS_PER_EPOCH
+        count = min(STEPS_PER_EPOCH, self.recipe.optimizer.steps - first)
+        dataset = StepDataset(self.sweeps, self.recipe, first, count)
+        # Batches are whole already, and a worker would compete with torch for the cores.
+        return DataLoader(dataset, batch_size=None, num_workers=0)
+
+    def training_step(self, batch: Batch, _index: int) -> Tensor:
+        """One weighted sum of the objectives."""
+        weights = self.recipe.loss
+        output = self.student(batch.points)
+        labels, confidence = vote(batch.labels, batch.confidence, output.voxels.inverse,
+                                  len(output.voxels), output.logits.shape[1])
+        losses: dict[str, Tensor] = {}
+        if weights.cross_entropy:
+            losses["cross_entropy"] = weights.cross_entropy * weighted_cross_entropy(
+                output.logits, labels, confidence, self.class_weights
+            )
+        if weights.lovasz:
+            losses["lovasz"] = weights.lovasz * lovasz_softmax(output.logits.softmax(1), labels)
+        if weights.regression and output.regressed is not None:
+            predicted = output.regressed[output.voxels.inverse[batch.feature_index]]
+            losses["regression"] = weights.regression * feature_regression(
+                predicted, batch.features
+            )
+        total = torch.stack(list(losses.values())).sum()
+        accuracy = _agreement(output.logits, labels)
+        self.log_dict({**losses, "loss": total, "agreement": accuracy}, prog_bar=True, batch_size=1)
+        return total
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Move the averaged weights; early on they follow quickly."""
+        self.averaged.update_parameters(self.student)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW, linear warm-up, cosine decay to zero."""
+        config = self.recipe.optimizer
+        optimizer = torch.optim.AdamW(
+            self.student.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _rate(self, step: int) -> float:
+        config = self.recipe.optimizer
+        warm = max(1, round(config.warmup * config.steps))
+        if step < warm:
+            return (step + 1) / warm
+        progress = (step - warm) / max(1, config.steps - warm)
+        return 0.5 * (1 + float(torch.cos(torch.tensor(min(1.0, progress) * torch.pi))))
+
+
+def vote(
+    labels: Tensor, confidence: Tensor, inverse: Tensor, voxels: int, classes: int
+) -> tuple[Tensor, Tensor]:
+    """Label of each voxel by the summed confidence of its points.
+
+    Returns:
+        (M,) int64 labels, IGNORE without any labelled point; (M,) float32 mean confidence of the
+        points that voted for the winner, times their share of the vote.
+    """
+    labelled = (labels != IGNORE).nonzero().squeeze(1)
+    cells = inverse[labelled] * classes + labels[labelled]
+    ballot = confidence.new_zeros(voxels * classes)
+    ballot.index_add_(0, cells, confidence[labelled])
+    counts = torch.zeros_like(ballot).index_add_(0, cells, torch.ones_like(confidence[labelled]))
+    ballot, counts = ballot.view(voxels, classes), counts.view(voxels, classes)
+    top, winner = ballot.max(1)
+    won = counts.gather(1, winner[:, None]).squeeze(1)
+    share = top / ballot.sum(1).clamp_min(1e-6)
+    mean = top / won.clamp_min(1)
+    return torch.where(top > 0, winner, IGNORE), mean * share
+
+
+def class_weights(sweeps: list[LabelledSweep], classes: int, recipe: Recipe) -> Tensor:
+    """(C,) float32 inverse class frequencies to the recipe's power; mean 1 over the labels."""
+    counts = class_counts(sweeps, classes, recipe.loss.min_confidence)
+    frequency = counts / counts.sum().clamp_min(1)
+    weights = frequency.clamp_min(1e-4) ** -recipe.loss.class_balance
+    return (weights / (weights * frequency).sum().clamp_min(1e-6)).float()
+
+
+def class_counts(sweeps: list[LabelledSweep], classes: int, minimum: float) -> Tensor:
+    counts = torch.zeros(classes, dtype=torch.float64)
+    for sweep in sweeps:
+        labels = torch.from_numpy(sweep.confident(minimum))
+        counts += torch.bincount(labels[labels != IGNORE], minlength=classes)
+    return counts
+
+
+def _agreement(logits: Tensor, labels: Tensor) -> Tensor:
+    labelled = labels != IGNORE
+    return (logits.argmax(1) == labels)[labelled].float().mean() if labelled.any() else logits.new_zeros(())

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Recipes: everything that decides what a training run becomes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field, model_validator
+
+from pcseg_core.config import Section, load_yaml
+from pcseg_core.distill.pseudo_labels import PseudoLabelConfig
+from pcseg_core.models.student import StudentConfig
+from pcseg_core.vision.pixel_classes import TeacherConfig
+
+
+class AugmentConfig(Section):
+    """Random changes of the training clouds."""
+
+    rotate: bool = Field(True, description="Rotate about the vertical by any angle")
+    flip: bool = Field(True, description="Mirror left and right with probability one half")
+    scale: float = Field(0.05, ge=0, le=0.5, description="Largest relative change of scale")
+    shift_z_m: float = Field(0.1, ge=0, le=2, description="Largest change of the mounting height [m]")
+    tilt_deg: float = Field(1.0, ge=0, le=15, description="Largest roll and pitch [deg]")
+    jitter_m: float = Field(0.01, ge=0, le=0.5, description="Deviation of noise on every point [m]")
+    drop: float = Field(0.2, ge=0, lt=1, description="Largest share of points left out")
+    intensity_gain: float = Field(0.1, ge=0, le=1, description="Largest relative change of intensity")
+
+
+class OptimizerConfig(Section):
+    """AdamW with one warm-up and a cosine decay to zero."""
+
+    steps: int = Field(1000, ge=1, description="Optimiser steps")
+    batch_size: int = Field(3, ge=1, description="Sectors of sweeps per step")
+    sector_deg: float = Field(
+        120.0, gt=5, le=360, description="Azimuth of the part of a sweep trained on [deg]"
+    )
+    learning_rate: float = Field(4e-3, gt=0, description="Highest learning rate")
+    weight_decay: float = Field(0.01, ge=0, description="Weight decay")
+    warmup: float = Field(0.1, ge=0, lt=1, description="Share of the steps spent warming up")
+    average: float = Field(
+        0.99, ge=0, lt=1, description="Decay of the moving average of weights that is kept as the result"
+    )
+    gradient_clip: float = Field(5.0, gt=0, description="Largest norm of the gradient")
+
+
+class LossConfig(Section):
+    """Weights of the objectives."""
+
+    cross_entropy: float = Field(1.0, ge=0, description="Weight of the cross-entropy")
+    lovasz: float = Field(1.0, ge=0, description="Weight of the Lovász-softmax loss")
+    regression: float = Field(
+        0.0, ge=0, description="Weight of the regression of the teacher's pixel features (ScaLR)"
+    )
+    min_confidence: float = Field(
+        0.6, ge=0, lt=1, description="Pseudo labels below this confidence are not trained on"
+    )
+    class_balance: float = Field(
+        0.5, ge=0, le=1, description="Exponent of the inverse class frequency in the class weights"
+    )
+
+
+class Recipe(Section):
+    """A whole distillation run."""
+
+    teacher: TeacherConfig
+    labels: PseudoLabelConfig = Field(default_factory=PseudoLabelConfig)
+    student: StudentConfig = Field(default_factory=StudentConfig)
+    augment: AugmentConfig = Field(default_factory=AugmentConfig)
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
+    loss: LossConfig = Field(default_factory=LossConfig)
+    seed: int = Field(0, ge=0, description="Seed of everything random")
+
+    @model_validator(mode="after")
+    def _has_an_objective(self) -> Recipe:
+        if self.loss.cross_entropy + self.loss.lovasz + self.loss.regression == 0:
+            raise ValueError("all loss weights are 0: nothing would be learned")
+        return self
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read a recipe; a relative path of the teacher's weights is relative to the recipe file."""
+    recipe = load_yaml(path, Recipe)
+    weights = recipe.teacher.weights.expanduser()
+    if not weights.is_absolute():
+        weights = (Path(path).parent / weights).resolve()
+    teacher = recipe.teacher.model_copy(update={"weights": weights})
+    return recipe.model_copy(update={"teacher": teacher})

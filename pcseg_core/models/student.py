@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The student: points in, class logits (and image-like features) per voxel out, LiDAR only."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from pcseg_core.config import Section
+from pcseg_core.models.minkunet import MinkUNet
+from pcseg_core.sparse.tensor import SparseTensor
+from pcseg_core.sparse.voxels import Voxels, mean_features, voxelize
+
+InputName = Literal["x", "y", "z", "range", "intensity", "one"]
+
+# Divisors that bring each input to a spread near one; part of the checkpoint format.
+_INPUT_SCALE = {"x": 30.0, "y": 30.0, "z": 2.0, "range": 30.0, "intensity": 0.3, "one": 1.0}
+
+
+class StudentConfig(Section):
+    """Architecture and inputs of the student network."""
+
+    depth: Literal[14, 18, 34] = Field(18, description="MinkUNet depth")
+    width: float = Field(0.5, gt=0, le=4, description="Factor on the channels of every level")
+    voxels: Literal["cartesian", "cylindrical"] = Field("cartesian", description="Voxel grid")
+    voxel_size_m: float = Field(
+        0.1, gt=0.005, le=2, description="Edge of a voxel; radius and height of a cylindrical one [m]"
+    )
+    azimuth_deg: float = Field(
+        1.0, gt=0, le=10, description="Azimuth of a cylindrical voxel [deg]; unused by cartesian"
+    )
+    inputs: tuple[InputName, ...] = Field(
+        ("z", "intensity"), min_length=1, description="Input features of a point"
+    )
+    max_range_m: float = Field(
+        80.0, gt=1, le=500, description="Points beyond this distance get no label [m]"
+    )
+    feature_channels: int = Field(
+        0, ge=0, le=4096, description="Size of the teacher's features that a second head regresses"
+    )
+
+
+@dataclass
+class Points:
+    """Points of a batch of sweeps: finite, within range.
+
+    Attributes:
+        xyz: (N, 3) float32, LiDAR frame [m].
+        intensity: (N,) float32 in 0..1.
+        batch: (N,) int64 sweep of each point.
+    """
+
+    xyz: Tensor
+    intensity: Tensor
+    batch: Tensor
+
+    def to(self, device: torch.device) -> Points:
+        return Points(self.xyz.to(device), self.intensity.to(device), self.batch.to(device))
+
+
+@dataclass
+class StudentOutput:
+    """What the student says, per voxel.
+
+    Attributes:
+        logits: (M, C) class logits.
+        features: (M, D) penultimate features.
+        regressed: (M, F) prediction of the teacher's features; None without that head.
+        voxels: which voxel each point lies in.
+    """
+
+    logits: Tensor
+    features: Tensor
+    regressed: Tensor | None
+    voxels: Voxels
+
+
+class Student(nn.Module):
+    """A sparse U-Net over the voxels of a sweep, with a linear head per class.
+
+    Args:
+        config: architecture and inputs.
+        classes: number of classes.
+    """
+
+    def __init__(self, config: StudentConfig, classes: int) -> None:
+        super().__init__()
+        self.config = config
+        self.network = MinkUNet(len(config.inputs), classes, config.depth, config.width)
+        self.regression: nn.Module | None = None
+        if config.feature_channels:
+            width = self.network.out_features
+            self.regression = nn.Sequential(
+                nn.Linear(width, 2 * width), nn.ReLU(), nn.Linear(2 * width, config.feature_channels)
+            )
+
+    def voxelize(self, points: Points) -> Voxels:
+        """Voxels of the points on the configured grid."""
+        edge = self.config.voxel_size_m
+        if self.config.voxels == "cartesian":
+            return voxelize(points.xyz, edge, points.batch)
+        size = (edge, math.radians(self.config.azimuth_deg), edge)
+        return voxelize(points.xyz, size, points.batch, mode="cylindrical")
+
+    def inputs(self, points: Points) -> Tensor:
+        """(N, F) input features, scaled to a spread near one."""
+        columns = {
+            "x": lambda: points.xyz[:, 0],
+            "y": lambda: points.xyz[:, 1],
+            "z": lambda: points.xyz[:, 2],
+            "range": lambda: points.xyz.norm(dim=1),
+            "intensity": lambda: points.intensity,
+            "one": lambda: torch.ones_like(points.intensity),
+        }
+        return torch.stack([columns[n]() / _INPUT_SCALE[n] for n in self.config.inputs], 1)
+
+    def sparse_input(self, points: Points, voxels: Voxels) -> SparseTensor:
+        """The network's input: mean input features of each voxel."""
+        return SparseTensor(voxels.coords, mean_features(self.inputs(points), voxels))
+
+    def forward(self, points: Points) -> StudentOutput:
+        """Logits and features of every occupied voxel."""
+        voxels = self.voxelize(points)
+        features = self.network.features(self.sparse_input(points, voxels))
+        regressed = self.regression(features) if self.regression is not None else None
+        return StudentOutput(self.network.classifier(features), features, regressed, voxels)

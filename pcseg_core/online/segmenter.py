@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The segmenter: load once, segment often."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pcseg_core.checkpoint import CheckpointMeta, load_checkpoint, load_strictly
+from pcseg_core.cloud import PointCloud
+from pcseg_core.config import parse_section
+from pcseg_core.errors import InputError
+from pcseg_core.labels import IGNORE, LabelSpace
+from pcseg_core.models.student import Points, Student, StudentConfig
+
+
+@dataclass
+class Segmentation:
+    """Labels of one sweep.
+
+    Attributes:
+        labels: (N,) int32 class ids; IGNORE for points that are not finite or out of range.
+        confidence: (N,) float32 probability of the label in 0..1; 0 where there is none.
+        timings_ms: wall time of each stage [ms].
+    """
+
+    labels: np.ndarray
+    confidence: np.ndarray
+    timings_ms: dict[str, float] = field(default_factory=dict)
+
+
+class Segmenter:
+    """A trained student with its label space.
+
+    Attributes:
+        label_space: classes of the labels.
+        meta: what the checkpoint says of itself.
+        device: where the network runs.
+    """
+
+    def __init__(
+        self, student: Student, label_space: LabelSpace, meta: CheckpointMeta, device: str = "auto"
+    ) -> None:
+        self.label_space = label_space
+        self.meta = meta
+        self.device = choose_device(device)
+        self.student = student.to(self.device).eval()
+
+    @classmethod
+    def load(cls, path: str | Path, device: str = "auto") -> Segmenter:
+        """Load a checkpoint file or the run directory that holds it.
+
+        Raises:
+            InputError: no checkpoint, a damaged one, or no such device.
+        """
+        state, meta = load_checkpoint(Path(path))
+        config = parse_section(meta.student, StudentConfig, f"checkpoint {path}")
+        space = LabelSpace.from_dict(meta.label_space)
+        student = Student(config, len(space))
+        load_strictly(student, state, path)
+        return cls(student, space, meta, device)
+
+    @torch.inference_mode()
+    def segment(self, cloud: PointCloud) -> Segmentation:
+        """Label every point of a sweep; order and number of points are kept."""
+        timings: dict[str, float] = {}
+        with _stage("prepare", timings):
+            kept, points = self._points(cloud)
+        labels = np.full(len(cloud), IGNORE, np.int32)
+        confidence = np.zeros(len(cloud), np.float32)
+        if len(kept):
+            with _stage("infer", timings):
+                output = self.student(points)
+            with _stage("label", timings):
+                top, winner = output.logits.float().softmax(1).max(1)
+                inverse = output.voxels.inverse
+                labels[kept] = winner.to(torch.int32)[inverse].cpu().numpy()
+                confidence[kept] = top[inverse].cpu().numpy()
+        return Segmentation(labels, confidence, timings)
+
+    def _points(self, cloud: PointCloud) -> tuple[np.ndarray, Points]:
+        """Positions of the usable points, and the points themselves."""
+        xyz = np.ascontiguousarray(cloud.xyz, np.float32)
+        limit = self.student.config.max_range_m
+        with np.errstate(invalid="ignore", over="ignore"):  # NaN and huge values are what it drops
+            usable = np.einsum("ij,ij->i", xyz, xyz) <= limit * limit
+        kept = np.flatnonzero(usable)
+        intensity = cloud.intensity
+        if intensity is None:
+            intensity = np.zeros(len(xyz), np.float32)
+        values = np.nan_to_num(intensity[kept].astype(np.float32), nan=0.0, posinf=1.0, neginf=0.0)
+        return kept, Points(
+            self._tensor(xyz[kept]), self._tensor(values),
+            torch.zeros(len(kept), dtype=torch.int64, device=self.device),
+        )
+
+    def _tensor(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(self.device)
+
+
+def choose_device(device: str) -> torch.device:
+    """"auto" takes CUDA where there is one.
+
+    Raises:
+        InputError: the device does not exist here.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise InputError(f"device '{device}': expected auto, cpu, cuda or cuda:N") from None
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"device '{device}': torch finds no CUDA GPU here; use cpu or auto")
+    return chosen
+
+
+@contextmanager
+def _stage(name: str, timings: dict[str, float]) -> Iterator[None]:
+    started = time.perf_counter()
+    yield
+    timings[name] = (time.perf_counter() - started) * 1e3

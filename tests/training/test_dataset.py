@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training batches are functions of seed and step, and keep points and labels together."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pcseg_core.labels import IGNORE
+from pcseg_core.learning.dataset import LabelledSweep, StepDataset, augment_points
+from pcseg_core.learning.module import class_weights, vote
+from pcseg_core.learning.recipe import AugmentConfig, OptimizerConfig, Recipe
+from pcseg_core.vision.pixel_classes import TeacherConfig
+
+
+def recipe(**sections: object) -> Recipe:
+    return Recipe(teacher=TeacherConfig(weights=Path("none")), **sections)
+
+
+def ring(points: int = 3600) -> LabelledSweep:
+    """A circle of points whose intensity tells the azimuth and whose label tells the quadrant."""
+    azimuth = np.linspace(-np.pi, np.pi, points, endpoint=False)
+    xyz = np.stack([10 * np.cos(azimuth), 10 * np.sin(azimuth), 0 * azimuth], 1)
+    share = (azimuth + np.pi) / (2 * np.pi)
+    return LabelledSweep(
+        xyz.astype(np.float32), share.astype(np.float32), (share * 4).astype(np.int16),
+        np.ones(points, np.float32), "circle",
+        features=share[::2, None].astype(np.float16), feature_index=np.arange(0, points, 2),
+    )
+
+
+def test_a_batch_depends_on_seed_and_step_alone() -> None:
+    settings = recipe(optimizer=OptimizerConfig(batch_size=2))
+    early, late = StepDataset([ring()], settings, 0, 10), StepDataset([ring()], settings, 5, 5)
+    assert torch.equal(early[7].points.xyz, late[2].points.xyz)
+    assert not torch.equal(early[7].points.xyz[:50], early[8].points.xyz[:50])
+    other = StepDataset([ring()], settings.model_copy(update={"seed": 1}), 0, 10)
+    assert not torch.equal(early[7].points.xyz[:50], other[7].points.xyz[:50])
+
+
+def test_sectors_keep_labels_and_features_with_their_points() -> None:
+    still = AugmentConfig(intensity_gain=0)
+    settings = recipe(augment=still, optimizer=OptimizerConfig(batch_size=3, sector_deg=90))
+    batch = StepDataset([ring()], settings, 0, 4)[3]
+    share = batch.points.intensity
+    assert torch.equal((share * 4).long().clamp_max(3), batch.labels)
+    assert torch.allclose(share[batch.feature_index], batch.features[:, 0], atol=1e-3)
+    for sweep in range(3):
+        spread = share[batch.points.batch == sweep] * 360
+        covered = torch.unique((spread / 10).floor())
+        assert 8 <= len(covered) <= 10  # a quarter of the circle
+
+
+def test_augmentation_is_rigid_up_to_scale() -> None:
+    rng = np.random.default_rng(0)
+    xyz = rng.normal(size=(50, 3)).astype(np.float32) * 20
+    config = AugmentConfig(jitter_m=0, scale=0.1)
+    moved = augment_points(xyz, config, rng)
+    before = np.linalg.norm(xyz[1:] - xyz[:-1], axis=1)
+    after = np.linalg.norm(moved[1:] - moved[:-1], axis=1)
+    ratio = after / before
+    assert np.ptp(ratio) < 1e-4 and 0.9 <= ratio[0] <= 1.1
+
+
+def test_voxels_take_the_vote_of_their_points() -> None:
+    labels = torch.tensor([0, 1, 1, IGNORE, IGNORE, 2])
+    confidence = torch.tensor([0.9, 0.5, 0.6, 1.0, 1.0, 0.8])
+    inverse = torch.tensor([0, 0, 0, 0, 1, 2])
+    winner, trust = vote(labels, confidence, inverse, 3, 3)
+    assert winner.tolist() == [1, IGNORE, 2]
+    assert trust.tolist() == pytest.approx([0.55 * 1.1 / 2.0, 0.0, 0.8])
+
+
+def test_class_weights_average_to_one_over_the_labels() -> None:
+    sweep = ring()
+    sweep.label = np.where(np.arange(3600) < 3240, 0, 1).astype(np.int16)
+    weights = class_weights([sweep], 3, recipe())
+    assert float(0.9 * weights[0] + 0.1 * weights[1]) == pytest.approx(1)
+    assert float(weights[1] / weights[0]) == pytest.approx(3)  # square root of 9

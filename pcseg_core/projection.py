@@ -123,47 +123,51 @@ def project_sample(sample: Sample, camera_index: int, **options: Any) -> Project
 
 def _nearest(uv: Float32, depth: Float32, size: tuple[int, int], radius_px: int) -> Float32:
     """Nearest depth among the points within a square around each point's pixel."""
-    # A wide splat needs no fine grid: two or more cells a radius keep the work bounded.
+    # A wide splat needs no fine grid: two to four cells a radius bound the work.
     cell_px = max(1, radius_px // 2)
-    row, column, shape = _cells(uv, size, cell_px)
-    grid = np.full(shape, np.inf, dtype=np.float32)
-    np.minimum.at(grid, (row, column), depth)
-    _spread(grid, -(-radius_px // cell_px), np.minimum)
-    nearest: Float32 = grid[row, column]
-    return nearest
+    reach = -(-radius_px // cell_px)
+    return _window(uv, depth, size, cell_px, (reach, reach), np.minimum)
 
 
 def _depth_jump(uv: Float32, depth: Float32, size: tuple[int, int], radius_px: int) -> Float32:
-    """Largest depth difference, m, between each point and the points around its pixel."""
-    row, column, shape = _cells(uv, size, _EDGE_CELL_PX)
-    near = np.full(shape, np.inf, dtype=np.float32)
-    far = np.full(shape, -np.inf, dtype=np.float32)
-    np.minimum.at(near, (row, column), depth)
-    np.maximum.at(far, (row, column), depth)
-    radius = -(-radius_px // _EDGE_CELL_PX)
-    _spread(near, radius, np.minimum)
-    _spread(far, radius, np.maximum)
-    jump: Float32 = np.maximum(depth - near[row, column], far[row, column] - depth)
+    """Largest depth difference, m, between each point and those left and right of its pixel.
+
+    Along image columns nothing is compared: there the road, seen at a grazing angle, changes its
+    depth as fast as an edge does.
+    """
+    reach = (0, -(-radius_px // _EDGE_CELL_PX))
+    near = _window(uv, depth, size, _EDGE_CELL_PX, reach, np.minimum)
+    far = _window(uv, depth, size, _EDGE_CELL_PX, reach, np.maximum)
+    jump: Float32 = np.maximum(depth - near, far - depth)
     return jump
 
 
-def _cells(
-    uv: Float32, size: tuple[int, int], cell_px: int
-) -> tuple[Array, Array, tuple[int, int]]:
-    """Row and column of the grid cell of each pixel, and the shape of the grid."""
-    index = np.rint(uv).astype(np.int64) // cell_px
-    shape = (-(-size[0] // cell_px), -(-size[1] // cell_px))
-    return np.minimum(index[:, 1], shape[0] - 1), np.minimum(index[:, 0], shape[1] - 1), shape
+def _window(
+    uv: Float32,
+    depth: Float32,
+    size: tuple[int, int],
+    cell_px: int,
+    reach: tuple[int, int],
+    extreme: np.ufunc,
+) -> Float32:
+    """Extreme depth (np.minimum or np.maximum) of all points in a window around each point.
 
-
-def _spread(grid: Float32, radius: int, extreme: np.ufunc) -> None:
-    """Replace every cell by the extreme of the square of cells around it, in place."""
-    for axis in (0, 1):
-        line = np.moveaxis(grid, axis, 0)
-        source = line.copy()
-        for shift in range(1, min(radius, len(line) - 1) + 1):
-            extreme(line[shift:], source[:-shift], out=line[shift:])
-            extreme(line[:-shift], source[shift:], out=line[:-shift])
+    Draws the points into a grid of cells, then looks at the cells up to `reach` (rows, columns)
+    away. Looking only where points are is far cheaper than filtering the whole grid.
+    """
+    rows, columns = reach
+    stride = -(-size[1] // cell_px) + 1 + 2 * columns
+    height = -(-size[0] // cell_px) + 1 + 2 * rows
+    empty = np.inf if extreme is np.minimum else -np.inf
+    grid = np.full(height * stride, empty, dtype=np.float32)
+    cell = np.rint(uv).astype(np.int64) // cell_px
+    at = (cell[:, 1] + rows) * stride + cell[:, 0] + columns
+    extreme.at(grid, at, depth)
+    result = grid[at]
+    for row in range(-rows, rows + 1):
+        for column in range(-columns, columns + 1):
+            extreme(result, grid.take(at + (row * stride + column)), out=result)
+    return result
 
 
 def _border_weight(uv: Float32, size: tuple[int, int], border_px: float) -> Float32:

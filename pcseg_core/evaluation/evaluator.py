@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -58,7 +59,8 @@ def evaluate(
     """Measure on every sweep of a labelled drive.
 
     Predictions and labels are compared in one label space that both group into. Points whose
-    label has no group there are left out; points without prediction count as wrong.
+    label has no group there are left out; points without prediction count as wrong. Sweeps
+    without labels among labelled ones are counted in `skipped`.
 
     Args:
         segmenter: the model; it sees the cloud only.
@@ -69,12 +71,12 @@ def evaluate(
         progress: called with (scans done, scans in all).
 
     Raises:
-        InputError: no scans, a scan without labels or with labels of another length, or label
-            spaces without a grouping into `space`.
+        InputError: no labelled scans, a scan that cannot be read or whose labels are of another
+            length, or label spaces without a grouping into `space`.
     """
     run = _Run(segmenter, drive, LabelSpace.load(space), dict(baselines or {}))
     for index in range(len(drive)):
-        run.add(drive[index])
+        run.add(index)
         if progress:
             progress(index + 1, len(drive))
     return run.report(checkpoint)
@@ -97,10 +99,16 @@ class _Run:
         self.to_space = grouping(segmenter.label_space, space)
         self.calibration = Calibration()
         self.scans: list[ScanFigures] = []
+        self.indices: list[int] = []  # where in the drive each of the scans is
+        self.skipped: Counter[str] = Counter(getattr(drive, "skipped", {}))
         self.total = Confusion(len(space))
         self.baseline_totals = {name: Confusion(len(space)) for name in baselines}
 
-    def add(self, sample: Sample) -> None:
+    def add(self, index: int) -> None:
+        sample = self.drive[index]
+        if sample.labels is None:
+            self.skipped["sweep without labels"] += 1
+            return
         truth = truth_of(sample, self.space)
         start = time.perf_counter()
         result = self.segmenter.segment(sample.cloud)
@@ -111,13 +119,14 @@ class _Run:
         answered = (truth >= 0) & (pred >= 0)
         self.calibration.update(result.confidence[answered], (pred == truth)[answered])
         self._note_scan(sample, confusion, milliseconds)
+        self.indices.append(index)
         self.total = self.total + confusion
         for name, baseline in self.baselines.items():
             labels = regroup(baseline(sample.cloud), self.to_space)
             self.baseline_totals[name].update(labels, truth)
 
     def _note_scan(self, sample: Sample, confusion: Confusion, milliseconds: float) -> None:
-        figures = Figures.of(confusion, tuple(self.space.names), self.merge)
+        figures = Figures.of(confusion, self.space.names, self.merge)
         self.scans.append(
             ScanFigures(
                 name=sample.name,
@@ -130,7 +139,9 @@ class _Run:
         )
 
     def report(self, checkpoint: str) -> Report:
-        names = tuple(self.space.names)
+        names = self.space.names
+        if not self.scans:
+            raise InputError(f"{self.drive.name}: none of its {len(self.drive)} sweeps has labels")
         if not self.total.points:
             raise InputError(
                 f"{self.drive.name}: no point has a label that groups into {self.space.name!r}"
@@ -157,7 +168,7 @@ class _Run:
                 for name, confusion in self.baseline_totals.items()
             },
             per_scan=self.scans,
-            skipped=dict(getattr(self.drive, "skipped", {})),
+            skipped=dict(self.skipped),
             example=self._example(),
             palette=self.space.palette,
         )
@@ -165,7 +176,7 @@ class _Run:
     def _example(self) -> Example:
         """The scan of middling mIoU, segmented once more instead of keeping every scan."""
         ranking = np.argsort([scan.miou if scan.miou is not None else -1 for scan in self.scans])
-        sample = self.drive[int(ranking[len(ranking) // 2])]
+        sample = self.drive[self.indices[ranking[len(ranking) // 2]]]
         pred = regroup(self.segmenter.segment(sample.cloud).labels, self.to_space)
         return Example(sample.name, sample.cloud.xyz, truth_of(sample, self.space), pred)
 

@@ -29,7 +29,7 @@ WRONG = (0.84, 0.12, 0.14)
 INK = "#1b1f24"
 FAINT = "#8a929b"
 ACCENT = "#1f6feb"
-_SERIES = (ACCENT, "#f0a202", "#8b949e", "#c9d1d9", "#2a9d8f")
+_SERIES = (ACCENT, "#d0d7de", "#f0a202", "#8b949e", "#2a9d8f")
 _DPI = 100
 
 
@@ -101,17 +101,7 @@ def bev(
     height = xyz[:, 2] if on_top is None else on_top
     near = np.flatnonzero(np.all(np.abs(xyz[:, :2]) < extent_m, axis=1))
     order = near[np.argsort(height[near], kind="stable")]
-    for radius in np.arange(10, extent_m + 0.1, 10):
-        ax.add_patch(_circle(float(radius)))
-        ax.annotate(
-            f"{radius:.0f} m",
-            (0, radius),
-            color=FAINT,
-            fontsize=7,
-            ha="center",
-            va="bottom",
-            zorder=4,
-        )
+    _rings(ax, extent_m)
     ax.scatter(-xyz[order, 1], xyz[order, 0], c=colors[order], s=point_size, linewidths=0, zorder=3)
     ax.plot([0], [0], marker="^", color=INK, markersize=7, markeredgecolor="white", zorder=5)
     ax.set_xlim(-extent_m, extent_m)
@@ -261,7 +251,21 @@ def bars(
     )
 
 
-def _circle(radius: float) -> Any:
+def _rings(ax: Axes, extent_m: float) -> None:
+    """Circles of distance every 10 m (every quarter of a large extent), marked to the right."""
     from matplotlib.patches import Circle
 
-    return Circle((0, 0), radius, fill=False, color="#e1e6eb", linewidth=0.8, zorder=1)
+    step = 10.0 if extent_m <= 60 else extent_m / 4
+    for radius in np.arange(step, extent_m * 0.99, step):
+        ax.add_patch(Circle((0, 0), radius, fill=False, color="#dde3e9", linewidth=0.8, zorder=1))
+        place = radius * np.sqrt(0.5)
+        ax.annotate(
+            f"{radius:.0f} m",
+            (place, -place),
+            color=FAINT,
+            fontsize=7,
+            ha="center",
+            va="center",
+            zorder=4,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.8},
+        )

@@ -149,13 +149,13 @@ class Report(BaseModel):
         write_atomic(path, text + "\n")
 
     def table(self) -> Table:
-        """Table for a terminal: per-class IoU of the checkpoint and of the baselines."""
+        """Table for a terminal: per-class IoU of the student and of the baselines."""
         from rich.table import Table
 
         table = Table(title=f"{self.source}: {self.scans} scans, {self.points:,} points")
-        table.add_column("IoU %, higher is better")
+        table.add_column("IoU %", no_wrap=True)
         table.add_column("points %", justify="right")
-        for name in ("checkpoint", *self.baselines):
+        for name in ("student", *self.baselines):
             table.add_column(name.replace("_", " "), justify="right")
         counts = np.array(self.confusion).sum(axis=1) + np.array(self.unpredicted)
         share = counts / max(counts.sum(), 1)
@@ -169,26 +169,25 @@ class Report(BaseModel):
             table.add_row(title, "", f"[bold]{percent(getattr(self, key))}[/]", *others)
         return table
 
-    def box_table(self) -> Table | None:
-        """Table of the figures against 3D boxes; None where there were none."""
-        from rich.table import Table
 
-        if self.boxes is None:
-            return None
-        table = Table(title=f"{self.boxes.source}: 3D boxes of {self.boxes.scans} scans")
-        for column in ("class", "boxes", "points", "recall %", "inside a box %", "boxes found %"):
-            table.add_column(column, justify="left" if column == "class" else "right")
-        for name, figures in self.boxes.classes.items():
-            shares = (figures.recall, figures.inside, figures.found)
-            table.add_row(name, f"{figures.boxes}", f"{figures.points:,}", *map(percent, shares))
-        return table
+def box_table(boxes: BoxReport) -> Table:
+    """Table of the figures against 3D boxes."""
+    from rich.table import Table
+
+    table = Table(title=f"{boxes.source}: 3D boxes of {boxes.scans} scans")
+    for column in ("class", "boxes", "points", "recall %", "inside a box %", "boxes found %"):
+        table.add_column(column, justify="left" if column == "class" else "right")
+    for name, figures in boxes.classes.items():
+        shares = (figures.recall, figures.inside, figures.found)
+        table.add_row(name, f"{figures.boxes}", f"{figures.points:,}", *map(percent, shares))
+    return table
 
 
 _SUMMARY = (
     ("mIoU", "miou"),
     ("accuracy", "accuracy"),
-    ("mIoU, ground merged", "miou_merged_ground"),
-    ("accuracy, ground merged", "accuracy_merged_ground"),
+    ("mIoU, one ground", "miou_merged_ground"),
+    ("accuracy, one ground", "accuracy_merged_ground"),
 )
 
 

@@ -69,16 +69,14 @@ def _draw_confusion(figure: Figure, report: Report) -> None:
 
 def _draw_scan(figure: Figure, report: Report, example: Example) -> None:
     palette = np.asarray(report.palette, np.uint8)
-    known = example.truth >= 0
-    wrong = known & (example.pred != example.truth)
+    shuffled = np.random.default_rng(0).permutation(len(example.xyz))  # neither hides the other
     panels = (
-        (f"Truth, scan {example.name}", pictures.label_colors(example.truth, palette), known),
-        ("Prediction, LiDAR only", pictures.label_colors(example.pred, palette), example.pred >= 0),
-        ("Right and wrong", pictures.error_colors(example.pred, example.truth), wrong),
+        (f"Truth, scan {example.name}", pictures.label_colors(example.truth, palette), None),
+        ("Prediction, LiDAR only", pictures.label_colors(example.pred, palette), None),
+        ("Right and wrong", pictures.error_colors(example.pred, example.truth), shuffled),
     )
-    for column, (title, colors, first) in enumerate(panels):
+    for column, (title, colors, stacking) in enumerate(panels):
         axes = figure.add_axes((0.02 + 0.325 * column, 0.055, 0.31, 0.413))
-        stacking = example.xyz[:, 2] + 1000.0 * first  # what carries meaning goes on top
         pictures.bev(axes, example.xyz, colors, extent_m=_EXTENT_M, title=title, on_top=stacking)
     names = [name for name in report.classes if _occurs(report, name)]
     shades = [tuple(palette[report.classes.index(name)] / 255) for name in names]

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`pcseg evaluate`: figures of a checkpoint as JSON, table and picture."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pcseg_core.cli.outputs import PICTURES, check_file
+from pcseg_core.cli.progress import note, progress_bar
+from pcseg_core.errors import InputError
+
+if TYPE_CHECKING:
+    from pcseg_core.evaluation import Report
+    from pcseg_core.evaluation.evaluator import Baseline
+    from pcseg_core.evaluation.report import BoxReport
+    from pcseg_core.online.segmenter import Segmenter
+
+
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Run directory of `pcseg distill`, or a checkpoint.")],
+    semantic_kitti: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder in SemanticKITTI layout: a sequence, a folder of sequences, or any "
+            "folder with velodyne/ and labels/."
+        ),
+    ] = None,
+    source: Annotated[
+        str | None, typer.Option(help="Any other labelled source: a bag, or reader:path.")
+    ] = None,
+    boxes: Annotated[
+        str | None,
+        typer.Option(help="A source with 3D boxes, for recall of vehicle and person points."),
+    ] = None,
+    json_: Annotated[
+        Path | None, typer.Option("--json", help="Write all figures there as JSON.")
+    ] = None,
+    picture: Annotated[
+        Path | None, typer.Option(help="Draw figures and one scan into this PNG.")
+    ] = None,
+    label_space: Annotated[str, typer.Option(help="Label space to measure in.")] = "street",
+    baselines: Annotated[
+        bool, typer.Option(help="Fit and measure baselines (majority, linear) beside it.")
+    ] = True,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    backend: Annotated[
+        str, typer.Option(envvar="PCSEG_BACKEND", help="Backend of the sparse convolutions.")
+    ] = "auto",
+) -> None:
+    """Measure a checkpoint on labelled sweeps: JSON, table and picture.
+
+    Fractions in the JSON are 0 to 1. `miou` and `accuracy` are taken in the label space "street"
+    (road, sidewalk, structure, vegetation, terrain, vehicle, person, pole), `miou_merged_ground`
+    with road, sidewalk and terrain as one.
+    """
+    _check(semantic_kitti, source, boxes, json_, picture)
+    from pcseg_core.online.segmenter import Segmenter
+    from pcseg_core.sparse import use_backend
+
+    labelled = f"semantic-kitti:{semantic_kitti}" if semantic_kitti else source
+    report: Report | None = None
+    box_report: BoxReport | None = None
+    segmenter = Segmenter.load(run, device=device)
+    with use_backend(backend):
+        if labelled:
+            report = _against_labels(run, segmenter, labelled, label_space, baselines)
+        if boxes:
+            box_report = _against_boxes(segmenter, boxes)
+    _write(run, report, box_report, json_, picture)
+
+
+def _check(
+    semantic_kitti: Path | None,
+    source: str | None,
+    boxes: str | None,
+    json_: Path | None,
+    picture: Path | None,
+) -> None:
+    if semantic_kitti and source:
+        raise InputError("give either --semantic-kitti or --source, not both")
+    if not (semantic_kitti or source or boxes):
+        raise InputError("nothing to measure on; give --semantic-kitti DIR, --source or --boxes")
+    if semantic_kitti and not semantic_kitti.is_dir():
+        raise InputError(f"--semantic-kitti {semantic_kitti}: no such folder")
+    if picture and not (semantic_kitti or source):
+        raise InputError("--picture needs labelled sweeps: give --semantic-kitti or --source too")
+    check_file(json_)
+    check_file(picture, PICTURES)
+
+
+def _against_labels(
+    run: Path, segmenter: Segmenter, source: str, label_space: str, with_baselines: bool
+) -> Report:
+    from pcseg_core.data import open_drive
+    from pcseg_core.evaluation.evaluator import evaluate as measure
+    from pcseg_core.labels import LabelSpace, grouping
+
+    drive = open_drive(source)
+    grouping(segmenter.label_space, LabelSpace.load(label_space))  # fail before the long part
+    fitted, remark = _fit_baselines(run, segmenter) if with_baselines else ({}, "not asked for")
+    with progress_bar("measuring sweeps") as progress:
+        report = measure(
+            segmenter,
+            drive,
+            space=label_space,
+            baselines=fitted,
+            checkpoint=str(run),
+            progress=progress,
+        )
+    for reason, count in report.skipped.items():
+        note(f"skipped: {reason} ({count})")
+    if remark and with_baselines:
+        note(f"baselines left out: {remark}")
+    return report.model_copy(update={"baselines_note": remark})
+
+
+def _fit_baselines(run: Path, segmenter: Segmenter) -> tuple[dict[str, Baseline], str | None]:
+    """The baselines, or the reason why there are none."""
+    from pcseg_core.evaluation.baselines import fit_baselines, run_directory
+
+    folder = run_directory(run)
+    if not (folder / "pseudo_labels").is_dir():
+        return {}, f"{folder}/pseudo_labels, to which they are fitted, is missing"
+    with progress_bar("fitting baselines") as progress:
+        return fit_baselines(folder, device=str(segmenter.device), progress=progress), None
+
+
+def _against_boxes(segmenter: Segmenter, source: str) -> BoxReport:
+    from pcseg_core.data import open_drive
+    from pcseg_core.evaluation import evaluate_boxes
+
+    with progress_bar("measuring against boxes") as progress:
+        return evaluate_boxes(segmenter, open_drive(source), progress=progress)
+
+
+def _write(
+    run: Path,
+    report: Report | None,
+    boxes: BoxReport | None,
+    json_: Path | None,
+    picture: Path | None,
+) -> None:
+    from rich.console import Console
+
+    from pcseg_core.evaluation import render
+    from pcseg_core.evaluation.report import box_table
+    from pcseg_core.files import write_atomic
+
+    console = Console()
+    if report:
+        report = report.model_copy(update={"boxes": boxes})
+        console.print(report.table())
+    if boxes:
+        console.print(box_table(boxes))
+    if json_ and report:
+        report.write_json(json_)
+    elif json_ and boxes:
+        content = {"checkpoint": str(run), "boxes": boxes.model_dump(mode="json")}
+        write_atomic(json_, json.dumps(content, indent=2) + "\n")
+    if picture and report:
+        render(report, picture)

@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Check where results shall go before the work that makes them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pcseg_core.errors import InputError
+
+PICTURES = (".png", ".jpg", ".jpeg", ".pdf", ".svg")
+
+
+def check_file(path: Path | None, suffixes: tuple[str, ...] = ()) -> None:
+    """Refuse an output file that could not be written when the work is done.
+
+    Raises:
+        InputError: a folder is in its place, its folder cannot be written, or another suffix.
+    """
+    if path is None:
+        return
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; give the path of a file")
+    if suffixes and path.suffix.lower() not in suffixes:
+        raise InputError(f"{path}: cannot write '{path.suffix}'; expected {', '.join(suffixes)}")
+    existing = next(p for p in path.absolute().parents if p.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise InputError(f"cannot write {path}: no permission to write in {existing}")

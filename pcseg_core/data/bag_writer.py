@@ -1,0 +1,404 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writing rosbag2 recordings (mcap or sqlite3) that any ROS 2 tool opens, without ROS."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from pcseg_core.camera import CameraModel
+from pcseg_core.cloud import EncodedCloud
+from pcseg_core.data import bag_reader
+from pcseg_core.data.bag_reader import type_store
+from pcseg_core.errors import InputError, PcsegError, require
+from pcseg_core.geometry import to_quaternion
+
+Format = Literal["mcap", "sqlite3"]
+METADATA_VERSION: Literal[8] = 8  # read by Humble and later; 9 is Jazzy's
+_QOS_DEPTH = 10
+
+
+class BagWriter:
+    """A new bag, written beside its final place and put there when it is complete.
+
+    Used as a context manager: when the block raises, nothing is left. Messages are recorded at
+    their header stamps unless `bag_ns` says otherwise; any order is allowed.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        format: Format = "mcap",
+        compress: bool = False,
+        force: bool = False,
+    ) -> None:
+        """Start a bag.
+
+        Args:
+            path: the new bag's folder.
+            format: storage, "mcap" or "sqlite3".
+            compress: zstd, by chunk (mcap) or by message (sqlite3).
+            force: replace a bag that is at `path`; anything else there is never replaced.
+
+        Raises:
+            InputError: the path is taken or cannot be written, or the format is unknown.
+        """
+        self.path = Path(path).absolute()
+        if format not in ("mcap", "sqlite3"):
+            raise InputError(f"bag format '{format}': expected mcap or sqlite3")
+        _check_place(self.path, force)
+        self.counts: dict[str, int] = {}
+        self._connections: dict[str, Any] = {}
+        self._format = format
+        self._compress = compress
+        self._folder: Path | None = None
+        self._writer: Any = None
+
+    def __enter__(self) -> BagWriter:
+        rosbag2 = require("rosbags.rosbag2", "core")
+        plugin = rosbag2.StoragePlugin[self._format.upper()]
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            folder = tempfile.mkdtemp(prefix=f".{self.path.name[:100]}.", dir=self.path.parent)
+        except OSError as error:
+            raise InputError(f"cannot write {self.path}: {error.strerror or error}") from error
+        self._folder = Path(folder)
+        self._writer = rosbag2.Writer(
+            self._folder / self.path.name, version=METADATA_VERSION, storage_plugin=plugin
+        )
+        if self._compress:
+            mode = rosbag2.CompressionMode
+            chosen = mode.STORAGE if self._format == "mcap" else mode.MESSAGE
+            self._writer.set_compression(chosen, rosbag2.CompressionFormat.ZSTD)
+        self._writer.open()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        assert self._folder is not None
+        try:
+            if kind is None:
+                self._writer.close()
+                _put(self._folder / self.path.name, self.path)
+            else:
+                with suppress(Exception):  # the folder goes anyway
+                    self._writer.storage.abort()
+        finally:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def write_cloud(
+        self,
+        topic: str,
+        cloud: EncodedCloud,
+        frame_id: str,
+        stamp_ns: int,
+        bag_ns: int | None = None,
+    ) -> None:
+        """Write a sensor_msgs/PointCloud2 (`bag_ns`: time of recording, else its stamp)."""
+        types = type_store().types
+        field_type = types["sensor_msgs/msg/PointField"]
+        message = types[bag_reader.CLOUD](
+            header=_header(stamp_ns, frame_id),
+            height=cloud.height,
+            width=cloud.width,
+            fields=[
+                field_type(name=f.name, offset=f.offset, datatype=f.datatype, count=f.count)
+                for f in cloud.fields
+            ],
+            is_bigendian=cloud.is_bigendian,
+            point_step=cloud.point_step,
+            row_step=cloud.row_step,
+            data=cloud.data,
+            is_dense=cloud.is_dense,
+        )
+        self.write_message(topic, bag_reader.CLOUD, message, _first(bag_ns, stamp_ns))
+
+    def write_image(
+        self,
+        topic: str,
+        image: npt.NDArray[np.uint8],
+        frame_id: str,
+        stamp_ns: int,
+        bag_ns: int | None = None,
+    ) -> None:
+        """Write a sensor_msgs/Image from (H, W, 3) RGB (rgb8) or (H, W) grey (mono8) uint8."""
+        if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,)):
+            raise InputError(
+                f"{topic}: expected (H, W, 3) or (H, W) uint8, got {image.shape} {image.dtype}"
+            )
+        height, width = image.shape[:2]
+        message = type_store().types[bag_reader.IMAGE](
+            header=_header(stamp_ns, frame_id),
+            height=height,
+            width=width,
+            encoding="rgb8" if image.ndim == 3 else "mono8",
+            is_bigendian=0,
+            step=width * (3 if image.ndim == 3 else 1),
+            data=np.ascontiguousarray(image).reshape(-1),
+        )
+        self.write_message(topic, bag_reader.IMAGE, message, _first(bag_ns, stamp_ns))
+
+    def write_compressed_image(
+        self,
+        topic: str,
+        data: bytes,
+        format: str,
+        frame_id: str,
+        stamp_ns: int,
+        bag_ns: int | None = None,
+    ) -> None:
+        """Write a sensor_msgs/CompressedImage: a whole file, `format` "png" or "jpeg"."""
+        message = type_store().types[bag_reader.COMPRESSED_IMAGE](
+            header=_header(stamp_ns, frame_id),
+            format=format,
+            data=np.frombuffer(data, dtype=np.uint8),
+        )
+        self.write_message(topic, bag_reader.COMPRESSED_IMAGE, message, _first(bag_ns, stamp_ns))
+
+    def write_camera_info(
+        self,
+        topic: str,
+        camera: CameraModel,
+        frame_id: str,
+        stamp_ns: int,
+        bag_ns: int | None = None,
+    ) -> None:
+        """Write a sensor_msgs/CameraInfo.
+
+        A model that was cut out or binned is written as a camera of its image's size.
+        """
+        types = type_store().types
+        K = camera.K
+        P = camera.P if camera.P is not None else np.hstack([K, np.zeros((3, 1))])
+        # "none" is our word; in ROS a camera without distortion is a plumb_bob with zeros.
+        plain = camera.distortion_model == "none"
+        message = types[bag_reader.CAMERA_INFO](
+            header=_header(stamp_ns, frame_id),
+            height=camera.height,
+            width=camera.width,
+            distortion_model="plumb_bob" if plain else camera.distortion_model,
+            d=np.zeros(5) if plain else np.array(camera.D, dtype=np.float64),
+            k=np.array(K, dtype=np.float64).reshape(9),
+            r=np.array(camera.R, dtype=np.float64).reshape(9),
+            p=np.array(P, dtype=np.float64).reshape(12),
+            binning_x=0,
+            binning_y=0,
+            roi=types["sensor_msgs/msg/RegionOfInterest"](
+                x_offset=0, y_offset=0, height=0, width=0, do_rectify=False
+            ),
+        )
+        self.write_message(topic, bag_reader.CAMERA_INFO, message, _first(bag_ns, stamp_ns))
+
+    def write_tf(
+        self,
+        transforms: Mapping[tuple[str, str], npt.NDArray[Any]],
+        stamp_ns: int,
+        static: bool = False,
+        bag_ns: int | None = None,
+    ) -> None:
+        """Write transforms to /tf, or to /tf_static (latched).
+
+        Args:
+            transforms: (parent, child) -> T_parent_child (4, 4).
+            stamp_ns: their stamp.
+            static: they never change.
+            bag_ns: time of recording; None takes the stamp.
+        """
+        types = type_store().types
+        stamped = types["geometry_msgs/msg/TransformStamped"]
+        message = types[bag_reader.TF](
+            transforms=[
+                stamped(_header(stamp_ns, parent), child, _transform(T))
+                for (parent, child), T in transforms.items()
+            ]
+        )
+        topic = "/tf_static" if static else "/tf"
+        self.write_message(topic, bag_reader.TF, message, _first(bag_ns, stamp_ns), latched=static)
+
+    def write_odometry(
+        self,
+        topic: str,
+        pose: npt.NDArray[Any],
+        frame_id: str,
+        child_frame_id: str,
+        stamp_ns: int,
+        linear: Sequence[float] = (0.0, 0.0, 0.0),
+        angular: Sequence[float] = (0.0, 0.0, 0.0),
+        bag_ns: int | None = None,
+    ) -> None:
+        """Write a nav_msgs/Odometry with unknown covariance (zeros).
+
+        Args:
+            topic: its topic.
+            pose: T_frame_child (4, 4).
+            frame_id: fixed frame, such as odom.
+            child_frame_id: moving frame, such as base_link.
+            stamp_ns: its stamp.
+            linear, angular: velocity in the moving frame, m/s and rad/s.
+            bag_ns: time of recording; None takes the stamp.
+        """
+        types = type_store().types
+        vector, point = types["geometry_msgs/msg/Vector3"], types["geometry_msgs/msg/Point"]
+        place = _transform(pose)
+        at_place = types["geometry_msgs/msg/Pose"](
+            point(place.translation.x, place.translation.y, place.translation.z), place.rotation
+        )
+        twist = types["geometry_msgs/msg/Twist"](vector(*linear), vector(*angular))
+        message = types[bag_reader.ODOMETRY](
+            header=_header(stamp_ns, frame_id),
+            child_frame_id=child_frame_id,
+            pose=types["geometry_msgs/msg/PoseWithCovariance"](at_place, np.zeros(36)),
+            twist=types["geometry_msgs/msg/TwistWithCovariance"](twist, np.zeros(36)),
+        )
+        self.write_message(topic, bag_reader.ODOMETRY, message, _first(bag_ns, stamp_ns))
+
+    def write_message(
+        self, topic: str, msgtype: str, message: Any, bag_ns: int, latched: bool = False
+    ) -> None:
+        """Write any message object of `type_store().types`."""
+        store = type_store()
+        if topic not in self._connections:
+            self._connections[topic] = self._writer.add_connection(
+                topic, msgtype, typestore=store, offered_qos_profiles=[_qos(latched)]
+            )
+        self._check_type(topic, msgtype)
+        self._write(topic, bag_ns, store.serialize_cdr(message, msgtype))
+
+    def pass_through(self, connection: Any, bag_ns: int, raw: bytes | memoryview) -> None:
+        """Write a serialized message of another bag as it is, with its type and QoS.
+
+        Args:
+            connection: its connection, as `BagFile.messages` gives it.
+            bag_ns: time of recording.
+            raw: serialized message.
+
+        Raises:
+            InputError: the other bag has no definition of the type, and it is no standard one.
+        """
+        topic = connection.topic
+        if topic not in self._connections:
+            self._connections[topic] = self._copy_connection(connection)
+        self._check_type(topic, connection.msgtype)
+        self._write(topic, bag_ns, raw)
+
+    def _copy_connection(self, connection: Any) -> Any:
+        qos = connection.ext.offered_qos_profiles
+        if connection.msgdef.data and connection.digest:
+            return self._writer.add_connection(
+                connection.topic,
+                connection.msgtype,
+                msgdef=connection.msgdef.data,
+                rihs01=connection.digest,
+                offered_qos_profiles=qos,
+            )
+        if connection.msgtype not in type_store().fielddefs and not connection.msgdef.data:
+            raise InputError(
+                f"{connection.topic}: the bag holds no definition of {connection.msgtype}, so it "
+                "cannot be copied; leave the topic out"
+            )
+        return self._writer.add_connection(
+            connection.topic,
+            connection.msgtype,
+            typestore=_store_with(connection),
+            offered_qos_profiles=qos,
+        )
+
+    def _check_type(self, topic: str, msgtype: str) -> None:
+        known = self._connections[topic].msgtype
+        if known != msgtype:
+            raise InputError(f"{topic}: a topic of {known} cannot take a {msgtype}")
+
+    def _write(self, topic: str, bag_ns: int, raw: bytes | memoryview) -> None:
+        try:
+            self._writer.write(self._connections[topic], int(bag_ns), raw)
+        except OSError as error:
+            raise InputError(f"cannot write {self.path}: {error.strerror or error}") from error
+        self.counts[topic] = self.counts.get(topic, 0) + 1
+
+
+def _store_with(connection: Any) -> Any:
+    """A type store with the definition that comes with a connection (mcap has no type hash)."""
+    if not connection.msgdef.data:
+        return type_store()
+    typesys = require("rosbags.typesys", "core")
+    store = typesys.get_typestore(typesys.Stores.EMPTY)
+    try:
+        store.register(typesys.get_types_from_msg(connection.msgdef.data, connection.msgtype))
+    except Exception as error:  # a definition in another language, or a broken one
+        raise InputError(
+            f"{connection.topic}: the definition of {connection.msgtype} cannot be parsed ({error})"
+        ) from error
+    return store
+
+
+def _first(bag_ns: int | None, stamp_ns: int) -> int:
+    return stamp_ns if bag_ns is None else bag_ns
+
+
+def _header(stamp_ns: int, frame_id: str) -> Any:
+    types = type_store().types
+    seconds, nanoseconds = divmod(int(stamp_ns), 1_000_000_000)
+    stamp = types["builtin_interfaces/msg/Time"](sec=seconds, nanosec=nanoseconds)
+    return types["std_msgs/msg/Header"](stamp=stamp, frame_id=frame_id)
+
+
+def _transform(T: npt.NDArray[Any]) -> Any:
+    types = type_store().types
+    quaternion, translation = to_quaternion(T)
+    return types["geometry_msgs/msg/Transform"](
+        types["geometry_msgs/msg/Vector3"](*translation.tolist()),
+        types["geometry_msgs/msg/Quaternion"](*quaternion.tolist()),
+    )
+
+
+def _qos(latched: bool) -> Any:
+    """Reliable, keep last; transient local for what must reach late subscribers."""
+    rosbags = require("rosbags.interfaces", "core")
+    never = rosbags.QosTime(sec=9223372036, nsec=854775807)  # RMW_DURATION_INFINITE
+    durability = rosbags.QosDurability
+    return rosbags.Qos(
+        history=rosbags.QosHistory.KEEP_LAST,
+        depth=_QOS_DEPTH,
+        reliability=rosbags.QosReliability.RELIABLE,
+        durability=durability.TRANSIENT_LOCAL if latched else durability.VOLATILE,
+        deadline=never,
+        lifespan=never,
+        liveliness=rosbags.QosLiveliness.AUTOMATIC,
+        liveliness_lease_duration=never,
+        avoid_ros_namespace_conventions=False,
+    )
+
+
+def _check_place(path: Path, force: bool) -> None:
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return
+    if not (path / "metadata.yaml").is_file():
+        raise InputError(f"{path} exists and is not a bag; choose another path")
+    if not force:
+        raise InputError(f"{path} exists; choose another path, or use --force to replace it")
+
+
+def _put(written: Path, target: Path) -> None:
+    """Move the finished bag to its place; what was there goes only when the new one stands."""
+    old = written.parent / "replaced"
+    try:
+        if target.exists():
+            target.rename(old)
+        written.rename(target)
+    except OSError as error:
+        if old.exists() and not target.exists():
+            old.rename(target)
+        raise PcsegError(f"cannot put the bag at {target}: {error.strerror or error}") from error

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Life of a process that spins one node: start, signals, end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+
+import rclpy
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.node import Node
+
+from pcseg_core.errors import PcsegError
+
+# A signal must end the process within two seconds; this much of it may pass waiting for a thread.
+_PATIENCE_S = 1.0
+
+
+class ServedNode(Node):
+    """What `serve` needs of a node; mixed into it."""
+
+    def start(self) -> None:
+        """Called once before spinning."""
+
+    def close(self, timeout_s: float) -> bool:
+        """End all threads of the node; False if one is still busy after `timeout_s`."""
+        return True
+
+
+def serve(make_node: Callable[[], ServedNode], args: Sequence[str] | None = None) -> int:
+    """Make a node and spin it until SIGINT, SIGTERM or the end of the context.
+
+    Returns:
+        Exit code: 0 after a signal, 2 if arguments or parameters are wrong.
+    """
+    # SIGTERM interrupts a long start as SIGINT does; rclpy's handlers call these in turn.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        rclpy.init(args=list(args) if args is not None else None)
+    except KeyboardInterrupt:
+        return 0
+    except Exception as error:  # rclpy has a type of its own for each kind of wrong argument
+        return _complain(error)
+    node: ServedNode | None = None
+    code = 0
+    try:
+        node = make_node()
+        node.start()
+        executor = SingleThreadedExecutor()
+        executor.add_node(node)
+        executor.spin()
+    except (KeyboardInterrupt, ExternalShutdownException):
+        pass
+    except Exception as error:
+        if rclpy.ok():  # else a signal took the context away during the start
+            if not isinstance(error, PcsegError):
+                raise
+            code = _complain(error)
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C must not break the ending
+        _end(node, code)
+    return code
+
+
+def _complain(error: Exception) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return 2
+
+
+def _end(node: ServedNode | None, code: int) -> None:
+    ended = node is None or node.close(_PATIENCE_S)
+    if not ended:
+        # A thread inside a long computation would crash while the interpreter is taken down.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    if node is not None:
+        node.destroy_node()
+    rclpy.try_shutdown()

@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Quality of service of the topics. Fresh objects: rclpy writes overrides into them."""
+
+from __future__ import annotations
+
+from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
+
+
+def newest_only() -> QoSProfile:
+    """For sensor input: best effort matches every publisher, and only the newest counts."""
+    return QoSProfile(
+        history=HistoryPolicy.KEEP_LAST, depth=1, reliability=ReliabilityPolicy.BEST_EFFORT
+    )
+
+
+def result() -> QoSProfile:
+    """For output: reliable matches every subscriber."""
+    return QoSProfile(
+        history=HistoryPolicy.KEEP_LAST, depth=2, reliability=ReliabilityPolicy.RELIABLE
+    )
+
+
+def latched(depth: int = 1) -> QoSProfile:
+    """For what is published once: late subscribers get it too."""
+    return QoSProfile(
+        history=HistoryPolicy.KEEP_LAST,
+        depth=depth,
+        reliability=ReliabilityPolicy.RELIABLE,
+        durability=DurabilityPolicy.TRANSIENT_LOCAL,
+    )

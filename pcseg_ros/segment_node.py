@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lifecycle node that labels every point of every sweep it accepts."""
+
+from __future__ import annotations
+
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from diagnostic_msgs.msg import DiagnosticArray
+from rclpy.clock import Clock, ClockType
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.qos_overriding_options import QoSOverridingOptions
+from sensor_msgs.msg import PointCloud2
+
+from pcseg_core.cloud import PointCloud
+from pcseg_core.errors import InputError, PcsegError
+from pcseg_ros import diagnostics, qos
+from pcseg_ros.classes import ClassAnnouncer
+from pcseg_ros.config import NodeConfig
+from pcseg_ros.labeling import Sweep, SweepLabeler
+from pcseg_ros.parameters import SectionParameters
+from pcseg_ros.process import ServedNode, serve
+from pcseg_ros.statistics import SweepStatistics
+from pcseg_ros.worker import LatestWorker
+
+INPUT_TOPIC = "points"
+OUTPUT_TOPIC = "labeled_points"
+DIAGNOSTICS_TOPIC = "/diagnostics"
+
+_STOP_TIMEOUT_S = 10.0
+
+
+def load_segmenter(config: NodeConfig) -> Any:
+    """The `Segmenter` of the configured checkpoint.
+
+    Raises:
+        InputError: there is no usable checkpoint, or the device or backend is not to be had.
+    """
+    if not config.checkpoint:
+        raise InputError("no checkpoint given; set the parameter 'checkpoint' to a run directory")
+    # These bring torch, which takes seconds: the node is on the graph before.
+    from pcseg_core.online.segmenter import Segmenter
+    from pcseg_core.sparse import set_backend
+
+    set_backend(config.backend)  # for the whole process, which is this node's
+    segmenter = Segmenter.load(config.checkpoint, device=config.device)
+    segmenter.segment(_warm_up_cloud())  # libraries allocate and tune on first use
+    return segmenter
+
+
+def _warm_up_cloud() -> PointCloud:
+    xyz = np.random.default_rng(0).uniform(-20.0, 20.0, (2000, 3))
+    return PointCloud(xyz=xyz.astype(np.float32), intensity=np.zeros(len(xyz), np.float32))
+
+
+class SegmentNode(LifecycleNode, ServedNode):
+    """Subscribes `points`, publishes `labeled_points`.
+
+    configure loads the checkpoint, activate starts the work, deactivate stops it and keeps the
+    model, cleanup frees it. One thread runs inference on the newest sweep; the executor stays free
+    for services and parameters.
+
+    Args:
+        segmenter_factory: makes the segmenter from the configuration; where it raises, configuring
+            fails and the node stays unconfigured.
+        arguments: further arguments of `rclpy.node.Node`.
+
+    Raises:
+        InputError: parameters that do not fit `NodeConfig`.
+    """
+
+    def __init__(
+        self, segmenter_factory: Callable[[NodeConfig], Any] = load_segmenter, **arguments: Any
+    ) -> None:
+        arguments.setdefault("node_name", "segment_node")
+        super().__init__(automatically_declare_parameters_from_overrides=True, **arguments)
+        self._segmenter_factory = segmenter_factory
+        self._settings = SectionParameters(self, NodeConfig)
+        self._classes = ClassAnnouncer(self)
+        self._statistics = SweepStatistics()
+        self._segmenter: Any = None
+        self._input: Any = None
+        self._output: Any = None
+        self._worker: LatestWorker[Sweep] | None = None
+        self._fault = ""
+        self._diagnostics = self.create_publisher(DiagnosticArray, DIAGNOSTICS_TOPIC, 1)
+        steady = Clock(clock_type=ClockType.STEADY_TIME)  # goes on while simulated time stands
+        self.create_timer(self.config.diagnostics_period_s, self._report, clock=steady)
+
+    @property
+    def config(self) -> NodeConfig:
+        """The parameters as they are now."""
+        return self._settings.current()
+
+    @property
+    def state(self) -> str:
+        """Primary lifecycle state, seen from the outside of a transition."""
+        if self._segmenter is None:
+            return "unconfigured"
+        return "inactive" if self._worker is None else "active"
+
+    def start(self) -> None:
+        """Configure and activate without being asked, where `autostart` is set."""
+        if self.config.autostart and self.trigger_configure() == TransitionCallbackReturn.SUCCESS:
+            self.trigger_activate()
+
+    def close(self, timeout_s: float) -> bool:
+        """End the inference thread; False if it is still busy after `timeout_s`."""
+        worker, self._worker = self._worker, None
+        return worker is None or worker.stop(timeout_s)
+
+    # --- lifecycle -------------------------------------------------------------------------------
+
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Load the checkpoint; on failure stay unconfigured and say why."""
+        config = self.config
+        try:
+            self._segmenter = self._segmenter_factory(config)
+            self._create_topics()
+            self._classes.announce(self._segmenter.label_space)
+        except Exception as error:
+            self._release()
+            self._explain_failure(error)
+            return TransitionCallbackReturn.FAILURE
+        self._fault = ""
+        names = ", ".join(self._segmenter.label_space.names)
+        self.get_logger().info(f"checkpoint '{config.checkpoint}' with the classes {names}")
+        self.get_logger().info(f"{self._input.topic_name} -> {self._output.topic_name}")
+        return super().on_configure(state)
+
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Start the inference thread."""
+        labeler = SweepLabeler(
+            self, self._segmenter, self._output, self._settings, self._statistics
+        )
+        self._worker = LatestWorker(labeler.label, labeler.give_up, name="inference")
+        return super().on_activate(state)
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """End the inference thread after the sweep in work; the model stays loaded."""
+        if not self.close(_STOP_TIMEOUT_S):
+            self.get_logger().error(f"inference did not end within {_STOP_TIMEOUT_S} s")
+            return TransitionCallbackReturn.ERROR
+        return super().on_deactivate(state)
+
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Free the model and the topics."""
+        self._release()
+        return TransitionCallbackReturn.SUCCESS
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Free the model and the topics, from whatever state."""
+        return self.on_cleanup(state)
+
+    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """After a failed transition: free everything and be unconfigured again."""
+        return self.on_cleanup(state)
+
+    def _create_topics(self) -> None:
+        overrides = QoSOverridingOptions.with_default_policies()
+        self._output = self.create_lifecycle_publisher(
+            PointCloud2, OUTPUT_TOPIC, qos.result(), qos_overriding_options=overrides
+        )
+        # Destroying a subscription while a multi-threaded executor spins crashes on Humble
+        # (rclpy#1150), so it lives until cleanup, and sweeps are ignored while inactive.
+        self._input = self.create_subscription(
+            PointCloud2, INPUT_TOPIC, self._on_sweep, qos.newest_only(),
+            qos_overriding_options=overrides,
+        )  # fmt: skip
+
+    def _release(self) -> None:
+        self.close(_STOP_TIMEOUT_S)
+        self._classes.withdraw()
+        if self._input is not None:
+            self.destroy_subscription(self._input)
+        if self._output is not None:
+            self.destroy_lifecycle_publisher(self._output)
+        self._segmenter = self._input = self._output = None
+
+    def _explain_failure(self, error: Exception) -> None:
+        self._fault = f"not configured: {error}"
+        self.get_logger().error(self._fault)
+        if not isinstance(error, (PcsegError, OSError)):
+            self.get_logger().error("".join(traceback.format_exception(error)))
+
+    def _on_sweep(self, msg: PointCloud2) -> None:
+        """Executor: hand the newest sweep to the inference thread."""
+        worker = self._worker
+        if worker is None:
+            return
+        self._statistics.receive()
+        if worker.offer(Sweep(msg, time.monotonic())):
+            self._statistics.drop(diagnostics.REPLACED)
+
+    def _report(self) -> None:
+        """Executor: the state of the node on /diagnostics."""
+        summary, config = self._statistics.summary(), self.config
+        level, message = diagnostics.judge(self.state, self._fault, summary)
+        values = {"state": self.state, "checkpoint": config.checkpoint}
+        values["device"] = str(getattr(self._segmenter, "device", config.device))
+        name = self.get_fully_qualified_name().lstrip("/")
+        report = diagnostics.report(
+            f"{name}: segmentation", level, message, values | diagnostics.values_of(summary)
+        )
+        report.header.stamp = self.get_clock().now().to_msg()
+        self._diagnostics.publish(report)
+
+
+def main(
+    args: Sequence[str] | None = None,
+    segmenter_factory: Callable[[NodeConfig], Any] = load_segmenter,
+) -> int:
+    """Entry point of the executable `segment_node`, also installed as `pcseg-segment-node`."""
+    return serve(lambda: SegmentNode(segmenter_factory), args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

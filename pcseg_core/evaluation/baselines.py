@@ -7,6 +7,7 @@ with the same confidence threshold and the same class weights.
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,25 +61,29 @@ class PseudoLabels:
 
     def labels(self, index: int) -> Array:
         """Class ids (N,) int64 of a sweep, -1 where the student was not trained."""
-        with self._open(index) as stored:
-            confident = stored["confidence"] >= self.minimum
-            return np.where(confident, stored["label"], -1).astype(np.int64)
+        label, confidence = self._read(index, "label", "confidence")
+        return np.where(confidence >= self.minimum, label, -1).astype(np.int64)
 
     def points(self, index: int) -> tuple[Array, Array]:
         """xyz (N, 3) float32 [m] and intensity (N,) float32 of a sweep."""
-        with self._open(index) as stored:
-            return stored["xyz"].astype(np.float32), stored["intensity"].astype(np.float32)
+        xyz, intensity = self._read(index, "xyz", "intensity")
+        return xyz.astype(np.float32), intensity.astype(np.float32)
 
     def counts(self, classes: int) -> Array:
         """Labelled points of each sweep and class, int64 (S, C)."""
         rows = [_count(self.labels(index), classes) for index in range(len(self))]
         return np.array(rows)
 
-    def _open(self, index: int) -> Any:
+    def _read(self, index: int, *names: str) -> list[Array]:
+        path = self.files[index]
         try:
-            return np.load(self.files[index], allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise InputError(f"{self.files[index]}: not a pseudo-label file ({error})") from error
+            with np.load(path, allow_pickle=False) as stored:
+                return [stored[name] for name in names]
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise InputError(
+                f"{path}: not a pseudo-label file ({error}); run `pcseg distill` again to make it "
+                "anew, or evaluate with --no-baselines"
+            ) from error
 
 
 class Majority:

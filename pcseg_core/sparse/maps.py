@@ -44,6 +44,7 @@ class KernelMap:
     n_in: int
     kernel_size: int
     stride: int
+    invert: Callable[[Tensor, int], Tensor] = field(repr=False)
     _inverse: KernelMap | None = field(default=None, repr=False)
     _pairs: tuple[Tensor, Tensor, list[int]] | None = field(default=None, repr=False)
 
@@ -60,20 +61,10 @@ class KernelMap:
     def inverse(self) -> KernelMap:
         """The map of the transposed convolution: outputs become inputs, same offset order."""
         if self._inverse is None:
-            table = self.table.flip(0) if self.is_symmetric else self._scattered_back()
-            self._inverse = KernelMap(table, self.n_out, self.kernel_size, self.stride)
+            table = self.table.flip(0) if self.is_symmetric else self.invert(self.table, self.n_in)
+            self._inverse = KernelMap(table, self.n_out, self.kernel_size, self.stride, self.invert)
             self._inverse._inverse = self
         return self._inverse
-
-    def _scattered_back(self) -> Tensor:
-        rows_in, rows_out, counts = self.pairs
-        table = self.table.new_full((len(self.table), self.n_in), -1)
-        offset = torch.repeat_interleave(
-            torch.arange(len(counts), device=rows_in.device),
-            torch.tensor(counts, device=rows_in.device),
-        )
-        table[offset, rows_in] = rows_out.to(torch.int32)
-        return table
 
     @property
     def pairs(self) -> tuple[Tensor, Tensor, list[int]]:
@@ -117,12 +108,21 @@ def coarsen(keys: Tensor) -> Tensor:
     return torch.unique(packing.halve(keys))
 
 
+def invert_table(table: Tensor, n_in: int) -> Tensor:
+    """Table (K, n_in) of the transposed convolution: the output row each input row feeds."""
+    offset, rows_out = (table >= 0).nonzero(as_tuple=True)
+    inverse = table.new_full((len(table), n_in), -1)
+    inverse[offset, table[offset, rows_out].to(torch.int64)] = rows_out.to(torch.int32)
+    return inverse
+
+
 @dataclass(frozen=True)
 class MapBuilder:
-    """The two operations that a backend may do faster; the defaults are the plain torch ones."""
+    """The operations that a backend may do faster; the defaults are the plain torch ones."""
 
     coarsen: Callable[[Tensor], Tensor] = coarsen
     build_table: Callable[[Tensor, Tensor, int, int], Tensor] = build_table
+    invert_table: Callable[[Tensor, int], Tensor] = invert_table
 
 
 class KernelMapCache:
@@ -158,5 +158,7 @@ class KernelMapCache:
         if name not in self._maps:
             keys_in, keys_out = self.keys(stride_in), self.keys(stride_in * stride)
             table = self._builder.build_table(keys_in, keys_out, kernel_size, stride)
-            self._maps[name] = KernelMap(table, len(keys_in), kernel_size, stride)
+            self._maps[name] = KernelMap(
+                table, len(keys_in), kernel_size, stride, self._builder.invert_table
+            )
         return self._maps[name]

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from pcseg_core.errors import InputError
-from pcseg_core.sparse.backends import torch_backend
+from pcseg_core.sparse.backends import native_backend, torch_backend
 from pcseg_core.sparse.maps import KernelMap, MapBuilder
+from pcseg_core.sparse.native import library
 
-NAMES = ("auto", "torch")
+NAMES = ("auto", "torch", "native")
 
 
 class Backend(Protocol):
@@ -73,17 +74,32 @@ def use_backend(name: str) -> Iterator[None]:
 def _check(name: str) -> None:
     if name not in NAMES:
         raise InputError(f"sparse backend '{name}': expected one of {', '.join(NAMES)}")
+    if name == "native":
+        library.library()
 
 
 def select(feats: Tensor) -> Backend:
     """The backend that runs a convolution on these features."""
     _check(_chosen)
+    if _chosen != "torch" and _native_is_there() and native_backend.can_run(feats):
+        return native_backend
+    if _chosen == "native":
+        raise InputError(
+            f"sparse backend 'native' runs float32 on the CPU, not {feats.dtype} on "
+            f"{feats.device}; use_backend('auto') picks one that can"
+        )
     return torch_backend
 
 
 def map_builder(device: torch.device) -> MapBuilder:
     """The code that builds kernel maps of keys on this device."""
+    if device.type == "cpu" and _chosen != "torch" and _native_is_there():
+        return native_backend.MAP_BUILDER
     return MapBuilder()
+
+
+def _native_is_there() -> bool:
+    return not isinstance(library.load(), str)
 
 
 def backends_report() -> list[BackendReport]:

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sparse convolution through the native CPU library, differentiable, float32."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pcseg_core.sparse.backends import torch_backend
+from pcseg_core.sparse.maps import KernelMap, MapBuilder
+from pcseg_core.sparse.native import library
+
+MAP_BUILDER = MapBuilder(library.coarsen, library.build_table, library.invert_table)
+
+
+def conv(feats: Tensor, weight: Tensor, bias: Tensor | None, kernel_map: KernelMap) -> Tensor:
+    """Differentiable convolution; see `backends.Backend.conv`."""
+    out = _Conv.apply(feats, weight, bias, kernel_map)
+    assert isinstance(out, Tensor)
+    return out
+
+
+def can_run(feats: Tensor) -> bool:
+    """float32 on the CPU, outside autocast."""
+    on_cpu = feats.device.type == "cpu" and feats.dtype == torch.float32
+    return on_cpu and torch_backend.autocast_dtype("cpu") is None
+
+
+class _Conv(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, feats: Tensor, weight: Tensor, bias: Tensor | None, kernel_map: KernelMap
+    ) -> Tensor:
+        ctx.save_for_backward(feats, weight)
+        ctx.kernel_map = kernel_map
+        feats = feats.contiguous()
+        out = feats.new_empty(kernel_map.n_out, weight.shape[2])
+        packed = library.pack(weight)
+        return library.conv(feats, _table(kernel_map), packed, out, feats.shape[1], bias)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(
+        ctx: Any, grad: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        feats, weight = ctx.saved_tensors
+        kernel_map: KernelMap = ctx.kernel_map
+        grad = grad.contiguous()
+        grad_feats = grad_weight = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            grad_feats = _grad_feats(grad, weight, kernel_map)
+        if ctx.needs_input_grad[1]:
+            table = _table(kernel_map)
+            grad_weight = library.grad_weight(feats.contiguous(), grad, table, len(weight))
+        if ctx.needs_input_grad[2]:
+            grad_bias = grad.sum(0)
+        return grad_feats, grad_weight, grad_bias, None
+
+
+def _grad_feats(grad: Tensor, weight: Tensor, kernel_map: KernelMap) -> Tensor:
+    """The transposed convolution; a mutual map is its own inverse with the offsets reversed."""
+    mutual = kernel_map.is_symmetric
+    table = _table(kernel_map if mutual else kernel_map.inverse)
+    packed = library.pack(weight, transpose=True, flip=mutual)
+    out = grad.new_empty(kernel_map.n_in, weight.shape[1])
+    return library.conv(grad, table, packed, out, grad.shape[1])
+
+
+def _table(kernel_map: KernelMap) -> Tensor | None:
+    """The table; None for the 1x1x1 convolution, whose rows stay where they are."""
+    is_identity = kernel_map.kernel_size == 1 and kernel_map.stride == 1
+    return None if is_identity else kernel_map.table

@@ -1,0 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+#define PCSEG_LANES 4
+#define PCSEG_NAME kernels_generic
+#define PCSEG_DOT_BF16 0
+#include "kernels.h"

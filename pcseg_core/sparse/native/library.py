@@ -1,0 +1,299 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Calls into the native library through ctypes, on contiguous CPU tensors.
+
+Arguments are checked here and again in C++. ctypes releases the interpreter lock during a call.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+from ctypes import POINTER, byref, c_char_p, c_int32, c_int64, c_void_p
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pcseg_core.errors import InputError
+
+REBUILD = "run: python -m pcseg_core.sparse.native.build"
+DTYPES = {torch.float32: 0, torch.bfloat16: 1}
+_STATUS = {1: "the native library refused its arguments", 2: "out of memory in the native library"}
+
+
+class ConvArgs(ctypes.Structure):
+    """Mirror of ConvArgs in native.h."""
+
+    _fields_ = (
+        ("x", c_void_p),
+        ("table", c_void_p),
+        ("weight", c_void_p),
+        ("bias", c_void_p),
+        ("residual", c_void_p),
+        ("out", c_void_p),
+        ("n_in", c_int64),
+        ("n_out", c_int64),
+        ("ldx", c_int64),
+        ("ldres", c_int64),
+        ("ldout", c_int64),
+        ("offsets", c_int32),
+        ("cin", c_int32),
+        ("cout", c_int32),
+        ("dtype", c_int32),
+        ("out_dtype", c_int32),
+        ("relu", c_int32),
+    )
+
+
+class GradArgs(ctypes.Structure):
+    """Mirror of GradArgs in native.h."""
+
+    _fields_ = (
+        ("x", c_void_p),
+        ("dy", c_void_p),
+        ("table", c_void_p),
+        ("grad", c_void_p),
+        ("n_in", c_int64),
+        ("n_out", c_int64),
+        ("offsets", c_int32),
+        ("cin", c_int32),
+        ("cout", c_int32),
+    )
+
+
+_SIGNATURES = {
+    "pcseg_isa_name": (c_char_p, [c_int32]),
+    "pcseg_has_bfloat16": (c_int32, [c_int32]),
+    "pcseg_packed_bytes": (c_int64, [c_int32] * 5),
+    "pcseg_pack": (c_int32, [c_int32, c_void_p, *[c_int32] * 6, c_void_p, c_int32]),
+    "pcseg_conv": (c_int32, [c_int32, POINTER(ConvArgs), c_int32]),
+    "pcseg_grad_weight": (c_int32, [c_int32, POINTER(GradArgs), c_int32]),
+    "pcseg_coarsen": (c_int32, [c_void_p, c_int64, c_void_p, POINTER(c_int64), c_int32]),
+    "pcseg_build_table": (
+        c_int32,
+        [c_void_p, c_int64, c_void_p, c_int64, c_int32, c_int32, c_void_p, c_int32],
+    ),
+    "pcseg_invert_table": (c_int32, [c_void_p, c_int32, c_int64, c_int64, c_void_p, c_int32]),
+    "pcseg_use_openmp": (None, [c_void_p]),
+}
+
+
+@functools.cache
+def load() -> ctypes.CDLL | str:
+    """The library, or one line that says why there is none."""
+    from pcseg_core.sparse.native import build  # here, so that it can also run as a program
+
+    path = Path(os.environ.get("PCSEG_NATIVE_LIBRARY", build.SOURCES / build.LIBRARY))
+    if not path.exists():
+        return f"the native library was not built (a C++ compiler is needed); {REBUILD}"
+    try:
+        library = ctypes.CDLL(str(path))
+        library.pcseg_source_hash.restype = c_char_p
+        built_from = library.pcseg_source_hash().decode()
+        for name, (result, arguments) in _SIGNATURES.items():
+            function = getattr(library, name)
+            function.restype, function.argtypes = result, arguments
+    except (OSError, AttributeError) as error:
+        return f"{path.name} cannot be used ({error}); {REBUILD}"
+    if (build.SOURCES / "api.cpp").exists() and built_from != build.source_hash():
+        return f"{path.name} was built from other sources; {REBUILD}"
+    library.pcseg_use_openmp(_torch_openmp())
+    return library
+
+
+def _torch_openmp() -> int | None:
+    """Address of GOMP_parallel in the OpenMP library that torch runs on, if it can be found.
+
+    Work that runs on torch's own threads neither competes with them nor waits behind them.
+    """
+    try:
+        maps = Path("/proc/self/maps").read_text(encoding="utf-8")
+        folder = str(Path(torch.__file__).parent.parent)
+        mapped = {line.split(maxsplit=5)[-1] for line in maps.splitlines() if "omp" in line}
+        for path in sorted(mapped, key=lambda name: not name.startswith(folder)):
+            if Path(path).name.startswith(("libgomp", "libiomp", "libomp")):
+                function = ctypes.CDLL(path).GOMP_parallel
+                return ctypes.cast(function, c_void_p).value
+    except (OSError, AttributeError):
+        pass
+    return None
+
+
+def library() -> ctypes.CDLL:
+    """The library.
+
+    Raises:
+        InputError: it is not there (the message says why and how to build it).
+    """
+    loaded = load()
+    if isinstance(loaded, str):
+        raise InputError(loaded)
+    return loaded
+
+
+@functools.cache
+def isa_names() -> tuple[str, ...]:
+    """Instruction sets this CPU can run, slowest first, as the library numbers them."""
+    names: list[str] = []
+    while (name := library().pcseg_isa_name(len(names))) is not None:
+        names.append(name.decode())
+    return tuple(names)
+
+
+@functools.cache
+def best_isa() -> int:
+    """Number of the fastest instruction set, or of the one that PCSEG_ISA names."""
+    names = isa_names()
+    wanted = os.environ.get("PCSEG_ISA")
+    if wanted is None:
+        return len(names) - 1
+    if wanted not in names:
+        raise InputError(f"PCSEG_ISA={wanted}: this machine runs {', '.join(names)}")
+    return names.index(wanted)
+
+
+def has_bfloat16(isa: int | None = None) -> bool:
+    """Whether bfloat16 products are done by the CPU itself."""
+    return bool(library().pcseg_has_bfloat16(best_isa() if isa is None else isa))
+
+
+def _check(status: int) -> None:
+    if status:
+        raise InputError(_STATUS.get(status, f"native library: status {status}"))
+
+
+def _pointer(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def coarsen(keys: Tensor) -> Tensor:
+    """Sorted keys of the occupied cells of the next coarser grid; see `maps.coarsen`."""
+    keys = keys.contiguous()
+    out = torch.empty_like(keys)
+    count = c_int64()
+    threads = torch.get_num_threads()
+    _check(library().pcseg_coarsen(_pointer(keys), len(keys), _pointer(out), byref(count), threads))
+    return out[: count.value].clone()
+
+
+def build_table(keys_in: Tensor, keys_out: Tensor, kernel_size: int, stride: int) -> Tensor:
+    """Neighbour table (K, n_out) int32; see `maps.build_table`."""
+    keys_in, keys_out = keys_in.contiguous(), keys_out.contiguous()
+    table = torch.empty((kernel_size**3, len(keys_out)), dtype=torch.int32)
+    status = library().pcseg_build_table(
+        _pointer(keys_in),
+        len(keys_in),
+        _pointer(keys_out),
+        len(keys_out),
+        kernel_size,
+        stride,
+        _pointer(table),
+        torch.get_num_threads(),
+    )
+    _check(status)
+    return table
+
+
+def invert_table(table: Tensor, n_in: int) -> Tensor:
+    """The table (K, n_in) of the transposed convolution; see `maps.KernelMap.inverse`."""
+    inverse = torch.empty((len(table), n_in), dtype=torch.int32)
+    status = library().pcseg_invert_table(
+        _pointer(table), *table.shape, n_in, _pointer(inverse), torch.get_num_threads()
+    )
+    _check(status)
+    return inverse
+
+
+def pack(
+    weight: Tensor,
+    dtype: torch.dtype = torch.float32,
+    transpose: bool = False,
+    flip: bool = False,
+    isa: int | None = None,
+) -> Tensor:
+    """Weights (K, Cin, Cout) float32 in the order that `conv` reads; (K, Cout, Cin) to transpose."""
+    isa = best_isa() if isa is None else isa
+    weight = weight.contiguous()
+    offsets, cin, cout = weight.shape
+    if transpose:
+        cin, cout = cout, cin
+    code = DTYPES[dtype]
+    size = library().pcseg_packed_bytes(isa, offsets, cin, cout, code)
+    packed = torch.empty(max(size, 1), dtype=torch.uint8)
+    threads = torch.get_num_threads()
+    status = library().pcseg_pack(
+        isa, _pointer(weight), offsets, cin, cout, code, transpose, flip, _pointer(packed), threads
+    )
+    _check(status)
+    return packed
+
+
+def conv(
+    x: Tensor,
+    table: Tensor | None,
+    packed: Tensor,
+    out: Tensor,
+    cin: int,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    relu: bool = False,
+    isa: int | None = None,
+) -> Tensor:
+    """out = relu(sum over offsets of x[table[k]] @ weight[k] + bias + residual).
+
+    Args:
+        x: (n_in, >= cin) float32 or bfloat16; the last dimension is contiguous. bfloat16 rows are
+            an even number of elements apart and zero beyond cin.
+        table: (K, n_out) int32 or None for K = 1 and row i from row i. Rows outside [0, n_in)
+            count as absent.
+        packed: weights from `pack`, of the dtype of x.
+        out: (n_out, cout), overwritten; last dimension contiguous.
+        cin: input channels.
+        bias: (cout,) float32.
+        residual: (n_out, cout) of the dtype of x; may be `out` itself.
+    """
+    isa = best_isa() if isa is None else isa
+    offsets = 1 if table is None else len(table)
+    args = ConvArgs(
+        _pointer(x),
+        _pointer(table),
+        _pointer(packed),
+        _pointer(bias),
+        _pointer(residual),
+        _pointer(out),
+        len(x),
+        len(out),
+        x.stride(0),
+        0 if residual is None else residual.stride(0),
+        out.stride(0),
+        offsets,
+        cin,
+        out.shape[1],
+        DTYPES[x.dtype],
+        DTYPES[out.dtype],
+        relu,
+    )
+    _check(library().pcseg_conv(isa, byref(args), torch.get_num_threads()))
+    return out
+
+
+def grad_weight(
+    x: Tensor, dy: Tensor, table: Tensor | None, offsets: int, isa: int | None = None
+) -> Tensor:
+    """Gradient (K, Cin, Cout) of the weights, from x (n_in, Cin) and dy (n_out, Cout) float32."""
+    isa = best_isa() if isa is None else isa
+    grad = torch.empty((offsets, x.shape[1], dy.shape[1]))
+    args = GradArgs(
+        _pointer(x),
+        _pointer(dy),
+        _pointer(table),
+        _pointer(grad),
+        len(x),
+        len(dy),
+        offsets,
+        x.shape[1],
+        dy.shape[1],
+    )
+    _check(library().pcseg_grad_weight(isa, byref(args), torch.get_num_threads()))
+    return grad

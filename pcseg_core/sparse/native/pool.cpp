@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: Apache-2.0
+// Threads. Inside a process with OpenMP (torch's CPU build) the work runs on that pool, so that
+// two pools never compete for the cores; elsewhere a small pool of our own does it.
+#include <unistd.h>
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdlib>
+#include <mutex>
+#include <new>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+#include "native.h"
+
+namespace pcseg {
+namespace {
+
+struct Job {
+  void (*body)(void*, int64_t);
+  void* context;
+  int64_t tasks;
+  std::atomic<int64_t> next{0};
+  std::atomic<bool> failed{false};
+
+  void run() {
+    try {
+      for (int64_t task; (task = next.fetch_add(1)) < tasks;) body(context, task);
+    } catch (...) {  // out of memory for the scratch of this thread
+      failed = true;
+      next = tasks;
+    }
+  }
+};
+
+class Pool {
+ public:
+  // Run the job on this thread and up to `helpers` others; false where the pool is busy.
+  bool run(Job& job, int helpers) {
+    std::unique_lock<std::mutex> busy(busy_, std::try_to_lock);
+    if (!busy.owns_lock()) return false;
+    grow(helpers);
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      job_ = &job;
+      wanted_ = helpers < static_cast<int>(workers_.size()) ? helpers : workers_.size();
+      running_ = wanted_;
+      ++round_;
+    }
+    wake_.notify_all();
+    job.run();
+    std::unique_lock<std::mutex> lock(mutex_);
+    done_.wait(lock, [&] { return running_ == 0; });
+    job_ = nullptr;
+    return true;
+  }
+
+ private:
+  void grow(int helpers) {
+    while (static_cast<int>(workers_.size()) < helpers) {
+      try {
+        const int index = static_cast<int>(workers_.size());
+        workers_.emplace_back([this, index, seen = round_] { serve(index, seen); });
+      } catch (const std::system_error&) {
+        return;  // no more threads to be had: fewer do the work
+      }
+    }
+  }
+
+  void serve(int index, uint64_t seen) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    for (;;) {
+      wake_.wait(lock, [&] { return round_ != seen; });
+      seen = round_;
+      if (index >= wanted_) continue;
+      Job* job = job_;
+      lock.unlock();
+      job->run();
+      lock.lock();
+      if (--running_ == 0) done_.notify_one();
+    }
+  }
+
+  std::mutex busy_, mutex_;
+  std::condition_variable wake_, done_;
+  std::vector<std::thread> workers_;
+  Job* job_ = nullptr;
+  int wanted_ = 0, running_ = 0;
+  uint64_t round_ = 0;
+};
+
+// Threads do not survive a fork: the child starts a pool of its own. Never destroyed, because
+// its threads may outlive static destructors.
+Pool& pool() {
+  static std::mutex mutex;
+  static Pool* instance = nullptr;
+  static pid_t owner = 0;
+  std::lock_guard<std::mutex> lock(mutex);
+  if (owner != getpid()) {
+    instance = new Pool;
+    owner = getpid();
+  }
+  return *instance;
+}
+
+using GompParallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
+std::atomic<GompParallel> gomp_parallel{nullptr};
+
+struct Scratch {
+  char* data = nullptr;
+  size_t size = 0;
+  ~Scratch() { std::free(data); }
+};
+
+}  // namespace
+
+void parallel(int threads, int64_t tasks, void (*body)(void*, int64_t), void* context) {
+  Job job{body, context, tasks};
+  if (threads > tasks) threads = static_cast<int>(tasks);
+  const GompParallel gomp = gomp_parallel;
+  if (threads <= 1) {
+    job.run();
+  } else if (gomp) {
+    gomp([](void* shared) { static_cast<Job*>(shared)->run(); }, &job, threads, 0);
+  } else if (!pool().run(job, threads - 1)) {
+    job.run();
+  }
+  if (job.failed) throw std::bad_alloc();
+}
+
+char* thread_scratch(size_t bytes) {
+  thread_local Scratch scratch;
+  if (scratch.size < bytes) {
+    std::free(scratch.data);
+    scratch.size = 0;
+    bytes = (bytes + 4095) / 4096 * 4096;
+    scratch.data = static_cast<char*>(std::aligned_alloc(4096, bytes));
+    if (!scratch.data) throw std::bad_alloc();
+    scratch.size = bytes;
+  }
+  return scratch.data;
+}
+
+}  // namespace pcseg
+
+// Use this GOMP_parallel for all work from now on; null returns to the pool of our own.
+extern "C" __attribute__((visibility("default"))) void pcseg_use_openmp(void* function) {
+  pcseg::gomp_parallel = reinterpret_cast<pcseg::GompParallel>(function);
+}

@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The native library against the torch backend, on every instruction set this machine has."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from grids import random_grid
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from pcseg_core.errors import InputError
+from pcseg_core.sparse import SparseConv3d, SparseTensor, use_backend
+from pcseg_core.sparse import keys as packing
+from pcseg_core.sparse.maps import MapBuilder, build_table, coarsen, invert_table
+from pcseg_core.sparse.native import library
+
+pytestmark = pytest.mark.usefixtures("native")
+
+
+def isas() -> list[int]:
+    return [] if isinstance(library.load(), str) else list(range(len(library.isa_names())))
+
+
+def random_voxels(count: int, extent: int, seed: int = 0) -> Tensor:
+    """Sorted keys of random voxels, batches and negative coordinates included."""
+    generator = torch.Generator().manual_seed(seed)
+    coords = torch.randint(-extent, extent, (count, 4), generator=generator)
+    coords[:, 0] = coords[:, 0] >= 0
+    return torch.unique(packing.pack(coords))
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize(("count", "extent"), [(1, 3), (60, 4), (20000, 25), (9000, 100000)])
+def test_maps_equal_the_plain_ones(count: int, extent: int, threads: int) -> None:
+    keys = random_voxels(count, extent)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        coarse = library.coarsen(keys)
+        assert torch.equal(coarse, coarsen(keys))
+        for kernel_size in (1, 2, 3, 5):
+            for stride, out in ((1, keys), (2, coarse)):
+                table = library.build_table(keys, out, kernel_size, stride)
+                assert torch.equal(table, build_table(keys, out, kernel_size, stride))
+                inverse = library.invert_table(table, len(keys))
+                assert torch.equal(inverse, invert_table(table, len(keys)))
+    finally:
+        torch.set_num_threads(before)
+
+
+def reference(x: Tensor, table: Tensor, weight: Tensor) -> Tensor:
+    """Convolution in float64, straight from the definition."""
+    padded = torch.cat([x.double(), torch.zeros(1, x.shape[1]).double()])
+    out = torch.zeros(table.shape[1], weight.shape[2], dtype=torch.float64)
+    for rows, offset in zip(table.long(), weight.double(), strict=True):
+        out += padded[rows] @ offset
+    return out
+
+
+WIDTHS = st.integers(1, 70)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.sampled_from(isas()),
+    st.integers(1, 600),
+    st.integers(1, 600),
+    WIDTHS,
+    WIDTHS,
+    st.sampled_from([1, 8, 27]),
+    st.floats(0, 1),
+    st.booleans(),
+    st.booleans(),
+    st.booleans(),
+    st.integers(0, 1000),
+)
+def test_any_shape_equals_the_definition(
+    isa: int,
+    n_in: int,
+    n_out: int,
+    cin: int,
+    cout: int,
+    offsets: int,
+    density: float,
+    bias: bool,
+    residual: bool,
+    relu: bool,
+    seed: int,
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n_in, cin, generator=generator)
+    table = torch.randint(0, n_in, (offsets, n_out), generator=generator, dtype=torch.int32)
+    table[torch.rand(table.shape, generator=generator) > density] = -1
+    weight = torch.randn(offsets, cin, cout, generator=generator)
+    expected = reference(x, table, weight)
+    shift = torch.randn(cout, generator=generator) if bias else None
+    kept = torch.randn(n_out, cout, generator=generator) if residual else None
+    if shift is not None:
+        expected = expected + shift
+    if kept is not None:
+        expected = expected + kept
+    if relu:
+        expected = expected.clamp(min=0)
+    # A column of a wider buffer, with a guard that must stay untouched.
+    buffer = torch.full((n_out, cout + 3), 7.0)
+    packed = library.pack(weight, isa=isa)
+    library.conv(x, table, packed, buffer[:, 1:-2], cin, shift, kept, relu, isa=isa)
+    tolerance = 1e-5 * (offsets * cin) ** 0.5
+    torch.testing.assert_close(buffer[:, 1:-2].double(), expected, rtol=1e-5, atol=tolerance)
+    assert bool((buffer[:, 0] == 7).all()) and bool((buffer[:, -2:] == 7).all())
+
+    even = cin + cin % 2
+    low = torch.zeros(n_in, even, dtype=torch.bfloat16)
+    low[:, :cin] = x.bfloat16()
+    low_kept = None if kept is None else kept.bfloat16()
+    packed = library.pack(weight, torch.bfloat16, isa=isa)
+    out = torch.empty(n_out, cout, dtype=torch.bfloat16)
+    library.conv(low, table, packed, out, cin, shift, low_kept, relu, isa=isa)
+    scale = float(expected.abs().max()) + 1
+    assert float((out.double() - expected).abs().max()) < 0.02 * scale
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from(isas()), st.integers(1, 700), WIDTHS, WIDTHS, st.sampled_from([1, 8, 27]))
+def test_weight_gradient_equals_the_definition(
+    isa: int, rows: int, cin: int, cout: int, offsets: int
+) -> None:
+    generator = torch.Generator().manual_seed(rows)
+    x = torch.randn(rows, cin, generator=generator)
+    dy = torch.randn(rows + 5, cout, generator=generator)
+    table = torch.randint(-1, rows, (offsets, rows + 5), generator=generator, dtype=torch.int32)
+    expected = []
+    for source in table.long():
+        there = source >= 0
+        expected.append(x.double()[source[there]].T @ dy.double()[there])
+    grad = library.grad_weight(x, dy, table, offsets, isa=isa)
+    torch.testing.assert_close(grad.double(), torch.stack(expected), rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize("kernel_size", [1, 2, 3, 5])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("widths", [(3, 16), (20, 7), (48, 96)])
+def test_module_equals_the_torch_backend(
+    kernel_size: int, stride: int, widths: tuple[int, int]
+) -> None:
+    """Outputs and all gradients, through a convolution and a transposed one."""
+    torch.manual_seed(0)
+    cin, cout = widths
+    down = SparseConv3d(cin, cout, kernel_size, stride, bias=True)
+    up = SparseConv3d(cout, cin, kernel_size, stride, transposed=True)
+    parameters = [*down.parameters(), *up.parameters()]
+    results = []
+    for backend in ("torch", "native"):
+        with use_backend(backend):
+            x = random_grid(cin, dtype=torch.float32)
+            feats = x.feats.requires_grad_()
+            out = up(down(x)).feats
+            grads = torch.autograd.grad(out.square().mean(), [feats, *parameters])
+            results.append([out.detach(), *grads])
+    for plain, fast in zip(*results, strict=True):
+        torch.testing.assert_close(fast, plain, rtol=1e-4, atol=1e-5)
+
+
+def test_same_bits_for_any_number_of_threads() -> None:
+    torch.manual_seed(0)
+    keys = random_voxels(30000, 20)
+    x = SparseTensor(packing.unpack(keys), torch.randn(len(keys), 24))
+    conv = SparseConv3d(24, 40, bias=True)
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            feats = x.feats.clone().requires_grad_()
+            with use_backend("native"):
+                out = conv(SparseTensor(x.coords, feats)).feats
+            grads = torch.autograd.grad(out.square().sum(), [feats, conv.weight])
+            results.append([out, *grads])
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_rows_outside_the_input_count_as_absent() -> None:
+    """A corrupt table cannot make the library read outside the input."""
+    x, weight = torch.ones(4, 8), torch.ones(2, 8, 5)
+    table = torch.tensor([[0, 1, 4, -1], [2**31 - 1, -(2**31), 1 << 20, 3]], dtype=torch.int32)
+    out = library.conv(x, table, library.pack(weight), torch.empty(4, 5), 8)
+    assert out[:, 0].tolist() == [8.0, 8.0, 0.0, 8.0]
+    grad = library.grad_weight(x, torch.ones(4, 5), table, 2)
+    assert grad[:, 0, 0].tolist() == [2.0, 1.0]
+
+
+def test_bad_arguments_are_refused() -> None:
+    x, weight = torch.ones(4, 8), torch.ones(1, 8, 5)
+    packed = library.pack(weight)
+    with pytest.raises(InputError, match="refused"):  # rows differ without a table
+        library.conv(x, None, packed, torch.empty(5, 5), 8)
+    with pytest.raises(InputError, match="refused"):  # more channels than the row holds
+        library.conv(x, None, packed, torch.empty(4, 5), 9)
+    odd = torch.ones(4, 7, dtype=torch.bfloat16)
+    with pytest.raises(InputError, match="refused"):
+        library.conv(odd, None, packed, torch.empty(4, 5), 7)
+    with pytest.raises(InputError, match="refused"):
+        library.pack(torch.ones(126, 1, 1))
+    with use_backend("native"), pytest.raises(InputError, match="float32 on the CPU"):
+        SparseConv3d(3, 4).double()(random_grid(3))
+
+
+def test_auto_takes_the_native_backend_for_float32_only() -> None:
+    from pcseg_core.sparse import backends
+
+    with use_backend("auto"):
+        assert backends.select(torch.zeros(1, 1)) is backends.native_backend
+        assert backends.select(torch.zeros(1, 1).double()) is backends.torch_backend
+        with torch.autocast("cpu", torch.bfloat16):
+            assert backends.select(torch.zeros(1, 1)) is backends.torch_backend
+    with use_backend("torch"):
+        assert backends.select(torch.zeros(1, 1)) is backends.torch_backend
+        assert backends.map_builder(torch.device("cpu")) == MapBuilder()

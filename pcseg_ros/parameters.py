@@ -5,12 +5,9 @@ from __future__ import annotations
 
 import difflib
 import sys
-import types
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeVar, Union, get_args, get_origin
+from typing import Any, Generic, TypeVar
 
-from pydantic.fields import FieldInfo
 from rcl_interfaces.msg import (
     FloatingPointRange,
     IntegerRange,
@@ -22,95 +19,36 @@ from rclpy.parameter import Parameter
 
 from pcseg_core.config import Section, parse_section
 from pcseg_core.errors import InputError
+from pcseg_ros.specs import ParameterSpec, parameter_specs
 
 AnySection = TypeVar("AnySection", bound=Section)
 
 _INT_LIMIT = 2**63 - 1
+_FLOAT_LIMIT = sys.float_info.max
 _OF_EVERY_NODE = ("use_sim_time", "start_type_description_service")
 
 
-@dataclass(frozen=True)
-class ParameterSpec:
-    """One parameter: its dotted name and the field of the section it comes from."""
-
-    name: str
-    field: FieldInfo
-
-    @property
-    def live(self) -> bool:
-        """It may change while the node runs."""
-        extra = self.field.json_schema_extra
-        return isinstance(extra, dict) and bool(extra.get("live"))
-
-    @property
-    def kind(self) -> Any:
-        """Python type of the value, `None` of an optional taken away."""
-        options = [a for a in get_args(self.field.annotation) if a is not type(None)]
-        return options[0] if self.optional else self.field.annotation
-
-    @property
-    def optional(self) -> bool:
-        """The value may be absent (None, a parameter that is not set)."""
-        is_union = get_origin(self.field.annotation) in (Union, types.UnionType)
-        return is_union and type(None) in get_args(self.field.annotation)
-
-    @property
-    def constraints(self) -> str:
-        """What the ranges of a descriptor cannot say, in words."""
-        words = []
-        if get_origin(self.kind) is Literal:
-            words.append("one of: " + ", ".join(str(v) for v in get_args(self.kind)))
-        for bound in self.field.metadata:
-            for key, text in (("gt", "greater than"), ("lt", "less than"), ("pattern", "matches")):
-                if getattr(bound, key, None) is not None:
-                    words.append(f"{text} {getattr(bound, key)}")
-        return "; ".join(words)
-
-    def bounds(self) -> tuple[float | None, float | None]:
-        """Lower and upper end of the range, None where it is open."""
-        low, high = None, None
-        for bound in self.field.metadata:
-            for key in ("ge", "gt"):
-                low = getattr(bound, key, None) if low is None else low
-            for key in ("le", "lt"):
-                high = getattr(bound, key, None) if high is None else high
-        return low, high
-
-    def descriptor(self) -> ParameterDescriptor:
-        """Descriptor with description, range and read_only, as `ros2 param describe` shows it."""
-        descriptor = ParameterDescriptor(
-            name=self.name,
-            description=self.field.description or "",
-            additional_constraints=self.constraints,
-            read_only=not self.live,
-            # rclpy cannot type an empty array or an absent value; the section checks them.
-            dynamic_typing=self.optional or get_origin(self.kind) in (list, tuple),
-        )
-        low, high = self.bounds()
-        if self.kind is int and (low, high) != (None, None):
-            ends = (-_INT_LIMIT if low is None else low, _INT_LIMIT if high is None else high)
-            descriptor.integer_range = [
-                IntegerRange(from_value=int(ends[0]), to_value=int(ends[1]))
-            ]
-        elif self.kind is float and (low, high) != (None, None):
-            limit = sys.float_info.max
-            start, end = -limit if low is None else low, limit if high is None else high
-            descriptor.floating_point_range = [
-                FloatingPointRange(from_value=float(start), to_value=float(end))
-            ]
+def descriptor_of(spec: ParameterSpec) -> ParameterDescriptor:
+    """Descriptor with description, range and read_only, as `ros2 param describe` shows it."""
+    descriptor = ParameterDescriptor(
+        name=spec.name,
+        description=spec.field.description or "",
+        additional_constraints=spec.constraints,
+        read_only=not spec.live,
+        # rclpy cannot type an empty array or an absent value; the section checks them.
+        dynamic_typing=spec.optional or spec.is_array,
+    )
+    low, high = spec.bounds
+    if low is None and high is None:
         return descriptor
-
-
-def parameter_specs(section: type[Section], prefix: str = "") -> dict[str, ParameterSpec]:
-    """Parameters of a section by name; fields of nested sections get dotted names."""
-    specs: dict[str, ParameterSpec] = {}
-    for key, field in section.model_fields.items():
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, Section):
-            specs |= parameter_specs(kind, f"{prefix}{key}.")
-        else:
-            specs[prefix + key] = ParameterSpec(prefix + key, field)
-    return specs
+    if spec.kind is int:
+        start, end = -_INT_LIMIT if low is None else low, _INT_LIMIT if high is None else high
+        descriptor.integer_range = [IntegerRange(from_value=int(start), to_value=int(end))]
+    elif spec.kind is float:
+        start, end = -_FLOAT_LIMIT if low is None else low, _FLOAT_LIMIT if high is None else high
+        ends = FloatingPointRange(from_value=float(start), to_value=float(end))
+        descriptor.floating_point_range = [ends]
+    return descriptor
 
 
 class SectionParameters(Generic[AnySection]):
@@ -150,7 +88,7 @@ class SectionParameters(Generic[AnySection]):
             self._node.declare_parameter(
                 name,
                 list(value) if isinstance(value, tuple) else value,
-                spec.descriptor(),
+                descriptor_of(spec),
                 ignore_override=True,
             )
 

@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`pcseg bag play`: publish a bag over DDS, byte for byte, where `ros2 bag` is not installed."""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections import Counter
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import rclpy
+import typer
+from rclpy.duration import Duration
+from rclpy.node import Node
+from rclpy.publisher import Publisher
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.signals import SignalHandlerOptions
+from rclpy.time import Time
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rosgraph_msgs.msg import Clock
+
+from pcseg_core.data.bag_reader import BagFile
+from pcseg_core.errors import InputError
+
+_NS = 1_000_000_000
+_POLL_S = 0.05
+_DEPTH = 10
+_LATCHED_DEPTH = 100
+_LAST_WORDS = Duration(seconds=2)
+_console = Console(stderr=True)
+
+
+def play(
+    bag: Annotated[Path, typer.Argument(help="Bag folder, or a .mcap or .db3 file.")],
+    rate: Annotated[float, typer.Option(min=0.01, help="Speed; 1 is as recorded.")] = 1.0,
+    loop: Annotated[bool, typer.Option("--loop", help="Start again at the end.")] = False,
+    topics: Annotated[
+        list[str] | None, typer.Option(help="Only this topic; may be given several times.")
+    ] = None,
+    wait_for_subscriber: Annotated[
+        bool, typer.Option("--wait-for-subscriber", help="Begin when somebody subscribes.")
+    ] = False,
+    clock: Annotated[
+        float, typer.Option(min=0.0, help="Publish /clock at this rate (Hz); 0 for no /clock.")
+    ] = 0.0,
+) -> None:
+    """Publish the messages of a bag over ROS 2 at the pace at which they were recorded."""
+    with _ros() as node:
+        player = BagPlayer(node, BagFile(bag), topics or None, clock_hz=clock)
+        for line in player.warnings:
+            _console.print(f"[yellow]warning:[/] {line}", highlight=False)
+        if wait_for_subscriber:
+            _console.print(f"waiting for a subscriber of {', '.join(player.topics)}")
+            player.wait_for_subscriber()
+        player.run(rate)
+        while loop:
+            player.run(rate)
+        player.flush()
+    total = sum(player.published.values())
+    _console.print(f"published {total} messages on {len(player.topics)} topics", highlight=False)
+
+
+class BagPlayer:
+    """Publishes the messages of a bag without deserializing them.
+
+    Args:
+        node: makes the publishers; it need not spin.
+        bag: where messages come from.
+        topics: only these; None for all whose message type is installed.
+        clock_hz: rate of /clock, which carries the time of recording; 0 for none.
+
+    Attributes:
+        topics: topics that are published.
+        warnings: what is not published, and why.
+        published: messages so far by topic.
+
+    Raises:
+        InputError: a chosen topic is not in the bag, or nothing is left to play.
+    """
+
+    def __init__(
+        self, node: Node, bag: BagFile, topics: Collection[str] | None, clock_hz: float = 0.0
+    ) -> None:
+        self._bag = bag
+        self.warnings: list[str] = []
+        self.published: Counter[str] = Counter()
+        self._publishers = self._create_publishers(node, _choose(bag, topics))
+        self.topics = tuple(self._publishers)
+        if not self._publishers:
+            raise InputError(f"{bag.path}: nothing to play. {' '.join(self.warnings)}")
+        self._clock = node.create_publisher(Clock, "/clock", 10) if clock_hz else None
+        self._clock_hz = clock_hz
+
+    def wait_for_subscriber(self) -> None:
+        """Return when somebody subscribes one of the topics that are not latched."""
+        lively = [
+            p
+            for p in self._publishers.values()
+            if p.qos_profile.durability != DurabilityPolicy.TRANSIENT_LOCAL
+        ]
+        while not any(p.get_subscription_count() for p in lively or self._publishers.values()):
+            time.sleep(_POLL_S)
+
+    def run(self, rate: float = 1.0) -> None:
+        """Publish everything once, at `rate` times the pace of the recording.
+
+        Raises:
+            InputError: the bag turns out to be corrupt; what came before has been published.
+        """
+        with ExitStack() as stack:
+            advance = _progress(stack, self._bag, self.topics)
+            pace: _Pace | None = None
+            for connection, bag_ns, raw in self._bag.messages(self.topics):
+                pace = pace or _Pace(bag_ns, rate, self._clock, self._clock_hz)
+                pace.wait_until(bag_ns)
+                self._publishers[connection.topic].publish(bytes(raw))
+                self.published[connection.topic] += 1
+                advance()
+
+    def flush(self) -> None:
+        """Wait until reliable subscribers have what was published, for two seconds at most."""
+        for publisher in self._publishers.values():
+            if publisher.get_subscription_count():
+                publisher.wait_for_all_acked(_LAST_WORDS)
+
+    def _create_publishers(self, node: Node, chosen: dict[str, Any]) -> dict[str, Publisher]:
+        publishers = {}
+        for topic, connection in chosen.items():
+            kind = _message_class(connection.msgtype)
+            if kind is None:
+                self.warnings.append(
+                    f"{topic} is left out: the message type {connection.msgtype} is not installed."
+                )
+                continue
+            publishers[topic] = node.create_publisher(kind, topic, _offered_qos(connection))
+        return publishers
+
+
+class _Pace:
+    """Maps times of recording to times of publishing, and keeps /clock going in between."""
+
+    def __init__(
+        self, begin_ns: int, rate: float, clock: Publisher | None, clock_hz: float
+    ) -> None:
+        self._begin_ns = begin_ns
+        self._begin_s = time.monotonic()
+        self._rate = rate
+        self._clock = clock
+        self._tick_ns = int(_NS * rate / clock_hz) if clock_hz else 0
+        self._next_tick_ns = begin_ns
+
+    def wait_until(self, bag_ns: int) -> None:
+        """Sleep until a message is due; a late one is due at once."""
+        while self._clock is not None and self._next_tick_ns <= bag_ns:
+            self._sleep_until(self._next_tick_ns)
+            self._clock.publish(Clock(clock=Time(nanoseconds=self._next_tick_ns).to_msg()))
+            self._next_tick_ns += self._tick_ns
+        self._sleep_until(bag_ns)
+
+    def _sleep_until(self, bag_ns: int) -> None:
+        due_s = self._begin_s + (bag_ns - self._begin_ns) / _NS / self._rate
+        time.sleep(max(0.0, due_s - time.monotonic()))
+
+
+def _choose(bag: BagFile, topics: Collection[str] | None) -> dict[str, Any]:
+    """Topic -> its connection, for the topics that have messages."""
+    present = {c.topic: c for c in bag.connections if c.msgcount}
+    unknown = [topic for topic in topics or () if topic not in present]
+    if unknown:
+        raise InputError(
+            f"{bag.path}: no messages on {', '.join(unknown)}; it has {', '.join(sorted(present))}"
+        )
+    return {topic: c for topic, c in present.items() if topics is None or topic in topics}
+
+
+def _message_class(msgtype: str) -> Any:
+    """Class of a type like "sensor_msgs/msg/PointCloud2"; None if it is not installed."""
+    package, _, name = msgtype.partition("/msg/")
+    try:
+        return getattr(importlib.import_module(f"{package}.msg"), name)
+    except (ImportError, AttributeError):
+        return None
+
+
+def _offered_qos(connection: Any) -> QoSProfile:
+    """Reliability and durability as recorded; reliable and volatile where unknown."""
+    recorded = connection.ext.offered_qos_profiles
+    reliable = not recorded or any(q.reliability.name != "BEST_EFFORT" for q in recorded)
+    latched = any(q.durability.name == "TRANSIENT_LOCAL" for q in recorded)
+    latched = latched or connection.topic.rpartition("/")[2] == "tf_static"
+    return QoSProfile(
+        depth=_LATCHED_DEPTH if latched else _DEPTH,
+        reliability=ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT,
+        durability=DurabilityPolicy.TRANSIENT_LOCAL if latched else DurabilityPolicy.VOLATILE,
+    )
+
+
+def _progress(stack: ExitStack, bag: BagFile, topics: Collection[str]) -> Any:
+    """A progress bar on a terminal; returns what advances it."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+    )
+    bar = Progress(*columns, TimeElapsedColumn(), console=_console, transient=True)
+    stack.enter_context(bar)
+    task = bar.add_task(f"Playing {bag.path.name}", total=sum(bag.counts[t] for t in topics))
+    return lambda: bar.advance(task)
+
+
+@contextmanager
+def _ros() -> Iterator[Node]:
+    """A node for the block; Ctrl-C ends the block quietly."""
+    rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
+    node = rclpy.create_node("bag_player", start_parameter_services=False, enable_rosout=False)
+    try:
+        yield node
+    except KeyboardInterrupt:
+        _console.print("stopped")
+    finally:
+        node.destroy_node()
+        rclpy.try_shutdown()

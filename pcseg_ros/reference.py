@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Documents made from a configuration: the parameter table and the commented parameter file.
+
+`python -m pcseg_ros.reference table` prints the table for the documentation,
+`python -m pcseg_ros.reference file` prints config/segment.yaml.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import textwrap
+from typing import Any
+
+from pcseg_core.config import Section
+from pcseg_ros.config import NodeConfig
+from pcseg_ros.specs import ParameterSpec, parameter_specs
+
+_HEADER = """\
+# Parameters of segment_node with their defaults. Launch arguments override this file.
+# "live" parameters change while the node runs (ros2 param set); the others are read-only.
+/**:
+  ros__parameters:
+"""
+
+
+def parameter_table(section: type[Section] = NodeConfig) -> str:
+    """Markdown table: name, type, default, range, whether it changes live, description."""
+    rows = [
+        "| parameter | type | default | range | live | description |",
+        "|---|---|---|---|---|---|",
+    ]
+    for spec in parameter_specs(section).values():
+        cells = (f"`{spec.name}`", spec.type_name, f"`{_literal(spec.field.default)}`")
+        live = "yes" if spec.live else ""
+        rows.append("| " + " | ".join((*cells, _range(spec), live, _description(spec))) + " |")
+    return "\n".join(rows) + "\n"
+
+
+def parameter_file(section: type[Section] = NodeConfig) -> str:
+    """Parameter file (YAML) with every parameter at its default, described in comments."""
+    text = _HEADER
+    printed: tuple[str, ...] = ()
+    for spec in parameter_specs(section).values():
+        *parents, key = spec.name.split(".")
+        text += _open_parents(tuple(parents), printed)
+        printed = tuple(parents)
+        indent = "    " + "  " * len(parents)
+        notes = ", ".join(note for note in ("live" if spec.live else "", _range(spec)) if note)
+        comment = _description(spec) + (f" ({notes})" if notes else "")
+        text += textwrap.fill(
+            comment, 100, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}# "
+        )
+        text += f"\n{indent}{key}: {_literal(spec.field.default)}\n"
+    return text
+
+
+def _open_parents(parents: tuple[str, ...], printed: tuple[str, ...]) -> str:
+    """Lines that open the sections a parameter is in and the one before it was not."""
+    common = 0
+    while common < min(len(parents), len(printed)) and parents[common] == printed[common]:
+        common += 1
+    return "".join(
+        "    " + "  " * depth + f"{name}:\n"
+        for depth, name in enumerate(parents)
+        if depth >= common
+    )
+
+
+def _range(spec: ParameterSpec) -> str:
+    low, high = spec.bounds
+    parts = [spec.constraints] if spec.constraints else []
+    if low is not None and high is not None:
+        parts.insert(0, f"{low} to {high}")
+    elif low is not None or high is not None:
+        parts.insert(0, f"at least {low}" if high is None else f"at most {high}")
+    return "; ".join(parts)
+
+
+def _description(spec: ParameterSpec) -> str:
+    return spec.field.description or ""
+
+
+def _literal(value: Any) -> str:
+    """A default as YAML writes it; JSON is YAML for these types."""
+    return json.dumps(list(value) if isinstance(value, tuple) else value)
+
+
+if __name__ == "__main__":
+    print({"table": parameter_table, "file": parameter_file}[sys.argv[1]](), end="")

@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import parse_qsl
 
 from pcseg_core.data.sample import Box, CameraFrame, Sample
 from pcseg_core.errors import InputError
@@ -52,23 +54,28 @@ READERS: dict[str, str] = {
 }
 
 
-def open_drive(source: str | Path) -> Drive:
+def open_drive(source: str | Path, **options: Any) -> Drive:
     """Open "reader:path" (a reader of `READERS`), or a bare path, whose kind is detected.
 
-    "simulated:" takes options instead of a path, for example "simulated:seed=3,sweeps=20".
+    Options of the reader follow as keywords, or in the source as a query, for example
+    "bag:drive?cloud_topic=/points&poses=kiss-icp". "simulated:" takes options instead of a path,
+    as in "simulated:seed=3,sweeps=20".
 
     Raises:
-        InputError: no such reader or path, a kind that cannot be told, or unreadable content.
+        InputError: no such reader, path or option, a kind that cannot be told, or unreadable
+            content.
     """
     reader, colon, place = str(source).partition(":")
-    if colon and reader in READERS:
-        return _reader(reader)(place)
-    if not Path(source).exists():
+    if not colon or reader not in READERS:
+        reader, place = "", str(source)
+    if reader == "simulated":
+        return _reader(reader)(place, **options)
+    path, _, query = place.partition("?")
+    if not Path(path).exists():
         known = ", ".join(READERS)
-        raise InputError(
-            f"{source}: no such file or folder, and no reader:path either; readers: {known}"
-        )
-    return _reader(detect(Path(source)))(str(source))
+        raise InputError(f"{source}: no such file or folder (readers, for reader:path: {known})")
+    opener = _reader(reader or detect(Path(path)))
+    return opener(path, **_checked(opener, {**dict(parse_qsl(query)), **options}, str(source)))
 
 
 def detect(path: Path) -> str:
@@ -110,7 +117,20 @@ def readable(drive: Drive) -> Iterator[tuple[int, Sample]]:
         yield index, sample
 
 
-def _reader(name: str) -> Callable[[str], Drive]:
+def _reader(name: str) -> Callable[..., Drive]:
     module, _, attribute = READERS[name].partition(":")
-    opener: Callable[[str], Drive] = getattr(importlib.import_module(module), attribute)
+    opener: Callable[..., Drive] = getattr(importlib.import_module(module), attribute)
     return opener
+
+
+def _checked(
+    opener: Callable[..., Drive], options: Mapping[str, Any], source: str
+) -> Mapping[str, Any]:
+    """The options, if the reader has parameters of their names."""
+    known = list(inspect.signature(opener).parameters)[1:]
+    for name in options:
+        if name not in known:
+            raise InputError(
+                f"{source}: no option '{name}' here; options: {', '.join(known) or 'none'}"
+            )
+    return options

@@ -8,6 +8,7 @@ definitions can be read too.
 
 from __future__ import annotations
 
+import os
 import struct
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -67,7 +68,10 @@ class TopicIndex:
 
 
 class BagFile:
-    """A bag opened for reading. Pickling it (for worker processes) reopens it there."""
+    """A bag opened for reading, by one thread at a time.
+
+    In a process that it is pickled to or forked into, it opens the files anew.
+    """
 
     def __init__(self, path: str | Path) -> None:
         """Open a bag.
@@ -81,6 +85,8 @@ class BagFile:
         self.path = Path(path)
         self._storage = _storage_path(self.path)
         self._reader: Any = None
+        self._process = 0
+        self._inherited: Any = None
         self.connections: list[Any] = list(self._open().connections)
         self.topics: dict[str, str] = {c.topic: c.msgtype for c in self.connections}
         self.counts: Counter[str] = Counter()
@@ -189,7 +195,12 @@ class BagFile:
             self._reader = None
 
     def _open(self) -> Any:
+        if self._reader is not None and self._process != os.getpid():
+            # File offsets and SQLite handles are not to be shared with the parent process. Its
+            # reader is kept, unused: closing it would delete what the parent unpacked.
+            self._inherited, self._reader = self._reader, None
         if self._reader is None:
+            self._process = os.getpid()
             rosbag2 = require("rosbags.rosbag2", "core")
             try:
                 reader = rosbag2.Reader(self._storage)

@@ -17,10 +17,9 @@ import numpy.typing as npt
 
 from pcseg_core.camera import CameraModel
 from pcseg_core.cloud import EncodedCloud
-from pcseg_core.data import bag_reader
+from pcseg_core.data import bag_reader, messages
 from pcseg_core.data.bag_reader import type_store
 from pcseg_core.errors import InputError, PcsegError, require
-from pcseg_core.geometry import to_quaternion
 
 Format = Literal["mcap", "sqlite3"]
 METADATA_VERSION: Literal[8] = 8  # read by Humble and later; 9 is Jazzy's
@@ -108,22 +107,7 @@ class BagWriter:
         bag_ns: int | None = None,
     ) -> None:
         """Write a sensor_msgs/PointCloud2 (`bag_ns`: time of recording, else its stamp)."""
-        types = type_store().types
-        field_type = types["sensor_msgs/msg/PointField"]
-        message = types[bag_reader.CLOUD](
-            header=_header(stamp_ns, frame_id),
-            height=cloud.height,
-            width=cloud.width,
-            fields=[
-                field_type(name=f.name, offset=f.offset, datatype=f.datatype, count=f.count)
-                for f in cloud.fields
-            ],
-            is_bigendian=cloud.is_bigendian,
-            point_step=cloud.point_step,
-            row_step=cloud.row_step,
-            data=cloud.data,
-            is_dense=cloud.is_dense,
-        )
+        message = messages.cloud(cloud, frame_id, stamp_ns)
         self.write_message(topic, bag_reader.CLOUD, message, _first(bag_ns, stamp_ns))
 
     def write_image(
@@ -135,20 +119,7 @@ class BagWriter:
         bag_ns: int | None = None,
     ) -> None:
         """Write a sensor_msgs/Image from (H, W, 3) RGB (rgb8) or (H, W) grey (mono8) uint8."""
-        if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,)):
-            raise InputError(
-                f"{topic}: expected (H, W, 3) or (H, W) uint8, got {image.shape} {image.dtype}"
-            )
-        height, width = image.shape[:2]
-        message = type_store().types[bag_reader.IMAGE](
-            header=_header(stamp_ns, frame_id),
-            height=height,
-            width=width,
-            encoding="rgb8" if image.ndim == 3 else "mono8",
-            is_bigendian=0,
-            step=width * (3 if image.ndim == 3 else 1),
-            data=np.ascontiguousarray(image).reshape(-1),
-        )
+        message = messages.image(image, frame_id, stamp_ns)
         self.write_message(topic, bag_reader.IMAGE, message, _first(bag_ns, stamp_ns))
 
     def write_compressed_image(
@@ -161,11 +132,7 @@ class BagWriter:
         bag_ns: int | None = None,
     ) -> None:
         """Write a sensor_msgs/CompressedImage: a whole file, `format` "png" or "jpeg"."""
-        message = type_store().types[bag_reader.COMPRESSED_IMAGE](
-            header=_header(stamp_ns, frame_id),
-            format=format,
-            data=np.frombuffer(data, dtype=np.uint8),
-        )
+        message = messages.compressed_image(data, format, frame_id, stamp_ns)
         self.write_message(topic, bag_reader.COMPRESSED_IMAGE, message, _first(bag_ns, stamp_ns))
 
     def write_camera_info(
@@ -176,30 +143,8 @@ class BagWriter:
         stamp_ns: int,
         bag_ns: int | None = None,
     ) -> None:
-        """Write a sensor_msgs/CameraInfo.
-
-        A model that was cut out or binned is written as a camera of its image's size.
-        """
-        types = type_store().types
-        K = camera.K
-        P = camera.P if camera.P is not None else np.hstack([K, np.zeros((3, 1))])
-        # "none" is our word; in ROS a camera without distortion is a plumb_bob with zeros.
-        plain = camera.distortion_model == "none"
-        message = types[bag_reader.CAMERA_INFO](
-            header=_header(stamp_ns, frame_id),
-            height=camera.height,
-            width=camera.width,
-            distortion_model="plumb_bob" if plain else camera.distortion_model,
-            d=np.zeros(5) if plain else np.array(camera.D, dtype=np.float64),
-            k=np.array(K, dtype=np.float64).reshape(9),
-            r=np.array(camera.R, dtype=np.float64).reshape(9),
-            p=np.array(P, dtype=np.float64).reshape(12),
-            binning_x=0,
-            binning_y=0,
-            roi=types["sensor_msgs/msg/RegionOfInterest"](
-                x_offset=0, y_offset=0, height=0, width=0, do_rectify=False
-            ),
-        )
+        """Write a sensor_msgs/CameraInfo; a cut-out or binned camera as one of its image's size."""
+        message = messages.camera_info(camera, frame_id, stamp_ns)
         self.write_message(topic, bag_reader.CAMERA_INFO, message, _first(bag_ns, stamp_ns))
 
     def write_tf(
@@ -217,15 +162,8 @@ class BagWriter:
             static: they never change.
             bag_ns: time of recording; None takes the stamp.
         """
-        types = type_store().types
-        stamped = types["geometry_msgs/msg/TransformStamped"]
-        message = types[bag_reader.TF](
-            transforms=[
-                stamped(_header(stamp_ns, parent), child, _transform(T))
-                for (parent, child), T in transforms.items()
-            ]
-        )
         topic = "/tf_static" if static else "/tf"
+        message = messages.tf(transforms, stamp_ns)
         self.write_message(topic, bag_reader.TF, message, _first(bag_ns, stamp_ns), latched=static)
 
     def write_odometry(
@@ -250,19 +188,7 @@ class BagWriter:
             linear, angular: velocity in the moving frame, m/s and rad/s.
             bag_ns: time of recording; None takes the stamp.
         """
-        types = type_store().types
-        vector, point = types["geometry_msgs/msg/Vector3"], types["geometry_msgs/msg/Point"]
-        place = _transform(pose)
-        at_place = types["geometry_msgs/msg/Pose"](
-            point(place.translation.x, place.translation.y, place.translation.z), place.rotation
-        )
-        twist = types["geometry_msgs/msg/Twist"](vector(*linear), vector(*angular))
-        message = types[bag_reader.ODOMETRY](
-            header=_header(stamp_ns, frame_id),
-            child_frame_id=child_frame_id,
-            pose=types["geometry_msgs/msg/PoseWithCovariance"](at_place, np.zeros(36)),
-            twist=types["geometry_msgs/msg/TwistWithCovariance"](twist, np.zeros(36)),
-        )
+        message = messages.odometry(pose, frame_id, child_frame_id, stamp_ns, linear, angular)
         self.write_message(topic, bag_reader.ODOMETRY, message, _first(bag_ns, stamp_ns))
 
     def write_message(
@@ -346,22 +272,6 @@ def _store_with(connection: Any) -> Any:
 
 def _first(bag_ns: int | None, stamp_ns: int) -> int:
     return stamp_ns if bag_ns is None else bag_ns
-
-
-def _header(stamp_ns: int, frame_id: str) -> Any:
-    types = type_store().types
-    seconds, nanoseconds = divmod(int(stamp_ns), 1_000_000_000)
-    stamp = types["builtin_interfaces/msg/Time"](sec=seconds, nanosec=nanoseconds)
-    return types["std_msgs/msg/Header"](stamp=stamp, frame_id=frame_id)
-
-
-def _transform(T: npt.NDArray[Any]) -> Any:
-    types = type_store().types
-    quaternion, translation = to_quaternion(T)
-    return types["geometry_msgs/msg/Transform"](
-        types["geometry_msgs/msg/Vector3"](*translation.tolist()),
-        types["geometry_msgs/msg/Quaternion"](*quaternion.tolist()),
-    )
 
 
 def _qos(latched: bool) -> Any:

@@ -43,13 +43,13 @@ class KittiRawDrive:
 
     label_space: LabelSpace | None = None
 
-    def __init__(self, path: str | Path, cameras: Sequence[str] | None = None) -> None:
+    def __init__(self, path: str | Path, cameras: Sequence[str] | str | None = None) -> None:
         """Index a drive; nothing large is read.
 
         Args:
             path: folder with velodyne_points, image_02 and so on; calib_*.txt beside it.
             cameras: folders of images to use; None takes the colour cameras there are (image_02,
-                image_03), else the grey ones.
+                image_03), else the grey ones. A string is split at commas.
 
         Raises:
             InputError: no sweeps, no calibration, or a file that is not what it must be.
@@ -117,7 +117,8 @@ class KittiRawDrive:
             self.skipped[f"{path.name}: {fault}"] += 1
         return not fault
 
-    def _cameras(self, names: Sequence[str] | None) -> dict[str, tuple[CameraModel, Float64]]:
+    def _cameras(self, names: Sequence[str] | str | None) -> dict[str, tuple[CameraModel, Float64]]:
+        names = names.split(",") if isinstance(names, str) else names
         if names is None:
             present = [f"image_0{k}" for k in range(4) if (self.path / f"image_0{k}").is_dir()]
             names = [name for name in present if name in ("image_02", "image_03")] or present

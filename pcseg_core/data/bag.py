@@ -1,0 +1,325 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A rosbag2 recording as samples: sweeps with the images nearest to them, and poses."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pcseg_core.camera import CameraModel
+from pcseg_core.cloud import PointCloud, guess_intensity_scale, read_cloud, structured
+from pcseg_core.data.bag_cameras import CameraTopics, find_cameras
+from pcseg_core.data.bag_poses import build_tree, find_poses
+from pcseg_core.data.bag_reader import (
+    CAMERA_INFO,
+    CLOUD,
+    COMPRESSED_IMAGE,
+    IMAGE,
+    ODOMETRY,
+    BagFile,
+    TopicIndex,
+)
+from pcseg_core.data.calibration import Calibration, load_calibration
+from pcseg_core.data.images import RGB, check_size, decode_image, image_from_message
+from pcseg_core.data.odometry import cached_trajectory
+from pcseg_core.data.progress import tracked
+from pcseg_core.data.sample import CameraFrame, Sample
+from pcseg_core.data.stamps import longest_increasing, nearest
+from pcseg_core.errors import InputError
+from pcseg_core.geometry import Trajectory
+from pcseg_core.labels import WIRE_UNLABELED, LabelSpace
+
+
+@dataclass(frozen=True)
+class BagCamera:
+    """A camera of a bag that can be used: its images, model and place."""
+
+    topics: CameraTopics
+    index: TopicIndex
+    model: CameraModel
+    T_cam_lidar: npt.NDArray[np.float64]
+
+
+class BagDrive:
+    """The sweeps of one cloud topic of a bag, in the order of their header stamps.
+
+    Sweeps are not corrected for motion; per-point times are kept. The bag is opened anew in every
+    process that the drive is pickled to or forked into.
+
+    Attributes:
+        name, label_space, pose_source, scenes, skipped: see `pcseg_core.data.Drive`.
+        problems: what is missing (a calibration, poses), in sentences.
+        cloud_topic: the topic of the sweeps.
+        lidar_frame: their frame.
+        cameras: the usable cameras.
+        trajectory: T_world_lidar, or None.
+        tree: the transforms of the bag.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        cloud_topic: str | None = None,
+        camera_topics: Sequence[str] | str | None = None,
+        fixed_frame: str | None = None,
+        poses: str = "auto",
+        calibration: Calibration | str | Path | None = None,
+        max_image_offset_s: float = 0.06,
+        label_space: str | LabelSpace | None = None,
+        intensity_scale: float | None = None,
+        time_field: str = "auto",
+        time_unit: str = "auto",
+        stamp_is: str = "auto",
+    ) -> None:
+        """Read through the bag once, for stamps, transforms and calibrations.
+
+        Args:
+            path: bag folder, .mcap or .db3 file.
+            cloud_topic: PointCloud2 topic; None where the bag has one only.
+            camera_topics: image topics (a list, or comma-separated); None finds the cameras.
+            fixed_frame: world frame of the poses in /tf; None tries odom, map, world and the root.
+            poses: "auto": /tf, else Odometry, else kiss-icp where it is installed; "recorded":
+                without kiss-icp; "tf", "odometry", "kiss-icp": that or an error; "none"; or the
+                path of a TUM file with T_world_lidar.
+            calibration: extrinsics (and intrinsics) to use instead of the bag's, or their file.
+            max_image_offset_s: largest difference of stamps between a sweep and its image.
+            label_space: space of the clouds' field `label`, if they have one.
+            intensity_scale: see `read_cloud`; None guesses one for the whole bag.
+            time_field, time_unit, stamp_is: see `read_cloud`.
+
+        Raises:
+            InputError: the bag is unreadable, holds no usable sweep, or what was asked for by
+                name is not there.
+        """
+        self.path = Path(path)
+        self.name = self.path.name
+        self.skipped: Counter[str] = Counter()
+        self.problems: list[str] = []
+        self.label_space = (
+            LabelSpace.load(label_space) if isinstance(label_space, str) else label_space
+        )
+        self.bag = BagFile(path)
+        self.cloud_topic = self._choose_cloud_topic(cloud_topic)
+        kinds = (IMAGE, COMPRESSED_IMAGE, CAMERA_INFO, ODOMETRY)
+        self.indices, transforms = self.bag.index(
+            [self.cloud_topic, *self.bag.of_type(*kinds)], self.skipped
+        )
+        self.tree = build_tree(transforms)
+        self.clouds = self._ordered_clouds()
+        self.lidar_frame = self.clouds.frame_id
+        self._reading: dict[str, Any] = {
+            "intensity_scale": None if intensity_scale is None else float(intensity_scale),
+            "time_field": time_field, "time_unit": time_unit, "stamp_is": stamp_is,
+        }  # fmt: skip
+        if intensity_scale is None:
+            self._reading["intensity_scale"] = self._guess_scale()
+        known = (
+            load_calibration(calibration) if isinstance(calibration, (str, Path)) else calibration
+        )
+        self.cameras = self._find_cameras(camera_topics, known)
+        self.pose_source, self.trajectory = self._find_poses(poses, fixed_frame)
+        self._drop_uncovered()
+        self._pairs = [self._pair(camera, float(max_image_offset_s)) for camera in self.cameras]
+        self.scenes: Sequence[str] = [self.name] * len(self.clouds)
+
+    def __len__(self) -> int:
+        return len(self.clouds)
+
+    def __getitem__(self, index: int) -> Sample:
+        cloud = self.cloud(index)
+        frames = [
+            self._frame(camera, int(pairs[index]))
+            for camera, pairs in zip(self.cameras, self._pairs)
+            if pairs[index] >= 0
+        ]
+        return Sample(
+            cloud=cloud,
+            cameras=frames,
+            trajectory=self.trajectory,
+            labels=_labels(cloud, self.label_space, self.cloud_topic),
+            label_space=self.label_space,
+            name=f"{self.name}/{cloud.stamp_ns}",
+            scene=self.name,
+        )
+
+    def cloud(self, index: int) -> PointCloud:
+        """One sweep.
+
+        Raises:
+            InputError: it has no x, y and z, no points, or none that is finite.
+        """
+        message = self.bag.read(self.clouds, index)
+        try:
+            cloud = read_cloud(message, **self._reading)
+            if not cloud.finite.any():
+                raise InputError(f"cloud: none of its {len(cloud)} points is finite")
+        except InputError as error:
+            stamp = int(self.clouds.stamps_ns[index])
+            raise InputError(f"{self.path}, {self.cloud_topic} at {stamp} ns: {error}") from error
+        return cloud
+
+    def _choose_cloud_topic(self, wanted: str | None) -> str:
+        topics = self.bag.of_type(CLOUD)
+        if wanted is not None and wanted not in topics:
+            known = ", ".join(topics) or "none"
+            raise InputError(f"{self.path}: no clouds on {wanted}; PointCloud2 topics: {known}")
+        if wanted is None and len(topics) != 1:
+            what = "several PointCloud2 topics, choose one" if topics else "no PointCloud2 topic"
+            listed = ", ".join(topics or sorted(self.bag.topics)) or "none at all"
+            raise InputError(f"{self.path}: {what} (topics: {listed})")
+        return wanted or topics[0]
+
+    def _ordered_clouds(self) -> TopicIndex:
+        if self.cloud_topic not in self.indices:
+            raise InputError(f"{self.path}: no message of {self.cloud_topic} deserializes")
+        return self._ordered(self.indices[self.cloud_topic])
+
+    def _ordered(self, index: TopicIndex) -> TopicIndex:
+        """Messages whose stamps increase; the others are counted."""
+        kept = longest_increasing(index.stamps_ns)
+        if len(kept) < len(index):
+            reason = f"{index.topic}: stamp that repeats or goes backwards"
+            self.skipped[reason] += len(index) - len(kept)
+        return index.take(kept)
+
+    def _guess_scale(self) -> float | None:
+        """One intensity scale for the whole bag, from sweeps spread over it."""
+        scales = []
+        for index in np.unique(np.linspace(0, len(self.clouds) - 1, 5).astype(int)).tolist():
+            try:
+                points = structured(self.bag.read(self.clouds, index))
+            except InputError:
+                continue  # reported when the sweep itself is asked for
+            if "intensity" in (points.dtype.names or ()):
+                scales.append(guess_intensity_scale(points["intensity"]))
+        return min(scales, default=None)
+
+    def _find_cameras(
+        self, wanted: Sequence[str] | str | None, known: Calibration | None
+    ) -> list[BagCamera]:
+        topics = wanted.split(",") if isinstance(wanted, str) else wanted
+        frames = {topic: index.frame_id for topic, index in self.indices.items()}
+        cameras = []
+        for camera in find_cameras(self.bag, frames, topics):
+            if camera.image not in self.indices:
+                continue  # nothing of it deserializes; counted
+            try:
+                cameras.append(self._camera(camera, known))
+            except InputError as error:
+                if topics is not None:
+                    raise InputError(f"{self.path}, {camera.image}: {error}") from error
+                self.problems.append(f"camera {camera.image} cannot be used: {error}")
+        return cameras
+
+    def _camera(self, camera: CameraTopics, known: Calibration | None) -> BagCamera:
+        index = self._ordered(self.indices[camera.image])
+        given = None
+        if known is not None:
+            given = known.cameras.get(camera.name) or known.cameras.get(camera.image)
+        model = given.model() if given is not None else None
+        if model is None:
+            model = self._intrinsics(camera)
+        if given is not None:
+            return BagCamera(camera, index, model, given.extrinsic())
+        if not index.frame_id:
+            raise InputError("its images have no frame_id; give a calibration file")
+        try:
+            T_cam_lidar = self.tree.static(index.frame_id, self.lidar_frame)
+        except InputError as error:
+            raise InputError(
+                f"the extrinsic calibration is missing: {error}; record /tf_static or give a "
+                "calibration file"
+            ) from error
+        return BagCamera(camera, index, model, T_cam_lidar)
+
+    def _intrinsics(self, camera: CameraTopics) -> CameraModel:
+        if camera.info is None or camera.info not in self.indices:
+            raise InputError(
+                "no CameraInfo for it; record its camera_info topic or give a calibration file"
+            )
+        info = self.bag.read(self.indices[camera.info], 0)
+        return CameraModel.from_camera_info(info, rectified=camera.rectified)
+
+    def _find_poses(self, mode: str, fixed_frame: str | None) -> tuple[str, Trajectory | None]:
+        found = find_poses(
+            mode, self.bag, self.indices, self.tree, self.clouds, fixed_frame, self._estimate
+        )
+        if found.problem:
+            self.problems.append(found.problem)
+        return found.source, found.trajectory
+
+    def _estimate(self) -> Trajectory:
+        """Poses by LiDAR odometry."""
+        files = [self.path] if self.path.is_file() else list(self.path.iterdir())
+        stats = [file.stat() for file in files]
+        size, changed = sum(s.st_size for s in stats), max(s.st_mtime_ns for s in stats)
+        key = f"{self.path.resolve()} {size} {changed} {self.cloud_topic} {self._reading}"
+        return cached_trajectory(key, self._readable_clouds())
+
+    def _readable_clouds(self) -> Iterator[PointCloud]:
+        for index in tracked(range(len(self.clouds)), "Estimating poses with kiss-icp"):
+            try:
+                yield self.cloud(index)
+            except InputError:
+                continue  # reported when the sweep itself is asked for
+
+    def _drop_uncovered(self) -> None:
+        if self.trajectory is None:
+            return
+        stamps = self.clouds.stamps_ns.tolist()
+        kept = np.flatnonzero([self.trajectory.covers(stamp) for stamp in stamps])
+        if len(kept) < len(stamps):
+            self.skipped["sweep outside the time of the poses"] += len(stamps) - len(kept)
+        self.clouds = self.clouds.take(kept)
+
+    def _pair(self, camera: BagCamera, max_offset_s: float) -> npt.NDArray[np.int64]:
+        """(sweeps,) int64: position of the nearest image in the camera's index, or -1."""
+        stamps = camera.index.stamps_ns
+        pairs = np.full(len(self.clouds), -1, dtype=np.int64)
+        for sweep, stamp in enumerate(self.clouds.stamps_ns.tolist()):
+            position = nearest(stamps, stamp)
+            image_stamp = int(stamps[position])
+            if abs(image_stamp - stamp) > max_offset_s * 1e9:
+                self.skipped[f"{camera.topics.image}: no image near the sweep"] += 1
+            elif self.trajectory is not None and not self.trajectory.covers(image_stamp):
+                self.skipped[f"{camera.topics.image}: image outside the time of the poses"] += 1
+            else:
+                pairs[sweep] = position
+        return pairs
+
+    def _frame(self, camera: BagCamera, position: int) -> CameraFrame:
+        size = (camera.model.width, camera.model.height)
+        loader = partial(_load_image, self.bag, camera.index, position, size)
+        stamp = int(camera.index.stamps_ns[position])
+        return CameraFrame(camera.topics.name, stamp, camera.model, camera.T_cam_lidar, loader)
+
+
+def _load_image(bag: BagFile, index: TopicIndex, position: int, size: tuple[int, int]) -> RGB:
+    message = bag.read(index, position)
+    name = f"{bag.path}, {index.topic} at {int(index.stamps_ns[position])} ns"
+    if index.msgtype == COMPRESSED_IMAGE:
+        return check_size(decode_image(message.data, name), size, name)
+    return check_size(image_from_message(message, name), size, name)
+
+
+def _labels(
+    cloud: PointCloud, space: LabelSpace | None, topic: str
+) -> npt.NDArray[np.int16] | None:
+    """Class ids in the field `label`; 65535 on the wire is -1 here."""
+    wire = cloud.extra.get("label")
+    if wire is None or wire.ndim != 1:
+        return None
+    unlabeled = (wire == WIRE_UNLABELED) | (wire < 0)
+    labels = np.where(unlabeled, -1, wire).astype(np.int64)
+    largest = int(labels.max(initial=-1))
+    if largest >= (len(space) if space is not None else WIRE_UNLABELED // 2):
+        name = f"label space '{space.name}'" if space is not None else "any label space"
+        raise InputError(f"{topic}: label {largest} is not in {name}; name the right space")
+    return labels.astype(np.int16)

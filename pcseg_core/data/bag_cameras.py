@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finding the cameras of a bag: which image topic goes with which CameraInfo."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pcseg_core.data.bag_reader import CAMERA_INFO, COMPRESSED_IMAGE, IMAGE, BagFile
+from pcseg_core.errors import InputError
+
+# Images that are no pictures, by the names that drivers and perception nodes give them.
+_NO_PICTURE = re.compile(
+    r"depth|disparity|mask|label|semantic|segment|confidence|infra|thermal|overlay|theora", re.I
+)
+
+
+@dataclass(frozen=True)
+class CameraTopics:
+    """One camera.
+
+    Attributes:
+        name: its namespace ("camera/front" for /camera/front/image_raw).
+        image: topic of its images.
+        info: topic of its CameraInfo, or None where none was found.
+        rectified: its images are rectified (image_rect*), so that P applies.
+    """
+
+    name: str
+    image: str
+    info: str | None
+    rectified: bool
+
+
+def find_cameras(
+    bag: BagFile, frames: Mapping[str, str], image_topics: Sequence[str] | None = None
+) -> list[CameraTopics]:
+    """Pair image topics with CameraInfo topics.
+
+    As in image_transport, the CameraInfo of <namespace>/image_raw is <namespace>/camera_info, and
+    <topic>/compressed is the same image compressed. Where names do not help, a CameraInfo of the
+    same frame_id does.
+
+    Args:
+        bag: the bag.
+        frames: topic -> frame_id of its first message.
+        image_topics: use exactly these; None takes one per camera, rectified, colour and
+            uncompressed ones first, and leaves out depth images, masks and the like.
+
+    Raises:
+        InputError: a given topic has no images.
+    """
+    present = bag.of_type(IMAGE, COMPRESSED_IMAGE)
+    if image_topics is not None:
+        missing = [topic for topic in image_topics if topic not in present]
+        if missing:
+            known = ", ".join(present) or "none"
+            raise InputError(f"{bag.path}: no images on {missing[0]}; image topics: {known}")
+        return [_camera(bag, frames, topic) for topic in image_topics]
+    pictures = [topic for topic in present if not _NO_PICTURE.search(topic)]
+    best: dict[str, CameraTopics] = {}
+    for topic in sorted(pictures, key=lambda topic: _preference(bag, topic)):
+        camera = _camera(bag, frames, topic)
+        best.setdefault(camera.info or _base(topic), camera)
+    return _unique_names(sorted(best.values(), key=lambda camera: camera.name))
+
+
+def _camera(bag: BagFile, frames: Mapping[str, str], topic: str) -> CameraTopics:
+    base = _base(topic)
+    namespace, _, leaf = base.rpartition("/")
+    return CameraTopics(
+        name=namespace.strip("/") or leaf,
+        image=topic,
+        info=_info_topic(bag, frames, topic),
+        rectified="rect" in leaf,
+    )
+
+
+def _info_topic(bag: BagFile, frames: Mapping[str, str], topic: str) -> str | None:
+    infos = bag.of_type(CAMERA_INFO)
+    base = _base(topic)
+    namespace = base.rpartition("/")[0]
+    for candidate in (f"{namespace}/camera_info", f"{base}/camera_info", f"{base}_camera_info"):
+        if candidate in infos:
+            return candidate
+    frame = frames.get(topic)
+    same = [info for info in infos if frame and frames.get(info) == frame]
+    return same[0] if len(same) == 1 else None
+
+
+def _base(topic: str) -> str:
+    return topic.removesuffix("/compressed")
+
+
+def _preference(bag: BagFile, topic: str) -> tuple[bool, bool, bool, str]:
+    leaf = _base(topic).rpartition("/")[2]
+    grey = "mono" in leaf or "gray" in leaf or "grey" in leaf
+    return "rect" not in leaf, grey, bag.topics[topic] == COMPRESSED_IMAGE, topic
+
+
+def _unique_names(cameras: list[CameraTopics]) -> list[CameraTopics]:
+    """Name cameras that share a namespace by their topics."""
+    names = [camera.name for camera in cameras]
+    return [
+        camera
+        if names.count(camera.name) == 1
+        else CameraTopics(
+            _base(camera.image).strip("/"), camera.image, camera.info, camera.rectified
+        )
+        for camera in cameras
+    ]

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A calibration file: where the cameras are relative to the LiDAR, for recordings without TF.
+
+cameras:
+  camera_2:                       # camera name, or image topic
+    T_cam_lidar:                  # LiDAR frame into optical frame, 4x4 or its first 3 rows
+      - [0.0, -1.0, 0.0, 0.0]
+      - [0.0, 0.0, -1.0, -0.1]
+      - [1.0, 0.0, 0.0, -0.3]
+    width: 1242                   # from here on only where there is no CameraInfo
+    height: 375
+    K: [721.5, 0.0, 609.6, 0.0, 721.5, 172.9, 0.0, 0.0, 1.0]
+    distortion_model: plumb_bob   # none, plumb_bob, rational_polynomial or equidistant
+    D: [-0.3, 0.1, 0.0, 0.0, 0.0]
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import yaml
+from pydantic import Field, field_validator, model_validator
+
+from pcseg_core.camera import CameraModel
+from pcseg_core.config import Section, load_yaml
+from pcseg_core.data.sample import CameraFrame
+from pcseg_core.files import write_atomic
+
+Float64 = npt.NDArray[np.float64]
+Numbers = tuple[float, ...]
+
+
+class CameraCalibration(Section):
+    """One camera. Intrinsics are all given, or none (then they come from CameraInfo)."""
+
+    T_cam_lidar: tuple[Numbers, ...] = Field(
+        description="3 or 4 rows of 4: LiDAR frame into the camera's optical frame, m"
+    )
+    width: int | None = Field(None, gt=0, description="image width, px")
+    height: int | None = Field(None, gt=0, description="image height, px")
+    K: Numbers | None = Field(None, description="3x3 camera matrix, row by row, px")
+    distortion_model: str = Field(
+        "none", description="none, plumb_bob, rational_polynomial or equidistant"
+    )
+    D: Numbers = Field((), description="distortion coefficients in OpenCV's order")
+    R: Numbers | None = Field(None, description="3x3 rectification, row by row; raw images only")
+    P: Numbers | None = Field(None, description="3x4 projection, row by row")
+
+    @field_validator("T_cam_lidar")
+    @classmethod
+    def _rigid(cls, rows: tuple[Numbers, ...]) -> tuple[Numbers, ...]:
+        if len(rows) not in (3, 4) or any(len(row) != 4 for row in rows):
+            raise ValueError("expected 3 or 4 rows of 4 numbers")
+        R = np.array(rows)[:3, :3]
+        if not np.allclose(R @ R.T, np.eye(3), atol=1e-3) or np.linalg.det(R) < 0:
+            raise ValueError("its upper left 3x3 is not a rotation")
+        return rows
+
+    @model_validator(mode="after")
+    def _whole(self) -> CameraCalibration:
+        given = [self.K is not None, self.width is not None, self.height is not None]
+        if any(given) and not all(given):
+            raise ValueError("width, height and K belong together: give all three or none")
+        for name, count in (("K", 9), ("R", 9), ("P", 12)):
+            values = getattr(self, name)
+            if values is not None and len(values) != count:
+                raise ValueError(f"{name} has {len(values)} numbers, expected {count}")
+        return self
+
+    def extrinsic(self) -> Float64:
+        """T_cam_lidar (4, 4)."""
+        T = np.eye(4)
+        T[:3] = np.array(self.T_cam_lidar)[:3]
+        return T
+
+    def model(self) -> CameraModel | None:
+        """The camera model, or None where only the extrinsic is given."""
+        if self.K is None or self.width is None or self.height is None:
+            return None
+        return CameraModel(
+            self.width,
+            self.height,
+            np.array(self.K).reshape(3, 3),
+            self.D,
+            self.distortion_model,
+            np.eye(3) if self.R is None else np.array(self.R).reshape(3, 3),
+            None if self.P is None else np.array(self.P).reshape(3, 4),
+        )
+
+
+class Calibration(Section):
+    """The cameras of a rig, by camera name or image topic."""
+
+    cameras: dict[str, CameraCalibration] = Field(
+        description="camera name or image topic: its calibration"
+    )
+
+
+def load_calibration(path: str | Path) -> Calibration:
+    """Read a calibration file.
+
+    Raises:
+        InputError: the file is missing, or something in it is missing, unknown or wrong.
+    """
+    return load_yaml(path, Calibration)
+
+
+def save_calibration(path: str | Path, frames: list[CameraFrame]) -> None:
+    """Write the calibration of the cameras of a sample, for use with another recording."""
+    cameras = {frame.name: _describe(frame) for frame in frames}
+    text = yaml.safe_dump({"cameras": cameras}, sort_keys=False, default_flow_style=None)
+    write_atomic(path, text)
+
+
+def _describe(frame: CameraFrame) -> dict[str, object]:
+    model = frame.camera
+    described: dict[str, object] = {
+        "T_cam_lidar": frame.T_cam_lidar.tolist(),
+        "width": model.width,
+        "height": model.height,
+        "K": model.K.reshape(-1).tolist(),
+        "distortion_model": model.distortion_model,
+        "D": list(model.D),
+    }
+    if not np.array_equal(model.R, np.eye(3)):
+        described["R"] = model.R.reshape(-1).tolist()
+    if model.P is not None:
+        described["P"] = model.P.reshape(-1).tolist()
+    return described

@@ -16,6 +16,7 @@ from pcseg_core.data import Drive, Sample
 from pcseg_core.distill.pseudo_labels import (
     Evidence,
     PseudoLabelConfig,
+    apply_priors,
     camera_evidence,
     camera_features,
     carry_labels,
@@ -107,6 +108,9 @@ class Labeller:
         self.with_features = with_features
         self.space = LabelSpace.load(config.label_space)
         self.groups = grouping(teacher.label_space, self.space)
+        self.priors = np.ones(len(self.space), np.float32)
+        for name, factor in config.priors.items():
+            self.priors[self.space.index(name)] = factor
         self.key = _cache_key(teacher_config, config, with_features)
         self.skipped: Counter[str] = Counter()
 
@@ -147,6 +151,7 @@ class Labeller:
         if len(sweep.evidence.index) == 0:
             self.skipped[f"{drive.name}: no camera sees any point of the sweep"] += 1
             return None
+        sweep.evidence = apply_priors(sweep.evidence, self.priors)
         return sweep
 
     def _seen(self, source: str, drive: Drive, index: int) -> SeenSweep:

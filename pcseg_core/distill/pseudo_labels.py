@@ -23,6 +23,10 @@ class PseudoLabelConfig(Section):
     label_space: str = Field("street", description="Label space of the student")
     splat_radius_px: int = Field(2, ge=0, le=10, description="Occlusion splat radius [px]")
     border_px: float = Field(5.0, ge=0, description="Weight falls to 0 over this image border [px]")
+    priors: dict[str, float] = Field(
+        default_factory=dict, description="Factors on the probabilities of target classes, by name, "
+        "against a known bias of the teacher"
+    )
     carry_voxel_m: float = Field(
         0.2, ge=0, le=2, description="Edge of the world voxels that carry labels across the frames "
         "of a drive with poses [m]; 0 carries nothing"
@@ -138,6 +142,14 @@ def sample_map(values: np.ndarray, uv: np.ndarray, size: tuple[int, int]) -> np.
     top = values[:, v0, u0] * (1 - a) + values[:, v0, u1] * a
     bottom = values[:, v1, u0] * (1 - a) + values[:, v1, u1] * a
     return (top * (1 - b) + bottom * b).T
+
+
+def apply_priors(evidence: Evidence, priors: np.ndarray) -> Evidence:
+    """Multiply class probabilities by (C,) factors, keeping each point's total probability."""
+    scaled = evidence.sums * priors
+    before, after = evidence.sums.sum(1), scaled.sum(1)
+    keep = np.divide(before, after, out=np.ones_like(before), where=after > 0)
+    return Evidence(evidence.index, evidence.weights, scaled * keep[:, None])
 
 
 def label_points(evidence: Evidence, count: int) -> tuple[np.ndarray, np.ndarray]:

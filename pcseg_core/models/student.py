@@ -94,7 +94,7 @@ class Student(nn.Module):
         self.network = MinkUNet(len(config.inputs), classes, config.depth, config.width)
         self.regression: nn.Module | None = None
         if config.feature_channels:
-            width = self.network.out_features
+            width = self.network.feature_channels
             self.regression = nn.Sequential(
                 nn.Linear(width, 2 * width), nn.ReLU(), nn.Linear(2 * width, config.feature_channels)
             )

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The segmenter on awkward clouds, and checkpoints that are not what they should be."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from pcseg_core.checkpoint import FILE_NAME, CheckpointMeta, load_checkpoint, save_checkpoint
+from pcseg_core.cloud import PointCloud
+from pcseg_core.errors import InputError
+from pcseg_core.labels import IGNORE, LabelSpace
+from pcseg_core.models.student import Points, Student, StudentConfig
+from pcseg_core.online.segmenter import Segmenter
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run directory with a small random student."""
+    torch.manual_seed(0)
+    space = LabelSpace.load("street")
+    config = StudentConfig(depth=14, width=0.25, voxel_size_m=0.5)
+    student = Student(config, len(space))
+    folder = tmp_path_factory.mktemp("run")
+    meta = CheckpointMeta(student=config.model_dump(mode="json"), label_space=space.to_dict())
+    save_checkpoint(folder / FILE_NAME, student.state_dict(), meta)
+    return folder
+
+
+def cloud(points: int, seed: int = 0) -> PointCloud:
+    rng = np.random.default_rng(seed)
+    xyz = rng.uniform(-20, 20, (points, 3)).astype(np.float32)
+    return PointCloud(xyz, rng.random(points, np.float32))
+
+
+def test_every_point_gets_a_label_in_order(run: Path) -> None:
+    segmenter = Segmenter.load(run, device="cpu")
+    sweep = cloud(3000)
+    result = segmenter.segment(sweep)
+    assert result.labels.shape == (3000,) and result.labels.dtype == np.int32
+    assert (result.labels >= 0).all() and (result.labels < 8).all()
+    assert ((result.confidence > 0.1) & (result.confidence <= 1)).all()
+    order = np.random.default_rng(1).permutation(3000)
+    shuffled = segmenter.segment(PointCloud(sweep.xyz[order], sweep.intensity[order]))
+    assert (shuffled.labels == result.labels[order]).mean() > 0.999
+
+
+def test_points_of_one_voxel_agree(run: Path) -> None:
+    segmenter = Segmenter.load(run, device="cpu")
+    xyz = np.concatenate([cloud(500).xyz, np.full((10, 3), 3.1, np.float32)])
+    result = segmenter.segment(PointCloud(xyz))
+    assert len(np.unique(result.labels[-10:])) == 1
+
+
+@pytest.mark.parametrize("points", [0, 1, 2])
+def test_hardly_any_points(run: Path, points: int) -> None:
+    result = Segmenter.load(run, device="cpu").segment(cloud(points))
+    assert len(result.labels) == points and (result.labels >= 0).all()
+
+
+def test_points_without_a_position_keep_their_slot(run: Path) -> None:
+    sweep = cloud(100)
+    xyz, intensity = sweep.xyz.copy(), sweep.intensity.copy()
+    xyz[3, 0], xyz[7] = np.nan, np.inf
+    xyz[11] = (500, 0, 0)
+    xyz[12] = (3e38, 3e38, 0)
+    intensity[20] = np.nan
+    result = Segmenter.load(run, device="cpu").segment(PointCloud(xyz, intensity))
+    assert np.flatnonzero(result.labels == IGNORE).tolist() == [3, 7, 11, 12]
+    assert (result.confidence[[3, 7, 11, 12]] == 0).all()
+    nothing = Segmenter.load(run, device="cpu").segment(
+        PointCloud(np.full((5, 3), np.nan, np.float32))
+    )
+    assert (nothing.labels == IGNORE).all()
+
+
+def test_a_missing_device_is_named(run: Path) -> None:
+    with pytest.raises(InputError, match="banana"):
+        Segmenter.load(run, device="banana")
+    if not torch.cuda.is_available():
+        with pytest.raises(InputError, match="CUDA"):
+            Segmenter.load(run, device="cuda")
+
+
+def test_damaged_checkpoints_are_named(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no checkpoint"):
+        load_checkpoint(tmp_path / "nowhere")
+    (tmp_path / "recipe.yaml").write_text("recipe: {}")
+    with pytest.raises(InputError, match="not finished"):
+        load_checkpoint(tmp_path)
+    whole = (run / FILE_NAME).read_bytes()
+    (tmp_path / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match="damaged"):
+        load_checkpoint(tmp_path / "cut.safetensors")
+    save_file({"a": torch.zeros(1)}, str(tmp_path / "other.safetensors"))
+    with pytest.raises(InputError, match="not a pcseg checkpoint"):
+        load_checkpoint(tmp_path / "other.safetensors")
+
+
+def test_missing_tensors_and_other_classes_are_refused(run: Path, tmp_path: Path) -> None:
+    state, meta = load_checkpoint(run)
+    state.pop("network.classifier.weight")
+    save_checkpoint(tmp_path / FILE_NAME, state, meta)
+    with pytest.raises(InputError, match=r"network\.classifier\.weight"):
+        Segmenter.load(tmp_path, device="cpu")
+    state, meta = load_checkpoint(run)
+    other = meta.model_copy(update={"label_space": LabelSpace.load("nuscenes16").to_dict()})
+    save_checkpoint(tmp_path / FILE_NAME, state, other)
+    with pytest.raises(InputError, match="does not fit"):
+        Segmenter.load(tmp_path, device="cpu")
+
+
+def test_a_failed_save_leaves_the_old_checkpoint(run: Path, tmp_path: Path) -> None:
+    state, meta = load_checkpoint(run)
+    save_checkpoint(tmp_path / FILE_NAME, state, meta)
+    before = (tmp_path / FILE_NAME).read_bytes()
+    broken = {"a": torch.zeros(3).to_sparse()}
+    with pytest.raises(Exception):  # noqa: B017 - whatever the writer raises
+        save_checkpoint(tmp_path / FILE_NAME, broken, meta)
+    assert (tmp_path / FILE_NAME).read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == [FILE_NAME]
+
+
+@pytest.mark.parametrize("voxels", ["cartesian", "cylindrical"])
+def test_student_inputs_and_voxels(voxels: str) -> None:
+    config = StudentConfig(
+        depth=14, width=0.25, voxels=voxels, voxel_size_m=0.5,
+        inputs=("x", "y", "z", "range", "intensity", "one"), feature_channels=7,
+    )
+    student = Student(config, 3)
+    sweep = cloud(200)
+    points = Points(
+        torch.from_numpy(sweep.xyz), torch.from_numpy(sweep.intensity),
+        torch.arange(200) % 2,
+    )
+    inputs = student.inputs(points)
+    assert torch.allclose(inputs[:, 3] * 30, points.xyz.norm(dim=1))
+    assert torch.allclose(inputs[:, 2] * 2, points.xyz[:, 2])
+    output = student(points)
+    assert output.logits.shape == (len(output.voxels), 3)
+    assert output.regressed.shape == (len(output.voxels), 7)

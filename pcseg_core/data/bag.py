@@ -37,7 +37,7 @@ from pcseg_core.geometry import Trajectory
 from pcseg_core.labels import WIRE_UNLABELED, LabelSpace
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class BagCamera:
     """A camera of a bag that can be used: its images, model and place."""
 
@@ -148,6 +148,16 @@ class BagDrive:
             name=f"{self.name}/{cloud.stamp_ns}",
             scene=self.name,
         )
+
+    def pairs(self, camera: BagCamera) -> npt.NDArray[np.int64]:
+        """(sweeps,) int64: which image of the camera belongs to each sweep, -1 for none."""
+        return self._pairs[self.cameras.index(camera)]
+
+    def best_paired(self) -> int:
+        """The sweep nearest to the middle of those with the most images."""
+        images = np.sum([pairs >= 0 for pairs in self._pairs], axis=0)
+        best = np.flatnonzero(images == np.max(images)) if self._pairs else np.arange(len(self))
+        return int(best[len(best) // 2])
 
     def cloud(self, index: int) -> PointCloud:
         """One sweep.

@@ -38,15 +38,17 @@ class CameraCalibration(Section):
     T_cam_lidar: tuple[Numbers, ...] = Field(
         description="3 or 4 rows of 4: LiDAR frame into the camera's optical frame, m"
     )
-    width: int | None = Field(None, gt=0, description="image width, px")
-    height: int | None = Field(None, gt=0, description="image height, px")
-    K: Numbers | None = Field(None, description="3x3 camera matrix, row by row, px")
+    width: int | None = Field(default=None, gt=0, description="image width, px")
+    height: int | None = Field(default=None, gt=0, description="image height, px")
+    K: Numbers | None = Field(default=None, description="3x3 camera matrix, row by row, px")
     distortion_model: str = Field(
-        "none", description="none, plumb_bob, rational_polynomial or equidistant"
+        default="none", description="none, plumb_bob, rational_polynomial or equidistant"
     )
-    D: Numbers = Field((), description="distortion coefficients in OpenCV's order")
-    R: Numbers | None = Field(None, description="3x3 rectification, row by row; raw images only")
-    P: Numbers | None = Field(None, description="3x4 projection, row by row")
+    D: Numbers = Field(default=(), description="distortion coefficients in OpenCV's order")
+    R: Numbers | None = Field(
+        default=None, description="3x3 rectification, row by row; raw images only"
+    )
+    P: Numbers | None = Field(default=None, description="3x4 projection, row by row")
 
     @field_validator("T_cam_lidar")
     @classmethod

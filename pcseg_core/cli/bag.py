@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`pcseg bag from-kitti` and `pcseg bag info`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pcseg_core.cli.outputs import check_file
+from pcseg_core.cli.progress import note
+from pcseg_core.errors import InputError
+
+if TYPE_CHECKING:
+    from pcseg_core.data.bag_info import BagReport
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+
+
+@app.callback()
+def _bag() -> None:
+    """Bags: convert and inspect."""
+
+
+@app.command("from-kitti")
+def from_kitti(
+    drive_dir: Annotated[
+        Path, typer.Argument(help="Folder of a KITTI raw drive (..._sync), calib_*.txt beside it.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the new bag.")],
+    format_: Annotated[str, typer.Option("--format", help="mcap or sqlite3.")] = "mcap",
+    raw_images: Annotated[
+        bool, typer.Option(help="Write sensor_msgs/Image instead of the PNG files as they are.")
+    ] = False,
+    compress: Annotated[bool, typer.Option(help="Compress with zstd.")] = False,
+    force: Annotated[bool, typer.Option(help="Replace a bag that is at --out.")] = False,
+) -> None:
+    """Write a KITTI raw drive as a rosbag2, with TF, CameraInfo and Odometry."""
+    from pcseg_core.data.kitti import KittiRawDrive
+    from pcseg_core.data.kitti_to_bag import write_kitti_bag
+
+    if format_ not in ("mcap", "sqlite3"):
+        raise InputError(f"--format {format_}: expected mcap or sqlite3")
+    drive = KittiRawDrive(drive_dir)
+    written = write_kitti_bag(
+        drive,
+        out,
+        format="mcap" if format_ == "mcap" else "sqlite3",
+        raw_images=raw_images,
+        compress=compress,
+        force=force,
+    )
+    for reason, count in drive.skipped.most_common():
+        note(f"skipped: {reason} ({count})")
+    for topic, count in written.counts.items():
+        typer.echo(f"{count:6d}  {topic}")
+    typer.echo(f"wrote {out}; poses from {drive.pose_source}")
+
+
+@app.command("info")
+def info(
+    bag: Annotated[Path, typer.Argument(help="Bag folder, .mcap or .db3 file.")],
+    json_: Annotated[Path | None, typer.Option("--json", help="Write the report as JSON.")] = None,
+    picture: Annotated[
+        Path | None, typer.Option(help="Draw a sweep's points over its images into this PNG.")
+    ] = None,
+    cloud_topic: Annotated[
+        str | None, typer.Option(help="PointCloud2 topic, where there are several.")
+    ] = None,
+    camera_topics: Annotated[
+        str | None, typer.Option(help="Image topics, comma-separated; else they are found.")
+    ] = None,
+    calibration: Annotated[
+        Path | None, typer.Option(help="Calibration file (YAML), where the bag has none.")
+    ] = None,
+    poses: Annotated[
+        str, typer.Option(help="recorded, auto, tf, odometry, kiss-icp, none, or a TUM file.")
+    ] = "recorded",
+) -> None:
+    """Tell whether a bag can train a segmenter: what fits together, and what is missing."""
+    check_file(json_)
+    check_file(picture, (".png",))
+    from pcseg_core.data.bag_info import inspect_bag
+    from pcseg_core.files import write_atomic
+
+    options: dict[str, Any] = {
+        "cloud_topic": cloud_topic,
+        "camera_topics": camera_topics,
+        "calibration": calibration,
+        "poses": poses,
+    }
+    report, drive = inspect_bag(bag, **options)
+    _print(report)
+    if json_ is not None:
+        write_atomic(json_, report.model_dump_json(indent=2) + "\n")
+    if picture is not None:
+        _draw(drive, picture)
+
+
+def _draw(drive: Any, picture: Path) -> None:
+    """Draw the sweep nearest to the middle that has all the images that a sweep can have."""
+    from pcseg_core.data.bag_picture import draw_overlay
+
+    if drive is None or not drive.cameras:
+        note(f"{picture} was not drawn: no camera can be used")
+        return
+    draw_overlay(drive[drive.best_paired()], picture)
+    note(f"drew {picture}")
+
+
+def _print(report: BagReport) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    headings = ("topic", "type", "messages", "Hz", "missing", "backward", "delay ms")
+    topics = Table(*headings, box=None)
+    topics.columns[0].overflow = topics.columns[1].overflow = "fold"
+    for row in report.topics:
+        rate, delay = _number(row.rate_hz), _number(row.delay_ms)
+        cells = (str(row.messages), rate, str(row.missing), str(row.backward), delay)
+        topics.add_row(row.topic, row.type.rpartition("/")[2], *cells)
+    console.print(topics)
+    if report.cameras:
+        cameras = Table("camera", "size", "model", "sees", "paired", "offset ms", "± ms", box=None)
+        for camera in report.cameras:
+            size = f"{camera.width}x{camera.height}"
+            seen = "-" if camera.visible is None else f"{camera.visible:.1%}"
+            spread = None if camera.offset_spread_ms is None else camera.offset_spread_ms / 2
+            cameras.add_row(
+                camera.name, size, camera.distortion_model, seen, f"{camera.paired:.0%}",
+                _number(camera.offset_ms), _number(spread),
+            )  # fmt: skip
+        console.print(cameras)
+    _print_verdict(report)
+
+
+def _print_verdict(report: BagReport) -> None:
+    distance = "" if report.distance_m is None else f" over {report.distance_m:.0f} m"
+    seen = "" if report.visible is None else f"; cameras see {report.visible:.1%} of the points"
+    driven = f"{report.sweeps} sweeps in {report.duration_s:.1f} s{distance}"
+    typer.echo(f"{driven}, poses: {report.poses}{seen}")
+    for reason, count in report.skipped.items():
+        typer.echo(f"skipped: {reason} ({count})")
+    for finding in report.findings:
+        what_to_do = f" -> {finding.do}" if finding.do else ""
+        typer.echo(f"{finding.level}: {finding.what}{what_to_do}")
+    verdict = "can" if report.trainable else "cannot"
+    typer.secho(f"This bag {verdict} train a segmenter.", bold=True)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"

@@ -1,0 +1,341 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Can a bag train a segmenter? What it holds, what fits together, and what is missing."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field
+
+from pcseg_core.config import Section
+from pcseg_core.data.bag import BagCamera, BagDrive
+from pcseg_core.data.bag_reader import CLOUD, COMPRESSED_IMAGE, IMAGE, STAMPED, BagFile, TopicIndex
+from pcseg_core.data.sample import Sample
+from pcseg_core.data.stamps import longest_increasing, nearest
+from pcseg_core.errors import InputError
+from pcseg_core.projection import project_sample
+
+SAMPLES = 8  # sweeps looked at closely
+FEW_SWEEPS = 30
+LITTLE_OVERLAP = 0.02  # of the points
+LARGE_OFFSET_MS = 40.0  # 0.4 m at 10 m/s, where there are no poses to make up for it
+LARGE_CLOCK_DIFFERENCE_S = 1.0
+
+Level = Literal["error", "warning", "note"]
+
+
+class TopicReport(Section):
+    """One topic; figures of time are null where its messages have no stamps."""
+
+    topic: str
+    type: str
+    messages: int
+    rate_hz: float | None = Field(default=None, description="median rate by header stamps")
+    missing: int = Field(default=0, description="messages lost, by the gaps in the stamps")
+    backward: int = Field(default=0, description="stamps that repeat or go backwards")
+    delay_ms: float | None = Field(default=None, description="median of time recorded minus stamp")
+
+
+class CameraReport(Section):
+    """One camera that can be used."""
+
+    name: str
+    topic: str
+    width: int
+    height: int
+    distortion_model: str
+    distance_m: float = Field(description="from the LiDAR to the camera")
+    images: int
+    paired: float = Field(description="share of the sweeps that have an image near them, 0..1")
+    offset_ms: float | None = Field(description="median of image stamp minus sweep stamp")
+    offset_spread_ms: float | None = Field(description="5 % to 95 % range of that offset")
+    visible: float | None = Field(description="share of a sweep's points that it sees, 0..1")
+
+
+class Finding(Section):
+    """Something to know, and what to do about it."""
+
+    level: Level
+    what: str
+    do: str = ""
+
+
+class BagReport(Section):
+    """What `pcseg bag info` says."""
+
+    path: str
+    duration_s: float
+    cloud_topic: str | None = None
+    sweeps: int = 0
+    points: int | None = Field(default=None, description="median points of a sweep")
+    finite: float | None = Field(
+        default=None, description="share of the points with a position, 0..1"
+    )
+    fields: tuple[str, ...] = Field(
+        default=(), description="what the clouds hold beside x, y and z"
+    )
+    poses: str = Field(default="none", description="tf, odometry, kiss-icp, file or none")
+    distance_m: float | None = Field(default=None, description="length of the path driven")
+    visible: float | None = Field(
+        default=None, description="share of the points that any camera sees"
+    )
+    topics: tuple[TopicReport, ...] = ()
+    cameras: tuple[CameraReport, ...] = ()
+    skipped: dict[str, int] = Field(default_factory=dict, description="what was left out, and why")
+    findings: tuple[Finding, ...] = ()
+    trainable: bool = False
+
+
+def inspect_bag(path: str | Path, **options: Any) -> tuple[BagReport, BagDrive | None]:
+    """Look through a bag.
+
+    Args:
+        path: bag folder or file.
+        options: of `BagDrive`; poses are "recorded" unless said otherwise.
+
+    Returns:
+        The report, and the opened drive; None where the bag has no clouds to open.
+
+    Raises:
+        InputError: the bag is unreadable.
+    """
+    bag = BagFile(path)
+    findings: list[Finding] = []
+    try:
+        drive = BagDrive(path, **{"poses": "recorded", **options})
+    except InputError as error:
+        if bag.of_type(CLOUD):
+            raise
+        findings.append(Finding(level="error", what=str(error), do="record a PointCloud2 topic"))
+        indices, _ = bag.index(bag.of_type(*STAMPED))
+        return _report(bag, None, indices, [], findings), None
+    samples = _some_samples(drive, findings)
+    return _report(bag, drive, drive.indices, samples, findings), drive
+
+
+def _some_samples(drive: BagDrive, findings: list[Finding]) -> list[Sample]:
+    """Sweeps spread over the bag; those that do not read become findings."""
+    samples = []
+    for index in np.unique(np.linspace(0, len(drive) - 1, SAMPLES).astype(int)).tolist():
+        try:
+            samples.append(drive[index])
+        except InputError as error:
+            findings.append(
+                Finding(level="warning", what=str(error), do="such sweeps are left out")
+            )
+    return samples
+
+
+def _report(
+    bag: BagFile,
+    drive: BagDrive | None,
+    indices: dict[str, TopicIndex],
+    samples: list[Sample],
+    findings: list[Finding],
+) -> BagReport:
+    topics = tuple(_topic(bag, topic, indices.get(topic)) for topic in sorted(bag.topics))
+    findings += _about_topics(topics)
+    content: dict[str, Any] = {"path": str(bag.path), "duration_s": _duration(indices)}
+    cameras: tuple[CameraReport, ...] = ()
+    if drive is not None:
+        seen, any_camera = _visibility(drive, samples, findings)
+        cameras = tuple(_camera(drive, camera, seen) for camera in drive.cameras)
+        content |= _about_sweeps(drive, samples) | {"visible": any_camera}
+        findings += _about_cloud(content) + _about_cameras(drive, cameras) + _about_poses(drive)
+    errors = any(finding.level == "error" for finding in findings)
+    order = ("error", "warning", "note")
+    findings.sort(key=lambda finding: order.index(finding.level))
+    return BagReport(
+        **content,
+        topics=topics,
+        cameras=cameras,
+        findings=tuple(findings),
+        trainable=not errors,
+    )
+
+
+def _topic(bag: BagFile, topic: str, index: TopicIndex | None) -> TopicReport:
+    kind, count = bag.topics[topic], bag.counts[topic]
+    if index is None or len(index) < 2:
+        return TopicReport(topic=topic, type=kind, messages=count)
+    kept = longest_increasing(index.stamps_ns)
+    steps = np.diff(index.stamps_ns[kept])
+    period = float(np.median(steps)) if len(steps) else 0.0
+    lost = np.rint(steps / period) - 1 if period else np.zeros(0)
+    return TopicReport(
+        topic=topic,
+        type=kind,
+        messages=count,
+        rate_hz=1e9 / period if period else None,
+        missing=int(lost[lost > 0].sum()),
+        backward=len(index) - len(kept),
+        delay_ms=float(np.median(index.bag_ns - index.stamps_ns)) * 1e-6,
+    )
+
+
+def _duration(indices: dict[str, TopicIndex]) -> float:
+    ends = [(int(i.bag_ns.min()), int(i.bag_ns.max())) for i in indices.values()]
+    return (max(e for _, e in ends) - min(s for s, _ in ends)) * 1e-9 if ends else 0.0
+
+
+def _visibility(
+    drive: BagDrive, samples: list[Sample], findings: list[Finding]
+) -> tuple[dict[str, float], float | None]:
+    """Share of the finite points that each camera sees, and that any camera sees."""
+    shares: dict[str, list[float]] = {camera.topics.name: [] for camera in drive.cameras}
+    together = []
+    for sample in samples:
+        seen = np.zeros(len(sample.cloud), dtype=bool)
+        total = int(sample.cloud.finite.sum())
+        for k, frame in enumerate(sample.cameras):
+            try:
+                frame.image  # noqa: B018 - does it decode?
+            except InputError as error:
+                findings.append(Finding(level="warning", what=str(error)))
+                continue
+            visible = project_sample(sample, k).visible
+            shares[frame.name].append(float(visible.sum()) / total)
+            seen |= visible
+        together.append(float(seen.sum()) / total)
+    means = {name: float(np.mean(values)) for name, values in shares.items() if values}
+    return means, float(np.mean(together)) if together else None
+
+
+def _camera(drive: BagDrive, camera: BagCamera, seen: dict[str, float]) -> CameraReport:
+    offsets = _offsets_ms(drive, camera)
+    spread = np.percentile(offsets, [5, 95]) if len(offsets) else None
+    return CameraReport(
+        name=camera.topics.name,
+        topic=camera.topics.image,
+        width=camera.model.width,
+        height=camera.model.height,
+        distortion_model=camera.model.distortion_model,
+        distance_m=float(np.linalg.norm(camera.T_cam_lidar[:3, 3])),
+        images=len(camera.index),
+        paired=float(np.mean(drive.pairs(camera) >= 0)),
+        offset_ms=float(np.median(offsets)) if len(offsets) else None,
+        offset_spread_ms=None if spread is None else float(spread[1] - spread[0]),
+        visible=seen.get(camera.topics.name),
+    )
+
+
+def _offsets_ms(drive: BagDrive, camera: BagCamera) -> npt.NDArray[np.float64]:
+    """Stamp of the nearest image minus that of the sweep, for all sweeps."""
+    stamps = camera.index.stamps_ns
+    sweeps = drive.clouds.stamps_ns.tolist()
+    return np.array([int(stamps[nearest(stamps, sweep)]) - sweep for sweep in sweeps]) * 1e-6
+
+
+def _about_sweeps(drive: BagDrive, samples: list[Sample]) -> dict[str, Any]:
+    content: dict[str, Any] = {
+        "cloud_topic": drive.cloud_topic,
+        "sweeps": len(drive),
+        "poses": drive.pose_source,
+        "skipped": dict(drive.skipped.most_common()),
+    }
+    if drive.trajectory is not None:
+        places = drive.trajectory.at_many(drive.clouds.stamps_ns)[:, :3, 3]
+        steps = np.linalg.norm(np.diff(places, axis=0), axis=1)
+        content["distance_m"] = float(steps.sum())
+    if samples:
+        clouds = [sample.cloud for sample in samples]
+        content["points"] = int(np.median([len(cloud) for cloud in clouds]))
+        content["finite"] = float(np.mean([cloud.finite.mean() for cloud in clouds]))
+        first = clouds[0]
+        named = [n for n in ("intensity", "time", "ring") if getattr(first, n) is not None]
+        content["fields"] = (*named, *first.extra)
+    return content
+
+
+def _about_topics(topics: tuple[TopicReport, ...]) -> list[Finding]:
+    findings = []
+    for topic in topics:
+        sensor = topic.type in (CLOUD, IMAGE, COMPRESSED_IMAGE)
+        if sensor and topic.missing > 0.05 * topic.messages:
+            what = f"{topic.topic}: about {topic.missing} messages are missing"
+            do = "check the recorder's disk and the DDS buffers; what is there can be used"
+            findings.append(Finding(level="warning", what=what, do=do))
+        if sensor and topic.backward:
+            what = f"{topic.topic}: {topic.backward} stamps repeat or go backwards"
+            do = "these messages are left out; check the driver's clock synchronisation"
+            findings.append(Finding(level="warning", what=what, do=do))
+        delay_s = (topic.delay_ms or 0.0) * 1e-3
+        if abs(delay_s) > LARGE_CLOCK_DIFFERENCE_S:
+            what = f"{topic.topic}: stamps and time of recording differ by {delay_s:.1f} s"
+            do = "make sure that all sensors share one clock (PTP); header stamps are used here"
+            findings.append(Finding(level="warning", what=what, do=do))
+    return findings
+
+
+def _about_cloud(content: dict[str, Any]) -> list[Finding]:
+    findings = []
+    if content.get("points") is None:
+        do = "see the reasons above"
+        findings.append(Finding(level="error", what="no sweep could be read", do=do))
+        return findings
+    if content["sweeps"] < FEW_SWEEPS:
+        what = f"only {content['sweeps']} sweeps"
+        do = (
+            "record more, of many different places: diversity decides how well the result transfers"
+        )
+        findings.append(Finding(level="warning", what=what, do=do))
+    if "intensity" not in content["fields"]:
+        do = "let the driver publish it; it is worth several points of mIoU"
+        findings.append(Finding(level="note", what="the clouds have no intensity", do=do))
+    if "time" not in content["fields"]:
+        what = "the points have no time of their own, so motion within a sweep is not corrected"
+        do = "fine where the driver corrects it; else let it publish a time field"
+        findings.append(Finding(level="note", what=what, do=do))
+    return findings
+
+
+def _about_cameras(drive: BagDrive, cameras: tuple[CameraReport, ...]) -> list[Finding]:
+    findings = [
+        Finding(level="warning", what=problem)
+        for problem in drive.problems
+        if problem.startswith("camera ")
+    ]
+    if not cameras:
+        missing = "no camera has images, CameraInfo and a place relative to the LiDAR"
+        do = "record images, camera_info and /tf_static, or give --calibration FILE"
+        findings.append(Finding(level="error", what=missing, do=do))
+    for camera in cameras:
+        findings += _about_camera(camera, moving_known=drive.trajectory is not None)
+    return findings
+
+
+def _about_camera(camera: CameraReport, moving_known: bool) -> list[Finding]:
+    findings = []
+    if camera.paired == 0:
+        what = f"{camera.topic}: no image is near any sweep in time"
+        do = "check that camera and LiDAR share one clock"
+        findings.append(Finding(level="error", what=what, do=do))
+    elif camera.paired < 0.9:
+        what = f"{camera.topic}: {1 - camera.paired:.0%} of the sweeps have no image near them"
+        do = "a higher frame rate, or a trigger, gives more"
+        findings.append(Finding(level="warning", what=what, do=do))
+    if camera.visible is not None and camera.visible < LITTLE_OVERLAP:
+        what = f"{camera.topic}: sees only {camera.visible:.1%} of the points"
+        do = "look at the picture (--picture): is the calibration right?"
+        level: Level = "error" if camera.visible == 0 else "warning"
+        findings.append(Finding(level=level, what=what, do=do))
+    if camera.offset_ms is not None and abs(camera.offset_ms) > LARGE_OFFSET_MS and camera.paired:
+        what = f"{camera.topic}: images are {camera.offset_ms:+.0f} ms from the sweeps"
+        made_up = "poses make up for the robot's motion, not for that of others"
+        do = made_up if moving_known else "without poses this shifts points against pixels"
+        findings.append(Finding(level="warning", what=what, do=do))
+    return findings
+
+
+def _about_poses(drive: BagDrive) -> list[Finding]:
+    if drive.trajectory is not None:
+        return []
+    what = next((p for p in drive.problems if not p.startswith("camera ")), "no poses asked for")
+    if find_spec("kiss_icp") is not None:
+        return [Finding(level="note", what=what, do="kiss-icp will estimate them when needed")]
+    do = "run: pip install 'pcseg[odometry]' to have them estimated, or record /tf"
+    return [Finding(level="warning", what=what, do=do)]

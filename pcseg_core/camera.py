@@ -172,7 +172,7 @@ class CameraModel:
         return inside
 
     def scaled(self, width: int, height: int) -> CameraModel:
-        """The camera of the same image resized to width x height (pixel areas kept, as cv2 does)."""
+        """The camera of the same image resized, its outer edges kept (as cv2.resize does)."""
         sx, sy = width / self.width, height / self.height
         view = np.array([[sx, 0.0, 0.5 * sx - 0.5], [0.0, sy, 0.5 * sy - 0.5], [0.0, 0.0, 1.0]])
         P = None if self.P is None else view @ self.P

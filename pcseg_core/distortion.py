@@ -8,7 +8,7 @@ the axis; every model knows the largest ray for which it is still monotone and a
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,8 @@ NAMES = {
 }
 
 _LIMIT_ANGLE = np.deg2rad(89.5)  # rays nearer to the image plane than this are not imaged
+# Where a distortion turns back its inverse is ill-conditioned; this share of the range is used.
+_MARGIN = 0.995
 _TABLE_SIZE = 2048
 _NEWTON_STEPS = 12
 
@@ -104,27 +106,47 @@ class NoDistortion:
 
 
 class Polynomial:
-    """plumb_bob and rational_polynomial, with thin prism terms: k1 k2 p1 p2 k3 k4 k5 k6 s1..s4."""
+    """plumb_bob and rational_polynomial, with thin prism terms: k1 k2 p1 p2 k3 k4 k5 k6 s1..s4.
+
+    Attributes:
+        limit: largest radius hypot(x/z, y/z) that is imaged; up to there the distortion is
+            monotone in every direction.
+    """
 
     def __init__(self, coefficients: tuple[float, ...]) -> None:
         k1, k2, self.p1, self.p2, k3, k4, k5, k6, *self.prism = coefficients
         self.numerator = np.array([k3, k2, k1, 1.0])  # in r^2, highest power first
         self.denominator = np.array([k6, k5, k4, 1.0])
         self.is_rational = any((k4, k5, k6))
-        self.limit = self._monotone_limit()
-        self.radii = np.linspace(0.0, self.limit, _TABLE_SIZE)
+        self.has_prism = any(self.prism)
+        self.limit = self._radial_limit()
+        if self.p1 or self.p2 or self.has_prism:
+            self.limit = self._directional_limit()
+        self.radii = self._radii()
         self.distorted_radii = self.radii * self._radial(self.radii**2)[0]
 
-    def _monotone_limit(self) -> float:
-        """Largest radius below which r * N(r^2) / D(r^2) grows with r."""
+    def _radial_limit(self) -> float:
+        """Radius up to which r * N(r^2) / D(r^2) grows with r."""
         n, d = self.numerator, self.denominator
         # d/dr (r N/D) = (N D + 2 s (N' D - N D')) / D^2 with s = r^2.
-        bend = np.polysub(np.polymul(np.polyder(n), d), np.polymul(n, np.polyder(d)))
+        bend: Float64 = np.polysub(np.polymul(np.polyder(n), d), np.polymul(n, np.polyder(d)))
         slope = np.polyadd(np.polymul(n, d), np.polymul([2.0, 0.0], bend))
-        roots = np.concatenate([np.roots(slope), np.roots(d)])
-        real = roots[(np.abs(roots.imag) < 1e-9 * (1 + np.abs(roots.real))) & (roots.real > 0)].real
-        farthest = np.tan(_LIMIT_ANGLE)
-        return float(min([farthest, *np.sqrt(real) * (1 - 1e-9)]))
+        turns = np.concatenate([_positive_roots(slope), _positive_roots(d)])
+        return float(min([np.tan(_LIMIT_ANGLE), *(_MARGIN * np.sqrt(turns))]))
+
+    def _directional_limit(self) -> float:
+        """Radius up to which the whole distortion keeps its orientation, in every direction."""
+        radius = self._radii()[:, None]
+        angle = np.linspace(0.0, 2 * np.pi, 64, endpoint=False)
+        x, y = radius * np.cos(angle), radius * np.sin(angle)
+        a, b, c, d = self._jacobian(x, y, radius**2, *self._radial(radius**2))
+        turned = np.flatnonzero(np.any(a * d - b * c <= 0, axis=1))
+        return _MARGIN * float(radius[turned[0] - 1, 0]) if len(turned) else self.limit
+
+    def _radii(self) -> Float64:
+        """Radii from 0 to the limit, even in angle."""
+        radii: Float64 = np.tan(np.linspace(0.0, np.arctan(self.limit), _TABLE_SIZE))
+        return radii
 
     def _radial(self, s: Float64) -> tuple[Float64, Float64]:
         """The radial factor at s = r^2, and its derivative by s."""
@@ -137,18 +159,18 @@ class Polynomial:
     def distort(self, x: Float64, y: Float64) -> tuple[Float64, Float64, Bool]:
         s = x * x + y * y
         inside = s < self.limit**2
-        s_safe = np.where(inside, s, 0.0)
-        factor, slope = self._radial(s_safe)
-        xd, yd = self._apply(x, y, s_safe, factor)
-        if self.p1 or self.p2 or any(self.prism):
-            inside &= self._determinant(x, y, s_safe, factor, slope) > 0
+        s = np.where(inside, s, 0.0)
+        xd, yd = self._apply(x, y, s, self._radial(s)[0])
         return xd, yd, inside
 
-    def _apply(self, x: Float64, y: Float64, s: Float64, factor: Float64) -> tuple[Any, Any]:
-        s1, s2, s3, s4 = self.prism
-        xd = x * factor + 2 * self.p1 * x * y + self.p2 * (s + 2 * x * x)
-        yd = y * factor + self.p1 * (s + 2 * y * y) + 2 * self.p2 * x * y
-        if any(self.prism):
+    def _apply(
+        self, x: Float64, y: Float64, s: Float64, factor: Float64
+    ) -> tuple[Float64, Float64]:
+        p1, p2 = self.p1, self.p2
+        xd = x * factor + 2 * p1 * x * y + p2 * (s + 2 * x * x)
+        yd = y * factor + p1 * (s + 2 * y * y) + 2 * p2 * x * y
+        if self.has_prism:
+            s1, s2, s3, s4 = self.prism
             xd, yd = xd + s * (s1 + s2 * s), yd + s * (s3 + s4 * s)
         return xd, yd
 
@@ -156,45 +178,44 @@ class Polynomial:
         self, x: Float64, y: Float64, s: Float64, factor: Float64, slope: Float64
     ) -> tuple[Float64, Float64, Float64, Float64]:
         """d(xd, yd) / d(x, y), row by row."""
+        p1, p2 = self.p1, self.p2
         s1, s2, s3, s4 = self.prism
         gx, gy = s1 + 2 * s2 * s, s3 + 2 * s4 * s  # derivatives of the prism terms by s
-        a = factor + 2 * x * x * slope + 2 * self.p1 * y + 6 * self.p2 * x + 2 * x * gx
-        b = 2 * x * y * slope + 2 * self.p1 * x + 2 * self.p2 * y + 2 * y * gx
-        c = 2 * x * y * slope + 2 * self.p1 * x + 2 * self.p2 * y + 2 * x * gy
-        d = factor + 2 * y * y * slope + 6 * self.p1 * y + 2 * self.p2 * x + 2 * y * gy
-        return a, b, c, d
-
-    def _determinant(
-        self, x: Float64, y: Float64, s: Float64, factor: Float64, slope: Float64
-    ) -> Float64:
-        a, b, c, d = self._jacobian(x, y, s, factor, slope)
-        return a * d - b * c
+        cross = 2 * x * y * slope + 2 * p1 * x + 2 * p2 * y
+        a = factor + 2 * x * x * slope + 2 * p1 * y + 6 * p2 * x + 2 * x * gx
+        d = factor + 2 * y * y * slope + 6 * p1 * y + 2 * p2 * x + 2 * y * gy
+        return a, cross + 2 * y * gx, cross + 2 * x * gy, d
 
     def undistort(self, x: Float64, y: Float64) -> tuple[Float64, Float64]:
-        # Start from the exact inverse of the radial part; Newton then adds the small rest.
+        """Newton's method from the exact inverse of the radial part."""
         radius = np.hypot(x, y)
         start = np.interp(radius, self.distorted_radii, self.radii)
         scale = np.divide(start, radius, out=np.ones_like(radius), where=radius > 0)
         xn, yn = x * scale, y * scale
         for _ in range(_NEWTON_STEPS):
-            s = np.minimum(xn * xn + yn * yn, self.limit**2)
+            s = xn * xn + yn * yn
             factor, slope = self._radial(s)
             xd, yd = self._apply(xn, yn, s, factor)
-            a, b, c, d = self._jacobian(xn, yn, s, factor, slope)
-            determinant = a * d - b * c
             ex, ey = x - xd, y - yd
-            with np.errstate(divide="ignore", invalid="ignore"):
-                xn, yn = xn + (d * ex - b * ey) / determinant, yn + (a * ey - c * ex) / determinant
-            if not np.any(np.abs(ex) + np.abs(ey) > 1e-12):
+            if not np.any(np.abs(ex) + np.abs(ey) > 1e-13):
                 break
+            a, b, c, d = self._jacobian(xn, yn, s, factor, slope)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                determinant = a * d - b * c
+                xn, yn = xn + (d * ex - b * ey) / determinant, yn + (a * ey - c * ex) / determinant
+            xn, yn = self._clip(xn, yn)
         return self._reject(x, y, xn, yn)
 
-    def _reject(
-        self, x: Float64, y: Float64, xn: Float64, yn: Float64
-    ) -> tuple[Float64, Float64]:
+    def _clip(self, x: Float64, y: Float64) -> tuple[Float64, Float64]:
+        """Bring steps that left the monotone range back to its rim."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            scale = np.minimum(1.0, self.limit * (1 - 1e-12) / np.hypot(x, y))
+        return x * scale, y * scale
+
+    def _reject(self, x: Float64, y: Float64, xn: Float64, yn: Float64) -> tuple[Float64, Float64]:
         """NaN where Newton found no ray in the monotone range that lands on x, y."""
-        with np.errstate(invalid="ignore", over="ignore"):
-            xd, yd, inside = self.distort(xn, yn)
+        xd, yd, inside = self.distort(xn, yn)
+        with np.errstate(invalid="ignore"):
             good = inside & (np.abs(xd - x) + np.abs(yd - y) < 1e-9 * (1 + np.hypot(x, y)))
         return np.where(good, xn, np.nan), np.where(good, yn, np.nan)
 
@@ -205,10 +226,9 @@ class Equidistant:
     def __init__(self, coefficients: tuple[float, ...]) -> None:
         k1, k2, k3, k4 = coefficients
         self.polynomial = np.array([k4, k3, k2, k1, 1.0])  # in theta^2, highest power first
-        slope = self.polynomial * np.array([9.0, 7.0, 5.0, 3.0, 1.0])
-        roots = np.roots(slope)
-        real = roots[(np.abs(roots.imag) < 1e-9 * (1 + np.abs(roots.real))) & (roots.real > 0)].real
-        self.limit = float(min([_LIMIT_ANGLE, *np.sqrt(real) * (1 - 1e-9)]))
+        self.slope = self.polynomial * np.array([9.0, 7.0, 5.0, 3.0, 1.0])
+        turns = _MARGIN * np.sqrt(_positive_roots(self.slope))
+        self.limit = float(min([_LIMIT_ANGLE, *turns]))
         self.angles = np.linspace(0.0, self.limit, _TABLE_SIZE)
         self.distorted_angles = self.angles * np.polyval(self.polynomial, self.angles**2)
 
@@ -222,17 +242,24 @@ class Equidistant:
     def undistort(self, x: Float64, y: Float64) -> tuple[Float64, Float64]:
         distorted = np.hypot(x, y)
         theta = np.interp(distorted, self.distorted_angles, self.angles)
-        slope = self.polynomial * np.array([9.0, 7.0, 5.0, 3.0, 1.0])
         for _ in range(_NEWTON_STEPS):
             s = theta * theta
             error = distorted - theta * np.polyval(self.polynomial, s)
             with np.errstate(divide="ignore", invalid="ignore"):
-                theta = np.clip(theta + error / np.polyval(slope, s), 0.0, self.limit)
+                theta = np.clip(theta + error / np.polyval(self.slope, s), 0.0, self.limit)
             if not np.any(np.abs(error) > 1e-13):
                 break
-        scale = np.divide(np.tan(theta), distorted, out=np.ones_like(theta), where=distorted > 1e-12)
+        scale = np.divide(
+            np.tan(theta), distorted, out=np.ones_like(theta), where=distorted > 1e-12
+        )
         inside = distorted < self.distorted_angles[-1]
         return np.where(inside, x * scale, np.nan), np.where(inside, y * scale, np.nan)
+
+
+def _positive_roots(polynomial: Float64) -> Float64:
+    roots = np.roots(polynomial)
+    real: Float64 = roots[np.abs(roots.imag) < 1e-9 * (1 + np.abs(roots.real))].real
+    return real[real > 0]
 
 
 def _evaluate(polynomial: Float64, s: Float64) -> tuple[Float64, Float64]:

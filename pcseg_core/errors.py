@@ -15,7 +15,7 @@ class InputError(PcsegError, ValueError):
     """An input (file, message, parameter) is not what it must be."""
 
 
-class MissingDependency(PcsegError, ImportError):
+class MissingDependency(PcsegError, ImportError):  # noqa: N818
     """An optional package is needed and not installed."""
 
 

@@ -40,7 +40,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 def write_atomic(path: str | os.PathLike[str], data: bytes | str) -> None:
     """Write bytes, or text as UTF-8, to `path`, whole or not at all."""
     content = data.encode("utf-8") if isinstance(data, str) else data
-    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
@@ -60,7 +60,7 @@ def _temporary_folder(target: Path) -> Path:
 
 def _replace(temporary: Path, target: Path) -> None:
     try:
-        os.replace(temporary, target)
+        temporary.replace(target)
     except OSError as error:
         raise InputError(
             f"cannot put the result at {target}: {error.strerror or error}; remove what is there "

@@ -17,9 +17,11 @@ from pcseg_core.errors import InputError
 Array = npt.NDArray[Any]
 Float64 = npt.NDArray[np.float64]
 
-# Most poses that a sweep is deskewed with. Between two of them motion is linear in the matrix
-# entries; at 1 kHz that is exact to 1e-7 for any vehicle, and far cheaper than one slerp a point.
-_DESKEW_POSES = 128
+# A sweep is deskewed with this many poses, linear in the matrix entries between them. At 10 Hz
+# they lie 0.1 ms apart: there, a turn of 1 rad/s bends a 100 m ray by less than 1e-6 m, and a jump
+# of 1 m/s in the trajectory's speed is cut by 2.5e-5 m. A slerp for each point is far slower.
+_DESKEW_POSES = 1024
+_CHUNK = 8192  # points whose matrices fit in the cache
 
 
 def transform(T: Array, xyz: Array) -> Array:
@@ -67,9 +69,7 @@ def from_rotation(rotation: npt.ArrayLike, translation: npt.ArrayLike = (0.0, 0.
     return pose
 
 
-def from_quaternion(
-    xyzw: npt.ArrayLike, translation: npt.ArrayLike = (0.0, 0.0, 0.0)
-) -> Float64:
+def from_quaternion(xyzw: npt.ArrayLike, translation: npt.ArrayLike = (0.0, 0.0, 0.0)) -> Float64:
     """Poses (..., 4, 4) from quaternions (..., 4) in the order x y z w, of any length but zero.
 
     Raises:
@@ -89,8 +89,9 @@ def to_quaternion(T: Array) -> tuple[Float64, Float64]:
     # Rows of 4 q q^T (Shepperd 1978); the row with the largest diagonal is the well-conditioned
     # multiple of q.
     xx, yy, zz = r[..., 0, 0], r[..., 1, 1], r[..., 2, 2]
-    xy, xz, yz = r[..., 0, 1] + r[..., 1, 0], r[..., 0, 2] + r[..., 2, 0], r[..., 1, 2] + r[..., 2, 1]
-    wx, wy, wz = r[..., 2, 1] - r[..., 1, 2], r[..., 0, 2] - r[..., 2, 0], r[..., 1, 0] - r[..., 0, 1]
+    both, turn = r + np.swapaxes(r, -1, -2), r - np.swapaxes(r, -1, -2)
+    xy, xz, yz = both[..., 0, 1], both[..., 0, 2], both[..., 1, 2]
+    wx, wy, wz = turn[..., 2, 1], turn[..., 0, 2], turn[..., 1, 0]
     outer = np.stack(
         [
             np.stack([1 + xx - yy - zz, xy, xz, wx], axis=-1),
@@ -287,17 +288,17 @@ def _blend(points: Array, times: Float64, grid: Float64, poses: Float64) -> Arra
     """Apply to each point the pose at its time, linear between the poses on an even grid."""
     dtype = points.dtype if np.issubdtype(points.dtype, np.floating) else np.dtype(np.float64)
     spacing = grid[1] - grid[0]
-    position = (times - grid[0]) / (spacing if spacing > 0 else 1.0)
-    left = np.minimum(position.astype(np.int64), len(grid) - 2)
-    fraction = (position - left).astype(dtype)[:, None]
-    table = poses[:, :3, :].reshape(-1, 12)
-    step = np.diff(table, axis=0).astype(dtype)
-    matrix = table.astype(dtype)[left] + fraction * step[left]
-    x, y, z = points[:, 0], points[:, 1], points[:, 2]
+    start = poses[:-1, :3].astype(dtype)
+    step = np.diff(poses[:, :3], axis=0).astype(dtype)
     moved = np.empty(points.shape, dtype)
-    for axis in range(3):
-        m = matrix[:, 4 * axis : 4 * axis + 4]
-        moved[:, axis] = m[:, 0] * x + m[:, 1] * y + m[:, 2] * z + m[:, 3]
+    for first in range(0, len(points), _CHUNK):
+        chunk = slice(first, first + _CHUNK)
+        position = (times[chunk] - grid[0]) / (spacing if spacing > 0 else 1.0)
+        left = np.minimum(position.astype(np.int64), len(start) - 1)
+        matrix = step[left]
+        matrix *= (position - left).astype(dtype)[:, None, None]
+        matrix += start[left]
+        moved[chunk] = transform(matrix, points[chunk])
     return moved
 
 

@@ -231,8 +231,11 @@ def _parse_class(id_: int, entry: Any, source: str) -> LabelClass:
     if unknown:
         raise InputError(f"{source}: class '{entry['name']}' has unknown keys {sorted(unknown)}")
     color = entry.get("color")
-    valid = isinstance(color, (list, tuple)) and len(color) == 3
-    if not valid or not all(isinstance(v, int) and 0 <= v <= 255 for v in color):
+    if not (
+        isinstance(color, (list, tuple))
+        and len(color) == 3
+        and all(isinstance(value, int) and 0 <= value <= 255 for value in color)
+    ):
         raise InputError(
             f"{source}: class '{entry['name']}': 'color' must be [red, green, blue] from 0 to 255, "
             f"found {color!r}"

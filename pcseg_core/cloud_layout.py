@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The memory layout of sensor_msgs/PointCloud2, read from and written to without its package."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from pcseg_core.errors import InputError
+
+Array = npt.NDArray[Any]
+
+# Numbers of sensor_msgs/PointField.
+TYPES = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 8: "f8"}
+DATATYPES = {code: number for number, code in TYPES.items()}
+
+
+class PointFieldLike(Protocol):
+    """One field of a PointCloud2, as in sensor_msgs/PointField."""
+
+    name: str
+    offset: int
+    datatype: int
+    count: int
+
+
+class PointCloud2Like(Protocol):
+    """What the codec needs of a PointCloud2; `header` and `is_dense` are used where present."""
+
+    height: int
+    width: int
+    fields: Any
+    is_bigendian: bool
+    point_step: int
+    row_step: int
+    data: Any
+
+
+@dataclass
+class Field:
+    """A field of an encoded cloud; the same attributes as sensor_msgs/PointField."""
+
+    name: str
+    offset: int
+    datatype: int
+    count: int = 1
+
+
+@dataclass
+class EncodedCloud:
+    """The parts of a PointCloud2 message but its header; `data` is (bytes,) uint8, contiguous."""
+
+    height: int
+    width: int
+    fields: list[Field]
+    is_bigendian: bool
+    point_step: int
+    row_step: int
+    data: npt.NDArray[np.uint8]
+    is_dense: bool
+
+
+def structured(msg: PointCloud2Like) -> Array:
+    """View a message's points as a structured array, (height, width), without copying.
+
+    The dtype has one entry per field, at its own offset and in the message's byte order; a field
+    with a count above 1 is a sub-array. Unnamed fields (padding) and repeats of a name are left
+    out. The view is read-only.
+
+    Raises:
+        InputError: a datatype is unknown, a field reaches beyond point_step, rows are shorter
+            than their points, or data is shorter than row_step * height.
+    """
+    dtype = _dtype(msg)
+    height, width = _shape(msg)
+    step = int(msg.point_step)
+    data = _bytes(msg.data)
+    row = _row_step(msg, height, width)
+    if height * width == 0:
+        return np.zeros((height, width), dtype)
+    if len(data) < row * height:
+        raise InputError(
+            f"cloud: data has {len(data)} bytes, expected row_step * height = {row} * {height} = "
+            f"{row * height}; the message is truncated or its header is wrong"
+        )
+    view = np.ndarray((height, width), dtype, buffer=data.data, strides=(row, step))
+    view.flags.writeable = False
+    return view
+
+
+def overlay(points: Array, code: Any, offset: int) -> Array:
+    """View one field of type `code` at `offset` in every point, whatever the fields there are."""
+    dtype = np.dtype(
+        {"names": ["v"], "formats": [code], "offsets": [offset], "itemsize": points.dtype.itemsize}
+    )
+    return points.view(dtype)["v"]
+
+
+def _dtype(msg: PointCloud2Like) -> np.dtype[Any]:
+    step = int(msg.point_step)
+    order = ">" if msg.is_bigendian else "<"
+    names: list[str] = []
+    formats: list[Any] = []
+    offsets: list[int] = []
+    for f in msg.fields:
+        code = TYPES.get(int(f.datatype))
+        if code is None:
+            raise InputError(
+                f"cloud: field '{f.name}' has the unknown datatype {f.datatype}; expected 1 to 8 "
+                "(INT8 to FLOAT64 of sensor_msgs/PointField)"
+            )
+        count = max(1, int(f.count))  # some drivers write 0 for 1
+        end = int(f.offset) + np.dtype(code).itemsize * count
+        if int(f.offset) < 0 or end > step:
+            raise InputError(
+                f"cloud: field '{f.name}' ends at byte {end}, beyond point_step = {step}"
+            )
+        if f.name and f.name not in names:
+            names.append(f.name)
+            formats.append(order + code if count == 1 else (order + code, (count,)))
+            offsets.append(int(f.offset))
+    return np.dtype({"names": names, "formats": formats, "offsets": offsets, "itemsize": step})
+
+
+def _shape(msg: PointCloud2Like) -> tuple[int, int]:
+    height, width = int(msg.height), int(msg.width)
+    if height < 0 or width < 0 or int(msg.point_step) < 0:
+        raise InputError(
+            f"cloud: negative size: height {height}, width {width}, point_step {msg.point_step}"
+        )
+    return height, width
+
+
+def _row_step(msg: PointCloud2Like, height: int, width: int) -> int:
+    row, needed = int(msg.row_step), width * int(msg.point_step)
+    if row >= needed:
+        return row
+    if height <= 1:  # drivers of unorganised clouds often leave row_step at 0
+        return needed
+    raise InputError(
+        f"cloud: row_step = {row} is shorter than width * point_step = {width} * {msg.point_step}"
+    )
+
+
+def _bytes(data: Any) -> npt.NDArray[np.uint8]:
+    """View bytes, array.array, memoryview or NumPy data as uint8, copying only lists."""
+    if isinstance(data, np.ndarray):
+        return np.ascontiguousarray(data).reshape(-1).view(np.uint8)
+    try:
+        return np.frombuffer(data, dtype=np.uint8)
+    except TypeError:
+        return np.asarray(data, dtype=np.uint8)
+    except ValueError:  # an empty buffer
+        return np.zeros(0, dtype=np.uint8)

@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Write sensor_msgs/PointCloud2: further fields for a cloud, or a cloud from arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from pcseg_core.cloud_layout import (
+    DATATYPES,
+    TYPES,
+    Array,
+    EncodedCloud,
+    Field,
+    PointCloud2Like,
+    overlay,
+    structured,
+)
+from pcseg_core.errors import InputError
+
+
+def append_fields(
+    msg: PointCloud2Like, fields: Mapping[str, npt.ArrayLike], replace: bool = True
+) -> EncodedCloud:
+    """Give every point of a cloud further fields.
+
+    All fields, their order and bytes, the byte order and the organisation stay as they are; new
+    fields follow, each aligned to its size. Padding at the ends of rows goes. A field that exists
+    already is overwritten where it is, or follows as a new one when its type is another.
+
+    Args:
+        msg: a PointCloud2 message.
+        fields: name -> values (N,), (height, width) or (N, count), of a PointField type.
+        replace: whether a field of the same name may be overwritten.
+
+    Raises:
+        InputError: values of the wrong length or type, or the layout of `msg` is wrong.
+    """
+    points = structured(msg)
+    height, width = points.shape
+    columns = {name: _column(name, values, points.size) for name, values in fields.items()}
+    existing = [Field(f.name, int(f.offset), int(f.datatype), int(f.count)) for f in msg.fields]
+    clash = [f.name for f in existing if f.name in columns]
+    if clash and not replace:
+        raise InputError(f"cloud: it already has the field {', '.join(clash)}")
+    kept = [f for f in existing if f.name not in columns or _holds(f, columns[f.name])]
+    in_place = {f.name for f in kept if f.name in columns}
+    old_step = int(msg.point_step)
+    added, step = _layout({n: c for n, c in columns.items() if n not in in_place}, old_step)
+    out = np.zeros((height, width), dtype=np.dtype((np.void, step)))
+    _copy_bytes(points, out, old_step)
+    written = [f for f in kept if f.name in in_place] + added
+    _write(out, written, columns, bool(msg.is_bigendian))
+    return EncodedCloud(
+        height=height,
+        width=width,
+        fields=kept + added,
+        is_bigendian=bool(msg.is_bigendian),
+        point_step=step,
+        row_step=step * width,
+        data=_flat(out),
+        is_dense=_is_dense(points),
+    )
+
+
+def encode_cloud(
+    fields: Mapping[str, npt.ArrayLike], height: int | None = None, width: int | None = None
+) -> EncodedCloud:
+    """Encode arrays as a little-endian cloud, each field aligned to its size.
+
+    Args:
+        fields: name -> values (N,), (height, width) or (N, count), in the order of the fields.
+        height, width: organisation; 1 and N when left out.
+
+    Raises:
+        InputError: no fields, lengths that differ, or a type that PointField lacks.
+    """
+    if not fields:
+        raise InputError("cloud: no fields to encode; give at least x, y and z")
+    if height is None or width is None:
+        height, width = 1, len(np.asarray(next(iter(fields.values()))))
+    columns = {name: _column(name, v, height * width) for name, v in fields.items()}
+    layout, step = _layout(columns, 0)
+    step = _align(step, max(c.dtype.itemsize for c in columns.values()))
+    out = np.zeros((height, width), dtype=np.dtype((np.void, step)))
+    _write(out, layout, columns, big=False)
+    finite = all(bool(np.isfinite(columns[axis]).all()) for axis in "xyz" if axis in columns)
+    return EncodedCloud(height, width, layout, False, step, step * width, _flat(out), finite)
+
+
+def pack_rgb(colors: npt.ArrayLike) -> npt.NDArray[np.float32]:
+    """Colours (N, 3) uint8 as the float32 field `rgb`, whose bits are 0x00RRGGBB."""
+    rgb = np.asarray(colors, dtype=np.uint8).astype(np.uint32)
+    packed = (rgb[..., 0] << 16) | (rgb[..., 1] << 8) | rgb[..., 2]
+    return packed.view(np.float32)
+
+
+def unpack_rgb(values: npt.ArrayLike) -> npt.NDArray[np.uint8]:
+    """Colours (N, 3) uint8 from the field `rgb` (float32) or `rgba` (uint32)."""
+    bits = np.ascontiguousarray(values).view(np.uint32)
+    return np.stack([bits >> 16, bits >> 8, bits], axis=-1).astype(np.uint8)
+
+
+def _column(name: str, values: npt.ArrayLike, count: int) -> Array:
+    """Values as (N,) or (N, c) of a PointField type."""
+    array = np.asarray(values)
+    code = array.dtype.kind + str(array.dtype.itemsize)
+    if code not in DATATYPES:
+        raise InputError(
+            f"cloud: field '{name}' is {array.dtype}; PointCloud2 has int8 to int32, uint8 to "
+            "uint32, float32 and float64"
+        )
+    if array.shape[:1] == (count,) and array.ndim <= 2:
+        return array
+    if array.ndim == 2 and array.size == count:
+        return array.reshape(-1)
+    raise InputError(f"cloud: field '{name}' has shape {array.shape} for {count} points")
+
+
+def _align(offset: int, size: int) -> int:
+    return -(-offset // size) * size
+
+
+def _layout(columns: Mapping[str, Array], start: int) -> tuple[list[Field], int]:
+    """Place columns after `start`; give their fields and where the last one ends."""
+    fields = []
+    for name, column in columns.items():
+        count = column.shape[1] if column.ndim == 2 else 1
+        start = _align(start, column.dtype.itemsize)
+        code = DATATYPES[column.dtype.kind + str(column.dtype.itemsize)]
+        fields.append(Field(name, start, code, count))
+        start += column.dtype.itemsize * count
+    return fields, start
+
+
+def _holds(existing: Field, column: Array) -> bool:
+    """Whether a field has the type and count to hold a column as it is."""
+    count = column.shape[1] if column.ndim == 2 else 1
+    code = column.dtype.kind + str(column.dtype.itemsize)
+    return TYPES[existing.datatype] == code and max(1, existing.count) == count
+
+
+def _copy_bytes(points: Array, out: Array, step: int) -> None:
+    """Copy the first `step` bytes of every point: one move a point, whatever its fields are."""
+    if step and points.size:
+        whole = np.dtype((np.void, step))
+        overlay(out, whole, 0)[...] = points.view(whole)
+
+
+def _write(out: Array, fields: list[Field], columns: Mapping[str, Array], big: bool) -> None:
+    for f in fields:
+        column = columns[f.name]
+        code = (">" if big else "<") + TYPES[f.datatype]
+        view = overlay(out, code if column.ndim == 1 else (code, column.shape[1:]), f.offset)
+        view[...] = column.reshape(*out.shape, *column.shape[1:])
+
+
+def _flat(out: Array) -> npt.NDArray[np.uint8]:
+    return out.reshape(-1).view(np.uint8) if out.size else np.zeros(0, dtype=np.uint8)
+
+
+def _is_dense(points: Array) -> bool:
+    names = points.dtype.names or ()
+    axes = [points[a] for a in "xyz" if a in names and points[a].dtype.kind == "f"]
+    return all(bool(np.isfinite(axis).all()) for axis in axes)

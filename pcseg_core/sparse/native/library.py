@@ -212,7 +212,7 @@ def pack(
     flip: bool = False,
     isa: int | None = None,
 ) -> Tensor:
-    """Weights (K, Cin, Cout) float32 in the order that `conv` reads; (K, Cout, Cin) to transpose."""
+    """Weights (K, Cin, Cout) float32 ((K, Cout, Cin) to transpose) in the order `conv` reads."""
     isa = best_isa() if isa is None else isa
     weight = weight.contiguous()
     offsets, cin, cout = weight.shape

@@ -64,6 +64,10 @@ class PseudoLabels:
         label, confidence = self._read(index, "label", "confidence")
         return np.where(confidence >= self.minimum, label, -1).astype(np.int64)
 
+    def confidence(self, index: int) -> Array:
+        """Confidence (N,) float32 in 0..1 of a sweep's labels."""
+        return self._read(index, "confidence")[0].astype(np.float32)
+
     def points(self, index: int) -> tuple[Array, Array]:
         """xyz (N, 3) float32 [m] and intensity (N,) float32 of a sweep."""
         xyz, intensity = self._read(index, "xyz", "intensity")

@@ -146,8 +146,7 @@ def annotated_region(sample: Sample) -> Mask:
     seen = np.zeros(len(xyz), bool)
     for index, frame in enumerate(sample.cameras):
         uv, valid = frame.camera.project(transform(sample.T_cam_lidar(index), xyz))
-        size = (frame.camera.width, frame.camera.height)
-        seen |= valid & np.all((uv >= -0.5) & (uv < np.subtract(size, 0.5)), axis=1)
+        seen |= valid & frame.camera.contains(uv)
     return seen
 
 

@@ -117,8 +117,8 @@ def overlay(
     colors: Colors,
     *,
     title: str = "",
-    point_size: float = 3.0,
-    dim: float = 0.35,
+    point_size: float = 9.0,
+    dim: float = 0.6,
 ) -> None:
     """Points over an image.
 
@@ -126,10 +126,10 @@ def overlay(
         image: (H, W, 3) uint8 RGB.
         uv: (N, 2) pixels, integer coordinates are pixel centres; hide points by leaving them out.
         colors: (N, 3).
-        dim: how far the image is faded towards grey, 0..1, so that the points stand out.
+        dim: how far the image is faded towards light grey, 0..1, so that the points stand out.
     """
     grey = image.mean(axis=2, keepdims=True)
-    faded = (1 - dim) * image + dim * (0.5 * grey + 100)
+    faded = (1 - dim) * image + dim * (0.45 * grey + 140)
     ax.imshow(np.clip(faded, 0, 255).astype(np.uint8), interpolation="bilinear")
     ax.scatter(uv[:, 0], uv[:, 1], c=colors, s=point_size, linewidths=0)
     ax.set_xlim(-0.5, image.shape[1] - 0.5)

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`pcseg doctor`: what is installed here, what it is good for, and how to get the rest."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Finding(NamedTuple):
+    """One line: state is "ok", "missing" or "info"."""
+
+    subject: str
+    state: str
+    detail: str
+
+
+# module, distribution to install, what it is needed for
+_OPTIONAL = (
+    ("rosbags", "rosbags", "read and write bags"),
+    ("kiss_icp", "kiss-icp", "poses for recordings that have none"),
+    ("rerun", "rerun-sdk", "pcseg view: recordings to look around in"),
+    ("open_clip", "open_clip_torch", "CLIP teachers and text prompts"),
+    ("segment_anything", "segment-anything", "SAM superpixels"),
+    ("timm", "timm", "DINO and other image features"),
+    ("hdbscan", "hdbscan", "clusters of points across frames"),
+    ("pypatchworkpp", "pypatchworkpp", "ground removal"),
+)
+_STYLES = {"ok": "green", "missing": "yellow", "info": "cyan"}
+
+
+def doctor() -> None:
+    """Tell what is installed and what each missing part is needed for."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for _ in range(3):
+        table.add_column(overflow="fold")
+    for finding in findings():
+        color = _STYLES[finding.state]
+        table.add_row(
+            escape(finding.subject), f"[{color}]{finding.state}[/]", escape(finding.detail)
+        )
+    Console().print(table)
+
+
+def findings() -> Iterator[Finding]:
+    """All checks; none of them raises."""
+    yield from _base()
+    yield from _torch()
+    yield from _ros()
+    yield from _optional()
+
+
+def _base() -> Iterator[Finding]:
+    import pcseg_core
+
+    folder = Path(pcseg_core.__file__).parent
+    yield Finding("pcseg", "ok", f"{pcseg_core.__version__} in {folder}")
+    yield Finding("python", "ok", f"{platform.python_version()}, {sys.executable}")
+    threads = os.environ.get("OMP_NUM_THREADS", "not set")
+    yield Finding("cores", "info", f"{_cores()} usable; OMP_NUM_THREADS {threads}")
+    bundled = sorted(path.name for path in (folder / "checkpoints").glob("*.safetensors"))
+    state = "ok" if bundled else "missing"
+    yield Finding("bundled checkpoint", state, ", ".join(bundled) or "none in the package")
+
+
+def _cores() -> int:
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def _torch() -> Iterator[Finding]:
+    try:
+        import torch
+    except ImportError as error:
+        yield Finding("torch", "missing", f"{error}; pip install torch")
+        return
+    yield Finding("torch", "ok", f"{torch.__version__}, {torch.get_num_threads()} threads")
+    if torch.cuda.is_available():
+        names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        yield Finding("CUDA", "ok", f"{torch.version.cuda}: {', '.join(names)}")
+    else:
+        yield Finding("CUDA", "info", "no GPU that torch can use; everything runs on the CPU")
+    try:
+        from pcseg_core.sparse import backends_report
+
+        for backend in backends_report():
+            state = "ok" if backend.available else "missing"
+            yield Finding(f"sparse backend {backend.name}", state, backend.note)
+    except Exception as error:  # a broken native build must not hide the other findings
+        yield Finding("sparse backends", "missing", f"{type(error).__name__}: {error}")
+
+
+def _ros() -> Iterator[Finding]:
+    """ROS is tried in a process of its own: this package never imports it."""
+    if find_spec("rclpy") is None:
+        hint = "source a ROS 2 distribution or: pip install 'ros-rclpy' 'ros-rmw-fastrtps-cpp'"
+        yield Finding("ROS 2 (rclpy)", "missing", f"{hint}; needed by the node and `bag play`")
+        return
+    script = "import rclpy, rclpy.utilities as u; print(u.get_rmw_implementation_identifier())"
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False
+        )
+        failure = done.stderr.strip().splitlines()[-1:] or ["failed"]
+    except (OSError, subprocess.TimeoutExpired) as error:
+        yield Finding("ROS 2 (rclpy)", "missing", f"could not be tried: {error}")
+        return
+    if done.returncode:
+        yield Finding("ROS 2 (rclpy)", "missing", f"found, but does not import: {failure[0]}")
+        return
+    source = os.environ.get("ROS_DISTRO") or "from pip"
+    domain = os.environ.get("ROS_DOMAIN_ID", "0")
+    yield Finding("ROS 2 (rclpy)", "ok", f"{source}, {done.stdout.strip()}, domain {domain}")
+    for module, purpose in (("tf2_ros", "poses from TF"), ("launch_ros", "launch files")):
+        found = find_spec(module) is not None
+        detail = purpose if found else f"{purpose}; comes with a ROS distribution only"
+        yield Finding(module, "ok" if found else "info", detail)
+
+
+def _optional() -> Iterator[Finding]:
+    for module, distribution, purpose in _OPTIONAL:
+        if find_spec(module) is None:
+            yield Finding(module, "missing", f"{purpose}: pip install {distribution}")
+            continue
+        try:
+            release = version(distribution)
+        except PackageNotFoundError:
+            release = "of unknown version"
+        yield Finding(module, "ok", f"{release}: {purpose}")

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`pcseg segment`: label the clouds of a recording with a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pcseg_core.cli.progress import note, progress_bar
+from pcseg_core.errors import InputError
+
+if TYPE_CHECKING:
+    from pcseg_core.online.replay import Replay
+
+
+def segment(
+    source: Annotated[str, typer.Argument(help="A bag, or reader:path (kitti-raw:PATH, ...).")],
+    checkpoint: Annotated[
+        Path, typer.Option(help="Run directory of `pcseg distill`, or a checkpoint file.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder to write; it appears when it is complete.")],
+    cloud_topic: Annotated[
+        str | None, typer.Option(help="PointCloud2 topic to label, where a bag has several.")
+    ] = None,
+    bag: Annotated[
+        bool, typer.Option("--bag", help="Write a bag also for a source that is none.")
+    ] = False,
+    rgb: Annotated[
+        bool, typer.Option("--rgb", help="Add the field rgb with the colours of the classes.")
+    ] = False,
+    compress: Annotated[bool, typer.Option("--compress", help="Compress the bag.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier result.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    backend: Annotated[
+        str, typer.Option(envvar="PCSEG_BACKEND", help="Backend of the sparse convolutions.")
+    ] = "auto",
+) -> None:
+    """Label the clouds of a bag or of any other recording.
+
+    A bag becomes a bag: clouds get the fields label (uint32, 65535 for none) and confidence
+    (float32), all other topics pass through. Any other source becomes labels/NAME.label, one
+    uint32 per point as in SemanticKITTI. labels.yaml in the folder tells the classes.
+    """
+    from pcseg_core.data import open_drive
+    from pcseg_core.online import replay
+    from pcseg_core.online.segmenter import Segmenter
+    from pcseg_core.sparse import use_backend
+
+    reader, place = _kind(source)
+    if reader != "bag" and (cloud_topic or compress):
+        raise InputError("--cloud-topic and --compress are for bags")
+    segmenter = Segmenter.load(checkpoint, device=device)
+    with use_backend(backend), progress_bar("labeling") as progress:
+        if reader == "bag":
+            result = replay.segment_bag(
+                segmenter,
+                Path(place),
+                out,
+                cloud_topic=cloud_topic,
+                rgb=rgb,
+                compress=compress,
+                force=force,
+                progress=progress,
+            )
+        elif bag:
+            drive = open_drive(source)
+            result = replay.segment_drive_to_bag(
+                segmenter, drive, out, rgb=rgb, force=force, progress=progress
+            )
+        else:
+            drive = open_drive(source)
+            result = replay.segment_drive(segmenter, drive, out, force=force, progress=progress)
+    _summarize(result)
+
+
+def _kind(source: str) -> tuple[str, str]:
+    """Reader and path of a source, as `open_drive` understands it."""
+    from pcseg_core.data import READERS, detect
+
+    reader, colon, place = source.partition(":")
+    if colon and reader in READERS:
+        return reader, place
+    if not Path(source).exists():
+        raise InputError(f"{source}: no such recording; give a bag, or reader:path")
+    return detect(Path(source)), source
+
+
+def _summarize(result: Replay) -> None:
+    import numpy as np
+    from rich.console import Console
+
+    for reason, count in result.skipped.items():
+        note(f"skipped: {reason} ({count})")
+    console = Console(highlight=False, soft_wrap=True)
+    median = np.median(result.milliseconds)
+    console.print(f"{result.out}: {result.sweeps} sweeps labeled, {median:.0f} ms each (median)")
+    total = max(int(result.counts.sum()) + result.unlabeled, 1)
+    shares = [
+        f"{name} {100 * count / total:.1f} %"
+        for name, count in zip(result.label_space.names, result.counts)
+        if count
+    ]
+    shares.append(f"unlabeled {100 * result.unlabeled / total:.1f} %")
+    console.print(", ".join(shares))

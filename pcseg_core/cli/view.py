@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`pcseg view`: a bag, a run or one sample as a Rerun recording or a picture."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pcseg_core.cli.outputs import PICTURES, check_file
+from pcseg_core.cli.progress import console, progress_bar
+from pcseg_core.errors import InputError
+
+if TYPE_CHECKING:
+    from pcseg_core.labels import LabelSpace
+    from pcseg_core.online.segmenter import Segmenter
+    from pcseg_core.viewer import View
+
+
+def view(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A bag, reader:path, a run directory, or one of its pseudo_labels/*.npz."
+        ),
+    ],
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Label the sweeps with it; a run brings its own.")
+    ] = None,
+    save: Annotated[Path | None, typer.Option(help="Write a Rerun recording (.rrd).")] = None,
+    picture: Annotated[Path | None, typer.Option(help="Draw one sweep into a PNG.")] = None,
+    sweep: Annotated[
+        int | None, typer.Option(help="Only this sweep, counted from 0; -1 is the last.")
+    ] = None,
+    every: Annotated[int, typer.Option(min=1, help="Only every so many sweeps.")] = 1,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+) -> None:
+    """Look at a bag, a training run or one sample: Rerun recording or picture.
+
+    Clouds are coloured by class, by confidence and, where labels are known, by error; images carry
+    the points that they see. Without --save and --picture the Rerun viewer opens.
+    """
+    check_file(save, (".rrd",))
+    check_file(picture, PICTURES)
+    if save is None and picture is None and not _has_display():
+        raise InputError("no display to open a viewer on; give --save FILE.rrd or --picture PNG")
+    scene = _Scene(source, checkpoint, device)
+    if picture is not None:
+        from pcseg_core.evaluation.view_picture import draw
+
+        middle = len(scene) // 2 if sweep is None else sweep
+        draw(next(scene.views([scene.index(middle)])), scene.space, picture)
+        console.print(f"wrote {picture}", highlight=False)
+    if save is not None or picture is None:
+        _record(scene, sweep, every, save)
+
+
+def _record(scene: _Scene, sweep: int | None, every: int, save: Path | None) -> None:
+    from pcseg_core.viewer import record
+
+    indices = list(range(0, len(scene), every)) if sweep is None else [scene.index(sweep)]
+    with progress_bar("recording") as progress:
+
+        def counted() -> Iterator[View]:
+            for done, one in enumerate(scene.views(indices)):
+                yield one
+                progress(done + 1, len(indices))
+
+        count = record(counted(), scene.space, save, name=f"pcseg {scene.name}")
+    console.print(f"{count} sweeps in {save or 'the viewer'}", highlight=False)
+
+
+class _Scene:
+    """What a source holds: a run's training sweeps, or the samples of a recording."""
+
+    def __init__(self, source: str, checkpoint: Path | None, device: str) -> None:
+        from pcseg_core.checkpoint import FILE_NAME
+
+        path = Path(source)
+        self.run: Path | None = None
+        self.only: str | None = None
+        if path.suffix == ".npz" and path.parent.name == "pseudo_labels":
+            self.run, self.only = path.parent.parent, path.name
+        elif (path / "pseudo_labels").is_dir():
+            self.run = path
+        if self.run is not None and checkpoint is None and (self.run / FILE_NAME).is_file():
+            checkpoint = self.run
+        self.segmenter = _load(checkpoint, device)
+        self.space: LabelSpace | None = self.segmenter.label_space if self.segmenter else None
+        self.name = path.name
+        if self.run is not None:
+            self._open_run(self.run)
+        else:
+            self._open_drive(source)
+
+    def _open_run(self, run: Path) -> None:
+        from pcseg_core.evaluation.baselines import PseudoLabels
+        from pcseg_core.labels import LabelSpace
+
+        files = [file.name for file in PseudoLabels(run).files]
+        if self.only is not None and self.only not in files:
+            raise InputError(f"{run / 'pseudo_labels' / self.only}: no such file")
+        self.numbers = [i for i, name in enumerate(files) if self.only in (None, name)]
+        if self.space is None:  # the run has not finished
+            self.space = LabelSpace.load(_recipe_space(run))
+
+    def _open_drive(self, source: str) -> None:
+        from pcseg_core.data import open_drive
+        from pcseg_core.labels import LabelSpace
+
+        self.drive = open_drive(source)
+        self.numbers = list(range(len(self.drive)))
+        beside = Path(source.partition(":")[2] or source) / "labels.yaml"
+        if self.space is None:
+            self.space = LabelSpace.load(beside) if beside.is_file() else self.drive.label_space
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def index(self, position: int) -> int:
+        """Check the position of a sweep; negative ones count from the end."""
+        if not -len(self) <= position < len(self):
+            raise InputError(f"--sweep {position}: {self.name} has {len(self)} sweeps")
+        return position % len(self)
+
+    def views(self, positions: list[int]) -> Iterator[View]:
+        from pcseg_core.viewer import drive_views, run_views
+
+        numbers = [self.numbers[position] for position in positions]
+        if self.run is not None:
+            return run_views(self.run, self.segmenter, numbers)
+        return drive_views(self.drive, self.space, self.segmenter, numbers)
+
+
+def _load(checkpoint: Path | None, device: str) -> Segmenter | None:
+    from pcseg_core.online.segmenter import Segmenter
+
+    return None if checkpoint is None else Segmenter.load(checkpoint, device=device)
+
+
+def _recipe_space(run: Path) -> str:
+    from pcseg_core.config import read_yaml
+
+    stored = run / "recipe.yaml"
+    recipe = read_yaml(stored).get("recipe", {}) if stored.is_file() else {}
+    return str(recipe.get("labels", {}).get("label_space", "street"))
+
+
+def _has_display() -> bool:
+    if not sys.platform.startswith("linux"):
+        return True
+    return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))

@@ -108,6 +108,7 @@ class StepDataset(Dataset[Batch]):
         labels = sweep.confident(self.recipe.loss.min_confidence)
         keep = _choose_sector(sweep.xyz, labels, self.recipe.optimizer.sector_deg, rng)
         keep &= rng.random(len(keep)) >= rng.uniform(0, self.recipe.augment.drop)
+        keep &= _keep_beams(sweep.xyz, self.recipe.augment, rng)
         cut = _select(sweep, labels, np.flatnonzero(keep))
         cut.xyz = augment_points(cut.xyz, self.recipe.augment, rng)
         gain = rng.uniform(-1, 1) * self.recipe.augment.intensity_gain
@@ -130,6 +131,16 @@ def _choose_sector(
         centre = rng.uniform(-180, 180)
     away = np.abs((azimuth - centre + 180) % 360 - 180)
     return away <= width_deg / 2
+
+
+def _keep_beams(xyz: np.ndarray, config: AugmentConfig, rng: np.random.Generator) -> np.ndarray:
+    """(N,) bool: points outside randomly dropped elevation bands, in half of the calls."""
+    if rng.random() < 0.5:
+        return np.ones(len(xyz), bool)
+    elevation = np.degrees(np.arctan2(xyz[:, 2], np.hypot(xyz[:, 0], xyz[:, 1])))
+    band = ((elevation + 90) / config.beam_deg).astype(np.intp)
+    kept = rng.random(int(180 / config.beam_deg) + 2) >= rng.uniform(0, config.beam_drop)
+    return kept[band]
 
 
 def _select(sweep: LabelledSweep, labels: np.ndarray, keep: np.ndarray) -> LabelledSweep:

@@ -23,6 +23,11 @@ class AugmentConfig(Section):
     tilt_deg: float = Field(1.0, ge=0, le=15, description="Largest roll and pitch [deg]")
     jitter_m: float = Field(0.01, ge=0, le=0.5, description="Deviation of noise on every point [m]")
     drop: float = Field(0.2, ge=0, lt=1, description="Largest share of points left out")
+    beam_drop: float = Field(
+        0.5, ge=0, lt=1, description="Largest share of elevation bands left out of every other "
+        "cloud, so that near ground looks like far ground and one LiDAR like another"
+    )
+    beam_deg: float = Field(0.4, gt=0, le=10, description="Height of an elevation band [deg]")
     intensity_gain: float = Field(0.1, ge=0, le=1, description="Largest relative change of intensity")
 
 

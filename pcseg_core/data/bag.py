@@ -90,7 +90,8 @@ class BagDrive:
                 path of a TUM file with T_world_lidar.
             calibration: extrinsics (and intrinsics) to use instead of the bag's, or their file.
             max_image_offset_s: largest difference of stamps between a sweep and its image.
-            label_space: space of the clouds' field `label`, if they have one.
+            label_space: space of the clouds' field `label`, if they have one; None takes the one
+                in the bag's `labels.yaml`, as `pcseg segment` writes it.
             intensity_scale: see `read_cloud`; None guesses one for the whole bag.
             time_field, time_unit, stamp_is: see `read_cloud`.
 
@@ -102,6 +103,9 @@ class BagDrive:
         self.name = self.path.name
         self.skipped: Counter[str] = Counter()
         self.problems: list[str] = []
+        beside = self.path / "labels.yaml"
+        if label_space is None and beside.is_file():
+            label_space = str(beside)
         self.label_space = (
             LabelSpace.load(label_space) if isinstance(label_space, str) else label_space
         )
@@ -158,6 +162,12 @@ class BagDrive:
         images = np.sum([pairs >= 0 for pairs in self._pairs], axis=0)
         best = np.flatnonzero(images == np.max(images)) if self._pairs else np.arange(len(self))
         return int(best[len(best) // 2])
+
+    @property
+    def intensity_scale(self) -> float | None:
+        """Factor that brings intensities to 0..1, one for the whole bag; see `read_cloud`."""
+        scale: float | None = self._reading["intensity_scale"]
+        return scale
 
     def cloud(self, index: int) -> PointCloud:
         """One sweep.
@@ -327,7 +337,7 @@ def _labels(
     if wire is None or wire.ndim != 1:
         return None
     unlabeled = (wire == WIRE_UNLABELED) | (wire < 0)
-    labels = np.where(unlabeled, -1, wire).astype(np.int64)
+    labels = np.where(unlabeled, -1, wire.astype(np.int64))
     largest = int(labels.max(initial=-1))
     if largest >= (len(space) if space is not None else WIRE_UNLABELED // 2):
         name = f"label space '{space.name}'" if space is not None else "any label space"

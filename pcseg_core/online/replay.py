@@ -129,7 +129,7 @@ def _labeled_message(
     """The cloud with labels, or None where it cannot be read."""
     try:
         message = drive.bag.deserialize(raw, CLOUD)
-        cloud = read_cloud(message, intensity_scale=drive._reading["intensity_scale"])
+        cloud = read_cloud(message, intensity_scale=drive.intensity_scale)
     except InputError as error:
         replay.skipped[str(error)] += 1
         return None

@@ -37,6 +37,11 @@ class NodeConfig(Section):
         description="Factor that brings the intensity to 0..1, for example 0.00392 for 0..255; "
         "0 guesses it from every sweep",
     )
+    input_reliability: Literal["auto", "reliable", "best_effort"] = Field(
+        "auto",
+        description="Delivery asked of the publishers of the sweeps; auto asks for reliable and "
+        "takes best effort where a publisher offers no more",
+    )
     diagnostics_period_s: float = Field(
         1.0, ge=0.1, le=60.0, description="Time between two messages on /diagnostics, s"
     )

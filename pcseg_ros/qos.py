@@ -6,11 +6,10 @@ from __future__ import annotations
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 
 
-def newest_only() -> QoSProfile:
-    """For sensor input: best effort matches every publisher, and only the newest counts."""
-    return QoSProfile(
-        history=HistoryPolicy.KEEP_LAST, depth=1, reliability=ReliabilityPolicy.BEST_EFFORT
-    )
+def newest_only(reliable: bool) -> QoSProfile:
+    """For sensor input, of which only the newest counts."""
+    kind = ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT
+    return QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=1, reliability=kind)
 
 
 def result() -> QoSProfile:

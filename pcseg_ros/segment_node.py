@@ -25,6 +25,7 @@ from pcseg_ros.labeling import Sweep, SweepLabeler
 from pcseg_ros.parameters import SectionParameters
 from pcseg_ros.process import ServedNode, serve
 from pcseg_ros.statistics import SweepStatistics
+from pcseg_ros.subscriptions import NewestSubscription
 from pcseg_ros.worker import LatestWorker
 
 INPUT_TOPIC = "points"
@@ -167,16 +168,16 @@ class SegmentNode(LifecycleNode, ServedNode):
         )
         # Destroying a subscription while a multi-threaded executor spins crashes on Humble
         # (rclpy#1150), so it lives until cleanup, and sweeps are ignored while inactive.
-        self._input = self.create_subscription(
-            PointCloud2, INPUT_TOPIC, self._on_sweep, qos.newest_only(),
-            qos_overriding_options=overrides,
-        )  # fmt: skip
+        reliability = self.config.input_reliability
+        self._input = NewestSubscription(
+            self, PointCloud2, INPUT_TOPIC, self._on_sweep, reliability
+        )
 
     def _release(self) -> None:
         self.close(_STOP_TIMEOUT_S)
         self._classes.withdraw()
         if self._input is not None:
-            self.destroy_subscription(self._input)
+            self._input.destroy()
         if self._output is not None:
             self.destroy_lifecycle_publisher(self._output)
         self._segmenter = self._input = self._output = None

@@ -57,11 +57,14 @@ class FakeSegmenter:
 
 
 def make_fake(config: Any) -> FakeSegmenter:
-    """`fake`, `fake:delay=0.2`, `fake:fail_every=2`; anything else is a missing checkpoint."""
+    """`fake`, `fake:delay=0.2,fail_every=2,load=3`; anything else is a missing checkpoint."""
     kind, _, options = config.checkpoint.partition(":")
     if kind != "fake":
         raise InputError(f"no checkpoint at '{config.checkpoint}'")
     values = dict(option.split("=") for option in options.split(",") if option)
+    if "load" in values:
+        print("loading", flush=True)
+        time.sleep(float(values["load"]))
     return FakeSegmenter(float(values.get("delay", 0)), int(values.get("fail_every", 0)))
 
 

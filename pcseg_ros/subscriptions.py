@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A subscription that takes the newest message from any publisher."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+from rclpy.node import Node
+from rclpy.qos import QoSPolicyKind
+from rclpy.qos_overriding_options import QoSOverridingOptions
+
+from pcseg_ros import qos
+
+try:
+    from rclpy.event_handler import SubscriptionEventCallbacks
+except ImportError:  # Humble
+    from rclpy.qos_event import SubscriptionEventCallbacks
+
+Reliability = Literal["auto", "reliable", "best_effort"]
+
+
+class NewestSubscription:
+    """Subscribes with depth 1, as reliably as the publishers allow.
+
+    A best effort subscription matches every publisher, but with the default settings of Fast DDS
+    it loses nearly all messages above 0.5 MB, which a LiDAR's are: their fragments do not fit the
+    shared memory at once and are not sent again. So "auto" asks for reliable delivery and falls
+    back to best effort as soon as a publisher does not offer it.
+
+    Args:
+        node: owner; its executor runs `callback`.
+        reliability: "auto", or one of the two for good.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        kind: type,
+        topic: str,
+        callback: Callable[[Any], None],
+        reliability: Reliability = "auto",
+    ) -> None:
+        self._node = node
+        self._arguments = (kind, topic, callback)
+        self._may_fall_back = reliability == "auto"
+        self._ended = False
+        self._subscription = self._create(reliable=reliability != "best_effort")
+
+    @property
+    def topic_name(self) -> str:
+        """Full name of the topic, remappings applied."""
+        return str(self._subscription.topic_name)
+
+    def destroy(self) -> None:
+        """End the subscription."""
+        self._ended = True
+        self._node.destroy_subscription(self._subscription)
+
+    def _create(self, reliable: bool) -> Any:
+        return self._node.create_subscription(
+            *self._arguments,
+            qos.newest_only(reliable),
+            event_callbacks=SubscriptionEventCallbacks(incompatible_qos=self._on_incompatible),
+            qos_overriding_options=QoSOverridingOptions(
+                (QoSPolicyKind.HISTORY, QoSPolicyKind.DEPTH)
+            ),
+        )
+
+    def _on_incompatible(self, event: Any) -> None:
+        if not self._may_fall_back:
+            self._node.get_logger().warning(
+                f"a publisher of {self.topic_name} offers less than this subscription asks for; "
+                "set the parameter input_reliability to best_effort or auto"
+            )
+            return
+        self._may_fall_back = False
+        # Not here: this runs inside the event handler of the subscription that must go.
+        assert self._node.executor is not None
+        self._node.executor.create_task(self._fall_back)
+
+    def _fall_back(self) -> None:
+        if self._ended:
+            return
+        self._node.get_logger().info(f"{self.topic_name} has a best effort publisher: following")
+        before, self._subscription = self._subscription, self._create(reliable=False)
+        self._node.destroy_subscription(before)

@@ -1,0 +1,298 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Nodes as processes, and a client that talks to them over DDS."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState, GetState
+from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
+from rcl_interfaces.srv import DescribeParameters, GetParameters, SetParameters
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from sensor_msgs.msg import PointCloud2, PointField
+
+from pcseg_core.cloud import encode_cloud, structured
+from pcseg_ros.conversions import cloud_message
+
+ROOT = Path(__file__).resolve().parents[2]
+FAKE_NODE = Path(__file__).with_name("fakes.py")
+TIMEOUT_S = 20.0
+_names = itertools.count(1)
+
+
+class NodeProcess:
+    """A node in a process and a namespace of its own."""
+
+    def __init__(self, *parameters: str, program: Any = FAKE_NODE, remap: tuple[str, ...] = ()):
+        self.namespace = f"/t{os.getpid()}_{next(_names)}"
+        arguments = ["--ros-args", "-r", f"__ns:={self.namespace}"]
+        for parameter in parameters:
+            arguments += ["-p", parameter]
+        for rule in remap:
+            arguments += ["-r", rule]
+        self.process = subprocess.Popen(
+            [sys.executable, str(program), *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
+        )
+        self.lines: list[str] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def __enter__(self) -> NodeProcess:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        self._reader.join(1.0)
+
+    @property
+    def output(self) -> str:
+        """Everything printed so far."""
+        return "".join(self.lines)
+
+    def service(self, name: str) -> str:
+        """Full name of one of the node's services."""
+        return f"{self.namespace}/segment_node/{name}"
+
+    def stop(self, number: int = signal.SIGINT, times: int = 1) -> tuple[int, float]:
+        """Send a signal; exit code and seconds until the end."""
+        begin = time.monotonic()
+        for _ in range(times):
+            self.process.send_signal(number)
+            time.sleep(0.05 if times > 1 else 0)
+        code = self.process.wait(TIMEOUT_S)
+        elapsed = time.monotonic() - begin
+        self._reader.join(1.0)
+        return code, elapsed
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.append(line)
+
+
+class Client:
+    """Publishes sweeps to nodes and collects their answers."""
+
+    def __init__(self) -> None:
+        rclpy.init()
+        self.node = rclpy.create_node("test_client")
+        self._services: dict[str, Any] = {}
+        self._executor = SingleThreadedExecutor()
+        self._executor.add_node(self.node)
+        self._thread = threading.Thread(target=self._spin, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the node and its thread."""
+        rclpy.try_shutdown()
+        self._thread.join(5.0)
+        self.node.destroy_node()
+
+    def attach(self, process: NodeProcess, active: bool = True) -> Attachment:
+        """Topics and services of a node, once it is active (or just there)."""
+        attachment = Attachment(self, process)
+        attachment.state()  # its services are there
+        if active:
+            wait_for(lambda: attachment.state() == "active", f"active; said: {process.output}")
+            wait_for(attachment.connected, "topics to match")
+        return attachment
+
+    def call(self, kind: Any, name: str, request: Any) -> Any:
+        """Answer of a service."""
+        if name not in self._services:
+            self._services[name] = self.node.create_client(kind, name)
+        service = self._services[name]
+        assert service.wait_for_service(TIMEOUT_S), f"service {name} does not exist"
+        done = threading.Event()
+        future = service.call_async(request)
+        future.add_done_callback(lambda _: done.set())
+        assert done.wait(TIMEOUT_S), f"service {name} does not answer"
+        return future.result()
+
+    def _spin(self) -> None:
+        try:
+            self._executor.spin()
+        except Exception:
+            if rclpy.ok():
+                raise
+
+
+class Attachment:
+    """One node under test, seen from outside."""
+
+    def __init__(self, client: Client, process: NodeProcess) -> None:
+        self._client = client
+        self._process = process
+        self.namespace = process.namespace
+        self.received: queue.Queue[PointCloud2] = queue.Queue()
+        self.reports: queue.Queue[DiagnosticStatus] = queue.Queue()
+        node, space = client.node, process.namespace
+        reliable = QoSProfile(depth=50, reliability=ReliabilityPolicy.RELIABLE)
+        self._publisher = node.create_publisher(PointCloud2, f"{space}/points", reliable)
+        self.arrivals_s: dict[int, float] = {}  # whole seconds of the stamp -> monotonic clock
+        self._output = node.create_subscription(
+            PointCloud2, f"{space}/labeled_points", self._on_output, reliable
+        )
+        self._diagnostics = node.create_subscription(
+            DiagnosticArray, "/diagnostics", self._on_report, 10
+        )
+
+    def connected(self) -> bool:
+        """Both directions have found each other."""
+        node, space = self._client.node, self._process.namespace
+        publishers = node.count_publishers(f"{space}/labeled_points")
+        return bool(self._publisher.get_subscription_count() and publishers)
+
+    def send(self, cloud: PointCloud2) -> None:
+        """Publish a sweep."""
+        self._publisher.publish(cloud)
+
+    def exchange(self, cloud: PointCloud2, timeout_s: float = TIMEOUT_S) -> PointCloud2:
+        """Send a sweep and wait for its answer."""
+        self.send(cloud)
+        return self.received.get(timeout=timeout_s)
+
+    def state(self) -> str:
+        """Lifecycle state by service."""
+        response = self._client.call(
+            GetState, self._process.service("get_state"), GetState.Request()
+        )
+        return str(response.current_state.label)
+
+    def change(self, transition: str) -> bool:
+        """Ask for a lifecycle transition by its label."""
+        request = ChangeState.Request(transition=Transition(label=transition))
+        name = self._process.service("change_state")
+        return bool(self._client.call(ChangeState, name, request).success)
+
+    def set_parameter(self, name: str, value: Any) -> Any:
+        """SetParametersResult of one change."""
+        request = SetParameters.Request(parameters=[Parameter(name=name, value=_value(value))])
+        service = self._process.service("set_parameters")
+        return self._client.call(SetParameters, service, request).results[0]
+
+    def get_parameter(self, name: str) -> ParameterValue:
+        """Value of a parameter."""
+        request = GetParameters.Request(names=[name])
+        service = self._process.service("get_parameters")
+        values = self._client.call(GetParameters, service, request).values
+        return values[0] if values else ParameterValue()
+
+    def describe_parameter(self, name: str) -> Any:
+        """Descriptor of a parameter."""
+        request = DescribeParameters.Request(names=[name])
+        service = self._process.service("describe_parameters")
+        return self._client.call(DescribeParameters, service, request).descriptors[0]
+
+    def report(self, accept: Callable[[DiagnosticStatus], bool]) -> DiagnosticStatus:
+        """The next diagnostic status of this node that is accepted."""
+        end = time.monotonic() + TIMEOUT_S
+        while True:
+            status = self.reports.get(timeout=max(0.01, end - time.monotonic()))
+            if accept(status):
+                return status
+
+    def _on_output(self, message: PointCloud2) -> None:
+        self.arrivals_s[message.header.stamp.sec] = time.monotonic()
+        self.received.put(message)
+
+    def _on_report(self, message: DiagnosticArray) -> None:
+        for status in message.status:
+            if status.name.startswith(self._process.namespace.lstrip("/") + "/"):
+                self.reports.put(status)
+
+
+def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = TIMEOUT_S) -> None:
+    """Poll until a condition holds."""
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end, f"waited {timeout_s} s for {what}"
+        time.sleep(0.02)
+
+
+def value_of(status: DiagnosticStatus, key: str) -> str:
+    """One value of a diagnostic status, "" if it is not there."""
+    return next((str(v.value) for v in status.values if v.key == key), "")
+
+
+def sweep(points: int = 1000, stamp: tuple[int, int] = (7, 89), seed: int = 0) -> PointCloud2:
+    """A cloud as an Ouster driver lays it out: padded, with fields of many types."""
+    rng = np.random.default_rng(seed)
+    xyz = rng.uniform(-30, 30, (3, points)).astype(np.float32)
+    encoded = encode_cloud(
+        {
+            "x": xyz[0],
+            "y": xyz[1],
+            "z": xyz[2],
+            "intensity": rng.uniform(0, 1, points).astype(np.float32),
+            "t": rng.integers(0, 10**8, points).astype(np.uint32),
+            "reflectivity": rng.integers(0, 2**16, points).astype(np.uint16),
+            "ring": rng.integers(0, 64, points).astype(np.uint8),
+        }
+    )
+    return stamped(cloud_message(PointCloud2().header, encoded), stamp)
+
+
+def stamped(cloud: PointCloud2, stamp: tuple[int, int], frame: str = "os_sensor") -> PointCloud2:
+    """The cloud with another header."""
+    cloud.header.stamp.sec, cloud.header.stamp.nanosec = stamp
+    cloud.header.frame_id = frame
+    return cloud
+
+
+def field_of(cloud: PointCloud2, name: str) -> np.ndarray:
+    """Values of a field, (N,)."""
+    return np.asarray(structured(cloud)[name]).reshape(-1)
+
+
+def positions(cloud: PointCloud2) -> np.ndarray:
+    """(N, 3) coordinates."""
+    return np.stack([field_of(cloud, axis) for axis in "xyz"], axis=1)
+
+
+def layout(cloud: PointCloud2) -> list[tuple[str, int, int, int]]:
+    """Fields as plain values."""
+    return [(f.name, f.offset, f.datatype, f.count) for f in cloud.fields]
+
+
+def raw_cloud(**attributes: Any) -> PointCloud2:
+    """A small cloud of x, y, z with attributes overridden, for malformed messages."""
+    fields = [PointField(name=n, offset=4 * i, datatype=7, count=1) for i, n in enumerate("xyz")]
+    defaults: dict[str, Any] = {
+        "height": 1, "width": 10, "fields": fields, "is_bigendian": False,
+        "point_step": 12, "row_step": 120, "data": bytes(120), "is_dense": True,
+    }  # fmt: skip
+    return stamped(PointCloud2(**(defaults | attributes)), (1, 0))
+
+
+def _value(value: Any) -> ParameterValue:
+    if isinstance(value, bool):
+        return ParameterValue(type=ParameterType.PARAMETER_BOOL, bool_value=value)
+    if isinstance(value, int):
+        return ParameterValue(type=ParameterType.PARAMETER_INTEGER, integer_value=value)
+    if isinstance(value, float):
+        return ParameterValue(type=ParameterType.PARAMETER_DOUBLE, double_value=value)
+    if isinstance(value, list):
+        return ParameterValue(type=ParameterType.PARAMETER_STRING_ARRAY, string_array_value=value)
+    return ParameterValue(type=ParameterType.PARAMETER_STRING, string_value=value)

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lifecycle transitions by service, failures to configure, quality of service, overload."""
+
+from __future__ import annotations
+
+import queue
+import time
+
+import pytest
+
+pytest.importorskip("rclpy", reason="needs ROS 2 (rclpy)")
+
+from harness import Client, NodeProcess, field_of, sweep, value_of, wait_for
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from sensor_msgs.msg import PointCloud2
+
+
+def test_the_whole_life_by_service(client: Client) -> None:
+    with NodeProcess("checkpoint:=fake", "autostart:=false") as process:
+        node = client.attach(process, active=False)
+        assert node.state() == "unconfigured"
+        assert not node.change("activate")
+        assert node.change("configure") and node.state() == "inactive"
+        wait_for(node.connected, "topics to match")
+        node.send(sweep(10))
+        with pytest.raises(queue.Empty):
+            node.received.get(timeout=0.3)
+        assert node.change("activate") and node.state() == "active"
+        assert node.exchange(sweep(10)).width == 10
+        assert node.change("deactivate") and node.state() == "inactive"
+        assert node.change("activate") and node.exchange(sweep(11)).width == 11
+        assert node.change("deactivate") and node.change("cleanup")
+        assert node.state() == "unconfigured"
+        assert node.get_parameter("class_names").type == 0  # not set: no checkpoint
+        assert node.change("configure") and node.change("activate")
+        wait_for(node.connected, "topics to match")
+        assert node.exchange(sweep(12)).width == 12
+        assert node.change("shutdown") and node.state() == "finalized"
+        assert process.stop()[0] == 0
+
+
+def test_missing_checkpoint_leaves_the_node_unconfigured_and_says_why(client: Client) -> None:
+    with NodeProcess("checkpoint:=runs/none", "diagnostics_period_s:=0.2") as process:
+        node = client.attach(process, active=False)
+        wait_for(lambda: "no checkpoint at 'runs/none'" in process.output, "the message")
+        assert node.state() == "unconfigured"
+        assert not node.change("configure")
+        assert node.state() == "unconfigured"
+        status = node.report(lambda status: status.level == status.ERROR)
+        assert "no checkpoint at 'runs/none'" in status.message
+        assert "Traceback" not in process.output
+        assert process.stop()[0] == 0
+
+
+@pytest.mark.parametrize(
+    "parameter, words",
+    [
+        ("min_confidence:=2.0", "'min_confidence' is 2.0"),
+        ("backend:=cudnn", "'backend' is 'cudnn'"),
+        ("device:=tpu", "'device' is 'tpu'"),
+        ("diagnostics_period_s:=often", "'diagnostics_period_s' is 'often'"),
+    ],
+)
+def test_wrong_parameters_end_the_start_with_one_line(parameter: str, words: str) -> None:
+    with NodeProcess(parameter, "checkpoint:=fake") as process:
+        assert process.process.wait(20) == 2
+        process._reader.join(1)
+        assert words in process.output
+        assert "Traceback" not in process.output
+
+
+def test_unknown_parameter_is_pointed_out_and_whole_numbers_are_floats(client: Client) -> None:
+    with NodeProcess("checkpoint:=fake", "min_confidense:=0.3", "max_age_s:=0") as process:
+        client.attach(process)
+        assert "did you mean 'min_confidence'?" in process.output
+
+
+@pytest.mark.parametrize("reliability", ["auto", "best_effort"])
+def test_follows_a_best_effort_publisher(client: Client, reliability: str) -> None:
+    with NodeProcess("checkpoint:=fake", f"input_reliability:={reliability}") as process:
+        node = client.attach(process)
+        weak = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
+        publisher = client.node.create_publisher(PointCloud2, f"{process.namespace}/points", weak)
+        try:
+            wait_for(publisher.get_subscription_count, "the node to follow")
+            publisher.publish(sweep(10))
+            assert node.received.get(timeout=5).width == 10
+            assert node.exchange(sweep(11)).width == 11  # the reliable one still matches
+        finally:
+            client.node.destroy_publisher(publisher)
+
+
+def test_reliable_input_refuses_a_best_effort_publisher_and_warns(client: Client) -> None:
+    with NodeProcess("checkpoint:=fake", "input_reliability:=reliable") as process:
+        client.attach(process)
+        weak = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
+        publisher = client.node.create_publisher(PointCloud2, f"{process.namespace}/points", weak)
+        try:
+            wait_for(lambda: "input_reliability" in process.output, "the warning")
+            assert publisher.get_subscription_count() == 0
+        finally:
+            client.node.destroy_publisher(publisher)
+
+
+def test_topics_can_be_remapped(client: Client) -> None:
+    rules = ("points:=velodyne_points",)
+    with NodeProcess("checkpoint:=fake", remap=rules) as process:
+        client.attach(process, active=False)
+        topic = f"{process.namespace}/velodyne_points"
+        wait_for(lambda: client.node.count_subscribers(topic) == 1, topic)
+
+
+def test_overload_labels_the_newest_sweep_and_counts_the_others(client: Client) -> None:
+    """A LiDAR at many times the rate of inference: what comes out is fresh, nothing is lost."""
+    count, period_s, delay_s = 30, 0.02, 0.15
+    with NodeProcess(f"checkpoint:=fake:delay={delay_s}", "diagnostics_period_s:=0.1") as process:
+        node = client.attach(process)
+        sent_s = {}
+        for number in range(count):
+            sent_s[number] = time.monotonic()
+            node.send(sweep(100, stamp=(number, 0)))
+            time.sleep(period_s)
+        numbers: list[int] = []
+        while not numbers or numbers[-1] != count - 1:
+            numbers.append(node.received.get(timeout=5).header.stamp.sec)
+        assert numbers == sorted(set(numbers))  # each once, in order, ending with the last
+        ages = [node.arrivals_s[n] - sent_s[n] for n in numbers]
+        assert max(ages) < 2 * delay_s + 2 * period_s + 0.1  # at most one waits for one in work
+        status = node.report(lambda s: value_of(s, "sweeps published") == str(len(numbers)))
+        replaced = int(value_of(status, "dropped: replaced by a newer sweep"))
+        assert replaced > 0
+        assert int(value_of(status, "sweeps received")) == len(numbers) + replaced
+        assert int(value_of(status, "sweeps received")) == count
+
+
+def test_failing_inference_is_an_error_in_diagnostics_not_the_end(client: Client) -> None:
+    with NodeProcess("checkpoint:=fake:fail_every=2", "diagnostics_period_s:=0.1") as process:
+        node = client.attach(process)
+        node.exchange(sweep(10))
+        node.send(sweep(11))
+        status = node.report(lambda status: status.level == status.ERROR)
+        assert value_of(status, "dropped: inference failed") == "1"
+        assert node.exchange(sweep(12)).width == 12
+        assert "CUDA out of memory (simulated)" in process.output
+
+
+def test_idle_without_subscriber(client: Client) -> None:
+    with NodeProcess("checkpoint:=fake", "diagnostics_period_s:=0.1") as process:
+        node = client.attach(process)
+        node.exchange(sweep(10))
+        client.node.destroy_subscription(node._output)
+        wait_for(lambda: not client.node.count_subscribers(f"{process.namespace}/labeled_points"),
+                 "the subscriber to go")  # fmt: skip
+        time.sleep(0.2)
+        node.send(sweep(10))
+        status = node.report(lambda s: value_of(s, "dropped: nobody subscribes") == "1")
+        assert status.level == status.OK
+        assert value_of(status, "sweeps published") == "1"
+
+
+def test_services_answer_during_inference(client: Client) -> None:
+    with NodeProcess("checkpoint:=fake:delay=1.5") as process:
+        node = client.attach(process)
+        node.send(sweep(10))
+        time.sleep(0.2)
+        begin = time.monotonic()
+        assert node.set_parameter("min_confidence", 0.5).successful
+        assert time.monotonic() - begin < 1.0
+        behind = node.received.get(timeout=5)
+        assert field_of(behind, "label").size == 10

@@ -64,6 +64,12 @@ class PcsegGroup(TyperGroup):
                 raise
             _complain(str(error))
             raise typer.Exit(2) from None
+        except Exception as error:
+            if debug or type(error).__module__.startswith(("click", "typer")):
+                raise  # typer shows wrong arguments, and ends the program, by exceptions
+            kind = type(error).__name__
+            _complain(f"{kind}: {error}; this is a bug, `pcseg --debug ...` shows where")
+            raise typer.Exit(1) from None
 
 
 def _complain(message: str) -> None:

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The `pcseg` command itself: quick help, errors without tracebacks, commands of plugins."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.metadata import EntryPoint
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+import pcseg_core.cli as cli
+from pcseg_core.errors import InputError
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+COMMANDS = ("bag", "distill", "evaluate", "segment", "view", "doctor")
+runner = CliRunner()
+
+
+def run_python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=120
+    )
+
+
+Failing = Callable[[BaseException], None]
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> Failing:
+    """Make `pcseg doctor` raise."""
+
+    def arrange(error: BaseException) -> None:
+        def fail() -> None:
+            raise error
+
+        monkeypatch.setattr("pcseg_core.cli.doctor.doctor", fail)
+
+    return arrange
+
+
+def test_help_names_every_command_and_imports_nothing_heavy() -> None:
+    done = run_python(
+        "import sys\n"
+        "from pcseg_core.cli import main\n"
+        "sys.argv = ['pcseg', '--help']\n"
+        "try: main()\n"
+        "except SystemExit as end: code = end.code\n"
+        "heavy = {'torch', 'numpy', 'matplotlib', 'lightning', 'rosbags', 'rclpy'}\n"
+        "print('loaded', sorted(heavy & set(sys.modules)), 'code', code)"
+    )
+    assert "loaded [] code 0" in done.stdout, done.stderr
+    for command in COMMANDS:
+        assert f"  {command} " in done.stdout
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, "bag from-kitti", "bag info"])
+def test_each_command_explains_itself(command: str) -> None:
+    result = runner.invoke(cli.app, [*command.split(), "--help"])
+    assert result.exit_code == 0, result.output
+    assert f" {command} [OPTIONS]" in result.output
+
+
+def test_no_arguments_show_the_help() -> None:
+    assert "Usage:" in runner.invoke(cli.app, []).output
+
+
+def test_an_error_of_a_user_is_one_line_and_code_2(failing: Failing) -> None:
+    failing(InputError("scan 7 is truncated"))
+    result = runner.invoke(cli.app, ["doctor"])
+    assert result.exit_code == 2
+    assert result.output.strip() == "error: scan 7 is truncated"
+
+
+def test_an_error_of_the_system_is_one_line_too(failing: Failing) -> None:
+    failing(PermissionError(13, "Permission denied", "/etc/shadow"))
+    result = runner.invoke(cli.app, ["doctor"])
+    assert result.exit_code == 2
+    assert "error: " in result.output
+    assert "/etc/shadow" in result.output
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize("arguments", [["--debug", "doctor"], ["doctor", "--debug"]])
+def test_debug_shows_where_it_happened(failing: Failing, arguments: list[str]) -> None:
+    failing(InputError("scan 7 is truncated"))
+    result = runner.invoke(cli.app, arguments)
+    assert isinstance(result.exception, InputError)
+
+
+def test_interrupting_ends_with_130(failing: Failing) -> None:
+    failing(KeyboardInterrupt())
+    result = runner.invoke(cli.app, ["doctor"])
+    assert result.exit_code == 130
+    assert "interrupted" in result.output
+
+
+def test_a_bug_is_not_dressed_up_as_a_users_error(failing: Failing) -> None:
+    failing(KeyError("labels"))
+    result = runner.invoke(cli.app, ["doctor"])
+    assert result.exit_code == 1
+    assert "KeyError" in result.output
+    assert "--debug" in result.output
+
+
+def test_unknown_commands_and_options_are_refused() -> None:
+    assert runner.invoke(cli.app, ["evaluete"]).exit_code == 2
+    assert runner.invoke(cli.app, ["doctor", "--colour"]).exit_code == 2
+
+
+def test_exit_codes_reach_the_shell(tmp_path: Path) -> None:
+    done = run_python(
+        "import sys\nfrom pcseg_core.cli import main\n"
+        f"sys.argv = ['pcseg', 'evaluate', {str(tmp_path)!r}, '--boxes', 'nowhere']\nmain()"
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: no checkpoint at")
+
+
+def plugin(monkeypatch: pytest.MonkeyPatch, value: str, name: str = "bag-play") -> None:
+    entry = EntryPoint(name, value, cli.PLUGIN_GROUP)
+    monkeypatch.setattr(cli, "entry_points", lambda group: [entry] * (group == cli.PLUGIN_GROUP))
+
+
+def played(bag: str, rate: float = 1.0) -> None:
+    """Play a bag."""
+    typer.echo(f"playing {bag} at {rate}")
+
+
+def test_a_plugin_adds_a_command_to_bag(monkeypatch: pytest.MonkeyPatch) -> None:
+    plugin(monkeypatch, f"{__name__}:played")
+    result = runner.invoke(cli.app, ["bag", "play", "drive", "--rate", "2"])
+    assert result.output.strip() == "playing drive at 2.0"
+    assert "play" in runner.invoke(cli.app, ["bag", "--help"]).output
+
+
+def test_a_plugin_that_does_not_load_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    plugin(monkeypatch, "module_that_is_not_there:play")
+    assert runner.invoke(cli.app, ["bag", "--help"]).exit_code == 0  # only using it needs it
+    result = runner.invoke(cli.app, ["bag", "play", "drive"])
+    assert result.exit_code == 2
+    assert "module_that_is_not_there" in result.output
+    assert "pip install" in result.output
+
+
+def test_without_the_plugin_play_says_where_it_comes_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "entry_points", lambda group: [])
+    result = runner.invoke(cli.app, ["bag", "play", "drive"])
+    assert result.exit_code == 2
+    assert "pcseg_ros" in result.output
+
+
+def test_version() -> None:
+    from pcseg_core import __version__
+
+    assert runner.invoke(cli.app, ["--version"]).output.strip() == f"pcseg {__version__}"

@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Labeling whole recordings: what passes through, what is added, what faults leave behind."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pcseg_core.cloud import Field, encode_cloud, read_cloud, structured, unpack_rgb
+from pcseg_core.data import open_drive
+from pcseg_core.data.bag_reader import CLOUD, BagFile, type_store
+from pcseg_core.data.bag_writer import BagWriter
+from pcseg_core.data.messages import cloud as cloud_message
+from pcseg_core.errors import InputError
+from pcseg_core.labels import WIRE_UNLABELED, LabelSpace, from_wire
+from pcseg_core.online import replay
+from pcseg_core.online.segmenter import Segmenter
+
+TOPIC = "/lidar/points"
+STRING = "std_msgs/msg/String"
+
+
+@pytest.fixture(scope="module")
+def segmenter(tiny_run: Path) -> Segmenter:
+    return Segmenter.load(tiny_run, device="cpu")
+
+
+def points_fields(seed: int, count: int = 200) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    xyz = rng.uniform(-10, 10, (count, 3)).astype(np.float32)
+    xyz[5] = np.nan
+    return {
+        "ring": rng.integers(0, 64, count).astype(np.uint16),
+        "x": xyz[:, 0],
+        "y": xyz[:, 1],
+        "z": xyz[:, 2],
+        "intensity": rng.integers(0, 255, count).astype(np.float32),
+    }
+
+
+def make_bag(path: Path, broken: bool = False) -> Path:
+    """Three clouds of 0..255 intensity between text messages; the second may lack z."""
+    text = type_store().types[STRING]
+    with BagWriter(path) as writer:
+        for i in range(3):
+            stamp = (i + 1) * 10**8
+            fields = points_fields(i)
+            if broken and i == 1:
+                del fields["z"]
+            encoded = encode_cloud(fields, 2, 100)
+            message = cloud_message(encoded, "lidar", stamp)
+            writer.write_message(TOPIC, CLOUD, message, stamp + 7)
+            writer.write_message("/chatter", STRING, text(data=f"hello {i}"), stamp + 9)
+    return path
+
+
+def test_clouds_gain_labels_and_all_else_is_untouched(segmenter: Segmenter, tmp_path: Path) -> None:
+    source = make_bag(tmp_path / "drive")
+    result = replay.segment_bag(segmenter, source, tmp_path / "labeled", rgb=True)
+    before, after = (list(BagFile(p).messages()) for p in (source, tmp_path / "labeled"))
+    assert [(c.topic, t) for c, t, _ in before] == [(c.topic, t) for c, t, _ in after]
+    bag = BagFile(source)
+    for (connection, _, old_raw), (_, _, new_raw) in zip(before, after):
+        if connection.topic != TOPIC:
+            assert bytes(old_raw) == bytes(new_raw)
+            continue
+        old, new = bag.deserialize(old_raw, CLOUD), bag.deserialize(new_raw, CLOUD)
+        assert (new.height, new.width, new.header) == (2, 100, old.header)
+        names = [field.name for field in new.fields]
+        assert names == ["ring", "x", "y", "z", "intensity", "label", "confidence", "rgb"]
+        assert {f.name: f.datatype for f in new.fields}["label"] == 6  # UINT32
+        old_points, new_points = structured(old), structured(new)
+        for name in old_points.dtype.names:
+            assert old_points[name].tobytes() == new_points[name].tobytes()
+        # what the segmenter says when it is asked directly, with intensities in 0..1
+        cloud = read_cloud(old, intensity_scale=1 / 255)
+        expected = segmenter.segment(cloud)
+        assert np.array_equal(from_wire(new_points["label"].ravel()), expected.labels)
+        assert np.allclose(new_points["confidence"].ravel(), expected.confidence)
+        assert new_points["label"].ravel()[5] == WIRE_UNLABELED
+        colors = unpack_rgb(new_points["rgb"].ravel())
+        assert np.array_equal(colors[0], segmenter.label_space.palette[expected.labels[0]])
+    assert result.sweeps == 3
+    assert result.counts.sum() == 3 * 199
+    assert result.unlabeled == 3
+
+
+def test_a_labeled_bag_reads_back_with_its_classes(segmenter: Segmenter, tmp_path: Path) -> None:
+    replay.segment_bag(segmenter, make_bag(tmp_path / "drive"), tmp_path / "labeled")
+    drive = open_drive(str(tmp_path / "labeled"))
+    assert drive.label_space is not None
+    assert drive.label_space.names == segmenter.label_space.names
+    sample = drive[0]
+    assert sample.labels is not None
+    assert sample.labels[5] == -1
+    assert (np.delete(sample.labels, 5) >= 0).all()
+    assert np.array_equal(sample.labels, segmenter.segment(sample.cloud).labels)
+
+
+def test_labels_are_replaced_not_doubled(segmenter: Segmenter, tmp_path: Path) -> None:
+    replay.segment_bag(segmenter, make_bag(tmp_path / "drive"), tmp_path / "once")
+    replay.segment_bag(segmenter, tmp_path / "once", tmp_path / "twice")
+    fields: list[Field] = open_message(tmp_path / "twice").fields
+    assert [f.name for f in fields].count("label") == 1
+
+
+def open_message(path: Path) -> object:
+    bag = BagFile(path)
+    _, _, raw = next(iter(bag.messages([TOPIC])))
+    return bag.deserialize(raw, CLOUD)
+
+
+def test_a_malformed_cloud_passes_through_and_is_counted(
+    segmenter: Segmenter, tmp_path: Path
+) -> None:
+    source = make_bag(tmp_path / "drive", broken=True)
+    result = replay.segment_bag(segmenter, source, tmp_path / "labeled")
+    assert result.sweeps == 2
+    assert sum(result.skipped.values()) == 1
+    assert "no field z" in next(iter(result.skipped))
+    before, after = (
+        [bytes(raw) for _, _, raw in BagFile(p).messages([TOPIC])]
+        for p in (source, tmp_path / "labeled")
+    )
+    assert after[1] == before[1]
+    assert after[0] != before[0]
+
+
+def test_an_existing_result_is_replaced_only_by_force(segmenter: Segmenter, tmp_path: Path) -> None:
+    source = make_bag(tmp_path / "drive")
+    out = tmp_path / "labeled"
+    replay.segment_bag(segmenter, source, out)
+    with pytest.raises(InputError, match="--force"):
+        replay.segment_bag(segmenter, source, out)
+    assert replay.segment_bag(segmenter, source, out, force=True).sweeps == 3
+    with pytest.raises(InputError, match="in place"):
+        replay.segment_bag(segmenter, source, source, force=True)
+    assert BagFile(source).counts[TOPIC] == 3
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_an_interrupted_labeling_leaves_nothing(
+    segmenter: Segmenter, tmp_path: Path, error: type[BaseException]
+) -> None:
+    source = make_bag(tmp_path / "drive")
+
+    def stop(done: int, _total: int) -> None:
+        if done == 3:
+            raise error
+
+    with pytest.raises(error):
+        replay.segment_bag(segmenter, source, tmp_path / "labeled", progress=stop)
+    assert [path.name for path in tmp_path.iterdir()] == ["drive"]
+
+
+def test_label_files_follow_the_sweeps(
+    segmenter: Segmenter, sequence: Callable[..., Path], tmp_path: Path
+) -> None:
+    drive = open_drive(f"semantic-kitti:{sequence(scans=2)}")
+    out = tmp_path / "labels_of_drive"
+    result = replay.segment_drive(segmenter, drive, out)
+    space = LabelSpace.load(out / "labels.yaml")
+    assert space.names == segmenter.label_space.names
+    files = sorted((out / "labels").iterdir())
+    assert [file.name for file in files] == ["000000.label", "000001.label"]
+    for index, file in enumerate(files):
+        raw = np.fromfile(file, "<u4")
+        expected = segmenter.segment(drive[index].cloud).labels
+        assert np.array_equal(space.from_raw(raw), expected)
+    assert result.sweeps == 2
+
+
+def test_label_files_of_a_data_set_use_its_own_ids(tiny_run: Path) -> None:
+    space = LabelSpace.load("semantic_kitti")
+    raw = replay._raw_ids(space)
+    assert raw[space.index("car")] == 10
+    assert raw[space.index("road")] == 40
+    assert np.array_equal(space.from_raw(raw), np.arange(len(space)))
+
+
+def test_a_folder_that_holds_something_else_is_never_replaced(
+    segmenter: Segmenter, sequence: Callable[..., Path], tmp_path: Path
+) -> None:
+    drive = open_drive(f"semantic-kitti:{sequence()}")
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.tex").write_text("years of work")
+    with pytest.raises(InputError, match="holds no labels"):
+        replay.segment_drive(segmenter, drive, mine, force=True)
+    assert (mine / "thesis.tex").read_text() == "years of work"
+    replay.segment_drive(segmenter, drive, tmp_path / "out")
+    with pytest.raises(InputError, match="--force"):
+        replay.segment_drive(segmenter, drive, tmp_path / "out")
+    assert replay.segment_drive(segmenter, drive, tmp_path / "out", force=True).sweeps == 2
+
+
+def test_any_drive_into_a_bag(
+    segmenter: Segmenter, sequence: Callable[..., Path], tmp_path: Path
+) -> None:
+    drive = open_drive(f"semantic-kitti:{sequence(scans=2)}")
+    replay.segment_drive_to_bag(segmenter, drive, tmp_path / "bag")
+    back = open_drive(str(tmp_path / "bag"))
+    assert len(back) == 2
+    for index in range(2):
+        assert np.array_equal(back[index].cloud.xyz, drive[index].cloud.xyz)
+        expected = segmenter.segment(drive[index].cloud).labels
+        assert np.array_equal(back[index].labels, expected)
+
+
+def test_a_drive_of_unreadable_sweeps_is_an_error_and_leaves_nothing(
+    segmenter: Segmenter, tmp_path: Path
+) -> None:
+    class Broken:
+        name, label_space, pose_source = "broken", None, "none"
+        scenes = ("a",)
+
+        def __init__(self) -> None:
+            self.skipped: Counter[str] = Counter()
+
+        def __len__(self) -> int:
+            return 1
+
+        def __getitem__(self, index: int) -> object:
+            raise InputError("sweep 0 is truncated")
+
+    for write in (replay.segment_drive, replay.segment_drive_to_bag):
+        with pytest.raises(InputError, match="sweep 0 is truncated"):
+            write(segmenter, Broken(), tmp_path / "out")  # type: ignore[arg-type, operator]
+    assert not list(tmp_path.iterdir())

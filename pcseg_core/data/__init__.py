@@ -50,7 +50,7 @@ READERS: dict[str, str] = {
     "kitti-object": "pcseg_core.data.kitti:KittiObjectDrive",
     "semantic-kitti": "pcseg_core.data.semantic_kitti:SemanticKittiDrive",
     "nuscenes": "pcseg_core.data.nuscenes:NuScenesDrive",
-    "simulated": "pcseg_core.simulation:open_simulated",
+    "simulated": "pcseg_core.data.simulated:open_simulated",
 }
 
 

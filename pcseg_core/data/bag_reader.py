@@ -203,6 +203,7 @@ class BagFile:
             self._process = os.getpid()
             rosbag2 = require("rosbags.rosbag2", "core")
             try:
+                _check_database_sizes(self._storage)
                 reader = rosbag2.Reader(self._storage)
                 reader.open()
             except Exception as error:  # storage back ends raise errors of their own kinds
@@ -271,6 +272,26 @@ def _storage_path(path: Path) -> Path:
         f"{path}: no metadata.yaml and {len(files)} bag files in it; rebuild it with "
         f"'ros2 bag reindex {path}', or give one .mcap or .db3 file"
     )
+
+
+def _check_database_sizes(storage: Path) -> None:
+    """Raise for SQLite files that are cut off: SQLite itself reads a missing part as zeros.
+
+    The header has the page size at byte 16 and the number of pages at byte 28 (sqlite.org,
+    "Database File Format"); the number counts only where bytes 24 and 92 agree.
+    """
+    for path in storage.glob("*.db3") if storage.is_dir() else [storage]:
+        if path.suffix != ".db3":
+            continue
+        with path.open("rb") as file:
+            header = file.read(100)
+        if len(header) < 100:
+            raise ValueError("a database without header")
+        (page_size,) = struct.unpack(">H", header[16:18])
+        (pages,) = struct.unpack(">I", header[28:32])
+        needed = pages * (65536 if page_size == 1 else page_size)
+        if header[24:28] == header[92:96] and path.stat().st_size < needed:
+            raise ValueError(f"{path.stat().st_size} of {needed} bytes are there")
 
 
 def _unreadable(path: Path, error: Exception) -> InputError:

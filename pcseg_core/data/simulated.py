@@ -1,0 +1,269 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Simulated drives as samples: "simulated:seed=3,sweeps=20,beams=32"."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field
+
+from pcseg_core.config import Section, parse_section
+from pcseg_core.data.sample import CameraFrame, Sample
+from pcseg_core.errors import InputError
+from pcseg_core.labels import LabelSpace
+from pcseg_core.simulation.cameras import CameraSpec, Picture, rig
+from pcseg_core.simulation.faults import Faults
+from pcseg_core.simulation.lidar import LidarSpec
+from pcseg_core.simulation.route import EPOCH_NS
+from pcseg_core.simulation.towns import find_town
+from pcseg_core.simulation.world import Course, World, town_of
+
+Array = npt.NDArray[Any]
+
+
+class DriveOptions(Section):
+    """What a simulated drive is asked for."""
+
+    seed: int = Field(
+        default=0, ge=0, le=2**31, description="Everything else that is drawn by chance."
+    )
+    sweeps: int = Field(default=20, ge=1, le=100_000, description="Samples in the drive.")
+    stride: int = Field(
+        default=1, ge=1, le=100, description="Sweeps of the LiDAR from sample to sample."
+    )
+    beams: int = Field(default=64, ge=1, le=256, description="Beams of the LiDAR.")
+    columns: int = Field(
+        default=2048, ge=16, le=8192, description="Firings of all beams per sweep."
+    )
+    pattern: Literal["spinning", "solid-state"] = Field(
+        default="spinning", description="How the LiDAR scans."
+    )
+    range_noise_m: float = Field(
+        default=0.02, ge=0, le=1, description="Standard deviation of the LiDAR's range [m]."
+    )
+    organised: bool = Field(
+        default=False, description="Keep a slot for every firing, NaN where nothing came back."
+    )
+    rate_hz: float = Field(default=10.0, ge=1, le=50, description="Sweeps per second [Hz].")
+    cameras: int = Field(default=2, ge=0, le=12, description="Cameras, evenly around the vehicle.")
+    width: int = Field(default=640, ge=16, le=4096, description="Image width [px].")
+    height: int = Field(default=384, ge=16, le=4096, description="Image height [px].")
+    lens: Literal["pinhole", "fisheye"] = Field(
+        default="pinhole", description="Lens of the cameras."
+    )
+    speed_mps: float = Field(default=8.0, ge=0, le=30, description="Speed on straight roads [m/s].")
+    turns: float = Field(
+        default=0.6, ge=0, le=1, description="Probability of turning at a crossing."
+    )
+    town: str | None = Field(
+        default=None, description="Style of the town; by the seed if not given."
+    )
+
+
+class SimulatedDrive:
+    """A drive through a simulated town, rendered when a sample (and its pixels) are asked for.
+
+    A sample does not depend on which others were read before. Attributes are those of
+    `pcseg_core.data.Drive`; `options`, `faults` and `world` tell how it was made.
+    """
+
+    pose_source = "exact"
+
+    def __init__(
+        self,
+        seed: int = 0,
+        *,
+        faults: Faults | None = None,
+        lidar: LidarSpec | None = None,
+        rig: Sequence[CameraSpec] | None = None,
+        **options: Any,
+    ) -> None:
+        """Describe the drive; the scene is built on first use.
+
+        Args:
+            seed: drives with different seeds have different streets, traffic and light.
+            faults: errors in what is reported; rendering stays exact.
+            lidar: a LiDAR in full, instead of `beams`, `columns`, `pattern` and so on.
+            rig: cameras in full, instead of `cameras`, `width`, `height`, `lens`.
+            options: fields of `DriveOptions`.
+
+        Raises:
+            InputError: an unknown option or a value out of range.
+        """
+        self.options = parse_section({"seed": seed, **options}, DriveOptions, "simulated drive")
+        self.faults = faults or Faults()
+        self.label_space = LabelSpace.load("simulation")
+        town = self.options.town or town_of(seed)
+        find_town(town)
+        self.name = f"simulated-{town}-{seed}"
+        self.scenes: Sequence[str] = [self.name] * self.options.sweeps
+        self.skipped: Counter[str] = Counter()
+        self.world = World(
+            seed, town, self._course(), lidar or self._lidar(), tuple(rig or self._rig())
+        )
+
+    @classmethod
+    def from_text(cls, text: str) -> SimulatedDrive:
+        """Parse "seed=3,sweeps=20,camera_rotation_deg=1": drive options and faults.
+
+        Raises:
+            InputError: not key=value, an unknown key or a bad value.
+        """
+        values: dict[str, str] = {}
+        for item in filter(None, (part.strip() for part in text.split(","))):
+            key, equals, value = (part.strip() for part in item.partition("="))
+            if not equals or not value:
+                raise InputError(
+                    f"simulated:{text}: expected key=value, found '{item}'; for example "
+                    "simulated:seed=3,sweeps=20,town=suburb"
+                )
+            values[key] = value
+        faults = {key: values.pop(key) for key in list(values) if key in Faults.model_fields}
+        source = f"simulated:{text}"
+        options = parse_section(values, DriveOptions, source).model_dump(exclude_unset=True)
+        return cls(options.pop("seed", 0), faults=parse_section(faults, Faults, source), **options)
+
+    def __len__(self) -> int:
+        return self.options.sweeps
+
+    def __getitem__(self, index: int) -> Sample:
+        """Measure sweep `index`; pictures are taken when their pixels are asked for."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"{self.name} has {len(self)} samples, asked for {index}")
+        number = (index % len(self)) * self.options.stride
+        stamp_ns = self.stamp_ns(number)
+        sweep = self.world.sweep(stamp_ns, number)
+        return Sample(
+            cloud=sweep.cloud,
+            cameras=self._paired(stamp_ns),
+            trajectory=self.world.trajectory,
+            labels=sweep.label,
+            label_space=self.label_space,
+            instances=sweep.instance,
+            name=f"{self.name}/{number:06d}",
+            scene=self.name,
+        )
+
+    def stamp_ns(self, number: int) -> int:
+        """When sweep `number` of the LiDAR starts (`stride` of them from sample to sample)."""
+        return EPOCH_NS + round(number / self.options.rate_hz * 1e9)
+
+    def _course(self) -> Course:
+        o = self.options
+        return Course(o.sweeps * o.stride / o.rate_hz, o.speed_mps, o.turns)
+
+    def _lidar(self) -> LidarSpec:
+        o = self.options
+        return LidarSpec(
+            pattern=o.pattern, beams=o.beams, columns=o.columns, range_noise_m=o.range_noise_m,
+            organised=o.organised, sweep_s=1 / o.rate_hz,
+        )  # fmt: skip
+
+    def _rig(self) -> tuple[CameraSpec, ...]:
+        o = self.options
+        cameras = rig(o.cameras, o.width, o.height, o.lens)
+        timing = {"rate_hz": o.rate_hz, "offset_s": 0.5 / o.rate_hz}
+        return tuple(camera.model_copy(update=timing) for camera in cameras)
+
+    def images_between(self, start_ns: int, end_ns: int) -> list[CameraFrame]:
+        """All images that arrive of those taken from one stamp up to, not including, another."""
+        frames = []
+        for camera in range(len(self.world.cameras)):
+            first, period = self._timing(camera)
+            low = max(int(np.ceil((start_ns - first) / period)), 0)
+            for image in range(low, int(np.ceil((end_ns - first) / period))):
+                if not self.faults.drops(self.options.seed, camera, image):
+                    frames.append(self._frame(camera, image))
+        return frames
+
+    def _paired(self, stamp_ns: int) -> list[CameraFrame]:
+        """The image of each camera that is nearest to the middle of a sweep, as reported."""
+        middle = stamp_ns + round(self.world.lidar.sweep_s * 0.5e9)
+        pairs = [self._nearest(k, middle) for k in range(len(self.world.cameras))]
+        for spec, image in zip(self.world.cameras, pairs):
+            if image is None:
+                self.skipped[f"no image of {spec.name} near a sweep"] += 1
+        return [self._frame(k, image) for k, image in enumerate(pairs) if image is not None]
+
+    def _nearest(self, camera: int, wanted_ns: int) -> int | None:
+        """Number of the image reported nearest to a stamp, None if what arrived is too far off."""
+        first, period = self._timing(camera)
+        seed, faults = self.options.seed, self.faults
+        guess = round((wanted_ns - faults.stamp_offset_s * 1e9 - first) / period)
+        gaps = {
+            image: abs(self._stamps(camera, image)[1] - wanted_ns)
+            for image in range(max(guess - 1, 0), max(guess + 2, 0))
+            if not faults.drops(seed, camera, image)
+        }
+        nearest = min(gaps, key=lambda image: gaps[image], default=None)
+        return nearest if nearest is not None and gaps[nearest] <= 0.6 * period else None
+
+    def _timing(self, camera: int) -> tuple[int, float]:
+        """When a camera takes its first image, and the time between images [ns]."""
+        spec = self.world.cameras[camera]
+        return EPOCH_NS + round(spec.offset_s * 1e9), 1e9 / spec.rate_hz
+
+    def _stamps(self, camera: int, image: int) -> tuple[int, int]:
+        """When an image is taken, and when it says it was [ns]."""
+        first, period = self._timing(camera)
+        taken = first + round(image * period)
+        return taken, taken + self.faults.stamp_error_ns(self.options.seed, camera, image)
+
+    def _frame(self, camera: int, image: int) -> CameraFrame:
+        taken, reported = self._stamps(camera, image)
+        shot = Shot(self.world, camera, taken)
+        exact = self.world.T_cam_lidar(camera)
+        return CameraFrame(
+            self.world.cameras[camera].name,
+            reported,
+            self.world.camera_model(camera),
+            self.faults.T_cam_lidar(exact, self.options.seed, camera),
+            shot.image,
+            shot.labels,
+            shot.depth,
+            shot.instances,
+        )
+
+
+@dataclass(frozen=True)
+class Shot:
+    """A picture that is taken once, when the first of its pixels are asked for."""
+
+    world: World
+    camera: int
+    taken_ns: int
+
+    @cached_property
+    def _picture(self) -> Picture:
+        return self.world.picture(self.camera, self.taken_ns)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle the order, not the picture."""
+        return {"world": self.world, "camera": self.camera, "taken_ns": self.taken_ns}
+
+    def image(self) -> npt.NDArray[np.uint8]:
+        """(H, W, 3) uint8 RGB."""
+        return self._picture.image
+
+    def labels(self) -> npt.NDArray[np.int16]:
+        """(H, W) int16 class ids, -1 where the lens sees nothing."""
+        return self._picture.labels
+
+    def depth(self) -> npt.NDArray[np.float32]:
+        """(H, W) float32 exact z in the camera frame [m], infinity for the sky."""
+        return self._picture.depth
+
+    def instances(self) -> npt.NDArray[np.int32]:
+        """(H, W) int32 instance ids, -1 for none."""
+        return self._picture.instances
+
+
+def open_simulated(text: str) -> SimulatedDrive:
+    """Reader "simulated:TEXT"; see `SimulatedDrive.from_text`."""
+    return SimulatedDrive.from_text(text)

@@ -168,7 +168,7 @@ class SimulatedDrive:
     def _rig(self) -> tuple[CameraSpec, ...]:
         o = self.options
         cameras = rig(o.cameras, o.width, o.height, o.lens)
-        timing = {"rate_hz": o.rate_hz, "offset_s": 0.5 / o.rate_hz}
+        timing = {"rate_hz": o.rate_hz, "offset_s": 0.3 / o.rate_hz}
         return tuple(camera.model_copy(update=timing) for camera in cameras)
 
     def images_between(self, start_ns: int, end_ns: int) -> list[CameraFrame]:

@@ -118,7 +118,7 @@ def _encode(sample: Sample) -> EncodedCloud:
     cloud = sample.cloud
     assert cloud.intensity is not None and cloud.ring is not None and cloud.time is not None
     assert sample.labels is not None and sample.instances is not None
-    columns = {
+    columns: dict[str, npt.NDArray[Any]] = {
         "x": cloud.xyz[:, 0],
         "y": cloud.xyz[:, 1],
         "z": cloud.xyz[:, 2],

@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What rays meet in a scene: solids or ground, with class, instance, normal and material."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pcseg_core.simulation.materials import Material, ground_classes
+from pcseg_core.simulation.raycast import Rays, cast, sorted_tiles, surface
+from pcseg_core.simulation.scene import Scene
+from pcseg_core.simulation.textures import Patch, glass
+
+Array = npt.NDArray[Any]
+
+
+class Hits:
+    """What each of N rays met.
+
+    Attributes:
+        range: (N,) float64 along the ray [m], infinity for nothing.
+        row: (N,) int64 row of `table` that was met, -1 for none.
+        on_ground: (N,) bool.
+        kerb: (N,) bool: the face of a kerb.
+        points: (N, 3) float64 in world axes [m], NaN for nothing.
+        table: the primitives.
+    """
+
+    def __init__(
+        self, scene: Scene, table: Array, rays: Rays, range_: Array, row: Array, kerb: Array
+    ) -> None:
+        self.scene, self.table, self.rays = scene, table, rays
+        self.range, self.row = range_, row
+        self.on_ground = np.isfinite(range_) & (row < 0)
+        self.kerb = kerb & self.on_ground
+        self.points = rays.reference + rays.origin + range_[:, None] * rays.direction
+        self.points[~np.isfinite(range_)] = np.nan
+
+    @cached_property
+    def solid(self) -> Array:
+        """Indices of the rays that met a primitive."""
+        return np.flatnonzero(self.row >= 0)
+
+    @cached_property
+    def ground(self) -> Array:
+        """Indices of the rays that met the ground."""
+        return np.flatnonzero(self.on_ground)
+
+    @cached_property
+    def material(self) -> Array:
+        """(N,) int8 of `Material`, -1 for nothing."""
+        material = np.full(len(self.row), -1, np.int8)
+        material[self.solid] = self.table["material"][self.row[self.solid]]
+        at = self.points[self.ground]
+        material[self.ground] = self.scene.ground.materials(
+            at[:, 0], at[:, 1], self.kerb[self.ground]
+        )
+        return material
+
+    @cached_property
+    def label(self) -> Array:
+        """(N,) int16 class ids of the space "simulation", -1 for nothing."""
+        label = np.full(len(self.row), -1, np.int16)
+        label[self.solid] = self.table["label"][self.row[self.solid]]
+        label[self.ground] = ground_classes(self.material[self.ground])
+        return label
+
+    @cached_property
+    def instance(self) -> Array:
+        """(N,) int32 instance ids, -1 for none."""
+        instance = np.full(len(self.row), -1, np.int32)
+        instance[self.solid] = self.table["instance"][self.row[self.solid]]
+        return instance
+
+    @cached_property
+    def _surface(self) -> tuple[Array, Array, Array]:
+        points = self.points[self.solid]
+        if self.rays.time is not None:  # back to where the primitive is in the table
+            velocity = self.table["velocity"][self.row[self.solid]]
+            points = points - velocity * self.rays.time[self.solid, None]
+        return surface(self.table, self.row[self.solid], points)
+
+    @cached_property
+    def normal(self) -> Array:
+        """(N, 3) float32 unit normals in world axes, towards the sensor; 0 for nothing."""
+        normal = np.zeros((len(self.row), 3), np.float32)
+        normal[self.solid] = self._surface[0]
+        at = self.points[self.ground]
+        normal[self.ground] = self.scene.ground.normals(
+            at[:, 0], at[:, 1], self.kerb[self.ground], self.rays.direction[self.ground]
+        )
+        away = np.einsum("ij,ij->i", normal, self.rays.direction) > 0
+        normal[away] *= -1
+        return normal
+
+    @cached_property
+    def patches(self) -> list[tuple[Material, Array, Patch]]:
+        """Material, indices of its rays, and where they are on their solids."""
+        _, normal, local = self._surface
+        material = self.material[self.solid]
+        found = []
+        for kind in np.unique(material):
+            own = np.flatnonzero(material == kind)
+            rays = self.solid[own]
+            row = self.row[rays]
+            patch = Patch(
+                local[own],
+                normal[own],
+                self.table["half"].astype(np.float32)[row],
+                self.table["albedo"][row],
+                self.table["texture"][row],
+                self.range[rays].astype(np.float32),
+            )
+            found.append((Material(kind), rays, patch))
+        return found
+
+    @cached_property
+    def glass(self) -> Array:
+        """(N,) bool: met a window pane."""
+        pane = np.zeros(len(self.row), bool)
+        for material, rays, patch in self.patches:
+            pane[rays] = glass(material, patch)
+        return pane
+
+
+def observe(scene: Scene, rays: Rays, time_s: float, far_m: float) -> Hits:
+    """Cast rays into a scene.
+
+    Args:
+        time_s: time of the drive at which the rays' own times are 0.
+        far_m: range of sight [m].
+    """
+    table = scene.at(time_s, rays.reference, far_m)
+    origin = rays.reference + rays.origin
+    ground, kerb = scene.ground.cast(origin, rays.direction, far_m)
+    limit = ground.astype(np.float32)
+    distance, row = cast(table, rays, limit)
+    met = row >= 0
+    range_ = np.where(met, distance.astype(np.float64), ground)
+    range_[range_ > far_m] = np.inf
+    row = np.where(np.isfinite(range_), row, -1)
+    return Hits(scene, table, rays, range_, row, kerb)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Free rays, for questions about a scene such as "can this point be seen from here"."""
+
+    scene: Scene
+    far_m: float = 250.0
+
+    def cast(self, origin: Array, direction: Array, time_s: float) -> Hits:
+        """Cast rays (N, 3) from one point (3,), all at one time."""
+        unit = direction / np.linalg.norm(direction, axis=1, keepdims=True)
+        rays = Rays(
+            np.asarray(origin, dtype=np.float64),
+            np.zeros((1, 3), np.float32),
+            unit.astype(np.float32),
+            None,
+            np.eye(3),
+            sorted_tiles(unit),
+        )
+        return observe(self.scene, rays, time_s, self.far_m)

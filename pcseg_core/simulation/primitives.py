@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Primitives: the solids that everything but the ground is made of, one row of a table each.
+
+A solid is a unit shape (cube of side 2, ball of radius 1, cylinder of radius 1 and height 2)
+scaled by `half`, turned by `rotation` and moved to `centre`: p = rotation @ (half * q) + centre.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import IntEnum
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+Vector: TypeAlias = "Sequence[float] | Array"  # of three
+
+
+class Kind(IntEnum):
+    """Shape of a primitive in its unit frame."""
+
+    BOX = 0  # |x|, |y|, |z| <= 1
+    TAPERED = 1  # box whose walls lean inwards with height, see `taper`
+    ELLIPSOID = 2  # |q| <= 1
+    CYLINDER = 3  # x^2 + y^2 <= 1, |z| <= 1
+    FOLIAGE = 4  # shell of an ellipsoid with holes, a crown of leaves
+    FENCE = 5  # box with gaps between its bars along x
+    RING = 6  # cylinder open along its axis: the rim of a bicycle wheel
+
+
+PRIMITIVE = np.dtype(
+    [
+        ("kind", np.int8),
+        ("rotation", np.float64, (3, 3)),
+        ("centre", np.float64, (3,)),  # [m]
+        ("half", np.float64, (3,)),  # half extents [m]
+        # TAPERED only: how far the front (+x), rear (-x) and side walls have moved in at the top,
+        # as a fraction of the half extent; 1 for both sides makes a gable roof.
+        ("taper", np.float64, (3,)),
+        ("velocity", np.float64, (3,)),  # [m/s], within a sweep
+        ("label", np.int16),  # id in the label space "simulation"
+        ("instance", np.int32),  # -1: none
+        ("material", np.int8),  # see `materials.Material`
+        ("albedo", np.float32, (3,)),  # linear RGB [0..1]
+        ("texture", np.float32, (4,)),  # parameters of the material's texture
+    ]
+)
+
+
+def rotation_matrix(yaw: float = 0.0, pitch: float = 0.0, roll: float = 0.0) -> Array:
+    """(3, 3) rotation about z, then y, then x of the turned frame [rad]."""
+    cy, sy, cp, sp, cr, sr = (f(a) for a in (yaw, pitch, roll) for f in (np.cos, np.sin))
+    about_z = np.array([[cy, -sy, 0], [sy, cy, 0], [0, 0, 1]])
+    about_y = np.array([[cp, 0, sp], [0, 1, 0], [-sp, 0, cp]])
+    about_x = np.array([[1, 0, 0], [0, cr, -sr], [0, sr, cr]])
+    rotation: Array = about_z @ about_y @ about_x
+    return rotation
+
+
+def solid(
+    kind: Kind,
+    centre: Vector,
+    size: Vector,
+    label: int,
+    material: int,
+    albedo: Vector,
+    *,
+    turn: tuple[float, float, float] = (0.0, 0.0, 0.0),
+    taper: Sequence[float] = (0.0, 0.0, 0.0),
+    texture: Sequence[float] = (0.0, 0.0, 0.0, 0.0),
+) -> Array:
+    """One row (1,) of the table: full `size` [m], `turn` = yaw, pitch, roll [rad]."""
+    row = np.zeros(1, PRIMITIVE)
+    row["kind"], row["label"], row["material"], row["instance"] = kind, label, material, -1
+    row["rotation"], row["centre"] = rotation_matrix(*turn), centre
+    row["half"] = np.maximum(np.asarray(size, dtype=np.float64) / 2, 1e-3)
+    row["taper"], row["albedo"], row["texture"] = taper, albedo, texture
+    return row
+
+
+def rod(
+    start: Vector,
+    end: Vector,
+    radius: float,
+    label: int,
+    material: int,
+    albedo: Vector,
+) -> Array:
+    """A cylinder between two points."""
+    begin, stop = np.asarray(start, dtype=np.float64), np.asarray(end, dtype=np.float64)
+    axis = stop - begin
+    length = float(np.linalg.norm(axis))
+    pitch = float(np.arctan2(np.hypot(axis[0], axis[1]), axis[2]))
+    yaw = float(np.arctan2(axis[1], axis[0]))
+    return solid(
+        Kind.CYLINDER,
+        (begin + stop) / 2,
+        (2 * radius, 2 * radius, length),
+        label,
+        material,
+        albedo,
+        turn=(yaw, pitch, 0.0),
+    )
+
+
+def join(parts: Sequence[Array]) -> Array:
+    """One table from many."""
+    return np.concatenate(list(parts)) if parts else np.zeros(0, PRIMITIVE)
+
+
+def place(parts: Array, pose: Array, instance: int | None = None) -> Array:
+    """Move primitives with a pose (4, 4); give them all an instance id if there is one."""
+    moved = parts.copy()
+    moved["rotation"] = pose[:3, :3] @ parts["rotation"]
+    moved["centre"] = parts["centre"] @ pose[:3, :3].T + pose[:3, 3]
+    if instance is not None:
+        moved["instance"] = instance
+    return moved
+
+
+def pose_at(x: float, y: float, z: float, yaw: float) -> Array:
+    """(4, 4) upright pose."""
+    pose = np.eye(4)
+    pose[:3, :3] = rotation_matrix(yaw)
+    pose[:3, 3] = (x, y, z)
+    return pose
+
+
+_CORNERS = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)], np.float64)
+
+
+def corners(primitives: Array) -> Array:
+    """(P, 8, 3) corners of the boxes around the primitives [m]."""
+    scaled = _CORNERS * primitives["half"][:, None, :]
+    turned: Array = np.einsum("pij,pkj->pki", primitives["rotation"], scaled)
+    return turned + primitives["centre"][:, None, :]
+
+
+def distance(primitives: Array, point: Array) -> Array:
+    """(P,) distance of a point from the box around each primitive, 0 inside [m]."""
+    local = np.einsum("pji,pj->pi", primitives["rotation"], point - primitives["centre"])
+    outside = np.maximum(np.abs(local) - primitives["half"], 0.0)
+    gap: Array = np.linalg.norm(outside, axis=1)
+    return gap

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Peak memory of one engine, in a process of its own."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from benchmarks import engine_cases as cases
+from benchmarks.sweeps import load_sweep
+from pcseg_core.errors import PcsegError
+
+
+def peak_rss_mb(
+    sweep: str, voxel: float, engine: str, depth: int, width: float, copies: int
+) -> float:
+    """Peak resident memory in MB of loading a sweep, building the engine and two forwards.
+
+    Args:
+        engine: "native fp32", "native bf16", "torch fp32" or "spconv fp32".
+        copies: how often the sweep is taken, rotated, as a batch.
+
+    Raises:
+        PcsegError: the process failed; the message ends with what it said.
+    """
+    command = [sys.executable, "-m", "benchmarks.engine_rss", sweep, str(voxel), engine]
+    command += [str(depth), str(width), str(copies), str(torch.get_num_threads())]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise PcsegError(f"{engine}: memory could not be measured: {done.stderr[-500:]}")
+    return float(json.loads(done.stdout.splitlines()[-1])["rss_mb"])
+
+
+def make_engine(name: str, net: cases.MinkUNet) -> cases.Forward:
+    """The engine of a name that `peak_rss_mb` takes."""
+    library, precision = name.split()
+    if library == "native":
+        return cases.native_engine(net, precision)
+    if library == "spconv":
+        return cases.spconv_engine(net, 1)
+    return cases.torch_engine(net)
+
+
+def main() -> None:
+    """Run in the subprocess; prints one line of JSON."""
+    parser = argparse.ArgumentParser()
+    for name, kind in (
+        ("sweep", str), ("voxel", float), ("engine", str), ("depth", int), ("width", float),
+        ("copies", int), ("threads", int),
+    ):  # fmt: skip
+        parser.add_argument(name, type=kind)
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    points = torch.from_numpy(load_sweep(given.sweep))
+    grid = cases.repeated(points, given.voxel, given.copies)
+    torch.manual_seed(0)
+    net = cases.MinkUNet(4, cases.CLASSES, given.depth, given.width).eval()
+    run = make_engine(given.engine, net)
+    del net
+    for _ in range(2):
+        run(grid)
+    print(json.dumps({"rss_mb": round(_peak_mb(), 1), "voxels": len(grid.coords)}))
+
+
+def _peak_mb() -> float:
+    """Not getrusage: its maximum is inherited from the process that started this one."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return next(int(line.split()[1]) for line in status.splitlines() if "VmHWM" in line) / 1024
+
+
+if __name__ == "__main__":
+    main()

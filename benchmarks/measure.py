@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Timing that survives a busy machine: engines take turns, medians are compared within one run."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Let torch use this many threads within a block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def timed(action: Callable[[], object]) -> float:
+    """Wall time of one call in ms."""
+    start = time.perf_counter()
+    action()
+    return 1e3 * (time.perf_counter() - start)
+
+
+def interleaved(
+    actions: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 1
+) -> dict[str, float]:
+    """Median wall time in ms of each action; every round runs each of them once."""
+    times: dict[str, list[float]] = {name: [] for name in actions}
+    for turn in range(warmup + rounds):
+        for name, action in actions.items():
+            elapsed = timed(action)
+            if turn >= warmup:
+                times[name].append(elapsed)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+class DensePeak:
+    """How fast this machine multiplies dense matrices, measured among the engines.
+
+    fp32 is the faster of torch's matrix product at its default precision and at "medium", where
+    "medium" counts only if its result is as exact as float32 (it may use bfloat16 elsewhere).
+    """
+
+    SIZE = 2048
+
+    def __init__(self) -> None:
+        self._a, self._b = torch.randn(self.SIZE, self.SIZE), torch.randn(self.SIZE, self.SIZE)
+        self._low = self._a.bfloat16(), self._b.bfloat16()
+        self._out = torch.empty(self.SIZE, self.SIZE)
+        self._times: dict[str, list[float]] = {"fp32": [], "bf16": []}
+        self._medium_is_exact = self._error_of_medium() < 1e-5
+        for _ in range(2):
+            self.sample()
+        self._times = {"fp32": [], "bf16": []}
+
+    def _error_of_medium(self) -> float:
+        exact = self._a[:64].double() @ self._b.double()
+        with matmul_precision("medium"):
+            given = self._a[:64] @ self._b
+            whole = (self._a @ self._b)[:64]
+        return max(float((g - exact).norm() / exact.norm()) for g in (given, whole))
+
+    def sample(self) -> None:
+        """One product in each precision."""
+        modes = ["highest", "medium"] if self._medium_is_exact else ["highest"]
+        fastest = []
+        for mode in modes:
+            with matmul_precision(mode):
+                fastest.append(timed(lambda: torch.mm(self._a, self._b, out=self._out)))
+        self._times["fp32"].append(min(fastest))
+        self._times["bf16"].append(timed(lambda: torch.mm(*self._low)))
+
+    def gflops(self, precision: str) -> float:
+        """Median speed in 1e9 floating point operations per second."""
+        return 2 * self.SIZE**3 / statistics.median(self._times[precision]) / 1e6
+
+
+@contextmanager
+def matmul_precision(mode: str) -> Iterator[None]:
+    """torch's float32 matrix products at this precision within a block."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(mode)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -70,9 +70,15 @@ def kitti_raw(folder: Path, frames: int = 4, oxts: bool = True) -> Path:
         f"S_rect_02: {SIZE[0]} {SIZE[1]}\nR_rect_00: {row(from_euler(0.01, 0, 0)[:3, :3])}\n"
         f"P_rect_02: {row(P)}\n",
     )
-    put(day / "calib_velo_to_cam.txt", f"R: {row(T_CAM_LIDAR[:3, :3])}\nT: {row(T_CAM_LIDAR[:3, 3])}\n")
+    put(
+        day / "calib_velo_to_cam.txt",
+        f"R: {row(T_CAM_LIDAR[:3, :3])}\nT: {row(T_CAM_LIDAR[:3, 3])}\n",
+    )
     T_velo_imu = invert(T_BASE_LIDAR)
-    put(day / "calib_imu_to_velo.txt", f"R: {row(T_velo_imu[:3, :3])}\nT: {row(T_velo_imu[:3, 3])}\n")
+    put(
+        day / "calib_imu_to_velo.txt",
+        f"R: {row(T_velo_imu[:3, :3])}\nT: {row(T_velo_imu[:3, 3])}\n",
+    )
     stamps = [f"2011-09-26 13:10:51.{100 + 100 * i:03d}000000" for i in range(frames)]
     arrivals = [f"2011-09-26 13:10:51.{110 + 100 * i:03d}000000" for i in range(frames)]
     for i in range(frames):
@@ -104,7 +110,10 @@ def kitti_object(folder: Path, frames: int = 2) -> Path:
         )
         # type truncated occluded alpha, 2D box, height width length, x y z of the bottom, turn
         car = "Car 0.00 0 0.0 0 0 10 10 1.5 1.6 4.0 0.0 1.75 10.0 3.141592653589793"
-        put(training / "label_2" / f"{name}.txt", f"{car}\nDontCare -1 -1 -10 0 0 1 1 -1 -1 -1 -1000 -1000 -1000 -10\n")
+        put(
+            training / "label_2" / f"{name}.txt",
+            f"{car}\nDontCare -1 -1 -10 0 0 1 1 -1 -1 -1 -1000 -1000 -1000 -10\n",
+        )
     return training
 
 

@@ -25,7 +25,9 @@ def _recompressed(source, target, plugin: str, mode: CompressionMode):
     writer.set_compression(mode, CompressionFormat.ZSTD)
     with Reader(source) as reader, writer:
         connections = {
-            c.topic: writer.add_connection(c.topic, c.msgtype, msgdef=c.msgdef.data, rihs01=c.digest)
+            c.topic: writer.add_connection(
+                c.topic, c.msgtype, msgdef=c.msgdef.data, rihs01=c.digest
+            )
             for c in BagFile(source).connections
         }
         for connection, stamp, raw in reader.messages():
@@ -75,7 +77,9 @@ def test_rosbags_reads_what_is_written(tmp_path, format: str, compress: bool) ->
             "/front/image_raw/compressed": 5, "/front/camera_info": 5,
         }  # fmt: skip
         found = {c.topic: reader.deserialize(raw, c.msgtype) for c, _, raw in reader.messages()}
-        durability = {c.topic: c.ext.offered_qos_profiles[0].durability.name for c in reader.connections}
+        durability = {
+            c.topic: c.ext.offered_qos_profiles[0].durability.name for c in reader.connections
+        }
     assert durability["/tf_static"] == "TRANSIENT_LOCAL" and durability["/points"] == "VOLATILE"
     info = found["/front/camera_info"]
     assert (info.width, info.height, info.distortion_model) == (40, 20, "plumb_bob")
@@ -207,7 +211,12 @@ def test_bags_with_bytes_overwritten_never_raise_anything_else(tmp_path, format,
 
 def test_broken_metadata(tmp_path) -> None:
     path = bag(tmp_path / "drive")
-    for content in ("", "rosbag2_bagfile_information: {}", "a: [", "rosbag2_bagfile_information: 3"):
+    for content in (
+        "",
+        "rosbag2_bagfile_information: {}",
+        "a: [",
+        "rosbag2_bagfile_information: 3",
+    ):
         (path / "metadata.yaml").write_text(content)
         with pytest.raises(InputError, match="cannot be read"):
             BagFile(path)

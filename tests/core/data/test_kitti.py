@@ -51,9 +51,7 @@ def test_oxts_by_hand(tmp_path) -> None:
 
 def test_stamps_keep_nanoseconds(tmp_path) -> None:
     path = put(tmp_path / "t.txt", "2011-09-26 13:10:51.158069617\n\n2011-09-26 13:10:52.0")
-    np.testing.assert_array_equal(
-        read_stamps(path), [1317042651158069617, 0, 1317042652000000000]
-    )
+    np.testing.assert_array_equal(read_stamps(path), [1317042651158069617, 0, 1317042652000000000])
 
 
 def test_projection_splits_into_camera_and_offset() -> None:

@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+from itertools import pairwise
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,8 +25,8 @@ def test_repeats_are_dropped() -> None:
 def test_it_is_increasing_and_as_long_as_can_be(stamps: list[int]) -> None:
     kept = longest_increasing(np.array(stamps, dtype=np.int64))
     chosen = [stamps[i] for i in kept]
-    assert all(a < b for a, b in zip(chosen, chosen[1:]))
-    assert all(a < b for a, b in zip(kept, kept[1:]))
+    assert all(a < b for a, b in pairwise(chosen))
+    assert all(a < b for a, b in pairwise(kept))
     best = [1] * len(stamps)
     for i in range(len(stamps)):
         best[i] = 1 + max((best[j] for j in range(i) if stamps[j] < stamps[i]), default=0)

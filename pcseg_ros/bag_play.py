@@ -31,7 +31,7 @@ _POLL_S = 0.05
 _DEPTH = 10
 _LATCHED_DEPTH = 100
 _LAST_WORDS = Duration(seconds=2)
-_console = Console(stderr=True)
+_console = Console(stderr=True, soft_wrap=True, highlight=False)
 
 
 def play(
@@ -52,7 +52,7 @@ def play(
     with _ros() as node:
         player = BagPlayer(node, BagFile(bag), topics or None, clock_hz=clock)
         for line in player.warnings:
-            _console.print(f"[yellow]warning:[/] {line}", highlight=False)
+            _console.print(f"[yellow]warning:[/] {line}")
         if wait_for_subscriber:
             _console.print(f"waiting for a subscriber of {', '.join(player.topics)}")
             player.wait_for_subscriber()
@@ -61,7 +61,7 @@ def play(
             player.run(rate)
         player.flush()
     total = sum(player.published.values())
-    _console.print(f"published {total} messages on {len(player.topics)} topics", highlight=False)
+    _console.print(f"published {total} messages on {len(player.topics)} topics")
 
 
 class BagPlayer:
@@ -206,7 +206,13 @@ def _progress(stack: ExitStack, bag: BagFile, topics: Collection[str]) -> Any:
         BarColumn(),
         TextColumn("{task.completed}/{task.total}"),
     )
-    bar = Progress(*columns, TimeElapsedColumn(), console=_console, transient=True)
+    bar = Progress(
+        *columns,
+        TimeElapsedColumn(),
+        console=_console,
+        transient=True,
+        disable=not _console.is_terminal,
+    )
     stack.enter_context(bar)
     task = bar.add_task(f"Playing {bag.path.name}", total=sum(bag.counts[t] for t in topics))
     return lambda: bar.advance(task)

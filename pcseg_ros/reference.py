@@ -69,6 +69,10 @@ def _open_parents(parents: tuple[str, ...], printed: tuple[str, ...]) -> str:
 
 def _range(spec: ParameterSpec) -> str:
     low, high = spec.bounds
+    if "greater than" in spec.constraints:
+        low = None  # said there, since the end itself is excluded
+    if "less than" in spec.constraints:
+        high = None
     parts = [spec.constraints] if spec.constraints else []
     if low is not None and high is not None:
         parts.insert(0, f"{low} to {high}")

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Counters and percentiles, and what diagnostics make of them."""
+
+from __future__ import annotations
+
+import pytest
+
+from pcseg_ros.statistics import Summary, SweepStatistics
+
+
+def test_rates_are_taken_between_two_summaries() -> None:
+    now = [100.0]
+    statistics = SweepStatistics(clock=lambda: now[0])
+    for _ in range(10):
+        statistics.receive()
+    statistics.drop("late")
+    for milliseconds in range(1, 10):
+        statistics.publish({"latency": float(milliseconds)})
+    now[0] = 102.0
+    first = statistics.summary()
+    assert (first.received, first.recent_received, first.elapsed_s) == (10, 10, 2.0)
+    assert first.published == 9
+    assert first.stages["latency"] == pytest.approx((5.0, 8.6))  # 95 % between 8 and 9
+    statistics.drop("late")
+    statistics.drop("malformed")
+    now[0] = 103.0
+    second = statistics.summary()
+    assert (second.received, second.recent_received, second.recent_published) == (10, 0, 0)
+    assert second.dropped == {"late": 2, "malformed": 1}
+    assert second.recent_drops == {"late": 1, "malformed": 1}
+    assert second.elapsed_s == 1.0
+
+
+def test_latencies_cover_the_last_200_sweeps() -> None:
+    statistics = SweepStatistics()
+    for value in [1000.0] * 200 + [1.0] * 200:
+        statistics.publish({"latency": value})
+    assert statistics.summary().stages["latency"] == (1.0, 1.0)
+
+
+OK, WARN, ERROR = b"\x00", b"\x01", b"\x02"
+
+
+@pytest.mark.parametrize(
+    "state, fault, summary, level, message",
+    [
+        ("unconfigured", "", Summary(), OK, "unconfigured"),
+        ("unconfigured", "not configured: x", Summary(), ERROR, "not configured: x"),
+        ("active", "", Summary(), WARN, "no sweeps received"),
+        ("active", "", Summary(recent_received=10, recent_published=10), OK, "labeling"),
+        (
+            "active", "",
+            Summary(recent_received=10, recent_drops={"malformed": 1}), OK, "labeling",
+        ),
+        (
+            "active", "",
+            Summary(recent_received=10, recent_drops={"malformed": 2}), WARN,
+            "sweeps dropped (malformed: 2)",
+        ),
+        (
+            "active", "",
+            Summary(recent_received=10, recent_drops={"inference failed": 1}), ERROR,
+            "inference failed: 1 sweeps",
+        ),
+        (
+            "active", "",
+            Summary(recent_received=10, recent_drops={"nobody subscribes": 10}), OK,
+            "idle: nobody subscribes",
+        ),
+    ],
+)  # fmt: skip
+def test_status_of_the_node(
+    state: str, fault: str, summary: Summary, level: bytes, message: str
+) -> None:
+    pytest.importorskip("diagnostic_msgs", reason="needs ROS 2 messages")
+    from pcseg_ros.diagnostics import judge
+
+    assert judge(state, fault, summary) == (level, message)

@@ -84,7 +84,7 @@ def detect(path: Path) -> str:
     Raises:
         InputError: it looks like none of the known kinds.
     """
-    if path.suffix in (".mcap", ".db3") or (path / "metadata.yaml").is_file():
+    if path.suffix in (".mcap", ".db3", ".bag") or (path / "metadata.yaml").is_file():
         return "bag"
     if (
         (path / "sample.json").is_file()

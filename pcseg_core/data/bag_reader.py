@@ -111,6 +111,9 @@ class BagFile:
     ) -> Iterator[tuple[Any, int, bytes]]:
         """Yield (connection, time of recording, serialized message) in the order recorded.
 
+        Other reads of the same object wait until this has ended: they may share its place in the
+        file.
+
         Args:
             topics: only these; None for all.
             start_ns, stop_ns: only messages recorded in [start_ns, stop_ns).

@@ -34,4 +34,7 @@ def test_what_cannot_be_opened_is_explained(tmp_path) -> None:
         open_drive("kitty:somewhere")
     with pytest.raises(InputError, match="cannot tell what kind"):
         open_drive(tmp_path)
+    (tmp_path / "old.bag").touch()
+    with pytest.raises(InputError, match="rosbags-convert"):
+        open_drive(tmp_path / "old.bag")
     assert "bag" in READERS and "simulated" in READERS

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from dataclasses import dataclass
 from typing import Literal, cast
@@ -37,13 +38,16 @@ class Layer:
         bias = norm.bias - mean * scale
         if conv.bias is not None:
             bias = bias + conv.bias * scale
-        return cls.of(conv.weight * scale, bias, dtype)
+        return cls.of(conv.weight, bias, dtype, scale)
 
     @classmethod
-    def of(cls, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Layer:
-        """Pack plain weights (K, cin, cout) and bias (cout,)."""
+    def of(
+        cls, weight: Tensor, bias: Tensor, dtype: torch.dtype, scale: Tensor | None = None
+    ) -> Layer:
+        """Pack plain weights (K, cin, cout), times scale (cout,), and bias (cout,)."""
         weight = weight.detach().float().cpu()
-        packed = library.pack(weight, dtype)
+        scale = None if scale is None else scale.detach().float().cpu()
+        packed = library.pack(weight, dtype, scale=scale)
         copy = bias.detach().to("cpu", torch.float32, copy=True)
         return cls(packed, copy, *weight.shape[1:])
 
@@ -75,31 +79,53 @@ class Block:
         first = Layer.fold(block.conv1, block.norm1, dtype)
         return cls(first, Layer.fold(block.conv2, block.norm2, dtype), shortcut)
 
-    def __call__(self, x: Tensor, table: Tensor, out: Tensor | None, buffers: Buffers) -> Tensor:
-        """Write to `out`, or where None over a buffer that is no longer needed."""
-        rows = len(x)
-        middle = self.conv1(x, table, buffers.take("middle", rows, self.conv1.cout))
+    def __call__(
+        self, x: Tensor, table: Tensor, out: Tensor | None, middle: Tensor, kept: Tensor
+    ) -> Tensor:
+        """Write to `out`, or where None over the input, or over `kept` if the width changes."""
+        self.conv1(x, table, middle)
         if self.shortcut is None:
             return self.conv2(middle, table, x if out is None else out, residual=x)
-        kept = buffers.take("kept", rows, self.shortcut.cout)
         self.shortcut(x, None, kept, relu=False)
         return self.conv2(middle, table, kept if out is None else out, residual=kept)
 
 
 class Buffers:
-    """Named memory that grows to what the largest call needed."""
+    """One piece of memory for the features of a whole pass, kept between calls.
+
+    First lie the joined features of levels 0 to 3 (decoder's half left, encoder's right), finest
+    first. The scratch of a level lies right behind its joined features, over those of the deeper
+    levels: on the way down they are not written yet, on the way up they are no longer needed.
+    """
 
     def __init__(self, dtype: torch.dtype) -> None:
-        self.dtype = dtype
-        self._flat: dict[str, Tensor] = {}
+        self._flat = torch.empty(0, dtype=dtype)
+        self._starts: list[int] = []
 
-    def take(self, name: str, rows: int, columns: int) -> Tensor:
-        """A (rows, columns) matrix with undefined content; the name's previous one is void."""
-        flat = self._flat.get(name)
-        if flat is None or flat.numel() < rows * columns:
-            self._flat.pop(name, None)
-            self._flat[name] = flat = torch.empty(rows * columns, dtype=self.dtype)
-        return flat[: rows * columns].view(rows, columns)
+    def plan(self, rows: list[int], joined: list[int], scratch: list[int]) -> list[Tensor]:
+        """Lay out a pass and return the joined features, one matrix per level that has them.
+
+        Args:
+            rows: voxels per level.
+            joined: width of the joined features of each level but the last.
+            scratch: width of the scratch of each level.
+        """
+        sizes = [n * width for n, width in zip(rows, joined, strict=False)]
+        ends = list(itertools.accumulate(sizes))
+        self._starts = [*ends, ends[-1]]
+        pieces = [n * width for n, width in zip(rows, scratch, strict=True)]
+        total = max(a + b for a, b in zip(self._starts, pieces, strict=True))
+        if self._flat.numel() < total:
+            dtype = self._flat.dtype
+            self._flat = torch.empty(0, dtype=dtype)  # release before asking for more
+            self._flat = torch.empty(total, dtype=dtype)
+        flat = [self._flat[end - size : end] for end, size in zip(ends, sizes, strict=True)]
+        return [piece.view(n, -1) for piece, n in zip(flat, rows, strict=False)]
+
+    def scratch(self, level: int, rows: int, skipped: int, columns: int) -> Tensor:
+        """Scratch (rows, columns) of a level, behind `skipped` columns; content undefined."""
+        start = self._starts[level] + rows * skipped
+        return self._flat[start : start + rows * columns].view(rows, columns)
 
 
 def _fold_pair(pair: ConvBlock, dtype: torch.dtype) -> Layer:
@@ -158,36 +184,40 @@ class CompiledMinkUNet:
                 f"compiled MinkUNet: expected {self.in_channels} channels of stride 1 on the CPU, "
                 f"got {x}"
             )
-        levels, joined, skips = self._plan(x.cache)
-        feats = self._stem(self._input(x.feats), _table(x.cache, 0), skips[0])
+        cache = x.cache
+        rows = [len(cache.keys(1 << level)) for level in range(5)]
+        joined = self._plan(rows)
+        skips = [part[:, up.cout :] for part, (up, _) in zip(joined, reversed(self._up), strict=True)]
+        feats = self._stem(self._input(x.feats), _table(cache, 0), skips[0])
         for level, (pair, blocks) in enumerate(self._down, start=1):
-            out = self._buffers.take("entry", levels[level], pair.cout)
-            feats = pair(feats, _between(x.cache, level).table, out)
-            feats = self._blocks(blocks, feats, _table(x.cache, level), skips.get(level))
+            behind = 2 * blocks[0].conv1.cout  # what the blocks' own scratch takes
+            entry = self._buffers.scratch(level, rows[level], behind, pair.cout)
+            feats = pair(feats, _between(cache, level).table, entry)
+            out = skips[level] if level < len(skips) else None
+            feats = self._blocks(blocks, level, feats, _table(cache, level), out)
         for level, (pair, blocks) in zip((3, 2, 1, 0), self._up, strict=True):
-            upsampling = _between(x.cache, level + 1).inverse.table
-            pair(feats, upsampling, joined[level][:, : pair.cout])
-            feats = self._blocks(blocks, joined[level], _table(x.cache, level), None)
+            pair(feats, _between(cache, level + 1).inverse.table, joined[level][:, : pair.cout])
+            feats = self._blocks(blocks, level, joined[level], _table(cache, level), None)
         return feats
 
-    def _plan(
-        self, cache: KernelMapCache
-    ) -> tuple[list[int], dict[int, Tensor], dict[int, Tensor]]:
-        """Voxels per level; per level the joined buffer of the decoder and its right part."""
-        levels = [len(cache.keys(1 << level)) for level in range(5)]
-        joined, skips = {}, {}
-        for level, (pair, blocks) in zip((3, 2, 1, 0), self._up, strict=True):
-            width = blocks[0].conv1.cin
-            joined[level] = self._buffers.take(f"joined{level}", levels[level], width)
-            skips[level] = joined[level][:, pair.cout :]
-        return levels, joined, skips
+    def _plan(self, rows: list[int]) -> list[Tensor]:
+        """The joined features of levels 0 to 3."""
+        up = list(reversed(self._up))
+        joined = [blocks[0].conv1.cin for _, blocks in up]
+        scratch = [2 * pair.cout for pair, _ in up] + [0]
+        for level, (pair, blocks) in enumerate(self._down, start=1):
+            scratch[level] = max(scratch[level], 2 * blocks[0].conv1.cout + pair.cout)
+        return self._buffers.plan(rows, joined, scratch)
 
     def _blocks(
-        self, blocks: list[Block], feats: Tensor, table: Tensor, out: Tensor | None
+        self, blocks: list[Block], level: int, feats: Tensor, table: Tensor, out: Tensor | None
     ) -> Tensor:
+        width = blocks[0].conv1.cout
+        middle = self._buffers.scratch(level, len(feats), 0, width)
+        kept = self._buffers.scratch(level, len(feats), width, width)
         for block in blocks:
             last = block is blocks[-1]
-            feats = block(feats, table, out if last else None, self._buffers)
+            feats = block(feats, table, out if last else None, middle, kept)
         return feats
 
     def _input(self, feats: Tensor) -> Tensor:
@@ -195,9 +225,8 @@ class CompiledMinkUNet:
         if self._dtype == torch.float32:
             return feats.detach().float().contiguous()
         rows, channels = feats.shape
-        padded = self._buffers.take("input", rows, channels + channels % 2)
+        padded = torch.zeros(rows, channels + channels % 2, dtype=self._dtype)
         padded[:, :channels] = feats.detach()
-        padded[:, channels:] = 0
         return padded
 
 

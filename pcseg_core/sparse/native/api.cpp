@@ -108,9 +108,11 @@ PCSEG_API int64_t pcseg_packed_bytes(int32_t isa, int32_t offsets, int32_t cin, 
   return static_cast<int64_t>(kernels->packed_bytes(offsets, cin, cout, dtype));
 }
 
-PCSEG_API int32_t pcseg_pack(int32_t isa, const float* weight, int32_t offsets, int32_t cin,
-                             int32_t cout, int32_t dtype, int32_t transpose, int32_t flip,
-                             void* packed, int32_t threads) {
+// Weights (offsets, cin, cout), times scale (cout) unless null, in the layout of pcseg_conv. With
+// `transpose` they are (offsets, cout, cin); with `flip` offset k takes those of offsets - 1 - k.
+PCSEG_API int32_t pcseg_pack(int32_t isa, const float* weight, const float* scale, int32_t offsets,
+                             int32_t cin, int32_t cout, int32_t dtype, int32_t transpose,
+                             int32_t flip, void* packed, int32_t threads) {
   const Kernels* kernels = kernels_at(isa);
   if (!kernels || !shape_ok(offsets, cin, cout) || !dtype_ok(dtype) || !weight || !packed)
     return kBadArgument;
@@ -119,7 +121,7 @@ PCSEG_API int32_t pcseg_pack(int32_t isa, const float* weight, int32_t offsets, 
     const size_t out = kernels->packed_bytes(1, cin, cout, dtype);
     parallel_for(threads, offsets, [&](int64_t k) {
       const float* from = weight + (flip ? offsets - 1 - k : k) * in;
-      kernels->pack(from, 1, cin, cout, dtype, transpose != 0, false,
+      kernels->pack(from, scale, cin, cout, dtype, transpose != 0,
                     static_cast<char*>(packed) + k * out);
     });
     return kDone;

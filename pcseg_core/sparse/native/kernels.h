@@ -254,26 +254,24 @@ size_t packed_bytes(int offsets, int cin, int cout, int dtype) {
   return static_cast<size_t>(offsets) * steps * padded(cout) * 4;
 }
 
-void pack(const float* w, int offsets, int cin, int cout, int dtype, bool transpose, bool flip,
+void pack(const float* w, const float* scale, int cin, int cout, int dtype, bool transpose,
           void* packed) {
   const int width = padded(cout), per = dtype == kBFloat16 ? 2 : 1;
   const int64_t ci_step = transpose ? 1 : cout, co_step = transpose ? cin : 1;
   float* out32 = static_cast<float*>(packed);
   uint16_t* out16 = static_cast<uint16_t*>(packed);
-  for (int k = 0; k < offsets; ++k) {
-    const float* from = w + static_cast<int64_t>(flip ? offsets - 1 - k : k) * cin * cout;
-    for (int column = 0; column < width;) {
-      const int lanes = panel_width((width - column) / L) * L;
-      for (int ci = 0; ci < cin; ci += per)
-        for (int j = column; j < column + lanes; ++j)
-          for (int p = 0; p < per; ++p) {
-            const bool inside = j < cout && ci + p < cin;
-            const float value = inside ? from[(ci + p) * ci_step + j * co_step] : 0.0f;
-            if (dtype == kBFloat16) *out16++ = narrow(value);
-            else *out32++ = value;
-          }
-      column += lanes;
-    }
+  for (int column = 0; column < width;) {
+    const int lanes = panel_width((width - column) / L) * L;
+    for (int ci = 0; ci < cin; ci += per)
+      for (int j = column; j < column + lanes; ++j)
+        for (int p = 0; p < per; ++p) {
+          const bool inside = j < cout && ci + p < cin;
+          float value = inside ? w[(ci + p) * ci_step + j * co_step] : 0.0f;
+          if (inside && scale) value *= scale[j];
+          if (dtype == kBFloat16) *out16++ = narrow(value);
+          else *out32++ = value;
+        }
+    column += lanes;
   }
 }
 

@@ -66,7 +66,7 @@ _SIGNATURES = {
     "pcseg_isa_name": (c_char_p, [c_int32]),
     "pcseg_has_bfloat16": (c_int32, [c_int32]),
     "pcseg_packed_bytes": (c_int64, [c_int32] * 5),
-    "pcseg_pack": (c_int32, [c_int32, c_void_p, *[c_int32] * 6, c_void_p, c_int32]),
+    "pcseg_pack": (c_int32, [c_int32, c_void_p, c_void_p, *[c_int32] * 6, c_void_p, c_int32]),
     "pcseg_conv": (c_int32, [c_int32, POINTER(ConvArgs), c_int32]),
     "pcseg_grad_weight": (c_int32, [c_int32, POINTER(GradArgs), c_int32]),
     "pcseg_coarsen": (c_int32, [c_void_p, c_int64, c_void_p, POINTER(c_int64), c_int32]),
@@ -210,9 +210,18 @@ def pack(
     dtype: torch.dtype = torch.float32,
     transpose: bool = False,
     flip: bool = False,
+    scale: Tensor | None = None,
     isa: int | None = None,
 ) -> Tensor:
-    """Weights (K, Cin, Cout) float32 ((K, Cout, Cin) to transpose) in the order `conv` reads."""
+    """Reorder weights into what `conv` reads.
+
+    Args:
+        weight: (K, Cin, Cout) float32.
+        dtype: float32 or bfloat16, that of the features.
+        transpose: the weights are (K, Cout, Cin).
+        flip: take the offsets in reverse order.
+        scale: (Cout,) float32 factor on the output channels.
+    """
     isa = best_isa() if isa is None else isa
     weight = weight.contiguous()
     offsets, cin, cout = weight.shape
@@ -223,7 +232,17 @@ def pack(
     packed = torch.empty(max(size, 1), dtype=torch.uint8)
     threads = torch.get_num_threads()
     status = library().pcseg_pack(
-        isa, _pointer(weight), offsets, cin, cout, code, transpose, flip, _pointer(packed), threads
+        isa,
+        _pointer(weight),
+        _pointer(scale),
+        offsets,
+        cin,
+        cout,
+        code,
+        transpose,
+        flip,
+        _pointer(packed),
+        threads,
     )
     _check(status)
     return packed

@@ -47,10 +47,10 @@ struct Kernels {
   const char* name;
   int32_t lanes;         // floats per vector
   bool native_bfloat16;  // has a bfloat16 dot product; otherwise bfloat16 is emulated
-  // Reorder weights (offsets, cin, cout) into panels. With `transpose` the source is read as
-  // (offsets, cout, cin); with `flip` offset k takes the weights of offsets - 1 - k.
-  void (*pack)(const float* w, int offsets, int cin, int cout, int dtype, bool transpose,
-               bool flip, void* packed);
+  // Reorder the weights (cin, cout) of one offset into panels, times scale (cout) unless null.
+  // With `transpose` the source is (cout, cin).
+  void (*pack)(const float* w, const float* scale, int cin, int cout, int dtype, bool transpose,
+               void* packed);
   size_t (*packed_bytes)(int offsets, int cin, int cout, int dtype);
   size_t (*conv_scratch)(const ConvArgs&);
   void (*conv_block)(const ConvArgs&, int64_t first, int64_t last, char* scratch);

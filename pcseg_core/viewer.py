@@ -65,6 +65,7 @@ class View:
         labels: (N,) class ids to show, -1 for none; None where there are none.
         confidence: (N,) 0..1, or None.
         truth: (N,) class ids that the labels are compared with, or None.
+        truth_name: what those are: "truth" or "pseudo labels".
         pose: (4, 4) T_world_lidar, or None.
         cameras: images.
     """
@@ -76,19 +77,21 @@ class View:
     labels: Array | None = None
     confidence: Array | None = None
     truth: Array | None = None
+    truth_name: str = "truth"
     pose: Array | None = None
     cameras: list[CameraView] = field(default_factory=list)
 
     def layers(self, palette: npt.NDArray[np.uint8]) -> dict[str, pictures.Colors]:
-        """Colours (N, 3) by what is known: label, confidence, error; else height, intensity."""
+        """Colours (N, 3) by what is known: label, truth, error, confidence; else the raw points."""
         layers = {}
         if self.labels is not None:
             layers["label"] = pictures.label_colors(self.labels, palette)
+        if self.labels is not None and self.truth is not None:
+            layers["truth"] = pictures.label_colors(self.truth, palette)
+            layers["error"] = pictures.error_colors(self.labels, self.truth)
         if self.confidence is not None:
             shown = np.where(self.confidence > 0, self.confidence, np.nan)
             layers["confidence"] = pictures.scalar_colors(shown, 0, 1, "viridis")
-        if self.labels is not None and self.truth is not None:
-            layers["error"] = pictures.error_colors(self.labels, self.truth)
         if not layers:
             layers["height"] = pictures.scalar_colors(self.xyz[:, 2], -2.5, 4.0)
             if self.intensity is not None and len(self.intensity):
@@ -177,7 +180,8 @@ def run_views(
         view = View(pseudo.files[index].stem, index * 10**8, xyz, intensity, labels, confidence)
         if segmenter is not None:
             result = segmenter.segment(PointCloud(xyz, intensity=intensity))
-            view.labels, view.confidence, view.truth = result.labels, result.confidence, labels
+            view.labels, view.confidence = result.labels, result.confidence
+            view.truth, view.truth_name = labels, "pseudo labels"
         yield view
 
 
@@ -283,8 +287,9 @@ def _record_cloud(
     radius = rr.Radius.ui_points(1.5)
     layers = view.layers(palette)
     for name, colors in layers.items():
-        if name == "label" and view.labels is not None:
-            classes = np.where(view.labels < 0, _NO_CLASS, view.labels)[::step].astype(np.uint16)
+        ids = {"label": view.labels, "truth": view.truth}.get(name)
+        if ids is not None:
+            classes = np.where(ids < 0, _NO_CLASS, ids)[::step].astype(np.uint16)
             points = rr.Points3D(xyz, class_ids=classes, radii=radius)
         else:
             shades = np.round(255 * colors[::step]).astype(np.uint8)

@@ -62,7 +62,7 @@ def test_with_a_segmenter_the_labels_become_the_truth() -> None:
     assert view.labels.tolist() == [0, 3, 3, -1]
     assert view.truth.tolist() == [0, 3, 0, 5]
     layers = view.layers(STREET.palette)
-    assert list(layers) == ["label", "confidence", "error"]
+    assert list(layers) == ["label", "truth", "error", "confidence"]
     right = (layers["error"] == layers["error"][0]).all(axis=1)
     assert right.tolist() == [True, True, False, False]
 
@@ -123,7 +123,7 @@ def test_a_recording_holds_clouds_images_and_the_trajectory(tmp_path: Path) -> N
     views = [sample_view(seen_sample(stamp), STREET, Reading()) for stamp in (0, 5 * 10**7)]
     assert record(views, STREET, path) == 2
     found = logged(path)
-    for layer in ("label", "confidence", "error"):
+    for layer in ("label", "truth", "confidence", "error"):
         assert f"/world/lidar/{layer}" in found
     assert "class_ids" in found["/world/lidar/label"]
     assert "/world/trajectory" in found

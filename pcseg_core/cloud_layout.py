@@ -116,7 +116,8 @@ def _dtype(msg: PointCloud2Like) -> np.dtype[Any]:
         end = int(f.offset) + np.dtype(code).itemsize * count
         if int(f.offset) < 0 or end > step:
             raise InputError(
-                f"cloud: field '{f.name}' ends at byte {end}, beyond point_step = {step}"
+                f"cloud: field '{f.name}' covers bytes {f.offset} to {end}, outside "
+                f"point_step = {step}"
             )
         if f.name and f.name not in names:
             names.append(f.name)

@@ -31,6 +31,7 @@ NAMES = {
 _LIMIT_ANGLE = np.deg2rad(89.5)  # rays nearer to the image plane than this are not imaged
 # Where a distortion turns back its inverse is ill-conditioned; this share of the range is used.
 _MARGIN = 0.995
+_NEGLIGIBLE = 1e-12  # smaller coefficients only upset the search for roots
 _TABLE_SIZE = 2048
 _NEWTON_STEPS = 12
 
@@ -60,6 +61,7 @@ def create_distortion(name: str, coefficients: tuple[float, ...]) -> Distortion:
         )
     if not all(np.isfinite(coefficients)):
         raise InputError(f"camera: distortion coefficients must be finite, got {coefficients}")
+    coefficients = tuple(0.0 if abs(c) < _NEGLIGIBLE else c for c in coefficients)
     model = NAMES[name]
     if model == "equidistant":
         return _create_equidistant(coefficients)

@@ -161,9 +161,7 @@ class Trajectory:
                 f"trajectory: expected M >= 1 stamps and poses (M, 4, 4), got stamps "
                 f"{self.stamps_ns.shape} and poses {self.poses.shape}"
             )
-        rotation = self.poses[:, :3, :3]
-        drift = np.abs(rotation @ np.swapaxes(rotation, 1, 2) - np.eye(3)).max(axis=(1, 2))
-        rigid = np.isfinite(self.poses).all(axis=(1, 2)) & (drift < 1e-2)
+        rigid = _is_rigid(self.poses)
         if not rigid.all():
             raise InputError(f"trajectory: pose {int(np.argmin(rigid))} is not a rigid transform")
         steps = np.diff(self.stamps_ns)
@@ -300,6 +298,15 @@ def _blend(points: Array, times: Float64, grid: Float64, poses: Float64) -> Arra
         matrix += start[left]
         moved[chunk] = transform(matrix, points[chunk])
     return moved
+
+
+def _is_rigid(poses: Float64) -> npt.NDArray[np.bool_]:
+    """(M,) bool: finite, with a rotation that neither stretches nor mirrors."""
+    finite = np.isfinite(poses.reshape(-1, 16).sum(axis=1))
+    rotation = np.where(finite[:, None, None], poses, 0.0)[:, :3, :3]
+    drift = np.abs(rotation @ np.swapaxes(rotation, 1, 2) - np.eye(3)).max(axis=(1, 2))
+    rigid: npt.NDArray[np.bool_] = (drift < 1e-2) & (np.linalg.det(rotation) > 0)
+    return rigid
 
 
 def _quaternion_matrix(q: Float64) -> Float64:

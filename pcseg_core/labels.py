@@ -208,9 +208,9 @@ def _parse(content: dict[str, Any], source: str) -> LabelSpace:
     unknown = set(content) - {"name", "description", "classes", "raw_ids", "groupings"}
     if unknown:
         raise InputError(f"{source}: unknown keys {sorted(unknown)}")
-    if not isinstance(content.get("name"), str) or not content.get("classes"):
+    entries = content.get("classes")
+    if not isinstance(content.get("name"), str) or not isinstance(entries, list) or not entries:
         raise InputError(f"{source}: a label space needs 'name' and a list of 'classes'")
-    entries = content["classes"]
     classes = tuple(_parse_class(i, entry, source) for i, entry in enumerate(entries))
     names = [c.name for c in classes]
     repeated = sorted({name for name in names if names.count(name) > 1})
@@ -246,6 +246,8 @@ def _parse_class(id_: int, entry: Any, source: str) -> LabelClass:
 
 def _parse_raw_ids(content: Any, names: list[str], source: str) -> dict[int, int]:
     """Raw id -> class id, from a mapping of raw ids to class names (null: ignored)."""
+    if not isinstance(content, dict):
+        raise InputError(f"{source}: 'raw_ids' must map ids to class names, found {content!r}")
     result = {}
     for raw, name in content.items():
         if name is not None and name not in names:
@@ -260,11 +262,19 @@ def _parse_raw_ids(content: Any, names: list[str], source: str) -> dict[int, int
 
 
 def _parse_groupings(content: Any, names: list[str], source: str) -> Groupings:
+    nested = isinstance(content, dict) and all(
+        isinstance(groups, dict) and all(isinstance(members, list) for members in groups.values())
+        for groups in content.values()
+    )
+    if not nested:
+        raise InputError(
+            f"{source}: 'groupings' must map a space to its classes, and each to a list of classes"
+        )
     result: Groupings = {}
     for space, groups in content.items():
         seen: set[str] = set()
         result[space] = {}
-        for target, members in (groups or {}).items():
+        for target, members in groups.items():
             for member in members:
                 if member not in names or member in seen:
                     reason = "is given twice" if member in seen else "is not one of its classes"

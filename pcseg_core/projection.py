@@ -62,14 +62,17 @@ def project_cloud(
     min_depth: float = 0.3,
     tolerance_m: float = 0.3,
     tolerance_ratio: float = 0.03,
+    clearance_m: float = 1.0,
     border_px: float = 8.0,
     edge_px: int = 4,
     edge_weight: float = 0.25,
 ) -> Projection:
     """Project points into a camera and test which it sees.
 
-    The test draws every point as a square into a depth buffer; a point is hidden when the buffer
-    at its pixel is nearer by more than max(tolerance_m, tolerance_ratio * that nearer depth).
+    The test draws every point as a square into a depth buffer. A point is hidden when another one
+    drawn over its pixel is nearer by more than max(tolerance_m, tolerance_ratio * nearer depth).
+    Some pixels apart, a plane that passes the camera at `clearance_m` may add the depth it gains
+    over that distance, so that road and walls seen at a grazing angle do not hide themselves.
 
     Args:
         xyz: (N, 3) points in the LiDAR frame, m; NaN allowed.
@@ -79,6 +82,7 @@ def project_cloud(
             beams, whose near surfaces leave wide gaps in the image.
         min_depth: nearer points are left out, m.
         tolerance_m, tolerance_ratio: depth difference that still counts as the same surface.
+        clearance_m: distance at which surfaces pass the camera, for example its height, m.
         border_px: distance from the image border over which the weight rises from 0 to 1.
         edge_px: distance at which a depth edge still lowers the weight; 0 switches that off.
         edge_weight: lowest weight at a depth edge, 0 to 1.
@@ -89,25 +93,18 @@ def project_cloud(
     front_uv, valid = camera.project(xyz_cam[front])
     uv = np.full((len(depth), 2), np.nan, dtype=np.float32)
     uv[front] = front_uv
-    inside = valid & camera.contains(uv[front])
-    index = front[inside]
-
-    in_image = np.zeros(len(depth), dtype=bool)
-    in_image[index] = True
-    visible = np.zeros_like(in_image)
-    weight = np.zeros(len(depth), dtype=np.float32)
-    size = (camera.height, camera.width)
-    pixel = uv[index]
-    nearest = _nearest(pixel, depth[index], size, splat_radius_px)
-    hidden = depth[index] > nearest + np.maximum(tolerance_m, tolerance_ratio * nearest)
+    index = front[valid & camera.contains(uv[front])]
+    grid = _Grid((camera.height, camera.width), min(camera.K[0, 0], camera.K[1, 1]) * clearance_m)
+    hidden = _hidden(grid, uv[index], depth[index], splat_radius_px, tolerance_m, tolerance_ratio)
     seen = index[~hidden]
-    visible[seen] = True
-    weight[seen] = _border_weight(pixel[~hidden], size, border_px)
+
+    weight = np.zeros(len(depth), dtype=np.float32)
+    weight[seen] = _border_weight(uv[seen], grid.size, border_px)
     if edge_px > 0:
         tolerance = np.maximum(tolerance_m, tolerance_ratio * depth[seen])
-        jump = _depth_jump(pixel[~hidden], depth[seen], size, edge_px)
+        jump = _depth_jump(grid, uv[seen], depth[seen], edge_px)
         weight[seen] *= np.clip(1.0 - (jump - tolerance) / (3.0 * tolerance), edge_weight, 1.0)
-    return Projection(uv, depth, in_image, visible, weight)
+    return Projection(uv, depth, _mask(depth, index), _mask(depth, seen), weight)
 
 
 def project_sample(sample: Sample, camera_index: int, **options: Any) -> Projection:
@@ -121,53 +118,72 @@ def project_sample(sample: Sample, camera_index: int, **options: Any) -> Project
     )
 
 
-def _nearest(uv: Float32, depth: Float32, size: tuple[int, int], radius_px: int) -> Float32:
-    """Nearest depth among the points within a square around each point's pixel."""
-    # A wide splat needs no fine grid: two to four cells a radius bound the work.
-    cell_px = max(1, radius_px // 2)
-    reach = -(-radius_px // cell_px)
-    return _window(uv, depth, size, cell_px, (reach, reach), np.minimum)
+@dataclass(frozen=True)
+class _Grid:
+    """The image as a grid to draw points into.
 
-
-def _depth_jump(uv: Float32, depth: Float32, size: tuple[int, int], radius_px: int) -> Float32:
-    """Largest depth difference, m, between each point and those left and right of its pixel.
-
-    Along image columns nothing is compared: there the road, seen at a grazing angle, changes its
-    depth as fast as an edge does.
+    Attributes:
+        size: height and width of the image, pixels.
+        slope_px_m: on a plane that passes the camera at some distance, inverse depth changes by at
+            most 1 / (focal length * distance) a pixel; this is the divisor.
     """
-    reach = (0, -(-radius_px // _EDGE_CELL_PX))
-    near = _window(uv, depth, size, _EDGE_CELL_PX, reach, np.minimum)
-    far = _window(uv, depth, size, _EDGE_CELL_PX, reach, np.maximum)
-    jump: Float32 = np.maximum(depth - near, far - depth)
+
+    size: tuple[int, int]
+    slope_px_m: float
+
+    def highest(self, uv: Float32, values: Float32, cell_px: int, reach: int) -> Float32:
+        """Highest value drawn within `reach` cells of each point's pixel.
+
+        Values are inverse depths, and lose on their way what a plane might gain. Looking only
+        where points are is far cheaper than filtering the whole grid.
+        """
+        height, width = (-(-length // cell_px) + 1 + 2 * reach for length in self.size)
+        cells = np.full(height * width, -np.inf, dtype=np.float32)
+        cell = np.rint(uv).astype(np.int64) // cell_px + reach
+        at = cell[:, 1] * width + cell[:, 0]
+        np.maximum.at(cells, at, values)
+        result = values.copy()
+        for row in range(-reach, reach + 1):
+            for column in range(-reach, reach + 1):
+                # Positions are rounded to cells: points may lie further apart than these do.
+                apart = cell_px if row or column else cell_px - 1
+                distance_px = np.hypot(row, column) * cell_px + apart
+                there = cells.take(at + (row * width + column))
+                there -= np.float32(distance_px / self.slope_px_m)
+                np.maximum(result, there, out=result)
+        return result
+
+
+def _hidden(
+    grid: _Grid,
+    uv: Float32,
+    depth: Float32,
+    radius_px: int,
+    tolerance_m: float,
+    tolerance_ratio: float,
+) -> Bool:
+    """(M,) bool: another point around the same pixel is clearly nearer."""
+    # A wide square needs no fine grid: two or three cells a radius bound the work.
+    cell_px = max(1, radius_px // 2)
+    behind = depth + np.maximum(tolerance_m, tolerance_ratio * depth).astype(np.float32)
+    limit = grid.highest(uv, 1.0 / behind, cell_px, round(radius_px / cell_px))
+    hidden: Bool = 1.0 / depth < limit
+    return hidden
+
+
+def _depth_jump(grid: _Grid, uv: Float32, depth: Float32, radius_px: int) -> Float32:
+    """Largest depth difference, m, to points around the same pixel, beyond that of a plane."""
+    reach = -(-radius_px // _EDGE_CELL_PX)
+    nearest = 1.0 / grid.highest(uv, 1.0 / depth, _EDGE_CELL_PX, reach)
+    farthest = -1.0 / np.minimum(grid.highest(uv, -1.0 / depth, _EDGE_CELL_PX, reach), -1e-6)
+    jump: Float32 = np.maximum(depth - nearest, farthest - depth)
     return jump
 
 
-def _window(
-    uv: Float32,
-    depth: Float32,
-    size: tuple[int, int],
-    cell_px: int,
-    reach: tuple[int, int],
-    extreme: np.ufunc,
-) -> Float32:
-    """Extreme depth (np.minimum or np.maximum) of all points in a window around each point.
-
-    Draws the points into a grid of cells, then looks at the cells up to `reach` (rows, columns)
-    away. Looking only where points are is far cheaper than filtering the whole grid.
-    """
-    rows, columns = reach
-    stride = -(-size[1] // cell_px) + 1 + 2 * columns
-    height = -(-size[0] // cell_px) + 1 + 2 * rows
-    empty = np.inf if extreme is np.minimum else -np.inf
-    grid = np.full(height * stride, empty, dtype=np.float32)
-    cell = np.rint(uv).astype(np.int64) // cell_px
-    at = (cell[:, 1] + rows) * stride + cell[:, 0] + columns
-    extreme.at(grid, at, depth)
-    result = grid[at]
-    for row in range(-rows, rows + 1):
-        for column in range(-columns, columns + 1):
-            extreme(result, grid.take(at + (row * stride + column)), out=result)
-    return result
+def _mask(like: Array, index: Array) -> Bool:
+    mask = np.zeros(len(like), dtype=bool)
+    mask[index] = True
+    return mask
 
 
 def _border_weight(uv: Float32, size: tuple[int, int], border_px: float) -> Float32:

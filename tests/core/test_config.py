@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Configuration sections: every mistake in a file is named, with its path."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import Field, ValidationError
+
+from pcseg_core.config import Section, load_yaml, parse_section
+from pcseg_core.errors import InputError
+
+
+class Optimizer(Section):
+    learning_rate: float = Field(1e-3, gt=0, description="Step size.")
+    betas: tuple[float, float] = Field((0.9, 0.99), description="Decay rates.")
+
+
+class Recipe(Section):
+    epochs: int = Field(10, ge=1, le=1000, description="Passes over the data.")
+    optimizer: Optimizer = Field(default_factory=Optimizer, description="Optimizer.")
+    stages: tuple[Optimizer, ...] = Field((), description="Optimizers one after another.")
+
+
+class Needed(Section):
+    source: str = Field(description="No default.")
+
+
+def load(tmp_path: Path, text: str) -> Recipe:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    return load_yaml(path, Recipe)
+
+
+def test_values_and_defaults(tmp_path: Path) -> None:
+    recipe = load(tmp_path, "epochs: 3\noptimizer: {learning_rate: 0.1}\n")
+    assert (recipe.epochs, recipe.optimizer.learning_rate) == (3, 0.1)
+    assert recipe.optimizer.betas == (0.9, 0.99)
+    assert load(tmp_path, "") == Recipe()
+    with pytest.raises(ValidationError, match="frozen"):
+        recipe.epochs = 4  # type: ignore[misc]
+
+
+def test_all_mistakes_are_listed_at_once_with_their_paths(tmp_path: Path) -> None:
+    text = """
+    epoch: 3
+    epochs: 0
+    optimizer: {learning_rat: 0.1, betas: [1]}
+    stages: [{}, {learning_rate: fast}]
+    """
+    with pytest.raises(InputError) as error:
+        load(tmp_path, text)
+    message = str(error.value)
+    assert "recipe.yaml" in message
+    assert "unknown key 'epoch' (did you mean 'epochs'?)" in message
+    assert "'epochs' is 0: Input should be greater than or equal to 1" in message
+    assert "unknown key 'optimizer.learning_rat' (did you mean 'learning_rate'?)" in message
+    assert "optimizer.betas" in message
+    assert "'stages.1.learning_rate' is 'fast'" in message
+
+
+def test_unknown_key_without_a_likeness_lists_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="known keys: epochs, optimizer, stages"):
+        load(tmp_path, "qqq: 1")
+
+
+def test_missing_value_is_named() -> None:
+    with pytest.raises(InputError, match="parameters: 'source' is required"):
+        parse_section({}, Needed, source="parameters")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("[1, 2]", "found a list"), ("a: [1", "not valid YAML"), ("just words", "found a str")],
+)
+def test_files_that_are_no_mapping(tmp_path: Path, text: str, expected: str) -> None:
+    with pytest.raises(InputError, match=expected):
+        load(tmp_path, text)
+
+
+def test_missing_and_binary_files(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"cannot read .*nothing\.yaml"):
+        load_yaml(tmp_path / "nothing.yaml", Recipe)
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00\x81")
+    with pytest.raises(InputError, match="cannot read"):
+        load_yaml(tmp_path / "binary.yaml", Recipe)
+
+
+def test_wrong_default_is_found_when_the_section_is_made() -> None:
+    class Wrong(Section):
+        epochs: int = Field(0, ge=1)
+
+    with pytest.raises(ValidationError):
+        Wrong()

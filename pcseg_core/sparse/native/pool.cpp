@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdlib>
 #include <mutex>
@@ -44,14 +45,20 @@ class Pool {
     {
       std::lock_guard<std::mutex> lock(mutex_);
       job_ = &job;
-      wanted_ = helpers < static_cast<int>(workers_.size()) ? helpers : workers_.size();
-      running_ = wanted_;
-      ++round_;
+      open_ = helpers;
     }
     wake_.notify_all();
     job.run();
+    // Helpers that did not come in time are not waited for: on a busy machine one that is not
+    // scheduled costs nothing.
     std::unique_lock<std::mutex> lock(mutex_);
-    done_.wait(lock, [&] { return running_ == 0; });
+    open_ = 0;
+    if (active_ != 0) {
+      lock.unlock();
+      spin([&] { return active_ == 0; });
+      lock.lock();
+      done_.wait(lock, [&] { return active_ == 0; });
+    }
     job_ = nullptr;
     return true;
   }
@@ -60,34 +67,46 @@ class Pool {
   void grow(int helpers) {
     while (static_cast<int>(workers_.size()) < helpers) {
       try {
-        const int index = static_cast<int>(workers_.size());
-        workers_.emplace_back([this, index, seen = round_] { serve(index, seen); });
+        workers_.emplace_back([this] { serve(); });
       } catch (const std::system_error&) {
         return;  // no more threads to be had: fewer do the work
       }
     }
   }
 
-  void serve(int index, uint64_t seen) {
-    std::unique_lock<std::mutex> lock(mutex_);
+  void serve() {
     for (;;) {
-      wake_.wait(lock, [&] { return round_ != seen; });
-      seen = round_;
-      if (index >= wanted_) continue;
+      spin([&] { return open_ > 0; });
+      std::unique_lock<std::mutex> lock(mutex_);
+      wake_.wait(lock, [&] { return open_ > 0; });
+      --open_;
+      ++active_;
       Job* job = job_;
       lock.unlock();
       job->run();
       lock.lock();
-      if (--running_ == 0) done_.notify_one();
+      if (--active_ == 0) done_.notify_one();
     }
+  }
+
+  // Wait briefly for what is about to happen, cheaper than to sleep between two layers.
+  template <class F>
+  static void spin(const F& happened) {
+    const auto end = std::chrono::steady_clock::now() + std::chrono::microseconds(50);
+    while (!happened() && std::chrono::steady_clock::now() < end) pause();
+  }
+
+  static void pause() {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#endif
   }
 
   std::mutex busy_, mutex_;
   std::condition_variable wake_, done_;
   std::vector<std::thread> workers_;
   Job* job_ = nullptr;
-  int wanted_ = 0, running_ = 0;
-  uint64_t round_ = 0;
+  std::atomic<int> open_{0}, active_{0};  // changed under the mutex, read without it in spin
 };
 
 // Threads do not survive a fork: the child starts a pool of its own. Never destroyed, because

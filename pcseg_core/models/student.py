@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,10 +17,11 @@ from pcseg_core.models.minkunet import MinkUNet
 from pcseg_core.sparse.tensor import SparseTensor
 from pcseg_core.sparse.voxels import Voxels, mean_features, voxelize
 
-InputName = Literal["x", "y", "z", "range", "intensity", "one"]
+InputName = Literal["x", "y", "z", "range", "intensity", "one", "offset"]
 
 # Divisors that bring each input to a spread near one; part of the checkpoint format.
 _INPUT_SCALE = {"x": 30.0, "y": 30.0, "z": 2.0, "range": 30.0, "intensity": 0.3, "one": 1.0}
+_OFFSET_SCALE = 0.3  # of the place inside a voxel, in voxels
 
 
 class StudentConfig(Section):
@@ -35,7 +37,8 @@ class StudentConfig(Section):
         1.0, gt=0, le=10, description="Azimuth of a cylindrical voxel [deg]; unused by cartesian"
     )
     inputs: tuple[InputName, ...] = Field(
-        ("z", "intensity"), min_length=1, description="Input features of a point"
+        ("z", "intensity"), min_length=1, description="Input features of a point; offset is its place "
+        "inside the voxel"
     )
     max_range_m: float = Field(
         80.0, gt=1, le=500, description="Points beyond this distance get no label [m]"
@@ -43,6 +46,11 @@ class StudentConfig(Section):
     feature_channels: int = Field(
         0, ge=0, le=4096, description="Size of the teacher's features that a second head regresses"
     )
+
+
+def input_channels(config: StudentConfig) -> int:
+    """Number of input features of a point."""
+    return len(config.inputs) + 2 * ("offset" in config.inputs)
 
 
 @dataclass
@@ -91,7 +99,7 @@ class Student(nn.Module):
     def __init__(self, config: StudentConfig, classes: int) -> None:
         super().__init__()
         self.config = config
-        self.network = MinkUNet(len(config.inputs), classes, config.depth, config.width)
+        self.network = MinkUNet(input_channels(config), classes, config.depth, config.width)
         self.regression: nn.Module | None = None
         if config.feature_channels:
             width = self.network.feature_channels
@@ -107,9 +115,13 @@ class Student(nn.Module):
         size = (edge, math.radians(self.config.azimuth_deg), edge)
         return voxelize(points.xyz, size, points.batch, mode="cylindrical")
 
-    def inputs(self, points: Points) -> Tensor:
-        """(N, F) input features, scaled to a spread near one."""
-        columns = {
+    def inputs(self, points: Points, voxels: Voxels) -> Tensor:
+        """(N, F) input features, scaled to a spread near one.
+
+        "offset" stands for three: the place of the point inside its voxel, which tells smooth
+        from rough surfaces below the size of a voxel.
+        """
+        columns: dict[str, Callable[[], Tensor]] = {
             "x": lambda: points.xyz[:, 0],
             "y": lambda: points.xyz[:, 1],
             "z": lambda: points.xyz[:, 2],
@@ -117,11 +129,14 @@ class Student(nn.Module):
             "intensity": lambda: points.intensity,
             "one": lambda: torch.ones_like(points.intensity),
         }
-        return torch.stack([columns[n]() / _INPUT_SCALE[n] for n in self.config.inputs], 1)
+        features = [columns[n]()[:, None] / _INPUT_SCALE[n] for n in self.config.inputs if n != "offset"]
+        if "offset" in self.config.inputs:
+            features.append((voxels.grid - voxels.grid.floor() - 0.5) / _OFFSET_SCALE)
+        return torch.cat(features, 1)
 
     def sparse_input(self, points: Points, voxels: Voxels) -> SparseTensor:
         """The network's input: mean input features of each voxel."""
-        return SparseTensor(voxels.coords, mean_features(self.inputs(points), voxels))
+        return SparseTensor(voxels.coords, mean_features(self.inputs(points, voxels), voxels))
 
     def forward(self, points: Points) -> StudentOutput:
         """Logits and features of every occupied voxel."""

@@ -127,7 +127,7 @@ def test_a_failed_save_leaves_the_old_checkpoint(run: Path, tmp_path: Path) -> N
 def test_student_inputs_and_voxels(voxels: str) -> None:
     config = StudentConfig(
         depth=14, width=0.25, voxels=voxels, voxel_size_m=0.5,
-        inputs=("x", "y", "z", "range", "intensity", "one"), feature_channels=7,
+        inputs=("x", "y", "z", "range", "intensity", "one", "offset"), feature_channels=7,
     )
     student = Student(config, 3)
     sweep = cloud(200)
@@ -135,7 +135,9 @@ def test_student_inputs_and_voxels(voxels: str) -> None:
         torch.from_numpy(sweep.xyz), torch.from_numpy(sweep.intensity),
         torch.arange(200) % 2,
     )
-    inputs = student.inputs(points)
+    voxels = student.voxelize(points)
+    inputs = student.inputs(points, voxels)
+    assert inputs.shape == (200, 9) and inputs[:, 6:].abs().max() <= 0.5 / 0.3 + 1e-3
     assert torch.allclose(inputs[:, 3] * 30, points.xyz.norm(dim=1))
     assert torch.allclose(inputs[:, 2] * 2, points.xyz[:, 2])
     output = student(points)

@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pixel features: what a frozen image encoder offers, and their cache on disk."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+
+class PixelFeatures(Protocol):
+    """A frozen encoder of images.
+
+    Attributes:
+        channels: number D of features per pixel.
+        name: short name of the network, for example "resnet50".
+        parameters: everything that its features depend on, as JSON can write it (weights by
+            checksum).
+    """
+
+    channels: int
+    name: str
+    parameters: dict[str, Any]
+
+    def features(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """(H, W, 3) uint8 RGB -> (D, h, w) float32.
+
+        The map covers the whole image at lower resolution; pixel centres scale with it.
+        """

@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Superpixel maps: what a generator gives, how a raw map is put in order, how points read it.
+
+A map is int32, ids are consecutive from 0 within its image, and pixels of no segment are IGNORE.
+Ids say nothing across images: `segment_offsets` makes them unique within a batch.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from pcseg_core.errors import InputError
+from pcseg_core.labels import IGNORE
+
+Int32 = npt.NDArray[np.int32]
+SmallSegments = Literal["merge", "ignore"]
+
+
+@dataclass(frozen=True)
+class SegmentMap:
+    """The segments of one image.
+
+    Attributes:
+        ids: (H, W) int32 segment of each pixel, consecutive from 0; IGNORE where there is none.
+        classes: (S,) int16 class of each segment, IGNORE where unknown; None where segments have
+            no classes. What the ids mean is the generator's affair, the same for all its images.
+    """
+
+    ids: Int32
+    classes: npt.NDArray[np.int16] | None = None
+
+    @property
+    def count(self) -> int:
+        """Number S of segments."""
+        return int(self.ids.max(initial=IGNORE)) + 1
+
+    def check(self, name: str) -> None:
+        """Refuse a map that is not in order; `name` is how the error calls it.
+
+        Raises:
+            InputError: another type or shape, an empty id, or classes for other segments.
+        """
+        if self.ids.ndim != 2 or self.ids.dtype != np.int32:
+            raise InputError(
+                f"{name}: superpixel map of shape {self.ids.shape} and type {self.ids.dtype}; "
+                "expected (H, W) int32"
+            )
+        present = np.unique(self.ids)
+        if not np.array_equal(present[present != IGNORE], np.arange(self.count)):
+            raise InputError(f"{name}: segment ids are not consecutive from 0; see `tidy`")
+        if self.classes is not None and self.classes.shape != (self.count,):
+            raise InputError(f"{name}: {len(self.classes)} classes for {self.count} segments")
+
+
+class SuperpixelGenerator(Protocol):
+    """Cuts images into segments.
+
+    Attributes:
+        name: short name of the kind, for example "slic".
+        parameters: everything that its maps depend on, as JSON can write it (weights by checksum).
+    """
+
+    name: str
+    parameters: dict[str, Any]
+
+    def segment(self, image: npt.NDArray[np.uint8]) -> SegmentMap:
+        """(H, W, 3) uint8 RGB -> the image's segments, in order and of the image's size."""
+
+
+def check_image(image: npt.NDArray[Any]) -> None:
+    """Refuse what is not a picture.
+
+    Raises:
+        InputError: not (H, W, 3) uint8, or without pixels.
+    """
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
+        raise InputError(
+            f"image of shape {image.shape} and type {image.dtype}: expected (H, W, 3) uint8 RGB"
+        )
+
+
+def tidy(
+    ids: npt.NDArray[Any],
+    classes: npt.NDArray[Any] | None = None,
+    min_area: int = 1,
+    small: SmallSegments = "merge",
+) -> SegmentMap:
+    """Put a raw map in order: small segments away, ids consecutive.
+
+    Args:
+        ids: (H, W) integer ids of any range; negative is no segment.
+        classes: classes by raw id: (max id + 1,) integers, IGNORE where unknown.
+        min_area: segments of fewer pixels are small [px].
+        small: "merge" gives each small segment to the neighbour it shares most border with
+            (IGNORE only where it has none), "ignore" makes its pixels IGNORE.
+
+    Returns:
+        The map; segments keep the order of their raw ids.
+    """
+    values, inverse = np.unique(ids, return_inverse=True)
+    covered = values >= 0
+    dense = np.where(covered, np.cumsum(covered) - 1, IGNORE)[inverse.reshape(np.shape(ids))]
+    values = values[covered]
+    target = np.arange(len(values))
+    if min_area > 1:
+        target = _absorb(dense, len(values), min_area, small)
+    kept = np.unique(target[target != IGNORE])
+    renumbered = np.full(len(values) + 1, IGNORE, np.int32)  # the last entry serves IGNORE
+    renumbered[kept] = np.arange(len(kept), dtype=np.int32)
+    final = renumbered[np.append(target, IGNORE)][dense]
+    chosen = None if classes is None else np.asarray(classes)[values[kept]].astype(np.int16)
+    return SegmentMap(final, chosen)
+
+
+def _absorb(ids: npt.NDArray[Any], count: int, min_area: int, small: SmallSegments) -> Any:
+    """(count,) id that each segment becomes; IGNORE for those that go."""
+    area = np.bincount(ids[ids >= 0], minlength=count)
+    if small == "ignore":
+        return np.where(area < min_area, IGNORE, np.arange(count))
+    borders = _borders(ids, count)
+    target = list(range(count))
+    queue = [(int(a), s) for s, a in enumerate(area) if a < min_area]
+    heapq.heapify(queue)
+    while queue:
+        size, s = heapq.heappop(queue)
+        if size != area[s] or target[s] != s:
+            continue  # has grown, or is gone, since it was queued
+        if not borders[s]:
+            target[s] = IGNORE
+            continue
+        into = min(borders[s], key=lambda n: (-borders[s][n], n))
+        target[s] = into
+        area[into] += size
+        _join_borders(borders, s, into)
+        if area[into] < min_area:
+            heapq.heappush(queue, (int(area[into]), into))
+    return np.array([_last(target, s) for s in range(count)], np.int64)
+
+
+def _borders(ids: npt.NDArray[Any], count: int) -> list[dict[int, int]]:
+    """Per segment the border it shares with each of its 4-neighbours, in pixel edges."""
+    a = np.append(ids[:, :-1].ravel(), ids[:-1].ravel())
+    b = np.append(ids[:, 1:].ravel(), ids[1:].ravel())
+    touching = (a != b) & (a >= 0) & (b >= 0)
+    keys, lengths = np.unique(a[touching] * np.int64(count) + b[touching], return_counts=True)
+    borders: list[dict[int, int]] = [{} for _ in range(count)]
+    for key, length in zip(keys.tolist(), lengths.tolist()):
+        a_id, b_id = divmod(key, count)
+        borders[a_id][b_id] = borders[a_id].get(b_id, 0) + length
+        borders[b_id][a_id] = borders[b_id].get(a_id, 0) + length
+    return borders
+
+
+def _join_borders(borders: list[dict[int, int]], gone: int, into: int) -> None:
+    for neighbour, length in borders[gone].items():
+        del borders[neighbour][gone]
+        if neighbour != into:
+            borders[into][neighbour] = borders[into].get(neighbour, 0) + length
+            borders[neighbour][into] = borders[into][neighbour]
+    borders[gone] = {}
+
+
+def _last(target: list[int], s: int) -> int:
+    """Where a chain of merges ends."""
+    while s != IGNORE and target[s] != s:
+        s = target[s]
+    return s
+
+
+def resize(segments: SegmentMap, height: int, width: int) -> SegmentMap:
+    """The map at another size, by nearest pixel centre; segments that vanish are left out."""
+    old_height, old_width = segments.ids.shape
+    if (old_height, old_width) == (height, width):
+        return segments
+    rows = (np.arange(height) + 0.5) * (old_height / height)
+    columns = (np.arange(width) + 0.5) * (old_width / width)
+    ids = segments.ids[rows.astype(np.intp)[:, None], columns.astype(np.intp)]
+    return tidy(ids, segments.classes)
+
+
+def segments_at(
+    ids: npt.NDArray[Any], uv: npt.NDArray[Any], size: tuple[int, int] | None = None
+) -> Int32:
+    """Segment under each pixel coordinate.
+
+    Args:
+        ids: (h, w) map that covers the whole image, of the image's size or smaller.
+        uv: (M, 2) pixel coordinates in the image, integers at pixel centres.
+        size: (width, height) of the image; None where it is the map's.
+
+    Returns:
+        (M,) int32; IGNORE outside the image, at non-finite coordinates and where no segment is.
+    """
+    height, width = ids.shape
+    full_width, full_height = size or (width, height)
+    uv = np.asarray(uv, np.float64)
+    inside = np.isfinite(uv).all(1)
+    place = np.where(inside[:, None], uv, -1) + 0.5
+    inside &= (place >= 0).all(1) & (place[:, 0] < full_width) & (place[:, 1] < full_height)
+    column = (place[inside, 0] * (width / full_width)).astype(np.intp)
+    row = (place[inside, 1] * (height / full_height)).astype(np.intp)
+    found = np.full(len(uv), IGNORE, np.int32)
+    found[inside] = ids[row, column]
+    return found
+
+
+def segment_offsets(maps: Sequence[SegmentMap]) -> npt.NDArray[np.int64]:
+    """(B + 1,) number that makes the ids of each image unique in a batch; the last is their sum.
+
+    Offsets follow from each image's own count. A fixed number per image would let the ids of an
+    image with more segments than that run into the next image's.
+    """
+    return np.cumsum([0, *(segments.count for segments in maps)], dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class SegmentPairs:
+    """Points of a sweep with the segments they fall into; a point has one pair per camera.
+
+    Attributes:
+        point: (P,) int64 positions of points in the sweep, not decreasing within a camera.
+        segment: (P,) int64 ids, unique over the cameras (see `segment_offsets`).
+        camera: (P,) int64 number of the camera.
+    """
+
+    point: npt.NDArray[np.int64]
+    segment: npt.NDArray[np.int64]
+    camera: npt.NDArray[np.int64]
+
+
+def pair_points(
+    maps: Sequence[SegmentMap],
+    uv: Sequence[npt.NDArray[Any]],
+    visible: Sequence[npt.NDArray[np.bool_]],
+    sizes: Sequence[tuple[int, int]] | None = None,
+    min_points: int = 1,
+) -> SegmentPairs:
+    """Pair the points of one sweep with the segments of all its cameras.
+
+    Args:
+        maps: segments of each camera's image.
+        uv: per camera (N, 2) pixel coordinates of all points.
+        visible: per camera (N,) bool, the points to pair.
+        sizes: per camera (width, height) of the image that `uv` means; None: the maps'.
+        min_points: segments with fewer points in all are left out.
+    """
+    offsets = segment_offsets(maps)
+    points, segments, cameras = [], [], []
+    for k, segment_map in enumerate(maps):
+        seen = np.flatnonzero(visible[k])
+        found = segments_at(segment_map.ids, uv[k][seen], sizes[k] if sizes else None)
+        hit = found != IGNORE
+        points.append(seen[hit])
+        segments.append(found[hit] + offsets[k])
+        cameras.append(np.full(hit.sum(), k))
+    columns = [np.concatenate([np.zeros(0, np.int64), *c]) for c in (points, segments, cameras)]
+    enough = np.bincount(columns[1], minlength=offsets[-1])[columns[1]] >= min_points
+    return SegmentPairs(*(column[enough].astype(np.int64) for column in columns))

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pcseg_core.camera import CameraModel
-from pcseg_core.geometry import transform
+from pcseg_core.geometry import deskew, transform
 
 if TYPE_CHECKING:
     from pcseg_core.data.sample import Sample
@@ -108,14 +108,19 @@ def project_cloud(
 
 
 def project_sample(sample: Sample, camera_index: int, **options: Any) -> Projection:
-    """Project a sample's sweep into one of its cameras, with the motion between their stamps.
+    """Project a sample's sweep into one of its cameras.
 
-    `options` are those of `project_cloud`.
+    With a trajectory, every point is moved from its own time to that of the image; without, the
+    rig is taken to stand still. `options` are those of `project_cloud`.
+
+    Raises:
+        InputError: the trajectory does not cover the sweep or the image.
     """
-    frame = sample.cameras[camera_index]
-    return project_cloud(
-        sample.cloud.xyz, sample.T_cam_lidar(camera_index), frame.camera, **options
-    )
+    cloud, frame = sample.cloud, sample.cameras[camera_index]
+    xyz: Array = cloud.xyz
+    if sample.trajectory is not None and cloud.time is not None:
+        xyz = deskew(xyz, cloud.time, sample.trajectory, cloud.stamp_ns)
+    return project_cloud(xyz, sample.T_cam_lidar(camera_index), frame.camera, **options)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import pytest
 
 from pcseg_core.camera import CameraModel
 from pcseg_core.cloud import PointCloud
+from pcseg_core.data import open_drive
 from pcseg_core.data.sample import CameraFrame, Sample
 from pcseg_core.geometry import Trajectory, from_euler, from_rotation
 from pcseg_core.projection import project_cloud, project_sample
@@ -161,6 +162,43 @@ def test_sample_uses_the_motion_between_sweep_and_image() -> None:
     np.testing.assert_allclose(moving.uv, [[159.5 - 200 * 2 / 9, 119.5]], atol=1e-3)
     still = project_sample(Sample(cloud, [frame]), 0)
     np.testing.assert_allclose(still.depth, [10], atol=1e-6)
+
+
+def test_sample_moves_every_point_from_its_own_time() -> None:
+    """A wall at rest, swept for 0.1 s while driving 10 m/s: flat again in the image's frame."""
+    trajectory = Trajectory([0, 10**9], np.stack([np.eye(4), from_euler(0, 0, 0, (10, 0, 0))]))
+    time = np.linspace(-0.05, 0.05, 101)
+    y = np.linspace(-3, 3, 101)
+    seen = np.stack([10 - 10 * (0.5 + time), y, np.zeros(101)], axis=1)
+    cloud = PointCloud(seen, time=time, stamp_ns=500_000_000)
+    frame = CameraFrame(
+        "front", 600_000_000, CAMERA, T_CAM_LIDAR, np.zeros((240, 320, 3), np.uint8)
+    )
+    moving = project_sample(Sample(cloud, [frame], trajectory), 0)
+    np.testing.assert_allclose(moving.depth, 4, atol=1e-4)
+
+
+def test_occlusion_agrees_with_rendered_depth() -> None:
+    """A simulated street: points at the depth that the camera renders are visible, others not."""
+    sample = open_drive("simulated:seed=3")[0]
+    frame = sample.cameras[0]
+    result = project_sample(sample, 0)
+    assert frame.depth is not None
+    truth = np.nan_to_num(frame.depth, nan=np.inf)
+    rows, columns = result.pixels(result.in_image)
+    depth = result.depth[result.in_image]
+    around = [
+        truth[np.clip(rows + dr, 0, len(truth) - 1), np.clip(columns + dc, 0, truth.shape[1] - 1)]
+        for dr in (-1, 0, 1)
+        for dc in (-1, 0, 1)
+    ]
+    tolerance = np.maximum(0.3, 0.03 * depth)
+    seen = np.min([np.abs(a - depth) for a in around], axis=0) < tolerance
+    covered = ~seen & (np.max(around, axis=0) < depth - tolerance)
+    visible = result.visible[result.in_image]
+    assert covered.sum() > 100
+    assert visible[seen].mean() > 0.97
+    assert visible[covered].mean() < 0.15
 
 
 def test_real_sweep_agrees_with_the_labels_of_another_calibration_chain(shared_data: Path) -> None:

@@ -14,6 +14,7 @@ from pcseg_core.cli.progress import note, progress_bar
 from pcseg_core.errors import InputError
 
 if TYPE_CHECKING:
+    from pcseg_core.data import Drive
     from pcseg_core.evaluation import Report
     from pcseg_core.evaluation.evaluator import Baseline
     from pcseg_core.evaluation.report import BoxReport
@@ -61,13 +62,13 @@ def evaluate(
     from pcseg_core.online.segmenter import Segmenter
     from pcseg_core.sparse import use_backend
 
-    labelled = f"semantic-kitti:{semantic_kitti}" if semantic_kitti else source
     report: Report | None = None
     box_report: BoxReport | None = None
     segmenter = Segmenter.load(run, device=device)
     with use_backend(backend):
-        if labelled:
-            report = _against_labels(run, segmenter, labelled, label_space, baselines)
+        if semantic_kitti or source:
+            drive = _open(semantic_kitti, source)
+            report = _against_labels(run, segmenter, drive, label_space, baselines)
         if boxes:
             box_report = _against_boxes(segmenter, boxes)
     _write(run, report, box_report, json_, picture)
@@ -92,14 +93,22 @@ def _check(
     check_file(picture, PICTURES)
 
 
-def _against_labels(
-    run: Path, segmenter: Segmenter, source: str, label_space: str, with_baselines: bool
-) -> Report:
+def _open(semantic_kitti: Path | None, source: str | None) -> Drive:
     from pcseg_core.data import open_drive
+    from pcseg_core.data.semantic_kitti import SemanticKittiDrive
+
+    if semantic_kitti:
+        return SemanticKittiDrive(semantic_kitti, lidar_only=True)
+    assert source is not None
+    return open_drive(source)
+
+
+def _against_labels(
+    run: Path, segmenter: Segmenter, drive: Drive, label_space: str, with_baselines: bool
+) -> Report:
     from pcseg_core.evaluation.evaluator import evaluate as measure
     from pcseg_core.labels import LabelSpace, grouping
 
-    drive = open_drive(source)
     grouping(segmenter.label_space, LabelSpace.load(label_space))  # fail before the long part
     fitted, remark = _fit_baselines(run, segmenter) if with_baselines else ({}, "not asked for")
     with progress_bar("measuring sweeps") as progress:

@@ -31,8 +31,12 @@ MAX_RAW_ID = 0xFFFF
 class SemanticKittiDrive:
     """One sequence folder, a folder of sequences, or any folder with velodyne/ beneath it."""
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, lidar_only: bool = False) -> None:
         """Index the sequences at `path`; sweeps and labels are read when asked for.
+
+        Args:
+            path: a sequence, or a folder with sequences at most four levels below.
+            lidar_only: leave out calibration, poses and images, whatever state they are in.
 
         Raises:
             InputError: no velodyne/*.bin in or below `path`, or unreadable calibration or poses.
@@ -42,14 +46,16 @@ class SemanticKittiDrive:
         self.label_space: LabelSpace | None = LabelSpace.load("semantic_kitti")
         self.skipped: Counter[str] = Counter()
         self._ids = raw_id_table(self.label_space)
-        self.sequences = [_SequenceFolder(folder) for folder in _sequence_folders(self.path)]
+        folders = _sequence_folders(self.path)
+        self.sequences = [_SequenceFolder(folder, lidar_only) for folder in folders]
         self._index = [
             (sequence, frame)
             for sequence in self.sequences
             for frame in sequence.frames(self.skipped)
         ]
         if not self._index:
-            raise InputError(f"{self.path}: no usable sweep; {'; '.join(list(self.skipped)[:3])}")
+            reasons = "; ".join(list(self.skipped)[:3]) or "velodyne holds no .bin file"
+            raise InputError(f"{self.path}: no usable sweep: {reasons}")
         self.scenes: Sequence[str] = [sequence.name for sequence, _ in self._index]
         posed = any(sequence.trajectory is not None for sequence in self.sequences)
         self.pose_source = "file" if posed else "none"
@@ -85,18 +91,21 @@ class SemanticKittiDrive:
 class _SequenceFolder:
     """One sequence folder: its calibration, trajectory and stamps."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, lidar_only: bool) -> None:
         self.folder = folder
         self.name = folder.name
+        self.sweeps = sorted((folder / "velodyne").glob("*.bin"), key=_by_number)
+        self.order = {path.stem: position for position, path in enumerate(self.sweeps)}
         calibration = folder / "calib.txt"
-        self.calibration = files.read_calibration(calibration) if calibration.is_file() else None
+        usable = calibration.is_file() and not lidar_only
+        self.calibration = files.read_calibration(calibration) if usable else None
         self.times = _times(folder / "times.txt")
         self.trajectory = self._trajectory()
 
     def frames(self, skipped: Counter[str]) -> list[str]:
         """Names of the usable sweeps; the others are counted."""
         usable = []
-        for path in files.numbered(self.folder / "velodyne", ".bin"):
+        for path in self.sweeps:
             fault = files.sweep_fault(path.stat().st_size, 4)
             if fault:
                 skipped[f"{self.name}/{path.name}: {fault}"] += 1
@@ -114,7 +123,9 @@ class _SequenceFolder:
         return self.trajectory
 
     def stamp_ns(self, frame: str) -> int:
-        """Nanoseconds since the sequence's start."""
+        """Nanoseconds since the sequence's start; sweeps without a number count in their order."""
+        if not frame.isdecimal():
+            return round(self.order[frame] * NOMINAL_PERIOD_S * 1e9)
         number = int(frame)
         if self.times is not None and number < len(self.times):
             return int(self.times[number])
@@ -150,7 +161,8 @@ class _SequenceFolder:
     def _trajectory(self) -> Trajectory | None:
         """Poses are of camera 0 in its first frame; the LiDAR's follow from Tr."""
         path = self.folder / "poses.txt"
-        if not path.is_file() or self.calibration is None:
+        numbered = all(sweep.stem.isdecimal() for sweep in self.sweeps)
+        if not path.is_file() or self.calibration is None or not numbered:
             return None
         poses = files.read_poses(path)
         T_cam0_lidar = self._T_cam0_lidar()
@@ -196,13 +208,19 @@ def raw_id_table(space: LabelSpace) -> npt.NDArray[np.int16]:
 
 def _sequence_folders(path: Path) -> list[Path]:
     folders = [path] if (path / "velodyne").is_dir() else []
-    folders = folders or sorted(found.parent for found in path.glob("**/velodyne"))
+    for depth in range(1, 5):  # "**" would not follow links to folders
+        folders = folders or sorted(found.parent for found in path.glob("*/" * depth + "velodyne"))
     if not folders:
         raise InputError(
             f"{path}: no velodyne folder in it or below; give a sequence, as sequences/00, a "
             "folder of sequences, or any folder with velodyne/*.bin and labels/*.label"
         )
     return folders
+
+
+def _by_number(path: Path) -> tuple[float, str]:
+    """Sort key: numbers first, in their order, then names."""
+    return (int(path.stem) if path.stem.isdecimal() else float("inf")), path.stem
 
 
 def _times(path: Path) -> npt.NDArray[np.int64] | None:

@@ -73,6 +73,30 @@ def test_several_sequences_are_measured_together(
     assert names == ["00/000000", "00/000001", "08/000000"]
 
 
+def test_what_lies_beside_the_sweeps_does_not_matter(
+    tiny_run: Path, sequence: Sequence, tmp_path: Path
+) -> None:
+    folder = sequence(scans=2)
+    (folder / "calib.txt").write_text("P0: 1 2 3\n")
+    (folder / "poses.txt").write_text("nonsense")
+    (folder / "image_2").mkdir()
+    (folder / "image_2" / "000000.png").write_bytes(b"no image")
+    for kind, suffix in (("velodyne", "bin"), ("labels", "label")):
+        (folder / kind / f"000001.{suffix}").rename(folder / kind / f"place_b.{suffix}")
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "08").symlink_to(folder)
+    report = tmp_path / "report.json"
+    result = evaluate(
+        tiny_run, "--semantic-kitti", tmp_path / "linked", "--no-baselines", "--json", report
+    )
+    assert result.exit_code == 0, result.output
+    scans = json.loads(report.read_text())["per_scan"]
+    assert [(scan["name"], scan["points"]) for scan in scans] == [
+        ("08/000000", 600),
+        ("08/place_b", 637),
+    ]
+
+
 def test_the_same_command_gives_the_same_figures(
     tiny_run: Path, sequence: Sequence, tmp_path: Path
 ) -> None:

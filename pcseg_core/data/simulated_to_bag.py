@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import yaml
 from PIL import Image
 
 from pcseg_core.cloud import EncodedCloud, encode_cloud
@@ -21,6 +22,7 @@ from pcseg_core.data.progress import tracked
 from pcseg_core.data.sample import CameraFrame, Sample
 from pcseg_core.data.simulated import SimulatedDrive
 from pcseg_core.errors import InputError
+from pcseg_core.files import write_atomic
 from pcseg_core.geometry import compose, invert
 from pcseg_core.labels import to_wire
 
@@ -54,7 +56,7 @@ def write_simulated_bag(
 
     Frames: odom -> base_link (moving), base_link -> lidar and -> each camera's optical frame
     (static). Clouds have the fields x, y, z, intensity, ring, time (float32, s since the stamp),
-    label (uint32, ids of the label space "simulation") and instance (int32). Calibration and
+    label (uint32, ids of the label space in labels.yaml) and instance (int32). Calibration and
     stamps are as the drive reports them, faults included.
 
     Args:
@@ -86,6 +88,8 @@ def write_simulated_bag(
             writer.write_cloud(CLOUD_TOPIC, moment.cloud, cloud.frame_id, cloud.stamp_ns)
             for frame, image in zip(moment.frames, moment.images):
                 _write_image(writer, frame, image)
+    classes = yaml.safe_dump(drive.label_space.to_dict(), sort_keys=False)
+    write_atomic(writer.path / "labels.yaml", classes)  # what the labels mean, for readers
     return writer
 
 

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from pcseg_core.distortion import NAMES, Distortion, create_distortion
+from pcseg_core.distortion import Distortion, create_distortion
 from pcseg_core.errors import InputError
 
 Array = npt.NDArray[Any]
@@ -72,7 +72,7 @@ class CameraModel:
                 "camera: the focal length in K is not positive, so the camera is not calibrated; "
                 "calibrate it, or give the calibration of the recording"
             )
-        self._distortion  # an unknown model or a wrong number of coefficients fails here  # noqa: B018
+        create_distortion(self.distortion_model, self.D)  # raises for what it does not know
 
     @classmethod
     def pinhole(
@@ -232,6 +232,3 @@ def _view(roi: tuple[int, int, int, int], binning: tuple[int, int]) -> Float64:
     """Matrix from pixels of the full sensor to pixels of the image (REP-104, image_geometry)."""
     bx, by = binning
     return np.array([[1 / bx, 0.0, -roi[0] / bx], [0.0, 1 / by, -roi[1] / by], [0.0, 0.0, 1.0]])
-
-
-__all__ = ["NAMES", "CameraInfoLike", "CameraModel"]

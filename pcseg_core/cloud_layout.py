@@ -17,6 +17,8 @@ Array = npt.NDArray[Any]
 TYPES = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 8: "f8"}
 DATATYPES = {code: number for number, code in TYPES.items()}
 
+_MAX_POINT_STEP = 1 << 20  # bytes; beyond, the header is garbage
+
 
 class PointFieldLike(Protocol):
     """One field of a PointCloud2, as in sensor_msgs/PointField."""
@@ -74,8 +76,8 @@ def structured(msg: PointCloud2Like) -> Array:
         InputError: a datatype is unknown, a field reaches beyond point_step, rows are shorter
             than their points, or data is shorter than row_step * height.
     """
-    dtype = _dtype(msg)
     height, width = _shape(msg)
+    dtype = _dtype(msg)
     step = int(msg.point_step)
     data = _bytes(msg.data)
     row = _row_step(msg, height, width)
@@ -128,9 +130,9 @@ def _dtype(msg: PointCloud2Like) -> np.dtype[Any]:
 
 def _shape(msg: PointCloud2Like) -> tuple[int, int]:
     height, width = int(msg.height), int(msg.width)
-    if height < 0 or width < 0 or int(msg.point_step) < 0:
+    if height < 0 or width < 0 or not 0 <= int(msg.point_step) <= _MAX_POINT_STEP:
         raise InputError(
-            f"cloud: negative size: height {height}, width {width}, point_step {msg.point_step}"
+            f"cloud: impossible size: height {height}, width {width}, point_step {msg.point_step}"
         )
     return height, width
 

@@ -370,7 +370,8 @@ def broken(**changes: Any) -> Message:
         (broken(fields=[Field("x", 9, F32)]), "'x' covers bytes 9 to 13, outside point_step = 12"),
         (broken(fields=[Field("x", 0, F32, 4)]), "bytes 0 to 16"),
         (broken(fields=[Field("x", -4, F32)]), "bytes -4 to 0"),
-        (broken(height=-1), "negative"),
+        (broken(height=-1), "impossible size: height -1"),
+        (broken(point_step=2**32 - 1), "point_step 4294967295"),
         (broken(point_step=0, fields=[]), "no field x"),
         (broken(width=10**12, row_step=12 * 10**12), "truncated"),
         (broken(fields=[Field("x", 0, F32, 2), Field("y", 4, F32), Field("z", 8, F32)]), "count 1"),
@@ -379,6 +380,33 @@ def broken(**changes: Any) -> Message:
 def test_broken_messages_say_what_is_wrong(msg: Message, expected: str) -> None:
     with pytest.raises(InputError, match=expected):
         read_cloud(msg)
+
+
+small = st.integers(-2, 40)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["x", "y", "z", "t", "", "ring"]), small, st.integers(-1, 10)),
+        max_size=6,
+    ),
+    st.tuples(small, small, small, st.integers(-2, 500)),
+    st.binary(max_size=600),
+    st.booleans(),
+)
+def test_no_message_does_worse_than_a_clear_error(
+    layout: list[tuple[str, int, int]], sizes: tuple[int, ...], data: bytes, big: bool
+) -> None:
+    msg = Message([Field(*f) for f in layout], data, *sizes, is_bigendian=big)
+    try:
+        cloud = read_cloud(msg)
+    except InputError as error:
+        assert str(error).startswith("cloud: ")
+        return
+    assert len(cloud) == max(0, sizes[0]) * max(0, sizes[1])
+    out = append_fields(msg, {"label": np.zeros(len(cloud), np.uint32)})
+    assert len(read_cloud(out)) == len(cloud)
 
 
 def test_cloud_of_one_row_may_leave_row_step_out() -> None:

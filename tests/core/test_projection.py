@@ -201,7 +201,7 @@ def test_occlusion_agrees_with_rendered_depth() -> None:
     assert visible[covered].mean() < 0.15
 
 
-def test_real_sweep_agrees_with_the_labels_of_another_calibration_chain(shared_data: Path) -> None:
+def test_real_sweep_lands_where_the_calibration_says(shared_data: Path) -> None:
     """KITTI drive 0013: the calibration puts a fifth of the sweep in the image, on its lower part.
 
     With a wrong order of transforms, or a sign, hardly any point falls there.

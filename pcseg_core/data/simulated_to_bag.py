@@ -129,7 +129,7 @@ def _encode(sample: Sample) -> EncodedCloud:
         "intensity": cloud.intensity,
         "ring": cloud.ring,
         "time": cloud.time.astype(np.float32),
-        "label": to_wire(sample.labels),
+        "label": to_wire(sample.labels.astype(np.int32)),
         "instance": sample.instances,
     }
     return encode_cloud(columns, cloud.height, cloud.width)

@@ -17,6 +17,7 @@ Array = npt.NDArray[Any]
 KERB_M = 0.14  # height of blocks above the road
 _STEEP = -0.15  # rays that fall faster than this meet the ground once, near the level guess
 _FARTHEST_STEP = 25.0  # of Newton's method; rays along a slope would be thrown off [m]
+_MOST_STEPS = 12  # for the few rays that converge slowly
 _RISING = 0.12  # rays that climb faster than this leave it for good; slopes stay below
 _STEPS = np.array([0, 3, 7, 12, 20, 30, 45, 65, 90, 120, 160, 210, 280], np.float32)  # [m]
 
@@ -110,14 +111,17 @@ class Ground:
         above: Array = o[:, 2] + t * d[:, 2] - level - lift
         return above
 
-    def _newton(self, o: Array, d: Array, t: Array, lift: float) -> Array:
-        """Three steps of Newton's method, from guesses within some metres."""
-        for _ in range(3):
+    def _newton(self, o: Array, d: Array, t: Array, lift: float, steps: int = 2) -> Array:
+        """Newton's method, from guesses within some metres; slopes change by 0.2 % per metre."""
+        for _ in range(steps):
             x, y = o[:, 0] + t * d[:, 0], o[:, 1] + t * d[:, 1]
             level, dx, dy = self._level_and_slope(x, y)
             falling = np.minimum(d[:, 2] - dx * d[:, 0] - dy * d[:, 1], -1e-4)
             step = (o[:, 2] + t * d[:, 2] - level - lift) / falling
             t = t - np.clip(step, -_FARTHEST_STEP, _FARTHEST_STEP)
+        late = np.flatnonzero(np.abs(step) > 0.05) if len(t) else np.zeros(0, np.int64)
+        if len(late) and steps < _MOST_STEPS:  # rays that nearly follow the slope
+            t[late] = self._newton(o[late], d[late], t[late], lift, _MOST_STEPS)
         return t
 
     def _level_and_slope(self, x: Array, y: Array) -> tuple[Array, Array, Array]:
@@ -133,7 +137,7 @@ class Ground:
     def _go_on(self, o: Array, d: Array, first: Array) -> Array:
         """From where rays pass the level of the blocks, on to the level of the road."""
         second = self._newton(o, d, first, 0.0)
-        missed = np.abs(self._above(o, d, second, 0.0)) > 1e-4
+        missed = np.abs(self._above(o, d, second, 0.0)) > 1e-5
         missed |= second < first
         second[missed] = self._march(o[missed], d[missed], 0.0, first[missed])
         return second
@@ -162,7 +166,7 @@ class Ground:
             left, above = left[on], after[on]
             o32, d32, t32 = o32[on], d32[on], t32[on]
         hit = np.flatnonzero(np.isfinite(found))
-        found[hit] = self._newton(o[hit], d[hit], found[hit], lift)
+        found[hit] = self._newton(o[hit], d[hit], found[hit], lift, steps=3)
         found[found < begin] = np.inf
         return found
 

@@ -281,8 +281,8 @@ def _pack(t: Array, row: Array | np.int64) -> Array:
 def _unpack(best: Array, order: Array, count: int) -> tuple[Array, Array]:
     flat = np.empty(count, np.int64)
     flat[order.ravel()] = best.ravel()
-    row = flat & _NONE
-    return _range(flat), np.where(row == _NONE, -1, row)
+    row, t = flat & _NONE, _range(flat)
+    return t, np.where((row == _NONE) | np.isinf(t), -1, row)
 
 
 def _range(best: Array) -> Array:

@@ -38,6 +38,8 @@ class KernelMap:
         n_in: number of input rows.
         kernel_size: edge of the kernel in voxels.
         stride: 1 or 2.
+        invert: builds the table of the transposed convolution.
+        derived: the table in other layouts, by the name of the backend that made it.
     """
 
     table: Tensor
@@ -45,6 +47,7 @@ class KernelMap:
     kernel_size: int
     stride: int
     invert: Callable[[Tensor, int], Tensor] = field(repr=False)
+    derived: dict[str, Tensor] = field(default_factory=dict, repr=False)
     _inverse: KernelMap | None = field(default=None, repr=False)
     _pairs: tuple[Tensor, Tensor, list[int]] | None = field(default=None, repr=False)
 
@@ -134,7 +137,6 @@ class KernelMapCache:
         self._coords: dict[int, Tensor] = {}
         self._maps: dict[tuple[int, int, int], KernelMap] = {}
         self._builder = builder or MapBuilder()
-        self.foreign: dict[str, object] = {}  # what another library keeps for these voxels
 
     def keys(self, stride: int) -> Tensor:
         """Sorted keys (M,) int64 of the occupied voxels at a stride that is a power of two."""

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Choice of the backend, and the torchsparse adapter against a stand-in for its kernels."""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+
+import pytest
+import torch
+from grids import random_grid
+from torch import Tensor
+
+from pcseg_core.errors import InputError
+from pcseg_core.sparse import SparseConv3d, backends_report, set_backend, use_backend
+from pcseg_core.sparse.backends import torch_backend, torchsparse_backend
+from pcseg_core.sparse.native import library
+
+
+def forward(
+    feats: Tensor, weight: Tensor, table: Tensor, rows: int, channels: int, *switches: bool
+) -> Tensor:
+    """What conv_forward_implicit_gemm_cuda computes, on its padded (rows, K) table."""
+    assert table.dtype == torch.int32 and table.is_contiguous() and len(table) % 128 == 0
+    assert table.shape[1] == len(weight) and weight.is_contiguous() and switches == (True, True)
+    padded = torch.cat([feats, feats.new_zeros(1, feats.shape[1])])
+    out = sum(padded[table[:, k].long()] @ weight[k] for k in range(len(weight)))
+    assert isinstance(out, Tensor) and out.shape[1] == channels
+    assert bool((table[rows:] == -1).all())
+    return out[:rows]
+
+
+def weight_gradient(grad: Tensor, feats: Tensor, table: Tensor, *_: object) -> Tensor:
+    """What conv_backward_wgrad_implicit_gemm_cuda computes: (K * out, in)."""
+    padded = torch.cat([grad, grad.new_zeros(1, grad.shape[1])])
+    parts = [padded[table[: len(feats), k].long()].T @ feats for k in range(table.shape[1])]
+    return torch.cat(parts)
+
+
+@pytest.fixture
+def torchsparse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A torchsparse whose kernels run on the CPU."""
+    for name in ("torchsparse", "torchsparse.backend", "torchsparse.backends"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    kernels, switches = sys.modules["torchsparse.backend"], sys.modules["torchsparse.backends"]
+    monkeypatch.setattr(kernels, "conv_forward_implicit_gemm_cuda", forward, raising=False)
+    name = "conv_backward_wgrad_implicit_gemm_cuda"
+    monkeypatch.setattr(kernels, name, weight_gradient, raising=False)
+    monkeypatch.setattr(switches, "allow_tf32", True, raising=False)
+    monkeypatch.setattr(switches, "allow_fp16", True, raising=False)
+    torchsparse_backend.load.cache_clear()
+    monkeypatch.setattr(torchsparse_backend, "can_run", lambda feats: True)
+    yield
+    torchsparse_backend.load.cache_clear()
+
+
+@pytest.mark.usefixtures("torchsparse")
+@pytest.mark.parametrize(("kernel_size", "stride"), [(1, 1), (3, 1), (2, 2), (3, 2), (5, 1)])
+def test_torchsparse_adapter_equals_torch(kernel_size: int, stride: int) -> None:
+    torch.manual_seed(0)
+    down = SparseConv3d(3, 4, kernel_size, stride, bias=True).double()
+    up = SparseConv3d(4, 3, kernel_size, stride, transposed=True).double()
+    parameters = [*down.parameters(), *up.parameters()]
+    results = []
+    for backend in ("torch", "torchsparse"):
+        x = random_grid(3)
+        feats = x.feats.requires_grad_()
+        with use_backend(backend):
+            out = up(down(x)).feats
+            grads = torch.autograd.grad(out.square().sum(), [feats, *parameters])
+        results.append([out, *grads])
+    for plain, adapted in zip(*results, strict=True):
+        torch.testing.assert_close(adapted, plain)
+
+
+def test_unknown_and_absent_backends_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="'cudnn': expected one of auto, torch"):
+        set_backend("cudnn")
+    monkeypatch.setitem(sys.modules, "torchsparse", None)
+    torchsparse_backend.load.cache_clear()
+    with pytest.raises(InputError, match="'torchsparse' cannot be used"):
+        set_backend("torchsparse")
+    torchsparse_backend.load.cache_clear()
+
+
+def test_without_the_native_library_torch_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pcseg_core.sparse import backends
+
+    monkeypatch.setattr(library, "load", lambda: "not built")
+    with use_backend("auto"):
+        assert backends.select(torch.zeros(1, 1)) is torch_backend
+        assert SparseConv3d(3, 4)(random_grid(3, dtype=torch.float32)).feats.shape[1] == 4
+    with pytest.raises(InputError, match="not built"):
+        set_backend("native")
+    report = {row.name: row for row in backends_report()}
+    assert not report["native"].available and "not built" in report["native"].note
+
+
+def test_a_missing_or_stale_library_says_what_to_do(
+    tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken.so").write_bytes(b"not a library")
+    for name, message in (("absent.so", "was not built"), ("broken.so", "cannot be used")):
+        monkeypatch.setenv("PCSEG_NATIVE_LIBRARY", str(tmp_path / name))
+        library.load.cache_clear()
+        reason = library.load()
+        assert isinstance(reason, str) and message in reason and "native.build" in reason
+    library.load.cache_clear()
+
+
+def test_report_names_every_backend() -> None:
+    names = [row.name for row in backends_report()]
+    assert names == ["torchsparse", "native", "torch"]
+    assert backends_report()[-1].available and all(row.note for row in backends_report())

@@ -58,7 +58,7 @@ def _remove_run(out: Path) -> None:
 def _summarize(metrics: dict[str, Any], out: Path) -> None:
     from rich.console import Console
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     spent = f"labels {metrics['labelling_s']:.0f} s, training {metrics['training_s']:.0f} s"
     console.print(f"{out}: {metrics['sweeps']} sweeps, {metrics['steps']} steps; {spent}")
     shares = metrics["class_shares"].items()

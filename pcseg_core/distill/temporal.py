@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Segments that last: what stands on the ground, found in sweeps laid over each other by pose.
+
+Sweeps are moved into one frame, the ground is taken away, what remains is clustered once, and the
+clusters are handed back to the points of each sweep, so that ids are shared between sweeps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field
+
+from pcseg_core.config import Section
+from pcseg_core.errors import require
+from pcseg_core.geometry import invert, transform
+from pcseg_core.labels import IGNORE
+
+Array = npt.NDArray[Any]
+Bool = npt.NDArray[np.bool_]
+Int32 = npt.NDArray[np.int32]
+
+
+class TemporalConfig(Section):
+    """How segments across sweeps are found."""
+
+    gap: int = Field(default=1, ge=1, le=20, description="Sweeps from one of a pair to the other")
+    ground: Literal["auto", "ransac", "patchwork"] = Field(
+        default="auto", description="Ground removal; auto is Patchwork++ where it is installed"
+    )
+    ground_distance_m: float = Field(
+        default=0.25, gt=0, le=2, description="RANSAC: distance to the plane that is ground [m]"
+    )
+    ground_iterations: int = Field(default=200, ge=1, description="RANSAC: planes tried")
+    max_range_m: float = Field(
+        default=50.0, gt=1, le=500, description="Farther points are in no segment [m]"
+    )
+    voxel_m: float = Field(
+        default=0.2, gt=0, le=2, description="Points of one such voxel are clustered as one [m]"
+    )
+    min_cluster_size: int = Field(default=20, ge=2, description="HDBSCAN: least voxels of a cluster")
+    clusters: int = Field(default=50, ge=1, le=10_000, description="Largest clusters that are kept")
+    clusterer: Literal["auto", "hdbscan", "sklearn"] = Field(
+        default="auto", description="Implementation of HDBSCAN; auto is hdbscan where installed"
+    )
+    gate_m: float = Field(
+        default=0.5, gt=0, description="Clusters whose middle moves more between the sweeps move "
+        "themselves and are dropped [m]"
+    )
+    gate_extent_m: float = Field(
+        default=12.0, gt=0, description="Larger clusters do not move; their middle may, with what "
+        "is seen of them [m]"
+    )  # fmt: skip
+
+
+def temporal_segments(
+    clouds: Sequence[Array], poses: Sequence[Array], config: TemporalConfig
+) -> list[Int32]:
+    """Segments that several sweeps share.
+
+    Args:
+        clouds: (N_i, 3) finite points of each sweep in its LiDAR frame [m].
+        poses: (4, 4) T_world_lidar of each sweep.
+        config: how segments are found.
+
+    Returns:
+        (N_i,) int32 per sweep: 0 is the largest cluster; IGNORE for ground, noise, far points,
+        small clusters, clusters seen in one sweep only and clusters that move.
+    """
+    to_first = [invert(poses[0]) @ pose for pose in poses]
+    used, aligned, sweep = [], [], []
+    for k, (xyz, T) in enumerate(zip(clouds, to_first)):
+        near = np.linalg.norm(xyz, axis=1) <= config.max_range_m
+        keep = np.flatnonzero(near & ~ground_mask(xyz, config))
+        used.append(keep)
+        aligned.append(transform(T, xyz[keep]))
+        sweep.append(np.full(len(keep), k))
+    points, sweeps = np.concatenate(aligned), np.concatenate(sweep)
+    ids = keep_static(points, sweeps, len(clouds), cluster(points, config), config)
+    ids = keep_largest(ids, config.clusters)
+    result = []
+    for k, (xyz, keep) in enumerate(zip(clouds, used)):
+        own = np.full(len(xyz), IGNORE, np.int32)
+        own[keep] = ids[sweeps == k]
+        result.append(own)
+    return result
+
+
+def ground_mask(xyz: Array, config: TemporalConfig) -> Bool:
+    """(N,) bool: points of the ground, by Patchwork++ (Lee et al., 2022) or RANSAC."""
+    if config.ground == "patchwork" or (config.ground == "auto" and _installed("pypatchworkpp")):
+        return _patchwork(xyz)
+    return ransac_ground(xyz, config.ground_distance_m, config.ground_iterations)
+
+
+def ransac_ground(
+    xyz: Array, distance_m: float = 0.25, iterations: int = 200, seed: int = 0
+) -> Bool:
+    """Points near the level plane that has the most points near it, or below it.
+
+    All planes are tried at once, against a sample of the points.
+
+    Args:
+        xyz: (N, 3) points, z up [m].
+        distance_m: distance to the plane that counts as near.
+        iterations: planes tried.
+        seed: of the planes and the sample.
+
+    Returns:
+        (N,) bool; nothing where no plane within 20 degrees of level was found.
+    """
+    rng = np.random.default_rng(seed)
+    low = xyz[xyz[:, 2] <= np.quantile(xyz[:, 2], 0.6)] if len(xyz) else xyz
+    if len(low) < 3:
+        return np.zeros(len(xyz), bool)
+    corners = low[rng.integers(len(low), size=(iterations, 3))].astype(np.float64)
+    normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    length = np.linalg.norm(normals, axis=1)
+    level = np.abs(normals[:, 2]) > np.cos(np.radians(20)) * np.maximum(length, 1e-9)
+    if not level.any():
+        return np.zeros(len(xyz), bool)
+    normals, corners = normals[level] / length[level, None], corners[level]
+    normals *= np.sign(normals[:, 2:])
+    sample = low[rng.integers(len(low), size=min(len(low), 4000))]
+    heights = sample @ normals.T - (corners[:, 0] * normals).sum(1)
+    best = int((np.abs(heights) < distance_m).sum(0).argmax())
+    inliers = sample[np.abs(heights[:, best]) < distance_m]
+    normal, offset = _refine(inliers)
+    mask: Bool = xyz @ normal - offset < distance_m
+    return mask
+
+
+def _refine(points: Array) -> tuple[Array, float]:
+    """Upward normal (3,) and offset of the plane through points, by least squares."""
+    middle = points.mean(0)
+    normal = np.linalg.svd((points - middle).astype(np.float64), full_matrices=False)[2][2]
+    normal = normal * np.sign(normal[2])
+    return normal, float(middle @ normal)
+
+
+def _patchwork(xyz: Array) -> Bool:
+    patchwork = require("pypatchworkpp", "cluster")
+    parameters = patchwork.Parameters()
+    parameters.verbose = False
+    # It expects the sensor's height; the low points around the vehicle tell it.
+    around = xyz[np.linalg.norm(xyz[:, :2], axis=1) < 20]
+    if len(around):
+        parameters.sensor_height = float(np.clip(-np.quantile(around[:, 2], 0.1), 0.3, 4.0))
+    estimator = patchwork.patchworkpp(parameters)
+    estimator.estimateGround(np.column_stack([xyz, np.zeros(len(xyz))]).astype(np.float32))
+    mask = np.zeros(len(xyz), bool)
+    mask[np.asarray(estimator.getGroundIndices(), np.int64)] = True
+    return mask
+
+
+def cluster(xyz: Array, config: TemporalConfig) -> Int32:
+    """HDBSCAN over occupied voxels; points take the cluster of their voxel.
+
+    Voxels make the density that clusters are told apart by less dependent on the distance from
+    the sensor, and the work many times less.
+
+    Returns:
+        (N,) int32 cluster, IGNORE for noise.
+    """
+    cells = np.floor(xyz / config.voxel_m).astype(np.int64) + (1 << 20)
+    keys = (cells[:, 0] << 42) | (cells[:, 1] << 21) | cells[:, 2]
+    _, inverse, counts = np.unique(keys, return_inverse=True, return_counts=True)
+    if len(counts) <= config.min_cluster_size:
+        return np.full(len(xyz), IGNORE, np.int32)
+    sums = [np.bincount(inverse, xyz[:, axis], len(counts)) for axis in range(3)]
+    centres = np.stack(sums, 1) / counts[:, None]
+    return hdbscan_labels(centres, config)[inverse]
+
+
+def hdbscan_labels(points: Array, config: TemporalConfig) -> Int32:
+    """HDBSCAN (Campello et al., 2013) with Euclidean distance; (N,) int32, IGNORE for noise."""
+    size = config.min_cluster_size
+    if config.clusterer == "sklearn" or (
+        config.clusterer == "auto" and not _installed("hdbscan")
+    ):
+        sklearn_cluster = require("sklearn.cluster", "cluster")
+        found = sklearn_cluster.HDBSCAN(min_cluster_size=size, n_jobs=1, copy=True)
+        return found.fit_predict(points).astype(np.int32)
+    hdbscan = require("hdbscan", "cluster")
+    found = hdbscan.HDBSCAN(
+        min_cluster_size=size, approx_min_span_tree=True, leaf_size=100, core_dist_n_jobs=1
+    )
+    return found.fit_predict(points).astype(np.int32)
+
+
+def keep_static(
+    points: Array, sweeps: Array, count: int, ids: Array, config: TemporalConfig
+) -> Int32:
+    """Drop clusters that are not in all sweeps, or whose middle moves from sweep to sweep.
+
+    Args:
+        points: (N, 3) in one frame [m].
+        sweeps: (N,) sweep of each point, 0 to count - 1.
+        count: number of sweeps.
+        ids: (N,) cluster of each point, IGNORE for none.
+        config: the gate.
+    """
+    clusters = int(ids.max(initial=IGNORE)) + 1
+    low, high = np.full((clusters, 3), np.inf), np.full((clusters, 3), -np.inf)
+    member = ids != IGNORE
+    np.minimum.at(low, ids[member], points[member])
+    np.maximum.at(high, ids[member], points[member])
+    extent = np.linalg.norm((high - low)[:, :2], axis=1)
+    middles = np.full((count, clusters, 3), np.nan)
+    for k in range(count):
+        chosen = member & (sweeps == k)
+        sizes = np.bincount(ids[chosen], minlength=clusters)
+        for axis in range(3):
+            total = np.bincount(ids[chosen], points[chosen, axis], clusters)
+            middles[k, :, axis] = np.divide(
+                total, sizes, out=np.full(clusters, np.nan), where=sizes > 0
+            )
+    in_all = np.isfinite(middles).all((0, 2))
+    moved = np.linalg.norm(np.diff(middles, axis=0), axis=2).max(0, initial=0.0)
+    with np.errstate(invalid="ignore"):
+        static = in_all & ((moved <= config.gate_m) | (extent > config.gate_extent_m))
+    kept = np.append(static, False)[ids]
+    return np.where(kept, ids, IGNORE).astype(np.int32)
+
+
+def keep_largest(ids: Array, count: int) -> Int32:
+    """Number the `count` largest clusters from 0, largest first; the others become IGNORE."""
+    found, sizes = np.unique(ids[ids != IGNORE], return_counts=True)
+    order = np.argsort(-sizes, kind="stable")[:count]
+    table = np.full(int(ids.max(initial=IGNORE)) + 2, IGNORE, np.int32)
+    table[found[order]] = np.arange(len(order), dtype=np.int32)
+    return table[ids]
+
+
+def _installed(module: str) -> bool:
+    from importlib.util import find_spec
+
+    return find_spec(module) is not None

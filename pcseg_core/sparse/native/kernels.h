@@ -66,9 +66,6 @@ PCSEG_INLINE uint16_t narrow(float f) {  // to nearest, ties to even; NaN stays 
 struct Single {
   typedef float Scalar;
   static constexpr int kChannels = 1;
-  static PCSEG_INLINE Vec step(Vec sum, Scalar a, const char* b) {
-    return sum + (Vec{} + a) * load(reinterpret_cast<const float*>(b));
-  }
   typedef Vec Loaded;
   static PCSEG_INLINE Loaded fetch(const char* b) { return load(reinterpret_cast<const float*>(b)); }
   static PCSEG_INLINE Vec step(Vec sum, Scalar a, Loaded b) { return sum + (Vec{} + a) * b; }
@@ -86,11 +83,9 @@ struct Pair {
     return (Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)(Bits{} + a), (__m512bh)b);
   }
 #else
-  static PCSEG_INLINE float low(uint32_t a) { return widen(static_cast<uint16_t>(a)); }
-  static PCSEG_INLINE float high(uint32_t a) { return widen(static_cast<uint16_t>(a >> 16)); }
   static PCSEG_INLINE Vec step(Vec sum, Scalar a, Loaded b) {
-    sum = sum + (Vec{} + low(a)) * (Vec)(b << 16);
-    return sum + (Vec{} + high(a)) * (Vec)(b & 0xffff0000u);
+    sum = sum + (Vec{} + widen(a & 0xffff)) * (Vec)(b << 16);
+    return sum + (Vec{} + widen(a >> 16)) * (Vec)(b & 0xffff0000u);
   }
 #endif
 };
@@ -287,15 +282,15 @@ void conv_block(const ConvArgs& c, int64_t first, int64_t last, char* scratch) {
   memset(start, 0, width * sizeof(float));
   if (c.bias) memcpy(start, c.bias, c.cout * sizeof(float));
   const int64_t bytes = packed_bytes(1, c.cin, c.cout, c.dtype);
-  bool begun = false;
+  bool begun = false;  // whether the sums hold something
   for (int step = 0; step < c.offsets; ++step) {
     // The middle offset first: in a submanifold kernel it has all rows and begins the sums.
     const int k = step == 0 ? c.offsets / 2 : step <= c.offsets / 2 ? step - 1 : step;
     if (c.table) list_rows(c.table + k * c.n_out + first, c.n_in, rows, list);
     else list_identity(first, c.n_in, rows, list);
     const bool all = !begun && list.count == rows;
-    if (!begun && !all)
-      for (int r = 0; r < rows; ++r) memcpy(sums + r * width, start, width * sizeof(float));
+    for (int r = 0; !begun && !all && r < rows; ++r)
+      memcpy(sums + r * width, start, width * sizeof(float));
     begun = true;
     if (!list.count) continue;
     const char* weight = static_cast<const char*>(c.weight) + k * bytes;
@@ -365,8 +360,8 @@ void grad_products(const float* left, const float* right, int pairs, int channel
 void grad_task(const GradArgs& g, int offset, int64_t first_channel, char* scratch) {
   static_assert(kGradPairs == kBlockRows, "pairs are listed block by block");
   const int width = padded(g.cout);
-  const int64_t rest = g.cin - first_channel;
-  const int channels = static_cast<int>(rest < kGradChannels ? rest : kGradChannels);
+  const int rest = static_cast<int>(g.cin - first_channel);
+  const int channels = rest < kGradChannels ? rest : kGradChannels;
   float* left = reinterpret_cast<float*>(scratch);
   float* right = left + kGradPairs * kGradChannels;
   float* sums = right + kGradPairs * width;

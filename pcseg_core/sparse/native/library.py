@@ -16,6 +16,13 @@ import torch
 from torch import Tensor
 
 from pcseg_core.errors import InputError
+from pcseg_core.sparse.native.checks import (
+    require,
+    require_keys,
+    require_matrix,
+    require_table,
+    require_vector,
+)
 
 REBUILD = "run: python -m pcseg_core.sparse.native.build"
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}
@@ -163,12 +170,18 @@ def _check(status: int) -> None:
         raise InputError(_STATUS.get(status, f"native library: status {status}"))
 
 
+def _row_step(tensor: Tensor) -> int:
+    """Elements between rows; torch gives any number where there is one row."""
+    return max(tensor.stride(0), tensor.shape[1]) if len(tensor) > 1 else tensor.shape[1]
+
+
 def _pointer(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
 def coarsen(keys: Tensor) -> Tensor:
     """Sorted keys of the occupied cells of the next coarser grid; see `maps.coarsen`."""
+    require_keys(keys)
     keys = keys.contiguous()
     out = torch.empty_like(keys)
     count = c_int64()
@@ -179,6 +192,9 @@ def coarsen(keys: Tensor) -> Tensor:
 
 def build_table(keys_in: Tensor, keys_out: Tensor, kernel_size: int, stride: int) -> Tensor:
     """Neighbour table (K, n_out) int32; see `maps.build_table`."""
+    require_keys(keys_in)
+    require_keys(keys_out)
+    require(kernel_size in range(1, 6), f"kernel size {kernel_size} is not within 1 to 5")
     keys_in, keys_out = keys_in.contiguous(), keys_out.contiguous()
     table = torch.empty((kernel_size**3, len(keys_out)), dtype=torch.int32)
     status = library().pcseg_build_table(
@@ -197,6 +213,8 @@ def build_table(keys_in: Tensor, keys_out: Tensor, kernel_size: int, stride: int
 
 def invert_table(table: Tensor, n_in: int) -> Tensor:
     """The table (K, n_in) of the transposed convolution; see `maps.KernelMap.inverse`."""
+    require_table(table)
+    require(n_in >= 0, f"{n_in} input rows")
     inverse = torch.empty((len(table), n_in), dtype=torch.int32)
     status = library().pcseg_invert_table(
         _pointer(table), *table.shape, n_in, _pointer(inverse), torch.get_num_threads()
@@ -223,10 +241,17 @@ def pack(
         scale: (Cout,) float32 factor on the output channels.
     """
     isa = best_isa() if isa is None else isa
+    require(
+        weight.ndim == 3 and weight.dtype == torch.float32 and weight.device.type == "cpu",
+        f"weights must be (K, Cin, Cout) float32 on the CPU, got {weight.dtype} "
+        f"{tuple(weight.shape)}",
+    )
+    require(dtype in DTYPES, f"no layout for {dtype}")
     weight = weight.contiguous()
     offsets, cin, cout = weight.shape
     if transpose:
         cin, cout = cout, cin
+    require_vector(scale, "the scale", cout)
     code = DTYPES[dtype]
     size = library().pcseg_packed_bytes(isa, offsets, cin, cout, code)
     packed = torch.empty(max(size, 1), dtype=torch.uint8)
@@ -274,6 +299,9 @@ def conv(
     """
     isa = best_isa() if isa is None else isa
     offsets = 1 if table is None else len(table)
+    _require_conv(x, table, packed, out, cin, bias, residual, isa)
+    if len(out) == 0:
+        return out
     args = ConvArgs(
         _pointer(x),
         _pointer(table),
@@ -283,9 +311,9 @@ def conv(
         _pointer(out),
         len(x),
         len(out),
-        x.stride(0),
-        0 if residual is None else residual.stride(0),
-        out.stride(0),
+        _row_step(x),
+        0 if residual is None else _row_step(residual),
+        _row_step(out),
         offsets,
         cin,
         out.shape[1],
@@ -297,11 +325,51 @@ def conv(
     return out
 
 
+def _require_conv(
+    x: Tensor,
+    table: Tensor | None,
+    packed: Tensor,
+    out: Tensor,
+    cin: int,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    isa: int,
+) -> None:
+    require_matrix(x, "x", tuple(DTYPES))
+    require_matrix(out, "the output", tuple(DTYPES))
+    require(0 < cin <= x.shape[1], f"{cin} channels of rows that hold {x.shape[1]}")
+    offsets = 1
+    if table is not None:
+        require_table(table)
+        offsets = len(table)
+        require(table.shape[1] == len(out), f"{len(out)} output rows, table of {table.shape[1]}")
+    if residual is not None:
+        require_matrix(residual, "the residual", (x.dtype,))
+        require(residual.shape == out.shape, "residual and output differ in shape")
+    require_vector(bias, "the bias", out.shape[1])
+    size = library().pcseg_packed_bytes(isa, offsets, cin, out.shape[1], DTYPES[x.dtype])
+    fits = packed.dtype == torch.uint8 and packed.is_contiguous() and packed.numel() == size
+    require(
+        size > 0 and fits,
+        f"{packed.numel()} bytes of packed weights do not belong to {offsets} offsets, {cin} "
+        f"input and {out.shape[1]} output channels of {x.dtype}",
+    )
+
+
 def grad_weight(
     x: Tensor, dy: Tensor, table: Tensor | None, offsets: int, isa: int | None = None
 ) -> Tensor:
     """Gradient (K, Cin, Cout) of the weights, from x (n_in, Cin) and dy (n_out, Cout) float32."""
     isa = best_isa() if isa is None else isa
+    for tensor, name in ((x, "x"), (dy, "the gradient")):
+        require_matrix(tensor, name, (torch.float32,))
+        require(tensor.is_contiguous(), f"{name} must be contiguous")
+    if table is not None:
+        require_table(table)
+        require(table.shape == (offsets, len(dy)), "table and gradient differ in rows")
+    require(0 < offsets <= 125, f"{offsets} offsets are not within 1 to 125")
+    if len(dy) == 0:
+        return torch.zeros((offsets, x.shape[1], dy.shape[1]))
     grad = torch.empty((offsets, x.shape[1], dy.shape[1]))
     args = GradArgs(
         _pointer(x),

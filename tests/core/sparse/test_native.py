@@ -199,11 +199,14 @@ def test_bad_arguments_are_refused() -> None:
     packed = library.pack(weight)
     with pytest.raises(InputError, match="refused"):  # rows differ without a table
         library.conv(x, None, packed, torch.empty(5, 5), 8)
-    with pytest.raises(InputError, match="refused"):  # more channels than the row holds
+    with pytest.raises(InputError, match="9 channels of rows that hold 8"):
         library.conv(x, None, packed, torch.empty(4, 5), 9)
     odd = torch.ones(4, 7, dtype=torch.bfloat16)
     with pytest.raises(InputError, match="refused"):
-        library.conv(odd, None, packed, torch.empty(4, 5), 7)
+        low = library.pack(torch.ones(1, 7, 5), torch.bfloat16)
+        library.conv(odd, None, low, torch.empty(4, 5), 7)
+    with pytest.raises(InputError, match="do not belong"):
+        library.conv(x, None, packed, torch.empty(4, 60), 8)
     with pytest.raises(InputError, match="refused"):
         library.pack(torch.ones(126, 1, 1))
     with use_backend("native"), pytest.raises(InputError, match="float32 on the CPU"):

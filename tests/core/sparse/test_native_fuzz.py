@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Arbitrary arguments into the native library: a result or an InputError, never a crash.
+
+Run it against a library built with ``--flag=-fsanitize=address`` (PCSEG_NATIVE_LIBRARY names it,
+libasan preloaded) and with more examples (PCSEG_FUZZ_EXAMPLES) to look for reads out of bounds.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from pcseg_core.errors import InputError
+from pcseg_core.sparse.native import library
+
+pytestmark = pytest.mark.usefixtures("native")
+fuzz = settings(
+    max_examples=int(os.environ.get("PCSEG_FUZZ_EXAMPLES", "150")),
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
+
+SIZES = st.sampled_from([0, 1, 2, 3, 5, 16, 31, 48, 255, 256, 257])
+DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float64, torch.int32])
+
+
+@st.composite
+def matrices(draw: st.DrawFn, dtype: torch.dtype | None = None) -> Tensor:
+    """Matrices of any size; some are slices, transposed, or of three dimensions."""
+    rows, columns = draw(SIZES), draw(SIZES)
+    kind = draw(st.sampled_from(["plain"] * 5 + ["slice", "transposed", "strided", "vector"]))
+    chosen = draw(DTYPES) if dtype is None else dtype
+    base = torch.ones(rows + 1, 2 * columns + 2).to(chosen)
+    views = {
+        "plain": base[:rows, :columns].contiguous(),
+        "slice": base[:rows, 1 : columns + 1],
+        "transposed": base[:rows, :columns].t(),
+        "strided": base[:rows, : 2 * columns : 2],
+        "vector": base[:rows, 0],
+    }
+    return views[kind]
+
+
+@st.composite
+def tables(draw: st.DrawFn) -> Tensor | None:
+    offsets, rows = draw(st.sampled_from([0, 1, 8, 27, 126])), draw(SIZES)
+    if draw(st.integers(0, 5)) == 0:
+        return None
+    bound = draw(st.sampled_from([1, 300, 2**31 - 1]))
+    seed = torch.Generator().manual_seed(draw(st.integers(0, 9)))
+    table = torch.randint(-bound, bound, (offsets, rows), generator=seed, dtype=torch.int32)
+    return table[:, ::2] if draw(st.integers(0, 9)) == 0 else table
+
+
+def attempt(call, *arguments, **named) -> bool:
+    """Whether the call was accepted; anything but an InputError fails the test."""
+    try:
+        call(*arguments, **named)
+    except InputError:
+        return False
+    return True
+
+
+@fuzz
+@given(st.data())
+def test_convolution(data: st.DataObject) -> None:
+    """Mostly consistent arguments, one of them replaced by something arbitrary."""
+    rows, n_in, cin, cout, offsets = (
+        data.draw(s) for s in (SIZES, SIZES, SIZES, SIZES, st.sampled_from([1, 8, 27]))
+    )
+    seed = torch.Generator().manual_seed(rows)
+    dtype = data.draw(st.sampled_from([torch.float32, torch.bfloat16]))
+    arguments = {
+        "x": torch.ones(n_in, cin + cin % 2).to(dtype),
+        "table": torch.randint(-5, 400, (offsets, rows), generator=seed, dtype=torch.int32),
+        "out": torch.empty(rows, cout),
+        "cin": cin,
+        "bias": torch.ones(cout) if data.draw(st.booleans()) else None,
+        "residual": torch.ones(rows, cout).to(dtype) if data.draw(st.booleans()) else None,
+        "relu": data.draw(st.booleans()),
+    }
+    weight = torch.ones(offsets, max(cin, 1), max(cout, 1))
+    arguments["packed"] = library.pack(weight, dtype)
+    consistent = cin > 0 and cout > 0
+    spoiled = data.draw(st.sampled_from([None, "x", "table", "out", "cin", "bias", "residual"]))
+    if spoiled == "table":
+        arguments["table"] = data.draw(tables())
+    elif spoiled == "cin":
+        arguments["cin"] = data.draw(st.integers(-3, 70000))
+    elif spoiled is not None:
+        arguments[spoiled] = data.draw(matrices())
+    accepted = attempt(library.conv, **arguments)
+    assert accepted or not consistent or spoiled is not None
+
+
+@fuzz
+@given(matrices(), matrices(), tables(), st.integers(-1, 130))
+def test_weight_gradient(x: Tensor, dy: Tensor, table: Tensor | None, offsets: int) -> None:
+    attempt(library.grad_weight, x, dy, table, offsets)
+
+
+@fuzz
+@given(
+    st.lists(st.integers(-(2**63), 2**63 - 1), max_size=60),
+    st.lists(st.integers(-(2**63), 2**63 - 1), max_size=60),
+    st.integers(-1, 7),
+    st.integers(-1, 3),
+)
+def test_maps_of_arbitrary_keys(a: list[int], b: list[int], kernel_size: int, stride: int) -> None:
+    """Unsorted, repeated, negative keys give a wrong map at worst."""
+    keys, others = torch.tensor(a, dtype=torch.int64), torch.tensor(b, dtype=torch.int64)
+    if attempt(library.coarsen, keys):
+        assert len(library.coarsen(keys)) <= len(keys)
+    for out in (keys, others):
+        if attempt(library.build_table, keys, out, kernel_size, stride):
+            table = library.build_table(keys, out, kernel_size, stride)
+            assert table.numel() == 0 or int(table.max()) < len(keys)
+            attempt(library.invert_table, table, len(keys))
+
+
+@fuzz
+@given(matrices(), tables(), st.integers(-3, 400))
+def test_other_types_are_refused(matrix: Tensor, table: Tensor | None, n_in: int) -> None:
+    attempt(library.coarsen, matrix)
+    attempt(library.build_table, matrix, matrix, 3, 1)
+    attempt(library.pack, matrix[None])
+    attempt(library.pack, matrix)
+    attempt(library.pack, torch.ones(1, 4, 4), torch.float16)
+    if table is not None:
+        attempt(library.invert_table, table, n_in)

@@ -40,9 +40,9 @@ def require(module: str, extra: str) -> ModuleType:
             reason = f"'{package}' is not installed"
         else:
             reason = f"'{package}' needs '{missing}', which is not installed"
-        raise MissingDependency(f"{reason}; run: pip install 'pcseg[{extra}]'") from error
+        raise MissingDependency(f"{reason}; run: pip install 'pcseg_ros[{extra}]'") from error
     except ImportError as error:
         raise MissingDependency(
             f"'{module}' is installed but cannot be imported ({error}); "
-            f"reinstall it: pip install --force-reinstall 'pcseg[{extra}]'"
+            f"reinstall it: pip install --force-reinstall 'pcseg_ros[{extra}]'"
         ) from error

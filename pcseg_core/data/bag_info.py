@@ -337,5 +337,5 @@ def _about_poses(drive: BagDrive) -> list[Finding]:
     what = next((p for p in drive.problems if not p.startswith("camera ")), "no poses asked for")
     if find_spec("kiss_icp") is not None:
         return [Finding(level="note", what=what, do="kiss-icp will estimate them when needed")]
-    do = "run: pip install 'pcseg[odometry]' to have them estimated, or record /tf"
+    do = "run: pip install 'pcseg_ros[odometry]' to have them estimated, or record /tf"
     return [Finding(level="warning", what=what, do=do)]

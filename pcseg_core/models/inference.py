@@ -79,15 +79,11 @@ class Block:
         first = Layer.fold(block.conv1, block.norm1, dtype)
         return cls(first, Layer.fold(block.conv2, block.norm2, dtype), shortcut)
 
-    def __call__(
-        self, x: Tensor, table: Tensor, out: Tensor | None, middle: Tensor, kept: Tensor
-    ) -> Tensor:
-        """Write to `out`, or where None over the input, or over `kept` if the width changes."""
+    def __call__(self, x: Tensor, table: Tensor, middle: Tensor, out: Tensor) -> Tensor:
+        """From x to `out`, which may lie on x: only conv1 reads rows other than its own."""
         self.conv1(x, table, middle)
-        if self.shortcut is None:
-            return self.conv2(middle, table, x if out is None else out, residual=x)
-        self.shortcut(x, None, kept, relu=False)
-        return self.conv2(middle, table, kept if out is None else out, residual=kept)
+        kept = x if self.shortcut is None else self.shortcut(x, None, out, relu=False)
+        return self.conv2(middle, table, out, residual=kept)
 
 
 class Buffers:
@@ -187,37 +183,42 @@ class CompiledMinkUNet:
         cache = x.cache
         rows = [len(cache.keys(1 << level)) for level in range(5)]
         joined = self._plan(rows)
-        skips = [part[:, up.cout :] for part, (up, _) in zip(joined, reversed(self._up), strict=True)]
+        skips = [
+            part[:, up.cout :] for part, (up, _) in zip(joined, reversed(self._up), strict=True)
+        ]
         feats = self._stem(self._input(x.feats), _table(cache, 0), skips[0])
         for level, (pair, blocks) in enumerate(self._down, start=1):
-            behind = 2 * blocks[0].conv1.cout  # what the blocks' own scratch takes
-            entry = self._buffers.scratch(level, rows[level], behind, pair.cout)
-            feats = pair(feats, _between(cache, level).table, entry)
-            out = skips[level] if level < len(skips) else None
-            feats = self._blocks(blocks, level, feats, _table(cache, level), out)
+            width = blocks[0].conv1.cout
+            entry = self._buffers.scratch(level, rows[level], width, pair.cout)
+            pair(feats, _between(cache, level).table, entry)
+            if level < len(skips):
+                out = skips[level]
+            else:  # the coarsest level has no skip connection
+                out = self._buffers.scratch(level, rows[level], width + pair.cout, width)
+            feats = self._blocks(blocks, level, entry, _table(cache, level), out)
         for level, (pair, blocks) in zip((3, 2, 1, 0), self._up, strict=True):
-            pair(feats, _between(cache, level + 1).inverse.table, joined[level][:, : pair.cout])
-            feats = self._blocks(blocks, level, joined[level], _table(cache, level), None)
+            left = joined[level][:, : pair.cout]
+            pair(feats, _between(cache, level + 1).inverse.table, left)
+            feats = self._blocks(blocks, level, joined[level], _table(cache, level), left)
         return feats
 
     def _plan(self, rows: list[int]) -> list[Tensor]:
         """The joined features of levels 0 to 3."""
         up = list(reversed(self._up))
         joined = [blocks[0].conv1.cin for _, blocks in up]
-        scratch = [2 * pair.cout for pair, _ in up] + [0]
+        scratch = [pair.cout for pair, _ in up] + [0]
         for level, (pair, blocks) in enumerate(self._down, start=1):
-            scratch[level] = max(scratch[level], 2 * blocks[0].conv1.cout + pair.cout)
+            width = blocks[0].conv1.cout
+            own = pair.cout + (2 * width if level == len(up) else width)
+            scratch[level] = max(scratch[level], own)
         return self._buffers.plan(rows, joined, scratch)
 
     def _blocks(
-        self, blocks: list[Block], level: int, feats: Tensor, table: Tensor, out: Tensor | None
+        self, blocks: list[Block], level: int, feats: Tensor, table: Tensor, out: Tensor
     ) -> Tensor:
-        width = blocks[0].conv1.cout
-        middle = self._buffers.scratch(level, len(feats), 0, width)
-        kept = self._buffers.scratch(level, len(feats), width, width)
+        middle = self._buffers.scratch(level, len(feats), 0, blocks[0].conv1.cout)
         for block in blocks:
-            last = block is blocks[-1]
-            feats = block(feats, table, out if last else None, middle, kept)
+            feats = block(feats, table, middle, out)
         return feats
 
     def _input(self, feats: Tensor) -> Tensor:

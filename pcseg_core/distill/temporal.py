@@ -41,8 +41,12 @@ class TemporalConfig(Section):
     voxel_m: float = Field(
         default=0.2, gt=0, le=2, description="Points of one such voxel are clustered as one [m]"
     )
-    min_cluster_size: int = Field(default=20, ge=2, description="HDBSCAN: least voxels of a cluster")
-    clusters: int = Field(default=50, ge=1, le=10_000, description="Largest clusters that are kept")
+    min_cluster_size: int = Field(
+        default=20, ge=2, description="HDBSCAN: least voxels of a cluster"
+    )
+    clusters: int = Field(
+        default=50, ge=1, le=10_000, description="Largest clusters that are kept"
+    )
     clusterer: Literal["auto", "hdbscan", "sklearn"] = Field(
         default="auto", description="Implementation of HDBSCAN; auto is hdbscan where installed"
     )

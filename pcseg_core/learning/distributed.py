@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Several processes that train one network: the same numbers as one process on the whole batch."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_gather, all_reduce
+
+from pcseg_core.sparse import BatchNorm, SparseTensor
+
+
+def ranks() -> tuple[int, int]:
+    """Number of this process and of processes; (0, 1) without torchrun."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return 0, 1
+    return dist.get_rank(), dist.get_world_size()
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """Rows (n, ...) of all processes, by rank; gradients flow back to where rows came from.
+
+    A loss over gathered rows is the same in every process. Its gradients add up over the
+    processes on the way back, and data-parallel training divides by their number.
+    """
+    _, world = ranks()
+    if world == 1:
+        return rows
+    sizes = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(world)]
+    dist.all_gather(sizes, torch.tensor([len(rows)], device=rows.device))
+    longest = int(max(sizes))
+    padded = torch.cat([rows, rows.new_zeros(longest - len(rows), *rows.shape[1:])])
+    if rows.is_floating_point():
+        parts = list(all_gather(padded.contiguous()))
+    else:
+        parts = [torch.zeros_like(padded) for _ in range(world)]
+        dist.all_gather(parts, padded.contiguous())
+    return torch.cat([part[: int(size)] for part, size in zip(parts, sizes)])
+
+
+class SyncedBatchNorm(BatchNorm):
+    """Batch norm over the voxels of all processes, on any device (torch's own needs CUDA)."""
+
+    def forward(self, x: SparseTensor) -> SparseTensor:  # type: ignore[override]
+        """Normalise (M, C) features; statistics are those of all processes' voxels together."""
+        if not self.training or ranks()[1] == 1:
+            return super().forward(x)
+        feats = x.feats
+        count = feats.new_full((1,), float(len(feats)))
+        sums = all_reduce(torch.cat([feats.sum(0), feats.square().sum(0), count]))
+        channels, total = feats.shape[1], sums[-1]
+        mean = sums[:channels] / total
+        variance = (sums[channels:-1] / total - mean.square()).clamp_min(0)
+        self._remember(mean.detach(), variance.detach() * total.detach() / (total.detach() - 1))
+        scaled = (feats - mean) * torch.rsqrt(variance + self.eps)
+        return x.replace(scaled * self.weight + self.bias)
+
+    def _remember(self, mean: Tensor, variance: Tensor) -> None:
+        assert self.running_mean is not None and self.running_var is not None
+        momentum = 0.1 if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean, momentum)
+        self.running_var.lerp_(variance, momentum)
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked += 1
+
+
+def synchronize(module: nn.Module) -> None:
+    """Let every batch norm inside a module see the voxels of all processes; names stay."""
+    for name, child in module.named_children():
+        if type(child) is BatchNorm:
+            synced = SyncedBatchNorm(child.num_features, child.eps, child.momentum)
+            synced.load_state_dict(child.state_dict())
+            setattr(module, name, synced)
+        else:
+            synchronize(child)

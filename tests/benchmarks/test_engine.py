@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine benchmark, end to end on a small made-up sweep."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import engine, engine_cases
+from benchmarks.engine_report import tables
+from pcseg_core.models.minkunet import MinkUNet
+from pcseg_core.sparse import SparseTensor
+from pcseg_core.sparse.native import library
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Path:
+    """Rings on a plane and a wall."""
+    generator = np.random.default_rng(0)
+    azimuth, radius = generator.uniform(0, 6.28, 3000), generator.choice([4, 6, 9], 3000)
+    points = np.column_stack(
+        [radius * np.cos(azimuth), radius * np.sin(azimuth), np.full(3000, -1.7), azimuth / 7]
+    ).astype(np.float32)
+    points[:500, 1], points[:500, 2] = 5, generator.uniform(-1.7, 1, 500)
+    np.savez(tmp_path / "sweep.npz", points=points)
+    return tmp_path / "sweep.npz"
+
+
+def test_rows_table_and_picture(sweep: Path, tmp_path: Path, monkeypatch) -> None:
+    if isinstance(library.load(), str):
+        pytest.skip(str(library.load()))
+    arguments = ["engine", "--sweep", str(sweep), "--voxel", "0.2", "--networks", "14:0.5"]
+    arguments += ["--rounds", "1", "--no-spconv", "--no-rss", "--threads", "1"]
+    arguments += ["--json", str(tmp_path / "out.json"), "--picture", str(tmp_path / "out.png")]
+    monkeypatch.setattr("sys.argv", arguments)
+    assert engine.main() == 0
+    rows = json.loads((tmp_path / "out.json").read_text())["rows"]
+    assert {row["kind"] for row in rows} == {"network", "training step", "maps", "layer"}
+    for row in rows[:3]:
+        assert row["median_ms"] > 0 and 0 < row["fraction_of_peak"] < 1.5
+        assert row["relative_error"] < (0.1 if row["precision"] == "bf16" else 1e-4)
+    assert "native bf16" in tables(rows) and (tmp_path / "out.png").stat().st_size > 1000
+
+
+def test_bad_arguments_end_with_one_line(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr("sys.argv", ["engine", "--sweep", str(tmp_path / "none.bin")])
+    assert engine.main() == 1
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_gflop_counts_pairs() -> None:
+    """Two voxels side by side: each sees itself and the other."""
+    x = SparseTensor(torch.tensor([[0, 0, 0, 0], [0, 0, 0, 1]]), torch.ones(2, 4))
+    table = x.cache.kernel_map(1, 3, 1).table
+    assert int((table >= 0).sum()) == 4
+    net = MinkUNet(4, 19, 14, 0.5).eval()
+    pairs = 2e-9 * 4 * 4 * 16  # the stem's, of the network's many
+    given = engine_cases.gflop(net, engine_cases.Grid(x.coords, x.feats))
+    with_two_more = MinkUNet(6, 19, 14, 0.5).eval()
+    wider = engine_cases.Grid(x.coords, torch.ones(2, 6))
+    assert engine_cases.gflop(with_two_more, wider) - given == pytest.approx(pairs / 2)

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The node as users start it, with a network (of random weights) from a checkpoint on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy", reason="needs ROS 2 (rclpy)")
+pytest.importorskip("torch")
+
+import torch
+from harness import ROOT, Client, NodeProcess, field_of, positions, sweep, wait_for
+
+from pcseg_core.checkpoint import CheckpointMeta, save_checkpoint
+from pcseg_core.labels import LabelSpace
+from pcseg_core.models.student import Student, StudentConfig
+from pcseg_core.online.segmenter import Segmenter
+from pcseg_core.sparse import use_backend
+from pcseg_ros.conversions import read_sweep
+
+PROGRAM = ROOT / "pcseg_ros" / "segment_node.py"
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    torch.manual_seed(0)
+    config, space = StudentConfig(depth=14, width=0.25, voxel_size_m=0.5), LabelSpace.load("street")
+    student = Student(config, len(space))
+    meta = CheckpointMeta(student=config.model_dump(), label_space=space.to_dict())
+    save_checkpoint(folder / "checkpoint.safetensors", student.state_dict(), meta)
+    return folder
+
+
+def test_labels_are_those_of_the_segmenter(client: Client, run_folder: Path) -> None:
+    parameters = (f"checkpoint:={run_folder}", "backend:=torch", "device:=cpu")
+    with NodeProcess(*parameters, program=PROGRAM) as process:
+        node = client.attach(process)
+        sent = sweep(3000)
+        answer = node.exchange(sent)
+        with use_backend("torch"):
+            expected = Segmenter.load(run_folder, device="cpu").segment(read_sweep(sent, 0.0))
+        np.testing.assert_array_equal(positions(answer), positions(sent))
+        same = field_of(answer, "label") == expected.labels
+        assert same.mean() > 0.999  # a tie may fall either way
+        np.testing.assert_allclose(
+            field_of(answer, "confidence"), expected.confidence, rtol=0, atol=1e-4
+        )
+        assert process.stop()[0] == 0
+
+
+def test_damaged_checkpoint_leaves_the_node_unconfigured(
+    client: Client, run_folder: Path, tmp_path: Path
+) -> None:
+    whole = (run_folder / "checkpoint.safetensors").read_bytes()
+    (tmp_path / "checkpoint.safetensors").write_bytes(whole[: len(whole) // 2])
+    with NodeProcess(f"checkpoint:={tmp_path}", program=PROGRAM) as process:
+        node = client.attach(process, active=False)
+        wait_for(lambda: "not configured: " in process.output, "the message")
+        assert "damaged" in process.output
+        assert "Traceback" not in process.output
+        assert node.state() == "unconfigured"
+        # Repaired, the same node can be configured.
+        (tmp_path / "checkpoint.safetensors").write_bytes(whole)
+        assert node.change("configure")
+        assert node.state() == "inactive"

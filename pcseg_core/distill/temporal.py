@@ -7,7 +7,10 @@ clusters are handed back to the points of each sweep, so that ids are shared bet
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
@@ -153,7 +156,8 @@ def _patchwork(xyz: Array) -> Bool:
     around = xyz[np.linalg.norm(xyz[:, :2], axis=1) < 20]
     if len(around):
         parameters.sensor_height = float(np.clip(-np.quantile(around[:, 2], 0.1), 0.3, 4.0))
-    estimator = patchwork.patchworkpp(parameters)
+    with _quiet():  # it greets on stdout, which belongs to results
+        estimator = patchwork.patchworkpp(parameters)
     estimator.estimateGround(np.column_stack([xyz, np.zeros(len(xyz))]).astype(np.float32))
     mask = np.zeros(len(xyz), bool)
     mask[np.asarray(estimator.getGroundIndices(), np.int64)] = True
@@ -237,6 +241,20 @@ def keep_largest(ids: Array, count: int) -> Int32:
     table = np.full(int(ids.max(initial=IGNORE)) + 2, IGNORE, np.int32)
     table[found[order]] = np.arange(len(order), dtype=np.int32)
     return table[ids]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Throw away what native code writes to stdout."""
+    sys.stdout.flush()
+    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _installed(module: str) -> bool:

@@ -1,0 +1,333 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Linear probe: how much a frozen network knows, told by the best linear classifier on top.
+
+Only the last layer is fitted, to labelled scans of one place, and measured on another. Beside the
+network stand its own architecture with random weights (batch norms calibrated on the scans) and
+the raw inputs without any network: an untrained network can be worse than its own inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from pcseg_core.checkpoint import load_checkpoint, load_strictly
+from pcseg_core.data import Drive, readable
+from pcseg_core.errors import InputError
+from pcseg_core.evaluation.baselines import UntrainedNetwork, raw_inputs
+from pcseg_core.evaluation.evaluator import truth_of
+from pcseg_core.evaluation.metrics import Confusion
+from pcseg_core.evaluation.report import Figures, merge_of
+from pcseg_core.labels import IGNORE, LabelSpace
+from pcseg_core.models.student import Points, Student, StudentConfig
+
+Array = npt.NDArray[Any]
+Features = Callable[[Array, Array], Array]
+
+_ROUNDS, _ITERATIONS = 20, 10  # of L-BFGS; the curve has a point per round
+_HELD_OUT = 0.1  # share of the fitting points that only the curve sees
+_CALIBRATION_SCANS = 8
+
+
+@dataclass
+class Scan:
+    """Labelled points of one sweep.
+
+    Attributes:
+        name: of the sweep.
+        xyz: (N, 3) float32 finite points within range [m].
+        intensity: (N,) float32 in 0..1.
+        truth: (N,) int64 class of the probe's label space, IGNORE for none.
+        missed: (C,) int64 labelled points of each class beyond the range; they count as wrong.
+    """
+
+    name: str
+    xyz: Array
+    intensity: Array
+    truth: Array
+    missed: Array
+
+
+def read_scans(drive: Drive, space: LabelSpace, max_range_m: float) -> Iterable[Scan]:
+    """The labelled sweeps of a drive; others are counted in its `skipped`."""
+    for _, sample in readable(drive):
+        if sample.labels is None:
+            drive.skipped["sweep without labels"] += 1
+            continue
+        cloud, truth = sample.cloud, truth_of(sample, space).astype(np.int64)
+        near = cloud.finite & (np.linalg.norm(cloud.xyz, axis=1) <= max_range_m)
+        strength = cloud.intensity if cloud.intensity is not None else np.zeros(len(cloud))
+        beyond = truth[~near]
+        yield Scan(
+            sample.name, cloud.xyz[near].astype(np.float32),
+            np.nan_to_num(strength[near]).astype(np.float32), truth[near],
+            np.bincount(beyond[beyond != IGNORE], minlength=len(space)),
+        )  # fmt: skip
+
+
+class FrozenNetwork:
+    """Penultimate features of a student in evaluation mode, per point."""
+
+    def __init__(self, student: Student, device: str = "cpu") -> None:
+        self.student = student.to(device).eval()
+        self.device = torch.device(device)
+
+    @classmethod
+    def load(cls, run: Path, device: str = "cpu") -> FrozenNetwork:
+        """The network of a checkpoint or run directory."""
+        state, meta = load_checkpoint(run)
+        student = Student(
+            StudentConfig.model_validate(meta.student), len(meta.label_space["classes"])
+        )
+        load_strictly(student, state, run)
+        return cls(student, device)
+
+    @torch.no_grad()
+    def __call__(self, xyz: Array, intensity: Array) -> Array:
+        """(N, C) float32 features of points (N, 3), (N,)."""
+        batch = torch.zeros(len(xyz), dtype=torch.int64)
+        points = Points(torch.from_numpy(xyz), torch.from_numpy(intensity), batch)
+        output = self.student(points.to(self.device))
+        values: Array = output.features[output.voxels.inverse].cpu().numpy()
+        return values
+
+
+@dataclass
+class ProbeResult:
+    """One probe: the confusion of the test scans, and the fit's curve.
+
+    Attributes:
+        confusion: over the test points.
+        curve: per round: iteration, loss, and mIoU on held-out fitting points.
+        weight, bias: (D, C) and (C,) of the classifier, for features as they come.
+    """
+
+    confusion: Confusion
+    curve: list[dict[str, float]]
+    weight: Array
+    bias: Array
+    points: int = 0
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+def probe_features(
+    features: Features,
+    fit: Sequence[Scan],
+    test: Iterable[Scan],
+    classes: int,
+    max_points: int = 400_000,
+    seed: int = 0,
+) -> ProbeResult:
+    """Fit a linear classifier on features of one set of scans, measure it on another.
+
+    Args:
+        features: of points (N, 3), (N,).
+        fit: labelled scans; points are drawn evenly beyond `max_points`.
+        test: labelled scans, read once.
+        classes: number C.
+        max_points: points that are fitted to.
+        seed: of the drawn points.
+
+    Raises:
+        InputError: no labelled point to fit to or to test on.
+    """
+    inputs, targets = gather(features, fit, max_points, seed)
+    weight, bias, curve = fit_linear(inputs, targets, classes, seed)
+    confusion = Confusion(classes)
+    for scan in test:
+        predicted = np.argmax(features(scan.xyz, scan.intensity) @ weight + bias, axis=1)
+        confusion.update(predicted, scan.truth)
+        confusion.unpredicted += scan.missed
+    if not confusion.points:
+        raise InputError("the test scans have no labelled point of these classes")
+    return ProbeResult(confusion, curve, weight, bias, len(targets))
+
+
+def gather(
+    features: Features, scans: Sequence[Scan], max_points: int, seed: int
+) -> tuple[Array, Array]:
+    """Features and classes of the labelled points of scans, or of an even share of them."""
+    rng = np.random.default_rng(seed)
+    total = sum(int((scan.truth != IGNORE).sum()) for scan in scans)
+    if total == 0:
+        raise InputError("the scans to fit to have no labelled point of these classes")
+    share = min(1.0, max_points / total)
+    inputs, targets = [], []
+    for scan in scans:
+        labelled = np.flatnonzero(scan.truth != IGNORE)
+        drawn = np.sort(rng.choice(labelled, int(share * len(labelled)), replace=False))
+        if len(drawn):
+            inputs.append(features(scan.xyz, scan.intensity)[drawn])
+            targets.append(scan.truth[drawn])
+    return np.concatenate(inputs), np.concatenate(targets)
+
+
+def fit_linear(
+    inputs: Array, targets: Array, classes: int, seed: int = 0, decay: float = 1e-4
+) -> tuple[Array, Array, list[dict[str, float]]]:
+    """Multinomial logistic regression by L-BFGS; classes weigh by inverse root frequency.
+
+    Args:
+        inputs: (N, D), standardised inside.
+        targets: (N,) class ids.
+        classes: number C.
+        seed: of the points held out for the curve.
+        decay: L2 penalty on the weights of standardised features.
+
+    Returns:
+        Weight (D, C) and bias (C,) for features as they come, and the curve.
+    """
+    mean, spread = inputs.mean(0), inputs.std(0)
+    spread = np.where(spread > 1e-6, spread, 1.0)
+    held = np.random.default_rng(seed).random(len(targets)) < _HELD_OUT
+    held &= len(targets) > 100
+    x = torch.from_numpy(((inputs - mean) / spread).astype(np.float32))
+    y = torch.from_numpy(targets.astype(np.int64))
+    kept, out = torch.from_numpy(~held), torch.from_numpy(held)
+    frequency = torch.bincount(y[kept], minlength=classes) / max(1, int(kept.sum()))
+    balance = frequency.clamp_min(1e-4) ** -0.5
+    weight = torch.zeros(x.shape[1], classes, requires_grad=True)
+    bias = torch.zeros(classes, requires_grad=True)
+    solver = torch.optim.LBFGS(
+        [weight, bias], max_iter=_ITERATIONS, history_size=20, line_search_fn="strong_wolfe"
+    )
+    x_fit, y_fit = x[kept], y[kept]
+
+    def loss() -> torch.Tensor:
+        solver.zero_grad()
+        value = torch.nn.functional.cross_entropy(x_fit @ weight + bias, y_fit, balance)
+        value = value + decay * weight.square().sum()
+        value.backward()
+        return value
+
+    curve = []
+    for number in range(_ROUNDS):
+        value = float(solver.step(loss))
+        confusion = Confusion(classes)
+        with torch.no_grad():
+            confusion.update((x[out] @ weight + bias).argmax(1).numpy(), y[out].numpy())
+        miou = confusion.miou if confusion.points else 0.0
+        curve.append({"iteration": number * _ITERATIONS, "loss": value, "held_out_miou": miou})
+    scaled = weight.detach().numpy() / spread[:, None]
+    shifted = bias.detach().numpy() - mean @ scaled
+    return scaled.astype(np.float32), shifted.astype(np.float32), curve
+
+
+def untrained(config: StudentConfig, scans: Sequence[Scan], seed: int, device: str) -> Features:
+    """The architecture with random weights and batch norms that have seen some scans."""
+    network = UntrainedNetwork(config, 1, seed, device)
+    chosen = np.linspace(0, len(scans) - 1, min(len(scans), _CALIBRATION_SCANS)).round()
+    network.calibrate([(scans[int(i)].xyz, scans[int(i)].intensity) for i in chosen])
+    return network
+
+
+def probe(
+    runs: Sequence[Path],
+    fit: Sequence[Scan],
+    test: Sequence[Scan],
+    space: LabelSpace,
+    device: str = "cpu",
+    max_points: int = 400_000,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, list[ProbeResult]]:
+    """Probe pretrained runs, as many untrained networks, and the raw inputs.
+
+    Args:
+        runs: checkpoints or run directories; several are seeds of one recipe.
+        fit, test: labelled scans.
+        space: what their classes mean.
+        device: where networks run.
+        max_points: points that are fitted to.
+        progress: called with (probes done, probes in all).
+
+    Returns:
+        Results by method: "pretrained", "untrained" (one per run), "raw" (one).
+    """
+    results: dict[str, list[ProbeResult]] = {"pretrained": [], "untrained": [], "raw": []}
+    total, classes = 2 * len(runs) + 1, len(space)
+
+    def measure(method: str, features: Features, seed: int) -> None:
+        results[method].append(probe_features(features, fit, test, classes, max_points, seed))
+        progress(sum(map(len, results.values())), total)
+
+    for seed, run in enumerate(runs):
+        network = FrozenNetwork.load(run, device)
+        measure("pretrained", network, seed)
+        config = network.student.config
+        measure("untrained", untrained(config, fit, seed, device), seed)
+    measure("raw", raw_inputs, 0)
+    return results
+
+
+def summary(results: Mapping[str, Sequence[ProbeResult]], space: LabelSpace) -> dict[str, Any]:
+    """Figures by method: means and deviations over the seeds, all in 0..1, and the gains."""
+    methods = {name: _figures(list(found), space) for name, found in results.items()}
+    content: dict[str, Any] = {"methods": methods}
+    if "pretrained" in methods:
+        mean = methods["pretrained"]["miou"]
+        for other in ("untrained", "raw"):
+            if other in methods:
+                content[f"gain_over_{other}"] = mean - methods[other]["miou"]
+    return content
+
+
+def _figures(found: list[ProbeResult], space: LabelSpace) -> dict[str, Any]:
+    figures = [Figures.of(f.confusion, space.names, merge_of(space)) for f in found]
+    content: dict[str, Any] = {}
+    for key in ("miou", "accuracy", "miou_merged_ground"):
+        values = [getattr(f, key) for f in figures if getattr(f, key) is not None]
+        content[key] = float(np.mean(values)) if values else None
+        content[f"{key}_deviation"] = float(np.std(values)) if values else None
+    total = sum((f.confusion for f in found), Confusion(len(space)))
+    return {
+        **content,
+        "iou": Figures.of(total, space.names, None).iou,
+        "confusion": total.matrix.tolist(),
+        "unpredicted": total.unpredicted.tolist(),
+        "fitted_points": found[0].points,
+        "seeds": [
+            {**f.model_dump(), "curve": r.curve} for f, r in zip(figures, found, strict=True)
+        ],
+    }
+
+
+def draw(content: Mapping[str, Any], space: LabelSpace, path: Path) -> None:
+    """Picture of a summary: IoU by class, the confusion of the network and the curves."""
+    from pcseg_core.evaluation import pictures
+
+    methods = content["methods"]
+    figure = pictures.new_figure(1600, 900)
+    shown = [n for n, row in zip(space.names, methods["raw"]["confusion"]) if any(row)]
+    series = {
+        name: [_number(m["miou"]), *(_number(m["iou"][c]) for c in shown)]
+        for name, m in methods.items()
+    }
+    axes = figure.add_axes((0.07, 0.56, 0.40, 0.36))
+    pictures.bars(axes, ["mean", *shown], series, title="Linear probe, IoU in percent")
+    axes = figure.add_axes((0.58, 0.14, 0.39, 0.78))
+    matrix = np.array(methods["pretrained"]["confusion"])
+    title = "Where the points of each true class go, percent"
+    pictures.confusion(axes, matrix, space.names, title=title)
+    axes = figure.add_axes((0.07, 0.10, 0.40, 0.34))
+    for name, method in methods.items():
+        for number, seed in enumerate(method["seeds"]):
+            x = [point["iteration"] for point in seed["curve"]]
+            y = [100 * point["held_out_miou"] for point in seed["curve"]]
+            axes.plot(x, y, color=_COLORS[name], label=name if number == 0 else None)
+    axes.set_xlabel("iteration of the fit")
+    axes.set_title("mIoU on held-out points of the fitting scans, percent", loc="left", fontsize=11)
+    axes.legend(frameon=False)
+    pictures.save(figure, path)
+
+
+_COLORS = {"pretrained": "#1f6feb", "untrained": "#8b949e", "raw": "#f0a202"}
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else value

@@ -96,12 +96,14 @@ def _maker(
         from pcseg_core.vision.sam import SamSuperpixels
 
         return SamSuperpixels(weights, min_area=min_area, device=device)
+    from pcseg_core.config import parse_section
     from pcseg_core.vision.pixel_classes import TeacherConfig
     from pcseg_core.vision.semantic import load_semantic
 
     if weights is None:
         raise InputError("--generator semantic needs --weights, ESPNetv2 as safetensors")
-    config = TeacherConfig(weights=weights, label_space=label_space)
+    values = {"weights": weights, "label_space": label_space}
+    config = parse_section(values, TeacherConfig, "--weights and --label-space")
     return load_semantic(config, slic, min_area, device)
 
 

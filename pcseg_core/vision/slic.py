@@ -83,7 +83,7 @@ class Slic:
         """(H, W) int32 centre of each pixel, before pieces are split and small ones joined."""
         height, width = image.shape[:2]
         grid = _Grid(height, width, self.segments, self.compactness)
-        lab = _smooth(_cielab(image), self.blur_px)
+        lab = _smooth(cielab(image), self.blur_px)
         fine = grid.cells(lab, grid.side)
         coarse = grid.cells(lab, min(grid.side, COARSE_CELL))
         centres = coarse.mean(1)
@@ -154,7 +154,7 @@ def _smooth(image: Tensor, deviation: float) -> Tensor:
     return functional.conv2d(rows, kernel.transpose(2, 3), groups=3)
 
 
-def _cielab(image: npt.NDArray[np.uint8]) -> Tensor:
+def cielab(image: npt.NDArray[np.uint8]) -> Tensor:
     """(H, W, 3) sRGB -> (1, 3, H, W) CIELAB under D65 (IEC 61966-2-1 and CIE 15)."""
     code = torch.arange(256) / 255
     linear = torch.where(code > 0.04045, ((code + 0.055) / 1.055) ** 2.4, code / 12.92)

@@ -98,8 +98,8 @@ def tidy(
         ids: (H, W) integer ids of any range; negative is no segment.
         classes: classes by raw id: (max id + 1,) integers, IGNORE where unknown.
         min_area: segments of fewer pixels are small [px].
-        small: "merge" gives each small segment to the neighbour it shares most border with
-            (IGNORE only where it has none), "ignore" makes its pixels IGNORE.
+        small: "merge" gives each small segment to the neighbour it shares most border with,
+            among equals to the smallest (IGNORE only where it has none), "ignore" makes its pixels IGNORE.
         within_class: merge only segments of equal class; those without such a neighbour stay.
 
     Returns:
@@ -156,7 +156,7 @@ def _absorb(
         if not borders[s]:
             target[s] = IGNORE if classes is None else s
             continue
-        into = min(borders[s], key=lambda n: (-borders[s][n], n))
+        into = min(borders[s], key=lambda n: (-borders[s][n], area[n], n))
         target[s] = into
         area[into] += size
         _join_borders(borders, s, into)

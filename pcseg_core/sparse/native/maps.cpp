@@ -19,15 +19,22 @@ constexpr int64_t kChunk = 4096;
 
 int64_t chunks_of(int64_t n) { return (n + kChunk - 1) / kChunk; }
 
+// Sum that wraps: whatever the keys are, a map may be wrong but nothing is undefined.
+int64_t add(int64_t a, int64_t b) {
+  return static_cast<int64_t>(static_cast<uint64_t>(a) + static_cast<uint64_t>(b));
+}
+
 int64_t parent(int64_t key) {
-  const int64_t batch_x = key >> (2 * kBits), batch = batch_x >> kBits;
-  const int64_t x = (batch_x & kMask) >> 1, y = ((key >> kBits) & kMask) >> 1;
-  return (((((batch << kBits) | x) << kBits) | y) << kBits) | ((key & kMask) >> 1);
+  const uint64_t bits = static_cast<uint64_t>(key), batch = bits >> (3 * kBits);
+  const uint64_t x = ((bits >> (2 * kBits)) & kMask) >> 1, y = ((bits >> kBits) & kMask) >> 1;
+  const uint64_t z = (bits & kMask) >> 1;
+  return static_cast<int64_t>((((((batch << kBits) | x) << kBits) | y) << kBits) | z);
 }
 
 int64_t first_child(int64_t key) {
-  const int64_t batch = key >> (3 * kBits) << (3 * kBits);
-  return ((key - batch) << 1) | batch;
+  constexpr uint64_t kBatch = ~uint64_t{0} << (3 * kBits);
+  const uint64_t bits = static_cast<uint64_t>(key);
+  return static_cast<int64_t>(((bits & ~kBatch) << 1) | (bits & kBatch));
 }
 
 struct Column {
@@ -40,7 +47,7 @@ template <bool Doubled>
 void merge_column(const int64_t* keys, int64_t n, const int64_t* base, int64_t begin, int64_t end,
                   int64_t n_out, Column column, int height, int32_t* table) {
   const auto wanted = [&](int64_t i) {
-    return (Doubled ? first_child(base[i]) : base[i]) + column.shift;
+    return add(Doubled ? first_child(base[i]) : base[i], column.shift);
   };
   int64_t row = std::lower_bound(keys, keys + n, wanted(begin)) - keys;
   for (int64_t i = begin; i < end; ++i) {
@@ -48,7 +55,7 @@ void merge_column(const int64_t* keys, int64_t n, const int64_t* base, int64_t b
     while (row < n && keys[row] < key) ++row;
     int64_t at = row;
     int32_t* cell = table + column.first * n_out + i;
-    for (int dz = 0; dz < height; ++dz, ++key, cell += n_out) {
+    for (int dz = 0; dz < height; ++dz, key = add(key, 1), cell += n_out) {
       const bool found = at < n && keys[at] == key;
       *cell = found ? static_cast<int32_t>(at) : -1;
       at += found;
@@ -62,13 +69,13 @@ void merge_mutual(const int64_t* keys, int64_t n, int64_t begin, int64_t end, Co
                   int32_t* table) {
   int32_t* ahead = table + column.first * n;
   int32_t* back = table + (26 - column.first) * n;
-  int64_t row = std::lower_bound(keys, keys + n, keys[begin] + column.shift) - keys;
+  int64_t row = std::lower_bound(keys, keys + n, add(keys[begin], column.shift)) - keys;
   for (int64_t i = begin; i < end; ++i) {
-    const int64_t key = keys[i] + column.shift;
+    const int64_t key = add(keys[i], column.shift);
     while (row < n && keys[row] < key) ++row;
     int64_t at = row;
     for (int dz = 0; dz < 3; ++dz) {
-      const bool found = at < n && keys[at] == key + dz;
+      const bool found = at < n && keys[at] == add(key, dz);
       ahead[dz * n + i] = found ? static_cast<int32_t>(at) : -1;
       if (found) back[at - dz * n] = static_cast<int32_t>(i);
       at += found;
@@ -79,7 +86,7 @@ void merge_mutual(const int64_t* keys, int64_t n, int64_t begin, int64_t end, Co
 void mutual_block(const int64_t* keys, int64_t n, int64_t begin, int64_t end, int32_t* table) {
   for (int64_t i = begin; i < end; ++i) {
     table[13 * n + i] = static_cast<int32_t>(i);
-    const bool up = i + 1 < n && keys[i + 1] == keys[i] + 1;
+    const bool up = i + 1 < n && keys[i + 1] == add(keys[i], 1);
     table[14 * n + i] = up ? static_cast<int32_t>(i + 1) : -1;
     if (up) table[12 * n + i + 1] = static_cast<int32_t>(i);
   }

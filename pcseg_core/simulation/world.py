@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -68,10 +68,10 @@ class World:
     lidar: LidarSpec = field(default_factory=lambda: LidarSpec())
     cameras: Sequence[CameraSpec] = ()
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Pickle what the world is made from, not what was built of it."""
-        fields = self.__dataclass_fields__
-        return {name: value for name, value in self.__dict__.items() if name in fields}
+    def __reduce__(self) -> Any:
+        """Pickle what the world is made from; a process builds each world once."""
+        parts = (self.seed, self.town, self.course, self.lidar, tuple(self.cameras))
+        return _shared, parts
 
     @property
     def T_body_lidar(self) -> Array:
@@ -153,6 +153,11 @@ class World:
     def probe(self) -> Probe:
         """Free rays through the scene."""
         return Probe(self.scene)
+
+
+@lru_cache(maxsize=4)
+def _shared(*parts: Any) -> World:
+    return World(*parts)
 
 
 def drive_time(stamp_ns: int) -> float:

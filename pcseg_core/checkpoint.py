@@ -55,7 +55,9 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], CheckpointMeta]:
             header = (handle.metadata() or {}).get(_HEADER_KEY)
             state = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise InputError(f"checkpoint {file} is damaged ({error}); copy or train it again") from None
+        raise InputError(
+            f"checkpoint {file} is damaged ({error}); copy or train it again"
+        ) from None
     if header is None:
         raise InputError(f"{file} is a safetensors file, but not a pcseg checkpoint (no header)")
     return state, _parse_header(header, file)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Label the sweeps of recordings with a teacher: cached per sweep, so that it can be interrupted."""
+"""Label the sweeps of recordings with a teacher; cached sweep by sweep, so interruptible."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class SeenSweep:
     def save(self, path: Path) -> None:
         arrays = {k: v for k, v in vars(self).items() if k != "evidence"}
         arrays |= {f"evidence_{k}": v for k, v in vars(self.evidence).items()}
-        with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
             np.savez(file, **arrays)
 
     @staticmethod
@@ -168,9 +168,7 @@ class Labeller:
         finite = cloud.finite
         if not finite.any():
             raise InputError(f"sweep {sample.name}: no finite points")
-        evidence = camera_evidence(
-            sample, self.teacher, self.groups, len(self.space), self.config
-        )
+        evidence = camera_evidence(sample, self.teacher, self.groups, len(self.space), self.config)
         position = np.full(len(cloud), -1, np.int32)
         position[finite] = np.arange(finite.sum(), dtype=np.int32)
         evidence.index = position[evidence.index]
@@ -181,8 +179,12 @@ class Labeller:
         intensity = cloud.intensity if cloud.intensity is not None else np.zeros(len(cloud))
         pose = sample.T_world_lidar
         return SeenSweep(
-            cloud.xyz[finite], intensity[finite].astype(np.float32),
-            np.full((4, 4), np.nan) if pose is None else pose, evidence, features, index,
+            cloud.xyz[finite],
+            intensity[finite].astype(np.float32),
+            np.full((4, 4), np.nan) if pose is None else pose,
+            evidence,
+            features,
+            index,
         )
 
     def _label_scene(self, scene: str, members: list[tuple[str, SeenSweep]]) -> list[Labelled]:
@@ -190,8 +192,10 @@ class Labeller:
         posed = all(np.isfinite(s.pose).all() for s in sweeps)
         if posed and len(sweeps) > 1 and self.config.carry_voxel_m > 0:
             labels = carry_labels(
-                [s.xyz for s in sweeps], [s.pose for s in sweeps],
-                [s.evidence for s in sweeps], self.config,
+                [s.xyz for s in sweeps],
+                [s.pose for s in sweeps],
+                [s.evidence for s in sweeps],
+                self.config,
             )
         else:
             labels = [label_points(s.evidence, len(s.xyz)) for s in sweeps]

@@ -24,12 +24,16 @@ class PseudoLabelConfig(Section):
     splat_radius_px: int = Field(2, ge=0, le=10, description="Occlusion splat radius [px]")
     border_px: float = Field(5.0, ge=0, description="Weight falls to 0 over this image border [px]")
     priors: dict[str, float] = Field(
-        default_factory=dict, description="Factors on the probabilities of target classes, by name, "
-        "against a known bias of the teacher"
+        default_factory=dict,
+        description="Factors on the probabilities of target classes, by name, "
+        "against a known bias of the teacher",
     )
     carry_voxel_m: float = Field(
-        0.2, ge=0, le=2, description="Edge of the world voxels that carry labels across the frames "
-        "of a drive with poses [m]; 0 carries nothing"
+        0.2,
+        ge=0,
+        le=2,
+        description="Edge of the world voxels that carry labels across the frames "
+        "of a drive with poses [m]; 0 carries nothing",
     )
     carry_weight: float = Field(
         1.0, ge=0, description="Weight of a voxel's mean evidence beside a point's own"
@@ -111,9 +115,7 @@ def camera_features(
     return np.concatenate(features), np.concatenate(index)
 
 
-def group_probabilities(
-    probabilities: np.ndarray, groups: np.ndarray, classes: int
-) -> np.ndarray:
+def group_probabilities(probabilities: np.ndarray, groups: np.ndarray, classes: int) -> np.ndarray:
     """Add up (C_src, h, w) probabilities into (C, h, w); what maps to IGNORE is left out."""
     grouped = np.zeros((classes, *probabilities.shape[1:]), np.float32)
     for source, target in enumerate(groups):
@@ -159,7 +161,10 @@ def label_points(evidence: Evidence, count: int) -> tuple[np.ndarray, np.ndarray
         (count,) int16 labels, IGNORE where unseen; (count,) float32 confidence in 0..1, the
         winning class's share of all the pixels' probability.
     """
-    sums, weights = np.zeros((count, evidence.sums.shape[1]), np.float32), np.zeros(count, np.float32)
+    sums, weights = (
+        np.zeros((count, evidence.sums.shape[1]), np.float32),
+        np.zeros(count, np.float32),
+    )
     sums[evidence.index], weights[evidence.index] = evidence.sums, evidence.weights
     return _decide(sums, weights)
 

@@ -40,7 +40,7 @@ class LabelledSweep:
     def save(self, path: Path) -> None:
         """Write as an uncompressed npz."""
         arrays = {k: v for k, v in vars(self).items() if v is not None}
-        with open(path, "wb") as file:
+        with path.open("wb") as file:
             np.savez(file, **arrays)
 
     @staticmethod
@@ -151,14 +151,17 @@ def _select(sweep: LabelledSweep, labels: np.ndarray, keep: np.ndarray) -> Label
         kept = position[sweep.feature_index]
         features, feature_index = sweep.features[kept >= 0], kept[kept >= 0]
     return LabelledSweep(
-        sweep.xyz[keep], sweep.intensity[keep], labels[keep], sweep.confidence[keep], sweep.scene,
-        features, feature_index,
+        sweep.xyz[keep],
+        sweep.intensity[keep],
+        labels[keep],
+        sweep.confidence[keep],
+        sweep.scene,
+        features,
+        feature_index,
     )
 
 
-def augment_points(
-    xyz: np.ndarray, config: AugmentConfig, rng: np.random.Generator
-) -> np.ndarray:
+def augment_points(xyz: np.ndarray, config: AugmentConfig, rng: np.random.Generator) -> np.ndarray:
     """Rotate, mirror, tilt, scale, shift and jitter (N, 3) float32 points of one sweep."""
     yaw = rng.uniform(-np.pi, np.pi) if config.rotate else 0.0
     roll, pitch = np.radians(rng.uniform(-1, 1, 2) * config.tilt_deg)
@@ -193,7 +196,9 @@ def _collate(parts: list[LabelledSweep]) -> Batch:
         torch.from_numpy(batch),
     )
     seen = [(p, s) for p, s in zip(parts, starts) if p.features is not None]
-    features = np.concatenate([p.features for p, _ in seen]) if seen else np.zeros((0, 0), np.float16)
+    features = (
+        np.concatenate([p.features for p, _ in seen]) if seen else np.zeros((0, 0), np.float16)
+    )
     index = [p.feature_index + s for p, s in seen if p.feature_index is not None]
     return Batch(
         points,

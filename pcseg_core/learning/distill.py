@@ -59,7 +59,10 @@ def distill(
     teacher = load_teacher(recipe.teacher, "cuda" if on_gpu(device) else "cpu")
     drives = {identity(s): open_drive(s) for s in sources}
     labeller = Labeller(
-        teacher, recipe.teacher, recipe.labels, cache or out / "cache",
+        teacher,
+        recipe.teacher,
+        recipe.labels,
+        cache or out / "cache",
         with_features=recipe.loss.regression > 0,
     )
     started = time.monotonic()
@@ -98,13 +101,18 @@ def _label(labeller: Labeller, drives: dict[str, Drive]) -> list[Labelled]:
 
 def _store(labelled: list[Labelled], folder: Path) -> list[LabelledSweep]:
     """Write what the student trains on; baselines are fitted to the same files."""
-    sweeps = []
+    sweeps: list[LabelledSweep] = []
     for item in labelled:
         seen = item.seen
         has_features = len(seen.feature_index) > 0
         sweep = LabelledSweep(
-            seen.xyz, seen.intensity, item.labels, item.confidence, item.scene,
-            seen.features if has_features else None, seen.feature_index if has_features else None,
+            seen.xyz,
+            seen.intensity,
+            item.labels,
+            item.confidence,
+            item.scene,
+            seen.features if has_features else None,
+            seen.feature_index if has_features else None,
         )
         path = folder / f"{len(sweeps):05d}-{slug(item.name)}.npz"
         if not path.is_file():

@@ -29,6 +29,8 @@ class DistillModule(lightning.LightningModule):
         recipe: everything else.
     """
 
+    class_weights: Tensor
+
     def __init__(self, student: Student, sweeps: list[LabelledSweep], recipe: Recipe) -> None:
         super().__init__()
         self.student = student
@@ -52,8 +54,13 @@ class DistillModule(lightning.LightningModule):
         """One weighted sum of the objectives."""
         weights = self.recipe.loss
         output = self.student(batch.points)
-        labels, confidence = vote(batch.labels, batch.confidence, output.voxels.inverse,
-                                  len(output.voxels), output.logits.shape[1])
+        labels, confidence = vote(
+            batch.labels,
+            batch.confidence,
+            output.voxels.inverse,
+            len(output.voxels),
+            output.logits.shape[1],
+        )
         losses: dict[str, Tensor] = {}
         if weights.cross_entropy:
             losses["cross_entropy"] = weights.cross_entropy * weighted_cross_entropy(
@@ -133,4 +140,8 @@ def class_counts(sweeps: list[LabelledSweep], classes: int, minimum: float) -> T
 
 def _agreement(logits: Tensor, labels: Tensor) -> Tensor:
     labelled = labels != IGNORE
-    return (logits.argmax(1) == labels)[labelled].float().mean() if labelled.any() else logits.new_zeros(())
+    return (
+        (logits.argmax(1) == labels)[labelled].float().mean()
+        if labelled.any()
+        else logits.new_zeros(())
+    )

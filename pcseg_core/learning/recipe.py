@@ -19,16 +19,23 @@ class AugmentConfig(Section):
     rotate: bool = Field(True, description="Rotate about the vertical by any angle")
     flip: bool = Field(True, description="Mirror left and right with probability one half")
     scale: float = Field(0.05, ge=0, le=0.5, description="Largest relative change of scale")
-    shift_z_m: float = Field(0.1, ge=0, le=2, description="Largest change of the mounting height [m]")
+    shift_z_m: float = Field(
+        0.1, ge=0, le=2, description="Largest change of the mounting height [m]"
+    )
     tilt_deg: float = Field(1.0, ge=0, le=15, description="Largest roll and pitch [deg]")
     jitter_m: float = Field(0.01, ge=0, le=0.5, description="Deviation of noise on every point [m]")
     drop: float = Field(0.2, ge=0, lt=1, description="Largest share of points left out")
     beam_drop: float = Field(
-        0.5, ge=0, lt=1, description="Largest share of elevation bands left out of every other "
-        "cloud, so that near ground looks like far ground and one LiDAR like another"
+        0.5,
+        ge=0,
+        lt=1,
+        description="Largest share of elevation bands left out of every other "
+        "cloud, so that near ground looks like far ground and one LiDAR like another",
     )
     beam_deg: float = Field(0.4, gt=0, le=10, description="Height of an elevation band [deg]")
-    intensity_gain: float = Field(0.1, ge=0, le=1, description="Largest relative change of intensity")
+    intensity_gain: float = Field(
+        0.1, ge=0, le=1, description="Largest relative change of intensity"
+    )
 
 
 class OptimizerConfig(Section):
@@ -43,7 +50,10 @@ class OptimizerConfig(Section):
     weight_decay: float = Field(0.01, ge=0, description="Weight decay")
     warmup: float = Field(0.1, ge=0, lt=1, description="Share of the steps spent warming up")
     average: float = Field(
-        0.99, ge=0, lt=1, description="Decay of the moving average of weights that is kept as the result"
+        0.99,
+        ge=0,
+        lt=1,
+        description="Decay of the moving average of weights that is kept as the result",
     )
     gradient_clip: float = Field(5.0, gt=0, description="Largest norm of the gradient")
 

@@ -31,14 +31,18 @@ class StudentConfig(Section):
     width: float = Field(0.5, gt=0, le=4, description="Factor on the channels of every level")
     voxels: Literal["cartesian", "cylindrical"] = Field("cartesian", description="Voxel grid")
     voxel_size_m: float = Field(
-        0.1, gt=0.005, le=2, description="Edge of a voxel; radius and height of a cylindrical one [m]"
+        0.1,
+        gt=0.005,
+        le=2,
+        description="Edge of a voxel; radius and height of a cylindrical one [m]",
     )
     azimuth_deg: float = Field(
         1.0, gt=0, le=10, description="Azimuth of a cylindrical voxel [deg]; unused by cartesian"
     )
     inputs: tuple[InputName, ...] = Field(
-        ("z", "intensity"), min_length=1, description="Input features of a point; offset is its place "
-        "inside the voxel"
+        ("z", "intensity"),
+        min_length=1,
+        description="Input features of a point; offset is its place inside the voxel",
     )
     max_range_m: float = Field(
         80.0, gt=1, le=500, description="Points beyond this distance get no label [m]"
@@ -104,7 +108,9 @@ class Student(nn.Module):
         if config.feature_channels:
             width = self.network.feature_channels
             self.regression = nn.Sequential(
-                nn.Linear(width, 2 * width), nn.ReLU(), nn.Linear(2 * width, config.feature_channels)
+                nn.Linear(width, 2 * width),
+                nn.ReLU(),
+                nn.Linear(2 * width, config.feature_channels),
             )
 
     def voxelize(self, points: Points) -> Voxels:
@@ -129,7 +135,9 @@ class Student(nn.Module):
             "intensity": lambda: points.intensity,
             "one": lambda: torch.ones_like(points.intensity),
         }
-        features = [columns[n]()[:, None] / _INPUT_SCALE[n] for n in self.config.inputs if n != "offset"]
+        features = [
+            columns[n]()[:, None] / _INPUT_SCALE[n] for n in self.config.inputs if n != "offset"
+        ]
         if "offset" in self.config.inputs:
             features.append((voxels.grid - voxels.grid.floor() - 0.5) / _OFFSET_SCALE)
         return torch.cat(features, 1)

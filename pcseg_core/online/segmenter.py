@@ -120,7 +120,8 @@ class Segmenter:
             intensity = np.zeros(len(xyz), np.float32)
         values = np.nan_to_num(intensity[kept].astype(np.float32), nan=0.0, posinf=1.0, neginf=0.0)
         return kept, Points(
-            self._tensor(xyz[kept]), self._tensor(values),
+            self._tensor(xyz[kept]),
+            self._tensor(values),
             torch.zeros(len(kept), dtype=torch.int64, device=self.device),
         )
 
@@ -141,7 +142,7 @@ def prepare_network(
 
 
 def choose_device(device: str) -> torch.device:
-    """"auto" takes CUDA where there is one.
+    """ "auto" takes CUDA where there is one.
 
     Raises:
         InputError: the device does not exist here.

@@ -25,14 +25,22 @@ ENCODER_CHANNELS = {
 BRANCHES = 4
 
 
-def _conv(cin: int, cout: int, kernel: int, stride: int = 1, dilation: int = 1, groups: int = 1,
-          bias: bool = False) -> nn.Conv2d:
+def _conv(
+    cin: int,
+    cout: int,
+    kernel: int,
+    stride: int = 1,
+    dilation: int = 1,
+    groups: int = 1,
+    bias: bool = False,
+) -> nn.Conv2d:
     padding = (kernel - 1) // 2 * dilation
     return nn.Conv2d(cin, cout, kernel, stride, padding, dilation, groups, bias)
 
 
-def _conv_bn(cin: int, cout: int, kernel: int, stride: int = 1, groups: int = 1,
-             act: bool = True) -> nn.Sequential:
+def _conv_bn(
+    cin: int, cout: int, kernel: int, stride: int = 1, groups: int = 1, act: bool = True
+) -> nn.Sequential:
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     layers["conv"] = _conv(cin, cout, kernel, stride, groups=groups)
     layers["bn"] = nn.BatchNorm2d(cout)
@@ -81,9 +89,7 @@ class EESP(nn.Module):
             for d in branch_dilations(receptive_limit)
         )
         self.conv_1x1_exp = _conv_bn(cout, cout, 1, groups=BRANCHES, act=False)
-        self.br_after_cat = nn.Sequential(
-            OrderedDict(bn=nn.BatchNorm2d(cout), act=nn.PReLU(cout))
-        )
+        self.br_after_cat = nn.Sequential(OrderedDict(bn=nn.BatchNorm2d(cout), act=nn.PReLU(cout)))
         self.module_act = nn.PReLU(cout)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -167,8 +173,8 @@ class PyramidPool(nn.Module):
 
     @staticmethod
     def _stage(x: Tensor, scale: float, stage: nn.Module) -> Tensor:
-        size = x.shape[-2:]
-        target = [max(5, math.ceil(s * scale)) for s in size]
+        size = (x.shape[-2], x.shape[-1])
+        target = (max(5, math.ceil(size[0] * scale)), max(5, math.ceil(size[1] * scale)))
         if scale < 1:
             return _resize(stage(F.adaptive_avg_pool2d(x, target)), size)
         if scale > 1:
@@ -181,17 +187,15 @@ class SkipConnection(nn.Module):
 
     def __init__(self, cin: int, cout: int) -> None:
         super().__init__()
-        self.wt_layer = nn.Sequential(
-            nn.AdaptiveAvgPool2d(1), _conv(cin, cout, 1), nn.Sigmoid()
-        )
+        self.wt_layer = nn.Sequential(nn.AdaptiveAvgPool2d(1), _conv(cin, cout, 1), nn.Sigmoid())
         self.expansion_layer = _cbr(cin, cout, 3, groups=math.gcd(cin, cout))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.expansion_layer(x) * self.wt_layer(x)
 
 
-def _resize(x: Tensor, size: list[int] | torch.Size) -> Tensor:
-    return F.interpolate(x, list(size), mode="bilinear", align_corners=True)
+def _resize(x: Tensor, size: tuple[int, int]) -> Tensor:
+    return F.interpolate(x, size, mode="bilinear", align_corners=True)
 
 
 class ESPNetv2(nn.Module):
@@ -208,6 +212,7 @@ class ESPNetv2(nn.Module):
         channels = ENCODER_CHANNELS[scale]
         planes = (4 * decoder_planes, 3 * decoder_planes, 2 * decoder_planes)
         width = min(classes // 2, decoder_planes)
+        self.classes = classes
         self.base_net = Encoder(channels)
         self.bu_dec_l1 = PyramidPool(channels[3], width, planes[0])
         self.bu_dec_l2 = PyramidPool(planes[0], width, planes[1])
@@ -234,4 +239,4 @@ class ESPNetv2(nn.Module):
 
 
 def _double(x: Tensor) -> Tensor:
-    return _resize(x, [2 * s for s in x.shape[-2:]])
+    return _resize(x, (2 * x.shape[-2], 2 * x.shape[-1]))

@@ -73,7 +73,7 @@ class ESPNetv2Classes:
         self.flip = flip
         self.device = torch.device(device)
         self.network = load_espnetv2(weights).to(self.device).eval()
-        outputs = self.network.bu_dec_l4.merge_layer[3].out_channels
+        outputs = self.network.classes
         if outputs < len(label_space):
             raise InputError(
                 f"{weights}: {outputs} outputs, but label space '{label_space.name}' has "
@@ -99,7 +99,9 @@ class ESPNetv2Classes:
         resized = _rescale(normalise(image).to(self.device), self.scales[0])
         return self.network.features(resized)[0].float().cpu().numpy()
 
-    def _predict(self, image: Tensor, scale: float, mirrored: bool, size: tuple[int, int]) -> Tensor:
+    def _predict(
+        self, image: Tensor, scale: float, mirrored: bool, size: tuple[int, int]
+    ) -> Tensor:
         resized = _rescale(image.flip(-1) if mirrored else image, scale)
         probabilities = self.network(resized).softmax(1)
         if mirrored:
@@ -137,7 +139,9 @@ def load_espnetv2(weights: Path) -> ESPNetv2:
         planes = state["bu_br_l4.0.weight"].shape[0] // 2
         top = state["base_net.level4_0.act.weight"].shape[0]
     except KeyError as error:
-        raise InputError(f"{weights}: not ESPNetv2 segmentation weights, no tensor {error}") from None
+        raise InputError(
+            f"{weights}: not ESPNetv2 segmentation weights, no tensor {error}"
+        ) from None
     scales = [s for s, channels in ENCODER_CHANNELS.items() if channels[3] == top]
     if not scales:
         raise InputError(f"{weights}: {top} channels at level 4 fit no published ESPNetv2 width")

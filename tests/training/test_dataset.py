@@ -24,9 +24,13 @@ def ring(points: int = 3600) -> LabelledSweep:
     xyz = np.stack([10 * np.cos(azimuth), 10 * np.sin(azimuth), 0 * azimuth], 1)
     share = (azimuth + np.pi) / (2 * np.pi)
     return LabelledSweep(
-        xyz.astype(np.float32), share.astype(np.float32), (share * 4).astype(np.int16),
-        np.ones(points, np.float32), "circle",
-        features=share[::2, None].astype(np.float16), feature_index=np.arange(0, points, 2),
+        xyz.astype(np.float32),
+        share.astype(np.float32),
+        (share * 4).astype(np.int16),
+        np.ones(points, np.float32),
+        "circle",
+        features=share[::2, None].astype(np.float16),
+        feature_index=np.arange(0, points, 2),
     )
 
 

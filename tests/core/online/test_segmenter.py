@@ -126,13 +126,18 @@ def test_a_failed_save_leaves_the_old_checkpoint(run: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize("voxels", ["cartesian", "cylindrical"])
 def test_student_inputs_and_voxels(voxels: str) -> None:
     config = StudentConfig(
-        depth=14, width=0.25, voxels=voxels, voxel_size_m=0.5,
-        inputs=("x", "y", "z", "range", "intensity", "one", "offset"), feature_channels=7,
+        depth=14,
+        width=0.25,
+        voxels=voxels,
+        voxel_size_m=0.5,
+        inputs=("x", "y", "z", "range", "intensity", "one", "offset"),
+        feature_channels=7,
     )
     student = Student(config, 3)
     sweep = cloud(200)
     points = Points(
-        torch.from_numpy(sweep.xyz), torch.from_numpy(sweep.intensity),
+        torch.from_numpy(sweep.xyz),
+        torch.from_numpy(sweep.intensity),
         torch.arange(200) % 2,
     )
     voxels = student.voxelize(points)

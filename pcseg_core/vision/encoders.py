@@ -103,7 +103,7 @@ class Encoder(ABC):
         """See PixelFeatures."""
         check_image(image)
         self.network.eval()
-        pixels = torch.from_numpy(np.ascontiguousarray(image)).to(self.device)
+        pixels = torch.tensor(image, device=self.device)
         x = (pixels.permute(2, 0, 1)[None].float() / 255 - self._mean) / self._std
         found: npt.NDArray[np.float32] = self._encode(self._fit(x))[0].float().cpu().numpy()
         return found

@@ -235,7 +235,8 @@ def test_unfit_masks_are_named(tmp_path: Path, content: str, message: str) -> No
     elif content == "list":
         (tmp_path / "a.json").write_text('{"segments": 3}')
     elif content == "panoptic":
-        (tmp_path / "all.json").write_text('{"annotations": [{"file_name": "b.png", "segments_info": []}]}')
+        annotation = {"file_name": "b.png", "segments_info": []}
+        (tmp_path / "all.json").write_text(json.dumps({"annotations": [annotation]}))
     with pytest.raises(InputError, match=message):
         height = 32 if content == "shape" else 16
         ImportedMasks(tmp_path).read("other" if content == "missing" else "a", height, 16)

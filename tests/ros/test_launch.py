@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -71,11 +70,10 @@ def test_ros2_launch_starts_and_ends_the_node(client: Client, tmp_path: Path) ->
     try:
         text = (tmp_path / "log").read_text
         wait_for(lambda: "no checkpoint at runs/none" in text(), "the node's message", 30)
-        begin = time.monotonic()
         process.send_signal(signal.SIGINT)
-        assert process.wait(10) == 0
-        assert time.monotonic() - begin < 4.0
+        assert process.wait(20) == 0
         assert "process has finished cleanly" in text()
+        assert "escalating" not in text()  # what launch does after five seconds
     finally:
         process.kill()
         log.close()

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""package.xml, setup.cfg and the files that they name agree."""
+
+from __future__ import annotations
+
+import configparser
+import importlib.util
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+
+from pcseg_core import __version__
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def setup() -> configparser.ConfigParser:
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg")
+    return parser
+
+
+@pytest.fixture(scope="module")
+def manifest() -> ElementTree.Element:
+    return ElementTree.parse(ROOT / "package.xml").getroot()
+
+
+def test_name_and_version_are_the_same_everywhere(
+    setup: configparser.ConfigParser, manifest: ElementTree.Element
+) -> None:
+    assert manifest.get("format") == "3"
+    assert manifest.findtext("name") == setup["metadata"]["name"]
+    assert manifest.findtext("version") == __version__
+    assert manifest.findtext("license") == setup["metadata"]["license"]
+    assert manifest.findtext("export/build_type") == "ament_python"
+    assert (ROOT / "resource" / setup["metadata"]["name"]).is_file()
+
+
+def test_every_launch_and_config_file_is_installed(setup: configparser.ConfigParser) -> None:
+    listed = set(" ".join(setup["options.data_files"].values()).split())
+    assert all((ROOT / name).is_file() for name in listed)
+    present = {
+        *ROOT.glob("launch/*.launch.py"),
+        *(p for p in ROOT.glob("config/**/*") if p.is_file()),
+    }
+    assert {str(path.relative_to(ROOT)) for path in present} <= listed
+
+
+def test_ros2_run_finds_the_executable(setup: configparser.ConfigParser) -> None:
+    scripts = setup["options.entry_points"]["console_scripts"].split("\n")
+    targets = dict(line.replace(" ", "").split("=") for line in scripts if line)
+    assert targets["segment_node"] == targets["pcseg-segment-node"]
+    for target in targets.values():
+        assert importlib.util.find_spec(target.partition(":")[0]) is not None
+    assert setup["develop"]["script_dir"] == setup["install"]["install_scripts"]
+
+
+def test_the_workspace_holds_this_repository() -> None:
+    assert (ROOT / "ros2_ws" / "src" / "pcseg_ros").resolve() == ROOT
+
+
+def test_folders_of_ros_files_do_not_shadow_ros_packages() -> None:
+    assert not (ROOT / "launch" / "__init__.py").exists()
+    assert not (ROOT / "config" / "__init__.py").exists()

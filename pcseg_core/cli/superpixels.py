@@ -46,7 +46,7 @@ def superpixels(
     label_space: Annotated[
         str, typer.Option(help="What the classes of the semantic weights mean.")
     ] = "cityscapes",
-    device: Annotated[str, typer.Option(help="cpu or cuda (sam, semantic).")] = "cpu",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda (sam, semantic).")] = "auto",
 ) -> None:
     """Cut the images of a recording into segments, for contrastive pretraining.
 
@@ -63,9 +63,7 @@ def superpixels(
         _report(_export(drive, images), images)
         return
     assert out is not None
-    maker = _maker(
-        generator, weights, masks, segments, compactness, min_area, label_space, device
-    )
+    maker = _maker(generator, weights, masks, segments, compactness, min_area, label_space, device)
     cache = SuperpixelCache(out, maker)
     with progress_bar(f"superpixels of {drive.name}") as progress:
         counts = cache.fill(drive, progress)
@@ -92,6 +90,10 @@ def _maker(
     slic = Slic(segments, compactness)
     if kind == "slic":
         return slic
+    if device == "auto":
+        from torch.cuda import is_available
+
+        device = "cuda" if is_available() else "cpu"
     if kind == "sam":
         from pcseg_core.vision.sam import SamSuperpixels
 

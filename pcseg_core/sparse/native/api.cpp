@@ -193,7 +193,7 @@ PCSEG_API int32_t pcseg_invert_table(const int32_t* table, int32_t offsets, int6
     return kBadArgument;
   if ((n_out && !table) || (n_in && !inverse)) return kBadArgument;
   return guarded([&] {
-    map_invert(table, offsets, n_out, n_in, inverse, threads);
+    if (n_in) map_invert(table, offsets, n_out, n_in, inverse, threads);
     return kDone;
   });
 }

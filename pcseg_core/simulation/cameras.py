@@ -155,10 +155,10 @@ class Camera:
         """Light to 8 bit: lens blur, fall-off, exposure, noise, gamma."""
         spec = self.spec
         light = _blurred(light)
-        # metered on the middle of the image, below the sky
-        metered = light[spec.height // 3 :].mean() + 0.02
+        # metered below the top of the image, with little weight on the bright sky
+        metered = np.minimum(light[spec.height // 3 :], 0.45).mean() + 0.02
         drift = 1 + spec.exposure_sway * np.sin(0.9 * time_s + len(spec.name))
-        light = light * (0.25 / metered * drift * self._fall_off)[..., None].astype(np.float32)
+        light = light * (0.22 / metered * drift * self._fall_off)[..., None].astype(np.float32)
         grain = rng.standard_normal(light.shape, np.float32)
         # shot noise grows with the square root of the light, read noise does not
         light += grain * np.sqrt(np.maximum(light, 0) * 0.4 + 0.01) * np.float32(spec.noise)

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pcseg_core.simulation.ground_look import ground_color
-from pcseg_core.simulation.materials import GLOSS, Material
+from pcseg_core.simulation.materials import GLOSS, Class, Material
 from pcseg_core.simulation.observe import Hits
 from pcseg_core.simulation.primitives import distance
 from pcseg_core.simulation.raycast import shadowed
@@ -74,6 +74,7 @@ def _irradiance(hits: Hits, met: Array, normal: Array) -> Array:
     sun = np.where(_in_shade(hits, met, normal, cosine), 0.0, cosine)[:, None]
     above = (0.5 + 0.5 * normal[:, 2:]).astype(np.float32)
     around = 0.55 * above * (weather.sky_color + weather.horizon_color) / 2
+    around[_below_vehicles(hits, met)] *= 0.3
     bounce = (1 - above) * _GROUND_BOUNCE * weather.sun_color
     return 0.85 * sun.astype(np.float32) * weather.sun_color + around + bounce
 
@@ -89,6 +90,16 @@ def _in_shade(hits: Hits, met: Array, normal: Array, cosine: Array) -> Array:
     casters = hits.table[distance(hits.table, reference) < _SHADOW_M + _CASTER_M]
     shade[asked] = shadowed(casters, reference, points, hits.scene.weather.sun)
     return shade
+
+
+def _below_vehicles(hits: Hits, met: Array) -> Array:
+    """Indices of points on the ground that a vehicle keeps the sky from."""
+    near = np.flatnonzero(hits.on_ground[met] & (hits.range[met] < _SHADOW_M))
+    vehicle = np.isin(hits.table["label"], (Class.CAR, Class.TRUCK, Class.BUS))
+    reference = hits.rays.reference
+    points = (hits.points[met[near]] - reference).astype(np.float32)
+    dark: Array = near[shadowed(hits.table[vehicle], reference, points, np.array([0.0, 0.0, 1.0]))]
+    return dark
 
 
 def _mirrored(hits: Hits, met: Array, normal: Array, lit: Array) -> Array:

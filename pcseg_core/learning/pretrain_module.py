@@ -64,6 +64,8 @@ class PretrainModule(lightning.LightningModule):
         self.averaged = AveragedModel(
             student, multi_avg_fn=get_ema_multi_avg_fn(recipe.optimizer.average), use_buffers=True
         )
+        # Parameters without gradients of their own: data-parallel training waits for all others.
+        self.averaged.requires_grad_(False)
         self.entries, self.segments, self.recipe = list(entries), dict(segments), recipe
         self.workers = workers
         self.seconds = {"data": 0.0, "forward": 0.0, "losses": 0.0, "other": 0.0}

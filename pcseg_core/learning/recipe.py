@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pydantic import Field, model_validator
 
+from pcseg_core.bundled import bundled_file
 from pcseg_core.config import Section, load_yaml
 from pcseg_core.distill.pseudo_labels import PseudoLabelConfig
 from pcseg_core.models.student import StudentConfig
@@ -96,7 +97,7 @@ def load_recipe(path: Path) -> Recipe:
     """Read a recipe; a relative path of the teacher's weights is relative to the recipe file."""
     recipe = load_yaml(path, Recipe)
     weights = recipe.teacher.weights.expanduser()
-    if not weights.is_absolute():
+    if not weights.is_absolute() and not bundled_file(weights):
         weights = (Path(path).parent / weights).resolve()
     teacher = recipe.teacher.model_copy(update={"weights": weights})
     return recipe.model_copy(update={"teacher": teacher})

@@ -31,6 +31,7 @@ from pcseg_core.vision.superpixels import SegmentMap, resize_ids, segments_at
 Array = npt.NDArray[Any]
 Progress = Callable[[str, int, int], None]
 _FORMAT = 1
+_FEW = 8
 
 
 @dataclass
@@ -313,7 +314,9 @@ def make_segments(
         )
         for i in missing
     )
-    for done, _ in enumerate(joblib.Parallel(n_jobs=-1, return_as="generator")(jobs)):
+    # Starting processes takes longer than a few sweeps do.
+    workers = -1 if len(missing) > _FEW else 1
+    for done, _ in enumerate(joblib.Parallel(n_jobs=workers, return_as="generator")(jobs)):
         progress("segments", done + 1, len(missing))
     return files
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Start the segmentation node.
+"""Start the segmentation node; without a checkpoint it takes the bundled one.
 
     ros2 launch pcseg_ros segment.launch.py checkpoint:=runs/first cloud_topic:=/velodyne_points
 
@@ -19,7 +19,7 @@ from launch_ros.substitutions import FindPackageShare
 # Arguments that are parameters of the node: name -> (type, description). Left empty, the value of
 # the parameter file holds.
 PARAMETERS = {
-    "checkpoint": (str, "Run directory of `pcseg distill`, or a checkpoint file in it"),
+    "checkpoint": (str, "Run directory of `pcseg distill`, or a checkpoint file"),
     "device": (str, "Where inference runs: auto, cpu, cuda or cuda:N"),
     "min_confidence": (float, "Points labeled with less confidence become unlabeled, 0 to 1"),
     "publish_rgb": (bool, "Add the class colour as the field rgb: true or false"),

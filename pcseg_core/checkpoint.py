@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pcseg_core import __version__
+from pcseg_core.bundled import BUNDLED, bundled_file
 from pcseg_core.config import Section
 from pcseg_core.errors import InputError
 from pcseg_core.files import atomic_path
@@ -44,7 +45,7 @@ def save_checkpoint(path: Path, state: Mapping[str, Tensor], meta: CheckpointMet
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], CheckpointMeta]:
-    """Read a checkpoint file, or the one inside a run directory.
+    """Read a checkpoint file, the one inside a run directory, or the bundled one ("bundled").
 
     Raises:
         InputError: there is none, it is damaged, or something else than pcseg wrote it.
@@ -64,7 +65,9 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], CheckpointMeta]:
 
 
 def checkpoint_file(path: Path) -> Path:
-    """The checkpoint file that a user means by a path: the file itself or its run directory."""
+    """The file that a user means: the file itself, its run directory, or "bundled"."""
+    if bundled := bundled_file(path):
+        return bundled
     path = Path(path).expanduser()
     file = path / FILE_NAME if path.is_dir() else path
     if not file.is_file():
@@ -72,7 +75,7 @@ def checkpoint_file(path: Path) -> Path:
         hint = (
             "the run has not finished; run `pcseg distill` with the same --out to go on"
             if unfinished
-            else f"expected a run directory of `pcseg distill` or a {FILE_NAME}"
+            else f"expected a run directory of `pcseg distill`, a {FILE_NAME} or '{BUNDLED}'"
         )
         raise InputError(f"no checkpoint at {path}: {hint}")
     return file

@@ -17,7 +17,9 @@ class NodeConfig(Section):
     """Parameters of `segment_node`."""
 
     checkpoint: str = Field(
-        "", description="Run directory of `pcseg distill`, or a checkpoint file in it"
+        "",
+        description="Run directory of `pcseg distill`, or a checkpoint file in it; empty takes the "
+        "one that comes with the package, trained on simulated drives",
     )
     device: str = Field(
         "auto",

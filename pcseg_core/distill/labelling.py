@@ -205,7 +205,7 @@ class Labeller:
 def _cache_key(teacher: TeacherConfig, config: PseudoLabelConfig, with_features: bool) -> str:
     """Changes with everything that changes what a cached sweep holds."""
     parts = {
-        "weights": hashlib.sha256(Path(teacher.weights).read_bytes()).hexdigest(),
+        "weights": hashlib.sha256(teacher.weights_file.read_bytes()).hexdigest(),
         "teacher": teacher.model_dump(mode="json", exclude={"weights"}),
         "labels": config.model_dump(include={"label_space", "splat_radius_px", "border_px"}),
         "features": with_features,

@@ -70,10 +70,10 @@ class Segmenter:
     def load(
         cls, path: str | Path, device: str = "auto", precision: Precision = "auto"
     ) -> Segmenter:
-        """Load a checkpoint file or the run directory that holds it.
+        """Load a checkpoint file, the run directory that holds it, or the bundled one.
 
         Args:
-            path: checkpoint file or run directory.
+            path: checkpoint file, run directory, or "bundled".
             device: "auto", "cpu", "cuda" or "cuda:N".
             precision: of the arithmetic on a CPU; "auto" takes bfloat16 where the CPU multiplies
                 it itself (avx512_bf16), else float32.

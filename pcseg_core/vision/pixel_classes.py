@@ -13,6 +13,7 @@ from pydantic import Field
 from safetensors.torch import load_file
 from torch import Tensor
 
+from pcseg_core.bundled import bundled_file
 from pcseg_core.config import Section
 from pcseg_core.errors import InputError
 from pcseg_core.labels import LabelSpace
@@ -42,12 +43,20 @@ class TeacherConfig(Section):
     """Which pixel-class teacher labels the images."""
 
     name: Literal["espnetv2"] = Field("espnetv2", description="Teacher network")
-    weights: Path = Field(description="Path of the teacher's weights (safetensors)")
+    weights: Path = Field(
+        description="Path of the teacher's weights (safetensors); bundled:simulation_teacher is "
+        "the one that comes with the package and knows simulated images"
+    )
     label_space: str = Field("cityscapes", description="Label space of the teacher's outputs")
     scales: tuple[float, ...] = Field(
         (1.0, 1.5), min_length=1, description="Image scales whose predictions are averaged"
     )
     flip: bool = Field(True, description="Average with the prediction of the mirrored image")
+
+    @property
+    def weights_file(self) -> Path:
+        """The file of the weights."""
+        return bundled_file(self.weights) or self.weights
 
 
 class ESPNetv2Classes:
@@ -168,4 +177,4 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 def load_teacher(config: TeacherConfig, device: str = "cpu") -> PixelClasses:
     """The teacher a recipe names."""
     space = LabelSpace.load(config.label_space)
-    return ESPNetv2Classes(config.weights, space, config.scales, config.flip, device)
+    return ESPNetv2Classes(config.weights_file, space, config.scales, config.flip, device)

@@ -117,5 +117,5 @@ def load_semantic(
     """
     teacher = load_teacher(config, device)
     parameters = config.model_dump(mode="json", exclude={"weights"})
-    parameters["weights"] = file_checksum(config.weights)
+    parameters["weights"] = file_checksum(config.weights_file)
     return SemanticSuperpixels(teacher, parameters, slic, min_area)

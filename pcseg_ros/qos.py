@@ -6,10 +6,15 @@ from __future__ import annotations
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 
 
-def newest_only(reliable: bool) -> QoSProfile:
-    """For sensor input, of which only the newest counts."""
+def sensor(reliable: bool) -> QoSProfile:
+    """For sensor input, of which only the newest counts.
+
+    The depth is that of the sensor data profile (REP-2003): with depth 1 a sweep whose fragments
+    are not all there yet is lost as soon as the next one begins. The node itself skips to the
+    newest, and counts.
+    """
     kind = ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT
-    return QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=1, reliability=kind)
+    return QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=5, reliability=kind)
 
 
 def result() -> QoSProfile:

@@ -16,8 +16,9 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import PointCloud2
 
+from pcseg_core.bundled import BUNDLED
 from pcseg_core.cloud import PointCloud
-from pcseg_core.errors import InputError, PcsegError
+from pcseg_core.errors import PcsegError
 from pcseg_ros import diagnostics, qos
 from pcseg_ros.classes import ClassAnnouncer
 from pcseg_ros.config import NodeConfig
@@ -25,7 +26,7 @@ from pcseg_ros.labeling import Sweep, SweepLabeler
 from pcseg_ros.parameters import SectionParameters
 from pcseg_ros.process import ServedNode, serve
 from pcseg_ros.statistics import SweepStatistics
-from pcseg_ros.subscriptions import NewestSubscription
+from pcseg_ros.subscriptions import SensorSubscription
 from pcseg_ros.worker import LatestWorker
 
 INPUT_TOPIC = "points"
@@ -41,14 +42,12 @@ def load_segmenter(config: NodeConfig) -> Any:
     Raises:
         InputError: there is no usable checkpoint, or the device or backend is not to be had.
     """
-    if not config.checkpoint:
-        raise InputError("no checkpoint given; set the parameter 'checkpoint' to a run directory")
     # These bring torch, which takes seconds: the node is on the graph before.
     from pcseg_core.online.segmenter import Segmenter
     from pcseg_core.sparse import set_backend
 
     set_backend(config.backend)  # for the whole process, which is this node's
-    segmenter = Segmenter.load(config.checkpoint, device=config.device)
+    segmenter = Segmenter.load(config.checkpoint or BUNDLED, device=config.device)
     segmenter.segment(_warm_up_cloud())  # libraries allocate and tune on first use
     return segmenter
 
@@ -129,7 +128,7 @@ class SegmentNode(LifecycleNode, ServedNode):
             return TransitionCallbackReturn.FAILURE
         self._fault = ""
         names = ", ".join(self._segmenter.label_space.names)
-        self.get_logger().info(f"checkpoint '{config.checkpoint}' with the classes {names}")
+        self.get_logger().info(f"checkpoint '{config.checkpoint or BUNDLED}' with the classes {names}")
         self.get_logger().info(f"{self._input.topic_name} -> {self._output.topic_name}")
         return super().on_configure(state)
 
@@ -169,7 +168,7 @@ class SegmentNode(LifecycleNode, ServedNode):
         # Destroying a subscription while a multi-threaded executor spins crashes on Humble
         # (rclpy#1150), so it lives until cleanup, and sweeps are ignored while inactive.
         reliability = self.config.input_reliability
-        self._input = NewestSubscription(
+        self._input = SensorSubscription(
             self, PointCloud2, INPUT_TOPIC, self._on_sweep, reliability
         )
 
@@ -201,7 +200,7 @@ class SegmentNode(LifecycleNode, ServedNode):
         """Executor: the state of the node on /diagnostics."""
         summary, config = self._statistics.summary(), self.config
         level, message = diagnostics.judge(self.state, self._fault, summary)
-        values = {"state": self.state, "checkpoint": config.checkpoint}
+        values = {"state": self.state, "checkpoint": config.checkpoint or BUNDLED}
         values["device"] = str(getattr(self._segmenter, "device", config.device))
         name = self.get_fully_qualified_name().lstrip("/")
         report = diagnostics.report(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A subscription that takes the newest message from any publisher."""
+"""A subscription to a sensor, whatever its publishers offer."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ except ImportError:  # Humble
 Reliability = Literal["auto", "reliable", "best_effort"]
 
 
-class NewestSubscription:
-    """Subscribes with depth 1, as reliably as the publishers allow.
+class SensorSubscription:
+    """Subscribes as reliably as the publishers allow.
 
     A best effort subscription matches every publisher, but with the default settings of Fast DDS
     it loses nearly all messages above 0.5 MB, which a LiDAR's are: their fragments do not fit the
@@ -60,7 +60,7 @@ class NewestSubscription:
     def _create(self, reliable: bool) -> Any:
         return self._node.create_subscription(
             *self._arguments,
-            qos.newest_only(reliable),
+            qos.sensor(reliable),
             event_callbacks=SubscriptionEventCallbacks(incompatible_qos=self._on_incompatible),
             qos_overriding_options=QoSOverridingOptions(
                 (QoSPolicyKind.HISTORY, QoSPolicyKind.DEPTH)

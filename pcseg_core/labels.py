@@ -181,7 +181,7 @@ def regroup(labels: npt.ArrayLike, table: Int64) -> Int64:
 
 def to_wire(labels: npt.ArrayLike) -> npt.NDArray[np.uint32]:
     """Labels as the uint32 field `label` of a cloud: -1 becomes 65535."""
-    ids = np.asarray(labels)
+    ids = np.asarray(labels).astype(np.int64, copy=False)  # 65535 does not fit an int16
     return np.where(ids < 0, WIRE_UNLABELED, ids).astype(np.uint32)
 
 

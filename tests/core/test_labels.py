@@ -149,8 +149,9 @@ def test_regroup_labels() -> None:
     np.testing.assert_array_equal(regroup(labels, table), [[3, -1], [-1, 5]])
 
 
-def test_wire_and_colours() -> None:
-    wire = to_wire(np.array([0, IGNORE, 7]))
+@pytest.mark.parametrize("dtype", [np.int8, np.int16, np.int32, np.int64])
+def test_wire_and_colours(dtype: type) -> None:
+    wire = to_wire(np.array([0, IGNORE, 7], dtype))
     assert wire.dtype == np.uint32
     np.testing.assert_array_equal(wire, [0, WIRE_UNLABELED, 7])
     np.testing.assert_array_equal(from_wire(wire), [0, -1, 7])

@@ -9,8 +9,8 @@ exp(0) = 1 in it.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 from pcseg_core.labels import IGNORE
 
@@ -62,9 +62,9 @@ def info_nce(
     if target is None:
         target = torch.arange(len(queries), device=queries.device)
     if excluded is not None:
-        own = F.one_hot(target, len(keys)).bool()
+        own = functional.one_hot(target, len(keys)).bool()
         logits = logits.masked_fill(excluded & ~own, -torch.inf)
-    losses = F.cross_entropy(logits, target, reduction="none")
+    losses = functional.cross_entropy(logits, target, reduction="none")
     if weights is None:
         return losses.mean()
     return (losses * weights).sum() / weights.sum().clamp_min(1e-6)
@@ -118,7 +118,7 @@ def false_negatives(
     """
     excluded = torch.zeros(len(teacher), len(teacher), dtype=torch.bool, device=teacher.device)
     if quantile is not None and len(teacher) > 2:
-        unit = F.normalize(teacher - teacher.mean(0), dim=1)
+        unit = functional.normalize(teacher - teacher.mean(0), dim=1)
         cosine = unit @ unit.T
         off = ~torch.eye(len(teacher), dtype=torch.bool, device=teacher.device)
         # kthvalue, since torch.quantile refuses more than 16 million entries.
@@ -145,7 +145,7 @@ def balanced_anchors(teacher: Tensor, threshold: float = 0.5) -> Tensor:
     Returns:
         (M,) inverse commonness, mean 1.
     """
-    unit = F.normalize(teacher - teacher.mean(0), dim=1)
+    unit = functional.normalize(teacher - teacher.mean(0), dim=1)
     cosine = unit @ unit.T
     common = torch.where(cosine >= threshold, cosine, 0).sum(1).clamp_min(1.0)
     weights = 1 / common

@@ -284,8 +284,7 @@ def crop_window(
 def inside(pixel: Array, window: tuple[int, int, int, int]) -> npt.NDArray[np.bool_]:
     """(P,) bool: pixels (row, column) in a window."""
     low, high = np.array(window)[[0, 2]], np.array(window)[[1, 3]]
-    mask: npt.NDArray[np.bool_] = ((pixel >= low) & (pixel < high)).all(1)
-    return mask
+    return np.all((pixel >= low) & (pixel < high), axis=1)
 
 
 def drawn_pixels(

@@ -75,7 +75,9 @@ class View:
 
     def save(self, path: Path) -> None:
         """Write as an uncompressed npz."""
-        arrays = {"xyz": self.xyz, "intensity": self.intensity, "pose": self.pose}
+        arrays: dict[str, Any] = {
+            "xyz": self.xyz, "intensity": self.intensity, "pose": self.pose,
+        }  # fmt: skip
         for k, camera in enumerate(self.cameras):
             arrays |= {f"{k}_{name}": value for name, value in vars(camera).items()}
         with atomic_path(path) as temporary, temporary.open("wb") as file:
@@ -325,6 +327,6 @@ def _write_segments(now: Path, then: Path | None, config: TemporalConfig, file: 
     views = [View.load(path) for path in (now, then) if path is not None]
     poses = [view.pose if then else np.eye(4) for view in views]
     ids = temporal_segments([view.xyz for view in views], poses, config)
-    found = {"now": ids[0], "then": ids[1] if then else np.zeros(0, np.int32)}
+    second = ids[1] if then else np.zeros(0, np.int32)
     with atomic_path(file) as temporary, temporary.open("wb") as handle:
-        np.savez(handle, **{name: value.astype(np.int16) for name, value in found.items()})
+        np.savez(handle, now=ids[0].astype(np.int16), then=second.astype(np.int16))

@@ -33,7 +33,14 @@ from pcseg_core.learning.pretrain_recipe import (
 )
 from pcseg_core.learning.recipe import AugmentConfig, OptimizerConfig
 from pcseg_core.learning.runs import train
-from pcseg_core.learning.views import Entry, View, ViewMaker, average_down, make_segments, map_pixels
+from pcseg_core.learning.views import (
+    Entry,
+    View,
+    ViewMaker,
+    average_down,
+    make_segments,
+    map_pixels,
+)
 from pcseg_core.models.student import Student, StudentConfig
 from pcseg_core.vision.encoders import EncoderConfig
 from pcseg_core.vision.image_cache import SuperpixelCache
@@ -86,8 +93,8 @@ class Fakes:
 def sample(number: int = 0, **changes: Any) -> Sample:
     """A wall of points before the camera and two blocks behind, seen from a moving vehicle."""
     rng = np.random.default_rng(7)
-    wall = np.column_stack([np.full(1500, 12.0), rng.uniform(-9, 9, 1500), rng.uniform(-6, 6, 1500)])
-    blocks = [rng.uniform(-1, 1, (300, 3)) + (-8, y, 0) for y in (-5, 5)]
+    wall = rng.uniform((12, -9, -6), (12, 9, 6), (1500, 3))
+    blocks = [rng.uniform((-9, y - 1, -1), (-7, y + 1, 1), (300, 3)) for y in (-5, 5)]
     stamps = np.arange(-1, 12) * 100_000_000
     poses = np.stack([from_euler(0, 0, 0.05 * k, (0.3 * k, 0, 0)) for k in range(-1, 12)])
     trajectory = Trajectory(stamps, poses)
@@ -123,7 +130,9 @@ def recipe(**changes: Any) -> PretrainRecipe:
         "student": StudentConfig(depth=14, width=0.25, voxel_size_m=0.5),
         "optimizer": OptimizerConfig(steps=4, batch_size=4, sector_deg=360),
         "temporal": TemporalConfig(ground="ransac", clusterer="sklearn", ground_distance_m=0.01),
-        "loss": ContrastConfig(temporal=1, point_to_segment=1, regression=1, point_pixel=1, pairs=64),
+        "loss": ContrastConfig(
+            temporal=1, point_to_segment=1, regression=1, point_pixel=1, pairs=64
+        ),
     }
     return PretrainRecipe(**{**values, **changes})
 

@@ -5,9 +5,9 @@ import math
 
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn import functional as F
 
 from pcseg_core.distill.contrast import (
     balanced_anchors,
@@ -46,13 +46,15 @@ def test_excluded_negatives_leave_the_denominator_altogether() -> None:
     points, pixels = unit(3, 4), unit(3, 4, 1)
     everything = ~torch.eye(3, dtype=torch.bool)
     # Alone in its own denominator: exactly 0. A zeroed logit would leave ln(1 + ...) > 0.
-    assert float(superpixel_contrast(points, pixels, 0.07, everything)) == pytest.approx(0, abs=1e-9)
+    alone = superpixel_contrast(points, pixels, 0.07, everything)
+    assert float(alone) == pytest.approx(0, abs=1e-9)
     one = torch.zeros(3, 3, dtype=torch.bool)
     one[0, 2] = one[0, 0] = True  # the own key always counts
     logits = points @ pixels.T / 0.07
     expected = F.cross_entropy(logits[1:], torch.tensor([1, 2]), reduction="sum")
     expected = expected + F.cross_entropy(logits[:1, :2], torch.tensor([0]))
-    assert float(superpixel_contrast(points, pixels, 0.07, one)) == pytest.approx(float(expected) / 3)
+    loss = superpixel_contrast(points, pixels, 0.07, one)
+    assert float(loss) == pytest.approx(float(expected) / 3)
 
 
 @pytest.mark.parametrize("segments", [7, 300])

@@ -44,7 +44,7 @@ def test_ransac_finds_the_ground_and_nothing_else(slope_deg: float) -> None:
 
 def test_no_level_plane_is_no_ground() -> None:
     rng = np.random.default_rng(0)
-    wall = np.column_stack([rng.uniform(0, 9, (500, 1)), np.zeros(500), rng.uniform(0, 9, (500, 1))])
+    wall = np.column_stack([rng.uniform(0, 9, 500), np.zeros(500), rng.uniform(0, 9, 500)])
     assert not ransac_ground(wall.astype(np.float32)).any()
     assert not ransac_ground(np.zeros((2, 3), np.float32)).any()
 

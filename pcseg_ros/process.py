@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 import rclpy
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
@@ -88,13 +89,20 @@ def _complain(error: Exception) -> int:
     return 2
 
 
+def leave(code: int) -> NoReturn:
+    """End the process now.
+
+    Nothing is left to save, and taking down an interpreter that has torch loaded takes seconds on
+    a busy machine. A thread inside a long computation would crash meanwhile.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 def _end(node: ServedNode | None, code: int) -> None:
-    ended = node is None or node.close(_PATIENCE_S)
-    if not ended:
-        # A thread inside a long computation would crash while the interpreter is taken down.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
     if node is not None:
+        if not node.close(_PATIENCE_S):
+            leave(code)  # its thread may still use what would be destroyed
         node.destroy_node()
     rclpy.try_shutdown()

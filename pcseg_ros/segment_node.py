@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray
@@ -24,7 +23,7 @@ from pcseg_ros.classes import ClassAnnouncer
 from pcseg_ros.config import NodeConfig
 from pcseg_ros.labeling import Sweep, SweepLabeler
 from pcseg_ros.parameters import SectionParameters
-from pcseg_ros.process import ServedNode, serve
+from pcseg_ros.process import ServedNode, leave, serve
 from pcseg_ros.statistics import SweepStatistics
 from pcseg_ros.subscriptions import SensorSubscription
 from pcseg_ros.worker import LatestWorker
@@ -128,7 +127,8 @@ class SegmentNode(LifecycleNode, ServedNode):
             return TransitionCallbackReturn.FAILURE
         self._fault = ""
         names = ", ".join(self._segmenter.label_space.names)
-        self.get_logger().info(f"checkpoint '{config.checkpoint or BUNDLED}' with the classes {names}")
+        source = config.checkpoint or BUNDLED
+        self.get_logger().info(f"checkpoint '{source}' with the classes {names}")
         self.get_logger().info(f"{self._input.topic_name} -> {self._output.topic_name}")
         return super().on_configure(state)
 
@@ -213,10 +213,10 @@ class SegmentNode(LifecycleNode, ServedNode):
 def main(
     args: Sequence[str] | None = None,
     segmenter_factory: Callable[[NodeConfig], Any] = load_segmenter,
-) -> int:
-    """Entry point of the executable `segment_node`, also installed as `pcseg-segment-node`."""
-    return serve(lambda: SegmentNode(segmenter_factory), args)
+) -> NoReturn:
+    """Executable `segment_node`, also installed as `pcseg-segment-node`; ends the process."""
+    leave(serve(lambda: SegmentNode(segmenter_factory), args))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

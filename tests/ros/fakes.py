@@ -7,7 +7,6 @@ Run as a script it is `segment_node` with the fake inside. Its behaviour comes f
 
 from __future__ import annotations
 
-import sys
 import time
 from types import SimpleNamespace
 from typing import Any
@@ -71,4 +70,4 @@ def make_fake(config: Any) -> FakeSegmenter:
 if __name__ == "__main__":
     from pcseg_ros.segment_node import main
 
-    sys.exit(main(segmenter_factory=make_fake))
+    main(segmenter_factory=make_fake)

@@ -230,3 +230,7 @@ def _ros() -> Iterator[Node]:
     finally:
         node.destroy_node()
         rclpy.try_shutdown()
+
+
+if __name__ == "__main__":
+    typer.run(play)

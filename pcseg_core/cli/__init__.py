@@ -27,6 +27,7 @@ _COMMANDS = {
     "ablate": "Measure what each part of a method is worth.",
     "segment": "Label the clouds of a bag or of any other recording.",
     "view": "Look at a bag, a training run or one sample: Rerun recording or picture.",
+    "demo": "The main job from nothing to a picture, on simulated drives.",
     "doctor": "Tell what is installed and what each missing part is needed for.",
 }
 _BAG_SUMMARY = "Bags: convert, inspect, simulate, play."

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measure what came back against exact truth, beside the teacher and the bundled checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pcseg_core.data import Drive, Sample
+from pcseg_core.data.progress import tracked
+from pcseg_core.demo.live import ReplayResult
+from pcseg_core.distill.pseudo_labels import PseudoLabelConfig, camera_evidence, label_points
+from pcseg_core.errors import PcsegError
+from pcseg_core.evaluation.evaluator import truth_of
+from pcseg_core.evaluation.metrics import Confusion
+from pcseg_core.labels import LabelSpace, grouping, regroup
+from pcseg_core.online.segmenter import Segmenter
+from pcseg_core.vision.pixel_classes import PixelClasses
+
+SEEN, UNSEEN, ALL = "seen", "unseen", "all"
+Labels = npt.NDArray[np.int64]
+
+
+@dataclass
+class Scores:
+    """Confusions by method, and by which points: seen by a camera, unseen, all.
+
+    Attributes:
+        space: classes that are compared.
+        confusions: (method, points) -> confusion.
+        sweeps: sweeps that were measured.
+        seen_share: share of the points that a camera sees.
+    """
+
+    space: LabelSpace
+    confusions: dict[tuple[str, str], Confusion] = field(default_factory=dict)
+    sweeps: int = 0
+    seen_share: float = 0.0
+
+    def add(self, method: str, labels: Labels, truth: Labels, seen: npt.NDArray[np.bool_]) -> None:
+        """Count the points of a sweep."""
+        parts = {SEEN: seen, UNSEEN: ~seen, ALL: np.ones(len(seen), bool)}
+        for points, mask in parts.items():
+            confusion = self.confusions.setdefault((method, points), Confusion(len(self.space)))
+            confusion.update(labels[mask], truth[mask])
+
+    def miou(self, method: str, points: str) -> float:
+        """Mean IoU over the classes present, 0..1."""
+        return self.confusions[method, points].miou
+
+    def as_dict(self) -> dict[str, Any]:
+        """All figures as plain values; IoU of classes that do not occur is None."""
+        figures: dict[str, Any] = {}
+        for (method, points), confusion in self.confusions.items():
+            iou = {
+                name: round(float(value), 4) if here else None
+                for name, value, here in zip(self.space.names, confusion.iou, confusion.present)
+            }
+            figures.setdefault(method, {})[points] = {
+                "miou": round(confusion.miou, 4),
+                "accuracy": round(confusion.accuracy, 4),
+                "points": confusion.points,
+                "iou": iou,
+            }
+        return figures
+
+
+def project_teacher(sample: Sample, teacher: PixelClasses, config: PseudoLabelConfig) -> Labels:
+    """(N,) labels of the points that a camera sees, -1 elsewhere: no votes of other sweeps."""
+    space = LabelSpace.load(config.label_space)
+    groups = grouping(teacher.label_space, space)
+    evidence = camera_evidence(sample, teacher, groups, len(space), config)
+    labels, _ = label_points(evidence, len(sample.cloud))
+    return labels.astype(np.int64)
+
+
+def measure(
+    drive: Drive,
+    answers: ReplayResult,
+    student: LabelSpace,
+    teacher: PixelClasses,
+    bundled: Segmenter,
+    config: PseudoLabelConfig,
+) -> Scores:
+    """Compare student, teacher and bundled checkpoint on the sweeps that were answered.
+
+    "Seen" are the points that the teacher labels; there the three are compared on equal terms.
+
+    Args:
+        drive: labelled recording that was replayed.
+        answers: labels of the student by stamp.
+        student: its classes.
+        teacher: labels the images.
+        bundled: labels the sweeps.
+        config: how pixels become labels of points.
+
+    Raises:
+        PcsegError: no sweep was answered.
+    """
+    space = LabelSpace.load(config.label_space)
+    scores = Scores(space)
+    counts = np.zeros(2)
+    for index in tracked(range(len(drive)), "measuring", len(drive)):
+        sample = drive[index]
+        labels = answers.labels.get(sample.cloud.stamp_ns)
+        if labels is None:
+            continue
+        truth = truth_of(sample, space)
+        taught = project_teacher(sample, teacher, config)
+        seen = taught >= 0
+        counts += (seen.sum(), len(seen))
+        scores.sweeps += 1
+        scores.add("teacher", taught, truth, seen)
+        scores.add("student", regroup(labels, grouping(student, space)), truth, seen)
+        given = regroup(bundled.segment(sample.cloud).labels, grouping(bundled.label_space, space))
+        scores.add("bundled", given, truth, seen)
+    if not scores.sweeps:
+        raise PcsegError(f"{drive.name}: not one of its {len(drive)} sweeps was answered")
+    scores.seen_share = float(counts[0] / counts[1])
+    return scores

@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The demo, step by step."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field
+from rich.console import Console
+
+from pcseg_core.bundled import BUNDLED
+from pcseg_core.checkpoint import FILE_NAME
+from pcseg_core.config import Section, read_yaml
+from pcseg_core.data import open_drive
+from pcseg_core.data.simulated import SimulatedDrive
+from pcseg_core.data.simulated_to_bag import write_simulated_bag
+from pcseg_core.demo import picture
+from pcseg_core.demo.live import ReplayResult, find_replay, replay_in_process
+from pcseg_core.demo.measure import ALL, SEEN, UNSEEN, Scores, measure
+from pcseg_core.distill.pseudo_labels import PseudoLabelConfig
+from pcseg_core.errors import InputError, MissingDependency
+from pcseg_core.files import write_atomic
+from pcseg_core.labels import LabelSpace
+from pcseg_core.learning.distill import distill
+from pcseg_core.learning.recipe import OptimizerConfig, Recipe
+from pcseg_core.models.student import StudentConfig
+from pcseg_core.online.segmenter import Segmenter
+from pcseg_core.viewer import drive_views, record
+from pcseg_core.vision.pixel_classes import TeacherConfig, load_teacher
+
+_SETTINGS = "settings.yaml"
+_TEACHER_WIDTH_PX = 320  # width of the images that the bundled teacher was trained on
+_FIRST_SEED = 100_000  # beyond the seeds of every town that bundled networks were trained in
+console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+class DemoSettings(Section):
+    """How large the demo is; the defaults end within six minutes on two cores."""
+
+    seed: int = Field(0, ge=0, le=10_000, description="Towns, streets, traffic and training")
+    training_drives: int = Field(3, ge=1, le=40, description="Drives the student learns from")
+    training_sweeps: int = Field(10, ge=1, description="Sweeps of each")
+    replay_sweeps: int = Field(20, ge=1, description="Sweeps of the drive that is replayed")
+    rate_hz: float = Field(5.0, ge=1, le=20, description="Sweeps per second [Hz]")
+    speed_mps: float = Field(10.0, ge=0, le=30, description="Speed of the vehicle [m/s]")
+    beams: int = Field(64, ge=1, le=128, description="Beams of the LiDAR")
+    columns: int = Field(1024, ge=16, le=4096, description="Firings of all beams per sweep")
+    width: int = Field(640, ge=64, description="Image width [px]")
+    height: int = Field(384, ge=64, description="Image height [px]")
+    voxel_size_m: float = Field(0.2, gt=0.01, le=2, description="Voxels of the student [m]")
+    steps: int = Field(200, ge=1, description="Steps of the student's training")
+    use_ros: bool = Field(True, description="Replay over DDS through the ROS 2 node")
+
+    def drive(self, number: int, sweeps: int) -> SimulatedDrive:
+        """A drive of this demo; each number is another town."""
+        return SimulatedDrive(
+            _FIRST_SEED + 100 * self.seed + number, sweeps=sweeps, beams=self.beams,
+            columns=self.columns, width=self.width, height=self.height, rate_hz=self.rate_hz,
+            speed_mps=self.speed_mps,
+        )  # fmt: skip
+
+    def recipe(self) -> Recipe:
+        """Teacher, student and training."""
+        teacher = TeacherConfig(
+            weights=Path(f"{BUNDLED}:simulation_teacher"), label_space="simulation",
+            scales=(_TEACHER_WIDTH_PX / self.width,), flip=False,
+        )  # fmt: skip
+        student = StudentConfig(depth=14, width=0.25, voxel_size_m=self.voxel_size_m)
+        optimizer = OptimizerConfig(steps=self.steps, learning_rate=6e-3, average=0.97)
+        return Recipe(teacher=teacher, student=student, optimizer=optimizer, seed=self.seed)
+
+
+def run_demo(settings: DemoSettings, out: Path) -> dict[str, Any]:
+    """Run the main job from nothing to a picture; the same call goes on where one was stopped.
+
+    Leaves in `out`: bags/, run/ (the training), logs/, report.json, picture.png and drive.rrd.
+
+    Returns:
+        What report.json holds.
+
+    Raises:
+        InputError: `out` holds something else.
+    """
+    seconds: dict[str, float] = {}
+    _claim(settings, out)
+    # record what the robot would have recorded
+    with _step("1/5 recording drives through simulated towns", "record", seconds):
+        training = [
+            _bag(settings.drive(k, settings.training_sweeps), out / "bags" / f"training_{k}")
+            for k in range(settings.training_drives)
+        ]
+        live = _bag(settings.drive(51, settings.replay_sweeps), out / "bags" / "live")
+    # a network for the LiDAR learns from what a network for images says; no label is used
+    recipe = settings.recipe()
+    with _step("2/5 distilling a LiDAR network from the camera images", "distil", seconds):
+        if not (out / "run" / FILE_NAME).is_file():
+            distill([str(bag) for bag in training], recipe, out / "run")
+    # the camera-less network labels a drive that it has never seen
+    with _step("3/5 replaying another drive to it, LiDAR only", "replay", seconds):
+        answers = _replay(settings, live, out)
+    with _step("4/5 measuring against exact truth", "measure", seconds):
+        scores, bundled = _measure(recipe.labels, live, answers, recipe.teacher, out)
+    with _step("5/5 drawing", "draw", seconds):
+        _draw(settings, live, scores, recipe, out)
+    report = _report(settings, answers, scores, bundled, seconds)
+    write_atomic(out / "report.json", json.dumps(report, indent=1))
+    return report
+
+
+def _claim(settings: DemoSettings, out: Path) -> None:
+    """Go on in a folder of the same settings, replace a demo of others, refuse anything else."""
+    wanted, stored = settings.model_dump(), out / _SETTINGS
+    if stored.is_file() and read_yaml(stored) != wanted:
+        shutil.rmtree(out)
+    elif not stored.is_file() and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} holds something that is not a demo; choose another --out")
+    write_atomic(stored, yaml.safe_dump(wanted, sort_keys=False))
+
+
+@contextmanager
+def _step(title: str, name: str, seconds: dict[str, float]) -> Iterator[None]:
+    console.print(f"[bold]{title}[/]")
+    started = time.monotonic()
+    yield
+    seconds[name] = round(time.monotonic() - started, 1)
+
+
+def _bag(drive: SimulatedDrive, path: Path) -> Path:
+    if not (path / "labels.yaml").is_file():
+        write_simulated_bag(drive, path, force=True)
+    console.print(f"   {path}: {drive.name}, {len(drive)} sweeps with their images")
+    return path
+
+
+def _replay(settings: DemoSettings, bag: Path, out: Path) -> ReplayResult:
+    replay, problem = find_replay() if settings.use_ros else (replay_in_process, "not asked for")
+    if problem:
+        console.print(f"[yellow]   no DDS here ({problem}): the network runs in this process[/]")
+    return replay(bag, (out / "run" / FILE_NAME).resolve(), out / "logs")
+
+
+def _measure(
+    config: PseudoLabelConfig, bag: Path, answers: ReplayResult, teacher: TeacherConfig, out: Path
+) -> tuple[Scores, dict[str, Any]]:
+    student = Segmenter.load(out / "run").label_space
+    bundled = Segmenter.load(BUNDLED)
+    scores = measure(
+        open_drive(f"bag:{bag}"), answers, student, load_teacher(teacher), bundled, config
+    )
+    return scores, bundled.meta.metrics
+
+
+def _draw(
+    settings: DemoSettings, bag: Path, scores: Scores, recipe: Recipe, out: Path
+) -> None:
+    drive, segmenter = open_drive(f"bag:{bag}"), Segmenter.load(out / "run")
+    sample = drive[len(drive) // 2]
+    picture.draw(sample, segmenter, load_teacher(recipe.teacher), recipe.labels, scores,
+                 out / "picture.png")  # fmt: skip
+    try:
+        space = LabelSpace.load(recipe.labels.label_space)
+        record(drive_views(drive, space, segmenter, range(len(drive))), space, out / "drive.rrd")
+    except MissingDependency as problem:
+        console.print(f"[yellow]   no drive.rrd: {problem}[/]")
+
+
+def _report(
+    settings: DemoSettings,
+    answers: ReplayResult,
+    scores: Scores,
+    bundled: dict[str, Any],
+    seconds: dict[str, float],
+) -> dict[str, Any]:
+    def miou(method: str, points: str) -> float | None:
+        value = scores.miou(method, points)
+        return None if math.isnan(value) else round(value, 4)
+
+    return {
+        "student_miou": miou("student", SEEN),
+        "teacher_miou": miou("teacher", SEEN),
+        "bundled_miou": miou("bundled", SEEN),
+        "student_miou_unseen": miou("student", UNSEEN),
+        "bundled_miou_unseen": miou("bundled", UNSEEN),
+        "student_miou_all": miou("student", ALL),
+        "bundled_miou_all": miou("bundled", ALL),
+        "seen_share": round(scores.seen_share, 4),
+        "label_space": scores.space.name,
+        "transport": answers.transport,
+        "sweeps_sent": answers.sent,
+        "sweeps_answered": len(answers.labels),
+        "drops": answers.dropped,
+        "stages_ms": {k: {"p50": v[0], "p95": v[1]} for k, v in answers.stages_ms.items()},
+        "seconds": seconds,
+        "classes": scores.as_dict(),
+        "bundled_training": bundled,
+        "settings": settings.model_dump(),
+    }

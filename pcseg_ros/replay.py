@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Play a bag over DDS to a `segment_node` of its own and collect its answers."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray
+from rclpy.context import Context
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.signals import SignalHandlerOptions
+from sensor_msgs.msg import PointCloud2
+
+from pcseg_core.cloud import structured
+from pcseg_core.data.bag import BagDrive
+from pcseg_core.demo.live import ReplayResult
+from pcseg_core.errors import PcsegError
+from pcseg_core.labels import from_wire
+from pcseg_ros.conversions import stamp_ns
+
+_START_S = 120.0  # torch and the network load, on a busy machine
+_GRACE_S = 20.0  # beyond the length of the bag, for the player to start and the last answers
+_REPORT_S = 5.0
+_END_S = 10.0
+
+
+def replay(bag: Path, checkpoint: Path, logs: Path, rate: float = 1.0) -> ReplayResult:
+    """Start a node and a player as processes, and return what the node published.
+
+    They talk over DDS on this machine alone, in a ROS domain drawn by chance.
+
+    Args:
+        bag: bag whose sweeps are played.
+        checkpoint: what the node loads.
+        logs: folder that gets node.log and player.log.
+        rate: speed; 1 is as recorded.
+
+    Raises:
+        PcsegError: the node or the player ended, or did not answer in time; names its log.
+    """
+    drive = BagDrive(bag, camera_topics=[], poses="none")
+    topic, count = drive.cloud_topic, len(drive)
+    lasts_s = (drive[count - 1].stamp_ns - drive[0].stamp_ns) * 1e-9 / rate
+    with _quiet_domain() as environment, _Listener() as listener:
+        node = ["pcseg_ros.segment_node", "--ros-args", "-p", f"checkpoint:={checkpoint}"]
+        remapped = ["-r", f"points:={topic}", "-r", "__ns:=/demo"]
+        player = ["pcseg_ros.bag_play", str(bag), "--topics", topic, "--wait-for-subscriber"]
+        with _process([*node, *remapped], environment, logs / "node.log") as running:
+            listener.wait(listener.active, _START_S, running, logs / "node.log")
+            command = [*player, "--rate", str(rate)]
+            with _process(command, environment, logs / "player.log") as playing:
+                deadline = lasts_s + _GRACE_S
+                listener.wait(lambda: not playing(), deadline, running, logs / "node.log")
+            listener.try_wait(lambda: listener.accounted(count), _REPORT_S)
+    heard = listener.clouds
+    labels = {stamp_ns(m.header): from_wire(structured(m)["label"]).ravel() for m in heard}
+    dropped = listener.drops()
+    lost = count - len(labels) - sum(dropped.values())
+    if lost > 0:
+        dropped["lost on the way"] = lost
+    return ReplayResult("DDS", count, labels, dropped, listener.stages())
+
+
+class _Listener:
+    """Hears what the node publishes, in a context of its own."""
+
+    def __init__(self) -> None:
+        self.clouds: list[PointCloud2] = []
+        self.values: dict[str, str] = {}
+        self.fault = ""  # why the node could not be configured
+        self._context = Context()
+
+    def __enter__(self) -> _Listener:
+        rclpy.init(context=self._context, signal_handler_options=SignalHandlerOptions.NO)
+        self._node = rclpy.create_node(
+            "replay", context=self._context, start_parameter_services=False, enable_rosout=False
+        )
+        reliable = QoSProfile(depth=100, reliability=ReliabilityPolicy.RELIABLE)
+        self._node.create_subscription(
+            PointCloud2, "/demo/labeled_points", self.clouds.append, reliable
+        )
+        self._node.create_subscription(DiagnosticArray, "/diagnostics", self._on_report, 10)
+        self._executor = SingleThreadedExecutor(context=self._context)
+        self._executor.add_node(self._node)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._executor.shutdown()
+        self._node.destroy_node()
+        self._context.try_shutdown()
+
+    def _on_report(self, message: DiagnosticArray) -> None:
+        status = message.status[0]
+        self.values = {pair.key: pair.value for pair in status.values}
+        unconfigured = self.values.get("state") == "unconfigured"
+        self.fault = status.message if unconfigured and status.level == status.ERROR else ""
+
+    def active(self) -> bool:
+        """The node works and its answers would arrive."""
+        ready = self.values.get("state") == "active"
+        return ready and self._node.count_publishers("/demo/labeled_points") > 0
+
+    def accounted(self, count: int) -> bool:
+        """The node's last report covers all sweeps, and their answers are here."""
+        answered = int(self.values.get("sweeps published", 0))
+        return answered <= len(self.clouds) and answered + sum(self.drops().values()) >= count
+
+    def drops(self) -> dict[str, int]:
+        """Sweeps that the node dropped, by reason."""
+        return {k[9:]: int(v) for k, v in self.values.items() if k.startswith("dropped: ")}
+
+    def stages(self) -> dict[str, tuple[float, float]]:
+        """Median and 95th percentile of each stage in the node [ms]."""
+        names = [k.removesuffix(" p50 (ms)") for k in self.values if k.endswith(" p50 (ms)")]
+        kept = [name for name in names if name != "age"]  # the bag's stamps are of another day
+        return {n: tuple(float(self.values[f"{n} {p} (ms)"]) for p in ("p50", "p95")) for n in kept}  # type: ignore[misc]
+
+    def wait(
+        self, condition: Callable[[], bool], limit_s: float, running: Callable[[], bool], log: Path
+    ) -> None:
+        """Spin until a condition holds.
+
+        Raises:
+            PcsegError: it does not within the limit, or the node ended.
+        """
+        self.try_wait(lambda: condition() or bool(self.fault) or not running(), limit_s)
+        if self.fault:
+            raise PcsegError(f"the node is {self.fault}")
+        if not running() or not condition():
+            reason = f"gave no answer within {limit_s:.0f} s" if running() else "ended"
+            raise PcsegError(f"the node {reason}; it said:\n{_tail(log)}")
+
+    def try_wait(self, condition: Callable[[], bool], limit_s: float) -> bool:
+        """Spin until a condition holds, or for `limit_s`; whether it does."""
+        deadline = time.monotonic() + limit_s
+        while not (met := condition()) and time.monotonic() < deadline:
+            self._executor.spin_once(timeout_sec=0.05)
+        return met
+
+
+@contextmanager
+def _process(
+    module: list[str], environment: dict[str, str], log: Path
+) -> Iterator[Callable[[], bool]]:
+    """Run a module for the block; gives what tells whether it still runs.
+
+    Raises:
+        PcsegError: at the end of the block, if the process ended with an error.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("w") as output:
+        process: Any = subprocess.Popen(
+            [sys.executable, "-m", *module],
+            env=environment, stdout=output, stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C comes to this process alone, which ends the other
+        )  # fmt: skip
+        try:
+            yield lambda: process.poll() is None
+            if process.poll() not in (None, 0):
+                raise PcsegError(f"{module[0]} failed; it said:\n{_tail(log)}")
+        finally:
+            _end(process)
+
+
+def _end(process: Any) -> None:
+    if process.poll() is None:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(_END_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+    process.wait()
+
+
+@contextmanager
+def _quiet_domain() -> Iterator[dict[str, str]]:
+    """Environment of a ROS domain on this machine alone, for this process and its children."""
+    chosen = {
+        "ROS_LOCALHOST_ONLY": "1",
+        "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
+        "ROS_DOMAIN_ID": str(random.SystemRandom().randint(1, 100)),
+    }
+    before = {name: os.environ.get(name) for name in chosen}
+    os.environ.update(chosen)
+    try:
+        yield {**os.environ, "PYTHONUNBUFFERED": "1"}
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _tail(log: Path, lines: int = 8) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])

@@ -3,6 +3,11 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -16,6 +21,22 @@ def ranks() -> tuple[int, int]:
     if not (dist.is_available() and dist.is_initialized()):
         return 0, 1
     return dist.get_rank(), dist.get_world_size()
+
+
+@contextmanager
+def first_process_first(gpu: bool) -> Iterator[None]:
+    """Run a block in torchrun's first process before all others, which then find its files."""
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if world > 1 and not dist.is_initialized():
+        # Preparing a large recording takes hours; the default gives up after half an hour.
+        dist.init_process_group("nccl" if gpu else "gloo", timeout=timedelta(days=2))
+    if rank > 0:
+        dist.barrier()
+    try:
+        yield
+    finally:
+        if rank == 0 and world > 1:
+            dist.barrier()
 
 
 def gather_rows(rows: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ import torch
 from pcseg_core.data import Drive, open_drive
 from pcseg_core.errors import InputError
 from pcseg_core.labels import LabelClass, LabelSpace
+from pcseg_core.learning.distributed import first_process_first
 from pcseg_core.learning.pretrain_module import PretrainModule
 from pcseg_core.learning.pretrain_recipe import PretrainRecipe, SuperpixelConfig
 from pcseg_core.learning.runs import bar, claim, console, finish, identity, on_gpu, train
@@ -60,9 +61,10 @@ def pretrain(
         InputError: unusable sources, weights or recipe, or a run directory of another recipe.
     """
     named = dict(sources) if isinstance(sources, Mapping) else _opened(sources)
-    claim(out, recipe, list(named))
     started = time.monotonic()
-    views, segments, skipped = prepare(named, recipe, cache or out / "cache", device)
+    with first_process_first(on_gpu(device)):
+        claim(out, recipe, list(named))
+        views, segments, skipped = prepare(named, recipe, cache or out / "cache", device)
     preparing_s = time.monotonic() - started
     torch.manual_seed(recipe.seed)
     student = Student(recipe.student, len(NO_CLASSES))

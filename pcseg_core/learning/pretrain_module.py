@@ -218,7 +218,8 @@ class PretrainModule(lightning.LightningModule):
         """Sweeps per second and the share of each stage; "other" is gradients and optimiser."""
         total = max(sum(self.seconds.values()), 1e-9)
         shares = {name: round(value / total, 4) for name, value in self.seconds.items()}
-        return {"sectors_per_s": round(self.sweeps_seen / total, 3), "share": shares}
+        seen = self.sweeps_seen * ranks()[1]
+        return {"sectors_per_s": round(seen / total, 3), "share": shares}
 
     def configure_optimizers(self) -> Any:
         """AdamW, linear warm-up, cosine decay to zero."""

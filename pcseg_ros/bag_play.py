@@ -28,6 +28,7 @@ from pcseg_core.errors import InputError
 
 _NS = 1_000_000_000
 _POLL_S = 0.05
+_SETTLE_S = 1.5
 _DEPTH = 10
 _LATCHED_DEPTH = 100
 _LAST_WORDS = Duration(seconds=2)
@@ -96,7 +97,10 @@ class BagPlayer:
         self._clock_hz = clock_hz
 
     def wait_for_subscriber(self) -> None:
-        """Return when somebody subscribes one of the topics that are not latched."""
+        """Return when somebody subscribes one of the topics that are not latched.
+
+        A moment later, in fact: others who are there already may take a second to match.
+        """
         lively = [
             p
             for p in self._publishers.values()
@@ -104,6 +108,7 @@ class BagPlayer:
         ]
         while not any(p.get_subscription_count() for p in lively or self._publishers.values()):
             time.sleep(_POLL_S)
+        time.sleep(_SETTLE_S)
 
     def run(self, rate: float = 1.0) -> None:
         """Publish everything once, at `rate` times the pace of the recording.

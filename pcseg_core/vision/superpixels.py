@@ -99,7 +99,8 @@ def tidy(
         classes: classes by raw id: (max id + 1,) integers, IGNORE where unknown.
         min_area: segments of fewer pixels are small [px].
         small: "merge" gives each small segment to the neighbour it shares most border with,
-            among equals to the smallest (IGNORE only where it has none), "ignore" makes its pixels IGNORE.
+            among equals to the smallest (IGNORE only where it has none), "ignore" makes its
+            pixels IGNORE.
         within_class: merge only segments of equal class; those without such a neighbour stay.
 
     Returns:

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Everything is declared in setup.cfg; this builds the native library along with the package."""
+"""Everything is declared in setup.cfg; this builds the native library along with the package.
+
+colcon takes setup.cfg alone for what it needs to know where it finds a plain `setup()` in this
+file, as it does in this sentence; it cannot read the arguments below.
+"""
 
 import runpy
 from pathlib import Path

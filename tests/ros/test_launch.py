@@ -15,10 +15,10 @@ pytest.importorskip("ros2launch", reason="needs a ROS distribution (ros2launch)"
 
 from ament_index_python.packages import PackageNotFoundError, get_package_share_directory
 from harness import Client, wait_for
+from launch import LaunchContext, LaunchDescription
 from launch.actions import DeclareLaunchArgument
 from launch.launch_description_sources import get_launch_description_from_python_launch_file
 
-from launch import LaunchContext, LaunchDescription
 from pcseg_ros.specs import parameter_specs
 
 LAUNCH_FILE = Path(__file__).resolve().parents[2] / "launch" / "segment.launch.py"

@@ -67,7 +67,7 @@ class AblationData:
     split: bool = False
 
 
-def simulated_data(drives: int = 12, beams: int = 32) -> AblationData:
+def simulated_data(drives: int = 8, beams: int = 32) -> AblationData:
     """Simulated drives of four towns, labelled ones of the same towns, and a town never seen."""
     lidar = f"beams={beams},columns=1024"
     cameras = "cameras=2,width=640,height=384"

@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from pcseg_core.bundled import bundled_file
 from pcseg_core.config import Section, load_yaml
 from pcseg_core.distill.temporal import TemporalConfig
 from pcseg_core.learning.recipe import AugmentConfig, OptimizerConfig
@@ -166,4 +167,5 @@ def _resolved(section: Section, key: str, base: Path) -> Section:
     given: Path | None = getattr(section, key)
     if given is None:
         return section
-    return section.model_copy(update={key: (base / given.expanduser()).resolve()})
+    path = bundled_file(given) or (base / given.expanduser()).resolve()
+    return section.model_copy(update={key: path})

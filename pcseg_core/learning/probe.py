@@ -208,7 +208,7 @@ def fit_linear(
 
     curve = []
     for number in range(_ROUNDS):
-        value = float(solver.step(loss))
+        value = float(torch.as_tensor(solver.step(loss)).detach())
         confusion = Confusion(classes)
         with torch.no_grad():
             confusion.update((x[out] @ weight + bias).argmax(1).numpy(), y[out].numpy())

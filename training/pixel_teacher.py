@@ -42,7 +42,7 @@ class TeacherRecipe(Section):
     """Everything that decides the result."""
 
     first_seed: int = Field(1000, ge=0, description="Seed of the first town that is trained on")
-    towns: int = Field(24, ge=1, description="Towns that are trained on, with one seed each")
+    towns: int = Field(14, ge=1, description="Towns that are trained on, with one seed each")
     held_out_seed: int = Field(3000, ge=0, description="Seed of the first town measured in")
     held_out: int = Field(5, ge=1, description="Towns that are measured in")
     moments: int = Field(4, ge=1, description="Times of a drive at which its two cameras look")
@@ -50,7 +50,9 @@ class TeacherRecipe(Section):
     width: int = Field(320, ge=64, description="Image width [px]")
     height: int = Field(192, ge=64, description="Image height [px]")
     scale: float = Field(0.5, gt=0, description="Width of the network, see ESPNetv2")
-    steps: int = Field(260, ge=1, description="Optimiser steps")
+    steps: tuple[int, ...] = Field(
+        (180, 300, 300), min_length=1, description="Optimiser steps of each cycle of the learning rate"
+    )
     batch_size: int = Field(4, ge=1, description="Images per step")
     learning_rate: float = Field(8e-3, gt=0, description="Highest learning rate (one cycle)")
     weight_decay: float = Field(1e-4, ge=0, description="Weight decay")
@@ -73,7 +75,8 @@ def render(seed: int, recipe: TeacherRecipe, cache: Path) -> Path:
             start = drive.stamp_ns(moment * recipe.stride)
             frames += drive.images_between(start, start + 100_000_000)
         with atomic_path(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, images=[f.image for f in frames], labels=[f.labels for f in frames])
+            images, labels = [f.image for f in frames], [f.labels for f in frames]
+            np.savez(file, images=np.array(images), labels=np.array(labels))
     return path
 
 
@@ -84,13 +87,16 @@ def load(seeds: range, recipe: TeacherRecipe, cache: Path, workers: int) -> tupl
         jobs = [pool.submit(render, seed, recipe, cache) for seed in seeds]
         paths = [job.result() for job in track(jobs, "rendering towns", console=_console)]
     stored = [np.load(path) for path in paths]
-    return tuple(np.concatenate([s[key] for s in stored]) for key in ("images", "labels"))
+    images, labels = (np.concatenate([s[key] for s in stored]) for key in ("images", "labels"))
+    return images, labels
 
 
-def batches(images: Any, labels: Any, recipe: TeacherRecipe) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(
+    images: Any, labels: Any, recipe: TeacherRecipe, cycle: int
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches (B, 3, H, W) and labels (B, H/2, W/2), at which resolution the network answers."""
-    rng = np.random.default_rng(recipe.seed)
-    for _ in range(recipe.steps):
+    rng = np.random.default_rng([recipe.seed, cycle])
+    for _ in range(recipe.steps[cycle]):
         chosen = rng.choice(len(images), recipe.batch_size, replace=False)
         views = [augment(images[i], labels[i], rng) for i in chosen]
         yield torch.cat([v[0] for v in views]), torch.stack([v[1] for v in views])
@@ -115,22 +121,41 @@ def augment(image: Any, labels: Any, rng: np.random.Generator) -> tuple[Tensor, 
 
 
 def train(images: Any, labels: Any, recipe: TeacherRecipe) -> ESPNetv2:
-    """Cross-entropy, AdamW with one cycle, averaged weights."""
+    """Cycles that each begin with the averaged weights of the one before."""
     torch.manual_seed(recipe.seed)
     space = LabelSpace.load(SPACE)
     network = ESPNetv2(len(space), recipe.scale).to(memory_format=torch.channels_last)
+    weights = class_weights(labels, len(space), recipe.class_balance)
+    for cycle in range(len(recipe.steps)):
+        train_cycle(network, batches(images, labels, recipe, cycle), weights, recipe, cycle)
+    return network.eval()
+
+
+def class_weights(labels: Any, classes: int, exponent: float) -> Tensor:
+    """(C,) inverse frequencies to a power, of mean 1 over the pixels."""
+    counts = np.bincount(labels[labels >= 0], minlength=classes)
+    share = torch.tensor(np.maximum(counts / counts.sum(), 1e-4), dtype=torch.float32)
+    weights = share**-exponent
+    return weights / (weights * share).sum()
+
+
+def train_cycle(
+    network: ESPNetv2,
+    data: Iterator[tuple[Tensor, Tensor]],
+    weights: Tensor,
+    recipe: TeacherRecipe,
+    cycle: int,
+) -> None:
+    """Cross-entropy, AdamW with one cycle; leaves the averaged weights in the network."""
+    steps = recipe.steps[cycle]
     averaged = AveragedModel(
         network, multi_avg_fn=get_ema_multi_avg_fn(recipe.average), use_buffers=True
     )
-    counts = np.bincount(labels[labels >= 0], minlength=len(space))
-    share = torch.tensor(np.maximum(counts / counts.sum(), 1e-4), dtype=torch.float32)
-    weights = share**-recipe.class_balance
-    weights /= (weights * share).sum()
     rate, decay = recipe.learning_rate, recipe.weight_decay
     optimizer = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, recipe.steps, pct_start=0.2)
-    steps = track(batches(images, labels, recipe), "training", recipe.steps, console=_console)
-    for step, (pixels, truth) in enumerate(steps):
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps, pct_start=0.2)
+    shown = track(data, f"training, cycle {cycle + 1}", steps, console=_console)
+    for step, (pixels, truth) in enumerate(shown):
         logits = network.train()(pixels.contiguous(memory_format=torch.channels_last))
         loss = F.cross_entropy(logits, truth, weights, ignore_index=-1)
         optimizer.zero_grad()
@@ -140,7 +165,7 @@ def train(images: Any, labels: Any, recipe: TeacherRecipe) -> ESPNetv2:
         averaged.update_parameters(network)
         if step % 20 == 0:
             _console.print(f"step {step}: loss {loss.item():.3f}")
-    return averaged.module.eval()  # type: ignore[no-any-return]
+    network.load_state_dict(averaged.module.state_dict())
 
 
 @torch.inference_mode()
@@ -163,9 +188,10 @@ def measure(network: ESPNetv2, images: Any, labels: Any) -> dict[str, Any]:
 
 def save(network: ESPNetv2, recipe: TeacherRecipe, metrics: dict[str, Any], path: Path) -> None:
     """Weights in float16, with what they are and how good they are in the header."""
+    last = recipe.first_seed + recipe.towns - 1
     about = {
         "network": f"ESPNetv2 s{recipe.scale}", "label_space": SPACE,
-        "sources": f"simulated, seeds {recipe.first_seed} to {recipe.first_seed + recipe.towns - 1}",
+        "sources": f"simulated drives, seeds {recipe.first_seed} to {last}",
         "recipe": recipe.model_dump(), "metrics": metrics,
     }  # fmt: skip
     state = {
@@ -183,13 +209,10 @@ def main(
     cache: Annotated[Path, typer.Option(help="Folder of rendered images.")] = Path(
         "runs/teacher_images"
     ),
-    steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
-    towns: Annotated[int | None, typer.Option(help="Towns to train on.")] = None,
     workers: Annotated[int, typer.Option(help="Processes that render.")] = 2,
 ) -> None:
     """Render, train, measure in other towns, write."""
-    given = {"steps": steps, "towns": towns}
-    recipe = TeacherRecipe(**{k: v for k, v in given.items() if v is not None})
+    recipe = TeacherRecipe()
     seeds = range(recipe.first_seed, recipe.first_seed + recipe.towns)
     images, labels = load(seeds, recipe, cache, workers)
     started = time.process_time()

@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import shutil
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -102,7 +104,8 @@ def run_demo(settings: DemoSettings, out: Path) -> dict[str, Any]:
     recipe = settings.recipe()
     with _step("2/5 distilling a LiDAR network from the camera images", "distil", seconds):
         if not (out / "run" / FILE_NAME).is_file():
-            distill([str(bag) for bag in training], recipe, out / "run")
+            with _quiet():
+                distill([str(bag) for bag in training], recipe, out / "run")
     # the camera-less network labels a drive that it has never seen
     with _step("3/5 replaying another drive to it, LiDAR only", "replay", seconds):
         answers = _replay(settings, live, out)
@@ -119,7 +122,7 @@ def _claim(settings: DemoSettings, out: Path) -> None:
     """Go on in a folder of the same settings, replace a demo of others, refuse anything else."""
     wanted, stored = settings.model_dump(), out / _SETTINGS
     if stored.is_file() and read_yaml(stored) != wanted:
-        shutil.rmtree(out)
+        shutil.rmtree(out)  # a demo, as its settings show
     elif not stored.is_file() and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} holds something that is not a demo; choose another --out")
     write_atomic(stored, yaml.safe_dump(wanted, sort_keys=False))
@@ -131,6 +134,20 @@ def _step(title: str, name: str, seconds: dict[str, float]) -> Iterator[None]:
     started = time.monotonic()
     yield
     seconds[name] = round(time.monotonic() - started, 1)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what Lightning says to those who write training code."""
+    log = logging.getLogger("lightning.pytorch")
+    level = log.level
+    log.setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            log.setLevel(level)
 
 
 def _bag(drive: SimulatedDrive, path: Path) -> Path:

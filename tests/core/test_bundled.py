@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The networks that come with the package."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+
+from pcseg_core.bundled import bundled_file
+from pcseg_core.checkpoint import load_checkpoint
+from pcseg_core.data.simulated import SimulatedDrive
+from pcseg_core.errors import InputError
+from pcseg_core.evaluation.evaluator import evaluate
+from pcseg_core.evaluation.metrics import Confusion
+from pcseg_core.labels import LabelSpace
+from pcseg_core.learning.recipe import load_recipe
+from pcseg_core.online.segmenter import Segmenter
+from pcseg_core.vision.pixel_classes import TeacherConfig, load_teacher
+
+RECIPE = Path(__file__).parents[2] / "training" / "recipes" / "simulated.yaml"
+TEACHER = "bundled:simulation_teacher"
+
+
+def test_sizes() -> None:
+    checkpoint, teacher = bundled_file("bundled"), bundled_file(TEACHER)
+    assert checkpoint is not None and checkpoint.stat().st_size < 5_000_000
+    assert teacher is not None and teacher.stat().st_size < 500_000
+
+
+def test_the_checkpoint_was_made_from_simulated_drives_by_its_recipe() -> None:
+    _, meta = load_checkpoint(Path("bundled"))
+    sources = list(meta.metrics["poses"])
+    assert sources and all(source.startswith("simulated:") for source in sources)
+    assert meta.recipe == load_recipe(RECIPE).model_dump(mode="json")
+    assert meta.label_space["name"] == "street"
+
+
+def test_the_teacher_says_that_it_saw_simulated_drives_alone() -> None:
+    with safe_open(str(bundled_file(TEACHER)), framework="pt") as file:
+        about = json.loads(file.metadata()["pcseg_teacher"])
+    assert about["sources"].startswith("simulated drives")
+    assert about["metrics"]["street_accuracy"] > 0.8
+    held_out = range(about["recipe"]["held_out_seed"], about["recipe"]["held_out_seed"] + 5)
+    first, towns = about["recipe"]["first_seed"], about["recipe"]["towns"]
+    assert not set(held_out) & set(range(first, first + towns))
+
+
+def test_both_know_a_town_that_they_never_saw() -> None:
+    drive = SimulatedDrive(7001, sweeps=1, beams=32, columns=512, width=320, height=192)
+    report = evaluate(Segmenter.load("bundled"), drive)
+    assert report.accuracy is not None and report.accuracy > 0.7
+    config = TeacherConfig(weights=TEACHER, label_space="simulation", scales=(1.0,), flip=False)
+    teacher, frame = load_teacher(config), drive[0].cameras[0]
+    labels = teacher.probabilities(frame.image).argmax(0)
+    confusion = Confusion(len(LabelSpace.load("simulation")))
+    confusion.update(labels, frame.labels[::2, ::2])
+    assert confusion.accuracy > 0.6
+
+
+def test_unknown_names_list_what_there_is() -> None:
+    assert bundled_file("runs/first") is None
+    with pytest.raises(InputError, match="bundled:simulation_teacher, bundled:street"):
+        bundled_file("bundled:nothing")

@@ -76,7 +76,7 @@ def test_missing_package_names_the_pip_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(MissingDependency, match=r"pip install 'pcseg\[viewer\]'") as error:
+    with pytest.raises(MissingDependency, match=r"pip install 'pcseg_ros\[viewer\]'") as error:
         require("no_such_package_anywhere.submodule", "viewer")
     assert isinstance(error.value, (PcsegError, ImportError))
     (tmp_path / "needs_another_one.py").write_text("import no_such_package_anywhere")

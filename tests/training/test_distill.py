@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Distillation end to end on a small simulated drive: seeds, resuming, refusals, faults."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import pcseg_core.learning.distill as distillation
+from pcseg_core.checkpoint import load_checkpoint
+from pcseg_core.data import open_drive
+from pcseg_core.data.sample import CameraFrame, Sample
+from pcseg_core.errors import InputError
+from pcseg_core.learning.dataset import LabelledSweep
+from pcseg_core.learning.distill import distill
+from pcseg_core.learning.recipe import LossConfig, OptimizerConfig, Recipe, load_recipe
+from pcseg_core.models.student import StudentConfig
+from pcseg_core.online.segmenter import Segmenter
+from pcseg_core.vision.espnetv2 import ESPNetv2
+from pcseg_core.vision.pixel_classes import TeacherConfig
+
+SOURCE = "simulated:seed=5,sweeps=3,beams=16,columns=256,cameras=1,width=96,height=64"
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    torch.manual_seed(0)
+    weights = tmp_path_factory.mktemp("weights") / "teacher.safetensors"
+    save_file(ESPNetv2(20, 0.5).state_dict(), str(weights))
+    return Recipe(
+        teacher=TeacherConfig(weights=weights, scales=(1.0,), flip=False),
+        student=StudentConfig(depth=14, width=0.25, voxel_size_m=0.5),
+        optimizer=OptimizerConfig(steps=6, batch_size=1),
+        loss=LossConfig(min_confidence=0.0),
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pcseg_core.learning.module.STEPS_PER_EPOCH", 2)
+        patch.setattr("pcseg_core.learning.runs.STEPS_PER_EPOCH", 2)
+        distill([SOURCE], recipe, out, device="cpu")
+    return out
+
+
+def test_a_run_leaves_a_segmenter_and_what_it_was_taught(whole: Path) -> None:
+    metrics = load_checkpoint(whole)[1].metrics
+    assert metrics["sweeps"] == 3 and metrics["steps"] == 6
+    assert sum(metrics["class_shares"].values()) == pytest.approx(1, abs=1e-3)
+    sample = open_drive(SOURCE)[0]
+    result = Segmenter.load(whole, device="cpu", precision="fp32").segment(sample.cloud)
+    near = np.linalg.norm(sample.cloud.xyz, axis=1) < 80
+    assert near.any() and (result.labels[near] >= 0).all()
+    taught = [LabelledSweep.load(p) for p in sorted((whole / "pseudo_labels").glob("*.npz"))]
+    assert len(taught) == 3 and all((t.label >= 0).any() for t in taught)
+
+
+class _KilledError(Exception):
+    pass
+
+
+def test_a_killed_run_goes_on_to_the_same_result(
+    whole: Path, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pcseg_core.learning.module as module
+
+    for name in ("module", "runs"):
+        monkeypatch.setattr(f"pcseg_core.learning.{name}.STEPS_PER_EPOCH", 2)
+    real, steps = module.DistillModule.training_step, []
+
+    def fragile(self: object, batch: object, index: int) -> torch.Tensor:
+        steps.append(index)
+        if len(steps) == 4:
+            raise _KilledError
+        return real(self, batch, index)
+
+    monkeypatch.setattr(module.DistillModule, "training_step", fragile)
+    out = tmp_path / "killed"
+    with pytest.raises(_KilledError):
+        distill([SOURCE], recipe, out, device="cpu")
+    assert not (out / "checkpoint.safetensors").exists()
+    monkeypatch.setattr(module.DistillModule, "training_step", real)
+    distill([SOURCE], recipe, out, device="cpu")
+    resumed, expected = load_checkpoint(out)[0], load_checkpoint(whole)[0]
+    assert resumed.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.allclose(resumed[name], tensor, atol=1e-6), name
+
+
+def test_a_run_directory_belongs_to_one_recipe(whole: Path, recipe: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="another recipe"):
+        distill([SOURCE], recipe.model_copy(update={"seed": 1}), whole, device="cpu")
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="not empty"):
+        distill([SOURCE], recipe, tmp_path, device="cpu")
+
+
+class _Poisoned:
+    """A drive with an image that does not decode, a cloud of NaN and a camera that sees nothing."""
+
+    name, label_space, pose_source = "poisoned", None, "none"
+    scenes = ("a", "a", "a", "a")
+    skipped: Counter[str] = Counter()
+
+    def __init__(self) -> None:
+        self.samples = [open_drive(SOURCE)[i % 3] for i in range(4)]
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = self.samples[index]
+        if index == 1:
+            frame = sample.cameras[0]
+
+            def broken() -> np.ndarray:
+                raise InputError("camera_0 at 3: the image does not decode")
+
+            sample.cameras = [
+                CameraFrame(frame.name, frame.stamp_ns, frame.camera, frame.T_cam_lidar, broken)
+            ]
+        if index == 2:
+            sample.cloud.xyz = np.full_like(sample.cloud.xyz, np.nan)
+        if index == 3:
+            sample.cameras = []
+        return sample
+
+
+def test_poisoned_sweeps_are_counted_and_skipped(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distillation, "open_drive", lambda _: _Poisoned())
+    short = recipe.model_copy(update={"optimizer": OptimizerConfig(steps=1, batch_size=1)})
+    metrics = distill(["poisoned"], short, tmp_path / "run", device="cpu")
+    assert metrics["sweeps"] == 1
+    assert sum(metrics["skipped"].values()) == 3
+    reasons = " ".join(metrics["skipped"])
+    assert "does not decode" in reasons and "no finite points" in reasons and "no camera" in reasons
+
+
+def test_features_can_be_regressed(recipe: Recipe, tmp_path: Path) -> None:
+    loss = LossConfig(cross_entropy=0, lovasz=0, regression=1)
+    optimizer = OptimizerConfig(steps=2, batch_size=1, sector_deg=360)
+    wanted = recipe.model_copy(update={"loss": loss, "optimizer": optimizer})
+    metrics = distill([SOURCE], wanted, tmp_path / "run", device="cpu")
+    assert 0 < metrics["final"]["regression"] < 2
+    assert Segmenter.load(tmp_path / "run", device="cpu").student.config.feature_channels == 32
+
+
+def test_recipes_name_what_is_wrong(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("teacher: {weights: w.safetensors}\noptimizer: {stepps: 5}\n")
+    with pytest.raises(InputError, match=r"optimizer\.stepps.*steps"):
+        load_recipe(path)
+    path.write_text("teacher: {weights: w.safetensors}\nloss: {cross_entropy: 0, lovasz: 0}\n")
+    with pytest.raises(InputError, match="nothing would be learned"):
+        load_recipe(path)
+    path.write_text("teacher: {weights: w.safetensors}\n")
+    assert load_recipe(path).teacher.weights == tmp_path / "w.safetensors"

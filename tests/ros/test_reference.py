@@ -50,3 +50,10 @@ def test_table_has_a_row_for_every_parameter() -> None:
     assert "| `camera.rate` | double | `10.0` | greater than 0.0" in parameter_table(Nested)
     assert "| `depth` | integer | `2` | 1 to 5 |" in parameter_table(Nested)
     assert '| `camera.names` | string array | `["a", "b"]` |' in parameter_table(Nested)
+
+
+def test_table_of_the_readme_is_the_generated_one() -> None:
+    text = (ROOT / "README.md").read_text()
+    start = text.index("\n", text.index("<!-- parameters:")) + 1
+    table = text[start : text.index("<!-- /parameters -->")]
+    assert table == parameter_table(), "paste: python -m pcseg_ros.reference table"

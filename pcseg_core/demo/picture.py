@@ -77,8 +77,8 @@ def _headline(figure: Figure, height: int) -> None:
     )  # fmt: skip
     figure.text(
         left, 1 - 68 / height,
-        "A sweep of a simulated drive in a town that neither network has been trained in. "
-        "Colours are classes, see below.",
+        "A LiDAR sweep of a simulated drive, in streets that neither network was trained in. "
+        "1: its teacher's labels. 2 and 3: the sweep from above, the vehicle in the middle.",
         fontsize=11, color=pictures.FAINT,
     )  # fmt: skip
 
@@ -109,7 +109,7 @@ def _draw_images(
         looking = "ahead" if k == 0 else "back" if len(frames) == 2 else frame.name
         title = f"Camera looking {looking}"
         if k == 0:
-            title = f"1  An image network labels what cameras see: points in the {title.lower()}"
+            title = f"1  An image network labels what the cameras see ({title.lower()})"
         colors = pictures.label_colors(taught[far_first], space.palette)
         pictures.overlay(
             axes, frame.image, projection.uv[far_first], colors, title=title, point_size=5.0,

@@ -32,7 +32,7 @@ from pcseg_core.errors import InputError, MissingDependency
 from pcseg_core.files import write_atomic
 from pcseg_core.labels import LabelSpace
 from pcseg_core.learning.distill import distill
-from pcseg_core.learning.recipe import OptimizerConfig, Recipe
+from pcseg_core.learning.recipe import LossConfig, OptimizerConfig, Recipe
 from pcseg_core.models.student import StudentConfig
 from pcseg_core.online.segmenter import Segmenter
 from pcseg_core.viewer import drive_views, record
@@ -58,7 +58,7 @@ class DemoSettings(Section):
     width: int = Field(640, ge=64, description="Image width [px]")
     height: int = Field(384, ge=64, description="Image height [px]")
     voxel_size_m: float = Field(0.2, gt=0.01, le=2, description="Voxels of the student [m]")
-    steps: int = Field(200, ge=1, description="Steps of the student's training")
+    steps: int = Field(150, ge=1, description="Steps of the student's training")
     use_ros: bool = Field(True, description="Replay over DDS through the ROS 2 node")
 
     def drive(self, number: int, sweeps: int) -> SimulatedDrive:
@@ -77,7 +77,10 @@ class DemoSettings(Section):
         )  # fmt: skip
         student = StudentConfig(depth=14, width=0.25, voxel_size_m=self.voxel_size_m)
         optimizer = OptimizerConfig(steps=self.steps, learning_rate=6e-3, average=0.97)
-        return Recipe(teacher=teacher, student=student, optimizer=optimizer, seed=self.seed)
+        loss = LossConfig(min_confidence=0.45)  # the teacher is small, and seldom sure
+        return Recipe(
+            teacher=teacher, student=student, optimizer=optimizer, loss=loss, seed=self.seed
+        )
 
 
 def run_demo(settings: DemoSettings, out: Path) -> dict[str, Any]:

@@ -67,3 +67,12 @@ def test_damaged_checkpoint_leaves_the_node_unconfigured(
         (tmp_path / "checkpoint.safetensors").write_bytes(whole)
         assert node.change("configure")
         assert node.state() == "inactive"
+
+
+def test_without_a_checkpoint_the_bundled_one_runs(client: Client) -> None:
+    with NodeProcess(program=PROGRAM) as process:
+        node = client.attach(process)
+        sent = sweep(3000)
+        expected = Segmenter.load("bundled").segment(read_sweep(sent, 0.0))
+        assert np.mean(field_of(node.exchange(sent), "label") == expected.labels) > 0.99
+        assert "checkpoint 'bundled' with the classes road, " in process.output

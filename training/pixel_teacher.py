@@ -51,7 +51,7 @@ class TeacherRecipe(Section):
     height: int = Field(192, ge=64, description="Image height [px]")
     scale: float = Field(0.5, gt=0, description="Width of the network, see ESPNetv2")
     steps: tuple[int, ...] = Field(
-        (180, 300, 300), min_length=1, description="Optimiser steps of each cycle of the learning rate"
+        (180, 300, 300), min_length=1, description="Optimiser steps of each cycle of the rate"
     )
     batch_size: int = Field(4, ge=1, description="Images per step")
     learning_rate: float = Field(8e-3, gt=0, description="Highest learning rate (one cycle)")

@@ -78,7 +78,7 @@ def _headline(figure: Figure, height: int) -> None:
     figure.text(
         left, 1 - 68 / height,
         "A LiDAR sweep of a simulated drive, in streets that neither network was trained in. "
-        "1: its teacher's labels. 2 and 3: the sweep from above, the vehicle in the middle.",
+        "Below: the same sweep from above, with the vehicle in the middle.",
         fontsize=11, color=pictures.FAINT,
     )  # fmt: skip
 

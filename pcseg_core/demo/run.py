@@ -48,35 +48,48 @@ class DemoSettings(Section):
     """How large the demo is; the defaults end within six minutes on two cores."""
 
     seed: int = Field(0, ge=0, le=10_000, description="Towns, streets, traffic and training")
-    training_drives: int = Field(3, ge=1, le=40, description="Drives the student learns from")
-    training_sweeps: int = Field(10, ge=1, description="Sweeps of each")
+    training_drives: int = Field(10, ge=1, le=40, description="Drives the student learns from")
+    training_sweeps: int = Field(
+        4, ge=1, description="Sweeps of each: many short drives teach more than one long one"
+    )
     replay_sweeps: int = Field(20, ge=1, description="Sweeps of the drive that is replayed")
     rate_hz: float = Field(5.0, ge=1, le=20, description="Sweeps per second [Hz]")
     speed_mps: float = Field(10.0, ge=0, le=30, description="Speed of the vehicle [m/s]")
     beams: int = Field(64, ge=1, le=128, description="Beams of the LiDAR")
     columns: int = Field(1024, ge=16, le=4096, description="Firings of all beams per sweep")
-    width: int = Field(640, ge=64, description="Image width [px]")
-    height: int = Field(384, ge=64, description="Image height [px]")
-    voxel_size_m: float = Field(0.2, gt=0.01, le=2, description="Voxels of the student [m]")
-    steps: int = Field(150, ge=1, description="Steps of the student's training")
+    width: int = Field(640, ge=64, description="Image width, half of it in training drives [px]")
+    height: int = Field(384, ge=64, description="Image height, likewise [px]")
+    voxel_size_m: float = Field(0.15, gt=0.01, le=2, description="Voxels of the student [m]")
+    steps: int = Field(400, ge=1, description="Steps of the student's training")
     use_ros: bool = Field(True, description="Replay over DDS through the ROS 2 node")
 
-    def drive(self, number: int, sweeps: int) -> SimulatedDrive:
-        """A drive of this demo; each number is another town."""
+    def training_drive(self, number: int) -> SimulatedDrive:
+        """A drive to learn from; each number is another town."""
+        return self._drive(number, self.training_sweeps, self.width // 2, self.height // 2)
+
+    def live_drive(self) -> SimulatedDrive:
+        """The drive that is replayed, in a town of its own."""
+        return self._drive(51, self.replay_sweeps, self.width, self.height)
+
+    def _drive(self, number: int, sweeps: int, width: int, height: int) -> SimulatedDrive:
         return SimulatedDrive(
             _FIRST_SEED + 100 * self.seed + number, sweeps=sweeps, beams=self.beams,
-            columns=self.columns, width=self.width, height=self.height, rate_hz=self.rate_hz,
+            columns=self.columns, width=width, height=height, rate_hz=self.rate_hz,
             speed_mps=self.speed_mps,
+        )  # fmt: skip
+
+    def teacher(self, width: int) -> TeacherConfig:
+        """The bundled teacher for images of a width, which it sees at the width it knows."""
+        return TeacherConfig(
+            weights=Path(f"{BUNDLED}:simulation_teacher"), label_space="simulation",
+            scales=(_TEACHER_WIDTH_PX / width,), flip=True,
         )  # fmt: skip
 
     def recipe(self) -> Recipe:
         """Teacher, student and training."""
-        teacher = TeacherConfig(
-            weights=Path(f"{BUNDLED}:simulation_teacher"), label_space="simulation",
-            scales=(_TEACHER_WIDTH_PX / self.width,), flip=False,
-        )  # fmt: skip
+        teacher = self.teacher(self.width // 2)
         student = StudentConfig(depth=14, width=0.25, voxel_size_m=self.voxel_size_m)
-        optimizer = OptimizerConfig(steps=self.steps, learning_rate=6e-3, average=0.97)
+        optimizer = OptimizerConfig(steps=self.steps, learning_rate=6e-3)
         loss = LossConfig(min_confidence=0.45)  # the teacher is small, and seldom sure
         return Recipe(
             teacher=teacher, student=student, optimizer=optimizer, loss=loss, seed=self.seed
@@ -99,12 +112,12 @@ def run_demo(settings: DemoSettings, out: Path) -> dict[str, Any]:
     # record what the robot would have recorded
     with _step("1/5 recording drives through simulated towns", "record", seconds):
         training = [
-            _bag(settings.drive(k, settings.training_sweeps), out / "bags" / f"training_{k}")
+            _bag(settings.training_drive(k), out / "bags" / f"training_{k}")
             for k in range(settings.training_drives)
         ]
-        live = _bag(settings.drive(51, settings.replay_sweeps), out / "bags" / "live")
+        live = _bag(settings.live_drive(), out / "bags" / "live")
     # a network for the LiDAR learns from what a network for images says; no label is used
-    recipe = settings.recipe()
+    recipe, teacher = settings.recipe(), settings.teacher(settings.width)
     with _step("2/5 distilling a LiDAR network from the camera images", "distil", seconds):
         if not (out / "run" / FILE_NAME).is_file():
             with _quiet():
@@ -113,9 +126,9 @@ def run_demo(settings: DemoSettings, out: Path) -> dict[str, Any]:
     with _step("3/5 replaying another drive to it, LiDAR only", "replay", seconds):
         answers = _replay(settings, live, out)
     with _step("4/5 measuring against exact truth", "measure", seconds):
-        scores, bundled = _measure(recipe.labels, live, answers, recipe.teacher, out)
+        scores, bundled = _measure(recipe.labels, live, answers, teacher, out)
     with _step("5/5 drawing", "draw", seconds):
-        _draw(settings, live, scores, recipe, out)
+        _draw(live, scores, recipe.labels, teacher, out)
     report = _report(settings, answers, scores, bundled, seconds)
     write_atomic(out / "report.json", json.dumps(report, indent=1))
     return report
@@ -179,15 +192,16 @@ def _measure(
 
 
 def _draw(
-    settings: DemoSettings, bag: Path, scores: Scores, recipe: Recipe, out: Path
+    bag: Path, scores: Scores, config: PseudoLabelConfig, teacher: TeacherConfig, out: Path
 ) -> None:
     drive, segmenter = open_drive(f"bag:{bag}"), Segmenter.load(out / "run")
     sample = drive[len(drive) // 2]
-    picture.draw(sample, segmenter, load_teacher(recipe.teacher), recipe.labels, scores,
+    picture.draw(sample, segmenter, load_teacher(teacher), config, scores,
                  out / "picture.png")  # fmt: skip
     try:
-        space = LabelSpace.load(recipe.labels.label_space)
-        record(drive_views(drive, space, segmenter, range(len(drive))), space, out / "drive.rrd")
+        space = LabelSpace.load(config.label_space)
+        views = drive_views(drive, space, segmenter, range(len(drive)))
+        record(views, space, out / "drive.rrd", max_points=30_000)
     except MissingDependency as problem:
         console.print(f"[yellow]   no drive.rrd: {problem}[/]")
 

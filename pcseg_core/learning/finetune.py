@@ -26,6 +26,7 @@ from pcseg_core.learning.module import DistillModule
 from pcseg_core.learning.probe import Scan
 from pcseg_core.learning.recipe import AugmentConfig, LossConfig, OptimizerConfig, Recipe
 from pcseg_core.learning.runs import finish, slug, train
+from pcseg_core.learning.schedule import adamw
 from pcseg_core.models.student import Points, Student, StudentConfig
 
 PRETRAINED, SCRATCH = "pretrained", "scratch"
@@ -81,12 +82,8 @@ class FinetuneModule(DistillModule):
         rates = self.rates
         pair = (rates.head_learning_rate, rates.trunk_learning_rate)
         head_rate, trunk_rate = pair if self.pretrained else (rates.scratch_learning_rate,) * 2
-        optimizer = torch.optim.AdamW(
-            [{"params": head, "lr": head_rate}, {"params": trunk, "lr": trunk_rate}],
-            weight_decay=rates.optimizer.weight_decay,
-        )
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        groups = [{"params": head, "lr": head_rate}, {"params": trunk, "lr": trunk_rate}]
+        return adamw(groups, rates.optimizer)
 
 
 def few_scenes(scenes: Sequence[str], percent: float, seed: int = 0) -> list[str]:

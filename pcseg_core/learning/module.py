@@ -15,6 +15,7 @@ from pcseg_core.distill.losses import feature_regression, lovasz_softmax, weight
 from pcseg_core.labels import IGNORE
 from pcseg_core.learning.dataset import Batch, LabelledSweep, StepDataset
 from pcseg_core.learning.recipe import Recipe
+from pcseg_core.learning.schedule import adamw
 from pcseg_core.models.student import Student
 
 STEPS_PER_EPOCH = 50  # a run resumes at an epoch's start, so at most this many steps are repeated
@@ -84,20 +85,7 @@ class DistillModule(lightning.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW, linear warm-up, cosine decay to zero."""
-        config = self.recipe.optimizer
-        optimizer = torch.optim.AdamW(
-            self.student.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
-        )
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def _rate(self, step: int) -> float:
-        config = self.recipe.optimizer
-        warm = max(1, round(config.warmup * config.steps))
-        if step < warm:
-            return (step + 1) / warm
-        progress = (step - warm) / max(1, config.steps - warm)
-        return 0.5 * (1 + float(torch.cos(torch.tensor(min(1.0, progress) * torch.pi))))
+        return adamw(self.student.parameters(), self.recipe.optimizer)
 
 
 def vote(

@@ -22,6 +22,7 @@ from pcseg_core.learning.distributed import gather_rows, ranks, synchronize
 from pcseg_core.learning.module import STEPS_PER_EPOCH
 from pcseg_core.learning.pretrain_dataset import PretrainBatch, PretrainDataset
 from pcseg_core.learning.pretrain_recipe import PretrainRecipe
+from pcseg_core.learning.schedule import adamw
 from pcseg_core.learning.views import Entry
 from pcseg_core.models.student import Student
 
@@ -223,21 +224,7 @@ class PretrainModule(lightning.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW, linear warm-up, cosine decay to zero."""
-        config = self.recipe.optimizer
-        trained = [*self.student.parameters(), *self.heads.parameters()]
-        optimizer = torch.optim.AdamW(
-            trained, lr=config.learning_rate, weight_decay=config.weight_decay
-        )
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def _rate(self, step: int) -> float:
-        config = self.recipe.optimizer
-        warm = max(1, round(config.warmup * config.steps))
-        if step < warm:
-            return (step + 1) / warm
-        progress = (step - warm) / max(1, config.steps - warm)
-        return 0.5 * (1 + float(torch.cos(torch.tensor(min(1.0, progress) * torch.pi))))
+        return adamw([*self.student.parameters(), *self.heads.parameters()], self.recipe.optimizer)
 
     def _took(self, stage: str) -> None:
         now = time.perf_counter()

@@ -29,6 +29,11 @@ class NodeConfig(Section):
     backend: Literal["auto", "torch", "native", "torchsparse"] = Field(
         "auto", description="Implementation of the sparse convolutions"
     )
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto",
+        description="Arithmetic of the network on a CPU; auto takes bf16 where the CPU multiplies "
+        "it itself (avx512_bf16)",
+    )
     autostart: bool = Field(
         True, description="Configure and activate at start, without waiting for a lifecycle manager"
     )

@@ -46,7 +46,8 @@ def load_segmenter(config: NodeConfig) -> Any:
     from pcseg_core.sparse import set_backend
 
     set_backend(config.backend)  # for the whole process, which is this node's
-    segmenter = Segmenter.load(config.checkpoint or BUNDLED, device=config.device)
+    checkpoint = config.checkpoint or BUNDLED
+    segmenter = Segmenter.load(checkpoint, config.device, config.precision)
     segmenter.segment(_warm_up_cloud())  # libraries allocate and tune on first use
     return segmenter
 

@@ -46,6 +46,11 @@ def write_atomic(path: str | os.PathLike[str], data: bytes | str) -> None:
         os.fsync(file.fileno())
 
 
+def slug(name: str) -> str:
+    """A name as part of a file name: what is not a letter, digit, - or _ becomes _."""
+    return "".join(c if c.isalnum() or c in "-_" else "_" for c in name)
+
+
 def _temporary_folder(target: Path) -> Path:
     """Make a hidden folder beside the target: the same file system, so that rename works."""
     try:

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,38 +22,14 @@ from pcseg_core.camera import CameraModel
 from pcseg_core.cloud import PointCloud
 from pcseg_core.data.images import image_size, read_image
 from pcseg_core.data.kitti_files import read_floats, sweep_fault
+from pcseg_core.data.nuscenes_tables import LIDAR, KeyFrame, key_frames, table_folder
 from pcseg_core.data.sample import Box, CameraFrame, Sample
 from pcseg_core.data.semantic_kitti import raw_id_table
 from pcseg_core.errors import InputError
 from pcseg_core.geometry import Trajectory, compose, invert
 from pcseg_core.labels import LabelSpace
 
-LIDAR = "LIDAR_TOP"
 LIDAR_COLUMNS = 5  # x, y, z, intensity (0..255), ring
-
-
-@dataclass(frozen=True)
-class KeyFrame:
-    """One key frame, as either of the two layouts describes it.
-
-    Attributes:
-        name, scene: names for the sample.
-        stamp_ns: the sweep's stamp.
-        lidar: the sweep's file.
-        cameras: (name, stamp_ns, image file, K (3, 3), T_cam_lidar static) of each camera.
-        trajectory: T_world_lidar over the scene.
-        labels: lidarseg file, where there is one.
-        boxes: gives the boxes in the LiDAR frame; None where the source has none.
-    """
-
-    name: str
-    scene: str
-    stamp_ns: int
-    lidar: Path
-    cameras: list[tuple[str, int, Path, Any, Any]]
-    trajectory: Trajectory
-    labels: Path | None
-    boxes: Callable[[], list[Box]] | None
 
 
 class NuScenesDrive:
@@ -101,8 +76,6 @@ class NuScenesDrive:
         )
 
     def _describe(self) -> list[KeyFrame]:
-        from pcseg_core.data.nuscenes_tables import key_frames, table_folder
-
         try:
             if (self.path / "sample.json").is_file() and not (
                 self.path / "sample_data.json"

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,13 +14,38 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pcseg_core.data.nuscenes import LIDAR, KeyFrame
 from pcseg_core.data.sample import Box
 from pcseg_core.errors import InputError
 from pcseg_core.geometry import Trajectory, compose, from_quaternion, invert
 
 Float64 = npt.NDArray[np.float64]
 Row = dict[str, Any]
+
+LIDAR = "LIDAR_TOP"
+
+
+@dataclass(frozen=True)
+class KeyFrame:
+    """One key frame, as either of the two layouts describes it.
+
+    Attributes:
+        name, scene: names for the sample.
+        stamp_ns: the sweep's stamp.
+        lidar: the sweep's file.
+        cameras: (name, stamp_ns, image file, K (3, 3), T_cam_lidar static) of each camera.
+        trajectory: T_world_lidar over the scene.
+        labels: lidarseg file, where there is one.
+        boxes: gives the boxes in the LiDAR frame; None where the source has none.
+    """
+
+    name: str
+    scene: str
+    stamp_ns: int
+    lidar: Path
+    cameras: list[tuple[str, int, Path, Any, Any]]
+    trajectory: Trajectory
+    labels: Path | None
+    boxes: Callable[[], list[Box]] | None
 
 
 def table_folder(path: Path) -> Path:

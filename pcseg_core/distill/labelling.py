@@ -23,7 +23,7 @@ from pcseg_core.distill.pseudo_labels import (
     label_points,
 )
 from pcseg_core.errors import InputError, PcsegError
-from pcseg_core.files import atomic_path
+from pcseg_core.files import atomic_path, slug
 from pcseg_core.labels import IGNORE, LabelSpace, grouping
 from pcseg_core.vision.pixel_classes import PixelClasses, TeacherConfig
 
@@ -156,7 +156,7 @@ class Labeller:
 
     def _seen(self, source: str, drive: Drive, index: int) -> SeenSweep:
         key = hashlib.sha256(f"{source}\n{self.key}".encode()).hexdigest()[:16]
-        path = self.cache / f"{_slug(drive.name)}-{index:06d}-{key}.npz"
+        path = self.cache / f"{slug(drive.name)}-{index:06d}-{key}.npz"
         if path.is_file():
             return SeenSweep.load(path)
         sweep = self._look(drive[index])
@@ -212,10 +212,6 @@ def _cache_key(teacher: TeacherConfig, config: PseudoLabelConfig, with_features:
         "format": 1,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def _slug(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "-_" else "_" for c in name)
 
 
 def class_shares(labelled: Sequence[Labelled], space: LabelSpace) -> dict[str, float]:

@@ -16,7 +16,7 @@ from pcseg_core.errors import InputError
 from pcseg_core.evaluation.baselines import raw_inputs
 from pcseg_core.evaluation.metrics import Confusion
 from pcseg_core.evaluation.report import Figures, merge_of
-from pcseg_core.files import write_atomic
+from pcseg_core.files import slug, write_atomic
 from pcseg_core.labels import LabelSpace
 from pcseg_core.learning.pretrain import pretrain
 from pcseg_core.learning.pretrain_recipe import PretrainRecipe
@@ -28,7 +28,6 @@ from pcseg_core.learning.probe import (
     read_scans,
     untrained,
 )
-from pcseg_core.learning.runs import slug
 
 RAW, UNTRAINED = "raw inputs", "random"
 

@@ -12,7 +12,7 @@ import torch
 
 from pcseg_core.data import Drive, open_drive
 from pcseg_core.distill.labelling import Labelled, Labeller, class_shares
-from pcseg_core.files import atomic_path
+from pcseg_core.files import atomic_path, slug
 from pcseg_core.learning.dataset import LabelledSweep
 from pcseg_core.learning.module import DistillModule
 from pcseg_core.learning.recipe import Recipe
@@ -24,7 +24,6 @@ from pcseg_core.learning.runs import (
     identity,
     on_gpu,
     run_recipe,
-    slug,
     train,
 )
 from pcseg_core.models.student import Student

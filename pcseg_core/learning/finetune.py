@@ -19,13 +19,13 @@ from pcseg_core.errors import InputError
 from pcseg_core.evaluation.evaluator import truth_of
 from pcseg_core.evaluation.metrics import Confusion
 from pcseg_core.evaluation.report import Figures, merge_of
-from pcseg_core.files import write_atomic
+from pcseg_core.files import slug, write_atomic
 from pcseg_core.labels import IGNORE, LabelSpace
 from pcseg_core.learning.dataset import LabelledSweep
 from pcseg_core.learning.module import DistillModule
 from pcseg_core.learning.probe import Scan
 from pcseg_core.learning.recipe import AugmentConfig, LossConfig, OptimizerConfig, Recipe
-from pcseg_core.learning.runs import finish, slug, train
+from pcseg_core.learning.runs import finish, train
 from pcseg_core.learning.schedule import adamw
 from pcseg_core.models.student import Points, Student, StudentConfig
 

@@ -70,11 +70,6 @@ def on_gpu(device: str) -> bool:
     return device == "cuda" or (device == "auto" and torch.cuda.is_available())
 
 
-def slug(name: str) -> str:
-    """A name as a file name."""
-    return "".join(c if c.isalnum() or c in "-_" else "_" for c in name)
-
-
 def bar(*columns: Any, first: Any = None) -> Progress:
     """A progress bar on stderr."""
     start = first or TextColumn("{task.description}")

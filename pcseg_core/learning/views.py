@@ -19,10 +19,9 @@ import numpy.typing as npt
 from pcseg_core.data import Drive, Sample
 from pcseg_core.distill.temporal import TemporalConfig, temporal_segments
 from pcseg_core.errors import InputError, PcsegError, require
-from pcseg_core.files import atomic_path
+from pcseg_core.files import atomic_path, slug
 from pcseg_core.labels import IGNORE
 from pcseg_core.learning.pretrain_recipe import ViewConfig
-from pcseg_core.learning.runs import slug
 from pcseg_core.projection import project_sample
 from pcseg_core.vision.image_cache import SuperpixelCache, image_key
 from pcseg_core.vision.pixel_features import PixelFeatures

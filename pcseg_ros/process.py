@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from types import FrameType
 from typing import NoReturn
 
 import rclpy
@@ -37,9 +38,7 @@ def serve(make_node: Callable[[], ServedNode], args: Sequence[str] | None = None
     Returns:
         Exit code: 0 after a signal, 2 if arguments or parameters are wrong.
     """
-    # SIGTERM interrupts a long start as SIGINT does; rclpy's handlers call these in turn.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signals = _Signals()
     _keep_freed_memory()
     try:
         rclpy.init(args=list(args) if args is not None else None)
@@ -54,11 +53,13 @@ def serve(make_node: Callable[[], ServedNode], args: Sequence[str] | None = None
         node.start()
         executor = SingleThreadedExecutor()
         executor.add_node(node)
-        executor.spin()
+        signals.interrupt = False
+        if not signals.received:
+            executor.spin()
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
     except Exception as error:
-        if rclpy.ok():  # else a signal took the context away during the start
+        if rclpy.ok() and not signals.received:  # else a signal broke off what it was doing
             if not isinstance(error, PcsegError):
                 raise
             code = _complain(error)
@@ -67,6 +68,26 @@ def serve(make_node: Callable[[], ServedNode], args: Sequence[str] | None = None
             signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C must not break the ending
         _end(node, code)
     return code
+
+
+class _Signals:
+    """What SIGINT and SIGTERM do beside rclpy's own handlers, which end the context, then call these.
+
+    A long start is interrupted by an exception. While spinning nothing may be raised: it would
+    come up inside a conversion of rclpy, which reports it as an error of its own, and the end of
+    the context stops the executor anyway.
+    """
+
+    def __init__(self) -> None:
+        self.interrupt = True
+        self.received = False
+        signal.signal(signal.SIGINT, self._receive)
+        signal.signal(signal.SIGTERM, self._receive)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = True
+        if self.interrupt:
+            raise KeyboardInterrupt
 
 
 def _keep_freed_memory() -> None:

@@ -36,11 +36,14 @@ class Segmentation:
         labels: (N,) int32 class ids; IGNORE for points that are not finite or out of range.
         confidence: (N,) float32 probability of the label in 0..1; 0 where there is none.
         timings_ms: wall time of each stage [ms].
+        probabilities: (N, C) float32 of every class, rows sum to 1, 0 where there is no label;
+            None where they were not asked for.
     """
 
     labels: np.ndarray
     confidence: np.ndarray
     timings_ms: dict[str, float] = field(default_factory=dict)
+    probabilities: np.ndarray | None = None
 
 
 class Segmenter:
@@ -89,13 +92,20 @@ class Segmenter:
         return cls(student, space, meta, device, precision)
 
     @torch.inference_mode()
-    def segment(self, cloud: PointCloud) -> Segmentation:
-        """Label every point of a sweep; order and number of points are kept."""
+    def segment(self, cloud: PointCloud, probabilities: bool = False) -> Segmentation:
+        """Label every point of a sweep; order and number of points are kept.
+
+        Args:
+            cloud: the sweep.
+            probabilities: also give those of every class, for fusion over time or with cameras.
+        """
         timings: dict[str, float] = {}
         with _stage("prepare", timings):
             kept, points = self._points(cloud)
         labels = np.full(len(cloud), IGNORE, np.int32)
         confidence = np.zeros(len(cloud), np.float32)
+        shape = (len(cloud), len(self.label_space))
+        every = np.zeros(shape, np.float32) if probabilities else None
         if len(kept):
             with _stage("voxelize", timings):
                 voxels = self.student.voxelize(points)
@@ -103,10 +113,13 @@ class Segmenter:
             with _stage("infer", timings):
                 logits = self._network(sparse).feats
             with _stage("label", timings):
-                top, winner = logits.float().softmax(1).max(1)
+                likely = logits.float().softmax(1)
+                top, winner = likely.max(1)
                 labels[kept] = winner.to(torch.int32)[voxels.inverse].cpu().numpy()
                 confidence[kept] = top[voxels.inverse].cpu().numpy()
-        return Segmentation(labels, confidence, timings)
+                if every is not None:
+                    every[kept] = likely[voxels.inverse].cpu().numpy()
+        return Segmentation(labels, confidence, timings, every)
 
     def _points(self, cloud: PointCloud) -> tuple[np.ndarray, Points]:
         """Positions of the usable points, and the points themselves."""

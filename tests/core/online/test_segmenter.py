@@ -76,6 +76,21 @@ def test_points_without_a_position_keep_their_slot(run: Path) -> None:
     assert (nothing.labels == IGNORE).all()
 
 
+def test_probabilities_of_every_class_belong_to_the_labels(run: Path) -> None:
+    segmenter = Segmenter.load(run, device="cpu")
+    sweep = cloud(3000)
+    sweep.xyz[7] = np.nan
+    result = segmenter.segment(sweep, probabilities=True)
+    assert result.probabilities is not None
+    assert result.probabilities.shape == (3000, 8) and result.probabilities.dtype == np.float32
+    used = result.labels != IGNORE
+    assert np.allclose(result.probabilities[used].sum(1), 1, atol=1e-5)
+    assert (result.probabilities[~used] == 0).all()
+    assert (result.probabilities.argmax(1)[used] == result.labels[used]).all()
+    assert np.array_equal(result.probabilities.max(1), result.confidence)
+    assert segmenter.segment(sweep).probabilities is None
+
+
 def test_a_missing_device_is_named(run: Path) -> None:
     with pytest.raises(InputError, match="banana"):
         Segmenter.load(run, device="banana")

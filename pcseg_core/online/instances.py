@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Instances of things in one sweep: connected cells of the ground plane, per class."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+from pcseg_core.errors import InputError
+
+_REACH_M = 150.0  # farther points are too sparse to be connected, and the grid stays small
+
+
+def cluster_instances(
+    xyz: npt.NDArray[Any],
+    labels: npt.NDArray[Any],
+    classes: Iterable[int],
+    *,
+    cell_m: float = 0.3,
+    min_points: int = 10,
+) -> npt.NDArray[np.uint32]:
+    """Number the objects of a sweep.
+
+    Points of one class whose cells touch, corners included, are one instance: Euclidean clustering
+    (Rusu 2009, section 6.2) on the ground plane, with a distance of one to two cells. Things stand
+    side by side on the ground, so that the height may be left out, and the gaps between the beams
+    of a LiDAR, which grow with the distance, do not tear them apart.
+
+    Args:
+        xyz: (N, 3) points, z up, m; those that are not finite or beyond 150 m get no instance.
+        labels: (N,) class ids.
+        classes: ids of the things among them.
+        cell_m: edge of a cell, m.
+        min_points: smaller clusters are none.
+
+    Returns:
+        (N,) ids: 1 for the first instance, 0 where there is none. They say nothing of the sweeps
+        before and after.
+
+    Raises:
+        InputError: shapes differ, or the cell is not positive.
+    """
+    if len(xyz) != len(labels) or cell_m <= 0:
+        raise InputError(f"instances: {len(xyz)} points, {len(labels)} labels, cell of {cell_m} m")
+    ids = np.zeros(len(labels), np.uint32)
+    count = 0
+    for class_id in classes:
+        members = np.flatnonzero(labels == class_id)
+        plane = np.asarray(xyz)[members, :2]
+        near = (np.abs(plane) < _REACH_M).all(axis=1)  # False for NaN
+        members, plane = members[near], plane[near]
+        if not len(members):
+            continue
+        found = _connected(plane, cell_m)
+        large = np.bincount(found) >= min_points
+        numbers = np.cumsum(large, dtype=np.uint32) + np.uint32(count)
+        ids[members] = np.where(large, numbers, 0)[found]
+        count = int(numbers[-1])
+    return ids
+
+
+def _connected(plane: npt.NDArray[Any], cell_m: float) -> npt.NDArray[np.int64]:
+    """Index of the connected region of each point (M, 2), from 0."""
+    cells = np.floor(plane / cell_m).astype(np.int64)
+    cells -= cells.min(axis=0)
+    grid = np.zeros(cells.max(axis=0) + 1, dtype=bool)
+    grid[cells[:, 0], cells[:, 1]] = True
+    regions, _ = ndimage.label(grid, structure=np.ones((3, 3)))
+    found: npt.NDArray[np.int64] = regions[cells[:, 0], cells[:, 1]].astype(np.int64) - 1
+    return found

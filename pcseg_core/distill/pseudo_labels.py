@@ -190,7 +190,7 @@ def carry_labels(
     Returns:
         Per sweep (N_i,) int16 labels and (N_i,) float32 confidence.
     """
-    keys = [_world_keys(xyz, pose, config.carry_voxel_m) for xyz, pose in zip(clouds, poses)]
+    keys = [world_keys(xyz, pose, config.carry_voxel_m) for xyz, pose in zip(clouds, poses)]
     seen = np.concatenate([k[e.index] for k, e in zip(keys, evidence)])
     if len(seen) == 0:
         return [label_points(own, len(xyz)) for xyz, own in zip(clouds, evidence)]
@@ -202,7 +202,7 @@ def carry_labels(
     return labelled
 
 
-def _world_keys(xyz: np.ndarray, pose: np.ndarray, voxel: float) -> np.ndarray:
+def world_keys(xyz: np.ndarray, pose: np.ndarray, voxel: float) -> np.ndarray:
     """(N,) int64 packed world voxel of each point; -1 for non-finite points."""
     finite = np.isfinite(xyz).all(1)
     cells = np.floor(transform(pose, np.where(finite[:, None], xyz, 0.0)) / voxel).astype(np.int64)

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+import torch
 from pydantic import Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -21,9 +24,12 @@ from pcseg_core.bundled import BUNDLED, bundled_file
 from pcseg_core.config import Section
 from pcseg_core.errors import InputError
 from pcseg_core.files import atomic_path
+from pcseg_core.text_table import TextTable
 
 FILE_NAME = "checkpoint.safetensors"
 _HEADER_KEY = "pcseg"
+_VECTORS, _CENTRE = "text_table.vectors", "text_table.centre"
+_TEXT = (_VECTORS, _CENTRE)
 
 
 class CheckpointMeta(Section):
@@ -34,12 +40,49 @@ class CheckpointMeta(Section):
     label_space: dict[str, Any] = Field(description="Classes of the outputs, in order")
     recipe: dict[str, Any] = Field(default_factory=dict, description="Recipe of the training")
     metrics: dict[str, Any] = Field(default_factory=dict, description="Figures of the training")
+    text: dict[str, Any] | None = Field(
+        None, description="Words of the text table, and temperature and class words of the run"
+    )
     pcseg_version: str = Field(__version__, description="Version that wrote the file")
 
 
-def save_checkpoint(path: Path, state: Mapping[str, Tensor], meta: CheckpointMeta) -> None:
-    """Write a checkpoint; the file appears whole or not at all."""
+@dataclass(frozen=True, eq=False)
+class CheckpointText:
+    """What a checkpoint knows of words, so that running it needs no text encoder.
+
+    Attributes:
+        table: its words with their vectors.
+        classes: class name -> words that mean it, in the order of the label space.
+        temperature: of the cosine classifier.
+    """
+
+    table: TextTable
+    classes: dict[str, tuple[str, ...]]
+    temperature: float = 0.07
+
+
+def save_checkpoint(
+    path: Path,
+    state: Mapping[str, Tensor],
+    meta: CheckpointMeta,
+    text: CheckpointText | None = None,
+) -> None:
+    """Write a checkpoint; the file appears whole or not at all.
+
+    Args:
+        path: the file.
+        state: tensors of the student.
+        meta: what the checkpoint says of itself; `meta.text` comes from `text`.
+        text: the words it knows.
+    """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    if text is not None:
+        assert text.table.centre is not None
+        tensors[_VECTORS] = torch.from_numpy(text.table.vectors.astype(np.float16))
+        tensors[_CENTRE] = torch.from_numpy(text.table.centre.astype(np.float32))
+        words = {k: list(v) for k, v in text.classes.items()}
+        header = {**text.table.header(), "classes": words, "temperature": text.temperature}
+        meta = meta.model_copy(update={"text": header})
     with atomic_path(path) as temporary:
         save_file(tensors, str(temporary), metadata={_HEADER_KEY: meta.model_dump_json()})
 
@@ -47,10 +90,36 @@ def save_checkpoint(path: Path, state: Mapping[str, Tensor], meta: CheckpointMet
 def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], CheckpointMeta]:
     """Read a checkpoint file, the one inside a run directory, or the bundled one ("bundled").
 
+    Returns:
+        The student's tensors, and what the checkpoint says of itself.
+
     Raises:
         InputError: there is none, it is damaged, or something else than pcseg wrote it.
     """
+    state, meta = _read(checkpoint_file(path))
+    return {name: tensor for name, tensor in state.items() if name not in _TEXT}, meta
+
+
+def load_text(path: Path) -> CheckpointText | None:
+    """The words that a checkpoint knows; None for one without.
+
+    Raises:
+        InputError: see load_checkpoint; or its words and vectors do not fit each other.
+    """
     file = checkpoint_file(path)
+    state, meta = _read(file)
+    if meta.text is None:
+        return None
+    if _VECTORS not in state:
+        raise InputError(f"checkpoint {file} names words but has no tensor '{_VECTORS}'")
+    vectors = state[_VECTORS].float().numpy()
+    centre = state[_CENTRE].float().numpy() if _CENTRE in state else None
+    table = TextTable.from_parts(meta.text, vectors, centre)
+    classes = {str(k): tuple(v) for k, v in dict(meta.text.get("classes", {})).items()}
+    return CheckpointText(table, classes, float(meta.text.get("temperature", 0.07)))
+
+
+def _read(file: Path) -> tuple[dict[str, Tensor], CheckpointMeta]:
     try:
         with safe_open(str(file), framework="pt") as handle:
             header = (handle.metadata() or {}).get(_HEADER_KEY)

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.optim.swa_utils import AveragedModel
 
-from pcseg_core.checkpoint import FILE_NAME, CheckpointMeta, save_checkpoint
+from pcseg_core.checkpoint import FILE_NAME, CheckpointMeta, CheckpointText, save_checkpoint
 from pcseg_core.config import Section, parse_section, read_yaml
 from pcseg_core.errors import InputError
 from pcseg_core.files import write_atomic
@@ -151,14 +151,19 @@ def train(
 
 
 def finish(
-    student: Student, space: LabelSpace, recipe: Section, metrics: dict[str, Any], out: Path
+    student: Student,
+    space: LabelSpace,
+    recipe: Section,
+    metrics: dict[str, Any],
+    out: Path,
+    text: CheckpointText | None = None,
 ) -> None:
-    """Write the checkpoint and metrics.json of a run."""
+    """Write the checkpoint, with the words it knows, and metrics.json of a run."""
     meta = CheckpointMeta(
         student=student.config.model_dump(mode="json"),
         label_space=space.to_dict(),
         recipe=recipe.model_dump(mode="json"),
         metrics=metrics,
     )
-    save_checkpoint(out / FILE_NAME, student.state_dict(), meta)
+    save_checkpoint(out / FILE_NAME, student.state_dict(), meta, text)
     write_atomic(out / "metrics.json", json.dumps(metrics, indent=1))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -50,6 +51,12 @@ class StudentConfig(Section):
     feature_channels: int = Field(
         0, ge=0, le=4096, description="Size of the teacher's features that a second head regresses"
     )
+    text_channels: int = Field(
+        0,
+        ge=0,
+        le=4096,
+        description="Size of the text space that a further head answers words in; 0 for none",
+    )
 
 
 def input_channels(config: StudentConfig) -> int:
@@ -84,12 +91,14 @@ class StudentOutput:
         features: (M, D) penultimate features.
         regressed: (M, F) prediction of the teacher's features; None without that head.
         voxels: which voxel each point lies in.
+        text: (M, D) unit vectors in the text space; None without that head.
     """
 
     logits: Tensor
     features: Tensor
     regressed: Tensor | None
     voxels: Voxels
+    text: Tensor | None = None
 
 
 class Student(nn.Module):
@@ -112,6 +121,10 @@ class Student(nn.Module):
                 nn.ReLU(),
                 nn.Linear(2 * width, config.feature_channels),
             )
+        # Linear, so that any set of words folds with it into one small matrix.
+        self.text_head: nn.Linear | None = None
+        if config.text_channels:
+            self.text_head = nn.Linear(self.network.feature_channels, config.text_channels)
 
     def voxelize(self, points: Points) -> Voxels:
         """Voxels of the points on the configured grid."""
@@ -151,4 +164,23 @@ class Student(nn.Module):
         voxels = self.voxelize(points)
         features = self.network.features(self.sparse_input(points, voxels))
         regressed = self.regression(features) if self.regression is not None else None
-        return StudentOutput(self.network.classifier(features), features, regressed, voxels)
+        text = None
+        if self.text_head is not None:
+            text = F.normalize(self.text_head(features), dim=1)
+        return StudentOutput(self.network.classifier(features), features, regressed, voxels, text)
+
+
+def cosine_logits(
+    features_unit: Tensor, class_vectors: Tensor, temperature: float = 0.07
+) -> Tensor:
+    """Logits of a cosine classifier: <z, t_c> / tau.
+
+    Args:
+        features_unit: (M, D) unit rows.
+        class_vectors: (C, D) unit rows.
+        temperature: tau.
+
+    Returns:
+        (M, C), between -1/tau and 1/tau.
+    """
+    return features_unit @ class_vectors.t() / temperature

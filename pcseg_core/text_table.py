@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Words and their vectors in the space of a text encoder."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+
+from pcseg_core.errors import InputError
+from pcseg_core.files import atomic_path
+
+_SEPARATORS = re.compile(r"[\s_\-]+")
+_QUALIFIER = re.compile(r"\([^)]*\)")
+
+
+def word_key(word: str) -> str:
+    """A word in the one spelling it is looked up by: NFKC, case folded, '_' and '-' as spaces."""
+    folded = unicodedata.normalize("NFKC", word).casefold()
+    return _SEPARATORS.sub(" ", folded).strip()
+
+
+def unit_rows(vectors: np.ndarray) -> np.ndarray:
+    """(W, D) float32 rows of length 1; zero rows stay zero."""
+    values = np.asarray(vectors, np.float32)
+    return values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
+
+
+@dataclass(frozen=True, eq=False)
+class TextTable:
+    """Words with a unit vector each; the `TextSpace` of a checkpoint, which needs no text encoder.
+
+    Attributes:
+        name: of the space, for example "lvis"; vectors of one name are comparable.
+        words: in the order of the rows.
+        vectors: (W, D) float32 unit rows.
+        synonyms: further spellings -> word.
+        generated: words whose vector is no text encoder's, but a fixed random direction.
+        centre: (D,) float32 that was subtracted from every encoder's unit vector before it was
+            normalised again; zeros where nothing was.
+
+    Raises:
+        InputError: no words, another number of vectors than words, or vectors that are not
+            finite or of length 0.
+    """
+
+    name: str
+    words: tuple[str, ...]
+    vectors: np.ndarray
+    synonyms: Mapping[str, str] = field(default_factory=dict)
+    generated: frozenset[str] = frozenset()
+    centre: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        shape = np.shape(self.vectors)
+        if len(shape) != 2 or shape[0] != len(self.words) or not self.words:
+            raise InputError(
+                f"text table '{self.name}': {len(self.words)} words but vectors of shape {shape}; "
+                "expected one row per word"
+            )
+        vectors = np.asarray(self.vectors, np.float32)
+        lengths = np.linalg.norm(vectors, axis=1)
+        if not np.isfinite(lengths).all() or (lengths == 0).any():
+            worst = self.words[int(np.argmin(np.nan_to_num(lengths, nan=-1.0, posinf=-1.0)))]
+            raise InputError(f"text table '{self.name}': the vector of '{worst}' is no direction")
+        object.__setattr__(self, "vectors", unit_rows(vectors))
+        if self.centre is None:
+            object.__setattr__(self, "centre", np.zeros(shape[1], np.float32))
+        object.__setattr__(self, "_rows", self._index())
+
+    @property
+    def channels(self) -> int:
+        """Size D of the space."""
+        return int(self.vectors.shape[1])
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    def _index(self) -> dict[str, int]:
+        """Row of every spelling; one that could mean several words means none of them."""
+        rows: dict[str, int] = {}
+        for row, word in enumerate(self.words):
+            rows.setdefault(word_key(word), row)
+        own = dict(rows)
+        aliases = [(alias, rows[word_key(w)]) for alias, w in self.synonyms.items()]
+        for spellings in (
+            [(word_key(alias), row) for alias, row in aliases],
+            [(_bare(word), row) for row, word in enumerate(self.words)],
+            [(_bare(alias), row) for alias, row in aliases],
+        ):
+            for spelling, row in _unambiguous(spellings).items():
+                rows.setdefault(spelling, row)
+        return rows | own
+
+    def find(self, word: str) -> int | None:
+        """Row of a word, or None.
+
+        Case, '_' and '-', and Unicode's compatibility forms make no difference; a qualifier in
+        brackets ("bus (vehicle)") may be left out where that leaves one word only.
+        """
+        rows: dict[str, int] = self._rows  # type: ignore[attr-defined]
+        return rows.get(word_key(word))
+
+    def known(self, word: str) -> bool:
+        """Whether the word has a vector."""
+        return self.find(word) is not None
+
+    def embed(self, words: Sequence[str]) -> np.ndarray:
+        """(n, D) float32 unit vectors of words.
+
+        Raises:
+            InputError: words without a vector; names each of them with the nearest spellings.
+        """
+        rows = [self.find(word) for word in words]
+        unknown = [word for word, row in zip(words, rows) if row is None]
+        if unknown:
+            raise InputError(self._no_vector(unknown))
+        return self.vectors[np.array(rows, np.intp)]
+
+    def near(self, word: str, count: int = 3) -> list[str]:
+        """Words of similar spelling, or that contain it, most similar first."""
+        rows: dict[str, int] = self._rows  # type: ignore[attr-defined]
+        key = word_key(word)[:100]
+        part = [row for spelling, row in rows.items() if key and key in spelling.split()]
+        close = difflib.get_close_matches(key, list(rows), n=count)
+        found = dict.fromkeys(part[:count] + [rows[spelling] for spelling in close])
+        return [self.words[row] for row in found][:count]
+
+    def _no_vector(self, unknown: Sequence[str]) -> str:
+        hints = []
+        for word in unknown[:8]:
+            near = self.near(word)
+            hints.append(f"'{word[:40]}'" + (f" (near: {', '.join(near)})" if near else ""))
+        rest = f" and {len(unknown) - 8} more" if len(unknown) > 8 else ""
+        return (
+            f"no vector for {', '.join(hints)}{rest}; text space '{self.name}' has {len(self)} "
+            "words. `pcseg words` lists them, and adds others from the weights of a text encoder"
+        )
+
+    def select(self, words: Sequence[str]) -> TextTable:
+        """The table of these words alone."""
+        rows = [self.words[i] for i in dict.fromkeys(self._row(w) for w in words)]
+        kept = set(rows)
+        synonyms = {a: w for a, w in self.synonyms.items() if w in kept}
+        generated = self.generated & kept
+        vectors = self.embed(rows)
+        return TextTable(self.name, tuple(rows), vectors, synonyms, generated, self.centre)
+
+    def _row(self, word: str) -> int:
+        row = self.find(word)
+        if row is None:
+            raise InputError(self._no_vector([word]))
+        return row
+
+    def join(self, other: TextTable) -> TextTable:
+        """This table and the words of `other` that are not spelled out here.
+
+        Raises:
+            InputError: another size of vectors.
+        """
+        if other.channels != self.channels:
+            raise InputError(
+                f"text tables '{self.name}' and '{other.name}' have vectors of {self.channels} "
+                f"and {other.channels} numbers; they are of different spaces"
+            )
+        own = {word_key(word) for word in self.words}
+        new = [i for i, word in enumerate(other.words) if word_key(word) not in own]
+        return TextTable(
+            self.name,
+            (*self.words, *(other.words[i] for i in new)),
+            np.concatenate([self.vectors, other.vectors[new]]),
+            {**other.synonyms, **self.synonyms},
+            self.generated | (other.generated & {other.words[i] for i in new}),
+            self.centre,
+        )
+
+    def centred(self) -> TextTable:
+        """The table with the mean of its vectors subtracted, so that cosines tell words apart.
+
+        Unit vectors of a text encoder lie in a narrow cone: those of unrelated words have
+        cosines of 0.7 and more. Without their mean, unrelated words are near orthogonal.
+        """
+        mean = self.vectors.mean(0)
+        moved = unit_rows(self.vectors - mean)
+        return TextTable(self.name, self.words, moved, self.synonyms, self.generated, mean)
+
+    def header(self) -> dict[str, Any]:
+        """Everything but the arrays, as plain values."""
+        return {
+            "name": self.name,
+            "words": list(self.words),
+            "synonyms": dict(self.synonyms),
+            "generated": sorted(self.generated),
+        }
+
+    @classmethod
+    def from_parts(
+        cls, header: Mapping[str, Any], vectors: np.ndarray, centre: np.ndarray | None
+    ) -> TextTable:
+        """Inverse of `header` and the arrays."""
+        try:
+            words, synonyms = tuple(map(str, header["words"])), dict(header["synonyms"])
+            return cls(
+                str(header["name"]),
+                words,
+                vectors,
+                synonyms,
+                frozenset(header["generated"]),
+                centre,
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"text table: header not understood ({error})") from None
+
+    def save(self, path: Path) -> None:
+        """Write as npz, without anything pickled; the file appears whole or not at all."""
+        assert self.centre is not None
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
+            header = np.frombuffer(json.dumps(self.header()).encode(), np.uint8)
+            np.savez(file, header=header, vectors=self.vectors, centre=self.centre)
+
+    @classmethod
+    def load(cls, path: Path) -> TextTable:
+        """Read what `save` wrote.
+
+        Raises:
+            InputError: no such file, or not a text table.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                header = json.loads(bytes(stored["header"]))
+                vectors, centre = stored["vectors"], stored["centre"]
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+            raise InputError(f"text table {path}: not readable ({error})") from None
+        return cls.from_parts(header, vectors, centre)
+
+
+def _bare(word: str) -> str:
+    """The key of a word without its qualifier in brackets."""
+    return word_key(_QUALIFIER.sub(" ", word))
+
+
+def _unambiguous(spellings: Sequence[tuple[str, int]]) -> dict[str, int]:
+    meanings: dict[str, set[int]] = {}
+    for spelling, row in spellings:
+        meanings.setdefault(spelling, set()).add(row)
+    return {s: min(rows) for s, rows in meanings.items() if len(rows) == 1 and s}

@@ -50,6 +50,24 @@ class LabelledSweep:
         arrays["scene"] = str(arrays["scene"])
         return LabelledSweep(**arrays)
 
+    def select(self, labels: np.ndarray, keep: np.ndarray) -> LabelledSweep:
+        """The points at positions `keep` (K,) in ascending order, with other labels (N,)."""
+        features, feature_index = None, None
+        if self.features is not None:
+            kept = self.kept_pairs(keep)
+            features, feature_index = self.features[kept >= 0], kept[kept >= 0]
+        return LabelledSweep(
+            self.xyz[keep], self.intensity[keep], labels[keep], self.confidence[keep], self.scene,
+            features, feature_index,
+        )  # fmt: skip
+
+    def kept_pairs(self, keep: np.ndarray) -> np.ndarray:
+        """(S,) int64 position of each point with features among `keep`, -1 for those left out."""
+        assert self.feature_index is not None
+        position = np.full(len(self.xyz), -1, np.int64)
+        position[keep] = np.arange(len(keep))
+        return position[self.feature_index]
+
     def confident(self, minimum: float) -> np.ndarray:
         """(N,) int64 labels, IGNORE where the confidence is below the minimum."""
         return np.where(self.confidence >= minimum, self.label, IGNORE).astype(np.int64)
@@ -100,7 +118,11 @@ class StepDataset(Dataset[Batch]):
     def __getitem__(self, index: int) -> Batch:
         rng = np.random.default_rng((self.recipe.seed, self.first + index))
         parts = [self._sector(rng) for _ in range(self.recipe.optimizer.batch_size)]
-        return _collate(parts)
+        return self.collate(parts)
+
+    def collate(self, parts: list[LabelledSweep]) -> Batch:
+        """Sectors of sweeps as one batch."""
+        return collate(parts)
 
     def _sector(self, rng: np.random.Generator) -> LabelledSweep:
         members = list(self.scenes.values())[rng.choice(len(self.scenes), p=self.scene_probability)]
@@ -109,7 +131,7 @@ class StepDataset(Dataset[Batch]):
         keep = _choose_sector(sweep.xyz, labels, self.recipe.optimizer.sector_deg, rng)
         keep &= rng.random(len(keep)) >= rng.uniform(0, self.recipe.augment.drop)
         keep &= _keep_beams(sweep.xyz, self.recipe.augment, rng)
-        cut = _select(sweep, labels, np.flatnonzero(keep))
+        cut = sweep.select(labels, np.flatnonzero(keep))
         cut.xyz = augment_points(cut.xyz, self.recipe.augment, rng)
         gain = rng.uniform(-1, 1) * self.recipe.augment.intensity_gain
         cut.intensity = np.clip(cut.intensity * np.float32(1 + gain), 0, 1)
@@ -143,24 +165,6 @@ def _keep_beams(xyz: np.ndarray, config: AugmentConfig, rng: np.random.Generator
     return kept[band]
 
 
-def _select(sweep: LabelledSweep, labels: np.ndarray, keep: np.ndarray) -> LabelledSweep:
-    features, feature_index = None, None
-    if sweep.features is not None and sweep.feature_index is not None:
-        position = np.full(len(sweep.xyz), -1, np.int64)
-        position[keep] = np.arange(len(keep))
-        kept = position[sweep.feature_index]
-        features, feature_index = sweep.features[kept >= 0], kept[kept >= 0]
-    return LabelledSweep(
-        sweep.xyz[keep],
-        sweep.intensity[keep],
-        labels[keep],
-        sweep.confidence[keep],
-        sweep.scene,
-        features,
-        feature_index,
-    )
-
-
 def augment_points(xyz: np.ndarray, config: AugmentConfig, rng: np.random.Generator) -> np.ndarray:
     """Rotate, mirror, tilt, scale, shift and jitter (N, 3) float32 points of one sweep."""
     yaw = rng.uniform(-np.pi, np.pi) if config.rotate else 0.0
@@ -186,7 +190,8 @@ def _rotation(yaw: float, pitch: float, roll: float) -> np.ndarray:
     return rz @ ry @ rx
 
 
-def _collate(parts: list[LabelledSweep]) -> Batch:
+def collate(parts: list[LabelledSweep]) -> Batch:
+    """Points, labels and features of sectors, one after the other."""
     sizes = [len(p.xyz) for p in parts]
     starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
     batch = np.repeat(np.arange(len(parts)), sizes)

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which classes of a label space are never labelled, and the words that all of them go by."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field
+
+from pcseg_core.config import Section, load_yaml
+from pcseg_core.errors import InputError
+from pcseg_core.labels import LabelSpace
+from pcseg_core.vision.text_space import TextSpace
+
+_FOLDER = Path(__file__).parents[1] / "splits"
+
+
+class Split(Section):
+    """Seen and unseen classes."""
+
+    label_space: str = Field(description="Label space, by name or path of its YAML file")
+    unseen: tuple[str, ...] = Field(min_length=1, description="Classes that are never labelled")
+    words: dict[str, tuple[str, ...]] = Field(
+        default_factory=dict,
+        description="Words of a class, by its name; default its name and synonyms",
+    )
+
+    @property
+    def space(self) -> LabelSpace:
+        """The label space."""
+        return LabelSpace.load(self.label_space)
+
+    @property
+    def mask(self) -> npt.NDArray[np.bool_]:
+        """(C,) bool: which classes are unseen."""
+        return np.isin(self.space.names, self.unseen)
+
+    def class_words(self, text: TextSpace) -> dict[str, tuple[str, ...]]:
+        """Class name -> its words that the text space knows, in the order of the ids.
+
+        Raises:
+            InputError: a class has no word there, or the split gives a word that is unknown.
+        """
+        found = {}
+        for entry in self.space.classes:
+            given = self.words.get(entry.name)
+            words = given or (entry.name, *entry.synonyms)
+            known = tuple(dict.fromkeys(word for word in words if text.known(word)))
+            if not known or (given and len(known) < len(set(given))):
+                missing = ", ".join(word for word in words if not text.known(word))
+                raise InputError(
+                    f"class '{entry.name}' of '{self.label_space}': the text space '{text.name}' "
+                    f"does not know {missing}; give other words for it under 'words' in the split"
+                )
+            found[entry.name] = known
+        return found
+
+
+def available_splits() -> tuple[str, ...]:
+    """Names of the splits that come with the package."""
+    return tuple(sorted(path.stem for path in _FOLDER.glob("*.yaml")))
+
+
+def load_split(source: str) -> Split:
+    """A split that comes with the package, by name, or any by the path of its YAML file.
+
+    Raises:
+        InputError: no such split or file, unknown keys, or classes that its space lacks.
+    """
+    file = _FOLDER / f"{source}.yaml" if source in available_splits() else Path(source)
+    if not file.is_file():
+        known = ", ".join(available_splits())
+        raise InputError(f"no split '{source}': expected one of {known}, or a .yaml file")
+    split = load_yaml(file, Split)
+    space = split.space
+    for name in (*split.unseen, *split.words):
+        space.index(name)
+    if len(set(split.unseen)) >= len(space):
+        raise InputError(f"{file}: all classes are unseen; leave one that is seen")
+    return split
+
+
+def class_vectors(text: TextSpace, words: dict[str, tuple[str, ...]]) -> npt.NDArray[np.float32]:
+    """(C, D) unit vectors of classes: the normalised mean over the words of each."""
+    means = np.stack([text.embed(list(group)).mean(0) for group in words.values()])
+    unit: npt.NDArray[np.float32] = means / np.linalg.norm(means, axis=1, keepdims=True)
+    return unit.astype(np.float32)

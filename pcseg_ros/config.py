@@ -67,8 +67,39 @@ class NodeConfig(Section):
         "dropped, s; 0 drops none. Needs sensor stamps in the node's clock",
         json_schema_extra=LIVE,
     )
+    prompts: tuple[str, ...] = Field(
+        (),
+        description="Classes in words, for a checkpoint that knows words: one entry a class, "
+        "'vehicle: car, truck, bus' for a group, '*' for everything else; empty at the start takes "
+        "the classes of the checkpoint",
+        json_schema_extra=LIVE,
+    )
     publish_rgb: bool = Field(
         False, description="Add the class colour as the field rgb", json_schema_extra=LIVE
+    )
+    publish_instances: bool = Field(
+        False,
+        description="Add the field instance: points of instance_classes that touch each other have "
+        "one number, 0 is none; numbers are not tracked from sweep to sweep",
+        json_schema_extra=LIVE,
+    )
+    instance_classes: tuple[str, ...] = Field(
+        ("vehicle", "person"), description="Classes that have instances", json_schema_extra=LIVE
+    )
+    instance_cell_m: float = Field(
+        0.3,
+        ge=0.05,
+        le=5.0,
+        description="Edge of the cells of the ground plane whose neighbours touch, m",
+        json_schema_extra=LIVE,
+    )
+    instance_min_points: int = Field(
+        10, ge=1, description="Smaller clusters are no instance", json_schema_extra=LIVE
+    )
+    filter_classes: tuple[str, ...] = Field(
+        (),
+        description="Classes of the points on filtered_points; empty takes all labeled points",
+        json_schema_extra=LIVE,
     )
     only_when_subscribed: bool = Field(
         True, description="Skip inference while nobody subscribes", json_schema_extra=LIVE

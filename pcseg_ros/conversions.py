@@ -7,11 +7,12 @@ import array
 from typing import Any
 
 import numpy as np
-from sensor_msgs.msg import PointCloud2, PointField
+import numpy.typing as npt
+from sensor_msgs.msg import Image, PointCloud2, PointField
 from std_msgs.msg import Header
 
 from pcseg_core.cloud import EncodedCloud, PointCloud, append_fields, pack_rgb, read_cloud
-from pcseg_core.labels import IGNORE, WIRE_UNLABELED, LabelSpace, to_wire
+from pcseg_core.labels import WIRE_UNLABELED, LabelSpace, to_wire
 
 
 def read_sweep(msg: PointCloud2, intensity_scale: float) -> PointCloud:
@@ -28,25 +29,63 @@ def labeled_message(
     labels: Any,
     confidence: Any,
     *,
-    min_confidence: float = 0.0,
+    instances: Any = None,
     space: LabelSpace | None = None,
 ) -> PointCloud2:
-    """The sweep with `label` (uint32), `confidence` (float32) and, given a space, `rgb` (float32).
+    """The sweep with `label` (uint32), `confidence` (float32), and `instance` (uint32) and `rgb`
+    (float32) where these are given.
 
     Header, fields, order and organisation stay those of `msg`.
 
     Args:
         labels: (N,) integers, -1 where unlabeled (65535 in the message).
         confidence: (N,) float32, 0 to 1.
-        min_confidence: points below it become unlabeled.
+        instances: (N,) uint32, 0 for none; None adds no such field.
         space: gives the colours of `rgb`; None adds no such field.
     """
     confidence = np.asarray(confidence, dtype=np.float32)
-    labels = np.where(confidence < min_confidence, IGNORE, np.asarray(labels))
-    fields = {"label": to_wire(labels), "confidence": confidence}
+    fields: dict[str, Any] = {"label": to_wire(labels), "confidence": confidence}
+    if instances is not None:
+        fields["instance"] = np.asarray(instances, dtype=np.uint32)
     if space is not None:
         fields["rgb"] = pack_rgb(space.colorize(labels))
     return cloud_message(msg.header, append_fields(msg, fields))
+
+
+def filtered_message(msg: PointCloud2, chosen: npt.NDArray[np.bool_]) -> PointCloud2:
+    """The chosen points of a cloud, all fields kept, unorganised.
+
+    Args:
+        msg: the cloud.
+        chosen: (N,) bool in the order of its points.
+    """
+    # Byte by byte: fields may overlap or leave gaps, and are copied as they are.
+    rows = np.frombuffer(msg.data, np.uint8)[: msg.height * msg.row_step]
+    points = rows.reshape(msg.height, msg.row_step)[:, : msg.width * msg.point_step]
+    kept = points.reshape(-1, msg.point_step)[chosen]
+    data = array.array("B")
+    data.frombytes(np.ascontiguousarray(kept).data)
+    return PointCloud2(
+        header=msg.header,
+        height=1,
+        width=len(kept),
+        fields=msg.fields,
+        is_bigendian=msg.is_bigendian,
+        point_step=msg.point_step,
+        row_step=len(kept) * msg.point_step,
+        data=data,
+        is_dense=msg.is_dense,
+    )
+
+
+def image_message(pixels: npt.NDArray[np.uint8], header: Header) -> Image:
+    """(H, W, 3) RGB as a message."""
+    data = array.array("B")
+    data.frombytes(np.ascontiguousarray(pixels).data)
+    height, width = pixels.shape[:2]
+    return Image(
+        header=header, height=height, width=width, encoding="rgb8", step=3 * width, data=data
+    )
 
 
 def cloud_message(header: Header, cloud: EncodedCloud) -> PointCloud2:

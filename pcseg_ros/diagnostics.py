@@ -14,8 +14,12 @@ REPLACED = "replaced by a newer sweep"
 TOO_OLD = "too old"
 MALFORMED = "malformed"
 FAILED = "inference failed"
+OUT_OF_MEMORY = "out of memory"
+DISABLED = "disabled"
+RESET = "reset"
 UNSUBSCRIBED = "nobody subscribes"
 
+_INTENDED = (UNSUBSCRIBED, DISABLED, RESET)
 _TOLERATED_DROPS = 0.1
 
 
@@ -27,13 +31,16 @@ def judge(state: str, fault: str, summary: Summary) -> tuple[bytes, str]:
         fault: why the node could not be configured, or "".
         summary: counters since the last report.
     """
-    drops = {r: n for r, n in summary.recent_drops.items() if r != UNSUBSCRIBED}
+    drops = {r: n for r, n in summary.recent_drops.items() if r not in _INTENDED}
     if fault:
         return DiagnosticStatus.ERROR, fault
     if state != "active":
         return DiagnosticStatus.OK, state
-    if FAILED in drops:
-        return DiagnosticStatus.ERROR, f"{FAILED}: {drops[FAILED]} sweeps"
+    for reason in (FAILED, OUT_OF_MEMORY):
+        if reason in drops:
+            return DiagnosticStatus.ERROR, f"{reason}: {drops[reason]} sweeps"
+    if DISABLED in summary.recent_drops:
+        return DiagnosticStatus.OK, DISABLED
     if not summary.recent_received:
         return DiagnosticStatus.WARN, "no sweeps received"
     if sum(drops.values()) > _TOLERATED_DROPS * summary.recent_received:
@@ -57,6 +64,8 @@ def values_of(summary: Summary) -> dict[str, str]:
         values[f"{stage} p95 (ms)"] = f"{high:.2f}"
     for reason, count in sorted(summary.dropped.items()):
         values[f"dropped: {reason}"] = str(count)
+    for event, count in sorted(summary.events.items()):
+        values[f"counted: {event}"] = str(count)
     return values
 
 

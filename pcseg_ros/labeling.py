@@ -3,23 +3,27 @@
 
 from __future__ import annotations
 
-import itertools
+import sys
+import threading
 import time
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from rclpy.node import Node
 from sensor_msgs.msg import PointCloud2
 
 from pcseg_core.errors import InputError
+from pcseg_core.labels import IGNORE, LabelSpace
 from pcseg_ros import conversions, diagnostics
 from pcseg_ros.config import NodeConfig
+from pcseg_ros.outputs import LabeledSweep, SweepOutputs
 from pcseg_ros.parameters import SectionParameters
 from pcseg_ros.statistics import SweepStatistics
 
 _LOG_PERIOD_S = 5.0
-_STAGES = ("queue", "decode", "inference", "encode")
 
 
 @dataclass
@@ -36,7 +40,7 @@ class SweepLabeler:
     Args:
         node: for its clock and log.
         segmenter: a `pcseg_core.online.segmenter.Segmenter`.
-        publisher: of PointCloud2.
+        outputs: what is published.
         settings: parameters, read anew for every sweep.
         statistics: where sweeps are counted.
     """
@@ -45,15 +49,26 @@ class SweepLabeler:
         self,
         node: Node,
         segmenter: Any,
-        publisher: Any,
+        outputs: SweepOutputs,
         settings: SectionParameters[NodeConfig],
         statistics: SweepStatistics,
     ) -> None:
         self._node = node
         self._segmenter = segmenter
-        self._publisher = publisher
+        self._outputs = outputs
         self._settings = settings
         self._statistics = statistics
+        self._busy = threading.Lock()  # the classes must not change while a sweep is in work
+
+    def set_prompts(self, prompts: Sequence[str]) -> LabelSpace:
+        """Change the classes from the next sweep on; waits for the sweep in work.
+
+        Raises:
+            InputError: words that the checkpoint does not know; the classes stay.
+        """
+        with self._busy:
+            space: LabelSpace = self._segmenter.set_prompts(list(prompts))
+            return space
 
     def label(self, sweep: Sweep) -> None:
         """Label and publish one sweep, or count why not.
@@ -61,41 +76,45 @@ class SweepLabeler:
         Raises:
             InputError: the message is malformed.
         """
-        config, marks = self._settings.current(), [sweep.received_s, time.monotonic()]
+        config, clock = self._settings.current(), StageClock(sweep.received_s)
+        clock.stop("queue")
         if reason := self._reason_to_skip(sweep.msg, config):
             self._statistics.drop(reason)
             return
-        cloud = conversions.read_sweep(sweep.msg, config.intensity_scale)
-        marks.append(time.monotonic())
-        result = self._segmenter.segment(cloud)
-        marks.append(time.monotonic())
-        labeled = conversions.labeled_message(
-            sweep.msg,
-            result.labels,
-            result.confidence,
-            min_confidence=config.min_confidence,
-            space=self._segmenter.label_space if config.publish_rgb else None,
-        )
-        self._publisher.publish(labeled)
-        marks.append(time.monotonic())
-        steps = [1e3 * (after - before) for before, after in itertools.pairwise(marks)]
-        stages = {**dict(zip(_STAGES, steps)), "latency": sum(steps)}
-        self._statistics.publish({**stages, "age": 1e3 * self._age_s(sweep.msg)})
+        with self._busy:
+            labeled = self._infer(sweep, config, clock)
+            self._outputs.publish_clouds(labeled, config)
+            clock.stop("encode")
+        stages = clock.stages() | {"age": 1e3 * self._age_s(sweep.msg)}
+        self._statistics.publish(stages)
+        self._outputs.publish_overlays(labeled)
+        self._outputs.publish_times(stages)
 
     def give_up(self, sweep: Sweep, error: Exception) -> None:
         """Count and report a sweep whose labeling raised; the node goes on."""
         if not self._node.context.ok():
             return  # the process is ending
-        malformed = isinstance(error, InputError)
-        self._statistics.drop(diagnostics.MALFORMED if malformed else diagnostics.FAILED)
-        text = str(error) if malformed else "".join(traceback.format_exception(error))
+        reason = _reason_of(error)
+        self._statistics.drop(reason)
+        expected = reason != diagnostics.FAILED
+        text = str(error) if expected else "".join(traceback.format_exception(error))
         stamp = conversions.stamp_ns(sweep.msg.header)
         self._node.get_logger().error(
             f"sweep {stamp} dropped: {text}", throttle_duration_sec=_LOG_PERIOD_S
         )
 
+    def _infer(self, sweep: Sweep, config: NodeConfig, clock: StageClock) -> LabeledSweep:
+        cloud = conversions.read_sweep(sweep.msg, config.intensity_scale)
+        clock.stop("decode")
+        result = self._segmenter.segment(cloud)
+        clock.stop("inference")
+        sure = result.confidence >= config.min_confidence
+        labels = np.where(sure, result.labels, IGNORE)
+        space = self._segmenter.label_space
+        return LabeledSweep(sweep.msg, cloud.xyz, labels, result.confidence, space)
+
     def _reason_to_skip(self, msg: PointCloud2, config: NodeConfig) -> str:
-        if config.only_when_subscribed and not self._publisher.get_subscription_count():
+        if config.only_when_subscribed and not self._outputs.wanted():
             return diagnostics.UNSUBSCRIBED
         if config.max_age_s and self._age_s(msg) > config.max_age_s:
             self._node.get_logger().warning(
@@ -109,3 +128,33 @@ class SweepLabeler:
     def _age_s(self, msg: PointCloud2) -> float:
         now_ns = self._node.get_clock().now().nanoseconds
         return 1e-9 * (now_ns - conversions.stamp_ns(msg.header))
+
+
+class StageClock:
+    """Durations of the stages of one sweep, from its arrival."""
+
+    def __init__(self, received_s: float) -> None:
+        self._begin_s = self._last_s = received_s
+        self._stages: dict[str, float] = {}
+
+    def stop(self, stage: str) -> None:
+        """A stage ends now."""
+        now = time.monotonic()
+        self._stages[stage] = 1e3 * (now - self._last_s)
+        self._last_s = now
+
+    def stages(self) -> dict[str, float]:
+        """Stage -> its duration, ms; `latency` is that of the whole."""
+        return self._stages | {"latency": 1e3 * (self._last_s - self._begin_s)}
+
+
+def _reason_of(error: Exception) -> str:
+    """Why a sweep is dropped that raised this."""
+    if isinstance(error, InputError):
+        return diagnostics.MALFORMED
+    if "out of memory" not in str(error):  # torch raises RuntimeError or a kind of it
+        return diagnostics.FAILED
+    torch: Any = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()  # blocks of other sizes, for the next sweep
+    return diagnostics.OUT_OF_MEMORY

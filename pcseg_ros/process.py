@@ -71,7 +71,7 @@ def serve(make_node: Callable[[], ServedNode], args: Sequence[str] | None = None
 
 
 class _Signals:
-    """What SIGINT and SIGTERM do beside rclpy's own handlers, which end the context, then call these.
+    """What SIGINT and SIGTERM do after rclpy's own handlers have ended the context.
 
     A long start is interrupted by an exception. While spinning nothing may be raised: it would
     come up inside a conversion of rclpy, which reports it as an error of its own, and the end of

@@ -8,53 +8,33 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
-from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import PointCloud2
+from std_srvs.srv import SetBool, Trigger
 
 from pcseg_core.bundled import BUNDLED
-from pcseg_core.cloud import PointCloud
-from pcseg_core.errors import PcsegError
-from pcseg_ros import diagnostics, qos
+from pcseg_core.errors import InputError, PcsegError
+from pcseg_core.labels import LabelSpace
+from pcseg_ros import diagnostics
 from pcseg_ros.classes import ClassAnnouncer
 from pcseg_ros.config import NodeConfig
 from pcseg_ros.labeling import Sweep, SweepLabeler
+from pcseg_ros.live_classes import LiveClasses
+from pcseg_ros.loading import load_segmenter
+from pcseg_ros.outputs import LABELED_TOPIC, SweepOutputs
 from pcseg_ros.parameters import SectionParameters
 from pcseg_ros.process import ServedNode, leave, serve
+from pcseg_ros.resources import process_values
 from pcseg_ros.statistics import SweepStatistics
 from pcseg_ros.subscriptions import SensorSubscription
 from pcseg_ros.worker import LatestWorker
 
 INPUT_TOPIC = "points"
-OUTPUT_TOPIC = "labeled_points"
 DIAGNOSTICS_TOPIC = "/diagnostics"
 
 _STOP_TIMEOUT_S = 10.0
-
-
-def load_segmenter(config: NodeConfig) -> Any:
-    """The `Segmenter` of the configured checkpoint.
-
-    Raises:
-        InputError: there is no usable checkpoint, or the device or backend is not to be had.
-    """
-    # These bring torch, which takes seconds: the node is on the graph before.
-    from pcseg_core.online.segmenter import Segmenter
-    from pcseg_core.sparse import set_backend
-
-    set_backend(config.backend)  # for the whole process, which is this node's
-    checkpoint = config.checkpoint or BUNDLED
-    segmenter = Segmenter.load(checkpoint, config.device, config.precision)
-    segmenter.segment(_warm_up_cloud())  # libraries allocate and tune on first use
-    return segmenter
-
-
-def _warm_up_cloud() -> PointCloud:
-    xyz = np.random.default_rng(0).uniform(-20.0, 20.0, (2000, 3))
-    return PointCloud(xyz=xyz.astype(np.float32), intensity=np.zeros(len(xyz), np.float32))
 
 
 class SegmentNode(LifecycleNode, ServedNode):
@@ -79,14 +59,19 @@ class SegmentNode(LifecycleNode, ServedNode):
         arguments.setdefault("node_name", "segment_node")
         super().__init__(automatically_declare_parameters_from_overrides=True, **arguments)
         self._segmenter_factory = segmenter_factory
-        self._settings = SectionParameters(self, NodeConfig)
-        self._classes = ClassAnnouncer(self)
-        self._statistics = SweepStatistics()
         self._segmenter: Any = None
+        self._announcer = ClassAnnouncer(self)
+        self._live_classes = LiveClasses(self, self, self._announcer.announce)
+        self._settings = SectionParameters(self, NodeConfig)
+        self._statistics = SweepStatistics()
         self._input: Any = None
-        self._output: Any = None
+        self._outputs: SweepOutputs | None = None
+        self._labeler: SweepLabeler | None = None
         self._worker: LatestWorker[Sweep] | None = None
+        self._enabled = True
         self._fault = ""
+        self.create_service(Trigger, "~/reset", self._on_reset)
+        self.create_service(SetBool, "~/enable", self._on_enable)
         self._diagnostics = self.create_publisher(DiagnosticArray, DIAGNOSTICS_TOPIC, 1)
         steady = Clock(clock_type=ClockType.STEADY_TIME)  # goes on while simulated time stands
         self.create_timer(self.config.diagnostics_period_s, self._report, clock=steady)
@@ -102,6 +87,26 @@ class SegmentNode(LifecycleNode, ServedNode):
         if self._segmenter is None:
             return "unconfigured"
         return "inactive" if self._worker is None else "active"
+
+    @property
+    def label_space(self) -> LabelSpace | None:
+        """The classes in force; None without a checkpoint."""
+        return None if self._segmenter is None else self._segmenter.label_space
+
+    @property
+    def prompted(self) -> bool:
+        """The classes come from the parameter `prompts`."""
+        return bool(self.config.prompts)
+
+    def set_prompts(self, prompts: Sequence[str]) -> LabelSpace:
+        """Change the classes from the next sweep on.
+
+        Raises:
+            InputError: no checkpoint, or words that it does not know; the classes stay.
+        """
+        if self._labeler is None:
+            raise InputError("prompts need a configured node")
+        return self._labeler.set_prompts(prompts)
 
     def start(self) -> None:
         """Configure and activate without being asked, where `autostart` is set."""
@@ -120,8 +125,10 @@ class SegmentNode(LifecycleNode, ServedNode):
         config = self.config
         try:
             self._segmenter = self._segmenter_factory(config)
-            self._create_topics()
-            self._classes.announce(self._segmenter.label_space)
+            self._create_topics(config)
+            if config.prompts:
+                self.set_prompts(config.prompts)
+            self._announcer.announce(self._segmenter.label_space)
         except Exception as error:
             self._release()
             self._explain_failure(error)
@@ -130,14 +137,14 @@ class SegmentNode(LifecycleNode, ServedNode):
         names = ", ".join(self._segmenter.label_space.names)
         source = config.checkpoint or BUNDLED
         self.get_logger().info(f"checkpoint '{source}' with the classes {names}")
-        self.get_logger().info(f"{self._input.topic_name} -> {self._output.topic_name}")
+        output = self.resolve_topic_name(LABELED_TOPIC)
+        self.get_logger().info(f"{self._input.topic_name} -> {output}")
         return super().on_configure(state)
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Start the inference thread."""
-        labeler = SweepLabeler(
-            self, self._segmenter, self._output, self._settings, self._statistics
-        )
+        labeler = self._labeler
+        assert labeler is not None
         self._worker = LatestWorker(labeler.label, labeler.give_up, name="inference")
         return super().on_activate(state)
 
@@ -161,26 +168,25 @@ class SegmentNode(LifecycleNode, ServedNode):
         """After a failed transition: free everything and be unconfigured again."""
         return self.on_cleanup(state)
 
-    def _create_topics(self) -> None:
-        overrides = QoSOverridingOptions.with_default_policies()
-        self._output = self.create_lifecycle_publisher(
-            PointCloud2, OUTPUT_TOPIC, qos.result(), qos_overriding_options=overrides
+    def _create_topics(self, config: NodeConfig) -> None:
+        self._outputs = SweepOutputs(self, [], teacher=False)
+        self._labeler = SweepLabeler(
+            self, self._segmenter, self._outputs, self._settings, self._statistics
         )
         # Destroying a subscription while a multi-threaded executor spins crashes on Humble
         # (rclpy#1150), so it lives until cleanup, and sweeps are ignored while inactive.
-        reliability = self.config.input_reliability
         self._input = SensorSubscription(
-            self, PointCloud2, INPUT_TOPIC, self._on_sweep, reliability
+            self, PointCloud2, INPUT_TOPIC, self._on_sweep, config.input_reliability
         )
 
     def _release(self) -> None:
         self.close(_STOP_TIMEOUT_S)
-        self._classes.withdraw()
+        self._announcer.withdraw()
         if self._input is not None:
             self._input.destroy()
-        if self._output is not None:
-            self.destroy_lifecycle_publisher(self._output)
-        self._segmenter = self._input = self._output = None
+        if self._outputs is not None:
+            self._outputs.destroy()
+        self._segmenter = self._input = self._outputs = self._labeler = None
 
     def _explain_failure(self, error: Exception) -> None:
         self._fault = f"not configured: {error}"
@@ -188,25 +194,40 @@ class SegmentNode(LifecycleNode, ServedNode):
         if not isinstance(error, (PcsegError, OSError)):
             self.get_logger().error("".join(traceback.format_exception(error)))
 
+    # --- executor --------------------------------------------------------------------------------
+
     def _on_sweep(self, msg: PointCloud2) -> None:
-        """Executor: hand the newest sweep to the inference thread."""
+        """Hand the newest sweep to the inference thread."""
         worker = self._worker
         if worker is None:
             return
         self._statistics.receive()
-        if worker.offer(Sweep(msg, time.monotonic())):
+        if not self._enabled:
+            self._statistics.drop(diagnostics.DISABLED)
+        elif worker.offer(Sweep(msg, time.monotonic())):
             self._statistics.drop(diagnostics.REPLACED)
 
+    def _on_enable(self, request: Any, response: Any) -> Any:
+        self._enabled = bool(request.data)
+        response.success = True
+        response.message = "sweeps are labeled" if self._enabled else "sweeps are ignored"
+        return response
+
+    def _on_reset(self, request: Any, response: Any) -> Any:
+        if self._worker is not None and self._worker.discard():
+            self._statistics.drop(diagnostics.RESET)
+        response.success, response.message = True, "state forgotten"
+        return response
+
     def _report(self) -> None:
-        """Executor: the state of the node on /diagnostics."""
+        """The state of the node on /diagnostics."""
         summary, config = self._statistics.summary(), self.config
         level, message = diagnostics.judge(self.state, self._fault, summary)
         values = {"state": self.state, "checkpoint": config.checkpoint or BUNDLED}
         values["device"] = str(getattr(self._segmenter, "device", config.device))
+        values |= diagnostics.values_of(summary) | process_values()
         name = self.get_fully_qualified_name().lstrip("/")
-        report = diagnostics.report(
-            f"{name}: segmentation", level, message, values | diagnostics.values_of(summary)
-        )
+        report = diagnostics.report(f"{name}: segmentation", level, message, values)
         report.header.stamp = self.get_clock().now().to_msg()
         self._diagnostics.publish(report)
 

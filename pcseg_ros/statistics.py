@@ -21,7 +21,9 @@ class Summary:
     Attributes:
         received, published: sweeps since the start.
         dropped: reason -> sweeps since the start.
-        recent_received, recent_published, recent_drops: the same since the previous summary.
+        events: what happened besides -> how often since the start.
+        recent_received, recent_published, recent_drops, recent_events: the same since the previous
+            summary.
         elapsed_s: time since the previous summary.
         stages: stage -> (p50, p95) over its last 200 sweeps, in the unit that was recorded.
     """
@@ -29,9 +31,11 @@ class Summary:
     received: int = 0
     published: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
+    events: dict[str, int] = field(default_factory=dict)
     recent_received: int = 0
     recent_published: int = 0
     recent_drops: dict[str, int] = field(default_factory=dict)
+    recent_events: dict[str, int] = field(default_factory=dict)
     elapsed_s: float = 1.0
     stages: dict[str, tuple[float, float]] = field(default_factory=dict)
 
@@ -45,6 +49,7 @@ class SweepStatistics:
         self._received = 0
         self._published = 0
         self._dropped: Counter[str] = Counter()
+        self._events: Counter[str] = Counter()
         self._stages: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=_WINDOW))
         self._since = clock()
         self._previous = Summary()
@@ -58,6 +63,11 @@ class SweepStatistics:
         """A sweep that came in goes no further."""
         with self._lock:
             self._dropped[reason] += 1
+
+    def note(self, event: str, count: int = 1) -> None:
+        """Something happened that cost no sweep, or not only one."""
+        with self._lock:
+            self._events[event] += count
 
     def publish(self, stages: Mapping[str, float]) -> None:
         """A sweep went out; `stages` are its durations by stage."""
@@ -74,9 +84,11 @@ class SweepStatistics:
                 received=self._received,
                 published=self._published,
                 dropped=dict(self._dropped),
+                events=dict(self._events),
                 recent_received=self._received - before.received,
                 recent_published=self._published - before.published,
                 recent_drops=dict(self._dropped - Counter(before.dropped)),
+                recent_events=dict(self._events - Counter(before.events)),
                 elapsed_s=max(now - self._since, 1e-9),
                 stages={name: _percentiles(values) for name, values in self._stages.items()},
             )

@@ -33,6 +33,12 @@ class LatestSlot(Generic[Item]):
             item, self._item = self._item, None
             return None if self._closed else item
 
+    def clear(self) -> bool:
+        """Discard what waits; whether there was an item."""
+        with self._changed:
+            waited, self._item = self._item is not None, None
+            return waited
+
     def close(self) -> None:
         """Discard what waits and release whoever waits in `take`."""
         with self._changed:
@@ -66,6 +72,10 @@ class LatestWorker(Generic[Item]):
     def offer(self, item: Item) -> bool:
         """Give the thread an item. True if it replaced one that was still waiting."""
         return self._slot.put(item)
+
+    def discard(self) -> bool:
+        """Forget the item that waits; whether there was one."""
+        return self._slot.clear()
 
     def stop(self, timeout_s: float) -> bool:
         """Discard what waits and end the thread after the item in work.

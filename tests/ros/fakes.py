@@ -35,6 +35,8 @@ def expected_confidence(xyz: np.ndarray) -> np.ndarray:
 class FakeSegmenter:
     """Same doors as `pcseg_core.online.segmenter.Segmenter`."""
 
+    KNOWN = ("car", "truck", "bus", "tree", "bush", "road", "person", "bäume")
+
     def __init__(self, delay_s: float = 0.0, fail_every: int = 0) -> None:
         self.label_space = LabelSpace.load("street")
         self.device = "fake"
@@ -42,16 +44,36 @@ class FakeSegmenter:
         self._fail_every = fail_every
         self._count = 0
 
-    def segment(self, cloud: PointCloud) -> Any:
+    def set_prompts(self, prompts: list[str]) -> LabelSpace:
+        """As the real one: groups before a colon, '*' for everything else."""
+        names = [entry.partition(":")[0].strip() for entry in prompts]
+        words = [w.strip() for e in prompts for w in e.rpartition(":")[2].split(",")]
+        unknown = [word for word in words if word not in (*self.KNOWN, "*")]
+        if not prompts or unknown:
+            raise InputError(f"no embedding of '{unknown[0] if unknown else ''}'")
+        classes = [{"name": n, "color": [i, i, i]} for i, n in enumerate(names)]
+        self.label_space = LabelSpace.from_dict({"name": "prompts", "classes": classes})
+        return self.label_space
+
+    def segment(self, cloud: PointCloud, probabilities: bool = False) -> Any:
         """Labels after a delay; every n-th sweep fails as a GPU without memory would."""
         self._count += 1
         time.sleep(self._delay_s)
         if self._fail_every and self._count % self._fail_every == 0:
             raise RuntimeError("CUDA out of memory (simulated)")
+        classes = len(self.label_space)
+        labels = expected_labels(cloud.xyz)
+        labels = np.where(labels < 0, -1, labels % classes).astype(np.int32)
+        confidence = expected_confidence(cloud.xyz)
+        every = None
+        if probabilities:
+            rest = (1.0 - confidence) / max(classes - 1, 1)
+            every = np.where(labels[:, None] < 0, 0.0, np.repeat(rest[:, None], classes, 1))
+            known = np.flatnonzero(labels >= 0)
+            every[known, labels[known]] = confidence[known]
+            every = every.astype(np.float32)
         return SimpleNamespace(
-            labels=expected_labels(cloud.xyz),
-            confidence=expected_confidence(cloud.xyz),
-            timings_ms={},
+            labels=labels, confidence=confidence, timings_ms={}, probabilities=every
         )
 
 

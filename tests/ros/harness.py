@@ -150,6 +150,7 @@ class Attachment:
         node, space = client.node, process.namespace
         reliable = QoSProfile(depth=50, reliability=ReliabilityPolicy.RELIABLE)
         self._publisher = node.create_publisher(PointCloud2, f"{space}/points", reliable)
+        self._extra: list[Any] = []
         self.arrivals_s: dict[int, float] = {}  # whole seconds of the stamp -> monotonic clock
         self._output = node.create_subscription(
             PointCloud2, f"{space}/labeled_points", self._on_output, reliable
@@ -157,6 +158,28 @@ class Attachment:
         self._diagnostics = node.create_subscription(
             DiagnosticArray, "/diagnostics", self._on_report, 10
         )
+
+    def listen(self, kind: type, topic: str, qos: Any = 10) -> queue.Queue[Any]:
+        """Messages of one more topic of the node, from when its publisher is found."""
+        messages: queue.Queue[Any] = queue.Queue()
+        name = f"{self.namespace}/{topic}"
+        subscription = self._client.node.create_subscription(kind, name, messages.put, qos)
+        self._extra.append(subscription)
+        wait_for(lambda: subscription.get_publisher_count(), f"a publisher of {topic}")
+        return messages
+
+    def mute(self) -> None:
+        """End the subscription of the labeled clouds."""
+        self._client.node.destroy_subscription(self._output)
+
+    def deafen(self) -> None:
+        """End the subscriptions of `listen`."""
+        while self._extra:
+            self._client.node.destroy_subscription(self._extra.pop())
+
+    def call(self, kind: Any, name: str, **request: Any) -> Any:
+        """Answer of one of the node's private services."""
+        return self._client.call(kind, self._process.service(name), kind.Request(**request))
 
     def connected(self) -> bool:
         """Both directions have found each other."""

@@ -140,7 +140,7 @@ def test_failing_inference_is_an_error_in_diagnostics_not_the_end(client: Client
         node.exchange(sweep(10))
         node.send(sweep(11))
         status = node.report(lambda status: status.level == status.ERROR)
-        assert value_of(status, "dropped: inference failed") == "1"
+        assert value_of(status, "dropped: out of memory") == "1"
         assert node.exchange(sweep(12)).width == 12
         assert "CUDA out of memory (simulated)" in process.output
 

@@ -67,8 +67,6 @@ def test_the_node_answers_every_sweep_as_the_network_does(
     assert os.environ.get("ROS_DOMAIN_ID") == before
 
 
-def test_a_node_that_cannot_start_is_told_with_its_own_words(
-    bag: Path, tmp_path: Path
-) -> None:
+def test_a_node_that_cannot_start_is_told_with_its_own_words(bag: Path, tmp_path: Path) -> None:
     with pytest.raises(PcsegError, match="no checkpoint at"):
         replay(bag, tmp_path / "nothing", tmp_path / "logs")

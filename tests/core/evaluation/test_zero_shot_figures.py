@@ -46,17 +46,17 @@ def test_stacking_takes_gamma_off_the_seen_classes_alone() -> None:
 
 
 def test_gamma_is_the_largest_that_seen_classes_can_afford() -> None:
-    # Of ten road points, one flips to a car above 0.1 and another above 0.3.
-    lead = np.array([0.1, 0.3, *[0.8] * 8])
+    # Of ten road points, one flips to a car above 0.12 and another above 0.32.
+    lead = np.array([0.12, 0.32, *[0.8] * 8])
     scores = np.zeros((11, 4))
     scores[:10, 0] = lead
-    scores[10] = [0, 0.2, 0.9, 0]  # wall, safe
+    scores[10] = [0, 0.2, 0.92, 0]  # wall, safe
     truth = np.array([0] * 10 + [2])
     grid = np.arange(0, 1.0, 0.05)
     # IoU of road 9/10 and of wall 1: a loss of 0.05 is all that the first flip costs.
-    assert choose_gamma(scores, truth, UNSEEN, grid, 0.06) == pytest.approx(0.25)
-    assert choose_gamma(scores, truth, UNSEEN, grid, 0.01) == pytest.approx(0.05)
-    assert choose_gamma(scores, truth, UNSEEN, grid, 0.5) == pytest.approx(0.65)
+    assert choose_gamma(scores, truth, UNSEEN, grid, 0.06) == pytest.approx(0.3)
+    assert choose_gamma(scores, truth, UNSEEN, grid, 0.01) == pytest.approx(0.1)
+    assert choose_gamma(scores, truth, UNSEEN, grid, 0.5) == pytest.approx(0.7)
 
 
 def test_gamma_never_looks_at_unseen_classes() -> None:

@@ -52,7 +52,8 @@ class CheckpointText:
 
     Attributes:
         table: its words with their vectors.
-        classes: class name -> words that mean it, in the order of the label space.
+        classes: what the text head was trained to tell apart: name -> words that mean it; the
+            mean of their vectors, normalised, is the vector of the class.
         temperature: of the cosine classifier.
     """
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,16 +12,23 @@ from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from pcseg_core.checkpoint import CheckpointMeta, load_checkpoint, load_strictly
+from pcseg_core.checkpoint import (
+    CheckpointMeta,
+    CheckpointText,
+    load_checkpoint,
+    load_strictly,
+    load_text,
+)
 from pcseg_core.cloud import PointCloud
 from pcseg_core.config import parse_section
 from pcseg_core.errors import InputError
 from pcseg_core.labels import IGNORE, LabelSpace
-from pcseg_core.models.inference import compile_inference
+from pcseg_core.models.inference import CompiledMinkUNet, compile_inference
 from pcseg_core.models.minkunet import MinkUNet
 from pcseg_core.models.student import Points, Student, StudentConfig
+from pcseg_core.online.prompts import PromptHead, PromptSet
 from pcseg_core.sparse import SparseTensor, get_backend
 from pcseg_core.sparse.native import library
 
@@ -38,21 +45,41 @@ class Segmentation:
         timings_ms: wall time of each stage [ms].
         probabilities: (N, C) float32 of every class, rows sum to 1, 0 where there is no label;
             None where they were not asked for.
+        label_space: classes of the labels; prompts may have changed those of the segmenter since.
     """
 
     labels: np.ndarray
     confidence: np.ndarray
     timings_ms: dict[str, float] = field(default_factory=dict)
     probabilities: np.ndarray | None = None
+    label_space: LabelSpace | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Classes:
+    """What the segmenter answers at the moment; replaced whole, so that a sweep sees one state.
+
+    Attributes:
+        label_space: the classes.
+        prompts: as given by the user; empty for the classes of the checkpoint.
+        probabilities: voxels of a sweep -> (M, C) probabilities.
+    """
+
+    label_space: LabelSpace
+    prompts: tuple[str, ...]
+    probabilities: Callable[[SparseTensor], Tensor]
 
 
 class Segmenter:
     """A trained student with its label space.
 
+    The classes may be changed while another thread segments: a sweep is labelled wholly with the
+    classes from before or from after.
+
     Attributes:
-        label_space: classes of the labels.
         meta: what the checkpoint says of itself.
         device: where the network runs.
+        text: the words that the checkpoint knows, or None.
     """
 
     def __init__(
@@ -62,12 +89,15 @@ class Segmenter:
         meta: CheckpointMeta,
         device: str = "auto",
         precision: Precision = "auto",
+        text: CheckpointText | None = None,
     ) -> None:
-        self.label_space = label_space
         self.meta = meta
+        self.text = text
         self.device = choose_device(device)
         self.student = student.to(self.device).eval()
         self._network = prepare_network(self.student.network, self.device, precision)
+        self._trained = Classes(label_space, (), self._trained_probabilities)
+        self._classes = self._trained
 
     @classmethod
     def load(
@@ -89,7 +119,60 @@ class Segmenter:
         space = LabelSpace.from_dict(meta.label_space)
         student = Student(config, len(space))
         load_strictly(student, state, path)
-        return cls(student, space, meta, device, precision)
+        return cls(student, space, meta, device, precision, load_text(Path(path)))
+
+    @property
+    def label_space(self) -> LabelSpace:
+        """Classes of the labels: those of the checkpoint, or the prompts."""
+        return self._classes.label_space
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The prompts in force, as they were given; empty for the classes of the checkpoint."""
+        return self._classes.prompts
+
+    def set_prompts(self, prompts: Sequence[str] | None) -> LabelSpace:
+        """Take words as the classes, from the next sweep on.
+
+        Args:
+            prompts: each a word ("tree"), a group of words ("vehicle: car, truck") or "*"
+                ("everything else") for what no other names; None for the checkpoint's own classes.
+
+        Returns:
+            The new label space: ids in the order of the prompts.
+
+        Raises:
+            InputError: no prompts, a word without a vector, or a checkpoint without a text head;
+                the classes stay as they were.
+        """
+        if prompts is None:
+            self._classes = self._trained
+            return self.label_space
+        parsed = PromptSet.parse(prompts)
+        head, text = self._text_head()
+        space = parsed.label_space(text, self._trained.label_space)
+        rows, owner = parsed.encode(text)
+        classify = PromptHead(head, rows, owner, len(space), text.temperature)
+
+        def probabilities(sparse: SparseTensor) -> Tensor:
+            return classify(self._network.features(sparse))
+
+        self._classes = Classes(space, tuple(prompts), probabilities)
+        return space
+
+    def _text_head(self) -> tuple[nn.Linear, CheckpointText]:
+        head = self.student.text_head
+        if head is None or self.text is None:
+            names = ", ".join(self._trained.label_space.names)
+            raise InputError(
+                f"this checkpoint answers its own classes only ({names}), no words: it was trained "
+                "without a text head; train one with a recipe that has a 'text' section, such as "
+                "training/recipes/kitti_words.yaml"
+            )
+        return head, self.text
+
+    def _trained_probabilities(self, sparse: SparseTensor) -> Tensor:
+        return self._network(sparse).feats.float().softmax(1)
 
     @torch.inference_mode()
     def segment(self, cloud: PointCloud, probabilities: bool = False) -> Segmentation:
@@ -100,26 +183,26 @@ class Segmenter:
             probabilities: also give those of every class, for fusion over time or with cameras.
         """
         timings: dict[str, float] = {}
+        classes = self._classes
         with _stage("prepare", timings):
             kept, points = self._points(cloud)
         labels = np.full(len(cloud), IGNORE, np.int32)
         confidence = np.zeros(len(cloud), np.float32)
-        shape = (len(cloud), len(self.label_space))
+        shape = (len(cloud), len(classes.label_space))
         every = np.zeros(shape, np.float32) if probabilities else None
         if len(kept):
             with _stage("voxelize", timings):
                 voxels = self.student.voxelize(points)
                 sparse = self.student.sparse_input(points, voxels)
             with _stage("infer", timings):
-                logits = self._network(sparse).feats
+                likely = classes.probabilities(sparse)
             with _stage("label", timings):
-                likely = logits.float().softmax(1)
                 top, winner = likely.max(1)
                 labels[kept] = winner.to(torch.int32)[voxels.inverse].cpu().numpy()
                 confidence[kept] = top[voxels.inverse].cpu().numpy()
                 if every is not None:
                     every[kept] = likely[voxels.inverse].cpu().numpy()
-        return Segmentation(labels, confidence, timings, every)
+        return Segmentation(labels, confidence, timings, every, classes.label_space)
 
     def _points(self, cloud: PointCloud) -> tuple[np.ndarray, Points]:
         """Positions of the usable points, and the points themselves."""
@@ -144,7 +227,7 @@ class Segmenter:
 
 def prepare_network(
     network: MinkUNet, device: torch.device, precision: Precision
-) -> Callable[[SparseTensor], SparseTensor]:
+) -> MinkUNet | CompiledMinkUNet:
     """The fused native network on a CPU that has the library, else the module itself."""
     absent = isinstance(library.load(), str)
     if device.type != "cpu" or get_backend() not in ("auto", "native") or absent:

@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prompts: classes named in words, turned into one small matrix on the student's features."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pcseg_core.checkpoint import CheckpointText
+from pcseg_core.errors import InputError
+from pcseg_core.labels import LabelClass, LabelSpace
+from pcseg_core.text_table import unit_rows, word_key
+
+EVERYTHING_ELSE = "everything else"
+"""Name of the class that takes what no prompt names; "*" is short for it."""
+
+MAX_WORDS = 1000
+"""Most words that prompts may have in all."""
+
+_CELLS_AT_ONCE = 1 << 22  # logits held at a time, so that many words need no more memory
+_GREY = (110, 110, 110)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One class.
+
+    Attributes:
+        name: of the class.
+        words: any of which means it.
+    """
+
+    name: str
+    words: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """Classes named in words.
+
+    Attributes:
+        prompts: in the order of the class ids.
+        background: id of the class "everything else", or None.
+    """
+
+    prompts: tuple[Prompt, ...]
+    background: int | None = None
+
+    @classmethod
+    def parse(cls, texts: Sequence[str]) -> PromptSet:
+        """Read prompts as a user writes them.
+
+        Args:
+            texts: each a word ("tree"), a group ("vehicle: car, truck, bus"), or "*" (the same
+                as "everything else") for what none of the others name. Order gives the ids.
+
+        Raises:
+            InputError: nothing, too much, an empty word, or two classes of one name.
+        """
+        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+            raise InputError(f"prompts: expected a list of texts, got {texts!r:.80}")
+        prompts = tuple(_parse_one(text) for text in texts)
+        background = [i for i, prompt in enumerate(prompts) if not prompt.words]
+        if len(prompts) == len(background):
+            raise InputError(
+                "prompts: nothing named; give at least one word, for example 'vehicle: car, truck'"
+            )
+        _check_names(prompts)
+        words = sum(len(prompt.words) for prompt in prompts)
+        if words > MAX_WORDS:
+            raise InputError(f"prompts: {words} words, at most {MAX_WORDS} are possible")
+        return cls(prompts, background[0] if background else None)
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The words of all prompts, in order."""
+        return tuple(word for prompt in self.prompts for word in prompt.words)
+
+    def encode(self, text: CheckpointText) -> tuple[np.ndarray, np.ndarray]:
+        """Vectors of the words, and the class of each.
+
+        "Everything else" stands for those classes the student was trained on that no prompt
+        means. A word means the class whose vector is nearest to its own, and those that are
+        nearer to that class than the word itself is: against them it could not win there.
+
+        Returns:
+            (R, D) float32 unit rows, (R,) int64 classes.
+
+        Raises:
+            InputError: a word has no vector.
+        """
+        vectors = text.table.embed(self.words)
+        owner = np.repeat(np.arange(len(self.prompts)), [len(p.words) for p in self.prompts])
+        if self.background is not None and text.classes:
+            classes = class_vectors(text)
+            rest = classes[~_meant(vectors, classes)]
+            vectors = np.concatenate([vectors, rest])
+            owner = np.concatenate([owner, np.full(len(rest), self.background)])
+        return vectors, owner.astype(np.int64)
+
+    def label_space(self, text: CheckpointText, trained: LabelSpace) -> LabelSpace:
+        """The classes with colours: those of the trained class of the same name, else spread."""
+        known = {word_key(c.name): c.color for c in trained.classes}
+        classes = []
+        for i, prompt in enumerate(self.prompts):
+            color = _GREY if i == self.background else _spread_color(i)
+            color = known.get(word_key(prompt.name), color)
+            classes.append(LabelClass(i, prompt.name, color, prompt.words))
+        return LabelSpace("prompts", tuple(classes))
+
+
+def class_vectors(text: CheckpointText) -> np.ndarray:
+    """(C, D) float32 unit vectors of the classes trained on: of each the mean of its words."""
+    means = [text.table.embed(words).mean(0) for words in text.classes.values()]
+    return unit_rows(np.stack(means))
+
+
+def _meant(vectors: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """(C,) bool: classes that words (R, D) mean, see PromptSet.encode."""
+    cosines = vectors @ classes.T
+    nearest = cosines.argmax(1)
+    own = cosines[np.arange(len(nearest)), nearest]
+    return ((classes @ classes.T)[nearest] >= own[:, None] - 1e-4).any(0)
+
+
+def _parse_one(text: str) -> Prompt:
+    name, colon, rest = (part.strip() for part in text.partition(":"))
+    if not colon and word_key(name) in ("*", word_key(EVERYTHING_ELSE)):
+        return Prompt(EVERYTHING_ELSE, ())
+    words = tuple(word.strip() for word in (rest if colon else name).split(","))
+    if not name or not all(word_key(word) for word in words):
+        raise InputError(
+            f"prompt '{text[:60]}': an empty name or word; expected a word, or 'name: word, word'"
+        )
+    return Prompt(name if colon else words[0], words)
+
+
+def _check_names(prompts: Sequence[Prompt]) -> None:
+    keys = [word_key(prompt.name) for prompt in prompts]
+    twice = sorted({p.name for p, key in zip(prompts, keys) if keys.count(key) > 1})
+    if twice:
+        raise InputError(
+            f"prompts: named twice: {', '.join(twice)}; put the words of one class into one group, "
+            "'name: word, word'"
+        )
+
+
+def _spread_color(index: int) -> tuple[int, int, int]:
+    """Colours far apart for neighbouring ids: hues step by the golden ratio."""
+    hue, value = (0.58 + index * 0.618034) % 1.0, 0.95 - 0.25 * (index // 8 % 3)
+    red, green, blue = colorsys.hsv_to_rgb(hue, 0.75, value)
+    return int(255 * red), int(255 * green), int(255 * blue)
+
+
+class PromptHead:
+    """Probabilities of prompted classes from the student's penultimate features.
+
+    The text head and the words' vectors fold into one matrix. The length of the student's vector
+    in the text space, which its cosines are divided by, comes from the triangular factor of the
+    text head, of the size of the features: |W h + b| = |R [h; 1]| where [W b] = Q R.
+
+    Args:
+        head: the student's text head, features (F) to text space (D).
+        vectors: (R, D) unit vectors of words.
+        owner: (R,) class of each word.
+        classes: number C of classes.
+        temperature: of the cosine classifier.
+    """
+
+    def __init__(
+        self,
+        head: nn.Linear,
+        vectors: np.ndarray,
+        owner: np.ndarray,
+        classes: int,
+        temperature: float,
+    ) -> None:
+        weight, bias = head.weight.detach().double().cpu(), head.bias.detach().double().cpu()
+        words = torch.from_numpy(vectors).double()
+        # The softmax does not see a common part of all words; without it less is rounded off.
+        words = (words - words.mean(0)) / temperature
+        whole = torch.cat([weight, bias[:, None]], 1)
+        factor = torch.linalg.qr(whole, mode="r").R
+        device = head.weight.device
+        self.rows = len(words)
+        matrix = torch.cat([words @ weight, factor[:, :-1]])
+        offset = torch.cat([words @ bias, factor[:, -1]])
+        self._matrix = matrix.float().t().contiguous().to(device)
+        self._offset = offset.float().to(device)
+        member = torch.zeros(self.rows, classes)
+        member[torch.arange(self.rows), torch.from_numpy(owner)] = 1.0
+        plain = self.rows == classes and bool((member.diagonal() == 1).all())
+        self._member = None if plain else member.to(device)
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """(M, F) features -> (M, C) probabilities."""
+        step = max(1, _CELLS_AT_ONCE // len(self._offset))
+        return torch.cat([self._some(part) for part in features.float().split(step)])
+
+    def _some(self, features: Tensor) -> Tensor:
+        product = torch.addmm(self._offset, features, self._matrix)
+        length = torch.linalg.vector_norm(product[:, self.rows :], dim=1, keepdim=True)
+        likely = (product[:, : self.rows] / length.clamp_min(1e-12)).softmax(1)
+        return likely if self._member is None else likely @ self._member

@@ -20,7 +20,9 @@ def box(x: float, y: float, points: int, seed: int = 0, size: float = 1.0) -> np
 
 
 def test_two_cars_a_person_beside_one_of_them_and_the_road() -> None:
-    xyz = np.concatenate([box(5, 0, 200), box(5, 3, 200), box(5.4, 0.4, 100), box(0, 0, 500, 0, 30)])
+    xyz = np.concatenate(
+        [box(5, 0, 200), box(5, 3, 200), box(5.4, 0.4, 100), box(0, 0, 500, 0, 30)]
+    )
     labels = np.repeat([CAR, CAR, PERSON, ROAD], [200, 200, 100, 500])
     ids = cluster_instances(xyz, labels, [CAR, PERSON])
     assert ids.dtype == np.uint32

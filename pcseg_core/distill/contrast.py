@@ -40,10 +40,12 @@ def info_nce(
     target: Tensor | None = None,
     excluded: Tensor | None = None,
     weights: Tensor | None = None,
+    positives: Tensor | None = None,
 ) -> Tensor:
     """-log of the softmax of each query's own key among all keys (van den Oord et al., 2018).
 
-    Untrained features of equal similarity give ln M.
+    With several right keys per query, the mean over them (Khosla et al., Supervised Contrastive
+    Learning, 2020, equation 2). Untrained features of equal similarity give ln M.
 
     Args:
         queries: (N, D).
@@ -52,6 +54,7 @@ def info_nce(
         target: (N,) int64 key of each query; the key of the same number if not given.
         excluded: (N, M) bool, keys that are no negatives of a query; its own key always counts.
         weights: (N,) weight of each query in the mean.
+        positives: (N, M) bool, further right keys of each query; its own key always is one.
 
     Returns:
         Scalar; 0 (with a gradient path) without queries.
@@ -63,8 +66,13 @@ def info_nce(
         target = torch.arange(len(queries), device=queries.device)
     if excluded is not None:
         own = functional.one_hot(target, len(keys)).bool()
-        logits = logits.masked_fill(excluded & ~own, -torch.inf)
+        right = own if positives is None else own | positives
+        logits = logits.masked_fill(excluded & ~right, -torch.inf)
     losses = functional.cross_entropy(logits, target, reduction="none")
+    if positives is not None:
+        share = positives | functional.one_hot(target, len(keys)).bool()
+        logs = logits.log_softmax(1).masked_fill(~share, 0.0)
+        losses = -logs.sum(1) / share.sum(1)
     if weights is None:
         return losses.mean()
     return (losses * weights).sum() / weights.sum().clamp_min(1e-6)
@@ -76,6 +84,7 @@ def superpixel_contrast(
     temperature: float = 0.07,
     excluded: Tensor | None = None,
     weights: Tensor | None = None,
+    positives: Tensor | None = None,
 ) -> Tensor:
     """Superpoints against superpixels (Sautier et al., SLidR, CVPR 2022, equation 2).
 
@@ -85,8 +94,11 @@ def superpixel_contrast(
         temperature: divisor of the inner products.
         excluded: (M, M) bool, see `false_negatives`.
         weights: (M,) see `balanced_anchors`.
+        positives: (M, M) bool, superpixels of the same class.
     """
-    return info_nce(points, pixels, temperature, excluded=excluded, weights=weights)
+    return info_nce(
+        points, pixels, temperature, excluded=excluded, weights=weights, positives=positives
+    )
 
 
 def point_pixel_contrast(points: Tensor, pixels: Tensor, temperature: float = 0.07) -> Tensor:
@@ -126,10 +138,15 @@ def false_negatives(
         # The margin keeps rounding from telling apart the two entries of the pair at the quantile.
         excluded |= cosine > cosine[off].kthvalue(rank).values + 1e-6
     if classes is not None:
-        excluded |= (classes[:, None] == classes) & (classes != IGNORE)[:, None]
+        excluded |= same_class(classes)
     if sweeps is not None and places is not None:
         excluded |= (places[:, None] == places) & (sweeps[:, None] != sweeps)
     return excluded
+
+
+def same_class(classes: Tensor) -> Tensor:
+    """(M, M) bool: pairs of one known class, from (M,) int64 classes, IGNORE for none."""
+    return (classes[:, None] == classes) & (classes != IGNORE)[:, None]
 
 
 def balanced_anchors(teacher: Tensor, threshold: float = 0.5) -> Tensor:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from pcseg_core.errors import InputError
 from pcseg_core.geometry import invert, transform
 from pcseg_core.labels import IGNORE
 from pcseg_core.learning.dataset import _keep_beams as keep_beams
@@ -225,8 +227,17 @@ class PretrainDataset(Dataset[PretrainBatch]):
 
 @lru_cache(maxsize=_VIEWS_KEPT)
 def load_view(path: Path) -> View:
-    """A stored view; the last few hundred stay in memory."""
-    return View.load(path)
+    """A stored view; the last few hundred stay in memory.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    try:
+        return View.load(path)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"{path}: damaged ({error}); remove it and run again, it will be made anew"
+        ) from None
 
 
 @lru_cache(maxsize=4 * _VIEWS_KEPT)

@@ -139,7 +139,10 @@ class PretrainModule(lightning.LightningModule):
             sweeps, places,
         )  # fmt: skip
         anchors = contrast.balanced_anchors(frozen) if loss.balanced and len(frozen) > 1 else None
-        return contrast.superpixel_contrast(points, pixels, loss.temperature, excluded, anchors)
+        alike = contrast.same_class(classes) if loss.class_positives else None
+        return contrast.superpixel_contrast(
+            points, pixels, loss.temperature, excluded, anchors, alike
+        )
 
     def _point_pixel(self, features: Tensor, batch: PretrainBatch) -> Tensor:
         share = max(1, self.recipe.loss.pairs // ranks()[1])
@@ -166,7 +169,7 @@ class PretrainModule(lightning.LightningModule):
         excluded = None
         if loss.class_negatives:
             voted = majority(ids, classes, len(known))
-            excluded = (voted[:, None] == voted) & (voted != IGNORE)[:, None]
+            excluded = contrast.same_class(voted)
         losses = {}
         now, then = second == 0, second == 1
         if loss.temporal:

@@ -109,6 +109,10 @@ class ContrastConfig(Section):
         default=None, gt=0, lt=1, description="Pairs of segments whose teacher features are more "
         "alike than this quantile are no negatives"
     )  # fmt: skip
+    class_positives: bool = Field(
+        default=False, description="Segments of one class attract each other, where the "
+        "superpixels have classes (OLIVINE)"
+    )  # fmt: skip
     class_negatives: bool = Field(
         default=True, description="Segments of different classes only are negatives, where the "
         "superpixels have classes"

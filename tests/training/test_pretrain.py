@@ -23,7 +23,7 @@ from pcseg_core.errors import InputError
 from pcseg_core.geometry import Trajectory, from_euler, invert, transform
 from pcseg_core.labels import IGNORE
 from pcseg_core.learning.distributed import gather_rows, synchronize
-from pcseg_core.learning.pretrain_dataset import PretrainDataset, draw_members
+from pcseg_core.learning.pretrain_dataset import PretrainDataset, draw_members, load_view
 from pcseg_core.learning.pretrain_module import PretrainModule, majority
 from pcseg_core.learning.pretrain_recipe import (
     ContrastConfig,
@@ -205,6 +205,15 @@ def test_views_are_made_once_and_damage_is_mended(tmp_path: Path) -> None:
     first[0].path.write_bytes(first[0].path.read_bytes()[:500])
     maker(tmp_path).make({"fakes": Fakes([sample()])}, quiet)
     assert len(View.load(first[0].path).cameras) == 1
+
+
+def test_a_view_damaged_during_training_is_named(stored: Any, tmp_path: Path) -> None:
+    content = bytearray(Path(stored[0][0].path).read_bytes())
+    content[len(content) // 2] ^= 0xFF  # the directory of the file is whole, its arrays are not
+    damaged = tmp_path / "damaged.npz"
+    damaged.write_bytes(content)
+    with pytest.raises(InputError, match="damaged.npz: damaged .* run again"):
+        load_view(damaged)
 
 
 def test_pairs_stay_exact_under_all_augmentations(stored: Any) -> None:

@@ -87,6 +87,24 @@ def test_relabelling_segments_and_shuffling_points_change_nothing(count: int, se
     assert loss(features[order], pixels[order], renamed[order]) == expected
 
 
+def test_several_right_keys_share_the_loss_and_are_never_excluded() -> None:
+    points, pixels = unit(3, 4), unit(3, 4, 1)
+    alike = torch.tensor([[0, 1, 0], [1, 0, 0], [0, 0, 0]]).bool()
+    logs = (points @ pixels.T / 0.07).log_softmax(1)
+    expected = -((logs[0, 0] + logs[0, 1] + logs[1, 0] + logs[1, 1]) / 2 + logs[2, 2]) / 3
+    assert float(superpixel_contrast(points, pixels, positives=alike)) == pytest.approx(
+        float(expected)
+    )
+    # Excluding what is right changes nothing; excluding all others leaves the two in row 0.
+    assert float(superpixel_contrast(points, pixels, excluded=alike, positives=alike)) == (
+        pytest.approx(float(expected))
+    )
+    rest = ~torch.eye(3, dtype=torch.bool)
+    two = (points @ pixels.T / 0.07)[:2, :2].log_softmax(1)
+    loss = superpixel_contrast(points, pixels, excluded=rest, positives=alike)
+    assert float(loss) == pytest.approx(-float(two.sum()) / 2 / 3)
+
+
 def test_false_negatives_by_similarity_class_and_place() -> None:
     teacher = torch.tensor([[1.0, 0.0], [0.9, 0.1], [-1.0, 0.0], [0.0, -1.0]])
     alike = false_negatives(teacher, 0.8)

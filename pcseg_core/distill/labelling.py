@@ -26,6 +26,7 @@ from pcseg_core.errors import InputError, PcsegError
 from pcseg_core.files import atomic_path, slug
 from pcseg_core.labels import IGNORE, LabelSpace, grouping
 from pcseg_core.vision.pixel_classes import PixelClasses, TeacherConfig
+from pcseg_core.vision.pixel_features import PixelFeatures
 
 Progress = Callable[[str, int, int], None]
 
@@ -92,6 +93,8 @@ class Labeller:
         config: how pixels become labels.
         cache: folder of the cached sweeps.
         with_features: also keep the teacher's features of the seen points.
+        text: source of further features of the seen points, for the text head; they come behind
+            the teacher's.
     """
 
     def __init__(
@@ -101,17 +104,18 @@ class Labeller:
         config: PseudoLabelConfig,
         cache: Path,
         with_features: bool = False,
+        text: PixelFeatures | None = None,
     ) -> None:
         self.teacher = teacher
         self.config = config
         self.cache = cache
-        self.with_features = with_features
+        self.sources = [*([teacher] if with_features else []), *([text] if text else [])]
         self.space = LabelSpace.load(config.label_space)
         self.groups = grouping(teacher.label_space, self.space)
         self.priors = np.ones(len(self.space), np.float32)
         for name, factor in config.priors.items():
             self.priors[self.space.index(name)] = factor
-        self.key = _cache_key(teacher_config, config, with_features)
+        self.key = _cache_key(teacher_config, config, with_features, text)
         self.skipped: Counter[str] = Counter()
 
     def label(self, drives: Mapping[str, Drive], progress: Progress) -> list[Labelled]:
@@ -173,9 +177,9 @@ class Labeller:
         position[finite] = np.arange(finite.sum(), dtype=np.int32)
         evidence.index = position[evidence.index]
         features, index = np.zeros((0, 0), np.float16), np.zeros(0, np.int32)
-        if self.with_features:
-            features, index = camera_features(sample, self.teacher, self.config)
-            index = position[index]
+        if self.sources:
+            found = [camera_features(sample, source, self.config) for source in self.sources]
+            features, index = np.concatenate([f for f, _ in found], 1), position[found[0][1]]
         intensity = cloud.intensity if cloud.intensity is not None else np.zeros(len(cloud))
         pose = sample.T_world_lidar
         return SeenSweep(
@@ -202,7 +206,12 @@ class Labeller:
         return [Labelled(s, *lc, name, scene) for (name, s), lc in zip(members, labels)]
 
 
-def _cache_key(teacher: TeacherConfig, config: PseudoLabelConfig, with_features: bool) -> str:
+def _cache_key(
+    teacher: TeacherConfig,
+    config: PseudoLabelConfig,
+    with_features: bool,
+    text: PixelFeatures | None,
+) -> str:
     """Changes with everything that changes what a cached sweep holds."""
     parts = {
         "weights": hashlib.sha256(teacher.weights_file.read_bytes()).hexdigest(),
@@ -210,6 +219,7 @@ def _cache_key(teacher: TeacherConfig, config: PseudoLabelConfig, with_features:
         "labels": config.model_dump(include={"label_space", "splat_radius_px", "border_px"}),
         "features": with_features,
         "format": 1,
+        **({"text": {"name": text.name, **text.parameters}} if text else {}),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

@@ -76,3 +76,34 @@ def feature_regression(student: Tensor, teacher: Tensor) -> Tensor:
     difference = F.normalize(student, dim=1) - F.normalize(teacher, dim=1)
     # The root of zero has no gradient; identical features must not poison the step with NaN.
     return difference.square().sum(1).clamp_min(1e-12).sqrt().mean()
+
+
+def weighted_distance(student: Tensor, teacher: Tensor, weight: Tensor) -> Tensor:
+    """Weighted mean distance of unit vectors.
+
+    Args:
+        student: (N, D) unit rows.
+        teacher: (N, D) unit rows.
+        weight: (N,) non-negative.
+
+    Returns:
+        Scalar in 0..2; 0 (with a gradient path) where no weight is.
+    """
+    # The root of zero has no gradient; identical features must not poison the step with NaN.
+    distance = (student - teacher).square().sum(1).clamp_min(1e-12).sqrt()
+    return (distance * weight).sum() / weight.sum().clamp_min(1e-6)
+
+
+def soft_cross_entropy(logits: Tensor, likely: Tensor, weight: Tensor) -> Tensor:
+    """Weighted mean cross-entropy against class probabilities.
+
+    Args:
+        logits: (N, C) float.
+        likely: (N, C) target probabilities.
+        weight: (N,) non-negative.
+
+    Returns:
+        Scalar; 0 (with a gradient path) where no weight is.
+    """
+    losses = -(likely * logits.log_softmax(1)).sum(1)
+    return (losses * weight).sum() / weight.sum().clamp_min(1e-6)

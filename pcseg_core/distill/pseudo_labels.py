@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from pydantic import Field
@@ -58,6 +59,13 @@ class Evidence:
     sums: np.ndarray
 
 
+class FeatureSource(Protocol):
+    """What gives features of pixels: encoders, and teachers of pixel classes."""
+
+    def features(self, image: np.ndarray) -> np.ndarray:
+        """(H, W, 3) uint8 RGB -> (D, h, w) float32."""
+
+
 def camera_evidence(
     sample: Sample,
     teacher: PixelClasses,
@@ -92,7 +100,7 @@ def camera_evidence(
 
 
 def camera_features(
-    sample: Sample, teacher: PixelClasses, config: PseudoLabelConfig
+    sample: Sample, teacher: FeatureSource, config: PseudoLabelConfig
 ) -> tuple[np.ndarray, np.ndarray]:
     """The teacher's pixel features of the points its cameras see (a point's first camera counts).
 

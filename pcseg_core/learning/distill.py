@@ -8,14 +8,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 
 from pcseg_core.data import Drive, open_drive
 from pcseg_core.distill.labelling import Labelled, Labeller, class_shares
 from pcseg_core.files import atomic_path, slug
+from pcseg_core.labels import IGNORE
 from pcseg_core.learning.dataset import LabelledSweep
 from pcseg_core.learning.module import DistillModule
-from pcseg_core.learning.recipe import Recipe
+from pcseg_core.learning.recipe import Recipe, TextConfig
 from pcseg_core.learning.runs import (
     bar,
     claim,
@@ -26,7 +28,9 @@ from pcseg_core.learning.runs import (
     run_recipe,
     train,
 )
+from pcseg_core.learning.text import TextObjective, TextTeacher, load_text_teacher
 from pcseg_core.models.student import Student
+from pcseg_core.vision.class_to_text import agree_with_labels
 from pcseg_core.vision.pixel_classes import load_teacher
 
 
@@ -55,7 +59,8 @@ def distill(
         InputError: unusable sources, weights or recipe, or a run directory of another recipe.
     """
     claim(out, recipe, sources)
-    teacher = load_teacher(recipe.teacher, "cuda" if on_gpu(device) else "cpu")
+    teacher = load_teacher(recipe.teacher, _device(device))
+    text = load_text_teacher(recipe.text, teacher, _device(device)) if recipe.text else None
     drives = {identity(s): open_drive(s) for s in sources}
     labeller = Labeller(
         teacher,
@@ -63,13 +68,17 @@ def distill(
         recipe.labels,
         cache or out / "cache",
         with_features=recipe.loss.regression > 0,
+        text=text.source if text else None,
     )
     started = time.monotonic()
     labelled = _label(labeller, drives)
+    if text and recipe.text and recipe.text.source == "classes":
+        _agree(labelled, labeller, recipe.loss.min_confidence)
     sweeps = _store(labelled, out / "pseudo_labels")
     labelling_s = time.monotonic() - started
-    student = _build(recipe, sweeps, len(labeller.space))
-    training = _train(student, sweeps, recipe, out, device)
+    student = _build(recipe, sweeps, len(labeller.space), text)
+    objective = _text_objective(recipe.text, text, sweeps) if recipe.text and text else None
+    training = _train(student, sweeps, recipe, out, device, objective)
     metrics = {
         "sweeps": len(sweeps),
         "skipped": dict(sum((drive.skipped for drive in drives.values()), labeller.skipped)),
@@ -78,13 +87,18 @@ def distill(
         "labelling_s": round(labelling_s, 1),
         **training,
     }
-    finish(student, labeller.space, recipe, metrics, out)
+    words = text.checkpoint_text(recipe.text) if recipe.text and text else None
+    finish(student, labeller.space, recipe, metrics, out, words)
     return metrics
 
 
 def load_run_recipe(run: Path) -> Recipe:
     """The recipe a run directory was made with."""
     return cast(Recipe, run_recipe(run, Recipe))
+
+
+def _device(device: str) -> str:
+    return "cuda" if on_gpu(device) else "cpu"
 
 
 def _label(labeller: Labeller, drives: dict[str, Drive]) -> list[Labelled]:
@@ -121,19 +135,53 @@ def _store(labelled: list[Labelled], folder: Path) -> list[LabelledSweep]:
     return sweeps
 
 
-def _build(recipe: Recipe, sweeps: list[LabelledSweep], classes: int) -> Student:
+def _agree(labelled: list[Labelled], labeller: Labeller, minimum: float) -> None:
+    """Correct the class probabilities of pixels by the labels that many frames agreed on."""
+    classes = len(labeller.groups)
+    for item in labelled:
+        index, values = item.seen.feature_index, item.seen.features
+        sure = item.confidence[index] >= minimum
+        voted = np.where(sure, item.labels[index], IGNORE)
+        kept = agree_with_labels(values[:, -classes:], voted, labeller.groups)
+        values[:, -classes:] = kept.astype(values.dtype)
+
+
+def _build(
+    recipe: Recipe, sweeps: list[LabelledSweep], classes: int, text: TextTeacher | None
+) -> Student:
     torch.manual_seed(recipe.seed)
     config = recipe.student
     if recipe.loss.regression > 0:
         sizes = {s.features.shape[1] for s in sweeps if s.features is not None}
-        config = config.model_copy(update={"feature_channels": sizes.pop() if sizes else 0})
+        size = (sizes.pop() if sizes else 0) - (text.source.channels if text else 0)
+        config = config.model_copy(update={"feature_channels": max(0, size)})
+    if text:
+        config = config.model_copy(update={"text_channels": text.channels})
     return Student(config, classes)
 
 
+def _text_objective(
+    config: TextConfig, text: TextTeacher, sweeps: list[LabelledSweep]
+) -> TextObjective:
+    if config.source != "classes":
+        return TextObjective(config, text.matrix, None)
+    classes = len(text.matrix)
+    counts = np.zeros(classes)
+    for sweep in sweeps:
+        if sweep.features is not None:
+            counts += sweep.features[:, -classes:].sum(0, dtype=np.float64)
+    return TextObjective(config, text.matrix, counts / max(counts.sum(), 1.0))
+
+
 def _train(
-    student: Student, sweeps: list[LabelledSweep], recipe: Recipe, out: Path, device: str
+    student: Student,
+    sweeps: list[LabelledSweep],
+    recipe: Recipe,
+    out: Path,
+    device: str,
+    text: TextObjective | None,
 ) -> dict[str, Any]:
     """Train to the recipe's last step, from the last stored epoch if there is one."""
-    module = DistillModule(student, sweeps, recipe)
+    module = DistillModule(student, sweeps, recipe, text)
     config = recipe.optimizer
     return train(module, config.steps, config.gradient_clip, out, device)

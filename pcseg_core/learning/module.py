@@ -16,6 +16,7 @@ from pcseg_core.labels import IGNORE
 from pcseg_core.learning.dataset import Batch, LabelledSweep, StepDataset
 from pcseg_core.learning.recipe import Recipe
 from pcseg_core.learning.schedule import adamw
+from pcseg_core.learning.text import TextObjective
 from pcseg_core.models.student import Student
 
 STEPS_PER_EPOCH = 50  # a run resumes at an epoch's start, so at most this many steps are repeated
@@ -28,11 +29,18 @@ class DistillModule(lightning.LightningModule):
         student: network to train.
         sweeps: pseudo-labelled training sweeps.
         recipe: everything else.
+        text: losses of the text head, None without one.
     """
 
     class_weights: Tensor
 
-    def __init__(self, student: Student, sweeps: list[LabelledSweep], recipe: Recipe) -> None:
+    def __init__(
+        self,
+        student: Student,
+        sweeps: list[LabelledSweep],
+        recipe: Recipe,
+        text: TextObjective | None = None,
+    ) -> None:
         super().__init__()
         self.student = student
         self.averaged = AveragedModel(
@@ -42,6 +50,7 @@ class DistillModule(lightning.LightningModule):
         self.recipe = recipe
         weights = class_weights(sweeps, student.network.classifier.out_features, recipe)
         self.register_buffer("class_weights", weights)
+        self.text = text
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Batches of the current epoch, so that a resumed run goes on with the same data."""
@@ -72,8 +81,12 @@ class DistillModule(lightning.LightningModule):
         if weights.regression and output.regressed is not None:
             predicted = output.regressed[output.voxels.inverse[batch.feature_index]]
             losses["regression"] = weights.regression * feature_regression(
-                predicted, batch.features
+                predicted, batch.features[:, : predicted.shape[1]]
             )
+        if self.text is not None and output.text_head is not None:
+            values = batch.features[:, self.student.config.feature_channels :]
+            voxel = output.voxels.inverse[batch.feature_index]
+            losses |= self.text(output.text_head, output.features, values, voxel)
         total = torch.stack(list(losses.values())).sum()
         accuracy = _agreement(output.logits, labels)
         self.log_dict({**losses, "loss": total, "agreement": accuracy}, prog_bar=True, batch_size=1)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, model_validator
 
@@ -12,6 +13,7 @@ from pcseg_core.config import Section, load_yaml
 from pcseg_core.distill.pseudo_labels import PseudoLabelConfig
 from pcseg_core.models.student import StudentConfig
 from pcseg_core.vision.pixel_classes import TeacherConfig
+from pcseg_core.vision.text_space import TextSpaceConfig
 
 
 class AugmentConfig(Section):
@@ -75,6 +77,39 @@ class LossConfig(Section):
     )
 
 
+class TextConfig(Section):
+    """The text head: features of words, learned from class names or from dense CLIP."""
+
+    space: TextSpaceConfig = Field(description="Where the vectors of words come from")
+    source: Literal["classes", "maskclip"] = Field(
+        "classes",
+        description="Pixel features to learn from. classes: the teacher's classes by the vectors "
+        "of their names; maskclip: the image encoder of the space's open_clip model",
+    )
+    classes: dict[str, tuple[str, ...]] = Field(
+        default_factory=dict,
+        description="Words of the teacher's classes, by name; a class not given stands for its "
+        "name and synonyms as far as the space knows them, one with no words is left out",
+    )
+    words: tuple[str, ...] = Field(
+        (), description="Further words that the checkpoint shall know; a table gives all of its own"
+    )
+    temperature: float = Field(
+        0.07, gt=0, le=1, description="Divisor of cosines in the classifier of words"
+    )
+    regression: float = Field(
+        1.0, ge=0, description="Weight of the distance to the pixels' unit vectors"
+    )
+    cross_entropy: float = Field(
+        1.0,
+        ge=0,
+        description="Weight of the cross-entropy of the classes by cosines (source: classes)",
+    )
+    class_balance: float = Field(
+        0.5, ge=0, le=1, description="Exponent of the inverse class frequency (source: classes)"
+    )
+
+
 class Recipe(Section):
     """A whole distillation run."""
 
@@ -84,20 +119,28 @@ class Recipe(Section):
     augment: AugmentConfig = Field(default_factory=AugmentConfig)
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     loss: LossConfig = Field(default_factory=LossConfig)
+    text: TextConfig | None = Field(None, description="The text head; none without it")
     seed: int = Field(0, ge=0, description="Seed of everything random")
 
     @model_validator(mode="after")
     def _has_an_objective(self) -> Recipe:
-        if self.loss.cross_entropy + self.loss.lovasz + self.loss.regression == 0:
+        weights = self.loss.cross_entropy + self.loss.lovasz + self.loss.regression
+        if self.text is not None:
+            weights += self.text.regression + self.text.cross_entropy
+        if weights == 0:
             raise ValueError("all loss weights are 0: nothing would be learned")
         return self
 
 
 def load_recipe(path: Path) -> Recipe:
-    """Read a recipe; a relative path of the teacher's weights is relative to the recipe file."""
+    """Read a recipe; relative paths of weights and tables are relative to the recipe file."""
     recipe = load_yaml(path, Recipe)
     weights = recipe.teacher.weights.expanduser()
     if not weights.is_absolute() and not bundled_file(weights):
         weights = (Path(path).parent / weights).resolve()
     teacher = recipe.teacher.model_copy(update={"weights": weights})
-    return recipe.model_copy(update={"teacher": teacher})
+    text = recipe.text
+    if text is not None:
+        space = text.space.relative_to(Path(path).parent)
+        text = text.model_copy(update={"space": space})
+    return recipe.model_copy(update={"teacher": teacher, "text": text})

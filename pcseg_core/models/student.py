@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -91,14 +92,22 @@ class StudentOutput:
         features: (M, D) penultimate features.
         regressed: (M, F) prediction of the teacher's features; None without that head.
         voxels: which voxel each point lies in.
-        text: (M, D) unit vectors in the text space; None without that head.
+        text_head: what carries features to the text space; None without that head.
     """
 
     logits: Tensor
     features: Tensor
     regressed: Tensor | None
     voxels: Voxels
-    text: Tensor | None = None
+    text_head: nn.Linear | None = None
+
+    @cached_property
+    def text(self) -> Tensor | None:
+        """(M, D) unit vectors in the text space, large, so only made when asked for."""
+        if self.text_head is None:
+            return None
+        with torch.set_grad_enabled(self.logits.requires_grad):  # as the pass itself ran
+            return F.normalize(self.text_head(self.features), dim=1)
 
 
 class Student(nn.Module):
@@ -164,10 +173,8 @@ class Student(nn.Module):
         voxels = self.voxelize(points)
         features = self.network.features(self.sparse_input(points, voxels))
         regressed = self.regression(features) if self.regression is not None else None
-        text = None
-        if self.text_head is not None:
-            text = F.normalize(self.text_head(features), dim=1)
-        return StudentOutput(self.network.classifier(features), features, regressed, voxels, text)
+        logits = self.network.classifier(features)
+        return StudentOutput(logits, features, regressed, voxels, self.text_head)
 
 
 def cosine_logits(

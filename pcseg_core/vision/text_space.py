@@ -20,6 +20,7 @@ from pcseg_core.vision.weights import load_strictly, read_weights
 __all__ = [
     "GeneratedText",
     "OpenClipText",
+    "TableFile",
     "TextSpace",
     "TextSpaceConfig",
     "TextTable",
@@ -114,6 +115,22 @@ class TextSpaceConfig(Section):
     )
     channels: int = Field(64, ge=2, le=4096, description="Size of vectors (source: generated)")
     seed: int = Field(0, ge=0, description="Of the random directions")
+
+    def relative_to(self, folder: Path) -> TextSpaceConfig:
+        """The same with relative paths taken from a folder, such as that of the recipe."""
+
+        def resolved(path: Path) -> Path:
+            return (folder / path.expanduser()).resolve()
+
+        tables = tuple(
+            TableFile(
+                vectors=resolved(table.vectors),
+                names=resolved(table.names) if isinstance(table.names, Path) else table.names,
+            )
+            for table in self.tables
+        )
+        weights = None if self.weights is None else resolved(self.weights)
+        return self.model_copy(update={"tables": tables, "weights": weights})
 
     @model_validator(mode="after")
     def _complete(self) -> TextSpaceConfig:

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Class-to-text: a teacher of pixel classes becomes a teacher in the space of words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pcseg_core.errors import InputError
+from pcseg_core.labels import LabelSpace
+from pcseg_core.text_table import unit_rows, word_key
+from pcseg_core.vision.pixel_classes import PixelClasses
+from pcseg_core.vision.text_space import TextSpace
+
+
+def class_words(
+    classes: LabelSpace, text: TextSpace, given: Mapping[str, Sequence[str]]
+) -> dict[str, tuple[str, ...]]:
+    """The words of each class, in the order of the ids.
+
+    Args:
+        classes: what the teacher tells apart.
+        text: the space of the words.
+        given: class name -> words, by the user; a class not named there stands for its own name
+            and synonyms, as far as the space knows them. No words leave a class out.
+
+    Raises:
+        InputError: `given` names a class that is not there or a word without a vector, or a class
+            has no known word.
+    """
+    for name in given:
+        classes.index(name)
+    words: dict[str, tuple[str, ...]] = {}
+    for c in classes.classes:
+        known = tuple(word for word in (c.name, *c.synonyms) if text.known(word))
+        words[c.name] = tuple(given.get(c.name, known))
+        if c.name not in given and not known:
+            raise InputError(
+                f"class '{c.name}' of label space '{classes.name}': text space '{text.name}' knows "
+                "neither its name nor its synonyms; give words for it under text.classes, or let "
+                "text.space.generate make a direction for its name"
+            )
+    text.embed([word for members in words.values() for word in members])
+    return words
+
+
+def class_matrix(text: TextSpace, words: Mapping[str, Sequence[str]]) -> npt.NDArray[np.float32]:
+    """(C, D) float32: the mean vector of each class's words, normalised; zeros for no words."""
+    rows = [
+        text.embed(members).mean(0) if members else np.zeros(text.channels, np.float32)
+        for members in words.values()
+    ]
+    return unit_rows(np.stack(rows))
+
+
+class ClassToText:
+    """Pixel features in a text space: class vectors, weighted by the pixel's probabilities.
+
+    f = sum_c p_c t_c / |sum_c p_c t_c|. Such features know no more than the teacher does, but they
+    speak the language of the text encoder: what learns them answers words near the classes' own.
+
+    Args:
+        teacher: pixel classes.
+        matrix: (C, D) class vectors, zeros for classes that are left out.
+        parameters: what tells this teacher from others, for caches.
+    """
+
+    name = "class-to-text"
+
+    def __init__(
+        self, teacher: PixelClasses, matrix: np.ndarray, parameters: dict[str, Any] | None = None
+    ) -> None:
+        if len(matrix) != len(teacher.label_space):
+            raise InputError(
+                f"class-to-text: {len(matrix)} vectors for the {len(teacher.label_space)} classes "
+                f"of '{teacher.label_space.name}'; expected one per class"
+            )
+        self.teacher = teacher
+        self.matrix = np.asarray(matrix, np.float32)
+        self.channels = self.matrix.shape[1]
+        self.parameters = parameters or {}
+
+    def features(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """See PixelFeatures: unit vectors; zeros where only left-out classes are likely."""
+        mixed = np.tensordot(self.matrix.T, self.teacher.probabilities(image), axes=1)
+        lengths = np.linalg.norm(mixed, axis=0)
+        unit: npt.NDArray[np.float32] = (mixed / np.maximum(lengths, 1e-12)).astype(np.float32)
+        return unit
+
+
+class ClassProbabilities:
+    """The teacher's probabilities in the place of pixel features.
+
+    Stored instead of class-to-text features, they take D / C times less room; the class vectors
+    are multiplied on where they are used.
+    """
+
+    name = "class-probabilities"
+
+    def __init__(self, teacher: PixelClasses) -> None:
+        self.teacher = teacher
+        self.channels = len(teacher.label_space)
+        self.parameters: dict[str, Any] = {"classes": list(teacher.label_space.names)}
+
+    def features(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """See PixelFeatures."""
+        return self.teacher.probabilities(image).astype(np.float32)
+
+
+def agree_with_labels(
+    probabilities: np.ndarray, labels: np.ndarray, groups: np.ndarray
+) -> npt.NDArray[np.float32]:
+    """Leave out of each point's probabilities what contradicts the label it was voted.
+
+    A label that many frames agree on corrects what a single pixel says of the kind of thing; the
+    pixel then tells which of the teacher's classes of that kind it is.
+
+    Args:
+        probabilities: (S, C) of the teacher's classes.
+        labels: (S,) voted labels, negative for none, which changes nothing.
+        groups: (C,) label that each class belongs to, negative for none.
+
+    Returns:
+        (S, C) float32 rows that sum to 1, or zeros where nothing is left.
+    """
+    agrees = (labels[:, None] < 0) | (groups[None] == labels[:, None])
+    kept = np.where(agrees, probabilities, 0).astype(np.float32)
+    total = kept.sum(1, keepdims=True)
+    return np.divide(kept, total, out=np.zeros_like(kept), where=total > 1e-3)
+
+
+def name_the_classes(
+    words: Mapping[str, Sequence[str]], text: TextSpace, matrix: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Class name -> its vector, for the names that the space has no vector of."""
+    return {
+        name: row
+        for name, row in zip(words, matrix)
+        if word_key(name) and not text.known(name) and row.any()
+    }

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows of numbers by voxel, in a table of fixed size that is searched by hash."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+Int64 = npt.NDArray[np.int64]
+
+_BITS = 21  # of a coordinate in a key: 2 million voxels, then keys repeat
+_MASK = np.int64((1 << _BITS) - 1)
+_PROBES = 8
+_EMPTY = np.int64(-1)
+_FIBONACCI = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: spreads runs of keys
+
+
+def voxel_keys(points: Array, T_world_lidar: Array, edge_m: float) -> Int64:
+    """(N,) key of the voxel of the world frame that each point lies in.
+
+    Exact however far from the world's origin, for the whole voxels of the translation are added
+    as integers.
+
+    Args:
+        points: (3, N) float32 finite x, y and z, LiDAR frame [m].
+        T_world_lidar: (4, 4) float64.
+        edge_m: edge of a voxel [m].
+    """
+    offset = T_world_lidar[:3, 3] / edge_m
+    whole = np.floor(offset)
+    rotation = (T_world_lidar[:3, :3] / edge_m).astype(np.float32)
+    grid = rotation @ points
+    grid += (offset - whole).astype(np.float32)[:, None]
+    np.floor(grid, out=grid)
+    key = np.zeros(points.shape[1], np.int64)
+    for axis in range(3):
+        cell = grid[axis].astype(np.int64)
+        cell += np.int64(whole[axis])
+        cell &= _MASK
+        key <<= _BITS
+        key |= cell
+    return key
+
+
+class VoxelTable:
+    """A bounded memory: rows that have not been written for long make room for others.
+
+    Open addressing with a few probes. A voxel for which there is no room is not remembered.
+
+    Attributes:
+        rows: (size, columns) float32, of the caller.
+        seen: (size,) float32, when each row was last written, in the caller's time; -inf if free.
+    """
+
+    def __init__(self, capacity: int, columns: int) -> None:
+        """`capacity` is rounded up to a power of two."""
+        self._bits = max(int(capacity) - 1, 1).bit_length()
+        size = 1 << self._bits
+        self._keys = np.full(size, _EMPTY)
+        self._group = np.zeros(size, np.int32)
+        self.rows = np.zeros((size, columns), np.float32)
+        self.seen = np.full(size, -np.inf, np.float32)
+
+    def __len__(self) -> int:
+        """Number of rows that were ever written since the last clear."""
+        return int(np.count_nonzero(self._keys != _EMPTY))
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._keys.fill(_EMPTY)
+        self.seen.fill(-np.inf)
+
+    def find(self, keys: Int64, expired: float) -> Int64:
+        """(N,) row of each key, -1 where there is no room; new voxels get a row of zeros.
+
+        Args:
+            keys: (N,) from `voxel_keys`, repeated where points share a voxel.
+            expired: rows last seen before this time may be given to other voxels.
+        """
+        home = (keys.view(np.uint64) * _FIBONACCI) >> np.uint64(64 - self._bits)
+        slot = home.view(np.int64)
+        searching: Array | None = None  # None: all of them
+        for probe in range(_PROBES):
+            if searching is None:
+                at, wanted = slot, keys
+            else:
+                at = (home.view(np.int64)[searching] + probe) & (len(self._keys) - 1)
+                wanted = keys[searching]
+            lost = self._take(at, wanted, expired)
+            if searching is None:
+                slot, searching = slot.copy(), lost
+            else:
+                slot[searching] = at
+                searching = searching[lost]
+            if not len(searching):
+                return slot
+        slot[searching] = -1
+        return slot
+
+    def _take(self, at: Int64, wanted: Int64, expired: float) -> Array:
+        """Claim free rows; gives the positions whose row belongs to another voxel."""
+        miss = np.flatnonzero(self._keys.take(at) != wanted)
+        at, wanted = at.take(miss), wanted.take(miss)
+        free = np.flatnonzero(self.seen.take(at) < expired)
+        claimed = at.take(free)
+        self._keys[claimed] = wanted.take(free)  # of several voxels at one row the last one wins
+        self.rows[claimed] = 0
+        self.seen[claimed] = expired  # taken, though not written
+        return miss[self._keys.take(at) != wanted]
+
+    def group(self, slot: Int64) -> tuple[Int64, npt.NDArray[np.int32], Array]:
+        """Distinct rows among those of the points.
+
+        Args:
+            slot: (N,) rows, none of them -1.
+
+        Returns:
+            (M,) distinct rows, (N,) int32 which of them each point has, and (M,) one point of each.
+        """
+        order = np.arange(len(slot), dtype=np.int32)
+        self._group[slot] = order
+        first = np.flatnonzero(self._group.take(slot) == order)
+        distinct = slot.take(first)
+        self._group[distinct] = order[: len(distinct)]
+        return distinct, self._group.take(slot), first

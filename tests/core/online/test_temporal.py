@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Evidence over time: Bayes by hand, motion, forgetting, arrivals, jumps and bounded memory."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pcseg_core.errors import InputError
+from pcseg_core.geometry import from_euler, invert, transform
+from pcseg_core.labels import IGNORE
+from pcseg_core.online.free_space import FreeSpace
+from pcseg_core.online.temporal import TemporalBuffer, TemporalBufferConfig, spread
+from pcseg_core.online.voxel_table import VoxelTable, voxel_keys
+
+STEP = 100_000_000  # ns
+
+
+def buffer(classes: int = 2, **settings: float) -> TemporalBuffer:
+    return TemporalBuffer(TemporalBufferConfig(**settings), classes)
+
+
+def looks(*rows: tuple[float, ...]) -> np.ndarray:
+    return np.array(rows, np.float32)
+
+
+POINT = np.array([[5.05, 0.05, 0.05]], np.float32)
+
+
+def test_two_looks_fuse_as_by_hand() -> None:
+    """Log odds add, the first faded by e^-0.1; one look more counts a half for the confidence."""
+    fused = buffer(memory_s=1.0, new_evidence=0.5)
+    fused.update(POINT, looks((0.9, 0.1)), np.eye(4), 0)
+    labels, confidence = fused.update(POINT, looks((0.3, 0.7)), np.eye(4), STEP)
+    fade = np.exp(-0.1)
+    odds = fade * np.log(0.9 / 0.1) + np.log(0.3 / 0.7)
+    weight = fade + 1
+    odds *= (1 + 0.5 * (weight - 1)) / weight
+    assert labels.tolist() == [0] and labels.dtype == np.int32
+    assert confidence[0] == pytest.approx(1 / (1 + np.exp(-odds)), abs=1e-4)
+
+
+def test_the_first_look_is_kept_as_it_is() -> None:
+    labels, confidence = buffer().update(POINT, looks((0.2, 0.8)), np.eye(4), 0)
+    assert labels.tolist() == [1] and confidence[0] == pytest.approx(0.8, abs=1e-5)
+
+
+def test_points_of_a_voxel_are_one_look() -> None:
+    """Fifty points that say "1" in one sweep do not outvote two sweeps that say "0"."""
+    fused = buffer(memory_s=60)
+    for k in range(2):
+        fused.update(POINT, looks((0.8, 0.2)), np.eye(4), k * STEP)
+    many = np.repeat(POINT, 50, 0)
+    labels, _ = fused.update(many, np.repeat(looks((0.3, 0.7)), 50, 0), np.eye(4), 2 * STEP)
+    assert (labels == 0).all()
+
+
+def test_evidence_stays_in_place_while_the_sensor_moves_and_turns() -> None:
+    rng = np.random.default_rng(0)
+    far = np.array([1e5, -2e5, 40])  # from the origin of odometry
+    world = rng.uniform(-20, 20, (2000, 3)) + far
+    truth = rng.integers(0, 3, 2000)
+    world[:, 2] += 5 * truth  # classes lie apart
+    clear = np.full((2000, 3), 0.1, np.float32)
+    clear[np.arange(2000), truth] = 0.8
+    fused, pose = buffer(3, gate_m=0), np.eye(4)
+    for k in range(5):
+        pose = from_euler(0.01 * k, 0.02 * k, 0.3 * k, (1e5 + k, -2e5 + 0.5 * k, 40))
+        local = transform(invert(pose), world).astype(np.float32)
+        labels, _ = fused.update(local, clear, pose, k * STEP)
+        assert (labels == truth).all()
+    blind = np.full((2000, 3), 1 / 3, np.float32)
+    pose = from_euler(0, 0, 1.4, (1e5 + 4, -2e5, 40))
+    local = transform(invert(pose), world).astype(np.float32)
+    labels, _ = fused.update(local, blind, pose, 5 * STEP)
+    assert (labels == truth).mean() > 0.97  # float32 moves some points across a face
+
+
+def test_old_evidence_fades() -> None:
+    fused = buffer(memory_s=0.2, max_gap_s=10)
+    for k in range(10):
+        fused.update(POINT, looks((0.95, 0.05)), np.eye(4), k * STEP)
+    labels, _ = fused.update(POINT, looks((0.3, 0.7)), np.eye(4), 9 * STEP + 2_000_000_000)
+    assert labels.tolist() == [1]
+
+
+def scene(target: tuple[float, float, float] | None) -> np.ndarray:
+    """A wall 20 m ahead, and a small plate in front of it."""
+    y, z = np.meshgrid(np.linspace(-4, 4, 160), np.linspace(-2, 2, 80))
+    wall = np.stack([np.full(y.size, 20.0), y.ravel(), z.ravel()], 1)
+    if target is None:
+        return wall.astype(np.float32)
+    dy, dz = np.meshgrid(np.linspace(-0.3, 0.3, 25), np.linspace(-0.3, 0.3, 25))
+    plate = np.stack([np.zeros(dy.size), dy.ravel(), dz.ravel()], 1) + target
+    return np.concatenate([wall, plate]).astype(np.float32)
+
+
+@pytest.mark.parametrize("gate_m, inherited", [(0.5, False), (0.0, True)])
+def test_what_arrives_does_not_inherit_what_the_place_was(gate_m: float, inherited: bool) -> None:
+    """A plate of class 1 stands long, goes, the wall is seen through its place, and one of class
+    2 comes there."""
+    fused = buffer(3, memory_s=10, gate_m=gate_m)
+
+    def look(xyz: np.ndarray, kind: int) -> tuple[np.ndarray, np.ndarray]:
+        p = np.repeat(looks((0.9, 0.05, 0.05)), len(xyz), 0)
+        p[xyz[:, 0] < 15] = np.full(3, 0.1, np.float32)
+        p[xyz[:, 0] < 15, kind] = 0.8
+        return xyz, p
+
+    for k in range(10):
+        fused.update(*look(scene((10.1, 0, 0)), 1), np.eye(4), k * STEP)
+    fused.update(*look(scene(None), 1), np.eye(4), 10 * STEP)
+    xyz, p = look(scene((10.1, 0, 0)), 2)
+    labels, _ = fused.update(xyz, p, np.eye(4), 11 * STEP)
+    plate = labels[xyz[:, 0] < 15]
+    assert (plate == (1 if inherited else 2)).all()
+    assert (labels[xyz[:, 0] > 15] == 0).all()
+    assert (fused.counters["gated"] > 0) != inherited
+
+
+def test_a_static_place_that_was_hidden_keeps_its_evidence() -> None:
+    """Behind an occluder nothing was seen to be free, so nothing is forgotten."""
+    wall, plate = scene(None), scene((10, 0, 0))
+    free = FreeSpace(plate.T)
+    behind = np.abs(wall[:, 1:]).max(1) < 0.4
+    assert not free.passed(wall[behind].T, 0.5).any()
+    before_wall = wall * np.float32(0.8)
+    aside = np.abs(before_wall[:, 1]) > 1.5
+    assert free.passed(before_wall[aside & (np.abs(wall[:, 2]) < 1.5)].T, 0.5).mean() > 0.95
+    nowhere = np.array([[-5.0, 0, 0]], np.float32)  # no return came from there
+    assert not free.passed(nowhere.T, 0.5).any()
+
+
+@pytest.mark.parametrize(
+    "pose, stamp, reason",
+    [
+        (np.eye(4), 0, "reset_time"),
+        (np.eye(4), -STEP, "reset_time"),
+        (np.eye(4), 20 * STEP, "reset_time"),
+        (from_euler(0, 0, 0, (50, 0, 0)), STEP, "reset_motion"),
+        (from_euler(0, 0, 1.5, (0, 0, 0)), STEP, "reset_motion"),
+    ],
+)
+def test_a_jump_starts_anew(pose: np.ndarray, stamp: int, reason: str) -> None:
+    fused = buffer(memory_s=10, gate_m=0)
+    fused.update(POINT, looks((1.0, 0.0)), np.eye(4), 0)
+    local = transform(invert(pose), POINT.astype(np.float64)).astype(np.float32)
+    labels, confidence = fused.update(local, looks((0.4, 0.6)), pose, stamp)
+    assert labels.tolist() == [1] and confidence[0] == pytest.approx(0.6, abs=1e-5)
+    assert fused.counters == {reason: 1}
+
+
+def test_points_that_cannot_be_remembered_keep_their_own_label() -> None:
+    fused = buffer(max_range_m=10)
+    xyz = np.array([[np.nan, 0, 0], [20, 0, 0], [5, 0, 0], [5, 0, 3]], np.float32)
+    p = looks((0.9, 0.1), (0.9, 0.1), (0, 0), (0.1, 0.9))
+    for k in range(2):
+        labels, confidence = fused.update(xyz, p, np.eye(4), k * STEP)
+        assert labels.tolist() == [0, 0, IGNORE, 1]
+        assert confidence[:3] == pytest.approx([0.9, 0.9, 0])
+    empty = np.zeros((0, 3), np.float32)
+    labels, _ = fused.update(empty, np.zeros((0, 2), np.float32), np.eye(4), 2 * STEP)
+    assert len(labels) == 0
+
+
+def test_labels_with_confidence_stand_for_probabilities() -> None:
+    labels, confidence = np.array([2, IGNORE]), np.array([0.7, 0.0], np.float32)
+    p = spread(labels, confidence, 4)
+    assert p[0] == pytest.approx([0.1, 0.1, 0.7, 0.1]) and (p[1] == 0).all()
+    xyz = np.array([[5, 0, 0], [6, 0, 0]], np.float32)
+    fused, share = buffer(4).update(xyz, (labels, confidence), np.eye(4), 0)
+    assert fused.tolist() == [2, IGNORE] and share == pytest.approx([0.7, 0])
+
+
+def test_bad_input_is_named() -> None:
+    with pytest.raises(InputError, match="looks of shape"):
+        buffer(3).update(POINT, looks((1, 0)), np.eye(4), 0)
+    with pytest.raises(InputError, match="points of shape"):
+        buffer(2).update(POINT[:, :2], looks((1, 0)), np.eye(4), 0)
+    with pytest.raises(InputError, match="pose"):
+        buffer(2).update(POINT, looks((1, 0)), np.full((4, 4), np.nan), 0)
+
+
+def test_memory_is_bounded_and_makes_room() -> None:
+    """A full table drops no label; expired voxels give their place to new ones."""
+    fused = buffer(2, capacity=1024, memory_s=0.1, max_speed_mps=1e4, gate_m=0)
+    rng = np.random.default_rng(0)
+    for k in range(20):
+        xyz = rng.uniform(-30, 30, (3000, 3)).astype(np.float32)
+        p = np.repeat(looks((0.3, 0.7)), 3000, 0)
+        pose = from_euler(0, 0, 0, (60.0 * k, 0, 0))
+        labels, _ = fused.update(xyz, p, pose, k * STEP)
+        assert (labels == 1).all()
+    assert fused.counters["overflow"] > 0 and len(fused._table) <= 1024
+    fused.update(POINT, looks((0.9, 0.1)), pose, 40 * STEP)
+    labels, _ = fused.update(POINT, looks((0.4, 0.6)), pose, 41 * STEP)
+    assert labels.tolist() == [0]
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.lists(st.integers(0, 40), max_size=60), max_size=8), st.integers(1, 6))
+def test_the_table_is_a_dictionary_with_a_bound(batches: list[list[int]], bits: int) -> None:
+    """Every key finds the row that it wrote, or none; rows are never shared by two keys."""
+    table = VoxelTable(1 << bits, 1)
+    for batch in batches:
+        keys = np.array(batch, np.int64) * 7919
+        rows = table.find(keys, expired=-1.0)
+        found = rows >= 0
+        owners: dict[int, int] = {}
+        for key, row in zip(keys[found].tolist(), rows[found].tolist()):
+            assert owners.setdefault(row, key) == key
+            assert table.rows[row, 0] in (0, key)
+        distinct, group, first = table.group(rows[found])
+        assert (distinct[group] == rows[found]).all() and len(set(distinct.tolist())) == len(
+            distinct
+        )
+        assert (rows[found][first] == distinct).all()
+        table.rows[rows[found], 0] = keys[found]
+        table.seen[rows[found]] = 0.0
+    assert len(table) <= 1 << bits
+
+
+def test_keys_do_not_depend_on_how_far_odometry_has_gone() -> None:
+    rng = np.random.default_rng(1)
+    points = rng.uniform(-50, 50, (3, 500)).astype(np.float32)
+    pose = from_euler(0.1, -0.1, 2.0, (3.1, 4.2, 0.3))
+    far = pose.copy()
+    far[:3, 3] += 0.2 * np.array([400_000, -300_000, 1000])
+    near_keys, far_keys = voxel_keys(points, pose, 0.2), voxel_keys(points, far, 0.2)
+    cells = np.floor(transform(pose, points.T.astype(np.float64)) / 0.2).astype(np.int64)
+    differ = (cells[:, None] != cells[None]).any(2)
+    same_key = near_keys[:, None] == near_keys[None]
+    assert (same_key == ~differ).mean() > 0.9999
+    assert ((far_keys[:, None] == far_keys[None]) == same_key).mean() > 0.9999

@@ -24,6 +24,7 @@ _COMMANDS = {
     "pretrain": "Train a LiDAR network to see what image networks see, without labels or classes.",
     "probe": "Measure what a pretrained network knows, by a linear classifier on its features.",
     "finetune": "Train on few labels from a pretrained network and from scratch, side by side.",
+    "zero-shot": "Train on labels of some classes and learn others from images; measure both.",
     "ablate": "Measure what each part of a method is worth.",
     "segment": "Label the clouds of a bag or of any other recording.",
     "view": "Look at a bag, a training run or one sample: Rerun recording or picture.",
@@ -41,7 +42,8 @@ class PcsegGroup(TyperGroup):
         super().__init__(**attributes)
         self.add_command(LazyCommand("bag", _BAG_SUMMARY, _load_bag))
         for name, summary in _COMMANDS.items():
-            load = from_module(f"pcseg_core.cli.{name}", name, name)
+            attribute = name.replace("-", "_")
+            load = from_module(f"pcseg_core.cli.{attribute}", attribute, name)
             self.add_command(LazyCommand(name, summary, load))
         for entry in entry_points(group=PLUGIN_GROUP):
             if "-" not in entry.name:

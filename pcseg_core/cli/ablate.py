@@ -10,6 +10,7 @@ import typer
 
 from pcseg_core.cli.outputs import PICTURES, check_file
 from pcseg_core.cli.progress import note
+from pcseg_core.cli.zero_shot import ablate_zero_shot
 from pcseg_core.errors import InputError
 
 app = ablate = typer.Typer(no_args_is_help=True, help="What each part of a method is worth.")
@@ -76,6 +77,9 @@ def contrast(
     show(content)
     if picture:
         ablation.draw(content, picture)
+
+
+app.command("zero-shot")(ablate_zero_shot)
 
 
 def _data(data: str, fit: list[str], test: list[str]) -> Any:

@@ -93,7 +93,7 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         moved = {k: v.to(device) for k, v in vars(self).items()}
-        return Batch(**moved)
+        return type(self)(**moved)
 
 
 class StepDataset(Dataset[Batch]):

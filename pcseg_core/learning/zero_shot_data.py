@@ -75,8 +75,8 @@ class Observed:
         evidence = Evidence(*(arrays.pop(f"evidence_{k}") for k in ("index", "weights", "sums")))
         rest = (arrays.pop(f"view_{k}") for k in ("index", "patch", "patch_features"))
         view = PatchView(np.load(_features_file(path), mmap_mode="r"), *rest)
-        texts = {k: str(arrays.pop(k)) for k in ("name", "scene")}
-        return cls(**texts, **arrays, evidence=evidence, view=view)
+        name, scene = str(arrays.pop("name")), str(arrays.pop("scene"))
+        return cls(name, scene, **arrays, evidence=evidence, view=view)
 
 
 def _features_file(path: Path) -> Path:

@@ -80,10 +80,3 @@ def load_split(source: str) -> Split:
     if len(set(split.unseen)) >= len(space):
         raise InputError(f"{file}: all classes are unseen; leave one that is seen")
     return split
-
-
-def class_vectors(text: TextSpace, words: dict[str, tuple[str, ...]]) -> npt.NDArray[np.float32]:
-    """(C, D) unit vectors of classes: the normalised mean over the words of each."""
-    means = np.stack([text.embed(list(group)).mean(0) for group in words.values()])
-    unit: npt.NDArray[np.float32] = means / np.linalg.norm(means, axis=1, keepdims=True)
-    return unit.astype(np.float32)

@@ -12,7 +12,6 @@ from pcseg_core.errors import InputError
 from pcseg_core.learning.zero_shot_split import (
     Split,
     available_splits,
-    class_vectors,
     load_split,
 )
 from pcseg_core.text_table import TextTable
@@ -58,10 +57,8 @@ def test_mistakes_are_named(tmp_path: Path, content: str, message: str) -> None:
         load_split("semantic_kity")
 
 
-def test_class_vectors_are_unit_means_of_the_words_that_are_known() -> None:
+def test_words_that_the_text_space_lacks_are_named() -> None:
     table = TextTable("tiny", ("car", "truck"), np.array([[1.0, 0.0], [0.0, 1.0]], np.float32))
-    vectors = class_vectors(table, {"vehicle": ("car", "truck"), "car": ("car",)})
-    assert np.allclose(vectors, [[np.sqrt(0.5)] * 2, [1, 0]])
     split = Split(label_space="street", unseen=("vehicle",))
     with pytest.raises(InputError, match="class 'road'.*does not know road, street"):
         split.class_words(table)

@@ -1,0 +1,311 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Zero-shot learning: labels that never leak, own labels by hand, whole runs that resume."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from pcseg_core.checkpoint import load_text
+from pcseg_core.distill.consolidation import ConsolidationConfig
+from pcseg_core.distill.patches import PatchView
+from pcseg_core.distill.pseudo_labels import Evidence
+from pcseg_core.errors import InputError
+from pcseg_core.evaluation.zero_shot import stacked
+from pcseg_core.labels import IGNORE
+from pcseg_core.learning import zero_shot_ablation as study
+from pcseg_core.learning.zero_shot import CosineClassifier, fold_classifier, zero_shot
+from pcseg_core.learning.zero_shot_data import Observed
+from pcseg_core.learning.zero_shot_labels import (
+    AlignedDataset,
+    AlignedSweep,
+    hold_out,
+    training_sweeps,
+    zero_shot_labels,
+)
+from pcseg_core.learning.zero_shot_module import mix_labels, running_quantiles
+from pcseg_core.learning.zero_shot_recipe import (
+    SelfTrainingConfig,
+    ZeroShotRecipe,
+    load_zero_shot_recipe,
+)
+from pcseg_core.learning.zero_shot_split import load_split
+from pcseg_core.models.student import Points, Student, StudentConfig
+from pcseg_core.online.segmenter import Segmenter
+
+UNSEEN = np.array([False, True, False, True])
+OFF = ConsolidationConfig(voxel_m=0)
+RECIPES = Path(__file__).parents[2] / "training" / "recipes"
+DRIVE = "simulated:seed={},sweeps=2,stride=5,beams=16,columns=256,cameras={},width=160,height=96"
+
+
+def tiny(**changes: Any) -> ZeroShotRecipe:
+    values: dict[str, Any] = {
+        "teacher": {"weights": "bundled:simulation_teacher", "label_space": "simulation",
+                    "scales": (1.0,), "flip": False},
+        "text": {"channels": 32}, "student": {"depth": 14, "width": 0.25, "voxel_size_m": 0.5},
+        "optimizer": {"steps": 6, "batch_size": 2}, "loss": {"min_confidence": 0.3},
+        "alignment": {"patch_px": 8, "channels": 16}, **changes,
+    }  # fmt: skip
+    return ZeroShotRecipe.model_validate(values)
+
+
+def test_labels_by_hand() -> None:
+    truth = np.array([0, 1, 2, IGNORE, 3, 1])
+    image = np.array([[0, 0.9, 0.1, 0], [0.5, 0.3, 0.1, 0.1], [0.1, 0.1, 0.7, 0.1],
+                      [0.7, 0.1, 0, 0.2], [0, 0, 0, 0], [0.9, 0, 0.1, 0]])  # fmt: skip
+    labels, confidence = zero_shot_labels(truth, image, UNSEEN, "zero-shot")
+    # Truth of seen classes; else the likeliest unseen class by its share among all classes.
+    assert labels.tolist() == [0, 1, 2, 3, IGNORE, IGNORE]
+    assert confidence == pytest.approx([1, 0.3, 1, 0.2, 0, 0])
+    labels, confidence = zero_shot_labels(truth, image, UNSEEN, "seen")
+    assert labels.tolist() == [0, IGNORE, 2, IGNORE, IGNORE, IGNORE]
+    labels, confidence = zero_shot_labels(truth, image, UNSEEN, "annotation-free")
+    assert labels.tolist() == [1, 0, 2, 0, IGNORE, 0] and confidence[0] == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize("supervision", ["seen", "zero-shot", "annotation-free"])
+def test_the_truth_of_unseen_classes_is_never_looked_at(supervision: Any) -> None:
+    rng = np.random.default_rng(0)
+    truth, image = rng.integers(-1, 4, 500), rng.dirichlet(np.ones(4), 500)
+    hidden = (truth < 0) | UNSEEN[truth]
+    shuffled = np.where(hidden, rng.choice([IGNORE, 1, 3], 500), truth)
+    for a, b in zip(zero_shot_labels(truth, image, UNSEEN, supervision),
+                    zero_shot_labels(shuffled, image, UNSEEN, supervision)):  # fmt: skip
+        assert np.array_equal(a, b)
+
+
+def observed(name: str = "a", scene: str = "s", points: int = 50, seed: int = 0) -> Observed:
+    rng = np.random.default_rng(seed)
+    xyz = rng.uniform(-9, 9, (points, 3)).astype(np.float32)
+    seen = np.arange(0, points, 2, dtype=np.int32)
+    sums = rng.dirichlet(np.ones(4), len(seen)).astype(np.float32)
+    view = PatchView(rng.random((len(seen), 5)).astype(np.float16), seen,
+                     rng.integers(0, 6, len(seen)).astype(np.int32),
+                     rng.random((6, 5)).astype(np.float16))  # fmt: skip
+    return Observed(name, scene, xyz, xyz, rng.random(points).astype(np.float32), np.eye(4),
+                    rng.integers(-1, 4, points).astype(np.int16),
+                    Evidence(seen, np.ones(len(seen), np.float32), sums), view)  # fmt: skip
+
+
+def test_sweeps_are_stored_with_their_features_left_on_disk(tmp_path: Path) -> None:
+    sweep = observed()
+    sweep.save(tmp_path / "x.npz")
+    again = Observed.load(tmp_path / "x.npz")
+    assert isinstance(again.view.features, np.memmap)
+    for part in ("xyz", "truth", "pose", "intensity"):
+        assert np.array_equal(getattr(again, part), getattr(sweep, part))
+    for part in ("features", "index", "patch", "patch_features"):
+        assert np.array_equal(getattr(again.view, part), getattr(sweep.view, part))
+    assert again.name == "a" and np.array_equal(again.evidence.sums, sweep.evidence.sums)
+
+
+def test_batches_keep_points_features_and_patches_together() -> None:
+    sweeps = training_sweeps([observed(seed=s, scene=str(s)) for s in range(3)], UNSEEN,
+                             "zero-shot", OFF)  # fmt: skip
+    for sweep in sweeps:  # so that every feature tells which point and which patch it is from
+        assert sweep.features is not None and sweep.patch is not None
+        assert sweep.feature_index is not None and sweep.patch_features is not None
+        sweep.features = sweep.intensity[sweep.feature_index][:, None].astype(np.float32)
+        sweep.patch_features = np.full((6, 1), 0, np.float32) + np.arange(6)[:, None]
+        sweep.features = np.concatenate([sweep.features, sweep.patch[:, None]], 1)
+    recipe = tiny(augment={"intensity_gain": 0, "drop": 0.5}, optimizer={"sector_deg": 200})
+    dataset: Any = AlignedDataset(sweeps, recipe, 0, 5)  # type: ignore[arg-type]
+    for step in range(5):
+        batch = dataset[step]
+        assert len(batch.features) > 0 and len(batch.patch_features) == 18
+        shown = batch.points.intensity[batch.feature_index]
+        assert torch.allclose(batch.features[:, 0], shown)
+        assert torch.equal(batch.patch_features[batch.patches, 0], batch.features[:, 1])
+        owner = batch.points.batch[batch.feature_index]
+        assert torch.equal(batch.patches // 6, owner)
+    moved = dataset[0].to(torch.device("cpu"))
+    assert torch.equal(moved.patches, dataset[0].patches)
+
+
+def test_whole_scenes_are_held_out() -> None:
+    many = [observed(f"{s}{i}", str(s)) for s in range(10) for i in range(3)]
+    kept, held = hold_out(many, 0.2)
+    assert {s.scene for s in held} == {"0", "9"} and len(kept) + len(held) == 30
+    assert not {s.scene for s in kept} & {s.scene for s in held}
+    kept, held = hold_out(many[:3] + many[3:6], 0.01)
+    assert len({s.scene for s in held}) == 1 and len(kept) == 3
+    kept, held = hold_out([observed(str(i), "one") for i in range(10)], 0.2)
+    assert [s.name for s in held] == ["8", "9"] and len(kept) == 8
+
+
+def test_own_labels_by_hand() -> None:
+    open_classes = torch.tensor([False, True, False, True])
+    probabilities = torch.tensor([
+        [0.1, 0.9, 0.0, 0.0],  # true label: stays
+        [0.1, 0.8, 0.1, 0.0],  # image says 3, drawn: replaced
+        [0.1, 0.8, 0.1, 0.0],  # image says 3, not drawn: stays
+        [0.2, 0.6, 0.1, 0.1],  # gap, below the quantile of its class: stays
+        [0.0, 0.8, 0.2, 0.0],  # gap, sure: filled
+        [0.9, 0.1, 0.0, 0.0],  # gap, but a seen class: stays
+        [0.1, 0.2, 0.1, 0.6],  # gap, alone in its class: filled
+    ])  # fmt: skip
+    labels = torch.tensor([0, 3, 3, IGNORE, IGNORE, IGNORE, IGNORE])
+    confidence = torch.tensor([1.0, 0.5, 0.5, 0.0, 0.0, 0.0, 0.0])
+    draws = torch.tensor([0.0, 0.1, 0.9, 0.9, 0.9, 0.9, 0.9])
+    none_yet = torch.full((4,), torch.nan)
+    config = SelfTrainingConfig(quantile=0.5, mix=0.5)
+    thresholds, found, sure = mix_labels(probabilities, labels, confidence, open_classes,
+                                         none_yet, config, draws)  # fmt: skip
+    assert found.tolist() == [0, 1, 3, IGNORE, 1, IGNORE, 3]
+    assert sure.tolist() == pytest.approx([1.0, 0.8, 0.5, 0.0, 0.8, 0.0, 0.6])
+    assert thresholds[1].item() == pytest.approx(0.8) and torch.isnan(thresholds[[0, 2]]).all()
+    shy = SelfTrainingConfig(quantile=0.5, mix=0.5, unlabelled=False)
+    _, found, _ = mix_labels(probabilities, labels, confidence, open_classes, none_yet, shy, draws)
+    assert found.tolist() == [0, 1, 3, IGNORE, IGNORE, IGNORE, IGNORE]
+    _, found, _ = mix_labels(probabilities, labels, confidence, torch.ones(4, dtype=torch.bool),
+                             none_yet, config, draws)  # fmt: skip
+    assert found[0] == 1 and found[5] == 0  # without truth every class is open
+
+
+def test_quantiles_run_per_class() -> None:
+    first = running_quantiles(torch.tensor([0.2, 0.4, 0.9]), torch.tensor([0, 0, 2]),
+                              torch.full((3,), torch.nan), 0.5, 0.9)  # fmt: skip
+    assert first[0].item() == pytest.approx(0.3) and torch.isnan(first[1])
+    second = running_quantiles(torch.tensor([0.8]), torch.tensor([0]), first, 0.5, 0.9)
+    assert second[0].item() == pytest.approx(0.9 * 0.3 + 0.1 * 0.8)
+    assert second[2].item() == pytest.approx(0.9)
+
+
+def test_folding_keeps_the_best_class_and_gamma_acts_at_the_mean_length() -> None:
+    torch.manual_seed(0)
+    student = Student(StudentConfig(depth=14, width=0.25, text_channels=16), 4)
+    vectors = torch.nn.functional.normalize(torch.randn(4, 16), dim=1)
+    rng = np.random.default_rng(0)
+    xyz = rng.uniform(-10, 10, (3000, 3)).astype(np.float32)
+    classifier = CosineClassifier(student, vectors)
+    cosines = classifier(xyz, xyz[:, 0] * 0 + 0.5)
+    for gamma, agreement in ((0.0, 1.0), (0.1, 0.85)):
+        fold_classifier(student, vectors, UNSEEN, gamma, 0.07, classifier.mean_norm)
+        points = torch.from_numpy(xyz)
+        with torch.no_grad():
+            output = student(Points(points, torch.full((3000,), 0.5),
+                                    torch.zeros(3000, dtype=torch.int64)))  # fmt: skip
+        plain = output.logits[output.voxels.inverse].argmax(1).numpy()
+        assert (plain == stacked(cosines, UNSEEN, gamma)).mean() >= agreement
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("zero-shot")
+    recipe = tiny(consolidation={"voxel_m": 0.4}, self_training={"start": 0.3})
+    metrics = zero_shot([DRIVE.format(s, 2) for s in (1, 2)], [DRIVE.format(3, 0)],
+                        load_split("street_vehicle_pole"), recipe, folder / "run",
+                        folder / "cache", "cpu")  # fmt: skip
+    return folder, metrics
+
+
+def test_a_run_ends_in_a_checkpoint_that_knows_words(finished: Any) -> None:
+    folder, metrics = finished
+    assert set(metrics["plain"]["iou"]) == set(load_split("street_vehicle_pole").space.names)
+    assert metrics["sweeps"] == 2 and metrics["held_out"] == 2
+    assert 0 < metrics["labels"]["labelled"] < 1
+    text = load_text(folder / "run")
+    assert text is not None and text.classes["vehicle"][0] == "vehicle"
+    segmenter = Segmenter.load(folder / "run", "cpu")
+    space = segmenter.set_prompts(["vehicle: car, truck", "everything else"])
+    assert len(space) == 2
+
+
+def test_the_same_call_repeats_nothing_and_another_recipe_is_refused(finished: Any) -> None:
+    folder, metrics = finished
+    sources, split = [DRIVE.format(s, 2) for s in (1, 2)], load_split("street_vehicle_pole")
+    recipe = tiny(consolidation={"voxel_m": 0.4}, self_training={"start": 0.3})
+    again = zero_shot(sources, [DRIVE.format(3, 0)], split, recipe, folder / "run",
+                      folder / "cache", "cpu")  # fmt: skip
+    assert again["plain"] == metrics["plain"] and again["gamma"] == metrics["gamma"]
+    with pytest.raises(InputError, match="another recipe"):
+        zero_shot(sources, [], split, tiny(), folder / "run", folder / "cache", "cpu")
+
+
+def test_labels_are_needed_unless_none_are_asked_for(tmp_path: Path) -> None:
+    split = load_split("street_vehicle_pole")
+    blind = DRIVE.format(4, 0)
+    with pytest.raises(InputError, match="annotation-free"):
+        zero_shot([blind], [blind], split, tiny(supervision="annotation-free"), tmp_path / "a")
+
+
+def test_rows_take_from_the_recipe_what_they_are_named_after() -> None:
+    base = load_zero_shot_recipe(RECIPES / "zero_shot_simulated.yaml")
+    seen = study.row_recipe(base, study.SEEN_ONLY, 3)
+    assert seen.supervision == "seen" and seen.seed == 3 and not seen.alignment.active
+    assert seen.self_training.start == 1 and seen.consolidation.voxel_m == 0
+    local = study.row_recipe(base, "local", 0)
+    assert local.alignment.local_weight and not local.alignment.global_weight
+    assert local.supervision == "zero-shot"
+    assert study.row_recipe(base, study.FULL, 0) == base.model_copy(update={"seed": 0})
+    assert study.row_recipe(base, study.FREE, 0).supervision == "annotation-free"
+
+
+def test_the_study_goes_on_where_it_was(tmp_path: Path) -> None:
+    data = study.ZeroShotData([DRIVE.format(s, 2) for s in (1, 2)], [DRIVE.format(3, 0)])
+    split, out = load_split("street_vehicle_pole"), tmp_path / "rows.json"
+    rows = [study.SEEN_ONLY, study.FULL]
+
+    def run(**changes: Any) -> study.ZeroShotAblation:
+        return study.ZeroShotAblation(tiny(**changes), data, split, out, tmp_path / "work", "cpu",
+                                      rows)  # fmt: skip
+
+    told: list[str] = []
+    run().run(1, told.append, limit=1)
+    assert len(json.loads(out.read_text())["rows"]) == 1
+    content = run().run(1, told.append)
+    assert sum("hiou" in line for line in told) == 2 and len(content["rows"]) == 2
+    assert run().run(1, told.append) == content and len(told) == 4
+    assert study.SEEN_ONLY in study.markdown(content)
+    study.draw(content, tmp_path / "rows.png")
+    assert (tmp_path / "rows.png").stat().st_size > 10_000
+    with pytest.raises(InputError, match="other settings"):
+        run(temperature=0.1)
+    with pytest.raises(InputError, match="no row nothing"):
+        study.ZeroShotAblation(tiny(), data, split, out, tmp_path, keep=["nothing"])
+
+
+def test_a_folder_of_sequences_is_split_into_training_and_test(tmp_path: Path) -> None:
+    for name in ("00", "08", "09"):
+        for part in ("velodyne", "labels"):
+            (tmp_path / "sequences" / name / part).mkdir(parents=True)
+        (tmp_path / "sequences" / name / "calib.txt").touch()
+    found = study.folder_data(tmp_path, [])
+    assert [Path(s).name for s in found.test] == ["08"]
+    assert [Path(s).name for s in found.train] == ["00", "09"]
+    chosen = study.folder_data(tmp_path, [f"semantic-kitti:{tmp_path}/sequences/09"])
+    assert [Path(s).name for s in chosen.train] == ["00", "08"]
+    with pytest.raises(InputError, match="no labelled sequence"):
+        study.folder_data(tmp_path / "sequences" / "00" / "labels", [])
+
+
+def test_the_commands_say_what_is_wrong(tmp_path: Path) -> None:
+    from pcseg_core.cli import app
+
+    runner = CliRunner()
+    bad = runner.invoke(app, ["ablate", "zero-shot", "--json", str(tmp_path / "x.json"),
+                              "--data", "nowhere", "--recipe",
+                              str(RECIPES / "zero_shot_simulated.yaml")])  # fmt: skip
+    assert bad.exit_code == 2 and "expected 'simulated' or a folder" in bad.output
+    bad = runner.invoke(app, ["zero-shot", "simulated:seed=1", "--test", "simulated:seed=2",
+                              "--split", "kity", "--out", str(tmp_path / "run"), "--recipe",
+                              str(RECIPES / "zero_shot_simulated.yaml")])  # fmt: skip
+    assert bad.exit_code == 2 and "no split 'kity'" in bad.output
+
+
+def test_aligned_sweeps_select_their_patches() -> None:
+    sweep = training_sweeps([observed()], UNSEEN, "zero-shot", OFF)[0]
+    keep = np.arange(10, 30)
+    cut = sweep.select(sweep.label, keep)
+    assert isinstance(cut, AlignedSweep) and cut.feature_index is not None
+    assert cut.patch is not None and sweep.patch is not None and sweep.feature_index is not None
+    kept = (sweep.feature_index >= 10) & (sweep.feature_index < 30)
+    assert np.array_equal(cut.patch, sweep.patch[kept])
+    assert np.array_equal(cut.xyz[cut.feature_index], sweep.xyz[sweep.feature_index[kept]])

@@ -215,7 +215,7 @@ def _cache_key(
     """Changes with everything that changes what a cached sweep holds."""
     parts = {
         "weights": hashlib.sha256(teacher.weights_file.read_bytes()).hexdigest(),
-        "teacher": teacher.model_dump(mode="json", exclude={"weights"}),
+        "teacher": teacher.model_dump(mode="json", exclude={"weights"}, exclude_none=True),
         "labels": config.model_dump(include={"label_space", "splat_radius_px", "border_px"}),
         "features": with_features,
         "format": 1,

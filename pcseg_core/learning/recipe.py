@@ -12,6 +12,7 @@ from pcseg_core.bundled import bundled_file
 from pcseg_core.config import Section, load_yaml
 from pcseg_core.distill.pseudo_labels import PseudoLabelConfig
 from pcseg_core.models.student import StudentConfig
+from pcseg_core.vision.maskclip import DenseClipConfig
 from pcseg_core.vision.pixel_classes import TeacherConfig
 from pcseg_core.vision.text_space import TextSpaceConfig
 
@@ -86,6 +87,10 @@ class TextConfig(Section):
         description="Pixel features to learn from. classes: the teacher's classes by the vectors "
         "of their names; maskclip: the image encoder of the space's open_clip model",
     )
+    dense: DenseClipConfig = Field(
+        default_factory=DenseClipConfig,
+        description="Windows of the image encoder (source: maskclip; the model is the space's)",
+    )
     classes: dict[str, tuple[str, ...]] = Field(
         default_factory=dict,
         description="Words of the teacher's classes, by name; a class not given stands for its "
@@ -108,6 +113,12 @@ class TextConfig(Section):
     class_balance: float = Field(
         0.5, ge=0, le=1, description="Exponent of the inverse class frequency (source: classes)"
     )
+
+    @model_validator(mode="after")
+    def _dense_needs_a_model(self) -> TextConfig:
+        if self.source == "maskclip" and self.space.source != "open_clip":
+            raise ValueError("source 'maskclip' needs space.source 'open_clip'")
+        return self
 
 
 class Recipe(Section):

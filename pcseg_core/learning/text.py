@@ -73,7 +73,8 @@ def load_text_teacher(config: TextConfig, teacher: PixelClasses, device: str) ->
     if config.source == "maskclip":
         from pcseg_core.vision.maskclip import load_maskclip
 
-        source = load_maskclip(config.space, device)
+        dense = config.dense.model_copy(update={"model": config.space.model})
+        source = load_maskclip(dense, config.space.weights, device)
     return TextTeacher(space, words, matrix, source)
 
 

@@ -18,6 +18,7 @@ from pcseg_core.config import Section
 from pcseg_core.errors import InputError
 from pcseg_core.labels import LabelSpace
 from pcseg_core.vision.espnetv2 import ENCODER_CHANNELS, ESPNetv2
+from pcseg_core.vision.maskclip import DenseClipConfig, load_maskclip_classes
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -42,7 +43,10 @@ class PixelClasses(Protocol):
 class TeacherConfig(Section):
     """Which pixel-class teacher labels the images."""
 
-    name: Literal["espnetv2"] = Field("espnetv2", description="Teacher network")
+    name: Literal["espnetv2", "maskclip"] = Field(
+        "espnetv2",
+        description="Teacher network; maskclip is CLIP, by the names and synonyms of the classes",
+    )
     weights: Path = Field(
         description="Path of the teacher's weights (safetensors); bundled:simulation_teacher is "
         "the one that comes with the package and knows simulated images"
@@ -52,6 +56,9 @@ class TeacherConfig(Section):
         (1.0, 1.5), min_length=1, description="Image scales whose predictions are averaged"
     )
     flip: bool = Field(True, description="Average with the prediction of the mirrored image")
+    clip: DenseClipConfig | None = Field(
+        None, description="Model and windows (name: maskclip, which has no scales and flip)"
+    )
 
     @property
     def weights_file(self) -> Path:
@@ -177,4 +184,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 def load_teacher(config: TeacherConfig, device: str = "cpu") -> PixelClasses:
     """The teacher a recipe names."""
     space = LabelSpace.load(config.label_space)
+    if config.name == "maskclip":
+        clip = config.clip or DenseClipConfig()
+        return load_maskclip_classes(clip, config.weights_file, space, device)
     return ESPNetv2Classes(config.weights_file, space, config.scales, config.flip, device)

@@ -116,6 +116,6 @@ def load_semantic(
         InputError: its weights are missing or unfit.
     """
     teacher = load_teacher(config, device)
-    parameters = config.model_dump(mode="json", exclude={"weights"})
+    parameters = config.model_dump(mode="json", exclude={"weights"}, exclude_none=True)
     parameters["weights"] = file_checksum(config.weights_file)
     return SemanticSuperpixels(teacher, parameters, slic, min_area)

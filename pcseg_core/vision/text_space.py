@@ -34,6 +34,8 @@ OPEN_CLIP_SOURCE = (
     "https://huggingface.co/timm (open_clip_model.safetensors of vit_base_patch32_clip_224.openai "
     "for ViT-B-32-quickgelu, and likewise for other models)"
 )
+# What files of older versions store beside the parameters.
+_DERIVED = ("position_ids", "attn_mask", "input_resolution", "context_length", "vocab_size")
 SCENE_TEMPLATES = (
     "there is a {} in the scene.",
     "there is the {} in the scene.",
@@ -237,10 +239,8 @@ def load_open_clip(model: str, weights: Path | None, device: str = "cpu") -> Any
         raise InputError(f"open_clip knows no model '{model}'; similar: {known or 'none'}")
     state = read_weights(weights, f"{OPEN_CLIP_SOURCE}; this is for {model}")
     network = open_clip.create_model(model, pretrained=None)
-    # Files of older versions carry what newer ones compute (position ids, logit bias).
-    own = network.state_dict()
-    known_state = {k: v.float() for k, v in state.items() if k in own or k.endswith("weight")}
-    load_strictly(network, known_state, weights, OPEN_CLIP_SOURCE)
+    tensors = {k: v.float() for k, v in state.items() if k.rpartition(".")[2] not in _DERIVED}
+    load_strictly(network, tensors, weights, OPEN_CLIP_SOURCE)
     return network.to(device).eval().requires_grad_(False)
 
 

@@ -1,0 +1,353 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Dense CLIP the MaskCLIP way (Zhou, Loy, Dai, ECCV 2022, arXiv 2112.01071).
+
+CLIP's last attention pools the whole image into one token. Without it, by its value and output
+projections alone, every patch keeps a vector of its own in the space of the text encoder.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from pcseg_core.config import Section
+from pcseg_core.errors import InputError, require
+from pcseg_core.labels import LabelSpace
+from pcseg_core.vision.superpixels import check_image
+from pcseg_core.vision.text_space import OpenClipText, TextSpace, load_open_clip
+from pcseg_core.vision.weights import file_checksum
+
+LOGIT_SCALE = 100.0  # of CLIP's cosines before the softmax
+
+
+class DenseClipConfig(Section):
+    """How images are cut for the image encoder of CLIP, and how its classes are cleaned."""
+
+    model: str = Field("ViT-B-16-quickgelu", description="Model of open_clip (ViT or RN)")
+    short_side_px: int = Field(
+        448, ge=32, le=4096, description="Images are resized to this shorter side [px]"
+    )
+    window_px: int = Field(
+        448, ge=32, le=4096, description="Side of the square windows that are encoded [px]"
+    )
+    overlap: float = Field(
+        0.33, ge=0, lt=0.9, description="Share of a window that the next one covers again"
+    )
+    prompt_denoising: float = Field(
+        0.5,
+        ge=0,
+        lt=1,
+        description="Classes whose highest probability in the image is below this are dropped; "
+        "0 keeps all",
+    )
+    key_smoothing: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="Pixels whose highest probability is below this take the mean of pixels with "
+        "like keys; 0 changes none",
+    )
+
+
+@dataclass
+class Window:
+    """A part of the feature map.
+
+    Attributes:
+        top, left: of the part, in features.
+        features: (D, h, w) unit vectors in the text space.
+        keys: (K, h, w) keys of the last attention.
+    """
+
+    top: int
+    left: int
+    features: Tensor
+    keys: Tensor
+
+
+class MaskClip:
+    """Pixel features in the text space of a CLIP model.
+
+    Args:
+        visual: image tower of an open_clip model: a ViT with a class token, or a ModifiedResNet.
+        config: windows.
+        parameters: what tells this network from others, for caches.
+        device: where it runs.
+
+    Raises:
+        InputError: another kind of image tower.
+    """
+
+    name = "maskclip"
+
+    def __init__(
+        self,
+        visual: nn.Module,
+        config: DenseClipConfig,
+        parameters: dict[str, Any] | None = None,
+        device: str = "cpu",
+    ) -> None:
+        constants = require("open_clip.constants", "vision")
+        self.visual: Any = visual.to(device).eval().requires_grad_(False)
+        self.encode, self.patch = _tower(self.visual)
+        self.channels = int(self.visual.output_dim)
+        self.config = config
+        self.device = torch.device(device)
+        described = config.model_dump(exclude={"prompt_denoising", "key_smoothing"})
+        self.parameters = {**described, **(parameters or {})}
+        mean, std = constants.OPENAI_DATASET_MEAN, constants.OPENAI_DATASET_STD
+        self._mean = torch.tensor(mean, device=self.device).view(1, 3, 1, 1)
+        self._std = torch.tensor(std, device=self.device).view(1, 3, 1, 1)
+
+    @torch.inference_mode()
+    def features(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """See PixelFeatures: unit vectors; where windows overlap, the direction of their sum."""
+        size, windows = self.windows(image)
+        total = torch.zeros(self.channels, *size, device=self.device)
+        for window in windows:
+            _part(total, window).add_(window.features)
+        found: npt.NDArray[np.float32] = F.normalize(total, dim=0).cpu().numpy()
+        return found
+
+    @torch.inference_mode()
+    def windows(self, image: npt.NDArray[np.uint8]) -> tuple[tuple[int, int], Iterator[Window]]:
+        """Size of the whole feature map, and its parts one after the other."""
+        check_image(image)
+        pixels = torch.tensor(image, device=self.device).permute(2, 0, 1)[None].float() / 255
+        resized = self._resize((pixels - self._mean) / self._std)
+        rows, columns = (side // self.patch for side in resized.shape[-2:])
+        return (rows, columns), self._encode(resized, rows, columns)
+
+    def _encode(self, image: Tensor, rows: int, columns: int) -> Iterator[Window]:
+        side = max(1, self.config.window_px // self.patch)
+        places = itertools.product(*(_starts(n, side, self.config.overlap)
+                                     for n in (rows, columns)))  # fmt: skip
+        for top, left in places:
+            with torch.inference_mode():
+                y, x = top * self.patch, left * self.patch
+                height, width = min(side, rows) * self.patch, min(side, columns) * self.patch
+                features, keys = self.encode(self.visual, image[..., y : y + height, x : x + width])
+                yield Window(top, left, F.normalize(features[0].float(), dim=0), keys[0].float())
+
+    def _resize(self, image: Tensor) -> Tensor:
+        """To the configured shorter side, both sides multiples of a patch."""
+        height, width = image.shape[-2:]
+        scale = self.config.short_side_px / min(height, width)
+        size = [max(1, round(s * scale / self.patch)) * self.patch for s in (height, width)]
+        return F.interpolate(image, size, mode="bicubic", antialias=True, align_corners=False)
+
+
+def _part(whole: Tensor, window: Window) -> Tensor:
+    """The view of (C, H, W) that a window covers."""
+    height, width = window.features.shape[1:]
+    return whole[:, window.top : window.top + height, window.left : window.left + width]
+
+
+def _starts(length: int, window: int, overlap: float) -> list[int]:
+    """First rows of windows that cover a length, spread evenly, overlapping by at least a share."""
+    if length <= window:
+        return [0]
+    step = max(1, int(window * (1 - overlap)))
+    count = -(-(length - window) // step) + 1
+    return [round(i * (length - window) / (count - 1)) for i in range(count)]
+
+
+def _tower(visual: Any) -> tuple[Any, int]:
+    """How a kind of image tower is encoded, and pixels per feature."""
+    transformer = require("open_clip.transformer", "vision")
+    resnet = require("open_clip.modified_resnet", "vision")
+    if isinstance(visual, resnet.ModifiedResNet):
+        return encode_resnet, 32
+    plain = (
+        isinstance(visual, transformer.VisionTransformer)
+        and visual.attn_pool is None
+        and visual.pool_type == "tok"
+        and visual.proj is not None
+        and isinstance(visual.transformer.resblocks[-1], transformer.ResidualAttentionBlock)
+    )
+    if not plain or visual.patch_size[0] != visual.patch_size[1]:
+        raise InputError(
+            f"maskclip: image tower {type(visual).__name__} is not supported; choose a model with "
+            "a plain ViT and class token (ViT-B-16, ViT-L-14, ...) or a ResNet (RN50, ...)"
+        )
+    return encode_vit, int(visual.patch_size[0])
+
+
+def encode_vit(visual: Any, image: Tensor) -> tuple[Tensor, Tensor]:
+    """Value path of a ViT.
+
+    The last block is x + out(v(ln x)), then its MLP, as if every patch attended to itself alone.
+
+    Args:
+        visual: open_clip's VisionTransformer.
+        image: (B, 3, H, W) normalised, sides multiples of the patch.
+
+    Returns:
+        (B, D, h, w) features in the text space and (B, K, h, w) keys of the last attention.
+    """
+    x = visual.conv1(image)
+    rows, columns = x.shape[-2:]
+    x = x.flatten(2).transpose(1, 2)
+    token = visual.class_embedding.to(x.dtype).expand(len(x), 1, -1)
+    x = torch.cat([token, x], 1) + _positions(visual, rows, columns).to(x.dtype)
+    x = visual.ln_pre(x)
+    *blocks, last = visual.transformer.resblocks
+    for block in blocks:
+        x = block(x)
+    normed = last.ln_1(x)
+    weight, bias = last.attn.in_proj_weight, last.attn.in_proj_bias
+    width = x.shape[-1]
+    keys = F.linear(normed, weight[width : 2 * width], bias[width : 2 * width])
+    values = F.linear(normed, weight[2 * width :], bias[2 * width :])
+    x = x + last.ls_1(last.attn.out_proj(values))
+    x = x + last.ls_2(last.mlp(last.ln_2(x)))
+    x = visual.ln_post(x) @ visual.proj
+    return _grid(x[:, 1:], rows, columns), _grid(keys[:, 1:], rows, columns)
+
+
+def _positions(visual: Any, rows: int, columns: int) -> Tensor:
+    """(1 + rows * columns, W) position embeddings, those of patches fitted to another grid."""
+    own = visual.positional_embedding
+    if tuple(visual.grid_size) == (rows, columns):
+        return own
+    grid = own[1:].reshape(1, *visual.grid_size, -1).permute(0, 3, 1, 2).float()
+    fitted = F.interpolate(grid, (rows, columns), mode="bicubic", align_corners=False)
+    return torch.cat([own[:1].float(), fitted[0].flatten(1).t()])
+
+
+def _grid(tokens: Tensor, rows: int, columns: int) -> Tensor:
+    return tokens.transpose(1, 2).reshape(len(tokens), -1, rows, columns)
+
+
+def encode_resnet(visual: Any, image: Tensor) -> tuple[Tensor, Tensor]:
+    """Value path of CLIP's ResNet: its attention pooling without queries, keys and positions.
+
+    Args and returns: see encode_vit.
+    """
+    x = visual.stem(image)
+    for layer in (visual.layer1, visual.layer2, visual.layer3, visual.layer4):
+        x = layer(x)
+    pool = visual.attnpool
+    pixels = x.permute(0, 2, 3, 1)
+    features = pool.c_proj(pool.v_proj(pixels))
+    return features.permute(0, 3, 1, 2), pool.k_proj(pixels).permute(0, 3, 1, 2)
+
+
+class MaskClipClasses:
+    """Pixel classes by their names: cosines of dense CLIP and words, cleaned.
+
+    Args:
+        pixels: features.
+        text: vectors of words, of the same model.
+        label_space: classes; the best of a class's name and synonyms counts.
+
+    Raises:
+        InputError: a class has no word with a vector.
+    """
+
+    def __init__(self, pixels: MaskClip, text: TextSpace, label_space: LabelSpace) -> None:
+        self.pixels = pixels
+        self.label_space = label_space
+        groups = [[w for w in (c.name, *c.synonyms) if text.known(w)] for c in label_space.classes]
+        for c, group in zip(label_space.classes, groups):
+            if not group:
+                raise InputError(f"class '{c.name}': text space '{text.name}' has no word for it")
+        self._vectors = torch.from_numpy(text.embed([w for group in groups for w in group]))
+        self._sizes = [len(group) for group in groups]
+
+    def features(self, image: np.ndarray) -> np.ndarray:
+        """See PixelClasses: dense CLIP."""
+        return self.pixels.features(image)
+
+    @torch.inference_mode()
+    def probabilities(self, image: np.ndarray) -> np.ndarray:
+        """See PixelClasses."""
+        size, windows = self.pixels.windows(image)
+        parts = [(window, self._logits(window.features)) for window in windows]
+        total = torch.zeros(len(self.label_space), *size, device=self.pixels.device)
+        count = torch.zeros(1, *size, device=self.pixels.device)
+        for window, logits in parts:
+            _part(total, window).add_(logits)
+            _part(count, window).add_(1.0)
+        dropped = absent_classes(total / count, self.pixels.config.prompt_denoising)
+        total.zero_()
+        for window, logits in parts:
+            likely = logits.masked_fill(dropped[:, None, None], -torch.inf).softmax(0)
+            threshold = self.pixels.config.key_smoothing
+            _part(total, window).add_(smooth_by_keys(likely, window.keys, threshold))
+        found: np.ndarray = (total / count).cpu().numpy()
+        return found
+
+    def _logits(self, features: Tensor) -> Tensor:
+        """(C, h, w) of unit features (D, h, w)."""
+        vectors = self._vectors.to(features.device)
+        cosines = torch.einsum("rd,dhw->rhw", vectors, features)
+        best = [group.amax(0) for group in cosines.split(self._sizes)]
+        return LOGIT_SCALE * torch.stack(best)
+
+
+def absent_classes(logits: Tensor, threshold: float) -> Tensor:
+    """Prompt denoising: (C,) bool, classes that nowhere in (C, h, w) reach a probability.
+
+    Where that would leave none, none is dropped.
+    """
+    absent = logits.softmax(0).flatten(1).amax(1) < threshold
+    return absent & ~absent.all()
+
+
+def smooth_by_keys(likely: Tensor, keys: Tensor, threshold: float) -> Tensor:
+    """Key smoothing: unsure pixels take the mean of all, weighted by how alike their keys are.
+
+    Args:
+        likely: (C, h, w) probabilities.
+        keys: (K, h, w).
+        threshold: pixels whose highest probability reaches it stay.
+
+    Returns:
+        (C, h, w) probabilities. Weights are cosines of keys, negative ones 0.
+    """
+    flat = likely.flatten(1)
+    unsure = (flat.amax(0) < threshold).nonzero().squeeze(1)
+    unit = F.normalize(keys.flatten(1), dim=0)
+    weight = (unit[:, unsure].t() @ unit).clamp_min(0)
+    weight = weight / weight.sum(1, keepdim=True).clamp_min(1e-6)
+    smoothed = flat.clone()
+    smoothed[:, unsure] = flat @ weight.t()
+    return smoothed.view_as(likely)
+
+
+def load_maskclip(config: DenseClipConfig, weights: Path | None, device: str = "cpu") -> MaskClip:
+    """Dense CLIP from weights.
+
+    Raises:
+        MissingDependency: open_clip is not installed.
+        InputError: no such model, its weights are missing or of another one, or an image tower
+            that is not supported.
+    """
+    network = load_open_clip(config.model, weights, device)
+    assert weights is not None  # load_open_clip has refused it
+    return MaskClip(network.visual, config, {"weights": file_checksum(weights)}, device)
+
+
+def load_maskclip_classes(
+    config: DenseClipConfig,
+    weights: Path | None,
+    label_space: LabelSpace,
+    device: str = "cpu",
+    templates: Sequence[str] | str = "imagenet+scene",
+) -> MaskClipClasses:
+    """A teacher of the classes of a label space from CLIP alone, by their names and synonyms."""
+    pixels = load_maskclip(config, weights, device)
+    given = templates if isinstance(templates, str) else tuple(templates)
+    text = OpenClipText(config.model, weights, given, device)
+    return MaskClipClasses(pixels, text, label_space)

@@ -15,6 +15,7 @@ import numpy as np
 from pcseg_core.data import Drive, Sample
 from pcseg_core.distill.pseudo_labels import (
     Evidence,
+    FeatureSource,
     PseudoLabelConfig,
     apply_priors,
     camera_evidence,
@@ -109,7 +110,9 @@ class Labeller:
         self.teacher = teacher
         self.config = config
         self.cache = cache
-        self.sources = [*([teacher] if with_features else []), *([text] if text else [])]
+        self.sources: list[FeatureSource] = [teacher] if with_features else []
+        if text is not None:
+            self.sources.append(text)
         self.space = LabelSpace.load(config.label_space)
         self.groups = grouping(teacher.label_space, self.space)
         self.priors = np.ones(len(self.space), np.float32)

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from pcseg_core.config import Section
 from pcseg_core.errors import InputError, require
@@ -92,15 +92,15 @@ class MaskClip:
 
     def __init__(
         self,
-        visual: nn.Module,
+        visual: Any,
         config: DenseClipConfig,
         parameters: dict[str, Any] | None = None,
         device: str = "cpu",
     ) -> None:
         constants = require("open_clip.constants", "vision")
-        self.visual: Any = visual.to(device).eval().requires_grad_(False)
+        self.visual = visual.to(device).eval().requires_grad_(False)
         self.encode, self.patch = _tower(self.visual)
-        self.channels = int(self.visual.output_dim)
+        self.channels: int = self.visual.output_dim
         self.config = config
         self.device = torch.device(device)
         described = config.model_dump(exclude={"prompt_denoising", "key_smoothing"})

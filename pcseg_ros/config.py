@@ -8,9 +8,82 @@ from typing import Any, Literal
 from pydantic import Field
 
 from pcseg_core.config import Section
+from pcseg_core.online.temporal import TemporalBufferConfig
 
 # Marks a field that may change while the node runs; all others become read-only parameters.
 LIVE: dict[str, Any] = {"live": True}
+
+
+class CameraParameters(Section):
+    """Cameras beside the LiDAR."""
+
+    topics: tuple[str, ...] = Field(
+        (),
+        description="Image topics: sensor_msgs/Image, or CompressedImage where the name ends in "
+        "/compressed; empty runs without cameras",
+    )
+    info_topics: tuple[str, ...] = Field(
+        (),
+        description="CameraInfo topic of each image topic; empty takes camera_info beside them",
+    )
+    calibration: str = Field(
+        "",
+        description="Calibration file (YAML) with the extrinsics, and intrinsics where there is no "
+        "CameraInfo; empty takes the extrinsics from TF",
+    )
+    sync: Literal["nearest", "exact", "approximate"] = Field(
+        "nearest",
+        description="Which images belong to a sweep: the nearest ones, going on at the deadline "
+        "without those that are missing; or exact and approximate of message_filters, which label "
+        "only sweeps that all cameras have an image for",
+    )
+    tolerance_s: float = Field(
+        0.05, ge=0.0, le=10.0, description="Greatest time between a sweep and its images, s"
+    )
+    deadline_s: float = Field(
+        0.05, ge=0.0, le=10.0, description="How long a sweep waits for its images, s"
+    )
+
+
+class MotionParameters(Section):
+    """Where the motion of the platform comes from."""
+
+    source: Literal["auto", "tf", "odometry", "none"] = Field(
+        "auto",
+        description="Motion of the platform: tf, odometry (topic odometry, nav_msgs/Odometry) or "
+        "none, for a rig that stands still; auto takes tf where tf2_ros is installed",
+    )
+    fixed_frame: str = Field(
+        "odom", description="Frame in /tf without jumps in which the platform moves (REP-105)"
+    )
+    timeout_s: float = Field(
+        0.1,
+        ge=0.0,
+        le=5.0,
+        description="How long a sweep waits for transforms that are on their way, s",
+    )
+    required: bool = Field(
+        False,
+        description="Drop sweeps whose motion is not known, instead of labeling them without "
+        "deskewing and smoothing",
+    )
+    deskew: bool = Field(
+        False, description="Correct the points for the motion within the sweep by their times"
+    )
+    time_field: str = Field(
+        "auto", description="Field with the time of each point; auto knows the usual names"
+    )
+    stamp_is: Literal["auto", "start", "mid", "end"] = Field(
+        "auto", description="Which moment of the sweep its stamp marks"
+    )
+
+
+class TemporalParameters(TemporalBufferConfig):
+    """Labels smoothed over time."""
+
+    enabled: bool = Field(
+        False, description="Fuse the classes of the last seconds; needs the motion of the platform"
+    )
 
 
 class NodeConfig(Section):
@@ -104,3 +177,6 @@ class NodeConfig(Section):
     only_when_subscribed: bool = Field(
         True, description="Skip inference while nobody subscribes", json_schema_extra=LIVE
     )
+    cameras: CameraParameters = Field(CameraParameters(), description="Cameras")
+    motion: MotionParameters = Field(MotionParameters(), description="Motion of the platform")
+    temporal: TemporalParameters = Field(TemporalParameters(), description="Smoothing over time")

@@ -8,20 +8,56 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sensor_msgs.msg import Image, PointCloud2, PointField
+from geometry_msgs.msg import Transform
+from nav_msgs.msg import Odometry
+from sensor_msgs.msg import CompressedImage, Image, PointCloud2, PointField
 from std_msgs.msg import Header
 
 from pcseg_core.cloud import EncodedCloud, PointCloud, append_fields, pack_rgb, read_cloud
+from pcseg_core.data.images import decode_image, image_from_message
+from pcseg_core.geometry import from_quaternion
 from pcseg_core.labels import WIRE_UNLABELED, LabelSpace, to_wire
 
 
-def read_sweep(msg: PointCloud2, intensity_scale: float) -> PointCloud:
+def read_sweep(
+    msg: PointCloud2, intensity_scale: float, *, time_field: str = "none", stamp_is: str = "auto"
+) -> PointCloud:
     """Decode a sweep; its arrays view the message. An intensity scale of 0 is guessed.
 
     Raises:
         InputError: the message is malformed or has no x, y and z.
     """
-    return read_cloud(msg, intensity_scale=intensity_scale or None, time_field="none")
+    scale = intensity_scale or None
+    return read_cloud(msg, intensity_scale=scale, time_field=time_field, stamp_is=stamp_is)
+
+
+def read_image(msg: Image | CompressedImage, name: str) -> npt.NDArray[np.uint8]:
+    """(H, W, 3) RGB pixels.
+
+    Raises:
+        InputError: the image does not decode, or its encoding holds no colours.
+    """
+    if isinstance(msg, CompressedImage):
+        return decode_image(np.frombuffer(msg.data, np.uint8), name)
+    return image_from_message(msg, name)
+
+
+def read_transform(msg: Transform) -> npt.NDArray[np.float64]:
+    """(4, 4) pose of the child frame in the parent frame.
+
+    Raises:
+        InputError: the quaternion is zero or not finite.
+    """
+    return _pose(msg.translation, msg.rotation)
+
+
+def read_odometry(msg: Odometry) -> npt.NDArray[np.float64]:
+    """(4, 4) pose of `child_frame_id` in the message's frame; raises as `read_transform`."""
+    return _pose(msg.pose.pose.position, msg.pose.pose.orientation)
+
+
+def _pose(t: Any, q: Any) -> npt.NDArray[np.float64]:
+    return from_quaternion((q.x, q.y, q.z, q.w), (t.x, t.y, t.z))
 
 
 def labeled_message(

@@ -17,6 +17,13 @@ FAILED = "inference failed"
 OUT_OF_MEMORY = "out of memory"
 DISABLED = "disabled"
 RESET = "reset"
+NO_MOTION = "motion not known"
+# Counters of the synchroniser that stand for dropped sweeps.
+SYNCHRONISER_DROPS = {
+    "sweep_out_of_order": "out of order",
+    "sweep_duplicate": "stamp seen before",
+    "sweep_overflow": "too many waited for images",
+}
 UNSUBSCRIBED = "nobody subscribes"
 
 _INTENDED = (UNSUBSCRIBED, DISABLED, RESET)
@@ -46,6 +53,10 @@ def judge(state: str, fault: str, summary: Summary) -> tuple[bytes, str]:
     if sum(drops.values()) > _TOLERATED_DROPS * summary.recent_received:
         reasons = ", ".join(f"{reason}: {count}" for reason, count in drops.items())
         return DiagnosticStatus.WARN, f"sweeps dropped ({reasons})"
+    frequent = _TOLERATED_DROPS * summary.recent_received
+    events = [f"{event}: {n}" for event, n in summary.recent_events.items() if n > frequent]
+    if events:
+        return DiagnosticStatus.WARN, "; ".join(events)
     if UNSUBSCRIBED in summary.recent_drops:
         return DiagnosticStatus.OK, f"idle: {UNSUBSCRIBED}"
     return DiagnosticStatus.OK, "labeling"

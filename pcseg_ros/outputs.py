@@ -30,7 +30,13 @@ STAGES = ("wait", "queue", "decode", "motion", "inference", "fusion", "encode", 
 
 @dataclass
 class CameraView:
-    """An image of a sweep: (H, W, 3) RGB, where the sweep's points fall in it, its header."""
+    """An image with a sweep in it.
+
+    Attributes:
+        image: (H, W, 3) RGB.
+        projection: of the sweep's points into it.
+        header: of its message.
+    """
 
     image: npt.NDArray[np.uint8]
     projection: Projection

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import time
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -11,8 +10,6 @@ from typing import Any, NoReturn
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
-from sensor_msgs.msg import PointCloud2
-from std_srvs.srv import SetBool, Trigger
 
 from pcseg_core.bundled import BUNDLED
 from pcseg_core.errors import InputError, PcsegError
@@ -20,18 +17,18 @@ from pcseg_core.labels import LabelSpace
 from pcseg_ros import diagnostics
 from pcseg_ros.classes import ClassAnnouncer
 from pcseg_ros.config import NodeConfig
-from pcseg_ros.labeling import Sweep, SweepLabeler
+from pcseg_ros.inputs import Inputs, Sweep
+from pcseg_ros.labeling import SweepLabeler
 from pcseg_ros.live_classes import LiveClasses
 from pcseg_ros.loading import load_segmenter
 from pcseg_ros.outputs import LABELED_TOPIC, SweepOutputs
 from pcseg_ros.parameters import SectionParameters
 from pcseg_ros.process import ServedNode, leave, serve
 from pcseg_ros.resources import process_values
+from pcseg_ros.services import NodeServices
 from pcseg_ros.statistics import SweepStatistics
-from pcseg_ros.subscriptions import SensorSubscription
 from pcseg_ros.worker import LatestWorker
 
-INPUT_TOPIC = "points"
 DIAGNOSTICS_TOPIC = "/diagnostics"
 
 _STOP_TIMEOUT_S = 10.0
@@ -64,14 +61,12 @@ class SegmentNode(LifecycleNode, ServedNode):
         self._live_classes = LiveClasses(self, self, self._announcer.announce)
         self._settings = SectionParameters(self, NodeConfig)
         self._statistics = SweepStatistics()
-        self._input: Any = None
+        self._inputs: Inputs | None = None
         self._outputs: SweepOutputs | None = None
         self._labeler: SweepLabeler | None = None
         self._worker: LatestWorker[Sweep] | None = None
-        self._enabled = True
         self._fault = ""
-        self.create_service(Trigger, "~/reset", self._on_reset)
-        self.create_service(SetBool, "~/enable", self._on_enable)
+        self._switches = NodeServices(self, self._reset)
         self._diagnostics = self.create_publisher(DiagnosticArray, DIAGNOSTICS_TOPIC, 1)
         steady = Clock(clock_type=ClockType.STEADY_TIME)  # goes on while simulated time stands
         self.create_timer(self.config.diagnostics_period_s, self._report, clock=steady)
@@ -134,22 +129,21 @@ class SegmentNode(LifecycleNode, ServedNode):
             self._explain_failure(error)
             return TransitionCallbackReturn.FAILURE
         self._fault = ""
-        names = ", ".join(self._segmenter.label_space.names)
-        source = config.checkpoint or BUNDLED
-        self.get_logger().info(f"checkpoint '{source}' with the classes {names}")
-        output = self.resolve_topic_name(LABELED_TOPIC)
-        self.get_logger().info(f"{self._input.topic_name} -> {output}")
+        self._explain_start(config.checkpoint or BUNDLED)
         return super().on_configure(state)
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Start the inference thread."""
         labeler = self._labeler
-        assert labeler is not None
+        assert labeler is not None and self._inputs is not None
         self._worker = LatestWorker(labeler.label, labeler.give_up, name="inference")
+        self._inputs.enabled = True
         return super().on_activate(state)
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """End the inference thread after the sweep in work; the model stays loaded."""
+        if self._inputs is not None:
+            self._inputs.enabled = False
         if not self.close(_STOP_TIMEOUT_S):
             self.get_logger().error(f"inference did not end within {_STOP_TIMEOUT_S} s")
             return TransitionCallbackReturn.ERROR
@@ -169,24 +163,30 @@ class SegmentNode(LifecycleNode, ServedNode):
         return self.on_cleanup(state)
 
     def _create_topics(self, config: NodeConfig) -> None:
-        self._outputs = SweepOutputs(self, [], teacher=False)
-        self._labeler = SweepLabeler(
-            self, self._segmenter, self._outputs, self._settings, self._statistics
-        )
         # Destroying a subscription while a multi-threaded executor spins crashes on Humble
-        # (rclpy#1150), so it lives until cleanup, and sweeps are ignored while inactive.
-        self._input = SensorSubscription(
-            self, PointCloud2, INPUT_TOPIC, self._on_sweep, config.input_reliability
+        # (rclpy#1150), so they live until cleanup, and sweeps are ignored while inactive.
+        self._inputs = Inputs(self, config, self._statistics, self._on_sweep, self._forget)
+        self._outputs = SweepOutputs(self, list(self._inputs.cameras), teacher=False)
+        self._labeler = SweepLabeler(
+            self, self._segmenter, self._inputs, self._outputs, self._settings, self._statistics
         )
 
     def _release(self) -> None:
         self.close(_STOP_TIMEOUT_S)
         self._announcer.withdraw()
-        if self._input is not None:
-            self._input.destroy()
-        if self._outputs is not None:
-            self._outputs.destroy()
-        self._segmenter = self._input = self._outputs = self._labeler = None
+        for topics in (self._inputs, self._outputs):
+            if topics is not None:
+                topics.destroy()
+        self._segmenter = self._inputs = self._outputs = self._labeler = None
+
+    def _explain_start(self, checkpoint: str) -> None:
+        assert self._inputs is not None
+        names = ", ".join(self._segmenter.label_space.names)
+        self.get_logger().info(f"checkpoint '{checkpoint}' with the classes {names}")
+        output = self.resolve_topic_name(LABELED_TOPIC)
+        self.get_logger().info(f"{self._inputs.topic_name} -> {output}")
+        for camera in self._inputs.cameras.values():
+            self.get_logger().info(f"camera {camera.name}: {camera.topic}")
 
     def _explain_failure(self, error: Exception) -> None:
         self._fault = f"not configured: {error}"
@@ -196,28 +196,27 @@ class SegmentNode(LifecycleNode, ServedNode):
 
     # --- executor --------------------------------------------------------------------------------
 
-    def _on_sweep(self, msg: PointCloud2) -> None:
+    def _on_sweep(self, sweep: Sweep) -> None:
         """Hand the newest sweep to the inference thread."""
-        worker = self._worker
-        if worker is None:
+        if self._worker is None:
             return
-        self._statistics.receive()
-        if not self._enabled:
+        if not self._switches.enabled:
             self._statistics.drop(diagnostics.DISABLED)
-        elif worker.offer(Sweep(msg, time.monotonic())):
+        elif self._worker.offer(sweep):
             self._statistics.drop(diagnostics.REPLACED)
 
-    def _on_enable(self, request: Any, response: Any) -> Any:
-        self._enabled = bool(request.data)
-        response.success = True
-        response.message = "sweeps are labeled" if self._enabled else "sweeps are ignored"
-        return response
+    def _forget(self) -> None:
+        """Time has jumped back: what is known of the past counts no more."""
+        if self._labeler is not None:
+            self._labeler.forget()
 
-    def _on_reset(self, request: Any, response: Any) -> Any:
+    def _reset(self) -> None:
+        """Forget sweeps, images, transforms and what was smoothed."""
         if self._worker is not None and self._worker.discard():
             self._statistics.drop(diagnostics.RESET)
-        response.success, response.message = True, "state forgotten"
-        return response
+        if self._inputs is not None:
+            self._inputs.reset()
+        self._forget()
 
     def _report(self) -> None:
         """The state of the node on /diagnostics."""
@@ -226,6 +225,8 @@ class SegmentNode(LifecycleNode, ServedNode):
         values = {"state": self.state, "checkpoint": config.checkpoint or BUNDLED}
         values["device"] = str(getattr(self._segmenter, "device", config.device))
         values |= diagnostics.values_of(summary) | process_values()
+        if self._inputs is not None:
+            values |= {f"counted: {k}": str(v) for k, v in self._inputs.counters().items()}
         name = self.get_fully_qualified_name().lstrip("/")
         report = diagnostics.report(f"{name}: segmentation", level, message, values)
         report.header.stamp = self.get_clock().now().to_msg()

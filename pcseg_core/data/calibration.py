@@ -12,6 +12,10 @@ cameras:
     K: [721.5, 0.0, 609.6, 0.0, 721.5, 172.9, 0.0, 0.0, 1.0]
     distortion_model: plumb_bob   # none, plumb_bob, rational_polynomial or equidistant
     D: [-0.3, 0.1, 0.0, 0.0, 0.0]
+T_body_lidar:                     # only for poses of another frame than the LiDAR's, as in Odometry
+  - [1.0, 0.0, 0.0, 0.8]          # LiDAR frame into the frame that the poses are of
+  - [0.0, 1.0, 0.0, 0.0]
+  - [0.0, 0.0, 1.0, 1.7]
 """
 
 from __future__ import annotations
@@ -53,12 +57,7 @@ class CameraCalibration(Section):
     @field_validator("T_cam_lidar")
     @classmethod
     def _rigid(cls, rows: tuple[Numbers, ...]) -> tuple[Numbers, ...]:
-        if len(rows) not in (3, 4) or any(len(row) != 4 for row in rows):
-            raise ValueError("expected 3 or 4 rows of 4 numbers")
-        R = np.array(rows)[:3, :3]
-        if not np.allclose(R @ R.T, np.eye(3), atol=1e-3) or np.linalg.det(R) < 0:
-            raise ValueError("its upper left 3x3 is not a rotation")
-        return rows
+        return _check_rigid(rows)
 
     @model_validator(mode="after")
     def _whole(self) -> CameraCalibration:
@@ -73,9 +72,7 @@ class CameraCalibration(Section):
 
     def extrinsic(self) -> Float64:
         """T_cam_lidar (4, 4)."""
-        T = np.eye(4)
-        T[:3] = np.array(self.T_cam_lidar)[:3]
-        return T
+        return _matrix(self.T_cam_lidar)
 
     def model(self) -> CameraModel | None:
         """The camera model, or None where only the extrinsic is given."""
@@ -98,6 +95,18 @@ class Calibration(Section):
     cameras: dict[str, CameraCalibration] = Field(
         description="camera name or image topic: its calibration"
     )
+    T_body_lidar: tuple[Numbers, ...] | None = Field(
+        default=None, description="LiDAR frame into the frame that poses are of, m"
+    )
+
+    @field_validator("T_body_lidar")
+    @classmethod
+    def _rigid(cls, rows: tuple[Numbers, ...] | None) -> tuple[Numbers, ...] | None:
+        return None if rows is None else _check_rigid(rows)
+
+    def body(self) -> Float64 | None:
+        """T_body_lidar (4, 4), or None where it is not given."""
+        return None if self.T_body_lidar is None else _matrix(self.T_body_lidar)
 
 
 def load_calibration(path: str | Path) -> Calibration:
@@ -114,6 +123,21 @@ def save_calibration(path: str | Path, frames: list[CameraFrame]) -> None:
     cameras = {frame.name: _describe(frame) for frame in frames}
     text = yaml.safe_dump({"cameras": cameras}, sort_keys=False, default_flow_style=None)
     write_atomic(path, text)
+
+
+def _check_rigid(rows: tuple[Numbers, ...]) -> tuple[Numbers, ...]:
+    if len(rows) not in (3, 4) or any(len(row) != 4 for row in rows):
+        raise ValueError("expected 3 or 4 rows of 4 numbers")
+    R = np.array(rows)[:3, :3]
+    if not np.allclose(R @ R.T, np.eye(3), atol=1e-3) or np.linalg.det(R) < 0:
+        raise ValueError("its upper left 3x3 is not a rotation")
+    return rows
+
+
+def _matrix(rows: tuple[Numbers, ...]) -> Float64:
+    T = np.eye(4)
+    T[:3] = np.array(rows)[:3]
+    return T
 
 
 def _describe(frame: CameraFrame) -> dict[str, object]:

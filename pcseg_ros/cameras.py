@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cameras of the node: their topics, their CameraInfo, their images seen from a sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rclpy.node import Node
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+
+from pcseg_core.camera import CameraModel
+from pcseg_core.cloud import PointCloud
+from pcseg_core.data.calibration import Calibration
+from pcseg_core.data.images import check_size
+from pcseg_core.errors import InputError
+from pcseg_core.projection import project_cloud
+from pcseg_ros import conversions, qos
+from pcseg_ros.config import CameraParameters
+from pcseg_ros.outputs import CameraView
+from pcseg_ros.rig import Rig
+from pcseg_ros.subscriptions import SensorSubscription
+
+
+class Camera:
+    """One camera.
+
+    Args:
+        node: owner of the subscriptions.
+        name: of the camera.
+        topic, info_topic: of its images and their CameraInfo.
+        model: from the calibration file; None takes it from CameraInfo.
+        on_image: called with the name and every image.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        name: str,
+        topic: str,
+        info_topic: str,
+        model: CameraModel | None,
+        on_image: Callable[[str, Any], None],
+    ) -> None:
+        self._node = node
+        self.name = name
+        self.topic = topic
+        self._rectified = "rect" in topic.removesuffix("/compressed").rpartition("/")[2]
+        self._model = model
+        self._info: Any = None
+        self._problem = f"no CameraInfo on {info_topic}"
+        kind = CompressedImage if topic.endswith("/compressed") else Image
+        self._images = SensorSubscription(node, kind, topic, lambda msg: on_image(name, msg))
+        self._infos: Any = None
+        if model is None:
+            self._infos = node.create_subscription(
+                CameraInfo, info_topic, self._on_info, qos.sensor(reliable=False)
+            )
+
+    def destroy(self) -> None:
+        """End the subscriptions."""
+        self._images.destroy()
+        if self._infos is not None:
+            self._node.destroy_subscription(self._infos)
+
+    def view(self, msg: Any, cloud: PointCloud, rig: Rig, deadline_s: float) -> CameraView:
+        """An image with the sweep's points in it.
+
+        Args:
+            msg: the image.
+            cloud: the sweep.
+            rig: where camera and LiDAR are.
+            deadline_s: of the monotonic clock, until which transforms may be waited for.
+
+        Raises:
+            InputError: no CameraInfo, one of another size, or an image that does not decode.
+            TransformError: it is not known where the camera was.
+        """
+        model = self._model
+        if model is None:
+            raise InputError(self._problem)
+        frame, stamp = msg.header.frame_id, conversions.stamp_ns(msg.header)
+        T = rig.wait(
+            lambda: rig.T_cam_lidar(
+                self.name, self.topic, frame, stamp, cloud.frame_id, cloud.stamp_ns
+            ),
+            deadline_s,
+        )
+        image = conversions.read_image(msg, self.name)
+        check_size(image, (model.width, model.height), self.name)
+        return CameraView(image, project_cloud(cloud.xyz, T, model), msg.header)
+
+    def _on_info(self, msg: CameraInfo) -> None:
+        """Keep the newest calibration; most messages repeat the one before."""
+        header, msg.header = msg.header, type(msg.header)()
+        if msg == self._info:
+            return
+        self._info = msg
+        try:
+            self._model = CameraModel.from_camera_info(msg, self._rectified)
+        except InputError as error:
+            self._model, self._problem = None, str(error)
+            self._node.get_logger().error(f"camera {self.name} ({header.frame_id}): {error}")
+
+
+def create_cameras(
+    node: Node,
+    config: CameraParameters,
+    calibration: Calibration | None,
+    on_image: Callable[[str, Any], None],
+) -> dict[str, Camera]:
+    """The configured cameras by name.
+
+    Raises:
+        InputError: topics named twice, or not one CameraInfo topic for each.
+    """
+    if len(set(config.topics)) != len(config.topics):
+        raise InputError("cameras.topics: each topic may appear once")
+    if config.info_topics and len(config.info_topics) != len(config.topics):
+        raise InputError(
+            f"cameras.info_topics: {len(config.info_topics)} topics for {len(config.topics)} of "
+            "images; give one for each, or none"
+        )
+    infos = config.info_topics or tuple(info_topic(topic) for topic in config.topics)
+    cameras = {}
+    for name, topic, info in zip(camera_names(config.topics), config.topics, infos):
+        known = {} if calibration is None else calibration.cameras
+        calibrated = known.get(name) or known.get(topic)
+        model = None if calibrated is None else calibrated.model()
+        cameras[name] = Camera(node, name, topic, info, model, on_image)
+    return cameras
+
+
+def camera_names(topics: Sequence[str]) -> list[str]:
+    """Namespaces of image topics, "camera/front" for /camera/front/image_raw; whole where alike."""
+    bases = [topic.removesuffix("/compressed") for topic in topics]
+    names = [(base.rpartition("/")[0] or base).strip("/") for base in bases]
+    return [n if names.count(n) == 1 else b.strip("/") for n, b in zip(names, bases)]
+
+
+def info_topic(topic: str) -> str:
+    """CameraInfo beside an image topic, as image_transport has it."""
+    namespace, slash, _ = topic.removesuffix("/compressed").rpartition("/")
+    return f"{namespace}{slash}camera_info"

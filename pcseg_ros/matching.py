@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sweeps with their images by message_filters, with the doors of our own synchroniser."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import Any
+
+from pcseg_core.errors import InputError
+from pcseg_core.online.synchroniser import Match, Synchroniser
+from pcseg_ros import conversions
+from pcseg_ros.config import CameraParameters
+
+_QUEUE = 10
+_JUMP_NS = 1_000_000_000  # stamps that go back by more are a new start
+
+
+class FilteredSynchroniser:
+    """The exact or approximate synchroniser of message_filters.
+
+    Only sweeps that every camera has an image for come out. The work per message grows with the
+    queue to the power of the number of cameras: `nearest` is for many of them.
+
+    Attributes:
+        cameras, counters, missing: as of `pcseg_core.online.synchroniser.Synchroniser`; what
+            message_filters drops it does not tell.
+    """
+
+    def __init__(self, cameras: Sequence[str], tolerance_s: float, exact: bool) -> None:
+        from message_filters import ApproximateTimeSynchronizer, SimpleFilter, TimeSynchronizer
+
+        self.cameras = tuple(cameras)
+        self.counters: Counter[str] = Counter()
+        self.missing: Counter[str] = Counter()
+        self._filters = {name: SimpleFilter() for name in ("", *cameras)}
+        filters = list(self._filters.values())
+        self._synchroniser: Any = (
+            TimeSynchronizer(filters, _QUEUE)
+            if exact
+            else ApproximateTimeSynchronizer(filters, _QUEUE, tolerance_s)
+        )
+        self._synchroniser.registerCallback(self._on_match)
+        self._arrivals: dict[int, tuple[Any, float]] = {}  # stamp -> what was added with it
+        self._newest_ns = 0
+        self._ready: list[tuple[Any, ...]] = []
+
+    @property
+    def next_deadline_s(self) -> float | None:
+        """There is none."""
+        return None
+
+    def reset(self) -> None:
+        """Forget all messages."""
+        for queue in self._synchroniser.queues:
+            queue.clear()
+        self._arrivals.clear()
+        self._newest_ns = 0
+
+    def add_image(self, camera: str, stamp_ns: int, item: Any) -> None:
+        """Take an image message."""
+        self._filters[camera].signalMessage(item)
+
+    def add_sweep(self, stamp_ns: int, item: Any, now_s: float) -> None:
+        """Take a sweep with its message as `item.msg`."""
+        if stamp_ns < self._newest_ns - _JUMP_NS:
+            self.counters["sweep_jump"] += 1
+            self.reset()
+        self._newest_ns = max(stamp_ns, self._newest_ns)
+        self._arrivals[stamp_ns] = (item, now_s)
+        while len(self._arrivals) > _QUEUE:
+            del self._arrivals[next(iter(self._arrivals))]
+            self.counters["sweep_overflow"] += 1
+        self._filters[""].signalMessage(item.msg)
+
+    def poll(self, now_s: float) -> list[Match[Any, Any]]:
+        """Sweeps that have all their images."""
+        matches = []
+        for cloud, *images in self._ready:
+            stamp = conversions.stamp_ns(cloud.header)
+            item, arrived_s = self._arrivals.pop(stamp, (None, now_s))
+            if item is None:
+                continue
+            named = dict(zip(self.cameras, images))
+            stamps = {name: conversions.stamp_ns(image.header) for name, image in named.items()}
+            matches.append(Match(stamp, item, named, stamps, (), now_s - arrived_s))
+        self._ready.clear()
+        return matches
+
+    def _on_match(self, *messages: Any) -> None:
+        self._ready.append(messages)
+
+
+def create_synchroniser(config: CameraParameters, cameras: Sequence[str]) -> Any:
+    """The synchroniser that the parameters ask for.
+
+    Raises:
+        InputError: message_filters is needed and not installed.
+    """
+    if config.sync == "nearest":
+        return Synchroniser[Any, Any](cameras, config.tolerance_s, config.deadline_s)
+    if find_spec("message_filters") is None:
+        raise InputError(
+            f"cameras.sync '{config.sync}' needs message_filters, which is not installed; use "
+            "nearest, or install ros-$ROS_DISTRO-message-filters"
+        )
+    return FilteredSynchroniser(cameras, config.tolerance_s, exact=config.sync == "exact")

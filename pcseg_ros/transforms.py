@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Transforms from /tf and /tf_static by tf2, at the stamps of the messages and never at another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from rclpy.duration import Duration
+from rclpy.node import Node
+from rclpy.qos import QoSProfile
+from rclpy.time import Time
+
+from pcseg_core.errors import InputError
+from pcseg_ros import conversions, qos
+from pcseg_ros.rig import SILENT_S, TransformError
+
+Float64 = npt.NDArray[np.float64]
+
+CACHE_S = 10.0
+_JUMP_NS = 1_000_000_000  # stamps that go back by more are a new start
+
+
+def has_tf2() -> bool:
+    """tf2_ros and its messages are installed."""
+    return find_spec("tf2_ros") is not None and find_spec("tf2_msgs") is not None
+
+
+class TransformBuffer:
+    """The tf2 buffer of a node, filled by subscriptions that the node's executor serves.
+
+    A `TransformListener` with a thread of its own would spin the whole node a second time.
+
+    Args:
+        node: owner of the subscriptions.
+        changed: called after new transforms.
+    """
+
+    def __init__(self, node: Node, changed: Callable[[], None]) -> None:
+        from tf2_msgs.msg import TFMessage
+        from tf2_ros import Buffer, TransformException
+
+        self._node = node
+        self._changed = changed
+        self._failure: type[Exception] = TransformException
+        self._buffer: Any = Buffer(Duration(seconds=CACHE_S))
+        self._static: dict[tuple[str, str], Float64] = {}
+        self._newest: dict[str, int] = {}
+        self._subscriptions = [
+            node.create_subscription(TFMessage, "/tf", self._on_moving, QoSProfile(depth=100)),
+            node.create_subscription(
+                TFMessage, "/tf_static", self._on_static, qos.latched(depth=100)
+            ),
+        ]
+
+    def destroy(self) -> None:
+        """End the subscriptions."""
+        for subscription in self._subscriptions:
+            self._node.destroy_subscription(subscription)
+
+    def reset(self) -> None:
+        """Forget moving transforms; static ones stay."""
+        self._buffer.clear()
+        self._newest.clear()
+
+    def static(self, target: str, source: str) -> Float64 | None:
+        """T_target_source where the frames do not move against each other, else None.
+
+        Raises:
+            TransformError: nothing connects the frames.
+        """
+        key = (_plain(target), _plain(source))
+        if key[0] == key[1]:
+            return np.eye(4)
+        if key not in self._static:
+            if self._latest_ns(*key):
+                return None
+            self._static[key] = self._look(lambda: self._buffer.lookup_transform_core(*key, Time()))
+        return self._static[key]
+
+    def pose(self, fixed: str, frame: str, stamp_ns: int) -> Float64:
+        """T_fixed_frame at a stamp.
+
+        Raises:
+            TransformError: there is none (yet).
+        """
+        target, source = _plain(fixed), _plain(frame)
+        return self._at(
+            lambda: self._buffer.lookup_transform_core(target, source, _time(stamp_ns)),
+            [(target, source, stamp_ns)],
+        )
+
+    def between(
+        self, target: str, target_ns: int, source: str, source_ns: int, fixed: str
+    ) -> Float64:
+        """T_target_source between two moments, through a frame that does not move.
+
+        Raises:
+            TransformError: there is none (yet).
+        """
+        target, source, fixed = _plain(target), _plain(source), _plain(fixed)
+        arguments = (target, _time(target_ns), source, _time(source_ns), fixed)
+        return self._at(
+            lambda: self._buffer.lookup_transform_full_core(*arguments),
+            [(fixed, target, target_ns), (fixed, source, source_ns)],
+        )
+
+    def _at(self, look: Callable[[], Any], needed: list[tuple[str, str, int]]) -> Float64:
+        try:
+            return self._look(look)
+        except TransformError as error:
+            raise TransformError(str(error), self._on_its_way(needed)) from None
+
+    def _on_its_way(self, needed: list[tuple[str, str, int]]) -> bool:
+        """The transforms exist, are newer all the time, and have not come to these stamps yet."""
+        try:
+            behind = [stamp - self._latest_ns(target, source) for target, source, stamp in needed]
+        except TransformError:
+            return False
+        return 0 < max(behind) < SILENT_S * 1e9
+
+    def _latest_ns(self, target: str, source: str) -> int:
+        """Newest time at which a transform is known; 0 if it is static."""
+        try:
+            return int(self._buffer.get_latest_common_time(target, source).nanoseconds)
+        except self._failure as error:
+            raise TransformError(str(error)) from None
+
+    def _look(self, look: Callable[[], Any]) -> Float64:
+        try:
+            return conversions.read_transform(look().transform)
+        except self._failure as error:
+            raise TransformError(str(error)) from None
+
+    def _on_static(self, msg: Any) -> None:
+        self._static.clear()
+        for transform in msg.transforms:
+            self._buffer.set_transform_static(transform, "tf_static")
+        self._changed()
+
+    def _on_moving(self, msg: Any) -> None:
+        for transform in msg.transforms:
+            stamp = conversions.stamp_ns(transform.header)
+            child = transform.child_frame_id
+            if stamp < self._newest.get(child, stamp) - _JUMP_NS:
+                self.reset()  # tf2 itself would ignore what is older than its cache
+            self._newest[child] = max(stamp, self._newest.get(child, stamp))
+            try:
+                conversions.read_transform(transform.transform)
+                self._buffer.set_transform(transform, "tf")
+            except (InputError, self._failure) as error:
+                self._node.get_logger().error(f"/tf: {error}", throttle_duration_sec=5.0)
+        self._changed()
+
+
+def _plain(frame: str) -> str:
+    return frame.lstrip("/")  # tf2 refuses the slash that ROS 1 drivers wrote
+
+
+def _time(stamp_ns: int) -> Time:
+    return Time(nanoseconds=stamp_ns)

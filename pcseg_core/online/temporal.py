@@ -162,8 +162,8 @@ class TemporalBuffer:
         worth = (1 + np.float32(self.config.new_evidence) * (weight - 1)) / weight
         np.subtract(evidence, top[:, None], out=look)
         look *= worth[:, None]
-        share: Float32 = 1 / (np.exp(look, out=look) @ np.ones(self.classes, np.float32))
-        return winner, share, voxel
+        total = np.exp(look, out=look) @ np.ones(self.classes, np.float32)
+        return winner, np.reciprocal(total, dtype=np.float32), voxel
 
     def _gate(self, points: Array, first: Array, state: Array, look: Array) -> None:
         """Forget voxels that were free and are now hit by something else."""

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Camera evidence at run time: pixel classes of the current images beside the 3D prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field
+
+from pcseg_core.camera import CameraModel
+from pcseg_core.config import Section
+from pcseg_core.distill.pseudo_labels import group_probabilities, sample_map
+from pcseg_core.errors import InputError
+from pcseg_core.labels import LabelSpace, grouping
+from pcseg_core.projection import project_cloud
+
+if TYPE_CHECKING:
+    from pcseg_core.vision.pixel_classes import PixelClasses
+
+Array = npt.NDArray[Any]
+Float32 = npt.NDArray[np.float32]
+
+_FLOOR = np.float32(1e-3)  # of a probability: neither sensor rules a class out for good
+
+
+class CameraFusionConfig(Section):
+    """How far the images are trusted."""
+
+    trust: float = Field(
+        1.0,
+        ge=0,
+        le=4,
+        description="Weight of a fully visible pixel's class beside that of the point; 1 takes "
+        "the two as independent and equally sure",
+    )
+    splat_radius_px: int = Field(2, ge=0, le=10, description="Occlusion splat radius [px]")
+    border_px: float = Field(8.0, ge=0, description="Weight falls to 0 over this image border [px]")
+
+
+@dataclass(frozen=True, eq=False)
+class PixelEvidence:
+    """What one image says.
+
+    Attributes:
+        probabilities: (C, h, w) of the classes of the fusion's space, over the whole image, at any
+            resolution. What they lack to 1 (sky, unknown things) is no evidence for any class.
+        camera: model of the image.
+        T_cam_lidar: (4, 4), LiDAR frame at the sweep's stamp into the camera's at the image's.
+    """
+
+    probabilities: Array
+    camera: CameraModel
+    T_cam_lidar: Array
+
+
+class CameraEyes:
+    """A teacher of pixel classes that speaks the segmenter's classes.
+
+    Raises:
+        InputError: the teacher's classes do not group into the segmenter's.
+    """
+
+    def __init__(self, teacher: PixelClasses, space: LabelSpace) -> None:
+        self._teacher, self._classes = teacher, len(space)
+        self._groups = grouping(teacher.label_space, space)
+
+    def look(self, image: npt.NDArray[np.uint8], camera: CameraModel, T: Array) -> PixelEvidence:
+        """Pixel classes of an image (H, W, 3) uint8 RGB; `T` is T_cam_lidar."""
+        probabilities = self._teacher.probabilities(image)
+        return PixelEvidence(
+            group_probabilities(probabilities, self._groups, self._classes), camera, T
+        )
+
+
+def fuse_cameras(
+    xyz: Array,
+    probabilities: Array,
+    images: Sequence[PixelEvidence],
+    config: CameraFusionConfig | None = None,
+) -> Float32:
+    """Class probabilities of points from 3D and from the images that see them.
+
+    Logarithmic pooling: p(c) ~ p_3d(c) * prod over images of p_image(c)^(trust * weight), where
+    the weight of a pixel falls at image borders and depth edges, and with what its classes lack to
+    1. Points that no image sees keep what they have.
+
+    Args:
+        xyz: (N, 3) points in the LiDAR frame, corrected for the motion within the sweep [m].
+        probabilities: (N, C) of the 3D network; rows of 0 (no label) stay so.
+        images: pixel classes; none leave everything as it is.
+        config: settings.
+
+    Raises:
+        InputError: shapes that do not fit.
+    """
+    config = config or CameraFusionConfig()
+    fused = np.array(probabilities, np.float32)
+    if len(fused) != len(xyz):
+        raise InputError(f"camera fusion: {len(fused)} probabilities for {len(xyz)} points")
+    labeled = fused.sum(1) > 0
+    for image in images:
+        if len(image.probabilities) != fused.shape[1]:
+            raise InputError(
+                f"camera fusion: pixels of {len(image.probabilities)} classes for points of "
+                f"{fused.shape[1]}"
+            )
+        seen, factor = _factors(xyz, image, config)
+        seen, factor = seen[labeled[seen]], factor[labeled[seen]]
+        updated = np.maximum(fused[seen], _FLOOR) * factor
+        fused[seen] = updated / updated.sum(1, keepdims=True)
+    return fused
+
+
+def _factors(
+    xyz: Array, image: PixelEvidence, config: CameraFusionConfig
+) -> tuple[npt.NDArray[np.intp], Float32]:
+    """Points (M,) that an image sees, and what it multiplies their probabilities (M, C) by."""
+    camera = image.camera
+    projection = project_cloud(
+        xyz, image.T_cam_lidar, camera,
+        splat_radius_px=config.splat_radius_px, border_px=config.border_px,
+    )  # fmt: skip
+    seen = np.flatnonzero(projection.visible & (projection.weight > 0))
+    size = (camera.width, camera.height)
+    pixels = sample_map(image.probabilities, projection.uv[seen], size)
+    known = pixels.sum(1, keepdims=True)
+    sure = np.divide(pixels, known, out=np.full_like(pixels, 1 / pixels.shape[1]), where=known > 0)
+    weight = config.trust * projection.weight[seen, None] * known
+    return seen, np.power(np.maximum(sure, _FLOOR), weight).astype(np.float32)

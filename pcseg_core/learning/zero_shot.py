@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,10 +25,9 @@ from pcseg_core.learning.zero_shot_labels import hold_out, training_sweeps, zero
 from pcseg_core.learning.zero_shot_module import ZeroShotModule
 from pcseg_core.learning.zero_shot_recipe import ZeroShotRecipe
 from pcseg_core.learning.zero_shot_split import Split
+from pcseg_core.learning.zero_shot_teacher import load_image_teacher
 from pcseg_core.models.student import Points, Student, cosine_logits
-from pcseg_core.vision.class_to_text import ClassToText, class_matrix, class_words
-from pcseg_core.vision.pixel_classes import load_teacher
-from pcseg_core.vision.text_classes import TextClasses
+from pcseg_core.vision.class_to_text import class_matrix
 from pcseg_core.vision.text_space import TextSpace, load_text_space, table_of
 
 Array = npt.NDArray[Any]
@@ -108,17 +106,7 @@ def _observe(
     every: int,
     device: str,
 ) -> tuple[list[Observed], Any]:
-    network = load_teacher(recipe.teacher, "cuda" if on_gpu(device) else "cpu")
-    spoken = class_words(network.label_space, text, recipe.teacher_words)
-    pixels = ClassToText(network, class_matrix(text, spoken))
-    teacher = TextClasses(pixels, text, words, split.space, recipe.teacher_temperature)
-    features = network.features if recipe.image_features == "teacher" else teacher.features
-    parts = {
-        "weights": hashlib.sha256(recipe.teacher.weights_file.read_bytes()).hexdigest(),
-        "teacher": recipe.teacher.model_dump(mode="json", exclude={"weights"}),
-        "text": recipe.text.model_dump(mode="json"), "words": words, "spoken": spoken,
-        "temperature": recipe.teacher_temperature, "features": recipe.image_features,
-    }  # fmt: skip
+    teacher, features, parts = load_image_teacher(recipe, split, text, words, device)
     observer = Observer(teacher, features, recipe.labels, recipe.alignment.patch_px, cache, parts)
     drives = {identity(source): open_drive(source) for source in sources}
     with bar() as progress:

@@ -65,7 +65,10 @@ class StackingConfig(Section):
 class ZeroShotRecipe(Section):
     """A whole zero-shot run."""
 
-    teacher: TeacherConfig = Field(description="Image network that knows the unseen classes")
+    teacher: TeacherConfig = Field(
+        description="Image network that knows the unseen classes: pixel classes, which reach the "
+        "text space by the vectors of their names, or maskclip in the split's label space"
+    )
     teacher_temperature: float = Field(
         0.07, gt=0, description="Divisor of the cosines of pixels and words"
     )
@@ -77,7 +80,7 @@ class ZeroShotRecipe(Section):
     image_features: Literal["teacher", "text"] = Field(
         "teacher",
         description="What the student is aligned with: the teacher's own features, or its pixels "
-        "in the text space",
+        "in the text space (for maskclip they are the same)",
     )
     text: TextSpaceConfig = Field(default_factory=TextSpaceConfig)
     temperature: float = Field(

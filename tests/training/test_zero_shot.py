@@ -13,12 +13,13 @@ import torch
 from typer.testing import CliRunner
 
 from pcseg_core.checkpoint import load_text
+from pcseg_core.data import open_drive
 from pcseg_core.distill.consolidation import ConsolidationConfig
 from pcseg_core.distill.patches import PatchView
-from pcseg_core.distill.pseudo_labels import Evidence
+from pcseg_core.distill.pseudo_labels import Evidence, group_probabilities
 from pcseg_core.errors import InputError
 from pcseg_core.evaluation.zero_shot import stacked
-from pcseg_core.labels import IGNORE
+from pcseg_core.labels import IGNORE, LabelSpace, grouping
 from pcseg_core.learning import zero_shot_ablation as study
 from pcseg_core.learning.zero_shot import CosineClassifier, fold_classifier, zero_shot
 from pcseg_core.learning.zero_shot_data import Observed
@@ -36,8 +37,13 @@ from pcseg_core.learning.zero_shot_recipe import (
     load_zero_shot_recipe,
 )
 from pcseg_core.learning.zero_shot_split import load_split
+from pcseg_core.learning.zero_shot_teacher import load_image_teacher
 from pcseg_core.models.student import Points, Student, StudentConfig
 from pcseg_core.online.segmenter import Segmenter
+from pcseg_core.text_table import TextTable
+from pcseg_core.vision.pixel_classes import load_teacher
+from pcseg_core.vision.text_classes import TextClasses
+from pcseg_core.vision.text_space import GeneratedText
 
 UNSEEN = np.array([False, True, False, True])
 OFF = ConsolidationConfig(voxel_m=0)
@@ -234,6 +240,48 @@ def test_labels_are_needed_unless_none_are_asked_for(tmp_path: Path) -> None:
     blind = DRIVE.format(4, 0)
     with pytest.raises(InputError, match="annotation-free"):
         zero_shot([blind], [blind], split, tiny(supervision="annotation-free"), tmp_path / "a")
+
+
+def test_the_image_teacher_speaks_the_classes_of_the_split() -> None:
+    split, recipe = load_split("street_vehicle_pole"), tiny()
+    text = GeneratedText(64)
+    teacher, features, known = load_image_teacher(
+        recipe, split, text, split.class_words(text), "cpu"
+    )
+    image = open_drive(DRIVE.format(1, 1))[0].cameras[0].image
+    probabilities = teacher.probabilities(image)
+    assert teacher.label_space == split.space and probabilities.shape[0] == len(split.space)
+    assert np.allclose(probabilities.sum(0), 1, atol=1e-5)
+    network = load_teacher(recipe.teacher)
+    grouped = group_probabilities(network.probabilities(image), grouping(
+        network.label_space, split.space), len(split.space))  # fmt: skip
+    sky = grouped.sum(0) < 0.5  # which the split's classes do not have
+    agree = probabilities.argmax(0) == grouped.argmax(0)
+    assert agree[~sky].mean() > 0.9  # through words as without, but for the random directions
+    assert features(image).shape[0] == 32
+    spoken = tiny(image_features="text")
+    _, features, other = load_image_teacher(spoken, split, text, split.class_words(text), "cpu")
+    assert features(image).shape[0] == 64 and other != known
+
+
+def test_the_best_word_of_a_class_counts() -> None:
+    space = LabelSpace.load("street_merged_ground")
+    table = TextTable("t", ("a", "b", "c", "d", "e", "f", "g"), np.eye(7, dtype=np.float32))
+    words = dict(zip(space.names, [("a", "b"), ("c",), ("d",), ("e",), ("f",), ("g",)]))
+
+    class Pixels:
+        channels, name, parameters = 7, "fake", {}
+
+        def features(self, _image: np.ndarray) -> np.ndarray:
+            values = np.zeros((7, 1, 2), np.float32)
+            values[1, 0, 0] = 5.0  # the second word of the first class
+            values[[2, 3], 0, 1] = 1.0  # half one class, half another
+            return values
+
+    classes = TextClasses(Pixels(), table, words, space, temperature=0.5)
+    found = classes.probabilities(np.zeros((4, 4, 3), np.uint8))
+    first = np.exp(2) / (np.exp(2) + 5)
+    assert found[0, 0, 0] == pytest.approx(first) and found[1, 0, 1] == found[2, 0, 1]
 
 
 def test_rows_take_from_the_recipe_what_they_are_named_after() -> None:

@@ -57,7 +57,10 @@ def ablate_zero_shot(
         Path, typer.Option("--json", help="Rows of part, seed and figures; goes on where it was.")
     ],
     data: Annotated[
-        str, typer.Option(help="simulated, or a folder of SemanticKITTI sequences or nuScenes.")
+        str,
+        typer.Option(
+            help="simulated, a folder of SemanticKITTI sequences, or reader:path with --test."
+        ),
     ] = "simulated",
     split: Annotated[
         str, typer.Option(help="Unseen classes, by name of a split or a YAML file.")
@@ -112,15 +115,19 @@ def ablate_zero_shot(
 
 
 def _data(data: str, test: list[str]) -> Any:
-    from pcseg_core.learning.zero_shot_ablation import folder_data, simulated_data
+    from pcseg_core.learning.zero_shot_ablation import ZeroShotData, folder_data, simulated_data
 
     if data == "simulated":
         found = simulated_data()
         found.test = test or found.test
         return found
-    if not Path(data).is_dir():
-        raise InputError(f"--data {data}: expected 'simulated' or a folder")
-    return folder_data(Path(data), test)
+    if Path(data).is_dir():
+        return folder_data(Path(data), test)
+    if ":" not in data:
+        raise InputError(f"--data {data}: expected 'simulated', a folder, or reader:path")
+    if not test:
+        raise InputError(f"--data {data}: give recordings to measure on with --test")
+    return ZeroShotData([data], test)
 
 
 def _show(metrics: dict[str, Any], out: Path) -> None:

@@ -37,20 +37,25 @@ class NuScenesDrive:
 
     pose_source = "file"
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, scenes: str | Path | None = None) -> None:
         """Index the key frames at `path`.
 
         Args:
             path: the data set's folder (with v1.0-* in it), one such v1.0-* folder, or a folder
                 with `sample.json`.
+            scenes: text file with the names of the scenes to read, one per line; default all.
 
         Raises:
-            InputError: none of these, a table that lacks something, or no usable sweep.
+            InputError: none of these, a table that lacks something, a scene that is not there, or
+                no usable sweep.
         """
         self.path = Path(path)
         self.name = f"nuscenes-{self.path.name}"
         self.skipped: Counter[str] = Counter()
-        self.frames = [frame for frame in self._describe() if self._usable(frame)]
+        described = self._describe()
+        if scenes is not None:
+            described = _of_scenes(described, Path(scenes))
+        self.frames = [frame for frame in described if self._usable(frame)]
         if not self.frames:
             reasons = "; ".join(list(self.skipped)[:3]) or "its tables list no key frame"
             raise InputError(f"{self.path}: no usable sweep; {reasons}")
@@ -107,6 +112,21 @@ class NuScenesDrive:
                 "each point"
             )
         return raw_id_table(self.label_space)[raw]
+
+
+def _of_scenes(frames: list[KeyFrame], file: Path) -> list[KeyFrame]:
+    try:
+        wanted = file.read_text(encoding="utf-8").split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"scenes={file}: not readable ({error})") from None
+    missing = sorted(set(wanted) - {frame.scene for frame in frames})
+    if missing or not wanted:
+        shown = ", ".join(missing[:5]) or "it names none"
+        raise InputError(
+            f"scenes={file}: of {len(wanted)} scenes {len(missing)} are not there: {shown}; "
+            "expected names of scenes, one per line"
+        )
+    return [frame for frame in frames if frame.scene in set(wanted)]
 
 
 def read_nuscenes_sweep(path: Path, stamp_ns: int) -> PointCloud:

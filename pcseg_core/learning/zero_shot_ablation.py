@@ -64,22 +64,17 @@ def simulated_data(drives: int = 10, sweeps: int = 5, tests: int = 6) -> ZeroSho
 
 
 def folder_data(path: Path, test: Sequence[str]) -> ZeroShotData:
-    """SemanticKITTI or nuScenes below a folder, as far as it is labelled and has images.
+    """The labelled SemanticKITTI sequences with images below a folder.
 
-    Of SemanticKITTI, sequence 08 is measured on where it is there, else the last; nuScenes needs
-    `test`, since its scenes lie in one folder.
+    Sequence 08 is measured on, as is the custom, or the last where there is none.
 
     Args:
-        path: folder of sequences, or of nuScenes.
-        test: recordings to measure on; they are not trained on.
+        path: folder of sequences.
+        test: recordings to measure on instead; they are not trained on.
 
     Raises:
-        InputError: nothing labelled with images there, or nothing left to measure on.
+        InputError: nothing labelled with images there, or nothing left to train on.
     """
-    if any(path.glob("v1.0-*")):
-        if not test:
-            raise InputError(f"{path}: name other labelled recordings to measure on with --test")
-        return ZeroShotData([f"nuscenes:{path}"], list(test))
     found = sorted(
         p.parent for p in path.glob("**/labels")
         if (p.parent / "velodyne").is_dir() and (p.parent / "calib.txt").is_file()
@@ -87,7 +82,7 @@ def folder_data(path: Path, test: Sequence[str]) -> ZeroShotData:
     if not found:
         raise InputError(
             f"{path}: no labelled sequence with calib.txt below it; expected SemanticKITTI "
-            "sequences with images beside their labels, or nuScenes"
+            "sequences with images beside their labels, or a source (reader:path) and --test"
         )
     places = {str(p.resolve()): p for p in found}
     tested = [str(Path(t.partition(":")[2] or t).resolve()) for t in test]

@@ -334,6 +334,16 @@ def test_a_folder_of_sequences_is_split_into_training_and_test(tmp_path: Path) -
         study.folder_data(tmp_path / "sequences" / "00" / "labels", [])
 
 
+@pytest.mark.parametrize("name", ["simulated", "semantic_kitti", "nuscenes"])
+def test_recipes_that_come_with_the_source_are_whole(name: str) -> None:
+    recipe = load_zero_shot_recipe(RECIPES / f"zero_shot_{name}.yaml")
+    assert recipe.alignment.active and recipe.self_training.start < 1
+    assert recipe.consolidation.voxel_m > 0 and recipe.supervision == "zero-shot"
+    if name != "simulated":
+        assert recipe.teacher.weights.is_absolute() and recipe.text.weights is not None
+        assert recipe.teacher.label_space == load_split(name).label_space
+
+
 def test_the_commands_say_what_is_wrong(tmp_path: Path) -> None:
     from pcseg_core.cli import app
 
@@ -341,7 +351,7 @@ def test_the_commands_say_what_is_wrong(tmp_path: Path) -> None:
     bad = runner.invoke(app, ["ablate", "zero-shot", "--json", str(tmp_path / "x.json"),
                               "--data", "nowhere", "--recipe",
                               str(RECIPES / "zero_shot_simulated.yaml")])  # fmt: skip
-    assert bad.exit_code == 2 and "expected 'simulated' or a folder" in bad.output
+    assert bad.exit_code == 2 and "expected 'simulated', a folder" in bad.output
     bad = runner.invoke(app, ["zero-shot", "simulated:seed=1", "--test", "simulated:seed=2",
                               "--split", "kity", "--out", str(tmp_path / "run"), "--recipe",
                               str(RECIPES / "zero_shot_simulated.yaml")])  # fmt: skip

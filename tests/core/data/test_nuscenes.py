@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from recordings import nuscenes, picture, points
 
+from pcseg_core.data import open_drive
 from pcseg_core.data.nuscenes import NuScenesDrive
 from pcseg_core.errors import InputError
 
@@ -20,6 +21,18 @@ def test_tables(tmp_path) -> None:
     np.testing.assert_array_equal(sample.cameras[0].image, picture(1))
     # The LiDAR is 1 m ahead of the vehicle's origin and 2 m up; 10 m/s for half a second.
     np.testing.assert_allclose(sample.T_world_lidar[:3, 3], [106.0, 0.0, 2.0], atol=1e-9)
+
+
+def test_only_the_named_scenes_are_read(tmp_path) -> None:
+    root, listed = nuscenes(tmp_path / "data"), tmp_path / "val.txt"
+    listed.write_text("scene-0001\n")
+    assert len(open_drive(f"nuscenes:{root}?scenes={listed}")) == 2
+    for content, message in (("scene-0001\nscene-9999\n", "scene-9999"), ("", "names none")):
+        listed.write_text(content)
+        with pytest.raises(InputError, match=message):
+            NuScenesDrive(root, scenes=listed)
+    with pytest.raises(InputError, match="not readable"):
+        NuScenesDrive(root, scenes=tmp_path / "absent.txt")
 
 
 def test_extrinsics_and_motion_by_hand(tmp_path) -> None:

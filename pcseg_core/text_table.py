@@ -182,6 +182,24 @@ class TextTable:
             self.centre,
         )
 
+    def extended(self, words: Sequence[str], vectors: np.ndarray) -> TextTable:
+        """The table with further words of the same text encoder; words it has keep their vectors.
+
+        Args:
+            words: new words.
+            vectors: (n, D) the encoder's vectors; the table's centre is taken off here.
+
+        Raises:
+            InputError: another size of vectors.
+        """
+        if np.shape(vectors)[1:] != (self.channels,):
+            raise InputError(
+                f"words of {np.shape(vectors)[1:]} numbers each do not fit text space "
+                f"'{self.name}' of {self.channels}; use the model that it is of"
+            )
+        moved = unit_rows(unit_rows(vectors) - self.centre)
+        return self.join(TextTable(self.name, tuple(words), moved))
+
     def centred(self) -> TextTable:
         """The table with the mean of its vectors subtracted, so that cosines tell words apart.
 

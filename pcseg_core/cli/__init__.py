@@ -26,6 +26,8 @@ _COMMANDS = {
     "finetune": "Train on few labels from a pretrained network and from scratch, side by side.",
     "zero-shot": "Train on labels of some classes and learn others from images; measure both.",
     "ablate": "Measure what each part of a method is worth.",
+    "prompt": "Try words as classes on a sweep, or measure them on labelled ones.",
+    "words": "List the words a checkpoint knows, or add more from a text encoder.",
     "segment": "Label the clouds of a bag or of any other recording.",
     "view": "Look at a bag, a training run or one sample: Rerun recording or picture.",
     "demo": "The main job from nothing to a picture, on simulated drives.",

@@ -118,6 +118,8 @@ class TextConfig(Section):
     def _dense_needs_a_model(self) -> TextConfig:
         if self.source == "maskclip" and self.space.source != "open_clip":
             raise ValueError("source 'maskclip' needs space.source 'open_clip'")
+        if self.source == "maskclip" and self.space.centre:
+            raise ValueError("source 'maskclip' learns the encoder's own space: no space.centre")
         return self
 
 

@@ -68,6 +68,9 @@ def load_text_teacher(config: TextConfig, teacher: PixelClasses, device: str) ->
     """
     space = load_text_space(config.space, device)
     words = class_words(teacher.label_space, space, config.classes)
+    if config.space.centre and not isinstance(space, TextTable):
+        every = [word for members in words.values() for word in members]
+        space = table_of(space, [*every, *config.words]).centred()
     matrix = class_matrix(space, words)
     source: PixelFeatures = ClassProbabilities(teacher)
     if config.source == "maskclip":

@@ -107,8 +107,8 @@ class TextSpaceConfig(Section):
     )
     centre: bool = Field(
         False,
-        description="Subtract the mean of the table from its vectors, so that cosines of "
-        "unrelated words are near 0 (source: table)",
+        description="Subtract the mean of all words (a table's, or the recipe's) from their "
+        "vectors, so that cosines of unrelated words are near 0",
     )
     generate: tuple[str, ...] = Field(
         (),
@@ -252,8 +252,8 @@ def _templates(templates: tuple[str, ...] | str) -> list[Callable[[str], str]]:
     return [template.format for template in templates]
 
 
-def read_table(file: TableFile, name: str = "table") -> TextTable:
-    """Read one table of text embeddings.
+def read_table(file: TableFile) -> TextTable:
+    """Read one table of text embeddings; an npy's space is named after the file.
 
     Raises:
         InputError: a file is missing or not what it must be, or numbers differ.
@@ -270,7 +270,7 @@ def read_table(file: TableFile, name: str = "table") -> TextTable:
             f"text table {file.vectors}: shape {vectors.shape}, but {file.names} names "
             f"{len(words)} words; expected one row per word"
         )
-    return TextTable(name, words, vectors, synonyms)
+    return TextTable(file.vectors.stem, words, vectors, synonyms)
 
 
 def _names(file: TableFile) -> tuple[tuple[str, ...], dict[str, str]]:

@@ -16,13 +16,21 @@ from pcseg_core.checkpoint import load_checkpoint
 from pcseg_core.data import open_drive
 from pcseg_core.data.sample import CameraFrame, Sample
 from pcseg_core.errors import InputError
+from pcseg_core.labels import LabelSpace
 from pcseg_core.learning.dataset import LabelledSweep
 from pcseg_core.learning.distill import distill
-from pcseg_core.learning.recipe import LossConfig, OptimizerConfig, Recipe, load_recipe
+from pcseg_core.learning.recipe import (
+    LossConfig,
+    OptimizerConfig,
+    Recipe,
+    TextConfig,
+    load_recipe,
+)
 from pcseg_core.models.student import StudentConfig
 from pcseg_core.online.segmenter import Segmenter
 from pcseg_core.vision.espnetv2 import ESPNetv2
 from pcseg_core.vision.pixel_classes import TeacherConfig
+from pcseg_core.vision.text_space import TextSpaceConfig
 
 SOURCE = "simulated:seed=5,sweeps=3,beams=16,columns=256,cameras=1,width=96,height=64"
 
@@ -164,3 +172,41 @@ def test_recipes_name_what_is_wrong(tmp_path: Path) -> None:
         load_recipe(path)
     path.write_text("teacher: {weights: w.safetensors}\n")
     assert load_recipe(path).teacher.weights == tmp_path / "w.safetensors"
+
+
+@pytest.mark.parametrize("regression", [0.0, 1.0])
+def test_a_text_head_learns_words(recipe: Recipe, tmp_path: Path, regression: float) -> None:
+    text = TextConfig(
+        space=TextSpaceConfig(channels=40), classes={"sky": ()}, words=("minivan",), temperature=0.1
+    )
+    changes = {"text": text, "loss": recipe.loss.model_copy(update={"regression": regression})}
+    words = recipe.model_copy(update=changes)
+    distill([SOURCE], words, tmp_path / "run", device="cpu")
+    segmenter = Segmenter.load(tmp_path / "run", device="cpu", precision="fp32")
+    assert segmenter.text is not None and segmenter.text.temperature == 0.1
+    assert segmenter.student.config.text_channels == 40
+    assert bool(segmenter.student.config.feature_channels) == (regression > 0)
+    assert "sky" not in segmenter.text.classes and "car" in segmenter.text.classes
+    assert segmenter.set_prompts(["minivan", "car", "*"]).names[1] == "car"
+    sample = open_drive(SOURCE)[0]
+    assert (segmenter.segment(sample.cloud).labels < 3).all()
+    figures = load_checkpoint(tmp_path / "run")[1].metrics["final"]
+    assert figures["text_distance"] > 0 and figures["text_classes"] > 0
+
+
+def test_text_that_cannot_be_learned_is_refused(recipe: Recipe, tmp_path: Path) -> None:
+    space = TextSpaceConfig()
+    with pytest.raises(ValueError, match="needs space.source 'open_clip'"):
+        TextConfig(space=space, source="maskclip")
+    wrong = recipe.model_copy(update={"text": TextConfig(space=space, classes={"moon": ("x",)})})
+    with pytest.raises(InputError, match="no class 'moon'"):
+        distill([SOURCE], wrong, tmp_path / "run", device="cpu")
+
+
+def test_the_recipe_of_words_names_its_files() -> None:
+    path = Path(__file__).parents[2] / "training" / "recipes" / "kitti_words.yaml"
+    text = load_recipe(path).text
+    assert text is not None and all(t.vectors.is_absolute() for t in text.space.tables)
+    assert text.space.tables[1].names == "coco"
+    given = set(LabelSpace.load("cityscapes").names)
+    assert set(text.classes) == given

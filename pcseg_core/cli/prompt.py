@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`pcseg prompt`: try words on a recorded sweep, or measure them on labelled ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pcseg_core.cli.outputs import PICTURES, check_file
+from pcseg_core.cli.progress import console, progress_bar
+from pcseg_core.errors import InputError
+
+if TYPE_CHECKING:
+    from pcseg_core.online.segmenter import Segmenter
+
+
+def prompt(
+    run: Annotated[Path, typer.Argument(help="Run directory of `pcseg distill`, or a checkpoint.")],
+    source: Annotated[
+        str | None, typer.Argument(help="A recording to try the words on: a bag, or reader:path.")
+    ] = None,
+    words: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A word, a group 'name: word, word', or '*' for everything else; give it once "
+            "per class. Left out: the checkpoint's own classes."
+        ),
+    ] = None,
+    sweep: Annotated[int, typer.Option(help="Which sweep; -1 is the last.")] = 0,
+    picture: Annotated[Path | None, typer.Option(help="Draw the sweep into this PNG.")] = None,
+    semantic_kitti: Annotated[
+        Path | None,
+        typer.Option(
+            help="Measure instead: folder in SemanticKITTI layout. Groups are then named after "
+            "the class that their words should mean, 'vehicle: minivan, jeep'."
+        ),
+    ] = None,
+    label_space: Annotated[str, typer.Option(help="Label space to measure in.")] = "street",
+    json_: Annotated[
+        Path | None, typer.Option("--json", help="Write the figures there as JSON.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    backend: Annotated[
+        str, typer.Option(envvar="PCSEG_BACKEND", help="Backend of the sparse convolutions.")
+    ] = "auto",
+) -> None:
+    """Try words on a recorded sweep and show the picture, or measure words on labelled sweeps.
+
+    Measured is each word alone against everything else, and all groups at once: precision, recall
+    and IoU against the class that names the group.
+    """
+    if (source is None) == (semantic_kitti is None):
+        raise InputError("give a recording to try the words on, or --semantic-kitti DIR")
+    if semantic_kitti is not None and not words:
+        raise InputError("nothing to measure; give --words 'vehicle: minivan, jeep' and more")
+    check_file(picture, PICTURES)
+    check_file(json_, (".json",))
+    from pcseg_core.online.segmenter import Segmenter
+    from pcseg_core.sparse import use_backend
+
+    segmenter = Segmenter.load(run, device=device)
+    with use_backend(backend):
+        if semantic_kitti is not None:
+            assert words is not None
+            _measure(segmenter, semantic_kitti, words, label_space, json_, str(run))
+        else:
+            assert source is not None
+            _try(segmenter, source, words, sweep, picture, json_)
+
+
+def _measure(
+    segmenter: Segmenter,
+    folder: Path,
+    words: list[str],
+    label_space: str,
+    json_: Path | None,
+    name: str,
+) -> None:
+    from rich.console import Console
+
+    from pcseg_core.data.semantic_kitti import SemanticKittiDrive
+    from pcseg_core.evaluation.words import measure_words
+    from pcseg_core.files import write_atomic
+
+    if not folder.is_dir():
+        raise InputError(f"--semantic-kitti {folder}: no such folder")
+    drive = SemanticKittiDrive(folder, lidar_only=True)
+    with progress_bar("asking for words") as progress:
+        report = measure_words(segmenter, drive, words, label_space, name, progress)
+    out = Console()
+    for table in report.tables():
+        out.print(table)
+    if json_:
+        write_atomic(json_, report.model_dump_json(indent=1) + "\n")
+
+
+def _try(
+    segmenter: Segmenter,
+    source: str,
+    words: list[str] | None,
+    sweep: int,
+    picture: Path | None,
+    json_: Path | None,
+) -> None:
+    import dataclasses
+    import json
+
+    from pcseg_core.data import open_drive
+    from pcseg_core.files import write_atomic
+
+    if words:
+        segmenter.set_prompts(words)
+    drive = open_drive(source)
+    if not -len(drive) <= sweep < len(drive):
+        raise InputError(f"--sweep {sweep}: {drive.name} has {len(drive)} sweeps")
+    sample = dataclasses.replace(drive[sweep % len(drive)], labels=None)
+    shares = _shares(segmenter, sample.cloud)
+    _print_shares(sample.name, shares)
+    if json_:
+        write_atomic(json_, json.dumps({"sweep": sample.name, "classes": shares}, indent=1) + "\n")
+    if picture is not None:
+        from pcseg_core.evaluation.view_picture import draw
+        from pcseg_core.viewer import sample_view
+
+        draw(sample_view(sample, segmenter.label_space, segmenter), segmenter.label_space, picture)
+        console.print(f"wrote {picture}", highlight=False)
+
+
+def _shares(segmenter: Segmenter, cloud: object) -> dict[str, dict[str, float]]:
+    """Share of the points and mean confidence of every class."""
+    import numpy as np
+
+    result = segmenter.segment(cloud)  # type: ignore[arg-type]
+    shares = {}
+    for i, name in enumerate(segmenter.label_space.names):
+        mine = result.labels == i
+        sure = float(result.confidence[mine].mean()) if mine.any() else 0.0
+        shares[name] = {"share": round(float(np.mean(mine)), 5), "confidence": round(sure, 4)}
+    return shares
+
+
+def _print_shares(name: str, shares: dict[str, dict[str, float]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=name, title_justify="left")
+    for column in ("class", "points %", "mean confidence"):
+        table.add_column(column, justify="left" if column == "class" else "right")
+    for word, values in shares.items():
+        table.add_row(word, f"{100 * values['share']:.1f}", f"{values['confidence']:.2f}")
+    Console().print(table)

@@ -15,7 +15,7 @@ from pcseg_core.errors import InputError
 
 app = ablate = typer.Typer(no_args_is_help=True, help="What each part of a method is worth.")
 
-DEFAULT_RECIPE = Path("training/recipes/ablate_contrast.yaml")
+RECIPES = Path("training/recipes")
 
 
 @app.callback()
@@ -32,8 +32,12 @@ def contrast(
         str, typer.Option(help="simulated, or a folder with KITTI drives and object frames.")
     ] = "simulated",
     recipe: Annotated[
-        Path, typer.Option(help="Recipe whose losses and superpixels the methods change.")
-    ] = DEFAULT_RECIPE,
+        Path | None,
+        typer.Option(
+            help="Recipe whose losses and superpixels the methods change; by default "
+            "ablate_contrast.yaml in training/recipes, or ablate_contrast_kitti.yaml for a folder."
+        ),
+    ] = None,
     fit: Annotated[
         list[str] | None, typer.Option(help="Labelled sweeps the probes are fitted to.")
     ] = None,
@@ -65,7 +69,8 @@ def contrast(
     from pcseg_core.learning import ablation
     from pcseg_core.learning.pretrain_recipe import load_pretrain_recipe
 
-    base = load_pretrain_recipe(recipe)
+    name = "ablate_contrast" if data == "simulated" else "ablate_contrast_kitti"
+    base = load_pretrain_recipe(recipe or RECIPES / f"{name}.yaml")
     if steps is not None:
         optimizer = base.optimizer.model_copy(update={"steps": steps})
         base = base.model_copy(update={"optimizer": optimizer})

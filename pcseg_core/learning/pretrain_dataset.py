@@ -129,7 +129,7 @@ class PretrainDataset(Dataset[PretrainBatch]):
         return collate(sectors, self.recipe)
 
     def _item(self, rng: Rng, item: int, paired: bool) -> list[Sector]:
-        """One sector, or the same sector of two sweeps, or of two places where poses lack."""
+        """One sector, or the same sector of two sweeps, or of two places (also where poses lack)."""
         members = self.scenes[rng.choice(len(self.scenes), p=self.probability)]
         chosen = members[rng.integers(len(members))]
         view = load_view(self.entries[chosen].path)
@@ -138,7 +138,9 @@ class PretrainDataset(Dataset[PretrainBatch]):
         first = self._sector(chosen, target, now, 2 * item, False, rng)
         if not paired:
             return [first]
-        if chosen in self.partners:
+        # A random number is drawn only where it matters: with 1.0 the batches stay what they were.
+        together = self.recipe.loss.paired
+        if chosen in self.partners and (together == 1 or rng.random() < together):
             other = self.partners[chosen]
             pose = load_view(self.entries[other].path).pose
             moved = transform(invert(pose) @ view.pose, target[None])[0]

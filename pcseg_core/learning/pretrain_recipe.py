@@ -118,6 +118,10 @@ class ContrastConfig(Section):
         "superpixels have classes"
     )  # fmt: skip
     balanced: bool = Field(default=False, description="Rare segments weigh more (ST-SLidR)")
+    paired: float = Field(
+        default=1.0, ge=0, le=1, description="With the temporal term: share of the sectors that "
+        "come as two sweeps of one place; the others show two places"
+    )  # fmt: skip
     points_per_segment: int = Field(
         default=100, ge=1, description="Points drawn of each segment for the terms across sweeps"
     )

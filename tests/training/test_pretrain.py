@@ -6,6 +6,9 @@ from __future__ import annotations
 import json
 import os
 import socket
+import subprocess
+import sys
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ import torch
 import torch.multiprocessing as mp
 
 from pcseg_core.camera import CameraModel
+from pcseg_core.checkpoint import load_checkpoint
 from pcseg_core.cloud import PointCloud
 from pcseg_core.data.sample import CameraFrame, Sample
 from pcseg_core.distill.temporal import TemporalConfig
@@ -299,6 +303,39 @@ def test_a_stopped_run_ends_as_one_that_was_not(stored: Any, tmp_path: Path,
     assert train(second, 4, 5.0, tmp_path / "stopped", "cpu")["steps"] == 4
     for name, value in whole.student.state_dict().items():
         assert torch.allclose(value, second.student.state_dict()[name], atol=1e-5), name
+
+
+KILLED = """
+encoder: {name: espnetv2, weights: "bundled:simulation_teacher"}
+superpixels: {name: slic, segments: 20}
+student: {depth: 14, width: 0.25, voxel_size_m: 0.5}
+optimizer: {steps: 60, batch_size: 1}
+"""
+SIMULATED = "simulated:seed=9,sweeps=2,beams=16,columns=256,cameras=1,width=160,height=96"
+
+
+def test_a_run_killed_by_the_system_ends_as_one_that_was_not(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(KILLED)
+
+    def command(out: str) -> list[str]:
+        return [sys.executable, "-m", "pcseg_core.cli", "pretrain", SIMULATED, "--device", "cpu",
+                "--recipe", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / out),
+                "--cache", str(tmp_path / "cache")]  # fmt: skip
+
+    process = subprocess.Popen(command("killed"), stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "killed" / "last.ckpt").is_file():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "killed" / "checkpoint.safetensors").exists()
+    for out in ("killed", "whole"):
+        subprocess.run(command(out), check=True, stderr=subprocess.DEVNULL)
+    resumed, expected = (load_checkpoint(tmp_path / out)[0] for out in ("killed", "whole"))
+    assert resumed.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.allclose(resumed[name], value, atol=1e-5), name
 
 
 def test_the_untrained_loss_is_near_the_logarithm_of_the_number(stored: Any) -> None:

@@ -291,7 +291,7 @@ def test_a_folder_is_searched_for_recordings(tmp_path: Path) -> None:
     assert not ablation.folder_data(tmp_path, ["a"], ["b"]).split
 
 
-@pytest.mark.parametrize("name", ["ablate_contrast", "pretrain_kitti"])
+@pytest.mark.parametrize("name", ["ablate_contrast", "ablate_contrast_kitti", "pretrain_kitti"])
 def test_recipes_that_come_along_are_in_order(name: str) -> None:
     folder = Path(__file__).resolve().parents[2] / "training" / "recipes"
     found = load_pretrain_recipe(folder / f"{name}.yaml")

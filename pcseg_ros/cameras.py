@@ -13,11 +13,10 @@ from pcseg_core.camera import CameraModel
 from pcseg_core.cloud import PointCloud
 from pcseg_core.data.calibration import Calibration
 from pcseg_core.data.images import check_size
+from pcseg_core.data.sample import CameraFrame
 from pcseg_core.errors import InputError
-from pcseg_core.projection import project_cloud
 from pcseg_ros import conversions, qos
 from pcseg_ros.config import CameraParameters
-from pcseg_ros.outputs import CameraView
 from pcseg_ros.rig import Rig
 from pcseg_ros.subscriptions import SensorSubscription
 
@@ -63,8 +62,8 @@ class Camera:
         if self._infos is not None:
             self._node.destroy_subscription(self._infos)
 
-    def view(self, msg: Any, cloud: PointCloud, rig: Rig, deadline_s: float) -> CameraView:
-        """An image with the sweep's points in it.
+    def frame(self, msg: Any, cloud: PointCloud, rig: Rig, deadline_s: float) -> CameraFrame:
+        """An image, with the place of its camera: the sweep's LiDAR frame into the image's.
 
         Args:
             msg: the image.
@@ -88,7 +87,7 @@ class Camera:
         )
         image = conversions.read_image(msg, self.name)
         check_size(image, (model.width, model.height), self.name)
-        return CameraView(image, project_cloud(cloud.xyz, T, model), msg.header)
+        return CameraFrame(self.name, stamp, model, T, image)
 
     def _on_info(self, msg: CameraInfo) -> None:
         """Keep the newest calibration; most messages repeat the one before."""

@@ -86,6 +86,33 @@ class TemporalParameters(TemporalBufferConfig):
     )
 
 
+class TeacherParameters(Section):
+    """The camera teacher at run time."""
+
+    weights: str = Field(
+        "",
+        description="Weights of an ESPNetv2 (safetensors) whose projected labels are published on "
+        "teacher_points beside the node's own (label mode); bundled:simulation_teacher knows "
+        "simulated images; empty for no teacher",
+    )
+    label_space: str = Field("cityscapes", description="Label space of its outputs")
+    scale: float = Field(1.0, gt=0.0, le=2.0, description="Image scale that it works at")
+    fuse: bool = Field(
+        False,
+        description="Fuse what it sees with the node's own classes, where it is done before "
+        "deadline_s; sweeps never wait longer",
+    )
+    deadline_s: float = Field(
+        0.15, ge=0.0, le=5.0, description="Time from a sweep's arrival that it may wait for it, s"
+    )
+    trust: float = Field(
+        1.0,
+        ge=0.0,
+        le=4.0,
+        description="Weight of a pixel's class beside that of the point; 1 takes both as sure",
+    )
+
+
 class NodeConfig(Section):
     """Parameters of `segment_node`."""
 
@@ -180,3 +207,4 @@ class NodeConfig(Section):
     cameras: CameraParameters = Field(CameraParameters(), description="Cameras")
     motion: MotionParameters = Field(MotionParameters(), description="Motion of the platform")
     temporal: TemporalParameters = Field(TemporalParameters(), description="Smoothing over time")
+    teacher: TeacherParameters = Field(TeacherParameters(), description="Camera teacher")

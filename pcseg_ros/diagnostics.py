@@ -18,6 +18,7 @@ OUT_OF_MEMORY = "out of memory"
 DISABLED = "disabled"
 RESET = "reset"
 NO_MOTION = "motion not known"
+NO_EVIDENCE = "camera evidence late"
 # Counters of the synchroniser that stand for dropped sweeps.
 SYNCHRONISER_DROPS = {
     "sweep_out_of_order": "out of order",

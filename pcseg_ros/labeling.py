@@ -15,22 +15,15 @@ from rclpy.node import Node
 from sensor_msgs.msg import PointCloud2
 
 from pcseg_core.cloud import PointCloud
-from pcseg_core.errors import InputError, PcsegError
+from pcseg_core.errors import InputError
 from pcseg_core.labels import IGNORE, LabelSpace
-from pcseg_core.online.temporal import TemporalBuffer
 from pcseg_ros import conversions, diagnostics
 from pcseg_ros.config import NodeConfig
-from pcseg_ros.inputs import Inputs, Sweep
-from pcseg_ros.outputs import CameraView, LabeledSweep, SweepOutputs
+from pcseg_ros.fusion import LOG_PERIOD_S, DroppedError, SweepFusion
+from pcseg_ros.inputs import Sweep
+from pcseg_ros.outputs import LabeledSweep, SweepOutputs
 from pcseg_ros.parameters import SectionParameters
-from pcseg_ros.rig import TransformError
 from pcseg_ros.statistics import SweepStatistics
-
-_LOG_PERIOD_S = 5.0
-
-
-class DroppedError(PcsegError):
-    """A sweep goes no further; the message is the reason that is counted."""
 
 
 class SweepLabeler:
@@ -39,7 +32,7 @@ class SweepLabeler:
     Args:
         node: for its clock and log.
         segmenter: a `pcseg_core.online.segmenter.Segmenter`.
-        inputs: cameras and motion.
+        fusion: joins sweeps with motion, images and the past.
         outputs: what is published.
         settings: parameters, read anew for every sweep.
         statistics: where sweeps are counted.
@@ -49,20 +42,18 @@ class SweepLabeler:
         self,
         node: Node,
         segmenter: Any,
-        inputs: Inputs,
+        fusion: SweepFusion,
         outputs: SweepOutputs,
         settings: SectionParameters[NodeConfig],
         statistics: SweepStatistics,
     ) -> None:
         self._node = node
         self._segmenter = segmenter
-        self._inputs = inputs
+        self._fusion = fusion
         self._outputs = outputs
         self._settings = settings
         self._statistics = statistics
         self._busy = threading.Lock()  # the classes must not change while a sweep is in work
-        self._buffer: TemporalBuffer | None = None
-        self._forget = False
 
     def set_prompts(self, prompts: Sequence[str]) -> LabelSpace:
         """Change the classes from the next sweep on; waits for the sweep in work.
@@ -72,12 +63,8 @@ class SweepLabeler:
         """
         with self._busy:
             space: LabelSpace = self._segmenter.set_prompts(list(prompts))
-            self._buffer = None
+            self._fusion.forget()
             return space
-
-    def forget(self) -> None:
-        """Start anew with the next sweep; any thread."""
-        self._forget = True
 
     def label(self, sweep: Sweep) -> None:
         """Label and publish one sweep, or count why not.
@@ -99,7 +86,7 @@ class SweepLabeler:
         stages = clock.stages() | {"age": 1e3 * self._age_s(sweep.msg)}
         self._statistics.publish(stages)
         self._outputs.publish_times(stages)
-        labeled.views = self._views(sweep, cloud, config)
+        labeled.views = self._fusion.views(sweep, cloud)
         self._outputs.publish_overlays(labeled)
 
     def give_up(self, sweep: Sweep, error: Exception) -> None:
@@ -112,7 +99,7 @@ class SweepLabeler:
         text = str(error) if expected else "".join(traceback.format_exception(error))
         stamp = conversions.stamp_ns(sweep.msg.header)
         self._node.get_logger().error(
-            f"sweep {stamp} dropped: {text}", throttle_duration_sec=_LOG_PERIOD_S
+            f"sweep {stamp} dropped: {text}", throttle_duration_sec=LOG_PERIOD_S
         )
 
     def _infer(
@@ -123,64 +110,17 @@ class SweepLabeler:
             sweep.msg, config.intensity_scale, time_field=times, stamp_is=config.motion.stamp_is
         )
         clock.stop("decode")
-        pose = self._locate(cloud, config)
+        pose = self._fusion.locate(cloud)
         clock.stop("motion")
-        smooth = config.temporal.enabled and pose is not None
-        # A segmenter that need not, is not asked to hand out all probabilities.
-        result = self._segmenter.segment(cloud, **({"probabilities": True} if smooth else {}))
-        clock.stop("inference")
-        labels, confidence = result.labels, result.confidence
-        if smooth:
-            labels, confidence = self._smooth(cloud, result.probabilities, pose, config)
-            clock.stop("fusion")
-        labels = np.where(confidence >= config.min_confidence, labels, IGNORE)
         space = self._segmenter.label_space
+        look = self._fusion.look(sweep, cloud, space)
+        every = self._fusion.needs_probabilities(pose, look)
+        result = self._segmenter.segment(cloud, probabilities=every)
+        clock.stop("inference")
+        labels, confidence = self._fusion.fuse(result, cloud, sweep, pose, look)
+        clock.stop("fusion")
+        labels = np.where(confidence >= config.min_confidence, labels, IGNORE)
         return LabeledSweep(sweep.msg, cloud.xyz, labels, confidence, space), cloud
-
-    def _locate(self, cloud: PointCloud, config: NodeConfig) -> Any:
-        """T_fixed_lidar (4, 4) at the sweep's stamp; None where it is not known, or not needed.
-
-        The points of the cloud are deskewed.
-        """
-        rig = self._inputs.rig
-        if not rig.moves or not (config.temporal.enabled or config.motion.deskew):
-            return None
-        deadline_s = time.monotonic() + config.motion.timeout_s
-        try:
-            pose = rig.wait(lambda: rig.pose(cloud.frame_id, cloud.stamp_ns), deadline_s)
-            if config.motion.deskew:
-                cloud.xyz = rig.wait(lambda: rig.deskew(cloud), deadline_s)
-            return pose
-        except TransformError as error:
-            self._complain(diagnostics.NO_MOTION, error)
-            if config.motion.required:
-                raise DroppedError(diagnostics.NO_MOTION) from None
-            return None
-
-    def _smooth(self, cloud: PointCloud, looks: Any, pose: Any, config: NodeConfig) -> Any:
-        classes = len(self._segmenter.label_space)
-        if self._buffer is None or self._forget:
-            self._buffer, self._forget = TemporalBuffer(config.temporal, classes), False
-        return self._buffer.update(cloud.xyz, looks, pose, cloud.stamp_ns)
-
-    def _views(self, sweep: Sweep, cloud: PointCloud, config: NodeConfig) -> dict[str, CameraView]:
-        """The images that somebody wants to see labeled."""
-        views = {}
-        deadline_s = time.monotonic() + config.motion.timeout_s
-        for name in self._outputs.wanted_overlays():
-            if name not in sweep.images:
-                continue
-            camera = self._inputs.cameras[name]
-            try:
-                views[name] = camera.view(sweep.images[name], cloud, self._inputs.rig, deadline_s)
-            except PcsegError as error:
-                self._complain(f"camera {name} left out", error)
-        return views
-
-    def _complain(self, event: str, error: Exception) -> None:
-        """Count what costs no sweep, and log why."""
-        self._statistics.note(event)
-        self._node.get_logger().warning(f"{event}: {error}", throttle_duration_sec=_LOG_PERIOD_S)
 
     def _reason_to_skip(self, msg: PointCloud2, config: NodeConfig) -> str:
         if config.only_when_subscribed and not self._outputs.wanted():
@@ -189,7 +129,7 @@ class SweepLabeler:
             self._node.get_logger().warning(
                 f"sweep is {self._age_s(msg):.3f} s old, more than max_age_s; does the sensor "
                 "stamp with this node's clock, and is use_sim_time right?",
-                throttle_duration_sec=_LOG_PERIOD_S,
+                throttle_duration_sec=LOG_PERIOD_S,
             )
             return diagnostics.TOO_OLD
         return ""

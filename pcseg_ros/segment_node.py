@@ -17,10 +17,11 @@ from pcseg_core.labels import LabelSpace
 from pcseg_ros import diagnostics
 from pcseg_ros.classes import ClassAnnouncer
 from pcseg_ros.config import NodeConfig
+from pcseg_ros.fusion import SweepFusion
 from pcseg_ros.inputs import Inputs, Sweep
 from pcseg_ros.labeling import SweepLabeler
 from pcseg_ros.live_classes import LiveClasses
-from pcseg_ros.loading import load_segmenter
+from pcseg_ros.loading import load_segmenter, load_teacher
 from pcseg_ros.outputs import LABELED_TOPIC, SweepOutputs
 from pcseg_ros.parameters import SectionParameters
 from pcseg_ros.process import ServedNode, leave, serve
@@ -63,6 +64,7 @@ class SegmentNode(LifecycleNode, ServedNode):
         self._statistics = SweepStatistics()
         self._inputs: Inputs | None = None
         self._outputs: SweepOutputs | None = None
+        self._fusion: SweepFusion | None = None
         self._labeler: SweepLabeler | None = None
         self._worker: LatestWorker[Sweep] | None = None
         self._fault = ""
@@ -109,9 +111,10 @@ class SegmentNode(LifecycleNode, ServedNode):
             self.trigger_activate()
 
     def close(self, timeout_s: float) -> bool:
-        """End the inference thread; False if it is still busy after `timeout_s`."""
+        """End all threads; False if one is still busy after `timeout_s`."""
         worker, self._worker = self._worker, None
-        return worker is None or worker.stop(timeout_s)
+        ended = worker is None or worker.stop(timeout_s)
+        return (self._fusion is None or self._fusion.stop(timeout_s)) and ended
 
     # --- lifecycle -------------------------------------------------------------------------------
 
@@ -135,7 +138,8 @@ class SegmentNode(LifecycleNode, ServedNode):
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Start the inference thread."""
         labeler = self._labeler
-        assert labeler is not None and self._inputs is not None
+        assert labeler is not None and self._inputs is not None and self._fusion is not None
+        self._fusion.start()
         self._worker = LatestWorker(labeler.label, labeler.give_up, name="inference")
         self._inputs.enabled = True
         return super().on_activate(state)
@@ -154,21 +158,20 @@ class SegmentNode(LifecycleNode, ServedNode):
         self._release()
         return TransitionCallbackReturn.SUCCESS
 
-    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Free the model and the topics, from whatever state."""
-        return self.on_cleanup(state)
-
-    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """After a failed transition: free everything and be unconfigured again."""
-        return self.on_cleanup(state)
+    # From whatever state; and after a failed transition, to be unconfigured again.
+    on_shutdown = on_error = on_cleanup
 
     def _create_topics(self, config: NodeConfig) -> None:
         # Destroying a subscription while a multi-threaded executor spins crashes on Humble
         # (rclpy#1150), so they live until cleanup, and sweeps are ignored while inactive.
         self._inputs = Inputs(self, config, self._statistics, self._on_sweep, self._forget)
-        self._outputs = SweepOutputs(self, list(self._inputs.cameras), teacher=False)
+        teacher = load_teacher(config)
+        self._outputs = SweepOutputs(self, list(self._inputs.cameras), teacher is not None)
+        self._fusion = SweepFusion(
+            self, self._inputs, self._outputs, self._statistics, teacher, config
+        )
         self._labeler = SweepLabeler(
-            self, self._segmenter, self._inputs, self._outputs, self._settings, self._statistics
+            self, self._segmenter, self._fusion, self._outputs, self._settings, self._statistics
         )
 
     def _release(self) -> None:
@@ -177,16 +180,15 @@ class SegmentNode(LifecycleNode, ServedNode):
         for topics in (self._inputs, self._outputs):
             if topics is not None:
                 topics.destroy()
-        self._segmenter = self._inputs = self._outputs = self._labeler = None
+        self._segmenter = self._inputs = self._outputs = self._fusion = self._labeler = None
 
     def _explain_start(self, checkpoint: str) -> None:
         assert self._inputs is not None
         names = ", ".join(self._segmenter.label_space.names)
         self.get_logger().info(f"checkpoint '{checkpoint}' with the classes {names}")
+        sources = [self._inputs.topic_name, *(c.topic for c in self._inputs.cameras.values())]
         output = self.resolve_topic_name(LABELED_TOPIC)
-        self.get_logger().info(f"{self._inputs.topic_name} -> {output}")
-        for camera in self._inputs.cameras.values():
-            self.get_logger().info(f"camera {camera.name}: {camera.topic}")
+        self.get_logger().info(f"{', '.join(sources)} -> {output}")
 
     def _explain_failure(self, error: Exception) -> None:
         self._fault = f"not configured: {error}"
@@ -207,8 +209,8 @@ class SegmentNode(LifecycleNode, ServedNode):
 
     def _forget(self) -> None:
         """Time has jumped back: what is known of the past counts no more."""
-        if self._labeler is not None:
-            self._labeler.forget()
+        if self._fusion is not None:
+            self._fusion.forget()
 
     def _reset(self) -> None:
         """Forget sweeps, images, transforms and what was smoothed."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import configparser
 import importlib.util
+import subprocess
+import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -70,3 +72,9 @@ def test_colcon_reads_the_setup_cfg() -> None:
     # colcon-core takes setup.cfg alone only where this text stands in setup.py; otherwise it runs
     # setup.py and parses the repr of what it finds, which fails on version specifiers.
     assert "setup()" in (ROOT / "setup.py").read_text()
+
+
+def test_the_node_is_on_the_graph_before_torch_is_loaded() -> None:
+    pytest.importorskip("rclpy", reason="needs ROS 2 (rclpy)")
+    code = "import sys, pcseg_ros.segment_node; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 0

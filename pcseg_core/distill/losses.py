@@ -78,19 +78,18 @@ def feature_regression(student: Tensor, teacher: Tensor) -> Tensor:
     return difference.square().sum(1).clamp_min(1e-12).sqrt().mean()
 
 
-def weighted_distance(student: Tensor, teacher: Tensor, weight: Tensor) -> Tensor:
-    """Weighted mean distance of unit vectors.
+def weighted_distance(cosines: Tensor, weight: Tensor) -> Tensor:
+    """Weighted mean distance of pairs of unit vectors, |s - t| = sqrt(2 - 2 <s, t>).
 
     Args:
-        student: (N, D) unit rows.
-        teacher: (N, D) unit rows.
+        cosines: (N,) of the pairs.
         weight: (N,) non-negative.
 
     Returns:
         Scalar in 0..2; 0 (with a gradient path) where no weight is.
     """
     # The root of zero has no gradient; identical features must not poison the step with NaN.
-    distance = (student - teacher).square().sum(1).clamp_min(1e-12).sqrt()
+    distance = (2 - 2 * cosines).clamp_min(1e-6).sqrt()
     return (distance * weight).sum() / weight.sum().clamp_min(1e-6)
 
 

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from pcseg_core.checkpoint import CheckpointText
 from pcseg_core.distill.losses import soft_cross_entropy, weighted_distance
 from pcseg_core.learning.recipe import TextConfig
-from pcseg_core.models.student import cosine_logits
 from pcseg_core.text_table import TextTable
 from pcseg_core.vision.class_to_text import (
     ClassProbabilities,
@@ -107,7 +106,7 @@ class TextObjective(nn.Module):
         self.register_buffer("weights", torch.from_numpy(weights).float())
 
     def forward(
-        self, head: nn.Module, features: Tensor, values: Tensor, voxel: Tensor
+        self, head: nn.Linear, features: Tensor, values: Tensor, voxel: Tensor
     ) -> dict[str, Tensor]:
         """The losses, each times its weight.
 
@@ -118,22 +117,34 @@ class TextObjective(nn.Module):
             voxel: (S,) int64 voxel of each.
         """
         seen, pixels = mean_by_voxel(values, voxel)
-        unit = F.normalize(head(features[seen]), dim=1)
         if not self.from_classes:
-            ones = unit.new_ones(len(unit))
-            distance = weighted_distance(unit, F.normalize(pixels, dim=1), ones)
+            unit, target = F.normalize(head(features[seen]), dim=1), F.normalize(pixels, dim=1)
+            distance = weighted_distance((unit * target).sum(1), unit.new_ones(len(unit)))
             return {"text_distance": self.config.regression * distance}
-        sums = pixels.sum(1)
-        target = F.normalize(pixels @ self.matrix, dim=1)
-        weight = (pixels * self.weights).sum(1) * (target.square().sum(1) > 0.5)
+        cosines = head_cosines(head, features[seen], self.matrix)
+        length = ((pixels @ (self.matrix @ self.matrix.t())) * pixels).sum(1).clamp_min(0).sqrt()
+        weight = (pixels * self.weights).sum(1) * (length > 1e-3)
+        to_target = (cosines * pixels).sum(1) / length.clamp_min(1e-3)
         used = self.matrix.square().sum(1) > 0.5
-        likely = pixels[:, used] / sums.clamp_min(1e-6)[:, None]
-        logits = cosine_logits(unit, self.matrix[used], self.config.temperature)
+        likely = pixels[:, used] / pixels[:, used].sum(1, keepdim=True).clamp_min(1e-6)
+        logits = cosines[:, used] / self.config.temperature
         losses = {
-            "text_distance": self.config.regression * weighted_distance(unit, target, weight),
+            "text_distance": self.config.regression * weighted_distance(to_target, weight),
             "text_classes": self.config.cross_entropy * soft_cross_entropy(logits, likely, weight),
         }
         return {name: loss for name, loss in losses.items() if getattr(self.config, _WEIGHT[name])}
+
+
+def head_cosines(head: nn.Linear, features: Tensor, vectors: Tensor) -> Tensor:
+    """(S, C) cosines of head(features) and vectors (C, D), without the large (S, D) in between.
+
+    <W h + b, t> = <h, W't> + <b, t>, and |W h + b|^2 = <h, W'W h> + 2 <h, W'b> + <b, b>.
+    """
+    weight, bias = head.weight, head.bias
+    dots = features @ (vectors @ weight).t() + vectors @ bias
+    square = ((features @ (weight.t() @ weight)) * features).sum(1)
+    square = square + 2 * features @ (weight.t() @ bias) + bias @ bias
+    return dots / square.clamp_min(1e-12).sqrt()[:, None]
 
 
 _WEIGHT = {"text_distance": "regression", "text_classes": "cross_entropy"}

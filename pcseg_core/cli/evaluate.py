@@ -13,6 +13,8 @@ from pcseg_core.cli.outputs import PICTURES, check_file
 from pcseg_core.cli.progress import note, progress_bar
 from pcseg_core.errors import InputError
 
+REPLAY = "Replay of a recording"
+
 if TYPE_CHECKING:
     from pcseg_core.data import Drive
     from pcseg_core.evaluation import Report
@@ -22,7 +24,14 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="Run directory of `pcseg distill`, or a checkpoint.")],
+    run: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN|RECORDING",
+            help="Run directory of `pcseg distill`, or a checkpoint; with --checkpoint a "
+            "recording to replay: a bag, or reader:path.",
+        ),
+    ],
     semantic_kitti: Annotated[
         Path | None,
         typer.Option(
@@ -51,13 +60,98 @@ def evaluate(
     backend: Annotated[
         str, typer.Option(envvar="PCSEG_BACKEND", help="Backend of the sparse convolutions.")
     ] = "auto",
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(help="Replay the recording to this checkpoint.", rich_help_panel=REPLAY),
+    ] = None,
+    compare: Annotated[
+        str | None,
+        typer.Option(help="A second checkpoint, on the same sweeps.", rich_help_panel=REPLAY),
+    ] = None,
+    live: Annotated[
+        bool,
+        typer.Option(
+            "--live",
+            help="Play the bag over DDS, as fast as it was recorded, to a node of its own.",
+            rich_help_panel=REPLAY,
+        ),
+    ] = False,
+    temporal: Annotated[
+        bool,
+        typer.Option("--temporal", help="Smooth over time; needs poses.", rich_help_panel=REPLAY),
+    ] = False,
+    cameras: Annotated[
+        bool,
+        typer.Option(
+            "--cameras", help="Add the teacher's pixels of each sweep.", rich_help_panel=REPLAY
+        ),
+    ] = False,
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of .label files (SemanticKITTI) of the sweeps, where the recording "
+            "itself has no labels.",
+            rich_help_panel=REPLAY,
+        ),
+    ] = None,
+    teacher: Annotated[
+        Path | None,
+        typer.Option(
+            help="Recipe whose teacher labels images, for the agreement with the cameras.",
+            rich_help_panel=REPLAY,
+        ),
+    ] = None,
 ) -> None:
-    """Measure a checkpoint on labelled sweeps: JSON, table and picture.
+    """Measure a checkpoint on labelled sweeps, or by the replay of a recorded drive.
+
+    `pcseg evaluate RUN --semantic-kitti DIR` measures on labelled sweeps. `pcseg evaluate
+    RECORDING --checkpoint RUN` replays a drive, which need not have labels: mIoU where it has,
+    flicker from sweep to sweep, agreement with the cameras, latency, drops and memory.
 
     Fractions in the JSON are 0 to 1. `miou` and `accuracy` are taken in the label space "street"
     (road, sidewalk, structure, vegetation, terrain, vehicle, person, pole), `miou_merged_ground`
     with road, sidewalk and terrain as one.
     """
+    from pcseg_core.sparse import use_backend
+
+    if checkpoint is not None:
+        if semantic_kitti or source or boxes:
+            raise InputError(
+                "--checkpoint replays the recording that comes first; leave out "
+                "--semantic-kitti, --source and --boxes"
+            )
+        check_file(json_)
+        check_file(picture, PICTURES)
+        from pcseg_core.cli.evaluate_replay import ReplayOptions, evaluate_recording
+
+        options = ReplayOptions(
+            checkpoint, compare, live, temporal, cameras, labels, teacher, label_space, device
+        )
+        with use_backend(backend):
+            evaluate_recording(run, options, json_, picture)
+        return
+    if compare or live or temporal or cameras or labels or teacher:
+        raise InputError(
+            "--compare, --live, --temporal, --cameras, --labels and --teacher are for a replay: "
+            "pcseg evaluate RECORDING --checkpoint RUN"
+        )
+    _on_labels(Path(run), semantic_kitti, source, boxes, json_, picture, label_space, baselines,
+               device, backend)  # fmt: skip
+
+
+def _on_labels(
+    run: Path,
+    semantic_kitti: Path | None,
+    source: str | None,
+    boxes: str | None,
+    json_: Path | None,
+    picture: Path | None,
+    label_space: str,
+    baselines: bool,
+    device: str,
+    backend: str,
+) -> None:
+    """Measure on labelled sweeps and on boxes."""
     _check(semantic_kitti, source, boxes, json_, picture)
     from pcseg_core.online.segmenter import Segmenter
     from pcseg_core.sparse import use_backend

@@ -169,11 +169,11 @@ def segment_drive(
     replay = Replay(out, segmenter.label_space)
     with _new_folder(out, force) as folder:
         (folder / "labels").mkdir(parents=True)
-        raw_ids = _raw_ids(segmenter.label_space)
+        raw_ids = raw_ids_of(segmenter.label_space)
         for index, sample in readable(drive):
             result = replay.segment(segmenter, sample.cloud)
             raw = np.where(result.labels < 0, 0, raw_ids[result.labels]).astype("<u4")
-            raw.tofile(folder / "labels" / f"{_file_name(sample.name, index)}.label")
+            raw.tofile(folder / "labels" / f"{label_file_name(sample.name, index)}.label")
             if progress:
                 progress(index + 1, len(drive))
         _check_any(replay, drive)
@@ -219,7 +219,7 @@ def labels_yaml(space: LabelSpace, raw_ids: Array | None = None) -> str:
     return yaml.safe_dump(content, sort_keys=False)
 
 
-def _raw_ids(space: LabelSpace) -> Array:
+def raw_ids_of(space: LabelSpace) -> Array:
     """(C,) uint32: the lowest raw id that the data set gives each class, else id + 1."""
     known: dict[int, int] = {}
     for raw, class_id in sorted(space.raw_to_id.items(), reverse=True):
@@ -229,7 +229,7 @@ def _raw_ids(space: LabelSpace) -> Array:
     return np.arange(1, len(space) + 1, dtype=np.uint32)
 
 
-def _file_name(name: str, index: int) -> str:
+def label_file_name(name: str, index: int) -> str:
     """Name of a sample's label file: its own name, safe for a file."""
     tail = name.replace("\\", "/").rsplit("/", 1)[-1]
     safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in tail)

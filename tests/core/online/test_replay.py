@@ -176,7 +176,7 @@ def test_label_files_follow_the_sweeps(
 
 def test_label_files_of_a_data_set_use_its_own_ids(tiny_run: Path) -> None:
     space = LabelSpace.load("semantic_kitti")
-    raw = replay._raw_ids(space)
+    raw = replay.raw_ids_of(space)
     assert raw[space.index("car")] == 10
     assert raw[space.index("road")] == 40
     assert np.array_equal(space.from_raw(raw), np.arange(len(space)))

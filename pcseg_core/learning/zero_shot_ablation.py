@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,12 +12,14 @@ from typing import Any
 
 import numpy as np
 
+from pcseg_core.distill.alignment import AlignmentConfig
+from pcseg_core.distill.consolidation import ConsolidationConfig
 from pcseg_core.errors import InputError
 from pcseg_core.files import slug, write_atomic
 from pcseg_core.learning.ablation import scans_of
 from pcseg_core.learning.probe import Scan
 from pcseg_core.learning.zero_shot import zero_shot
-from pcseg_core.learning.zero_shot_recipe import ZeroShotRecipe
+from pcseg_core.learning.zero_shot_recipe import SelfTrainingConfig, ZeroShotRecipe
 from pcseg_core.learning.zero_shot_split import Split
 
 SEEN_ONLY = "seen labels alone"
@@ -99,24 +102,35 @@ def folder_data(path: Path, test: Sequence[str]) -> ZeroShotData:
 def row_recipe(base: ZeroShotRecipe, row: str, seed: int) -> ZeroShotRecipe:
     """The recipe of a row: the base without the parts that the row leaves out."""
     parts = ROWS[row]
-    aligned = {
+    weights = {
         key: getattr(base.alignment, key) if key in parts else 0.0
         for key in ("global_weight", "local_weight")
     }
-    changes: dict[str, Any] = {
-        "alignment": base.alignment.model_copy(update=aligned),
+    aligned = base.alignment.model_copy(update=weights)
+    if not aligned.active:  # settings of a part that is left out do not tell rows apart
+        aligned = AlignmentConfig(**weights, patch_px=base.alignment.patch_px)
+    return base.model_copy(update={
+        "alignment": aligned,
         "supervision": next((p for p in parts if p in ("seen", "annotation-free")), "zero-shot"),
+        "self_training": base.self_training
+        if "self_training" in parts
+        else SelfTrainingConfig(start=1.0),
+        "consolidation": base.consolidation
+        if "consolidation" in parts
+        else ConsolidationConfig(voxel_m=0.0),
         "seed": seed,
-    }
-    if "self_training" not in parts:
-        changes["self_training"] = base.self_training.model_copy(update={"start": 1.0})
-    if "consolidation" not in parts:
-        changes["consolidation"] = base.consolidation.model_copy(update={"voxel_m": 0.0})
-    return base.model_copy(update=changes)
+    })  # fmt: skip
+
+
+def digest(recipe: ZeroShotRecipe) -> str:
+    """A short name of everything in a recipe."""
+    return hashlib.sha256(recipe.model_dump_json().encode()).hexdigest()[:12]
 
 
 class ZeroShotAblation:
     """Rows of (part, seed), made one by one and kept, so that it can be interrupted.
+
+    A row whose own recipe has changed since is made again.
 
     Args:
         base: recipe with all parts.
@@ -145,7 +159,6 @@ class ZeroShotAblation:
         self.base, self.data, self.split, self.out, self.work = base, data, split, out, work
         self.device, self.keep, self.every = device, list(keep or ROWS), every
         self.settings = {
-            "recipe": base.model_dump(mode="json", exclude={"seed"}),
             **vars(data), "split": split.model_dump(mode="json"), "every": every,
         }  # fmt: skip
         self.rows = self._stored()
@@ -159,10 +172,13 @@ class ZeroShotAblation:
             raise InputError(f"{self.out}: not JSON ({error}); remove it") from None
         if content.get("settings") != json.loads(json.dumps(self.settings)):
             raise InputError(
-                f"{self.out} holds an ablation with other settings; choose another file"
+                f"{self.out} holds a study of other data or another split; choose another file"
             )
-        rows: list[dict[str, Any]] = content["rows"]
-        return rows
+        return [row for row in content["rows"] if row["recipe"] == self._digest(row)]
+
+    def _digest(self, row: Mapping[str, Any]) -> str:
+        """What the recipe of a stored row must be, to be kept rather than made again."""
+        return digest(row_recipe(self.base, row["row"], row["seed"]))
 
     def run(
         self, seeds: int, tell: Callable[[str], None] = print, limit: int | None = None
@@ -181,13 +197,14 @@ class ZeroShotAblation:
         scans = self._scans() if missing else []
         for row, seed in missing:
             tell(f"{row}, seed {seed}")
-            run = self.work / "runs" / f"{slug(row)}-{seed}"
+            recipe = row_recipe(self.base, row, seed)
+            run = self.work / "runs" / f"{slug(row)}-{seed}-{digest(recipe)}"
             metrics = zero_shot(
-                self.data.train, scans, self.split, row_recipe(self.base, row, seed), run,
-                self.work / "cache", self.device, self.every,
+                self.data.train, scans, self.split, recipe, run, self.work / "cache", self.device,
+                self.every,
             )  # fmt: skip
-            kept = ("gamma", "labels", "training_s", "plain", "stacked")
-            self.rows.append({"row": row, "seed": seed, **{k: metrics[k] for k in kept}})
+            figures = {k: metrics[k] for k in ("gamma", "labels", "training_s", "plain", "stacked")}
+            self.rows.append({"row": row, "seed": seed, "recipe": digest(recipe), **figures})
             found = metrics["stacked"]
             tell(f"{row}, seed {seed}: " + ", ".join(f"{k} {_percent(found[k])}" for k in _KEYS))
             self._write()
@@ -204,7 +221,8 @@ class ZeroShotAblation:
 
     def _write(self) -> dict[str, Any]:
         content = {
-            "settings": self.settings, "rows": self.rows, "summary": summarize(self.rows),
+            "settings": self.settings, "recipe": self.base.model_dump(mode="json"),
+            "rows": self.rows, "summary": summarize(self.rows),
         }  # fmt: skip
         write_atomic(self.out, json.dumps(content, indent=1) + "\n")
         return content

@@ -28,6 +28,13 @@ def prompt(
             "per class. Left out: the checkpoint's own classes."
         ),
     ] = None,
+    pictures: Annotated[
+        Path | None,
+        typer.Option(
+            help="Classes by example pictures instead of words: FOLDER/CLASS/NAME.png, and "
+            "NAME.mask.png where the class is not all of the picture."
+        ),
+    ] = None,
     sweep: Annotated[int, typer.Option(help="Which sweep; -1 is the last.")] = 0,
     picture: Annotated[Path | None, typer.Option(help="Draw the sweep into this PNG.")] = None,
     semantic_kitti: Annotated[
@@ -49,25 +56,38 @@ def prompt(
     """Try words on a recorded sweep and show the picture, or measure words on labelled sweeps.
 
     Measured is each word alone against everything else, and all groups at once: precision, recall
-    and IoU against the class that names the group.
+    and IoU against the class that names the group. Classes by pictures are named likewise.
     """
     if (source is None) == (semantic_kitti is None):
         raise InputError("give a recording to try the words on, or --semantic-kitti DIR")
-    if semantic_kitti is not None and not words:
+    if semantic_kitti is not None and not (words or pictures):
         raise InputError("nothing to measure; give --words 'vehicle: minivan, jeep' and more")
+    if words and pictures:
+        raise InputError("give either --words or --pictures, not both")
     check_file(picture, PICTURES)
     check_file(json_, (".json",))
     from pcseg_core.online.segmenter import Segmenter
     from pcseg_core.sparse import use_backend
 
     segmenter = Segmenter.load(run, device=device)
+    if words:
+        segmenter.set_prompts(words)
+    if pictures is not None:
+        _learn(segmenter, pictures)
     with use_backend(backend):
         if semantic_kitti is not None:
-            assert words is not None
-            _measure(segmenter, semantic_kitti, words, label_space, json_, str(run))
+            _measure(segmenter, semantic_kitti, words or [], label_space, json_, str(run))
         else:
             assert source is not None
-            _try(segmenter, source, words, sweep, picture, json_)
+            _try(segmenter, source, sweep, picture, json_)
+
+
+def _learn(segmenter: Segmenter, pictures: Path) -> None:
+    from pcseg_core.online.example_pictures import encoder_of, read_pictures
+    from pcseg_core.online.prototypes import fit_prototypes
+
+    encoder = encoder_of(segmenter.meta.recipe)
+    segmenter.set_prototypes(fit_prototypes(encoder, read_pictures(pictures)))
 
 
 def _measure(
@@ -81,14 +101,17 @@ def _measure(
     from rich.console import Console
 
     from pcseg_core.data.semantic_kitti import SemanticKittiDrive
-    from pcseg_core.evaluation.words import measure_words
+    from pcseg_core.evaluation.words import measure_classes, measure_words
     from pcseg_core.files import write_atomic
 
     if not folder.is_dir():
         raise InputError(f"--semantic-kitti {folder}: no such folder")
     drive = SemanticKittiDrive(folder, lidar_only=True)
     with progress_bar("asking for words") as progress:
-        report = measure_words(segmenter, drive, words, label_space, name, progress)
+        if words:
+            report = measure_words(segmenter, drive, words, label_space, name, progress)
+        else:
+            report = measure_classes(segmenter, drive, label_space, name)
     out = Console()
     for table in report.tables():
         out.print(table)
@@ -99,7 +122,6 @@ def _measure(
 def _try(
     segmenter: Segmenter,
     source: str,
-    words: list[str] | None,
     sweep: int,
     picture: Path | None,
     json_: Path | None,
@@ -110,8 +132,6 @@ def _try(
     from pcseg_core.data import open_drive
     from pcseg_core.files import write_atomic
 
-    if words:
-        segmenter.set_prompts(words)
     drive = open_drive(source)
     if not -len(drive) <= sweep < len(drive):
         raise InputError(f"--sweep {sweep}: {drive.name} has {len(drive)} sweeps")

@@ -71,7 +71,8 @@ class WordReport(Section):
             "together": "all groups at once",
             "trained": "the checkpoint's own classes",
         }
-        return [_table(title, getattr(self, name)) for name, title in titles.items()]
+        rows = {name: getattr(self, name) for name in titles}
+        return [_table(title, rows[name]) for name, title in titles.items() if rows[name]]
 
 
 def measure_words(
@@ -99,10 +100,7 @@ def measure_words(
     parsed = PromptSet.parse(groups)
     named = [prompt for prompt in parsed.prompts if prompt.words]
     expected = [truth_space.index(prompt.name) for prompt in named]
-    samples = [s for s in (drive[i] for i in range(len(drive))) if s.labels is not None]
-    if not samples:
-        raise InputError(f"{drive.name}: none of its {len(drive)} sweeps has labels")
-    truth = np.concatenate([truth_of(sample, truth_space) for sample in samples])
+    samples, truth = _labelled(drive, truth_space)
     words = [(w, t) for prompt, t in zip(named, expected) for w in prompt.words]
     before = segmenter.prompts or None
     try:
@@ -113,11 +111,10 @@ def measure_words(
                 progress(done + 1, len(words) + 1)
         prompts = [f"{p.name}: {', '.join(p.words)}" for p in named]
         together = _answers(segmenter, [*prompts, EVERYTHING_ELSE], samples)
-        segmenter.set_prompts(None)
-        own = _answers(segmenter, None, samples)
+        trained = _answers(segmenter, None, samples)
+        own = regroup(trained, grouping(segmenter.label_space, truth_space))
     finally:
         segmenter.set_prompts(before)
-    own_ids = regroup(own, grouping(segmenter.label_space, truth_space))
 
     def row(prompt: str, class_id: int, answered: npt.NDArray[np.bool_]) -> WordFigures:
         return _figures(prompt, truth_space.names[class_id], answered, truth, class_id)
@@ -130,16 +127,65 @@ def measure_words(
         points=int((truth >= 0).sum()),
         alone=[row(word, t, answers[word]) for word, t in words],
         together=[row(p.name, t, together == i) for i, (p, t) in enumerate(zip(named, expected))],
-        trained=[row(truth_space.names[t], t, own_ids == t) for t in dict.fromkeys(expected)],
+        trained=[row(truth_space.names[t], t, own == t) for t in dict.fromkeys(expected)],
     )
+
+
+def measure_classes(
+    segmenter: Segmenter, drive: Drive, space: str = "street", checkpoint: str = ""
+) -> WordReport:
+    """Measure the classes in force, named as those of `space` (others are everything else).
+
+    The segmenter answers the checkpoint's own classes afterwards.
+
+    Raises:
+        InputError: no class of that space among them, or nothing labelled.
+    """
+    truth_space = LabelSpace.load(space)
+    names = segmenter.label_space.names
+    shared = [(i, truth_space.index(n)) for i, n in enumerate(names) if n in truth_space.names]
+    if not shared:
+        raise InputError(
+            f"none of the classes {', '.join(names)} is one of '{space}': "
+            f"{', '.join(truth_space.names)}"
+        )
+    samples, truth = _labelled(drive, truth_space)
+    labels = _labels(segmenter, samples)
+    segmenter.set_prompts(None)
+    own = regroup(_labels(segmenter, samples), grouping(segmenter.label_space, truth_space))
+    rows = [_figures(names[i], truth_space.names[t], labels == i, truth, t) for i, t in shared]
+    trained = [_figures(truth_space.names[t], truth_space.names[t], own == t, truth, t)
+               for _, t in shared]  # fmt: skip
+    return WordReport(
+        checkpoint=checkpoint,
+        source=drive.name,
+        label_space=space,
+        scans=len(samples),
+        points=int((truth >= 0).sum()),
+        alone=[],
+        together=rows,
+        trained=trained,
+    )
+
+
+def _labelled(drive: Drive, space: LabelSpace) -> tuple[list[Sample], npt.NDArray[np.int64]]:
+    """The sweeps with labels, and the truth of their points in a row."""
+    samples = [s for s in (drive[i] for i in range(len(drive))) if s.labels is not None]
+    if not samples:
+        raise InputError(f"{drive.name}: none of its {len(drive)} sweeps has labels")
+    return samples, np.concatenate([truth_of(sample, space) for sample in samples])
+
+
+def _labels(segmenter: Segmenter, samples: Sequence[Sample]) -> npt.NDArray[np.int32]:
+    """Labels of the points of all samples in a row."""
+    return np.concatenate([segmenter.segment(sample.cloud).labels for sample in samples])
 
 
 def _answers(
     segmenter: Segmenter, prompts: Sequence[str] | None, samples: Sequence[Sample]
 ) -> npt.NDArray[np.int32]:
-    """Labels of the points of all samples in a row."""
     segmenter.set_prompts(prompts)
-    return np.concatenate([segmenter.segment(sample.cloud).labels for sample in samples])
+    return _labels(segmenter, samples)
 
 
 def _figures(

@@ -108,7 +108,7 @@ class PromptSet:
         known = {word_key(c.name): c.color for c in trained.classes}
         classes = []
         for i, prompt in enumerate(self.prompts):
-            color = _GREY if i == self.background else _spread_color(i)
+            color = _GREY if i == self.background else spread_color(i)
             color = known.get(word_key(prompt.name), color)
             classes.append(LabelClass(i, prompt.name, color, prompt.words))
         return LabelSpace("prompts", tuple(classes))
@@ -150,7 +150,7 @@ def _check_names(prompts: Sequence[Prompt]) -> None:
         )
 
 
-def _spread_color(index: int) -> tuple[int, int, int]:
+def spread_color(index: int) -> tuple[int, int, int]:
     """Colours far apart for neighbouring ids: hues step by the golden ratio."""
     hue, value = (0.58 + index * 0.618034) % 1.0, 0.95 - 0.25 * (index // 8 % 3)
     red, green, blue = colorsys.hsv_to_rgb(hue, 0.75, value)

@@ -29,6 +29,7 @@ from pcseg_core.models.inference import CompiledMinkUNet, compile_inference
 from pcseg_core.models.minkunet import MinkUNet
 from pcseg_core.models.student import Points, Student, StudentConfig
 from pcseg_core.online.prompts import PromptHead, PromptSet
+from pcseg_core.online.prototypes import PrototypeHead, Prototypes
 from pcseg_core.sparse import SparseTensor, get_backend
 from pcseg_core.sparse.native import library
 
@@ -158,6 +159,32 @@ class Segmenter:
             return classify(self._network.features(sparse))
 
         self._classes = Classes(space, tuple(prompts), probabilities)
+        return space
+
+    def set_prototypes(self, prototypes: Prototypes) -> LabelSpace:
+        """Take classes learned from pictures, from the next sweep on.
+
+        Args:
+            prototypes: fitted to the image encoder whose features the checkpoint regresses.
+
+        Raises:
+            InputError: the checkpoint regresses no image features, or others; the classes stay.
+        """
+        regression = self.student.regression
+        size = self.student.config.feature_channels
+        if regression is None or prototypes.weight.shape[1] != size:
+            raise InputError(
+                f"this checkpoint regresses {size or 'no'} image features and the prototypes have "
+                f"{prototypes.weight.shape[1]}; train with 'loss: {{regression: 1}}' and fit the "
+                "prototypes to the same encoder"
+            )
+        space = prototypes.label_space(self._trained.label_space)
+        classify = PrototypeHead(regression, prototypes, self.device)
+
+        def probabilities(sparse: SparseTensor) -> Tensor:
+            return classify(self._network.features(sparse))
+
+        self._classes = Classes(space, (), probabilities)
         return space
 
     def _text_head(self) -> tuple[nn.Linear, CheckpointText]:

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Example pictures of classes on disk, and the encoder they are to be seen with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pcseg_core.config import parse_section
+from pcseg_core.data.images import read_image
+from pcseg_core.errors import InputError
+from pcseg_core.online.prototypes import FeatureSource, Picture
+from pcseg_core.vision.encoders import EncoderConfig, load_encoder
+from pcseg_core.vision.pixel_classes import TeacherConfig, load_teacher
+
+_SUFFIXES = (".png", ".jpg", ".jpeg")
+_MASK = ".mask"
+
+
+def read_pictures(folder: Path) -> dict[str, list[Picture]]:
+    """Examples from FOLDER/CLASS/NAME.png (or .jpg), with NAME.mask.png where a mask is.
+
+    Raises:
+        InputError: no such folder, or no pictures in it.
+    """
+    if not folder.is_dir():
+        raise InputError(f"pictures {folder}: no such folder; expected FOLDER/CLASS/NAME.png")
+    pictures: dict[str, list[Picture]] = {}
+    for place in sorted(path for path in folder.iterdir() if path.is_dir()):
+        files = sorted(f for f in place.iterdir() if f.suffix.lower() in _SUFFIXES)
+        shown = [f for f in files if Path(f.stem).suffix != _MASK]
+        if shown:
+            pictures[place.name] = [_read(file) for file in shown]
+    if not pictures:
+        raise InputError(f"pictures {folder}: none found; expected FOLDER/CLASS/NAME.png")
+    return pictures
+
+
+def _read(file: Path) -> Picture:
+    mask = file.with_name(f"{file.stem}{_MASK}.png")
+    if not mask.is_file():
+        return Picture(read_image(file))
+    return Picture(read_image(file), read_image(mask).max(2) > 0)
+
+
+def encoder_of(recipe: Mapping[str, Any], device: str = "cpu") -> FeatureSource:
+    """The encoder whose features the student of a recipe regresses.
+
+    Raises:
+        InputError: the recipe names none, or its weights are not where they were.
+    """
+    if "encoder" in recipe:
+        return load_encoder(parse_section(recipe["encoder"], EncoderConfig, "encoder"), device)
+    if "teacher" in recipe and recipe.get("loss", {}).get("regression", 0) > 0:
+        return load_teacher(parse_section(recipe["teacher"], TeacherConfig, "teacher"), device)
+    raise InputError(
+        "the checkpoint's recipe regresses no image features; train with 'loss: {regression: 1}'"
+    )

@@ -28,6 +28,7 @@ _COMMANDS = {
     "ablate": "Measure what each part of a method is worth.",
     "prompt": "Try words as classes on a sweep, or measure them on labelled ones.",
     "words": "List the words a checkpoint knows, or add more from a text encoder.",
+    "label": "Label a recording from its cameras: auto-labels in SemanticKITTI format.",
     "segment": "Label the clouds of a bag or of any other recording.",
     "view": "Look at a bag, a training run or one sample: Rerun recording or picture.",
     "demo": "The main job from nothing to a picture, on simulated drives.",

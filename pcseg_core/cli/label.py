@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`pcseg label`: auto-labels of a recording from its cameras, in SemanticKITTI format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pcseg_core.cli.progress import note, progress_bar
+
+if TYPE_CHECKING:
+    from pcseg_core.online.auto_labels import AutoLabels
+
+
+def label(
+    source: Annotated[str, typer.Argument(help="A bag, or reader:path (kitti-raw:PATH, ...).")],
+    recipe: Annotated[
+        Path, typer.Option(help="Recipe whose teacher labels the images; see training/recipes.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder to make, or to go on with.")],
+    checkpoint: Annotated[
+        str | None, typer.Option(help="Also write this student's labels, to student/.")
+    ] = None,
+    min_confidence: Annotated[
+        float, typer.Option(min=0, max=1, help="Points labeled with less become unlabeled.")
+    ] = 0.0,
+    window: Annotated[
+        int, typer.Option(min=1, help="Sweeps in memory at a time; labels are carried in these.")
+    ] = 100,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+) -> None:
+    """Label a recording from its cameras: labels/NAME.label, one uint32 per point.
+
+    The recipe's teacher labels the images, the labels are projected onto the points and, with
+    poses, carried to those that no camera sees at the time. labels.yaml tells the classes; 0 is
+    unlabeled. Interrupt it at any time: the same command goes on. `pcseg evaluate SOURCE
+    --checkpoint RUN --labels OUT` measures a checkpoint against them.
+    """
+    from pcseg_core.data import open_drive
+    from pcseg_core.learning.recipe import load_recipe
+    from pcseg_core.online.auto_labels import AutoLabeller, label_recording
+    from pcseg_core.online.segmenter import Segmenter, choose_device
+    from pcseg_core.vision.pixel_classes import load_teacher
+
+    chosen = load_recipe(recipe)
+    drive = open_drive(source)
+    segmenter = None if checkpoint is None else Segmenter.load(checkpoint, device=device)
+    labeller = AutoLabeller(
+        load_teacher(chosen.teacher, str(choose_device(device))),
+        chosen.teacher,
+        chosen.labels,
+        min_confidence,
+        segmenter,
+        checkpoint or "",
+    )
+    with progress_bar("labeling") as progress:
+        result = label_recording(labeller, drive, source, out, window=window, progress=progress)
+    _summarize(result)
+
+
+def _summarize(result: AutoLabels) -> None:
+    from rich.console import Console
+
+    for reason, count in result.skipped.most_common(5):
+        note(f"skipped: {reason} ({count})")
+    console = Console(highlight=False, soft_wrap=True)
+    before = f", {result.kept} of them before" if result.kept else ""
+    console.print(f"{result.out}: {result.sweeps} sweeps labeled{before}")
+    total = int(result.counts.sum()) + result.unlabeled
+    if total:
+        shares = [
+            f"{name} {100 * count / total:.1f} %"
+            for name, count in zip(result.label_space.names, result.counts)
+            if count
+        ]
+        console.print(", ".join([*shares, f"unlabeled {100 * result.unlabeled / total:.1f} %"]))

@@ -135,7 +135,7 @@ class BagPlayer:
     def _create_publishers(self, node: Node, chosen: dict[str, Any]) -> dict[str, Publisher]:
         publishers = {}
         for topic, connection in chosen.items():
-            kind = _message_class(connection.msgtype)
+            kind = message_class(connection.msgtype)
             if kind is None:
                 self.warnings.append(
                     f"{topic} is left out: the message type {connection.msgtype} is not installed."
@@ -182,7 +182,7 @@ def _choose(bag: BagFile, topics: Collection[str] | None) -> dict[str, Any]:
     return {topic: c for topic, c in present.items() if topics is None or topic in topics}
 
 
-def _message_class(msgtype: str) -> Any:
+def message_class(msgtype: str) -> Any:
     """Class of a type like "sensor_msgs/msg/PointCloud2"; None if it is not installed."""
     package, _, name = msgtype.partition("/msg/")
     try:

@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from pcseg_core.config import Section
 from pcseg_core.online.temporal import TemporalBufferConfig
@@ -14,15 +14,23 @@ from pcseg_core.online.temporal import TemporalBufferConfig
 LIVE: dict[str, Any] = {"live": True}
 
 
+def _without_empty(values: Any) -> Any:
+    return [v for v in values if v != ""] if isinstance(values, (list, tuple)) else values
+
+
+# ROS parameter files cannot hold an empty array, whose type would not be known; [""] stands for it.
+Words: TypeAlias = Annotated[tuple[str, ...], BeforeValidator(_without_empty)]
+
+
 class CameraParameters(Section):
     """Cameras beside the LiDAR."""
 
-    topics: tuple[str, ...] = Field(
+    topics: Words = Field(
         (),
         description="Image topics: sensor_msgs/Image, or CompressedImage where the name ends in "
         "/compressed; empty runs without cameras",
     )
-    info_topics: tuple[str, ...] = Field(
+    info_topics: Words = Field(
         (),
         description="CameraInfo topic of each image topic; empty takes camera_info beside them",
     )
@@ -167,7 +175,7 @@ class NodeConfig(Section):
         "dropped, s; 0 drops none. Needs sensor stamps in the node's clock",
         json_schema_extra=LIVE,
     )
-    prompts: tuple[str, ...] = Field(
+    prompts: Words = Field(
         (),
         description="Classes in words, for a checkpoint that knows words: one entry a class, "
         "'vehicle: car, truck, bus' for a group, '*' for everything else; empty at the start takes "
@@ -183,7 +191,7 @@ class NodeConfig(Section):
         "one number, 0 is none; numbers are not tracked from sweep to sweep",
         json_schema_extra=LIVE,
     )
-    instance_classes: tuple[str, ...] = Field(
+    instance_classes: Words = Field(
         ("vehicle", "person"), description="Classes that have instances", json_schema_extra=LIVE
     )
     instance_cell_m: float = Field(
@@ -196,7 +204,7 @@ class NodeConfig(Section):
     instance_min_points: int = Field(
         10, ge=1, description="Smaller clusters are no instance", json_schema_extra=LIVE
     )
-    filter_classes: tuple[str, ...] = Field(
+    filter_classes: Words = Field(
         (),
         description="Classes of the points on filtered_points; empty takes all labeled points",
         json_schema_extra=LIVE,

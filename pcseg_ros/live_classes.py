@@ -55,7 +55,7 @@ class LiveClasses:
         before = self._classes.label_space
         if before is None:
             return _ACCEPTED  # checked when the node is configured
-        given = {p.name: list(p.value or ()) for p in parameters if p.name in _CHECKED}
+        given = {p.name: _words(p) for p in parameters if p.name in _CHECKED}
         try:
             if "prompts" in given:
                 self._set_prompts(given["prompts"])
@@ -80,6 +80,10 @@ class LiveClasses:
 
 
 _CHECKED = ("prompts", "filter_classes")
+
+
+def _words(parameter: Parameter) -> list[str]:
+    return [word for word in parameter.value or () if word != ""]
 
 
 def _check_known(names: Sequence[str], space: LabelSpace) -> None:

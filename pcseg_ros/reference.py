@@ -19,6 +19,7 @@ from pcseg_ros.specs import ParameterSpec, parameter_specs
 _HEADER = """\
 # Parameters of segment_node with their defaults. Launch arguments override this file.
 # "live" parameters change while the node runs (ros2 param set); the others are read-only.
+# [""] is an empty list, which ROS parameter files have no other way to write.
 /**:
   ros__parameters:
 """
@@ -86,8 +87,8 @@ def _description(spec: ParameterSpec) -> str:
 
 
 def _literal(value: Any) -> str:
-    """A default as YAML writes it; JSON is YAML for these types."""
-    return json.dumps(list(value) if isinstance(value, tuple) else value)
+    """A default as YAML writes it; JSON is YAML for these types. [""] is an empty array."""
+    return json.dumps((list(value) or [""]) if isinstance(value, tuple) else value)
 
 
 if __name__ == "__main__":

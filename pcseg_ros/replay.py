@@ -3,16 +3,9 @@
 
 from __future__ import annotations
 
-import os
-import random
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
@@ -27,12 +20,12 @@ from pcseg_core.data.bag import BagDrive
 from pcseg_core.demo.live import ReplayResult
 from pcseg_core.errors import PcsegError
 from pcseg_core.labels import from_wire
+from pcseg_ros.children import quiet_domain, run_module, tail
 from pcseg_ros.conversions import stamp_ns
 
 _START_S = 120.0  # torch and the network load, on a busy machine
 _GRACE_S = 20.0  # beyond the length of the bag, for the player to start and the last answers
 _REPORT_S = 5.0
-_END_S = 10.0
 
 
 def replay(bag: Path, checkpoint: Path, logs: Path, rate: float = 1.0) -> ReplayResult:
@@ -52,14 +45,14 @@ def replay(bag: Path, checkpoint: Path, logs: Path, rate: float = 1.0) -> Replay
     drive = BagDrive(bag, camera_topics=[], poses="none")
     topic, count = drive.cloud_topic, len(drive)
     lasts_s = (drive[count - 1].stamp_ns - drive[0].stamp_ns) * 1e-9 / rate
-    with _quiet_domain() as environment, _Listener() as listener:
+    with quiet_domain() as environment, _Listener() as listener:
         node = ["pcseg_ros.segment_node", "--ros-args", "-p", f"checkpoint:={checkpoint}"]
         remapped = ["-r", f"points:={topic}", "-r", "__ns:=/demo"]
         player = ["pcseg_ros.bag_play", str(bag), "--topics", topic, "--wait-for-subscriber"]
-        with _process([*node, *remapped], environment, logs / "node.log") as running:
+        with run_module([*node, *remapped], environment, logs / "node.log") as running:
             listener.wait(listener.active, _START_S, running, logs / "node.log")
             command = [*player, "--rate", str(rate)]
-            with _process(command, environment, logs / "player.log") as playing:
+            with run_module(command, environment, logs / "player.log") as playing:
                 deadline = lasts_s + _GRACE_S
                 listener.wait(lambda: not playing(), deadline, running, logs / "node.log")
             listener.try_wait(lambda: listener.accounted(count), _REPORT_S)
@@ -139,7 +132,7 @@ class _Listener:
             raise PcsegError(f"the node is {self.fault}")
         if not running() or not condition():
             reason = f"gave no answer within {limit_s:.0f} s" if running() else "ended"
-            raise PcsegError(f"the node {reason}; it said:\n{_tail(log)}")
+            raise PcsegError(f"the node {reason}; it said:\n{tail(log)}")
 
     def try_wait(self, condition: Callable[[], bool], limit_s: float) -> bool:
         """Spin until a condition holds, or for `limit_s`; whether it does."""
@@ -147,61 +140,3 @@ class _Listener:
         while not (met := condition()) and time.monotonic() < deadline:
             self._executor.spin_once(timeout_sec=0.05)
         return met
-
-
-@contextmanager
-def _process(
-    module: list[str], environment: dict[str, str], log: Path
-) -> Iterator[Callable[[], bool]]:
-    """Run a module for the block; gives what tells whether it still runs.
-
-    Raises:
-        PcsegError: at the end of the block, if the process ended with an error.
-    """
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("w") as output:
-        process: Any = subprocess.Popen(
-            [sys.executable, "-m", *module],
-            env=environment, stdout=output, stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C comes to this process alone, which ends the other
-        )  # fmt: skip
-        try:
-            yield lambda: process.poll() is None
-            if process.poll() not in (None, 0):
-                raise PcsegError(f"{module[0]} failed; it said:\n{_tail(log)}")
-        finally:
-            _end(process)
-
-
-def _end(process: Any) -> None:
-    if process.poll() is None:
-        process.send_signal(signal.SIGINT)
-        try:
-            process.wait(_END_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-    process.wait()
-
-
-@contextmanager
-def _quiet_domain() -> Iterator[dict[str, str]]:
-    """Environment of a ROS domain on this machine alone, for this process and its children."""
-    chosen = {
-        "ROS_LOCALHOST_ONLY": "1",
-        "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
-        "ROS_DOMAIN_ID": str(random.SystemRandom().randint(1, 100)),
-    }
-    before = {name: os.environ.get(name) for name in chosen}
-    os.environ.update(chosen)
-    try:
-        yield {**os.environ, "PYTHONUNBUFFERED": "1"}
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-def _tail(log: Path, lines: int = 8) -> str:
-    return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])

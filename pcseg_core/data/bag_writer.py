@@ -195,13 +195,24 @@ class BagWriter:
         self, topic: str, msgtype: str, message: Any, bag_ns: int, latched: bool = False
     ) -> None:
         """Write any message object of `type_store().types`."""
-        store = type_store()
+        raw = type_store().serialize_cdr(message, msgtype)
+        self.write_raw(topic, msgtype, raw, bag_ns, latched)
+
+    def write_raw(
+        self,
+        topic: str,
+        msgtype: str,
+        raw: bytes | memoryview,
+        bag_ns: int,
+        latched: bool = False,
+    ) -> None:
+        """Write a serialized message of a type of `type_store()`."""
         if topic not in self._connections:
             self._connections[topic] = self._writer.add_connection(
-                topic, msgtype, typestore=store, offered_qos_profiles=[_qos(latched)]
+                topic, msgtype, typestore=type_store(), offered_qos_profiles=[_qos(latched)]
             )
         self._check_type(topic, msgtype)
-        self._write(topic, bag_ns, store.serialize_cdr(message, msgtype))
+        self._write(topic, bag_ns, raw)
 
     def pass_through(self, connection: Any, bag_ns: int, raw: bytes | memoryview) -> None:
         """Write a serialized message of another bag as it is, with its type and QoS.

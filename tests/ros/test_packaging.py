@@ -78,3 +78,19 @@ def test_the_node_is_on_the_graph_before_torch_is_loaded() -> None:
     pytest.importorskip("rclpy", reason="needs ROS 2 (rclpy)")
     code = "import sys, pcseg_ros.segment_node; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 0
+
+
+def test_the_parameter_file_is_one_that_rcl_reads() -> None:
+    rclpy = pytest.importorskip("rclpy", reason="needs ROS 2 (rclpy)")
+    from pcseg_ros.config import NodeConfig
+    from pcseg_ros.parameters import SectionParameters
+
+    context = rclpy.context.Context()
+    file = str(ROOT / "config" / "segment.yaml")
+    rclpy.init(context=context, args=["--ros-args", "--params-file", file])
+    node = rclpy.create_node(
+        "probe", context=context, automatically_declare_parameters_from_overrides=True
+    )
+    assert SectionParameters(node, NodeConfig).current() == NodeConfig()
+    node.destroy_node()
+    context.try_shutdown()

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Play a bag into the node, record what it says, and end when the bag does.
+
+    ros2 launch pcseg_ros replay.launch.py bag:=drive out:=labeled cloud_topic:=/velodyne_points
+
+Takes the arguments of segment.launch.py as well. The time is that of the bag.
+"""
+
+from __future__ import annotations
+
+from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
+from launch.actions import (
+    DeclareLaunchArgument,
+    EmitEvent,
+    OpaqueFunction,
+    RegisterEventHandler,
+    TimerAction,
+)
+from launch.event_handlers import OnProcessExit
+from launch.events import Shutdown
+from launch.substitutions import LaunchConfiguration
+from launch_ros.event_handlers import OnStateTransition
+
+from pcseg_ros import launching
+
+_LAST_SWEEPS_S = 3.0
+
+
+def generate_launch_description() -> LaunchDescription:
+    """Declare the arguments; start recorder and node, then the player."""
+    own = [
+        DeclareLaunchArgument("bag", description="Bag to play"),
+        DeclareLaunchArgument("out", description="Folder of the bag that is recorded; new"),
+        DeclareLaunchArgument("rate", default_value="1.0", description="Speed"),
+    ]
+    start = OpaqueFunction(function=_start)
+    return LaunchDescription([*own, *launching.node_arguments(), start])
+
+
+def _start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
+    bag, out, rate = (LaunchConfiguration(n).perform(context) for n in ("bag", "out", "rate"))
+    node = launching.segment_node(context, simulated=True)
+    player = launching.player(bag, rate, loop=False)
+    play = OnStateTransition(target_lifecycle_node=node, goal_state="active", entities=[player])
+    finish = TimerAction(
+        period=_LAST_SWEEPS_S, actions=[EmitEvent(event=Shutdown(reason="the bag has been played"))]
+    )
+    return [
+        RegisterEventHandler(play),
+        RegisterEventHandler(OnProcessExit(target_action=player, on_exit=[finish])),
+        launching.recorder(context, out),
+        node,
+        *launching.rviz_node(context, simulated=True),
+    ]

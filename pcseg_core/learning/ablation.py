@@ -40,7 +40,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "point-pixel contrast": {"point_pixel": 1.0, "kind": "slic"},
     "regression": {"regression": 1.0},
     "best mix": {
-        "superpixel": 1.0, "temporal": 0.1, "point_to_segment": 0.1, "regression": 2.0,
+        "superpixel": 1.0, "class_positives": True, "point_to_segment": 0.5, "regression": 1.0,
     },
 }  # fmt: skip
 _TERMS = ("superpixel", "temporal", "point_to_segment", "point_pixel", "regression")

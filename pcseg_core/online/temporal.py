@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -81,7 +82,9 @@ class TemporalBuffer:
         self.config = config
         self.classes = classes
         self.counters: Counter[str] = Counter()
-        self._table = VoxelTable(config.capacity, classes + 1)  # log evidence; its weight
+        self._table = VoxelTable(config.capacity, classes + 2)  # log evidence; weight; class
+        # What only the next sweep needs is made beside the rest; ends with the buffer.
+        self._beside = ThreadPoolExecutor(1, "temporal-buffer")
         self.reset()
 
     def reset(self) -> None:
@@ -90,7 +93,7 @@ class TemporalBuffer:
         self._start_ns: int | None = None
         self._last_ns = 0
         self._last_pose: Array = np.eye(4)
-        self._free: FreeSpace | None = None
+        self._free: Future[FreeSpace] | None = None
 
     def update(
         self, xyz: Array, looks: Looks, T_odom_lidar: Array, stamp_ns: int
@@ -122,6 +125,7 @@ class TemporalBuffer:
         columns = np.ascontiguousarray(xyz.T, np.float32)
         used, others = self._split(columns, probabilities)
         points = columns.take(used, axis=1)
+        before, self._free = self._free, self._see_free_space(points)
         keys = voxel_keys(points, pose, self.config.voxel_m)
         slot = self._table.find(keys, now - _FORGOTTEN * self.config.memory_s)
         if slot.min(initial=0) < 0:
@@ -133,53 +137,53 @@ class TemporalBuffer:
         confidence = np.zeros(len(xyz), np.float32)
         labels[others], confidence[others] = _top(probabilities[others])
         if len(used):
-            winner, share, voxel = self._fuse(points, probabilities.take(used, axis=0), slot, now)
+            hit, voxel, first = self._table.group(slot)
+            look = _means(probabilities, used, voxel, len(hit))
+            winner, share = self._fuse(hit, look, points[:, first], before, now)
             labels[used] = winner.take(voxel)
             confidence[used] = share.take(voxel)
-        else:
-            self._free = None
         return labels, confidence
 
     def _fuse(
-        self, points: Array, probabilities: Array, slot: Array, now: float
-    ) -> tuple[npt.NDArray[np.int32], Float32, npt.NDArray[np.int32]]:
-        """Class and probability of each voxel that was hit, and the voxel of each point."""
+        self, hit: Array, look: Float32, points: Array, before: Future[FreeSpace] | None, now: float
+    ) -> tuple[npt.NDArray[np.int32], Float32]:
+        """Class (M,) and probability of each voxel that was hit, of which `look` (M, C) is the
+        mean look and `points` (3, M) a point."""
         table = self._table
-        hit, voxel, first = table.group(slot)
-        look = _means(probabilities, voxel, len(hit))
         np.log(np.maximum(look, _FLOOR, out=look), out=look)
         state = table.rows.take(hit, axis=0)
         age = np.float32(now) - table.seen.take(hit)
-        state *= np.exp(age / np.float32(-self.config.memory_s))[:, None]
-        self._gate(points, first, state, look)
-        evidence, weight = state[:, :-1], state[:, -1]
+        state[:, :-1] *= np.exp(age / np.float32(-self.config.memory_s))[:, None]
+        if before is not None:
+            self._gate(state, look, points, before.result())
+        evidence, weight = state[:, : self.classes], state[:, -2]
         evidence += look
         weight += 1
-        table.rows[hit] = state
-        table.seen[hit] = now
         winner, top = _top(evidence)
+        state[:, -1] = winner
+        table.write(hit, state, now)
         # Looks at one place err alike: n of them are worth 1 + (n - 1) new_evidence.
         worth = (1 + np.float32(self.config.new_evidence) * (weight - 1)) / weight
         np.subtract(evidence, top[:, None], out=look)
         look *= worth[:, None]
         total = np.exp(look, out=look) @ np.ones(self.classes, np.float32)
-        return winner, np.reciprocal(total, dtype=np.float32), voxel
+        return winner, np.reciprocal(total, dtype=np.float32)
 
-    def _gate(self, points: Array, first: Array, state: Array, look: Array) -> None:
+    def _gate(self, state: Array, look: Float32, points: Array, before: FreeSpace) -> None:
         """Forget voxels that were free and are now hit by something else."""
-        before, self._free = self._free, None
-        if not self.config.gate_m:
-            return
-        self._free = FreeSpace(points)
-        if before is None:
-            return
-        known = np.flatnonzero(state[:, -1] > 0)
-        differs = _top(state.take(known, axis=0)[:, :-1])[0] != _top(look.take(known, axis=0))[0]
-        suspects = known[differs]
-        seen_from_before = transform(self._motion, points[:, first[suspects]].T).T
+        differs = state[:, -1] != _top(look)[0]
+        suspects = np.flatnonzero(differs & (state[:, -2] > 0))
+        seen_from_before = transform(self._motion, points[:, suspects].T).T
         arrived = suspects[before.passed(seen_from_before, self.config.gate_m)]
         state[arrived] = 0
         self.counters["gated"] += len(arrived)
+
+    def _see_free_space(self, points: Array) -> Future[FreeSpace] | None:
+        """What this sweep saw to be empty, for the gate of the next."""
+        if not self.config.gate_m or not points.shape[1]:
+            return None
+        half = points[:, ::2]  # the cells are wider than the gaps
+        return self._beside.submit(FreeSpace, half)
 
     def _advance(self, pose: Array, stamp_ns: int) -> float:
         """Time since the start [s]; starts anew where time or place jumps."""
@@ -231,11 +235,20 @@ def spread(labels: Array, confidence: Array, classes: int) -> Float32:
     return p
 
 
-def _means(values: Float32, group: npt.NDArray[np.int32], groups: int) -> Float32:
-    """(M, C) mean of the rows (N, C) of each group."""
+def _means(values: Float32, used: Array, group: npt.NDArray[np.int32], groups: int) -> Float32:
+    """(M, C) mean, for each group, of those rows of values (N, C) that are used.
+
+    Args:
+        used: (K,) positions of the rows, ascending.
+        group: (K,) group of each.
+    """
     n = len(values)
-    parts = (np.ones(n, np.float32), group, np.arange(n + 1, dtype=np.int32))
-    sums: Float32 = csc_matrix(parts, shape=(groups, n)) @ values
+    starts = np.zeros(n + 1, np.int32)
+    starts[used + 1] = 1
+    np.cumsum(starts, out=starts)
+    sums: Float32 = (
+        csc_matrix((np.ones(len(used), np.float32), group, starts), (groups, n)) @ values
+    )
     sums /= np.bincount(group, minlength=groups).astype(np.float32)[:, None]
     return sums
 

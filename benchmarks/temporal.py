@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What smoothing over time is worth, and what it costs, on whole drives.
+
+    python -m benchmarks.temporal simulated:seed=100010,sweeps=40,cameras=0 ... --json OUT
+    python -m benchmarks.temporal kitti-raw:DIR --checkpoint RUN --json OUT
+
+Labels with and without the temporal buffer are compared sweep by sweep. In simulated drives it is
+known what moves: figures are split into what stands, what moves, and the wake: standing points
+within 0.3 m of where something moved in the last two seconds, which is where smoothing would
+smear. The time of an update stands beside that of `np.unique` on the voxels of the same sweep.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from scipy.spatial import cKDTree
+
+from pcseg_core.data import Drive, Sample, open_drive, readable
+from pcseg_core.data.progress import tracked
+from pcseg_core.data.simulated import SimulatedDrive
+from pcseg_core.errors import InputError, PcsegError
+from pcseg_core.evaluation.contenders import Moment
+from pcseg_core.evaluation.evaluator import truth_of
+from pcseg_core.evaluation.flicker import Flicker, Pairing
+from pcseg_core.evaluation.metrics import Confusion
+from pcseg_core.files import write_atomic
+from pcseg_core.geometry import transform
+from pcseg_core.labels import IGNORE
+from pcseg_core.online.segmenter import Segmenter
+from pcseg_core.online.temporal import TemporalBuffer, TemporalBufferConfig
+
+METHODS = ("single sweep", "smoothed")
+PARTS = ("all", "standing", "moving", "wake")
+WAKE_M, WAKE_S = 0.3, 2.0
+
+
+@dataclass
+class Totals:
+    """Counts over drives.
+
+    Attributes:
+        classes: number of classes.
+        confusions: (method, part) -> confusion.
+        flickers: method -> (changed, pairs) of points that stand (all points, where it is not
+            known what moves).
+        update, unique: wall times [ms]; update_cpu, unique_cpu: times of the calling thread [ms].
+    """
+
+    classes: int
+    confusions: dict[tuple[str, str], Confusion] = field(default_factory=dict)
+    flickers: dict[str, list[int]] = field(default_factory=lambda: {m: [0, 0] for m in METHODS})
+    times: dict[str, list[float]] = field(default_factory=dict)
+    points: int = 0
+    sweeps: int = 0
+
+    def count(self, method: str, part: str, labels: np.ndarray, truth: np.ndarray) -> None:
+        """Add points of a part."""
+        empty = Confusion(self.classes)
+        self.confusions.setdefault((method, part), empty).update(labels, truth)
+
+    def clock(self, name: str, action: Callable[[], Any]) -> Any:
+        """Run and note wall and CPU time."""
+        wall, cpu = time.perf_counter(), time.thread_time()
+        result = action()
+        self.times.setdefault(f"{name}_cpu", []).append(1e3 * (time.thread_time() - cpu))
+        self.times.setdefault(name, []).append(1e3 * (time.perf_counter() - wall))
+        return result
+
+    def as_dict(self) -> dict[str, Any]:
+        """All figures as plain values; shares are fractions."""
+        figures: dict[str, Any] = {"sweeps": self.sweeps, "points": self.points}
+        for method in METHODS:
+            changed, pairs = self.flickers[method]
+            figures[method] = {"flicker": round(changed / max(pairs, 1), 5)}
+            for part in PARTS:
+                confusion = self.confusions.get((method, part))
+                if confusion is not None and confusion.points:
+                    figures[method][part] = {
+                        "miou": round(confusion.miou, 4),
+                        "accuracy": round(confusion.accuracy, 4),
+                        "points": confusion.points,
+                    }
+        for name, values in self.times.items():
+            figures[f"{name}_ms"] = dict(
+                zip(("min", "p50", "p95"), np.percentile(values, (0, 50, 95)).round(2).tolist())
+            )
+        return figures
+
+
+def measure(drive: Drive, segmenter: Segmenter, config: TemporalBufferConfig, to: Totals) -> None:
+    """Add a drive to the totals."""
+    if drive.pose_source == "none":
+        raise InputError(f"{drive.name}: has no poses, which smoothing over time needs")
+    buffer = TemporalBuffer(config, len(segmenter.label_space))
+    pairing, flickers = Pairing(), {method: Flicker() for method in METHODS}
+    movers, wake = moving_instances(drive), Wake()
+    stood: np.ndarray | None = None
+    for _, sample in tracked(readable(drive), drive.name, len(drive)):
+        single = segmenter.segment(sample.cloud, probabilities=True)
+        pose, still = sample.T_world_lidar, Moment(sample).still
+        assert pose is not None and single.probabilities is not None
+        cells = np.floor(still[np.isfinite(still).all(1)] / config.voxel_m).astype(np.int64)
+        keys = cells @ np.array([1 << 42, 1 << 21, 1])
+        to.clock("unique", lambda k=keys: np.unique(k, return_inverse=True))
+        look, stamp = single.probabilities, sample.stamp_ns
+        smoothed, _ = to.clock("update", lambda: buffer.update(still, look, pose, stamp))  # noqa: B023
+        world = transform(pose, still.astype(np.float64))
+        moving = np.isin(sample.instances, movers) if movers is not None else None
+        pairs = pairing.add(world)
+        if pairs is not None and moving is not None and stood is not None:
+            keep = ~moving[pairs[0]] & stood[pairs[1]]
+            pairs = pairs[0][keep], pairs[1][keep]
+        stood = None if moving is None else ~moving
+        for method, labels in zip(METHODS, (single.labels, smoothed)):
+            flickers[method].add(labels, pairs)
+        if moving is not None:
+            parts = {"all": np.ones(len(moving), bool), "standing": ~moving, "moving": moving,
+                     "wake": wake.add(world, moving, stamp)}  # fmt: skip
+            count_parts(sample, segmenter, (single.labels, smoothed), parts, to)
+        to.sweeps += 1
+        to.points += len(still)
+    for method, flicker in flickers.items():
+        to.flickers[method][0] += flicker.changed
+        to.flickers[method][1] += flicker.pairs
+
+
+def count_parts(
+    sample: Sample,
+    segmenter: Segmenter,
+    labels: tuple[np.ndarray, np.ndarray],
+    parts: dict[str, np.ndarray],
+    to: Totals,
+) -> None:
+    """Count right and wrong points of each part."""
+    truth = truth_of(sample, segmenter.label_space)
+    for method, given in zip(METHODS, labels):
+        for part, mask in parts.items():
+            to.count(method, part, given[mask].astype(np.int64), truth[mask])
+
+
+def moving_instances(drive: Drive) -> np.ndarray | None:
+    """Instance ids of what moves in a simulated drive; None for other drives."""
+    if not isinstance(drive, SimulatedDrive):
+        return None
+    ids = [mover.parts["instance"] for mover in drive.world.scene.movers]
+    return np.unique(np.concatenate(ids)) if ids else np.array([IGNORE - 1])
+
+
+class Wake:
+    """Standing points where something moved lately."""
+
+    def __init__(self) -> None:
+        self._past: list[tuple[int, np.ndarray]] = []
+
+    def add(self, world: np.ndarray, moving: np.ndarray, stamp_ns: int) -> np.ndarray:
+        """(N,) bool of a sweep: stands, and is near a place where something moved before."""
+        self._past = [(s, p) for s, p in self._past if stamp_ns - s <= WAKE_S * 1e9]
+        wake = np.zeros(len(world), bool)
+        past = [points for _, points in self._past if len(points)]
+        finite = np.flatnonzero(np.isfinite(world).all(1) & ~moving)
+        if past:
+            tree = cKDTree(np.concatenate(past))
+            distance, _ = tree.query(world[finite], distance_upper_bound=WAKE_M)
+            wake[finite] = np.isfinite(distance)
+        self._past.append((stamp_ns, world[moving & np.isfinite(world).all(1)]))
+        return wake
+
+
+def table(figures: dict[str, Any]) -> str:
+    """The figures for a terminal."""
+    single, smoothed = (figures[method] for method in METHODS)
+    lines = [f"{figures['sweeps']} sweeps, {figures['points']:,} points"]
+    lines.append(
+        f"flicker %        {100 * single['flicker']:6.2f} -> {100 * smoothed['flicker']:6.2f}"
+    )
+    for part in PARTS:
+        if part in single:
+            before, after = single[part], smoothed[part]
+            lines.append(
+                f"{part:9} mIoU % {100 * before['miou']:6.2f} -> {100 * after['miou']:6.2f}   "
+                f"accuracy % {100 * before['accuracy']:6.2f} -> {100 * after['accuracy']:6.2f}   "
+                f"({before['points']:,} points)"
+            )
+    for name in ("update", "unique"):
+        wall, cpu = figures[f"{name}_ms"], figures[f"{name}_cpu_ms"]
+        lines.append(f"{name} ms: wall p50 {wall['p50']}, p95 {wall['p95']}, min {wall['min']}; "
+                     f"CPU of its thread p50 {cpu['p50']}, min {cpu['min']}")  # fmt: skip
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("drives", nargs="+", help="drives with poses, as pcseg takes them")
+    parser.add_argument("--checkpoint", default="bundled")
+    parser.add_argument("--voxel", type=float, help="edge of the voxels [m]")
+    parser.add_argument("--memory", type=float, help="time in which evidence fades to 1/e [s]")
+    parser.add_argument("--gate", type=float, help="of the motion gate [m]; 0 turns it off")
+    parser.add_argument("--json")
+    arguments = parser.parse_args()
+    asked = {"voxel_m": arguments.voxel, "memory_s": arguments.memory, "gate_m": arguments.gate}
+    config = TemporalBufferConfig(**{k: v for k, v in asked.items() if v is not None})
+    try:
+        segmenter = Segmenter.load(arguments.checkpoint)
+        totals = Totals(len(segmenter.label_space))
+        for source in arguments.drives:
+            measure(open_drive(source), segmenter, config, totals)
+    except PcsegError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    figures = totals.as_dict()
+    print(table(figures))
+    if arguments.json:
+        content = {"drives": arguments.drives, "checkpoint": arguments.checkpoint,
+                   "buffer": config.model_dump(), **figures}  # fmt: skip
+        write_atomic(arguments.json, json.dumps(content, indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -38,8 +38,14 @@ _names = itertools.count(1)
 class NodeProcess:
     """A node in a process and a namespace of its own."""
 
-    def __init__(self, *parameters: str, program: Any = FAKE_NODE, remap: tuple[str, ...] = ()):
-        self.namespace = f"/t{os.getpid()}_{next(_names)}"
+    def __init__(
+        self,
+        *parameters: str,
+        program: Any = FAKE_NODE,
+        remap: tuple[str, ...] = (),
+        namespace: str = "",
+    ) -> None:
+        self.namespace = namespace or f"/t{os.getpid()}_{next(_names)}"
         arguments = ["--ros-args", "-r", f"__ns:={self.namespace}"]
         for parameter in parameters:
             arguments += ["-p", parameter]

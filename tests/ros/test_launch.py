@@ -7,7 +7,9 @@ import os
 import signal
 import subprocess
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("launch_ros", reason="needs a ROS distribution (launch_ros)")
@@ -15,45 +17,53 @@ pytest.importorskip("ros2launch", reason="needs a ROS distribution (ros2launch)"
 
 from ament_index_python.packages import PackageNotFoundError, get_package_share_directory
 from harness import Client, wait_for
-from launch import LaunchContext, LaunchDescription
+from launch import LaunchContext
 from launch.actions import DeclareLaunchArgument
 from launch.launch_description_sources import get_launch_description_from_python_launch_file
 
+from pcseg_core.cloud import encode_cloud
+from pcseg_core.data.bag_reader import BagFile
+from pcseg_core.data.bag_writer import BagWriter
+from pcseg_ros import launching
 from pcseg_ros.specs import parameter_specs
 
-LAUNCH_FILE = Path(__file__).resolve().parents[2] / "launch" / "segment.launch.py"
+FOLDER = Path(__file__).resolve().parents[2] / "launch"
+FILES = sorted(path.name for path in FOLDER.glob("*.launch.py"))
 
 
-@pytest.fixture(scope="module")
-def description() -> LaunchDescription:
-    return get_launch_description_from_python_launch_file(str(LAUNCH_FILE))
-
-
-def arguments_of(description: LaunchDescription) -> dict[str, DeclareLaunchArgument]:
+def arguments_of(file: str) -> dict[str, DeclareLaunchArgument]:
+    description = get_launch_description_from_python_launch_file(str(FOLDER / file))
     return {a.name: a for a in description.entities if isinstance(a, DeclareLaunchArgument)}
 
 
-def test_arguments_are_described_and_name_real_parameters(description: LaunchDescription) -> None:
+def test_arguments_are_described_and_name_real_parameters() -> None:
     from pcseg_ros.config import NodeConfig
 
-    arguments = arguments_of(description)
-    assert all(a.description for a in arguments.values())
-    process = {
-        "cloud_topic", "labeled_topic", "params_file", "namespace", "node_name", "log_level",
-        "use_sim_time",
-    }  # fmt: skip
-    assert set(arguments) - process <= set(parameter_specs(NodeConfig))
+    assert len(FILES) == 2
+    for file in FILES:
+        arguments = arguments_of(file)
+        assert all(a.description for a in arguments.values())
+        assert set(launching.PARAMETERS) | set(launching.TOPICS) <= set(arguments)
+    named = {parameter for parameter, _, _ in launching.PARAMETERS.values()}
+    assert named <= {*parameter_specs(NodeConfig), "use_sim_time"}
 
 
-def test_arguments_left_out_do_not_override_the_parameter_file(
-    description: LaunchDescription,
-) -> None:
+def parameters_of(**given: str) -> list[Any]:
+    """What the node is started with, the parameter file left out."""
     context = LaunchContext()
-    for argument in arguments_of(description).values():
-        if argument.name != "params_file":
+    context.launch_configurations.update(given)
+    for argument in arguments_of("segment.launch.py").values():
+        if argument.name not in ("params_file", "rviz_config"):
             argument.execute(context)
-    assert context.launch_configurations["checkpoint"] == ""
-    assert context.launch_configurations["cloud_topic"] == "points"
+    node = launching.segment_node(context)
+    return list(node._Node__parameters[1:])
+
+
+def test_arguments_left_out_do_not_override_the_parameter_file() -> None:
+    assert len(parameters_of()) == 1  # use_sim_time alone
+    (_, given) = parameters_of(cameras="/a/image_raw; /b/image_raw", min_confidence="0.5")
+    names = {"".join(part.text for part in key) for key in given}
+    assert names == {"cameras.topics", "min_confidence"}
 
 
 def test_ros2_launch_starts_and_ends_the_node(client: Client, tmp_path: Path) -> None:
@@ -77,3 +87,30 @@ def test_ros2_launch_starts_and_ends_the_node(client: Client, tmp_path: Path) ->
     finally:
         process.kill()
         log.close()
+
+
+def test_replay_plays_a_bag_and_records_the_answers(client: Client, tmp_path: Path) -> None:
+    try:
+        get_package_share_directory("pcseg_ros")
+    except PackageNotFoundError:
+        pytest.skip("pcseg_ros is not built in a sourced workspace")
+    bag, out, log = tmp_path / "bag", tmp_path / "out", (tmp_path / "log").open("w+")
+    rng = np.random.default_rng(0)
+    with BagWriter(bag) as writer:
+        for number in range(10):
+            xyz = rng.uniform(-20, 20, (3, 2000)).astype(np.float32)
+            encoded = encode_cloud(dict(zip("xyz", xyz)))
+            writer.write_cloud("/lidar", encoded, "lidar", 10**18 + number * 200_000_000)
+    space = f"/replayed_{os.getpid()}"
+    arguments = [f"bag:={bag}", f"out:={out}", "cloud_topic:=/lidar", f"namespace:={space}"]
+    command = ["ros2", "launch", "pcseg_ros", "replay.launch.py", *arguments]
+    with subprocess.Popen(command, stdout=log, stderr=log) as process:
+        try:
+            code = process.wait(120)
+        finally:
+            process.kill()
+    text = (tmp_path / "log").read_text()
+    assert code == 0, text
+    recorded = BagFile(out)
+    assert recorded.counts[f"{space}/labeled_points"] >= 5, text
+    assert recorded.counts["/diagnostics"] >= 1

@@ -50,7 +50,7 @@ def on_wire(labels: np.ndarray) -> np.ndarray:
     return np.where(labels < 0, WIRE_UNLABELED, labels)
 
 
-@pytest.mark.parametrize("points", [1, 1000, 130_000])
+@pytest.mark.parametrize("points", [1, 1000, 130_000, 400_000])
 def test_every_point_comes_back_labeled_in_order(node: Attachment, points: int) -> None:
     for number in range(3):
         sent = sweep(points, stamp=(100 + number, 123_456_789), seed=number)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -172,6 +173,25 @@ class CompiledMinkUNet:
         """Features (M, feature_channels) float32, before the classifier."""
         with self._lock:
             return self._run(x).to(torch.float32, copy=True)
+
+    def with_head(self, weight: Tensor, bias: Tensor) -> Callable[[SparseTensor], Tensor]:
+        """The network with another last layer in place of its classifier.
+
+        Args:
+            weight: (feature_channels, K).
+            bias: (K,).
+
+        Returns:
+            A function from voxels to (M, K) float32.
+        """
+        layer = Layer.of(weight[None], bias, self._dtype)
+
+        def run(x: SparseTensor) -> Tensor:
+            with self._lock:
+                feats = self._run(x)
+                return layer(feats, None, torch.empty(len(x), layer.cout), relu=False)
+
+        return run
 
     def _run(self, x: SparseTensor) -> Tensor:
         """The network up to the classifier; the result lies in a buffer."""

@@ -170,6 +170,11 @@ class PromptHead:
         owner: (R,) class of each word.
         classes: number C of classes.
         temperature: of the cosine classifier.
+
+    Attributes:
+        rows: number R of words.
+        matrix: (F, R + F + 1) float32, words and triangular factor.
+        offset: (R + F + 1,) float32.
     """
 
     def __init__(
@@ -190,8 +195,8 @@ class PromptHead:
         self.rows = len(words)
         matrix = torch.cat([words @ weight, factor[:, :-1]])
         offset = torch.cat([words @ bias, factor[:, -1]])
-        self._matrix = matrix.float().t().contiguous().to(device)
-        self._offset = offset.float().to(device)
+        self.matrix = matrix.float().t().contiguous().to(device)
+        self.offset = offset.float().to(device)
         member = torch.zeros(self.rows, classes)
         member[torch.arange(self.rows), torch.from_numpy(owner)] = 1.0
         plain = self.rows == classes and bool((member.diagonal() == 1).all())
@@ -199,11 +204,12 @@ class PromptHead:
 
     def __call__(self, features: Tensor) -> Tensor:
         """(M, F) features -> (M, C) probabilities."""
-        step = max(1, _CELLS_AT_ONCE // len(self._offset))
-        return torch.cat([self._some(part) for part in features.float().split(step)])
+        step = max(1, _CELLS_AT_ONCE // len(self.offset))
+        parts = features.float().split(step)
+        return torch.cat([self.finish(torch.addmm(self.offset, x, self.matrix)) for x in parts])
 
-    def _some(self, features: Tensor) -> Tensor:
-        product = torch.addmm(self._offset, features, self._matrix)
+    def finish(self, product: Tensor) -> Tensor:
+        """features @ matrix + offset, (M, rows + F + 1) -> (M, C) probabilities."""
         length = torch.linalg.vector_norm(product[:, self.rows :], dim=1, keepdim=True)
         likely = (product[:, : self.rows] / length.clamp_min(1e-12)).softmax(1)
         return likely if self._member is None else likely @ self._member

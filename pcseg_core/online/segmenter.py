@@ -35,6 +35,8 @@ from pcseg_core.sparse.native import library
 
 Precision = Literal["auto", "fp32", "bf16"]
 
+_FUSED_WORDS = 128  # with more, the logits of a sweep are better held in pieces
+
 
 @dataclass
 class Segmentation:
@@ -154,12 +156,16 @@ class Segmenter:
         space = parsed.label_space(text, self._trained.label_space)
         rows, owner = parsed.encode(text)
         classify = PromptHead(head, rows, owner, len(space), text.temperature)
-
-        def probabilities(sparse: SparseTensor) -> Tensor:
-            return classify(self._network.features(sparse))
-
-        self._classes = Classes(space, tuple(prompts), probabilities)
+        self._classes = Classes(space, tuple(prompts), self._answering(classify))
         return space
+
+    def _answering(self, classify: PromptHead) -> Callable[[SparseTensor], Tensor]:
+        """The network with the words as its last layer, fused where it is native."""
+        network = self._network
+        if isinstance(network, CompiledMinkUNet) and classify.rows <= _FUSED_WORDS:
+            product = network.with_head(classify.matrix, classify.offset)
+            return lambda sparse: classify.finish(product(sparse))
+        return lambda sparse: classify(network.features(sparse))
 
     def set_prototypes(self, prototypes: Prototypes) -> LabelSpace:
         """Take classes learned from pictures, from the next sweep on.

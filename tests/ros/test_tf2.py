@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Transforms by the real tf2 and sweeps matched by the real message_filters, where they are."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("tf2_ros", reason="needs a ROS distribution (tf2_ros)")
+pytest.importorskip("tf2_msgs", reason="needs a ROS distribution (tf2_msgs)")
+
+import rclpy
+from geometry_msgs.msg import TransformStamped
+from rclpy.context import Context
+from sensor_msgs.msg import Image, PointCloud2
+from tf2_msgs.msg import TFMessage
+
+from pcseg_core.geometry import from_euler, invert, to_quaternion
+from pcseg_ros.config import CameraParameters
+from pcseg_ros.matching import create_synchroniser
+from pcseg_ros.motion import OdometryMotion, TfMotion
+from pcseg_ros.rig import Rig, TransformError
+from pcseg_ros.transforms import TransformBuffer
+
+S = 1_000_000_000
+T_BASE_LIDAR = from_euler(0.1, 0.0, 0.3, (0.8, 0.0, 1.7))
+T_BASE_CAM = from_euler(-1.57, 0.0, -1.57, (1.1, 0.2, 1.5))
+
+
+def pose_at(stamp_ns: int) -> np.ndarray:
+    return from_euler(0, 0, 0.1 * stamp_ns / S, (10.0 * stamp_ns / S, 0.0, 0.0))
+
+
+def message(parent: str, child: str, T: np.ndarray, stamp_ns: int = 0) -> TFMessage:
+    moved = TransformStamped(child_frame_id=child)
+    moved.header.frame_id = parent
+    moved.header.stamp.sec, moved.header.stamp.nanosec = divmod(stamp_ns, S)
+    q, t = to_quaternion(T)
+    rotation, translation = moved.transform.rotation, moved.transform.translation
+    rotation.x, rotation.y, rotation.z, rotation.w = q.tolist()
+    translation.x, translation.y, translation.z = t.tolist()
+    return TFMessage(transforms=[moved])
+
+
+@pytest.fixture
+def buffer() -> Iterator[TransformBuffer]:
+    context = Context()
+    rclpy.init(context=context)
+    node = rclpy.create_node("probe", context=context)
+    made = TransformBuffer(node, lambda: None)
+    made._on_static(message("base_link", "lidar", T_BASE_LIDAR))
+    made._on_static(message("base_link", "cam", T_BASE_CAM))
+    for stamp in range(S, 3 * S + 1, S // 20):
+        made._on_moving(message("odom", "base_link", pose_at(stamp), stamp))
+    yield made
+    node.destroy_node()
+    context.try_shutdown()
+
+
+def test_static_transforms_are_kept_and_moving_ones_are_not_static(buffer: TransformBuffer) -> None:
+    expected = invert(T_BASE_CAM) @ T_BASE_LIDAR
+    found = buffer.static("/cam", "lidar")
+    np.testing.assert_allclose(found, expected, atol=1e-9)
+    assert buffer.static("cam", "lidar") is found
+    assert buffer.static("odom", "lidar") is None
+    moved = from_euler(0, 0, 0, (9.0, 0, 0))
+    buffer._on_static(message("base_link", "cam", moved))  # calibrated anew
+    recalibrated = buffer.static("cam", "lidar")
+    np.testing.assert_allclose(recalibrated, invert(moved) @ T_BASE_LIDAR, atol=1e-9)
+    with pytest.raises(TransformError, match="nowhere"):
+        buffer.static("nowhere", "lidar")
+
+
+def test_time_travel_through_the_fixed_frame(buffer: TransformBuffer) -> None:
+    image_ns, sweep_ns = 2 * S, 2 * S + 50_000_000
+    in_world = pose_at(sweep_ns) @ T_BASE_LIDAR
+    expected = invert(pose_at(image_ns) @ T_BASE_CAM) @ in_world
+    direct = buffer.between("cam", image_ns, "lidar", sweep_ns, "odom")
+    np.testing.assert_allclose(direct, expected, atol=1e-6)
+    rig = Rig(TfMotion(buffer, "odom"), buffer, None)
+    by_rig = rig.T_cam_lidar("front", "/front", "cam", image_ns, "lidar", sweep_ns)
+    np.testing.assert_allclose(by_rig, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "stamp, on_its_way",
+    [(3 * S + 10_000_000, True), (5 * S, False), (S // 2, False)],
+)
+def test_only_what_is_on_its_way_is_waited_for(
+    buffer: TransformBuffer, stamp: int, on_its_way: bool
+) -> None:
+    with pytest.raises(TransformError) as caught:
+        buffer.pose("odom", "lidar", stamp)
+    assert caught.value.on_its_way == on_its_way
+    with pytest.raises(TransformError) as caught:
+        buffer.pose("odom", "radar", stamp)
+    assert not caught.value.on_its_way
+
+
+def test_camera_that_turns_against_the_lidar(buffer: TransformBuffer) -> None:
+    for stamp in range(S, 3 * S + 1, S // 20):
+        turned = from_euler(0, 0, stamp / S, (0, 0, 1))
+        buffer._on_moving(message("base_link", "pan", turned, stamp))
+    rig = Rig(TfMotion(buffer, "odom"), buffer, None)
+    image_ns, sweep_ns = 2 * S + 25_000_000, 2 * S
+    found = rig.T_cam_lidar("pan", "/pan", "pan", image_ns, "lidar", sweep_ns)
+    at_image = pose_at(image_ns) @ from_euler(0, 0, image_ns / S, (0, 0, 1))
+    expected = invert(at_image) @ pose_at(sweep_ns) @ T_BASE_LIDAR
+    np.testing.assert_allclose(found, expected, atol=2e-4)
+    with pytest.raises(TransformError, match=r"motion\.source"):
+        Rig(None, buffer, None).T_cam_lidar("pan", "/pan", "pan", image_ns, "lidar", sweep_ns)
+
+
+def test_bag_in_a_loop_starts_anew(buffer: TransformBuffer) -> None:
+    buffer._on_moving(message("odom", "base_link", np.eye(4), S // 10))
+    np.testing.assert_allclose(buffer.pose("odom", "lidar", S // 10), T_BASE_LIDAR, atol=1e-9)
+    with pytest.raises(TransformError):
+        buffer.pose("odom", "lidar", 2 * S)
+
+
+def test_odometry_about_the_base_takes_the_place_of_the_lidar_from_tf(
+    buffer: TransformBuffer,
+) -> None:
+    motion = OdometryMotion(None, buffer)
+    for stamp in (S, 2 * S):
+        motion.add("base_link", stamp, pose_at(stamp))
+    np.testing.assert_allclose(motion.pose("lidar", S), pose_at(S) @ T_BASE_LIDAR, atol=1e-9)
+
+
+def test_broken_transforms_are_left_out(buffer: TransformBuffer) -> None:
+    broken = message("odom", "base_link", np.eye(4), 3 * S + 50_000_000)
+    broken.transforms[0].transform.rotation.w = 0.0
+    buffer._on_moving(broken)
+    np.testing.assert_allclose(
+        buffer.pose("odom", "lidar", 3 * S), pose_at(3 * S) @ T_BASE_LIDAR, atol=1e-6
+    )
+
+
+def stamped(kind: type, stamp_ns: int) -> Any:
+    made = kind()
+    made.header.stamp.sec, made.header.stamp.nanosec = divmod(stamp_ns, S)
+    return made
+
+
+@pytest.mark.parametrize("sync, offset, matches", [("exact", 0, 1), ("exact", 1, 0),
+                                                   ("approximate", 9_000_000, 1),
+                                                   ("approximate", 90_000_000, 0)])  # fmt: skip
+def test_message_filters(sync: str, offset: int, matches: int) -> None:
+    pytest.importorskip("message_filters", reason="needs a ROS distribution (message_filters)")
+    config = CameraParameters.model_validate({"sync": sync, "tolerance_s": 0.02})
+    synchroniser = create_synchroniser(config, ("a", "b"))
+    cloud = stamped(PointCloud2, 5 * S)
+    begin = time.monotonic()
+    synchroniser.add_sweep(5 * S, SimpleNamespace(msg=cloud), begin)
+    synchroniser.add_image("a", 5 * S, stamped(Image, 5 * S))
+    assert synchroniser.poll(begin) == []
+    synchroniser.add_image("b", 5 * S + offset, stamped(Image, 5 * S + offset))
+    found = synchroniser.poll(begin + 0.5)
+    assert len(found) == matches
+    if matches:
+        assert found[0].sweep.msg is cloud and set(found[0].images) == {"a", "b"}
+        assert found[0].stamps_ns["b"] == 5 * S + offset
+        assert found[0].waited_s == pytest.approx(0.5)

@@ -15,8 +15,9 @@ import numpy.typing as npt
 from pydantic import Field
 
 from pcseg_core.config import Section
-from pcseg_core.distill.pseudo_labels import Evidence, world_keys
+from pcseg_core.distill.evidence import Evidence, world_keys
 from pcseg_core.geometry import invert, transform
+from pcseg_core.labels import IGNORE
 
 Float32 = npt.NDArray[np.float32]
 Bool = npt.NDArray[np.bool_]
@@ -29,7 +30,7 @@ class ConsolidationConfig(Section):
         0.0, ge=0, le=2, description="Edge of the world voxels [m]; 0 leaves each sweep to itself"
     )
     doubt: float = Field(
-        0.2,
+        0.5,
         gt=0,
         lt=1,
         description="Share of every look that is taken for a guess, so that no single one decides",
@@ -89,6 +90,13 @@ def _consolidate(
     odds = np.exp(logs - logs.max(1, keepdims=True))
     fused = np.where(seen[:, None], odds / odds.sum(1, keepdims=True), 0).astype(np.float32)
     return [fused[r] for r in rows]
+
+
+def likeliest(probabilities: Float32) -> tuple[npt.NDArray[np.int16], Float32]:
+    """(N,) labels, IGNORE where nothing was seen, and their probability, from (N, C)."""
+    best = probabilities.argmax(1)
+    confidence: Float32 = probabilities[np.arange(len(best)), best]
+    return np.where(confidence > 0, best, IGNORE).astype(np.int16), confidence
 
 
 def moving_points(

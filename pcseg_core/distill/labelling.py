@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from pcseg_core.data import Drive, Sample
+from pcseg_core.distill.consolidation import consolidate, likeliest
+from pcseg_core.distill.evidence import Evidence
 from pcseg_core.distill.pseudo_labels import (
-    Evidence,
     FeatureSource,
     PseudoLabelConfig,
     apply_priors,
@@ -196,14 +197,13 @@ class Labeller:
 
     def _label_scene(self, scene: str, members: list[tuple[str, SeenSweep]]) -> list[Labelled]:
         sweeps = [sweep for _, sweep in members]
-        posed = all(np.isfinite(s.pose).all() for s in sweeps)
-        if posed and len(sweeps) > 1 and self.config.carry_voxel_m > 0:
-            labels = carry_labels(
-                [s.xyz for s in sweeps],
-                [s.pose for s in sweeps],
-                [s.evidence for s in sweeps],
-                self.config,
-            )
+        clouds, poses = [s.xyz for s in sweeps], [s.pose for s in sweeps]
+        evidence, fusion = [s.evidence for s in sweeps], self.config.consolidation
+        posed = len(sweeps) > 1 and all(np.isfinite(pose).all() for pose in poses)
+        if posed and fusion.voxel_m > 0:
+            labels = [likeliest(p) for p in consolidate(clouds, poses, evidence, fusion)]
+        elif posed and self.config.carry_voxel_m > 0:
+            labels = carry_labels(clouds, poses, evidence, self.config)
         else:
             labels = [label_points(s.evidence, len(s.xyz)) for s in sweeps]
         return [Labelled(s, *lc, name, scene) for (name, s), lc in zip(members, labels)]

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -12,7 +11,8 @@ from pydantic import Field
 
 from pcseg_core.config import Section
 from pcseg_core.data.sample import Sample
-from pcseg_core.geometry import transform
+from pcseg_core.distill.consolidation import ConsolidationConfig
+from pcseg_core.distill.evidence import Evidence, world_keys
 from pcseg_core.labels import IGNORE
 from pcseg_core.projection import project_sample
 from pcseg_core.vision.pixel_classes import PixelClasses
@@ -42,21 +42,10 @@ class PseudoLabelConfig(Section):
     carry_min_weight: float = Field(
         2.0, gt=0, description="Weight (fully visible pixels) below which a voxel carries nothing"
     )
-
-
-@dataclass
-class Evidence:
-    """Class evidence of the points of one sweep that a camera saw.
-
-    Attributes:
-        index: (M,) int32 positions of the seen points in the sweep.
-        weights: (M,) float32 trust in each point's pixels, summed over cameras.
-        sums: (M, C) float32 weighted class probabilities, summed over cameras.
-    """
-
-    index: np.ndarray
-    weights: np.ndarray
-    sums: np.ndarray
+    consolidation: ConsolidationConfig = Field(
+        default_factory=ConsolidationConfig,
+        description="Bayes fusion over the drive instead of carrying, where its voxels have a size",
+    )
 
 
 class FeatureSource(Protocol):
@@ -208,15 +197,6 @@ def carry_labels(
     for own_keys, own in zip(keys, evidence):
         labelled.append(_with_voxels(own_keys, own, voxels, sums, weights, config))
     return labelled
-
-
-def world_keys(xyz: np.ndarray, pose: np.ndarray, voxel: float) -> np.ndarray:
-    """(N,) int64 packed world voxel of each point; -1 for non-finite points."""
-    finite = np.isfinite(xyz).all(1)
-    cells = np.floor(transform(pose, np.where(finite[:, None], xyz, 0.0)) / voxel).astype(np.int64)
-    cells += 1 << 20
-    keys = (cells[:, 0] << 42) | (cells[:, 1] << 21) | cells[:, 2]
-    return np.where(finite & ((cells >= 0) & (cells < 1 << 21)).all(1), keys, -1)
 
 
 def _accumulate(

@@ -72,7 +72,7 @@ def zero_shot(
                                  every, device)  # fmt: skip
     kept, held = hold_out(observed, recipe.stacking.held_out)
     unseen = split.mask
-    sweeps = training_sweeps(kept, unseen, recipe.supervision, recipe.consolidation)
+    sweeps = training_sweeps(kept, unseen, recipe.supervision, recipe.labels.consolidation)
     _check_labels([sweep.label for sweep in sweeps], recipe)
     vectors = torch.from_numpy(class_matrix(text, words))
     torch.manual_seed(recipe.seed)

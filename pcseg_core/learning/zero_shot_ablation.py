@@ -109,15 +109,14 @@ def row_recipe(base: ZeroShotRecipe, row: str, seed: int) -> ZeroShotRecipe:
     aligned = base.alignment.model_copy(update=weights)
     if not aligned.active:  # settings of a part that is left out do not tell rows apart
         aligned = AlignmentConfig(**weights, patch_px=base.alignment.patch_px)
+    alone = base.labels.model_copy(update={"consolidation": ConsolidationConfig(voxel_m=0)})
     return base.model_copy(update={
         "alignment": aligned,
         "supervision": next((p for p in parts if p in ("seen", "annotation-free")), "zero-shot"),
         "self_training": base.self_training
         if "self_training" in parts
         else SelfTrainingConfig(start=1.0),
-        "consolidation": base.consolidation
-        if "consolidation" in parts
-        else ConsolidationConfig(voxel_m=0.0),
+        "labels": base.labels if "consolidation" in parts else alone,
         "seed": seed,
     })  # fmt: skip
 

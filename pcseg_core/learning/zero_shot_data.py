@@ -15,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pcseg_core.data import Drive, Sample
+from pcseg_core.distill.evidence import Evidence
 from pcseg_core.distill.patches import PatchView, camera_patches
-from pcseg_core.distill.pseudo_labels import Evidence, PseudoLabelConfig, camera_evidence
+from pcseg_core.distill.pseudo_labels import PseudoLabelConfig, camera_evidence
 from pcseg_core.errors import InputError, PcsegError
 from pcseg_core.evaluation.evaluator import truth_of
 from pcseg_core.files import atomic_path, slug

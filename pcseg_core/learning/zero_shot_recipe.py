@@ -11,7 +11,6 @@ from pydantic import Field
 from pcseg_core.bundled import bundled_file
 from pcseg_core.config import Section, load_yaml
 from pcseg_core.distill.alignment import AlignmentConfig
-from pcseg_core.distill.consolidation import ConsolidationConfig
 from pcseg_core.distill.pseudo_labels import PseudoLabelConfig
 from pcseg_core.learning.recipe import AugmentConfig, LossConfig, OptimizerConfig
 from pcseg_core.models.student import StudentConfig
@@ -93,9 +92,9 @@ class ZeroShotRecipe(Section):
     )
     labels: PseudoLabelConfig = Field(
         default_factory=PseudoLabelConfig,
-        description="Projection; the label space is the split's, and carrying is consolidation's",
+        description="Projection and consolidation; the label space is the split's, and labels are "
+        "not carried otherwise",
     )
-    consolidation: ConsolidationConfig = Field(default_factory=ConsolidationConfig)
     alignment: AlignmentConfig = Field(default_factory=AlignmentConfig)
     self_training: SelfTrainingConfig = Field(default_factory=SelfTrainingConfig)
     stacking: StackingConfig = Field(default_factory=StackingConfig)

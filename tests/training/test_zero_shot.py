@@ -15,8 +15,9 @@ from typer.testing import CliRunner
 from pcseg_core.checkpoint import load_text
 from pcseg_core.data import open_drive
 from pcseg_core.distill.consolidation import ConsolidationConfig
+from pcseg_core.distill.evidence import Evidence
 from pcseg_core.distill.patches import PatchView
-from pcseg_core.distill.pseudo_labels import Evidence, group_probabilities
+from pcseg_core.distill.pseudo_labels import group_probabilities
 from pcseg_core.errors import InputError
 from pcseg_core.evaluation.zero_shot import stacked
 from pcseg_core.labels import IGNORE, LabelSpace, grouping
@@ -205,7 +206,7 @@ def test_folding_keeps_the_best_class_and_gamma_acts_at_the_mean_length() -> Non
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("zero-shot")
-    recipe = tiny(consolidation={"voxel_m": 0.4}, self_training={"start": 0.3})
+    recipe = tiny(labels={"consolidation": {"voxel_m": 0.4}}, self_training={"start": 0.3})
     metrics = zero_shot([DRIVE.format(s, 2) for s in (1, 2)], [DRIVE.format(3, 0)],
                         load_split("street_vehicle_pole"), recipe, folder / "run",
                         folder / "cache", "cpu")  # fmt: skip
@@ -227,7 +228,7 @@ def test_a_run_ends_in_a_checkpoint_that_knows_words(finished: Any) -> None:
 def test_the_same_call_repeats_nothing_and_another_recipe_is_refused(finished: Any) -> None:
     folder, metrics = finished
     sources, split = [DRIVE.format(s, 2) for s in (1, 2)], load_split("street_vehicle_pole")
-    recipe = tiny(consolidation={"voxel_m": 0.4}, self_training={"start": 0.3})
+    recipe = tiny(labels={"consolidation": {"voxel_m": 0.4}}, self_training={"start": 0.3})
     again = zero_shot(sources, [DRIVE.format(3, 0)], split, recipe, folder / "run",
                       folder / "cache", "cpu")  # fmt: skip
     assert again["plain"] == metrics["plain"] and again["gamma"] == metrics["gamma"]
@@ -288,7 +289,7 @@ def test_rows_take_from_the_recipe_what_they_are_named_after() -> None:
     base = load_zero_shot_recipe(RECIPES / "zero_shot_simulated.yaml")
     seen = study.row_recipe(base, study.SEEN_ONLY, 3)
     assert seen.supervision == "seen" and seen.seed == 3 and not seen.alignment.active
-    assert seen.self_training.start == 1 and seen.consolidation.voxel_m == 0
+    assert seen.self_training.start == 1 and seen.labels.consolidation.voxel_m == 0
     local = study.row_recipe(base, "local", 0)
     assert local.alignment.local_weight and not local.alignment.global_weight
     assert local.supervision == "zero-shot"
@@ -341,7 +342,7 @@ def test_a_folder_of_sequences_is_split_into_training_and_test(tmp_path: Path) -
 def test_recipes_that_come_with_the_source_are_whole(name: str) -> None:
     recipe = load_zero_shot_recipe(RECIPES / f"zero_shot_{name}.yaml")
     assert recipe.alignment.active and recipe.self_training.start < 1
-    assert recipe.consolidation.voxel_m > 0 and recipe.supervision == "zero-shot"
+    assert recipe.labels.consolidation.voxel_m > 0 and recipe.supervision == "zero-shot"
     if name != "simulated":
         assert recipe.teacher.weights.is_absolute() and recipe.text.weights is not None
         assert recipe.teacher.label_space == load_split(name).label_space

@@ -3,13 +3,23 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pcseg_core.distill.consolidation import ConsolidationConfig, consolidate, moving_points
-from pcseg_core.distill.pseudo_labels import Evidence
+from pcseg_core.distill.consolidation import (
+    ConsolidationConfig,
+    consolidate,
+    likeliest,
+    moving_points,
+)
+from pcseg_core.distill.evidence import Evidence
+from pcseg_core.distill.labelling import Labeller, SeenSweep
+from pcseg_core.distill.pseudo_labels import PseudoLabelConfig
+from pcseg_core.labels import IGNORE
 
 CONFIG = ConsolidationConfig(voxel_m=0.5, doubt=0.2)
 HERE = np.eye(4)
@@ -116,6 +126,11 @@ def test_moving_things_neither_give_nor_take_labels() -> None:
     assert np.allclose(joined[0][-1], joined[2][-1])
 
 
+def test_the_likeliest_class_and_none_for_the_unseen() -> None:
+    labels, confidence = likeliest(np.array([[0.2, 0.8], [0, 0], [1, 0]], np.float32))
+    assert labels.tolist() == [1, IGNORE, 0] and confidence == pytest.approx([0.8, 0, 1])
+
+
 def test_long_drives_are_fused_in_parts() -> None:
     cloud = np.array([[5.0, 0.1, 0.1]], np.float32)
     evidence = [look({0: [0.9, 0.1]})] * 2 + [look({0: [0.1, 0.9]})] * 2
@@ -146,3 +161,18 @@ def test_looks_commute(sweeps: int, seed: int) -> None:
         assert np.allclose(again[place], found[i], atol=1e-5)
     sums = np.concatenate(found).sum(1)
     assert np.all(np.isclose(sums, 1, atol=1e-5) | (sums == 0))
+
+
+def test_distillation_consolidates_where_it_is_asked_to() -> None:
+    cloud = np.array([[5.0, 0.1, 0.1], [-5.0, 0.1, 0.1]], np.float32)
+
+    def seen(rows: dict[int, list[float]]) -> SeenSweep:
+        none = np.zeros((0, 0), np.float16)
+        return SeenSweep(cloud, np.ones(2, np.float32), HERE, look(rows), none, np.zeros(0))
+
+    members = [("a", seen({0: [0.9, 0.1]})), ("b", seen({0: [0.6, 0.4]}))]
+    config = PseudoLabelConfig(consolidation=CONFIG)
+    found = Labeller._label_scene(SimpleNamespace(config=config), "scene", members)  # type: ignore[arg-type]
+    assert [f.labels.tolist() for f in found] == [[0, IGNORE]] * 2
+    first, second = (0.8 * 0.9 + 0.1) * (0.8 * 0.6 + 0.1), (0.8 * 0.1 + 0.1) * (0.8 * 0.4 + 0.1)
+    assert found[0].confidence == pytest.approx([first / (first + second), 0])

@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What cameras said of the points of a sweep, and the voxels of the world points lie in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pcseg_core.geometry import transform
+
+
+@dataclass
+class Evidence:
+    """Class evidence of the points of one sweep that a camera saw.
+
+    Attributes:
+        index: (M,) int32 positions of the seen points in the sweep.
+        weights: (M,) float32 trust in each point's pixels, summed over cameras.
+        sums: (M, C) float32 weighted class probabilities, summed over cameras.
+    """
+
+    index: np.ndarray
+    weights: np.ndarray
+    sums: np.ndarray
+
+
+def world_keys(xyz: np.ndarray, pose: np.ndarray, voxel: float) -> np.ndarray:
+    """(N,) int64 packed world voxel of each point; -1 for non-finite points."""
+    finite = np.isfinite(xyz).all(1)
+    cells = np.floor(transform(pose, np.where(finite[:, None], xyz, 0.0)) / voxel).astype(np.int64)
+    cells += 1 << 20
+    keys = (cells[:, 0] << 42) | (cells[:, 1] << 21) | cells[:, 2]
+    return np.where(finite & ((cells >= 0) & (cells < 1 << 21)).all(1), keys, -1)

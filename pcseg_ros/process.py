@@ -39,7 +39,7 @@ def serve(make_node: Callable[[], ServedNode], args: Sequence[str] | None = None
         Exit code: 0 after a signal, 2 if arguments or parameters are wrong.
     """
     signals = _Signals()
-    _keep_freed_memory()
+    keep_freed_memory()
     try:
         rclpy.init(args=list(args) if args is not None else None)
     except KeyboardInterrupt:
@@ -90,7 +90,7 @@ class _Signals:
             raise KeyboardInterrupt
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Let glibc keep what a sweep frees for the next one.
 
     It gives large blocks back to the system at once, and a page fault for every 4 kB of the next

@@ -16,11 +16,13 @@ pytest.importorskip("tf2_msgs", reason="needs a ROS distribution (tf2_msgs)")
 
 import rclpy
 from geometry_msgs.msg import TransformStamped
+from harness import Client, NodeProcess, sweep, value_of, wait_for
 from rclpy.context import Context
 from sensor_msgs.msg import Image, PointCloud2
 from tf2_msgs.msg import TFMessage
 
 from pcseg_core.geometry import from_euler, invert, to_quaternion
+from pcseg_ros import qos
 from pcseg_ros.config import CameraParameters
 from pcseg_ros.matching import create_synchroniser
 from pcseg_ros.motion import OdometryMotion, TfMotion
@@ -139,6 +141,31 @@ def test_broken_transforms_are_left_out(buffer: TransformBuffer) -> None:
     np.testing.assert_allclose(
         buffer.pose("odom", "lidar", 3 * S), pose_at(3 * S) @ T_BASE_LIDAR, atol=1e-6
     )
+
+
+def test_tf_stops_and_comes_back_over_dds(client: Client) -> None:
+    with NodeProcess(
+        "checkpoint:=fake", "diagnostics_period_s:=0.1", "temporal.enabled:=true",
+        "motion.source:=tf", "motion.required:=true", "motion.timeout_s:=0.2",
+    ) as process:  # fmt: skip
+        node = client.attach(process)
+        moving = client.node.create_publisher(TFMessage, "/tf", 10)
+        static = client.node.create_publisher(TFMessage, "/tf_static", qos.latched())
+        static.publish(message("base_link", "os_sensor", T_BASE_LIDAR))
+        wait_for(moving.get_subscription_count, "a subscriber of /tf")
+
+        def drive(begin_s: float, end_s: float) -> None:
+            for stamp in range(round(begin_s * S), round(end_s * S) + 1, S // 10):
+                moving.publish(message("odom", "base_link", pose_at(stamp), stamp))
+
+        drive(10, 11)
+        assert node.exchange(sweep(10, stamp=(10, 950_000_000))).width == 10
+        node.send(sweep(11, stamp=(11, 500_000_000)))  # TF has stopped
+        node.report(lambda s: value_of(s, "dropped: motion not known") == "1")
+        node.send(sweep(12, stamp=(13, 0)))
+        node.report(lambda s: value_of(s, "dropped: motion not known") == "2")
+        drive(13, 14)
+        assert node.exchange(sweep(13, stamp=(13, 950_000_000))).width == 13
 
 
 def stamped(kind: type, stamp_ns: int) -> Any:

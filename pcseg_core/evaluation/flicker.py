@@ -72,10 +72,6 @@ class Flicker:
         self.changed += changed
         return changed / count if count else None
 
-    def skip(self) -> None:
-        """A sweep came without labels: the next one has nothing to compare with."""
-        self.last = None
-
     @property
     def share(self) -> float | None:
         """Of all sweeps, 0..1; None without pairs."""

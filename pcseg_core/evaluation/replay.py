@@ -95,6 +95,7 @@ class _Measure:
         self.groups = grouping(contender.label_space, space)
         self.confusion = Confusion(len(space))
         self.flicker = Flicker()
+        self.pairing = Pairing()  # of the sweeps that it answered
         self.counts = np.zeros(len(space), np.int64)
         self.points = 0
         self.taught = self.agreed = 0
@@ -162,26 +163,25 @@ class _Run:
         moment, judges = Moment(sample), self.judges
         truth = judges.truth(index, sample)
         taught = self._teach(sample) if index in self.taught else None
-        pose = sample.T_world_lidar
-        pairs = None if pose is None else self._pair(moment, pose)
+        shared = None if self.live else self._pair(moment, self.pairing)
         figures = SweepFigures(stamp_ns=sample.stamp_ns, points=len(sample.cloud))
         labels: dict[str, Labels] = {}
         changed: dict[str, npt.NDArray[np.int8]] = {}
-        keep = index == len(self.drive) // 2
+        keep = self.scene is None or index <= len(self.drive) // 2  # the middle, if it is answered
         for measure in self.measures:
             answer = measure.contender.answer(moment)
             name = measure.contender.name
             if answer is None:
                 measure.dropped += 1
-                measure.flicker.skip()
                 continue
+            pairs = self._pair(moment, measure.pairing) if self.live else shared
             given = regroup(answer.labels, measure.groups)
             labels[name] = given
             if keep:
                 changed[name] = _changes(given, measure.flicker.last, pairs)
             self._count(measure, answer, given, truth, taught, pairs, figures)
         self.sweeps.append(figures)
-        if keep:
+        if keep and labels:
             self.scene = Scene(sample.cloud.xyz, truth, labels, changed)
 
     def _count(
@@ -212,8 +212,12 @@ class _Run:
             measure.milliseconds.append(answer.milliseconds)
             figures.milliseconds[name] = round(answer.milliseconds, 2)
 
-    def _pair(self, moment: Moment, pose: npt.NDArray[np.float64]) -> Pairs | None:
-        return self.pairing.add(transform(pose, moment.still.astype(np.float64)))
+    def _pair(self, moment: Moment, pairing: Pairing) -> Pairs | None:
+        """Points at the place of one of the sweep before, the last one that was answered."""
+        pose = moment.sample.T_world_lidar
+        if pose is None:
+            return None
+        return pairing.add(transform(pose, moment.still.astype(np.float64)))
 
     def _teach(self, sample: Sample) -> Labels | None:
         judges = self.judges

@@ -23,7 +23,8 @@ class ReplayFigures(BaseModel):
     """Figures of one contender; None where one does not apply.
 
     `miou`, `accuracy` and `iou` are against the labels of the recording. `flicker` is the share of
-    points whose label differs from that of the sweep before at the same place (10 cm);
+    points whose label differs from that of the sweep before at the same place (10 cm), live of
+    the sweep answered before;
     `temporal_consistency` is what it lacks to 1. `camera_agreement` is the share of the points
     seen by a camera that get the class that the teacher gives to their pixels. `latency` is from
     sweep to labels: in this process, or in the node from arrival to publication. `drop_rate` is

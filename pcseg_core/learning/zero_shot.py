@@ -21,7 +21,12 @@ from pcseg_core.labels import IGNORE
 from pcseg_core.learning.probe import Scan, read_scans
 from pcseg_core.learning.runs import bar, claim, console, finish, identity, on_gpu, train
 from pcseg_core.learning.zero_shot_data import Observed, Observer
-from pcseg_core.learning.zero_shot_labels import hold_out, training_sweeps, zero_shot_labels
+from pcseg_core.learning.zero_shot_labels import (
+    AlignedSweep,
+    hold_out,
+    training_sweeps,
+    zero_shot_labels,
+)
 from pcseg_core.learning.zero_shot_module import ZeroShotModule
 from pcseg_core.learning.zero_shot_recipe import ZeroShotRecipe
 from pcseg_core.learning.zero_shot_split import Split
@@ -85,7 +90,7 @@ def zero_shot(
     measured = measure(classifier, _scans(test, split, recipe), split, gamma)
     metrics = {
         "sweeps": len(sweeps), "held_out": len(held), "skipped": dict(skipped),
-        "labels": _label_quality(kept, sweeps, split), "gamma": gamma,
+        "labels": _label_quality(kept, sweeps, split, recipe.loss.min_confidence), "gamma": gamma,
         **{k: v.model_dump() for k, v in measured.items()}, **training,
     }  # fmt: skip
     fold_classifier(student, vectors, unseen, gamma, recipe.temperature, classifier.mean_norm)
@@ -221,13 +226,13 @@ def measure(
 
 
 def _label_quality(
-    kept: Sequence[Observed], sweeps: Sequence[Any], split: Split
+    kept: Sequence[Observed], sweeps: Sequence[AlignedSweep], split: Split, minimum: float
 ) -> dict[str, float]:
     """How many points of unseen classes got a label from images, and how many of these are right.
 
     For the report alone; training does not see it.
     """
-    labels = np.concatenate([sweep.label for sweep in sweeps])
+    labels = np.concatenate([sweep.confident(minimum) for sweep in sweeps])
     truth = np.concatenate([sweep.truth for sweep in kept])
     hidden = (truth >= 0) & split.mask[truth]
     given = hidden & (labels != IGNORE)

@@ -127,22 +127,40 @@ class TemporalBuffer:
         points = columns.take(used, axis=1)
         before, self._free = self._free, self._see_free_space(points)
         keys = voxel_keys(points, pose, self.config.voxel_m)
-        slot = self._table.find(keys, now - _FORGOTTEN * self.config.memory_s)
-        if slot.min(initial=0) < 0:
-            self.counters["overflow"] += int(np.count_nonzero(slot < 0))
-            kept, lost = np.flatnonzero(slot >= 0), np.flatnonzero(slot < 0)
+        hit, voxel, first = self._locate(keys, now - _FORGOTTEN * self.config.memory_s)
+        if voxel.min(initial=0) < 0:
+            kept, lost = np.flatnonzero(voxel >= 0), np.flatnonzero(voxel < 0)
+            self.counters["overflow"] += len(lost)
             others = np.concatenate([others, used[lost]])
-            used, slot, points = used[kept], slot[kept], points[:, kept]
+            used, voxel = used[kept], voxel[kept]
         labels = np.full(len(xyz), IGNORE, np.int32)
         confidence = np.zeros(len(xyz), np.float32)
         labels[others], confidence[others] = _top(probabilities[others])
         if len(used):
-            hit, voxel, first = self._table.group(slot)
             look = _means(probabilities, used, voxel, len(hit))
             winner, share = self._fuse(hit, look, points[:, first], before, now)
             labels[used] = winner.take(voxel)
             confidence[used] = share.take(voxel)
         return labels, confidence
+
+    def _locate(self, keys: Array, expired: float) -> tuple[Array, npt.NDArray[np.int32], Array]:
+        """Rows of the table for a sweep.
+
+        Returns:
+            (M,) rows that are hit, (N,) int32 which of them each point hits, -1 where there is no
+            room, and (M,) a point of each.
+        """
+        # Neighbours in the sweep often share a voxel: the table is asked once for each run.
+        begins = np.ones(len(keys), bool)
+        np.not_equal(keys[1:], keys[:-1], out=begins[1:])
+        starts = np.flatnonzero(begins)
+        slot = self._table.find(keys.take(starts), expired)
+        kept = np.flatnonzero(slot >= 0)
+        hit, group, first = self._table.group(slot.take(kept))
+        voxel = np.full(len(starts), -1, np.int32)
+        voxel[kept] = group
+        run = np.cumsum(begins, dtype=np.int32) - 1
+        return hit, voxel.take(run), starts.take(kept.take(first))
 
     def _fuse(
         self, hit: Array, look: Float32, points: Array, before: Future[FreeSpace] | None, now: float
@@ -153,9 +171,10 @@ class TemporalBuffer:
         np.log(np.maximum(look, _FLOOR, out=look), out=look)
         state = table.rows.take(hit, axis=0)
         age = np.float32(now) - table.seen.take(hit)
-        state[:, :-1] *= np.exp(age / np.float32(-self.config.memory_s))[:, None]
+        was = state[:, -1].copy()
+        state *= np.exp(age / np.float32(-self.config.memory_s))[:, None]
         if before is not None:
-            self._gate(state, look, points, before.result())
+            self._gate(state, was, look, points, before.result())
         evidence, weight = state[:, : self.classes], state[:, -2]
         evidence += look
         weight += 1
@@ -169,9 +188,11 @@ class TemporalBuffer:
         total = np.exp(look, out=look) @ np.ones(self.classes, np.float32)
         return winner, np.reciprocal(total, dtype=np.float32)
 
-    def _gate(self, state: Array, look: Float32, points: Array, before: FreeSpace) -> None:
-        """Forget voxels that were free and are now hit by something else."""
-        differs = state[:, -1] != _top(look)[0]
+    def _gate(
+        self, state: Array, was: Array, look: Float32, points: Array, before: FreeSpace
+    ) -> None:
+        """Forget voxels that were free and are now hit by something else than they were."""
+        differs = was != _top(look)[0]
         suspects = np.flatnonzero(differs & (state[:, -2] > 0))
         seen_from_before = transform(self._motion, points[:, suspects].T).T
         arrived = suspects[before.passed(seen_from_before, self.config.gate_m)]

@@ -250,12 +250,13 @@ def _percent(value: float | None) -> str:
 
 def markdown(content: Mapping[str, Any]) -> str:
     """The summary as a table in Markdown, in percent."""
-    lines = ["| row | seen | unseen | hIoU | hIoU, stacked | seeds |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| row | seen | unseen | hIoU | seen, stacked | unseen, stacked | hIoU, stacked | seeds |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    keys = [f"{kind}_{key}" for kind in ("plain", "stacked") for key in _KEYS]
     for entry in content["summary"]:
-        cells = [
-            f"{_percent(entry[k])} ± {_percent(entry[k + '_deviation'])}"
-            for k in ("plain_seen", "plain_unseen", "plain_hiou", "stacked_hiou")
-        ]
+        cells = [f"{_percent(entry[k])} ± {_percent(entry[k + '_deviation'])}" for k in keys]
         lines.append("| " + " | ".join([entry["row"], *cells, str(entry["seeds"])]) + " |")
     return "\n".join(lines)
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from pcseg_core.checkpoint import load_text
@@ -44,7 +45,7 @@ from pcseg_core.online.segmenter import Segmenter
 from pcseg_core.text_table import TextTable
 from pcseg_core.vision.pixel_classes import load_teacher
 from pcseg_core.vision.text_classes import TextClasses
-from pcseg_core.vision.text_space import GeneratedText
+from pcseg_core.vision.text_space import GeneratedText, load_text_space
 
 UNSEEN = np.array([False, True, False, True])
 OFF = ConsolidationConfig(voxel_m=0)
@@ -263,6 +264,30 @@ def test_the_image_teacher_speaks_the_classes_of_the_split() -> None:
     spoken = tiny(image_features="text")
     _, features, other = load_image_teacher(spoken, split, text, split.class_words(text), "cpu")
     assert features(image).shape[0] == 64 and other != known
+
+
+def test_dense_clip_as_the_image_teacher(tmp_path: Path) -> None:
+    open_clip = pytest.importorskip("open_clip")
+    vision = {"image_size": 32, "layers": 2, "width": 24, "head_width": 8, "patch_size": 8}
+    words = {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
+    config = {"embed_dim": 12, "vision_cfg": vision, "text_cfg": words}
+    (tmp_path / "tiny-zero-shot.json").write_text(json.dumps(config))
+    open_clip.add_model_config(tmp_path / "tiny-zero-shot.json")
+    weights = tmp_path / "clip.safetensors"
+    network = open_clip.create_model("tiny-zero-shot", pretrained=None)
+    save_file({k: v.contiguous().clone() for k, v in network.state_dict().items()}, str(weights))
+    clip = {"model": "tiny-zero-shot", "short_side_px": 32, "window_px": 32}
+    teacher = {"name": "maskclip", "weights": weights, "label_space": "street", "clip": clip}
+    text = {"source": "open_clip", "model": "tiny-zero-shot", "weights": weights}
+    recipe, split = tiny(teacher=teacher, text=text), load_split("street_vehicle_pole")
+    space = load_text_space(recipe.text)
+    groups = split.class_words(space)
+    found, features, _ = load_image_teacher(recipe, split, space, groups, "cpu")
+    image = np.zeros((32, 48, 3), np.uint8)
+    assert found.probabilities(image).shape == (8, 4, 6) and features(image).shape == (12, 4, 6)
+    elsewhere = tiny(teacher={**teacher, "label_space": "cityscapes"}, text=text)
+    with pytest.raises(InputError, match="dense CLIP must know the classes of the split"):
+        load_image_teacher(elsewhere, split, space, groups, "cpu")
 
 
 def test_the_best_word_of_a_class_counts() -> None:

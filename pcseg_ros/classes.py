@@ -12,9 +12,8 @@ from rclpy.parameter import Parameter
 from std_msgs.msg import Header
 
 from pcseg_core.labels import LabelSpace
-from pcseg_ros import conversions, qos
+from pcseg_ros import conversions, qos, topics
 
-TOPIC = "label_info"
 PARAMETERS = {
     "class_names": "Class names; the position is the value of the field label",
     "class_colors": "Class colours (#rrggbb) in the order of class_names",
@@ -43,7 +42,9 @@ class ClassAnnouncer:
         if find_spec("vision_msgs") is not None:
             header = Header(stamp=self._node.get_clock().now().to_msg())
             message = conversions.label_info(space, header)
-            self._publisher = self._node.create_publisher(type(message), TOPIC, qos.latched())
+            self._publisher = self._node.create_publisher(
+                type(message), topics.LABEL_INFO, qos.latched()
+            )
             self._publisher.publish(message)
 
     def withdraw(self) -> None:

@@ -17,7 +17,7 @@ from sensor_msgs.msg import PointCloud2
 
 from pcseg_core.data.calibration import Calibration, load_calibration
 from pcseg_core.errors import InputError
-from pcseg_ros import conversions, diagnostics
+from pcseg_ros import conversions, diagnostics, topics
 from pcseg_ros.cameras import create_cameras
 from pcseg_ros.config import NodeConfig
 from pcseg_ros.matching import create_synchroniser
@@ -26,9 +26,6 @@ from pcseg_ros.rig import Motion, Rig
 from pcseg_ros.statistics import SweepStatistics
 from pcseg_ros.subscriptions import SensorSubscription
 from pcseg_ros.transforms import TransformBuffer, has_tf2
-
-POINTS_TOPIC = "points"
-ODOMETRY_TOPIC = "odometry"
 
 _JUMP_NS = 1_000_000_000  # stamps that go back by more are a new start
 _LEAST_WAIT_NS = 1_000_000
@@ -97,7 +94,7 @@ class Inputs:
         self._deadline = node.create_timer(1.0, self._give_out, clock=steady)
         self._deadline.cancel()
         self._points = SensorSubscription(
-            node, PointCloud2, POINTS_TOPIC, self._on_points, config.input_reliability
+            node, PointCloud2, topics.POINTS, self._on_points, config.input_reliability
         )
         backwards = JumpThreshold(
             min_forward=None, min_backward=Duration(nanoseconds=-_JUMP_NS), on_clock_change=False
@@ -164,7 +161,7 @@ class Inputs:
         place = None if calibration is None else calibration.body()
         self._odometry = OdometryMotion(place, self._transforms)
         self._odometry_subscription = self._node.create_subscription(
-            Odometry, ODOMETRY_TOPIC, self._on_odometry, QoSProfile(depth=50)
+            Odometry, topics.ODOMETRY, self._on_odometry, QoSProfile(depth=50)
         )
         return self._odometry
 

@@ -18,14 +18,8 @@ from pcseg_core.labels import LabelSpace
 from pcseg_core.online.instances import cluster_instances
 from pcseg_core.online.overlay import draw_labels
 from pcseg_core.projection import Projection
-from pcseg_ros import conversions, qos
+from pcseg_ros import conversions, qos, topics
 from pcseg_ros.config import NodeConfig
-
-LABELED_TOPIC = "labeled_points"
-FILTERED_TOPIC = "filtered_points"
-TEACHER_TOPIC = "teacher_points"
-OVERLAY_TOPIC = "overlay/{camera}"
-STAGES = ("wait", "queue", "decode", "motion", "inference", "fusion", "encode", "latency", "age")
 
 
 @dataclass
@@ -75,15 +69,15 @@ class SweepOutputs:
 
     def __init__(self, node: LifecycleNode, cameras: Sequence[str], teacher: bool) -> None:
         self._node = node
-        self._labeled = self._create(PointCloud2, LABELED_TOPIC)
-        self._filtered = self._create(PointCloud2, FILTERED_TOPIC)
-        self._teacher = self._create(PointCloud2, TEACHER_TOPIC) if teacher else None
+        self._labeled = self._create(PointCloud2, topics.LABELED)
+        self._filtered = self._create(PointCloud2, topics.FILTERED)
+        self._teacher = self._create(PointCloud2, topics.TEACHER) if teacher else None
         self._overlays = {
-            name: self._create(Image, OVERLAY_TOPIC.format(camera=name)) for name in cameras
+            name: self._create(Image, topics.OVERLAY.format(camera=name)) for name in cameras
         }
         self._times = {
-            stage: node.create_publisher(Float64, f"~/debug/{stage}_ms", qos.result())
-            for stage in STAGES
+            stage: node.create_publisher(Float64, topics.TIMES.format(stage=stage), qos.result())
+            for stage in topics.STAGES
         }
 
     def destroy(self) -> None:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Documents made from a configuration: the parameter table and the commented parameter file.
 
-`python -m pcseg_ros.reference table` prints the table for the documentation,
-`python -m pcseg_ros.reference file` prints config/segment.yaml.
+`python -m pcseg_ros.reference table` prints the parameters for the documentation, `topics` prints
+topics and services, and `file` prints config/segment.yaml.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 from pcseg_core.config import Section
 from pcseg_ros.config import NodeConfig
 from pcseg_ros.specs import ParameterSpec, parameter_specs
+from pcseg_ros.topics import TOPICS
 
 _HEADER = """\
 # Parameters of segment_node with their defaults. Launch arguments override this file.
@@ -35,6 +36,16 @@ def parameter_table(section: type[Section] = NodeConfig) -> str:
         cells = (f"`{spec.name}`", spec.type_name, f"`{_literal(spec.field.default)}`")
         live = "yes" if spec.live else ""
         rows.append("| " + " | ".join((*cells, _range(spec), live, _description(spec))) + " |")
+    return "\n".join(rows) + "\n"
+
+
+def topic_table() -> str:
+    """Markdown table of the topics and services."""
+    rows = ["| topic or service | type | | delivery | |", "|---|---|---|---|---|"]
+    for topic in TOPICS:
+        name = topic.name if topic.name.startswith("(") else f"`{topic.name}`"
+        cells = (name, topic.kind, topic.direction, topic.qos, topic.text)
+        rows.append("| " + " | ".join(cells) + " |")
     return "\n".join(rows) + "\n"
 
 
@@ -92,4 +103,5 @@ def _literal(value: Any) -> str:
 
 
 if __name__ == "__main__":
-    print({"table": parameter_table, "file": parameter_file}[sys.argv[1]](), end="")
+    documents = {"table": parameter_table, "file": parameter_file, "topics": topic_table}
+    print(documents[sys.argv[1]](), end="")

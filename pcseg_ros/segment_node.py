@@ -14,7 +14,7 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 from pcseg_core.bundled import BUNDLED
 from pcseg_core.errors import InputError, PcsegError
 from pcseg_core.labels import LabelSpace
-from pcseg_ros import diagnostics
+from pcseg_ros import diagnostics, topics
 from pcseg_ros.classes import ClassAnnouncer
 from pcseg_ros.config import NodeConfig
 from pcseg_ros.fusion import SweepFusion
@@ -22,15 +22,13 @@ from pcseg_ros.inputs import Inputs, Sweep
 from pcseg_ros.labeling import SweepLabeler
 from pcseg_ros.live_classes import LiveClasses
 from pcseg_ros.loading import load_segmenter, load_teacher
-from pcseg_ros.outputs import LABELED_TOPIC, SweepOutputs
+from pcseg_ros.outputs import SweepOutputs
 from pcseg_ros.parameters import SectionParameters
 from pcseg_ros.process import ServedNode, leave, serve
 from pcseg_ros.resources import process_values
 from pcseg_ros.services import NodeServices
 from pcseg_ros.statistics import SweepStatistics
 from pcseg_ros.worker import LatestWorker
-
-DIAGNOSTICS_TOPIC = "/diagnostics"
 
 _STOP_TIMEOUT_S = 10.0
 
@@ -69,7 +67,7 @@ class SegmentNode(LifecycleNode, ServedNode):
         self._worker: LatestWorker[Sweep] | None = None
         self._fault = ""
         self._switches = NodeServices(self, self._reset)
-        self._diagnostics = self.create_publisher(DiagnosticArray, DIAGNOSTICS_TOPIC, 1)
+        self._diagnostics = self.create_publisher(DiagnosticArray, topics.DIAGNOSTICS, 1)
         steady = Clock(clock_type=ClockType.STEADY_TIME)  # goes on while simulated time stands
         self.create_timer(self.config.diagnostics_period_s, self._report, clock=steady)
 
@@ -177,9 +175,9 @@ class SegmentNode(LifecycleNode, ServedNode):
     def _release(self) -> None:
         self.close(_STOP_TIMEOUT_S)
         self._announcer.withdraw()
-        for topics in (self._inputs, self._outputs):
-            if topics is not None:
-                topics.destroy()
+        for ends in (self._inputs, self._outputs):
+            if ends is not None:
+                ends.destroy()
         self._segmenter = self._inputs = self._outputs = self._fusion = self._labeler = None
 
     def _explain_start(self, checkpoint: str) -> None:
@@ -187,7 +185,7 @@ class SegmentNode(LifecycleNode, ServedNode):
         names = ", ".join(self._segmenter.label_space.names)
         self.get_logger().info(f"checkpoint '{checkpoint}' with the classes {names}")
         sources = [self._inputs.topic_name, *(c.topic for c in self._inputs.cameras.values())]
-        output = self.resolve_topic_name(LABELED_TOPIC)
+        output = self.resolve_topic_name(topics.LABELED)
         self.get_logger().info(f"{', '.join(sources)} -> {output}")
 
     def _explain_failure(self, error: Exception) -> None:

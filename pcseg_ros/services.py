@@ -9,6 +9,8 @@ from typing import Any
 from rclpy.node import Node
 from std_srvs.srv import SetBool, Trigger
 
+from pcseg_ros import topics
+
 
 class NodeServices:
     """Answers both services for the life of the node, in whatever lifecycle state.
@@ -24,8 +26,8 @@ class NodeServices:
     def __init__(self, node: Node, reset: Callable[[], None]) -> None:
         self.enabled = True
         self._reset = reset
-        node.create_service(Trigger, "~/reset", self._on_reset)
-        node.create_service(SetBool, "~/enable", self._on_enable)
+        node.create_service(Trigger, topics.RESET, self._on_reset)
+        node.create_service(SetBool, topics.ENABLE, self._on_enable)
 
     def _on_reset(self, request: Any, response: Any) -> Any:
         self._reset()

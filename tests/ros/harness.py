@@ -125,17 +125,23 @@ class Client:
             wait_for(attachment.connected, "topics to match")
         return attachment
 
-    def call(self, kind: Any, name: str, request: Any) -> Any:
-        """Answer of a service."""
+    def call(self, kind: Any, name: str, request: Any, tries: int = 1) -> Any:
+        """Answer of a service.
+
+        A server answers into the void while DDS has not matched its writer with our reader yet;
+        `tries` beyond 1 ask again, for requests that change nothing.
+        """
         if name not in self._services:
             self._services[name] = self.node.create_client(kind, name)
         service = self._services[name]
         assert service.wait_for_service(TIMEOUT_S), f"service {name} does not exist"
-        done = threading.Event()
-        future = service.call_async(request)
-        future.add_done_callback(lambda _: done.set())
-        assert done.wait(TIMEOUT_S), f"service {name} does not answer"
-        return future.result()
+        for _ in range(tries):
+            done = threading.Event()
+            future = service.call_async(request)
+            future.add_done_callback(lambda _, done=done: done.set())
+            if done.wait(TIMEOUT_S / tries):
+                return future.result()
+        raise AssertionError(f"service {name} does not answer")
 
     def _spin(self) -> None:
         try:
@@ -206,7 +212,7 @@ class Attachment:
     def state(self) -> str:
         """Lifecycle state by service."""
         response = self._client.call(
-            GetState, self._process.service("get_state"), GetState.Request()
+            GetState, self._process.service("get_state"), GetState.Request(), tries=4
         )
         return str(response.current_state.label)
 

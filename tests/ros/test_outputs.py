@@ -19,6 +19,7 @@ from std_srvs.srv import SetBool, Trigger
 
 from pcseg_core.labels import WIRE_UNLABELED, LabelSpace
 from pcseg_core.online.instances import cluster_instances
+from pcseg_ros.topics import DIAGNOSTICS, FILTERED, LABELED, POINTS, TIMES, TOPICS
 
 NAMES = LabelSpace.load("street").names
 
@@ -99,6 +100,24 @@ def test_times_are_published_where_subscribed(node: Attachment) -> None:
     inference = node.listen(Float64, "segment_node/debug/inference_ms")
     node.exchange(sweep(100))
     assert 0 < inference.get(timeout=5).data < latency.get(timeout=5).data < 5000
+
+
+def test_topics_and_services_are_those_of_the_table(
+    node: Attachment, client: Client, process: NodeProcess
+) -> None:
+    space, name = process.namespace, f"{process.namespace}/segment_node"
+    services = dict(client.node.get_service_names_and_types_by_node("segment_node", space))
+    for topic in TOPICS:
+        full = topic.name.replace("~", name).format(camera="none", stage="latency")
+        full = full if full.startswith("/") else f"{space}/{full}"
+        if topic.direction == "service":
+            assert [t.replace("/srv", "") for t in services[full]] == [topic.kind]
+        elif topic.name in (POINTS, LABELED, FILTERED, TIMES, DIAGNOSTICS):
+            find = client.node.get_publishers_info_by_topic
+            if topic.direction == "in":
+                find = client.node.get_subscriptions_info_by_topic
+            kinds = {i.topic_type for i in find(full) if i.node_namespace == space}
+            assert kinds == {topic.kind.replace("/", "/msg/")}
 
 
 def test_diagnostics_tell_memory_and_threads(node: Attachment) -> None:

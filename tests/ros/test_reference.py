@@ -5,12 +5,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import yaml
 from pydantic import Field
 
 from pcseg_core.config import Section, parse_section
 from pcseg_ros.config import NodeConfig
-from pcseg_ros.reference import parameter_file, parameter_table
+from pcseg_ros.reference import parameter_file, parameter_table, topic_table
 from pcseg_ros.specs import parameter_specs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,8 +53,12 @@ def test_table_has_a_row_for_every_parameter() -> None:
     assert '| `camera.names` | string array | `["a", "b"]` |' in parameter_table(Nested)
 
 
-def test_table_of_the_readme_is_the_generated_one() -> None:
+@pytest.mark.parametrize(
+    "name, table, command",
+    [("parameters", parameter_table(), "table"), ("topics", topic_table(), "topics")],
+)
+def test_tables_of_the_readme_are_the_generated_ones(name: str, table: str, command: str) -> None:
     text = (ROOT / "README.md").read_text()
-    start = text.index("\n", text.index("<!-- parameters:")) + 1
-    table = text[start : text.index("<!-- /parameters -->")]
-    assert table == parameter_table(), "paste: python -m pcseg_ros.reference table"
+    start = text.index("\n", text.index(f"<!-- {name}:")) + 1
+    found = text[start : text.index(f"<!-- /{name} -->")]
+    assert found == table, f"paste: python -m pcseg_ros.reference {command}"

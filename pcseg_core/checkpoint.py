@@ -55,11 +55,14 @@ class CheckpointText:
         classes: what the text head was trained to tell apart: name -> words that mean it; the
             mean of their vectors, normalised, is the vector of the class.
         temperature: of the cosine classifier.
+        from_classes: whether the text head learned the vectors of those classes, rather than
+            dense features of an image encoder.
     """
 
     table: TextTable
     classes: dict[str, tuple[str, ...]]
     temperature: float = 0.07
+    from_classes: bool = True
 
 
 def save_checkpoint(
@@ -83,6 +86,7 @@ def save_checkpoint(
         tensors[_CENTRE] = torch.from_numpy(text.table.centre.astype(np.float32))
         words = {k: list(v) for k, v in text.classes.items()}
         header = {**text.table.header(), "classes": words, "temperature": text.temperature}
+        header["from_classes"] = text.from_classes
         meta = meta.model_copy(update={"text": header})
     with atomic_path(path) as temporary:
         save_file(tensors, str(temporary), metadata={_HEADER_KEY: meta.model_dump_json()})
@@ -117,7 +121,8 @@ def load_text(path: Path) -> CheckpointText | None:
     centre = state[_CENTRE].float().numpy() if _CENTRE in state else None
     table = TextTable.from_parts(meta.text, vectors, centre)
     classes = {str(k): tuple(v) for k, v in dict(meta.text.get("classes", {})).items()}
-    return CheckpointText(table, classes, float(meta.text.get("temperature", 0.07)))
+    temperature = float(meta.text.get("temperature", 0.07))
+    return CheckpointText(table, classes, temperature, bool(meta.text.get("from_classes", True)))
 
 
 def _read(file: Path) -> tuple[dict[str, Tensor], CheckpointMeta]:

@@ -27,6 +27,10 @@ def distill(
     cache: Annotated[
         Path | None, typer.Option(help="Folder of labelled sweeps that several runs share.")
     ] = None,
+    start: Annotated[
+        Path | None,
+        typer.Option(help="Train the student of this run on, for example to give it words."),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
     """Train a LiDAR segmenter from recordings with cameras, without labels.
@@ -42,7 +46,7 @@ def distill(
         chosen = chosen.model_copy(update={"seed": seed})
     if not resume:
         _remove_run(out)
-    metrics = run(sources, chosen, out, cache=cache, device=device)
+    metrics = run(sources, chosen, out, cache=cache, device=device, start=start)
     _summarize(metrics, out)
 
 

@@ -11,10 +11,12 @@ from typing import Any, cast
 import numpy as np
 import torch
 
+from pcseg_core.checkpoint import load_checkpoint
 from pcseg_core.data import Drive, open_drive
 from pcseg_core.distill.labelling import Labelled, Labeller, class_shares
+from pcseg_core.errors import InputError
 from pcseg_core.files import atomic_path, slug
-from pcseg_core.labels import IGNORE
+from pcseg_core.labels import IGNORE, LabelSpace
 from pcseg_core.learning.dataset import LabelledSweep
 from pcseg_core.learning.module import DistillModule
 from pcseg_core.learning.recipe import Recipe, TextConfig
@@ -29,7 +31,7 @@ from pcseg_core.learning.runs import (
     train,
 )
 from pcseg_core.learning.text import TextObjective, TextTeacher, load_text_teacher
-from pcseg_core.models.student import Student
+from pcseg_core.models.student import Student, StudentConfig
 from pcseg_core.vision.class_to_text import agree_with_labels
 from pcseg_core.vision.pixel_classes import load_teacher
 
@@ -40,6 +42,7 @@ def distill(
     out: Path,
     cache: Path | None = None,
     device: str = "auto",
+    start: Path | None = None,
 ) -> dict[str, Any]:
     """Label recordings with the recipe's teacher and train a student on the labels.
 
@@ -51,6 +54,7 @@ def distill(
         out: run directory; gets recipe.yaml, pseudo_labels/, logs/, last.ckpt and the checkpoint.
         cache: folder of labelled sweeps that several runs may share; default inside `out`.
         device: "auto", "cpu" or "cuda".
+        start: run or checkpoint whose student is trained on, for example to learn words.
 
     Returns:
         Figures of the run, also written to metrics.json.
@@ -58,7 +62,9 @@ def distill(
     Raises:
         InputError: unusable sources, weights or recipe, or a run directory of another recipe.
     """
-    claim(out, recipe, sources)
+    if recipe.optimizer.heads_only and start is None:
+        raise InputError("optimizer.heads_only needs a run to start from; give --start RUN")
+    claim(out, recipe, [*sources, *([f"start:{start}"] if start else [])])
     teacher = load_teacher(recipe.teacher, _device(device))
     text = load_text_teacher(recipe.text, teacher, _device(device)) if recipe.text else None
     drives = {identity(s): open_drive(s) for s in sources}
@@ -77,8 +83,14 @@ def distill(
     sweeps = _store(labelled, out / "pseudo_labels")
     labelling_s = time.monotonic() - started
     student = _build(recipe, sweeps, len(labeller.space), text)
+    if start is not None:
+        _take_over(student, start, labeller.space)
     objective = _text_objective(recipe.text, text, sweeps) if recipe.text and text else None
+    if objective is not None and student.text_head is not None:
+        objective.prepare(student.text_head)
     training = _train(student, sweeps, recipe, out, device, objective)
+    if objective is not None and student.text_head is not None:
+        objective.restore(student.text_head)
     metrics = {
         "sweeps": len(sweeps),
         "skipped": dict(sum((drive.skipped for drive in drives.values()), labeller.skipped)),
@@ -158,6 +170,29 @@ def _build(
     if text:
         config = config.model_copy(update={"text_channels": text.channels})
     return Student(config, classes)
+
+
+def _take_over(student: Student, start: Path, space: LabelSpace) -> None:
+    """Copy the network, and heads of the same shape, of another run.
+
+    Raises:
+        InputError: no checkpoint there, another network, or other classes.
+    """
+    state, meta = load_checkpoint(start)
+    if meta.label_space["name"] != space.name:
+        raise InputError(
+            f"--start {start} has the classes '{meta.label_space['name']}', the recipe "
+            f"'{space.name}'; start from a run of the same label space"
+        )
+    own = student.state_dict()
+    fitting = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
+    missing = [k for k in own if k.startswith("network.") and k not in fitting]
+    if missing or student.config.inputs != StudentConfig.model_validate(meta.student).inputs:
+        raise InputError(
+            f"--start {start} is another network (first difference: "
+            f"{missing[0] if missing else 'inputs'}); use its student section in the recipe"
+        )
+    student.load_state_dict({**own, **fitting})
 
 
 def _text_objective(

@@ -17,7 +17,7 @@ from pcseg_core.learning.dataset import Batch, LabelledSweep, StepDataset
 from pcseg_core.learning.recipe import Recipe
 from pcseg_core.learning.schedule import adamw
 from pcseg_core.learning.text import TextObjective
-from pcseg_core.models.student import Student
+from pcseg_core.models.student import Points, Student, StudentOutput
 
 STEPS_PER_EPOCH = 50  # a run resumes at an epoch's start, so at most this many steps are repeated
 
@@ -63,7 +63,8 @@ class DistillModule(lightning.LightningModule):
     def training_step(self, batch: Batch, _index: int) -> Tensor:
         """One weighted sum of the objectives."""
         weights = self.recipe.loss
-        output = self.student(batch.points)
+        frozen = self.recipe.optimizer.heads_only
+        output = self._with_frozen_network(batch.points) if frozen else self.student(batch.points)
         labels, confidence = vote(
             batch.labels,
             batch.confidence,
@@ -72,11 +73,11 @@ class DistillModule(lightning.LightningModule):
             output.logits.shape[1],
         )
         losses: dict[str, Tensor] = {}
-        if weights.cross_entropy:
+        if weights.cross_entropy and not frozen:
             losses["cross_entropy"] = weights.cross_entropy * weighted_cross_entropy(
                 output.logits, labels, confidence, self.class_weights
             )
-        if weights.lovasz:
+        if weights.lovasz and not frozen:
             losses["lovasz"] = weights.lovasz * lovasz_softmax(output.logits.softmax(1), labels)
         if weights.regression and output.regressed is not None:
             predicted = output.regressed[output.voxels.inverse[batch.feature_index]]
@@ -91,6 +92,17 @@ class DistillModule(lightning.LightningModule):
         accuracy = _agreement(output.logits, labels)
         self.log_dict({**losses, "loss": total, "agreement": accuracy}, prog_bar=True, batch_size=1)
         return total
+
+    def _with_frozen_network(self, points: Points) -> StudentOutput:
+        """What the student says, with gradients in its heads alone."""
+        student = self.student
+        student.network.eval()
+        with torch.no_grad():
+            voxels = student.voxelize(points)
+            features = student.network.features(student.sparse_input(points, voxels))
+            logits = student.network.classifier(features)
+        regressed = student.regression(features) if student.regression is not None else None
+        return StudentOutput(logits, features, regressed, voxels, student.text_head)
 
     def on_train_batch_end(self, *_: Any) -> None:
         """Move the averaged weights; early on they follow quickly."""

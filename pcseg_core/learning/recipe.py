@@ -60,6 +60,11 @@ class OptimizerConfig(Section):
         description="Decay of the moving average of weights that is kept as the result",
     )
     gradient_clip: float = Field(5.0, gt=0, description="Largest norm of the gradient")
+    heads_only: bool = Field(
+        False,
+        description="Train the text and regression heads alone, on the frozen features of the run "
+        "that is started from; what it labels with its own classes stays the same",
+    )
 
 
 class LossConfig(Section):

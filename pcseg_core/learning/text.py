@@ -56,7 +56,7 @@ class TextTeacher:
         if named := name_the_classes(self.words, table, self.matrix):
             vectors = np.stack(list(named.values()))
             table = table.join(TextTable(table.name, tuple(named), vectors))
-        return CheckpointText(table, classes, config.temperature)
+        return CheckpointText(table, classes, config.temperature, config.source == "classes")
 
 
 def load_text_teacher(config: TextConfig, teacher: PixelClasses, device: str) -> TextTeacher:
@@ -83,6 +83,8 @@ def load_text_teacher(config: TextConfig, teacher: PixelClasses, device: str) ->
 class TextObjective(nn.Module):
     """Losses of the text head against the features of pixels.
 
+    `prepare` a new head before training and `restore` the trained one.
+
     Args:
         config: weights of the losses.
         matrix: (C, D) class vectors.
@@ -92,6 +94,7 @@ class TextObjective(nn.Module):
 
     matrix: Tensor
     weights: Tensor
+    turn: Tensor | None
 
     def __init__(
         self, config: TextConfig, matrix: np.ndarray, frequency: np.ndarray | None
@@ -99,11 +102,32 @@ class TextObjective(nn.Module):
         super().__init__()
         self.config = config
         self.from_classes = frequency is not None
-        self.register_buffer("matrix", torch.from_numpy(matrix))
+        # The losses see no more of the space than the span of the class vectors. Turned so that
+        # the span lies along the first axes, the head is trained in these coordinates alone:
+        # elsewhere an adaptive optimiser would leave noise that hides the words.
+        turn = np.linalg.svd(matrix.astype(np.float64))[2] if self.from_classes else None
+        self.register_buffer("turn", None if turn is None else torch.from_numpy(turn).float())
+        turned = matrix if turn is None else (matrix @ turn.T).astype(np.float32)
+        self.rank = int(np.linalg.matrix_rank(matrix))
+        self.register_buffer("matrix", torch.from_numpy(turned))
         shares = np.ones(len(matrix)) if frequency is None else frequency
         weights = np.maximum(shares, 1e-4) ** -config.class_balance
         weights /= max(float((weights * shares).sum()), 1e-6)
         self.register_buffer("weights", torch.from_numpy(weights).float())
+
+    @torch.no_grad()
+    def prepare(self, head: nn.Linear) -> None:
+        """Start a head within the span of the class vectors."""
+        if self.turn is not None:
+            head.weight[self.rank :], head.bias[self.rank :] = 0.0, 0.0
+
+    @torch.no_grad()
+    def restore(self, head: nn.Linear) -> None:
+        """Turn a trained head back to the coordinates of the text space."""
+        if self.turn is not None:
+            turn = self.turn.to(head.weight)
+            head.weight.copy_(turn.t() @ head.weight)
+            head.bias.copy_(turn.t() @ head.bias)
 
     def forward(
         self, head: nn.Linear, features: Tensor, values: Tensor, voxel: Tensor

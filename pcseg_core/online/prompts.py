@@ -23,6 +23,7 @@ MAX_WORDS = 1000
 """Most words that prompts may have in all."""
 
 _CELLS_AT_ONCE = 1 << 22  # logits held at a time, so that many words need no more memory
+_MOST = 5.0  # stretch of a word; one that is unlike all classes should not answer everywhere
 _GREY = (110, 110, 110)
 
 
@@ -88,19 +89,27 @@ class PromptSet:
         means. A word means the class whose vector is nearest to its own, and those that are
         nearer to that class than the word itself is: against them it could not win there.
 
+        A student that learned from class names gives the vectors of classes, so a word is rarely
+        met exactly. Its row is stretched until it answers the class that it means as strongly as
+        the name of that class does (see `_stretched`).
+
         Returns:
-            (R, D) float32 unit rows, (R,) int64 classes.
+            (R, D) float32 rows, (R,) int64 classes.
 
         Raises:
             InputError: a word has no vector.
         """
         vectors = text.table.embed(self.words)
         owner = np.repeat(np.arange(len(self.prompts)), [len(p.words) for p in self.prompts])
-        if self.background is not None and text.classes:
-            classes = class_vectors(text)
+        classes = class_vectors(text) if text.classes else vectors[:0]
+        if self.background is not None and len(classes):
             rest = classes[~_meant(vectors, classes)]
             vectors = np.concatenate([vectors, rest])
             owner = np.concatenate([owner, np.full(len(rest), self.background)])
+        if text.from_classes and len(classes):
+            table = text.table
+            centred = table.centre is not None and table.centre.any()
+            vectors = _stretched(vectors, classes, table.vectors.mean(0) * (not centred))
         return vectors, owner.astype(np.int64)
 
     def label_space(self, text: CheckpointText, trained: LabelSpace) -> LabelSpace:
@@ -126,6 +135,19 @@ def _meant(vectors: np.ndarray, classes: np.ndarray) -> np.ndarray:
     nearest = cosines.argmax(1)
     own = cosines[np.arange(len(nearest)), nearest]
     return ((classes @ classes.T)[nearest] >= own[:, None] - 1e-4).any(0)
+
+
+def _stretched(vectors: np.ndarray, classes: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    """Rows m + (w - m) / r with r = <t, w - m> / <t, t - m>, between 1 and _MOST.
+
+    t is the class vector nearest to the word w and m the mean of all known words (0 where it is
+    taken off already), whose part says nothing: on t, the row then says as much as t itself does.
+    """
+    nearest = classes[(vectors @ classes.T).argmax(1)]
+    own = ((vectors - mean) * nearest).sum(1) / ((nearest - mean) * nearest).sum(1).clip(1e-6)
+    own = np.where(own > 0, own.clip(1 / _MOST, 1.0), 1.0)
+    stretched: np.ndarray = mean + (vectors - mean) / own[:, None]
+    return stretched.astype(np.float32)
 
 
 def _parse_one(text: str) -> Prompt:
@@ -166,7 +188,7 @@ class PromptHead:
 
     Args:
         head: the student's text head, features (F) to text space (D).
-        vectors: (R, D) unit vectors of words.
+        vectors: (R, D) vectors of words.
         owner: (R,) class of each word.
         classes: number C of classes.
         temperature: of the cosine classifier.

@@ -27,6 +27,7 @@ from pcseg_core.learning.recipe import (
     load_recipe,
 )
 from pcseg_core.models.student import StudentConfig
+from pcseg_core.online.prompts import class_vectors
 from pcseg_core.online.segmenter import Segmenter
 from pcseg_core.vision.espnetv2 import ESPNetv2
 from pcseg_core.vision.pixel_classes import TeacherConfig
@@ -210,3 +211,34 @@ def test_the_recipe_of_words_names_its_files() -> None:
     assert text.space.tables[1].names == "coco"
     given = set(LabelSpace.load("cityscapes").names)
     assert set(text.classes) == given
+
+
+def test_heads_are_trained_on_from_a_finished_run(
+    recipe: Recipe, whole: Path, tmp_path: Path
+) -> None:
+    """Words are added; what the student labels with its own classes stays the same."""
+    text = TextConfig(space=TextSpaceConfig(channels=40))
+    heads = recipe.optimizer.model_copy(update={"heads_only": True})
+    words = recipe.model_copy(update={"text": text, "optimizer": heads})
+    distill([SOURCE], words, tmp_path / "run", device="cpu", start=whole)
+    before, after = load_checkpoint(whole)[0], load_checkpoint(tmp_path / "run")[0]
+    assert all(torch.equal(after[k], before[k]) for k in before if k.startswith("network."))
+    assert after["text_head.weight"].shape[0] == 40
+    segmenter = Segmenter.load(tmp_path / "run", device="cpu", precision="fp32")
+    assert segmenter.text is not None
+    # The head stays within the span of the class vectors, so every class can be told apart.
+    span = np.linalg.svd(np.stack(list(class_vectors(segmenter.text))))[2][: len(segmenter.text.classes)]
+    weight = after["text_head.weight"].numpy()
+    outside = weight - span.T @ (span @ weight)
+    assert np.abs(outside).max() < 2e-2 * np.abs(weight).max()
+    segmenter.set_prompts(["car", "*"])
+
+
+def test_starts_that_do_not_fit_are_refused(recipe: Recipe, whole: Path, tmp_path: Path) -> None:
+    heads = recipe.optimizer.model_copy(update={"heads_only": True})
+    with pytest.raises(InputError, match="give --start RUN"):
+        distill([SOURCE], recipe.model_copy(update={"optimizer": heads}), tmp_path / "a")
+    wide = recipe.student.model_copy(update={"width": 0.5})
+    with pytest.raises(InputError, match="is another network"):
+        distill([SOURCE], recipe.model_copy(update={"student": wide}), tmp_path / "b", start=whole)
+    assert not (tmp_path / "b" / "checkpoint.safetensors").exists()

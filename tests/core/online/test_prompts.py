@@ -114,12 +114,19 @@ def test_everything_else_is_what_no_word_means() -> None:
     vectors[1, 0] = 0.6  # bus is closer to car than van is
     vectors[3] = [0.4, 0, 0, 0.9, 0, 0]
     known = CheckpointText(
-        TextTable("t", table.words, vectors), {w: (w,) for w in ("car", "bus", "tree")}
+        TextTable("t", table.words, vectors, centre=np.ones(6)),
+        {w: (w,) for w in ("car", "bus", "tree")},
     )
     rows, owner = PromptSet.parse(["car", "*"]).encode(known)
     assert owner.tolist() == [0, 1, 1]  # bus and tree
     rows, owner = PromptSet.parse(["van", "*"]).encode(known)
-    assert owner.tolist() == [0, 1] and np.allclose(rows[1], class_vectors(known)[2])
+    classes = class_vectors(known)
+    assert owner.tolist() == [0, 1] and np.allclose(rows[1], classes[2])
+    # On the class that it means, the word says what the class's own name would say.
+    assert rows[0] @ classes[0] == pytest.approx(1, abs=1e-5)
+    dense = CheckpointText(known.table, known.classes, from_classes=False)
+    rows, _ = PromptSet.parse(["van", "*"]).encode(dense)
+    assert np.allclose(rows[0], known.table.embed(["van"])[0])
     rows, owner = PromptSet.parse(["*", "car", "bus", "tree"]).encode(known)
     assert owner.tolist() == [1, 2, 3]  # nothing is left
 
@@ -149,7 +156,8 @@ def test_native_and_plain_networks_agree(segmenter: Segmenter) -> None:
         assert segmenter.student.text_head is not None and segmenter.text is not None
         features = segmenter.student.network.features(sparse)
         unit = torch.nn.functional.normalize(segmenter.student.text_head(features), dim=1)
-        vectors = torch.from_numpy(segmenter.text.table.embed(["tree", "road", "person"]))
+        rows, _ = PromptSet.parse(["tree", "road", "person"]).encode(segmenter.text)
+        vectors = torch.from_numpy(rows)
         expected = cosine_logits(unit, vectors, 0.05).softmax(1)
     assert torch.allclose(found, expected, atol=1e-3)
 

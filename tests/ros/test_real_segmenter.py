@@ -14,11 +14,12 @@ pytest.importorskip("torch")
 import torch
 from harness import ROOT, Client, NodeProcess, field_of, positions, sweep, wait_for
 
-from pcseg_core.checkpoint import CheckpointMeta, save_checkpoint
+from pcseg_core.checkpoint import CheckpointMeta, CheckpointText, save_checkpoint
 from pcseg_core.labels import LabelSpace
 from pcseg_core.models.student import Student, StudentConfig
 from pcseg_core.online.segmenter import Segmenter
 from pcseg_core.sparse import use_backend
+from pcseg_core.vision.text_space import GeneratedText, table_of
 from pcseg_ros.conversions import read_sweep
 
 PROGRAM = ROOT / "pcseg_ros" / "segment_node.py"
@@ -76,3 +77,64 @@ def test_without_a_checkpoint_the_bundled_one_runs(client: Client) -> None:
         expected = Segmenter.load("bundled").segment(read_sweep(sent, 0.0))
         assert np.mean(field_of(node.exchange(sent), "label") == expected.labels) > 0.99
         assert "checkpoint 'bundled' with the classes road, " in process.output
+
+
+@pytest.fixture(scope="module")
+def words_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("words")
+    torch.manual_seed(0)
+    config = StudentConfig(depth=14, width=0.25, voxel_size_m=0.5, text_channels=16)
+    space = LabelSpace.load("street")
+    words = [*space.names, "tree", "машина", *(f"word{i}" for i in range(20))]
+    names = {name: (name,) for name in space.names}
+    text = CheckpointText(table_of(GeneratedText(16), words), names, 0.05)
+    meta = CheckpointMeta(student=config.model_dump(mode="json"), label_space=space.to_dict())
+    state = Student(config, len(space)).state_dict()
+    save_checkpoint(folder / "checkpoint.safetensors", state, meta, text)
+    return folder
+
+
+def test_words_become_the_classes_of_the_next_sweep(client: Client, words_folder: Path) -> None:
+    parameters = (f"checkpoint:={words_folder}", "backend:=torch", "device:=cpu")
+    with NodeProcess(*parameters, program=PROGRAM) as process:
+        node = client.attach(process)
+        with use_backend("torch"):
+            segmenter = Segmenter.load(words_folder, device="cpu")
+            sent = sweep(3000)
+
+            def agrees() -> bool:
+                answer = field_of(node.exchange(sent), "label")
+                return bool(
+                    (answer == segmenter.segment(read_sweep(sent, 0.0)).labels).mean() > 0.99
+                )
+
+            assert agrees()
+            prompts = ["машина: vehicle, машина", "tree", "*"]
+            segmenter.set_prompts(prompts)
+            assert node.set_parameter("prompts", prompts).successful
+            assert agrees()
+            wait_for(
+                lambda: (
+                    list(node.get_parameter("class_names").string_array_value)
+                    == list(segmenter.label_space.names)
+                ),
+                "names of the classes",
+            )
+            for wrong, reason in (
+                (["tree", "quagga"], "quagga"),
+                ([], "empty"),
+                ([f"unknown{i}" for i in range(300)], "unknown0"),
+            ):
+                refused = node.set_parameter("prompts", wrong)
+                assert not refused.successful and reason in refused.reason
+                assert list(node.get_parameter("prompts").string_array_value) == prompts
+                assert agrees()
+
+
+def test_prompts_need_a_checkpoint_that_knows_words(client: Client, run_folder: Path) -> None:
+    parameters = (f"checkpoint:={run_folder}", "backend:=torch", "device:=cpu")
+    with NodeProcess(*parameters, program=PROGRAM) as process:
+        node = client.attach(process)
+        refused = node.set_parameter("prompts", ["tree"])
+        assert not refused.successful and "text" in refused.reason
+        assert node.exchange(sweep(100)).width == 100

@@ -90,9 +90,9 @@ def ablate_zero_shot(
 ) -> None:
     """Train with and without each part of zero-shot learning, and measure all alike.
 
-    Rows: seen labels alone; image labels of unseen classes; global alignment, local, both;
-    self-training; consolidation; and two without any label. Simulated drives are measured in a
-    town that is never trained in.
+    Rows: seen labels alone; image labels of unseen classes; global alignment, local, both; with
+    self-training; with consolidation; these two alone; and two without any label. Simulated drives
+    are measured in a town that is never trained in.
     """
     check_file(json_)
     check_file(picture, PICTURES)

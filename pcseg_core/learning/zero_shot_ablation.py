@@ -36,6 +36,8 @@ ROWS: dict[str, tuple[str, ...]] = {
     "both": ("global_weight", "local_weight"),
     "+ self-training": ("global_weight", "local_weight", "self_training"),
     FULL: ("global_weight", "local_weight", "self_training", "consolidation"),
+    "self-training alone": ("self_training",),
+    "consolidation alone": ("consolidation",),
     FREE: ("annotation-free",),
     FREE_FULL: (
         "annotation-free", "global_weight", "local_weight", "self_training", "consolidation",

@@ -23,7 +23,7 @@ MAX_WORDS = 1000
 """Most words that prompts may have in all."""
 
 _CELLS_AT_ONCE = 1 << 22  # logits held at a time, so that many words need no more memory
-_MOST = 5.0  # stretch of a word; one that is unlike all classes should not answer everywhere
+_MOST = 3.0  # stretch of a word; one that is unlike all classes should not answer everywhere
 _GREY = (110, 110, 110)
 
 

@@ -8,7 +8,12 @@ import torch
 from pcseg_core.errors import InputError
 from pcseg_core.labels import LabelSpace
 from pcseg_core.learning.recipe import TextConfig
-from pcseg_core.learning.text import TextObjective, head_cosines, mean_by_voxel
+from pcseg_core.learning.text import (
+    TextObjective,
+    head_cosines,
+    load_text_teacher,
+    mean_by_voxel,
+)
 from pcseg_core.text_table import TextTable
 from pcseg_core.vision.class_to_text import (
     ClassProbabilities,
@@ -146,3 +151,18 @@ def test_dense_features_are_regressed_as_they_are() -> None:
 def test_generated_space_knows_all_classes() -> None:
     words = class_words(SPACE, GeneratedText(16), {})
     assert words["tree"] == ("tree", "bush") and class_matrix(GeneratedText(16), words).all()
+
+
+def test_spaces_of_encoders_are_centred_on_the_words_of_the_run() -> None:
+    config = TextConfig(space=TextSpaceConfig(channels=16, centre=True), words=("minivan",))
+    teacher = load_text_teacher(config, Teacher(), "cpu")
+    text = teacher.checkpoint_text(config)
+    assert set(text.table.words) == {"car", "van", "sky", "tree", "bush", "minivan"}
+    raw = GeneratedText(16).embed(text.table.words)
+    moved = raw - raw.mean(0)
+    moved /= np.linalg.norm(moved, axis=1, keepdims=True)
+    assert np.allclose(text.table.vectors, moved, atol=1e-5)
+    assert text.table.centre is not None and np.allclose(text.table.centre, raw.mean(0), atol=1e-6)
+    more = text.table.extended(["bus"], GeneratedText(16).embed(["bus"]))
+    late = GeneratedText(16).embed(["bus"]) - raw.mean(0)
+    assert np.allclose(more.embed(["bus"]), late / np.linalg.norm(late), atol=1e-5)

@@ -91,11 +91,12 @@ class _Signals:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep what a sweep frees for the next one.
+    """Let glibc keep what a sweep frees for the next one, in whatever thread.
 
     It gives large blocks back to the system at once, and a page fault for every 4 kB of the next
-    sweep costs as much as all conversions together. Constants: M_MMAP_THRESHOLD and
-    M_TRIM_THRESHOLD of malloc.h, with the largest values that mallopt(3) takes.
+    sweep costs as much as all conversions together. Kept by each thread for itself, freed blocks
+    would add up for many minutes. Constants: M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of malloc.h,
+    with the largest values that mallopt(3) takes, and M_ARENA_MAX.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -103,6 +104,7 @@ def keep_freed_memory() -> None:
         return  # another C library
     mallopt(-3, 32 << 20)
     mallopt(-1, 2**31 - 1)
+    mallopt(-8, 1)
 
 
 def _complain(error: Exception) -> int:

@@ -278,12 +278,16 @@ def draw(content: Mapping[str, Any], path: Path) -> None:
             members = [row for row in content["rows"] if row["row"] == entry["row"]]
             values = [100 * (row["plain"][key] or 0) for row in members]
             axes.plot(values, [place] * len(values), "o", color=pictures.ACCENT, markersize=4)
-            axes.text(max([mean, *values]) + 1.5, place, f"{mean:.1f}", va="center")
+            stacked = 100 * (entry[f"stacked_{key}"] or 0)
+            axes.plot(stacked, place, "D", color="#f0a202", markersize=5)
+            axes.text(max([mean, stacked, *values]) + 2, place, f"{mean:.1f}", va="center")
         axes.set_yticks(range(len(summary)), [e["row"] if column == 0 else "" for e in summary])
         axes.set_xlim(0, 100)
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_title(title, loc="left", fontsize=11)
     unseen = ", ".join(content["settings"]["split"]["unseen"])
-    figure.text(0.015, 0.955, f"mIoU in percent, never labelled: {unseen}; dots are seeds",
-                fontsize=12)  # fmt: skip
+    title = (
+        f"mIoU in percent, never labelled: {unseen}; dots are seeds, diamonds means with stacking"
+    )
+    figure.text(0.015, 0.955, title, fontsize=12)
     pictures.save(figure, path)

@@ -129,7 +129,7 @@ class PretrainDataset(Dataset[PretrainBatch]):
         return collate(sectors, self.recipe)
 
     def _item(self, rng: Rng, item: int, paired: bool) -> list[Sector]:
-        """One sector, the same sector of two sweeps, or two of two places (also where poses lack)."""
+        """One sector, the same one of two sweeps, or two of two places (also where poses lack)."""
         members = self.scenes[rng.choice(len(self.scenes), p=self.probability)]
         chosen = members[rng.integers(len(members))]
         view = load_view(self.entries[chosen].path)

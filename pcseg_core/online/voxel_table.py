@@ -63,6 +63,10 @@ class VoxelTable:
         self._group = np.zeros(size, np.int32)
         self.rows = np.zeros((size, columns), np.float32)
         self.seen = np.full(size, -np.inf, np.float32)
+        # The system gives the pages of zeros when they are first written: all of them now, so that
+        # a process does not grow for minutes while its table fills.
+        self.rows.fill(0)
+        self._group.fill(0)
         # numpy copies a row faster as one item than as several
         self._items = self.rows.view(np.dtype((np.void, self.rows.strides[0]))).ravel()
 

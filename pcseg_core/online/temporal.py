@@ -10,12 +10,12 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field
-from scipy.sparse import csc_matrix
 
 from pcseg_core.config import Section
 from pcseg_core.errors import InputError
 from pcseg_core.geometry import invert, transform
 from pcseg_core.labels import IGNORE
+from pcseg_core.online import rows
 from pcseg_core.online.free_space import FreeSpace
 from pcseg_core.online.voxel_table import VoxelTable, voxel_keys
 
@@ -135,9 +135,9 @@ class TemporalBuffer:
             used, voxel = used[kept], voxel[kept]
         labels = np.full(len(xyz), IGNORE, np.int32)
         confidence = np.zeros(len(xyz), np.float32)
-        labels[others], confidence[others] = _top(probabilities[others])
+        labels[others], confidence[others] = rows.top(probabilities[others])
         if len(used):
-            look = _means(probabilities, used, voxel, len(hit))
+            look = rows.means(probabilities, used, voxel, len(hit))
             winner, share = self._fuse(hit, look, points[:, first], before, now)
             labels[used] = winner.take(voxel)
             confidence[used] = share.take(voxel)
@@ -178,7 +178,7 @@ class TemporalBuffer:
         evidence, weight = state[:, : self.classes], state[:, -2]
         evidence += look
         weight += 1
-        winner, top = _top(evidence)
+        winner, top = rows.top(evidence)
         state[:, -1] = winner
         table.write(hit, state, now)
         # Looks at one place err alike: n of them are worth 1 + (n - 1) new_evidence.
@@ -192,7 +192,7 @@ class TemporalBuffer:
         self, state: Array, was: Array, look: Float32, points: Array, before: FreeSpace
     ) -> None:
         """Forget voxels that were free and are now hit by something else than they were."""
-        differs = was != _top(look)[0]
+        differs = was != rows.top(look)[0]
         suspects = np.flatnonzero(differs & (state[:, -2] > 0))
         seen_from_before = transform(self._motion, points[:, suspects].T).T
         arrived = suspects[before.passed(seen_from_before, self.config.gate_m)]
@@ -254,36 +254,6 @@ def spread(labels: Array, confidence: Array, classes: int) -> Float32:
     p[known, labels[known]] = confidence[known]
     p[labels == IGNORE] = 0
     return p
-
-
-def _means(values: Float32, used: Array, group: npt.NDArray[np.int32], groups: int) -> Float32:
-    """(M, C) mean, for each group, of those rows of values (N, C) that are used.
-
-    Args:
-        used: (K,) positions of the rows, ascending.
-        group: (K,) group of each.
-    """
-    n = len(values)
-    starts = np.zeros(n + 1, np.int32)
-    starts[used + 1] = 1
-    np.cumsum(starts, out=starts)
-    sums: Float32 = (
-        csc_matrix((np.ones(len(used), np.float32), group, starts), (groups, n)) @ values
-    )
-    sums /= np.bincount(group, minlength=groups).astype(np.float32)[:, None]
-    return sums
-
-
-def _top(values: Float32) -> tuple[npt.NDArray[np.int32], Float32]:
-    """Column (M,) of the largest value of each row (M, C), the first of equals; and that value.
-
-    Column by column, for numpy's reductions of short rows are several times slower.
-    """
-    winner, top = np.zeros(len(values), np.int32), values[:, 0].copy()
-    for k in range(1, values.shape[1]):
-        np.copyto(winner, k, where=values[:, k] > top)
-        np.maximum(top, values[:, k], out=top)
-    return winner, top
 
 
 def _checked_pose(pose: Array) -> Array:

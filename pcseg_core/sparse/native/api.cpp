@@ -11,6 +11,9 @@ namespace pcseg {
 int64_t map_coarsen(const int64_t*, int64_t, int64_t*, int);
 void map_build(const int64_t*, int64_t, const int64_t*, int64_t, int, int, int32_t*, int);
 void map_invert(const int32_t*, int, int64_t, int64_t, int32_t*, int);
+void row_top(const float*, int64_t, int32_t, int64_t, int32_t*, float*);
+bool row_means(const float*, int64_t, int32_t, const int64_t*, const int32_t*, int64_t, int64_t,
+               float*);
 
 namespace {
 
@@ -195,5 +198,24 @@ PCSEG_API int32_t pcseg_invert_table(const int32_t* table, int32_t offsets, int6
   return guarded([&] {
     if (n_in) map_invert(table, offsets, n_out, n_in, inverse, threads);
     return kDone;
+  });
+}
+
+PCSEG_API int32_t pcseg_row_top(const float* values, int64_t rows, int32_t columns, int64_t step,
+                                int32_t* winner, float* top) {
+  if (columns < 1 || columns > kMaxChannels || step < columns || !rows_ok(rows)) return kBadArgument;
+  if (rows && (!values || !winner || !top)) return kBadArgument;
+  row_top(values, rows, columns, step, winner, top);
+  return kDone;
+}
+
+PCSEG_API int32_t pcseg_row_means(const float* values, int64_t n, int32_t columns,
+                                  const int64_t* used, const int32_t* group, int64_t count,
+                                  int64_t groups, float* means) {
+  if (columns < 1 || columns > kMaxChannels || !rows_ok(n) || !rows_ok(count) || !rows_ok(groups))
+    return kBadArgument;
+  if ((n && !values) || (count && (!used || !group)) || (groups && !means)) return kBadArgument;
+  return guarded([&] {
+    return row_means(values, n, columns, used, group, count, groups, means) ? kDone : kBadArgument;
   });
 }

@@ -82,6 +82,11 @@ _SIGNATURES = {
         [c_void_p, c_int64, c_void_p, c_int64, c_int32, c_int32, c_void_p, c_int32],
     ),
     "pcseg_invert_table": (c_int32, [c_void_p, c_int32, c_int64, c_int64, c_void_p, c_int32]),
+    "pcseg_row_top": (c_int32, [c_void_p, c_int64, c_int32, c_int64, c_void_p, c_void_p]),
+    "pcseg_row_means": (
+        c_int32,
+        [c_void_p, c_int64, c_int32, c_void_p, c_void_p, c_int64, c_int64, c_void_p],
+    ),
     "pcseg_use_openmp": (None, [c_void_p]),
 }
 
@@ -165,7 +170,12 @@ def has_bfloat16(isa: int | None = None) -> bool:
     return bool(library().pcseg_has_bfloat16(best_isa() if isa is None else isa))
 
 
-def _check(status: int) -> None:
+def check(status: int) -> None:
+    """Raise what a status of the library means.
+
+    Raises:
+        InputError: anything but 0.
+    """
     if status:
         raise InputError(_STATUS.get(status, f"native library: status {status}"))
 
@@ -186,7 +196,7 @@ def coarsen(keys: Tensor) -> Tensor:
     out = torch.empty_like(keys)
     count = c_int64()
     threads = torch.get_num_threads()
-    _check(library().pcseg_coarsen(_pointer(keys), len(keys), _pointer(out), byref(count), threads))
+    check(library().pcseg_coarsen(_pointer(keys), len(keys), _pointer(out), byref(count), threads))
     return out[: count.value].clone()
 
 
@@ -207,7 +217,7 @@ def build_table(keys_in: Tensor, keys_out: Tensor, kernel_size: int, stride: int
         _pointer(table),
         torch.get_num_threads(),
     )
-    _check(status)
+    check(status)
     return table
 
 
@@ -219,7 +229,7 @@ def invert_table(table: Tensor, n_in: int) -> Tensor:
     status = library().pcseg_invert_table(
         _pointer(table), *table.shape, n_in, _pointer(inverse), torch.get_num_threads()
     )
-    _check(status)
+    check(status)
     return inverse
 
 
@@ -269,7 +279,7 @@ def pack(
         _pointer(packed),
         threads,
     )
-    _check(status)
+    check(status)
     return packed
 
 
@@ -321,7 +331,7 @@ def conv(
         DTYPES[out.dtype],
         relu,
     )
-    _check(library().pcseg_conv(isa, byref(args), torch.get_num_threads()))
+    check(library().pcseg_conv(isa, byref(args), torch.get_num_threads()))
     return out
 
 
@@ -382,5 +392,5 @@ def grad_weight(
         x.shape[1],
         dy.shape[1],
     )
-    _check(library().pcseg_grad_weight(isa, byref(args), torch.get_num_threads()))
+    check(library().pcseg_grad_weight(isa, byref(args), torch.get_num_threads()))
     return grad

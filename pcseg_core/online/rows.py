@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reductions of short rows, such as class probabilities: native where that is built, else numpy.
+
+numpy takes several times as long, for its loops run along the rows.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.sparse import csc_matrix
+
+from pcseg_core.sparse.native import library
+
+Array = npt.NDArray[Any]
+Int32 = npt.NDArray[np.int32]
+Float32 = npt.NDArray[np.float32]
+
+
+def top(values: Float32) -> tuple[Int32, Float32]:
+    """Column (M,) of the largest value of each row (M, C), the first of equals; and that value."""
+    native = library.load()
+    if isinstance(native, str) or values.strides[1] != values.itemsize:
+        return _plain_top(values)
+    winner, most = np.empty(len(values), np.int32), np.empty(len(values), np.float32)
+    step = max(values.strides[0] // values.itemsize, values.shape[1])
+    library.check(
+        native.pcseg_row_top(
+            values.ctypes.data, *values.shape, step, winner.ctypes.data, most.ctypes.data
+        )
+    )
+    return winner, most
+
+
+def means(values: Float32, used: Array, group: Int32, groups: int) -> Float32:
+    """(G, C) mean, for each group, of those rows of values (N, C) that are used.
+
+    Args:
+        values: C-contiguous.
+        used: (K,) int64 positions of the rows, ascending.
+        group: (K,) group of each.
+        groups: number G of groups; one without rows has a mean of 0.
+    """
+    native = library.load()
+    if isinstance(native, str) or not values.flags.c_contiguous:
+        return _plain_means(values, used, group, groups)
+    used, group = np.ascontiguousarray(used, np.int64), np.ascontiguousarray(group, np.int32)
+    found = np.empty((groups, values.shape[1]), np.float32)
+    library.check(
+        native.pcseg_row_means(
+            values.ctypes.data, *values.shape, used.ctypes.data, group.ctypes.data, len(used),
+            groups, found.ctypes.data,
+        )
+    )  # fmt: skip
+    return found
+
+
+def _plain_top(values: Float32) -> tuple[Int32, Float32]:
+    winner, most = np.zeros(len(values), np.int32), values[:, 0].copy()
+    for k in range(1, values.shape[1]):
+        np.copyto(winner, k, where=values[:, k] > most)
+        np.maximum(most, values[:, k], out=most)
+    return winner, most
+
+
+def _plain_means(values: Float32, used: Array, group: Int32, groups: int) -> Float32:
+    n = len(values)
+    starts = np.zeros(n + 1, np.int32)
+    starts[used + 1] = 1
+    np.cumsum(starts, out=starts)
+    sums: Float32 = (
+        csc_matrix((np.ones(len(used), np.float32), group, starts), (groups, n)) @ values
+    )
+    sums /= np.bincount(group, minlength=groups).clip(1).astype(np.float32)[:, None]
+    return sums

@@ -28,6 +28,7 @@ from pcseg_core.learning.probe import (
     read_scans,
     untrained,
 )
+from pcseg_core.learning.runs import stored_rows
 
 RAW, UNTRAINED = "raw inputs", "random"
 
@@ -179,21 +180,7 @@ class Ablation:
             **vars(data),
             "label_space": space.name,
         }
-        self.rows = self._stored()
-
-    def _stored(self) -> list[dict[str, Any]]:
-        if not self.out.is_file():
-            return []
-        try:
-            content = json.loads(self.out.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise InputError(f"{self.out}: not JSON ({error}); remove it") from None
-        if content.get("settings") != json.loads(json.dumps(self.settings)):
-            raise InputError(
-                f"{self.out} holds an ablation with other settings; choose another file"
-            )
-        rows: list[dict[str, Any]] = content["rows"]
-        return rows
+        self.rows = stored_rows(out, self.settings)
 
     def run(self, seeds: int, tell: Callable[[str], None] = print) -> dict[str, Any]:
         """Make the rows that are missing.

@@ -25,7 +25,7 @@ from pcseg_core.learning.dataset import LabelledSweep
 from pcseg_core.learning.module import DistillModule
 from pcseg_core.learning.probe import Scan
 from pcseg_core.learning.recipe import AugmentConfig, LossConfig, OptimizerConfig, Recipe
-from pcseg_core.learning.runs import finish, train
+from pcseg_core.learning.runs import finish, stored_rows, train
 from pcseg_core.learning.schedule import adamw
 from pcseg_core.models.student import Points, Student, StudentConfig
 
@@ -180,12 +180,7 @@ class FewShot:
             "scenes": len(set(self.scenes)), "sweeps": len(self.sweeps),
             "test_scans": len(test), "label_space": space.name,
         }  # fmt: skip
-        self.rows: list[dict[str, Any]] = []
-        if self.file.is_file():
-            content = json.loads(self.file.read_text(encoding="utf-8"))
-            if content.get("settings") != self.settings:
-                raise InputError(f"{out} holds a few-shot run with other settings; choose another")
-            self.rows = content["rows"]
+        self.rows = stored_rows(self.file, self.settings)
 
     def all_rows(
         self,

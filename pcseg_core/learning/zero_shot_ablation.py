@@ -18,6 +18,7 @@ from pcseg_core.errors import InputError
 from pcseg_core.files import slug, write_atomic
 from pcseg_core.learning.ablation import scans_of
 from pcseg_core.learning.probe import Scan
+from pcseg_core.learning.runs import stored_rows
 from pcseg_core.learning.zero_shot import zero_shot
 from pcseg_core.learning.zero_shot_recipe import SelfTrainingConfig, ZeroShotRecipe
 from pcseg_core.learning.zero_shot_split import Split
@@ -162,20 +163,8 @@ class ZeroShotAblation:
         self.settings = {
             **vars(data), "split": split.model_dump(mode="json"), "every": every,
         }  # fmt: skip
-        self.rows = self._stored()
-
-    def _stored(self) -> list[dict[str, Any]]:
-        if not self.out.is_file():
-            return []
-        try:
-            content = json.loads(self.out.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise InputError(f"{self.out}: not JSON ({error}); remove it") from None
-        if content.get("settings") != json.loads(json.dumps(self.settings)):
-            raise InputError(
-                f"{self.out} holds a study of other data or another split; choose another file"
-            )
-        return [row for row in content["rows"] if row["recipe"] == self._digest(row)]
+        stored = stored_rows(out, self.settings)
+        self.rows = [row for row in stored if row["recipe"] == self._digest(row)]
 
     def _digest(self, row: Mapping[str, Any]) -> str:
         """What the recipe of a stored row must be, to be kept rather than made again."""

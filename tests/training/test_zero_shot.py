@@ -343,7 +343,7 @@ def test_the_study_goes_on_where_it_was(tmp_path: Path) -> None:
     changed = run(self_training={"start": 0.9})  # which the row of seen labels does without
     assert [row["row"] for row in changed.rows] == [study.SEEN_ONLY]
     assert not run(temperature=0.1).rows
-    with pytest.raises(InputError, match="other data"):
+    with pytest.raises(InputError, match="other settings"):
         study.ZeroShotAblation(tiny(), data, load_split("street_vegetation_person"), out, tmp_path)
     with pytest.raises(InputError, match="no row nothing"):
         study.ZeroShotAblation(tiny(), data, split, out, tmp_path, keep=["nothing"])

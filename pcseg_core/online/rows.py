@@ -12,8 +12,6 @@ import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csc_matrix
 
-from pcseg_core.sparse.native import library
-
 Array = npt.NDArray[Any]
 Int32 = npt.NDArray[np.int32]
 Float32 = npt.NDArray[np.float32]
@@ -21,6 +19,9 @@ Float32 = npt.NDArray[np.float32]
 
 def top(values: Float32) -> tuple[Int32, Float32]:
     """Column (M,) of the largest value of each row (M, C), the first of equals; and that value."""
+    # Here, since it brings torch, which takes seconds: the node is on the graph before.
+    from pcseg_core.sparse.native import library
+
     native = library.load()
     if isinstance(native, str) or values.strides[1] != values.itemsize:
         return _plain_top(values)
@@ -43,6 +44,8 @@ def means(values: Float32, used: Array, group: Int32, groups: int) -> Float32:
         group: (K,) group of each.
         groups: number G of groups; one without rows has a mean of 0.
     """
+    from pcseg_core.sparse.native import library
+
     native = library.load()
     if isinstance(native, str) or not values.flags.c_contiguous:
         return _plain_means(values, used, group, groups)

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reductions of short rows, such as class probabilities: native where that is built, else numpy.
+"""Reductions of short rows, such as class probabilities: native or numpy.
 
-numpy takes several times as long, for its loops run along the rows.
+numpy takes several times as long, for its loops run along the rows. The native library is used
+where the process has it already, as every process with a `Segmenter` does. Loading it here would
+bring torch, which takes seconds, in the middle of a sweep.
 """
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -19,16 +22,13 @@ Float32 = npt.NDArray[np.float32]
 
 def top(values: Float32) -> tuple[Int32, Float32]:
     """Column (M,) of the largest value of each row (M, C), the first of equals; and that value."""
-    # Here, since it brings torch, which takes seconds: the node is on the graph before.
-    from pcseg_core.sparse.native import library
-
-    native = library.load()
-    if isinstance(native, str) or values.strides[1] != values.itemsize:
+    library = _library()
+    if library is None or values.strides[1] != values.itemsize:
         return _plain_top(values)
     winner, most = np.empty(len(values), np.int32), np.empty(len(values), np.float32)
     step = max(values.strides[0] // values.itemsize, values.shape[1])
     library.check(
-        native.pcseg_row_top(
+        library.load().pcseg_row_top(
             values.ctypes.data, *values.shape, step, winner.ctypes.data, most.ctypes.data
         )
     )
@@ -44,20 +44,25 @@ def means(values: Float32, used: Array, group: Int32, groups: int) -> Float32:
         group: (K,) group of each.
         groups: number G of groups; one without rows has a mean of 0.
     """
-    from pcseg_core.sparse.native import library
-
-    native = library.load()
-    if isinstance(native, str) or not values.flags.c_contiguous:
+    library = _library()
+    if library is None or not values.flags.c_contiguous:
         return _plain_means(values, used, group, groups)
     used, group = np.ascontiguousarray(used, np.int64), np.ascontiguousarray(group, np.int32)
     found = np.empty((groups, values.shape[1]), np.float32)
     library.check(
-        native.pcseg_row_means(
+        library.load().pcseg_row_means(
             values.ctypes.data, *values.shape, used.ctypes.data, group.ctypes.data, len(used),
             groups, found.ctypes.data,
         )
     )  # fmt: skip
     return found
+
+
+def _library() -> Any | None:
+    """The module `pcseg_core.sparse.native.library`, if it is loaded and was built."""
+    module = sys.modules.get("pcseg_core.sparse.native.library")
+    load = getattr(module, "load", None)  # absent while another thread imports it
+    return None if load is None or isinstance(load(), str) else module
 
 
 def _plain_top(values: Float32) -> tuple[Int32, Float32]:

@@ -136,10 +136,11 @@ class SweepFusion:
                 confidence = probabilities.max(axis=1)
         if self._smooths(pose):
             classes = probabilities.shape[1]
-            fresh = self._buffer is None or self._buffer.classes != classes
-            if fresh or self._forget:
-                self._buffer, self._forget = TemporalBuffer(self._config.temporal, classes), False
-            assert self._buffer is not None
+            if self._buffer is None or self._buffer.classes != classes:
+                self._buffer = TemporalBuffer(self._config.temporal, classes)
+            elif self._forget:
+                self._buffer.reset()  # a new one would scatter its large tables over the memory
+            self._forget = False
             return self._buffer.update(cloud.xyz, probabilities, pose, cloud.stamp_ns)
         return labels, confidence
 

@@ -18,9 +18,9 @@ Array = npt.NDArray[Any]
 Float64 = npt.NDArray[np.float64]
 
 # A sweep is deskewed with this many poses, linear in the matrix entries between them. At 10 Hz
-# they lie 0.1 ms apart: there, a turn of 1 rad/s bends a 100 m ray by less than 1e-6 m, and a jump
-# of 1 m/s in the trajectory's speed is cut by 2.5e-5 m. A slerp for each point is far slower.
-_DESKEW_POSES = 1024
+# they lie 0.05 ms apart: there, a turn of 1 rad/s bends a 100 m ray by less than 1e-6 m, and a jump
+# of 1 m/s in the trajectory's speed is cut by 1.3e-5 m. A slerp for each point is far slower.
+_DESKEW_POSES = 2048
 _CHUNK = 8192  # points whose matrices fit in the cache
 
 

@@ -22,12 +22,11 @@ from pcseg_ros.cameras import create_cameras
 from pcseg_ros.config import NodeConfig
 from pcseg_ros.matching import create_synchroniser
 from pcseg_ros.motion import OdometryMotion, TfMotion
-from pcseg_ros.rig import Motion, Rig
+from pcseg_ros.rig import JUMP_NS, Motion, Rig
 from pcseg_ros.statistics import SweepStatistics
 from pcseg_ros.subscriptions import SensorSubscription
 from pcseg_ros.transforms import TransformBuffer, has_tf2
 
-_JUMP_NS = 1_000_000_000  # stamps that go back by more are a new start
 _LEAST_WAIT_NS = 1_000_000
 
 
@@ -97,7 +96,7 @@ class Inputs:
             node, PointCloud2, topics.POINTS, self._on_points, config.input_reliability
         )
         backwards = JumpThreshold(
-            min_forward=None, min_backward=Duration(nanoseconds=-_JUMP_NS), on_clock_change=False
+            min_forward=None, min_backward=Duration(nanoseconds=-JUMP_NS), on_clock_change=False
         )
         self._jumps = node.get_clock().create_jump_callback(
             backwards, post_callback=lambda _: self._on_clock_jump()
@@ -172,7 +171,7 @@ class Inputs:
             return
         self._statistics.receive()
         stamp, now = conversions.stamp_ns(msg.header), time.monotonic()
-        if stamp < self._newest_ns - _JUMP_NS:
+        if stamp < self._newest_ns - JUMP_NS:
             self._jump("stamps of the sweeps jumped back")
         self._newest_ns = max(stamp, self._newest_ns)
         sweep = Sweep(msg, now, matched_s=now)

@@ -12,9 +12,9 @@ from pcseg_core.errors import InputError
 from pcseg_core.online.synchroniser import Match, Synchroniser
 from pcseg_ros import conversions
 from pcseg_ros.config import CameraParameters
+from pcseg_ros.rig import JUMP_NS
 
 _QUEUE = 10
-_JUMP_NS = 1_000_000_000  # stamps that go back by more are a new start
 
 
 class FilteredSynchroniser:
@@ -64,7 +64,7 @@ class FilteredSynchroniser:
 
     def add_sweep(self, stamp_ns: int, item: Any, now_s: float) -> None:
         """Take a sweep with its message as `item.msg`."""
-        if stamp_ns < self._newest_ns - _JUMP_NS:
+        if stamp_ns < self._newest_ns - JUMP_NS:
             self.counters["sweep_jump"] += 1
             self.reset()
         self._newest_ns = max(stamp_ns, self._newest_ns)

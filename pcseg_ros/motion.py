@@ -11,12 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from pcseg_core.geometry import Trajectory
-from pcseg_ros.rig import SILENT_S, Extrinsics, TransformError
+from pcseg_ros.rig import JUMP_NS, SILENT_S, Extrinsics, TransformError
 
 Float64 = npt.NDArray[np.float64]
 
 _KEPT_NS = 10_000_000_000
-_JUMP_NS = 1_000_000_000  # stamps that go back by more are a new start
 _GAP_NS = 1_000_000_000  # poses that are farther apart are not interpolated between
 
 
@@ -64,7 +63,7 @@ class OdometryMotion:
         """Take T_odom_body of a moment. Stamps that jump back start anew; older ones are left."""
         with self._lock:
             if self._stamps and stamp_ns <= self._stamps[-1]:
-                if stamp_ns > self._stamps[-1] - _JUMP_NS:
+                if stamp_ns > self._stamps[-1] - JUMP_NS:
                     return
                 self._stamps.clear()
                 self._poses.clear()

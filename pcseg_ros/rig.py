@@ -23,6 +23,7 @@ Float64 = npt.NDArray[np.float64]
 Result = TypeVar("Result")
 
 SILENT_S = 1.0  # a source that is behind by more is not waited for
+JUMP_NS = 1_000_000_000  # stamps that go back by more are a new start
 _POSE_STEP_NS = 10_000_000  # a sweep is deskewed with a pose every 10 ms
 _POLL_S = 0.005
 

@@ -16,12 +16,11 @@ from rclpy.time import Time
 
 from pcseg_core.errors import InputError
 from pcseg_ros import conversions, qos
-from pcseg_ros.rig import SILENT_S, TransformError
+from pcseg_ros.rig import JUMP_NS, SILENT_S, TransformError
 
 Float64 = npt.NDArray[np.float64]
 
 CACHE_S = 10.0
-_JUMP_NS = 1_000_000_000  # stamps that go back by more are a new start
 
 
 def has_tf2() -> bool:
@@ -145,7 +144,7 @@ class TransformBuffer:
         for transform in msg.transforms:
             stamp = conversions.stamp_ns(transform.header)
             child = transform.child_frame_id
-            if stamp < self._newest.get(child, stamp) - _JUMP_NS:
+            if stamp < self._newest.get(child, stamp) - JUMP_NS:
                 self.reset()  # tf2 itself would ignore what is older than its cache
             self._newest[child] = max(stamp, self._newest.get(child, stamp))
             try:

@@ -64,15 +64,15 @@ def info_nce(
     logits = queries @ keys.T / temperature
     if target is None:
         target = torch.arange(len(queries), device=queries.device)
-    if excluded is not None:
-        own = functional.one_hot(target, len(keys)).bool()
-        right = own if positives is None else own | positives
-        logits = logits.masked_fill(excluded & ~right, -torch.inf)
-    losses = functional.cross_entropy(logits, target, reduction="none")
-    if positives is not None:
-        share = positives | functional.one_hot(target, len(keys)).bool()
-        logs = logits.log_softmax(1).masked_fill(~share, 0.0)
-        losses = -logs.sum(1) / share.sum(1)
+    if excluded is None and positives is None:
+        losses = functional.cross_entropy(logits, target, reduction="none")
+    else:
+        right = functional.one_hot(target, len(keys)).bool()
+        if positives is not None:
+            right |= positives
+        if excluded is not None:
+            logits = logits.masked_fill(excluded & ~right, -torch.inf)
+        losses = -logits.log_softmax(1).masked_fill(~right, 0.0).sum(1) / right.sum(1)
     if weights is None:
         return losses.mean()
     return (losses * weights).sum() / weights.sum().clamp_min(1e-6)

@@ -16,7 +16,7 @@ from pcseg_core.errors import InputError
 from pcseg_core.evaluation.baselines import raw_inputs
 from pcseg_core.evaluation.metrics import Confusion
 from pcseg_core.evaluation.report import Figures, merge_of
-from pcseg_core.files import slug, write_atomic
+from pcseg_core.files import atomic_path, slug, write_atomic
 from pcseg_core.labels import LabelSpace
 from pcseg_core.learning.pretrain import pretrain
 from pcseg_core.learning.pretrain_recipe import PretrainRecipe
@@ -130,8 +130,6 @@ def scans_of(
 
 
 def _save(file: Path, arrays: Mapping[str, Any]) -> None:
-    from pcseg_core.files import atomic_path
-
     with atomic_path(file) as temporary, temporary.open("wb") as handle:
         np.savez_compressed(handle, **arrays)
 

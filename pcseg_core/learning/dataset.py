@@ -130,7 +130,7 @@ class StepDataset(Dataset[Batch]):
         labels = sweep.confident(self.recipe.loss.min_confidence)
         keep = _choose_sector(sweep.xyz, labels, self.recipe.optimizer.sector_deg, rng)
         keep &= rng.random(len(keep)) >= rng.uniform(0, self.recipe.augment.drop)
-        keep &= _keep_beams(sweep.xyz, self.recipe.augment, rng)
+        keep &= keep_beams(sweep.xyz, self.recipe.augment, rng)
         cut = sweep.select(labels, np.flatnonzero(keep))
         cut.xyz = augment_points(cut.xyz, self.recipe.augment, rng)
         gain = rng.uniform(-1, 1) * self.recipe.augment.intensity_gain
@@ -155,7 +155,7 @@ def _choose_sector(
     return away <= width_deg / 2
 
 
-def _keep_beams(xyz: np.ndarray, config: AugmentConfig, rng: np.random.Generator) -> np.ndarray:
+def keep_beams(xyz: np.ndarray, config: AugmentConfig, rng: np.random.Generator) -> np.ndarray:
     """(N,) bool: points outside randomly dropped elevation bands, in half of the calls."""
     if rng.random() < 0.5:
         return np.ones(len(xyz), bool)

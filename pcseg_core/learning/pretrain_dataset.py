@@ -19,8 +19,7 @@ from torch.utils.data import Dataset
 from pcseg_core.errors import InputError
 from pcseg_core.geometry import invert, transform
 from pcseg_core.labels import IGNORE
-from pcseg_core.learning.dataset import _keep_beams as keep_beams
-from pcseg_core.learning.dataset import augment_points
+from pcseg_core.learning.dataset import augment_points, keep_beams
 from pcseg_core.learning.pretrain_recipe import PairAugmentConfig, PretrainRecipe
 from pcseg_core.learning.views import CameraView, Entry, View, partners
 from pcseg_core.models.student import Points

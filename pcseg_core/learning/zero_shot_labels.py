@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pcseg_core.distill.consolidation import ConsolidationConfig, consolidate
+from pcseg_core.distill.consolidation import ConsolidationConfig, consolidate, likeliest
 from pcseg_core.labels import IGNORE
 from pcseg_core.learning.dataset import Batch, LabelledSweep, StepDataset, collate
 from pcseg_core.learning.zero_shot_data import Observed
@@ -158,9 +158,8 @@ def zero_shot_labels(
         known = (truth >= 0) & ~unseen[truth]
         labels[known], confidence[known] = truth[known], 1.0
     if supervision != "seen":
-        allowed = image * (unseen if supervision == "zero-shot" else np.ones(len(unseen)))
-        best = allowed.argmax(1)
-        value = allowed[np.arange(len(best)), best]
+        allowed = np.where(unseen, image, 0) if supervision == "zero-shot" else image
+        best, value = likeliest(allowed)
         guessed = ~known & (value > 0)
         labels[guessed], confidence[guessed] = best[guessed], value[guessed]
     return labels, np.minimum(confidence, 1.0)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -108,21 +108,8 @@ class ZeroShotRecipe(Section):
 def load_zero_shot_recipe(path: Path) -> ZeroShotRecipe:
     """Read a recipe; relative paths in it are relative to the recipe file."""
     recipe = load_yaml(path, ZeroShotRecipe)
-    base = Path(path).parent
-
-    def resolved(given: Path) -> Path:
-        return given if bundled_file(given) else (base / given.expanduser()).resolve()
-
-    teacher = recipe.teacher.model_copy(update={"weights": resolved(recipe.teacher.weights)})
-    changes: dict[str, Any] = {}
-    if recipe.text.weights is not None:
-        changes["weights"] = resolved(recipe.text.weights)
-    changes["tables"] = tuple(
-        table.model_copy(update={
-            "vectors": resolved(table.vectors),
-            "names": resolved(table.names) if isinstance(table.names, Path) else table.names,
-        })
-        for table in recipe.text.tables
-    )  # fmt: skip
-    text = recipe.text.model_copy(update=changes)
-    return recipe.model_copy(update={"teacher": teacher, "text": text})
+    base, weights = Path(path).parent, recipe.teacher.weights
+    if not bundled_file(weights):
+        weights = (base / weights.expanduser()).resolve()
+    teacher = recipe.teacher.model_copy(update={"weights": weights})
+    return recipe.model_copy(update={"teacher": teacher, "text": recipe.text.relative_to(base)})

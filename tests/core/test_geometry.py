@@ -214,7 +214,7 @@ def test_deskew_equals_one_exact_pose_a_point(seed: int, ordered: bool) -> None:
         stamp + np.round(time * 1e9).astype(np.int64)
     )
     result = deskew(xyz, time, trajectory, stamp)
-    np.testing.assert_allclose(result, transform(exact, xyz), atol=5e-3)  # 100 m away
+    np.testing.assert_allclose(result, transform(exact, xyz), atol=2e-3)
     assert np.median(np.abs(result - transform(exact, xyz))) < 1e-5
 
 

@@ -49,21 +49,21 @@ class Watcher:
 
     def __init__(self, overlays: list[str]) -> None:
         import rclpy
-        from diagnostic_msgs.msg import DiagnosticArray
         from rclpy.executors import SingleThreadedExecutor
         from rclpy.qos import QoSProfile
         from sensor_msgs.msg import Image, PointCloud2
 
+        from pcseg_ros.health import NodeHealth
+
         rclpy.init(args=[])
         self.node = rclpy.create_node("soak", start_parameter_services=False, enable_rosout=False)
         self.sweeps = self.overlays = 0
-        self.values: dict[str, str] = {}
         self.node.create_subscription(
             PointCloud2, "/soak/labeled_points", self._on_cloud, QoSProfile(depth=5)
         )
         for camera in overlays:
             self.node.create_subscription(Image, f"/soak/overlay/{camera}", self._on_overlay, 5)
-        self.node.create_subscription(DiagnosticArray, "/diagnostics", self._on_report, 10)
+        self.health = NodeHealth(self.node, "/soak/segment_node")
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(self.node)
 
@@ -72,9 +72,6 @@ class Watcher:
 
     def _on_overlay(self, message: Any) -> None:
         self.overlays += 1
-
-    def _on_report(self, message: Any) -> None:
-        self.values = {pair.key: pair.value for pair in message.status[0].values}
 
     def spin(self, until: Callable[[], bool], limit_s: float) -> bool:
         """Spin until a condition holds, or for a time; whether it does."""
@@ -99,13 +96,14 @@ def soak(
     logs = Path(os.environ.get("TMPDIR", "/tmp")) / f"soak-{os.getpid()}"
     with quiet_domain() as environment:
         watcher = Watcher(overlays)
-        parameters = [
-            part for text in (f"checkpoint:={checkpoint}", *more) for part in ("-p", text)
-        ]
+        given = [f"checkpoint:={checkpoint}", *more] if checkpoint else more
+        parameters = [part for text in given for part in ("-p", text)]
         remapped = ["-r", f"points:={topic}", "-r", "__ns:=/soak", "-r", "odometry:=/odometry"]
         command = [NODE, "--ros-args", *parameters, *remapped]
         with run_module(command, environment, logs / "node.log") as node:
-            if not watcher.spin(lambda: watcher.values.get("state") == "active", _START_S):
+            health = watcher.health
+            watcher.spin(lambda: health.active or bool(health.fault) or not node(), _START_S)
+            if not health.active:
                 raise PcsegError(f"the node did not become active; see {logs / 'node.log'}")
             play = ["pcseg_ros.bag_play", str(bag), "--loop", "--rate", str(rate)]
             with run_module([*play, "--wait-for-subscriber"], environment, logs / "player.log"):
@@ -121,7 +119,7 @@ def soak(
 
 def _sample(elapsed: float, pid: int, watcher: Watcher) -> dict[str, float]:
     latency = {
-        key: float(watcher.values.get(f"{stage} {p} (ms)", "nan"))
+        key: float(watcher.health.values.get(f"{stage} {p} (ms)", "nan"))
         for key, stage, p in (
             ("latency_ms", "latency", "p50"),
             ("latency_p95_ms", "latency", "p95"),

@@ -19,7 +19,6 @@ from launch.actions import (
 from launch.event_handlers import OnProcessExit
 from launch.events import Shutdown
 from launch.substitutions import LaunchConfiguration
-from launch_ros.event_handlers import OnStateTransition
 
 from pcseg_ros import launching
 
@@ -41,14 +40,12 @@ def _start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     bag, out, rate = (LaunchConfiguration(n).perform(context) for n in ("bag", "out", "rate"))
     node = launching.segment_node(context, simulated=True)
     player = launching.player(bag, rate, loop=False)
-    play = OnStateTransition(target_lifecycle_node=node, goal_state="active", entities=[player])
     finish = TimerAction(
         period=_LAST_SWEEPS_S, actions=[EmitEvent(event=Shutdown(reason="the bag has been played"))]
     )
     return [
-        RegisterEventHandler(play),
         RegisterEventHandler(OnProcessExit(target_action=player, on_exit=[finish])),
         launching.recorder(context, out),
-        node,
+        *launching.when_active(node, [player]),
         *launching.rviz_node(context, simulated=True),
     ]

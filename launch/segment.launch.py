@@ -11,9 +11,8 @@ as the node is active.
 from __future__ import annotations
 
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
-from launch.actions import DeclareLaunchArgument, OpaqueFunction, RegisterEventHandler
+from launch.actions import DeclareLaunchArgument, OpaqueFunction
 from launch.substitutions import LaunchConfiguration
-from launch_ros.event_handlers import OnStateTransition
 
 from pcseg_ros import launching
 
@@ -32,14 +31,9 @@ def generate_launch_description() -> LaunchDescription:
 def _start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     bag = LaunchConfiguration("bag").perform(context)
     node = launching.segment_node(context, simulated=bool(bag))
-    started = [node, *launching.rviz_node(context, simulated=bool(bag))]
+    rviz = launching.rviz_node(context, simulated=bool(bag))
     if not bag:
-        return started
+        return [node, *rviz]
     rate = LaunchConfiguration("rate").perform(context)
     loop = LaunchConfiguration("loop").perform(context).lower() in ("true", "1")
-    play = OnStateTransition(
-        target_lifecycle_node=node,
-        goal_state="active",
-        entities=[launching.player(bag, rate, loop)],
-    )
-    return [RegisterEventHandler(play), *started]
+    return [*launching.when_active(node, [launching.player(bag, rate, loop)]), *rviz]

@@ -3,11 +3,21 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Sequence
 from importlib.util import find_spec
 
-from launch import LaunchContext
-from launch.actions import DeclareLaunchArgument, ExecuteProcess
+from launch import LaunchContext, LaunchDescriptionEntity
+from launch.actions import (
+    DeclareLaunchArgument,
+    EmitEvent,
+    ExecuteProcess,
+    RegisterEventHandler,
+)
+from launch.event_handlers import OnProcessExit, OnProcessStart
+from launch.events import Shutdown
+from launch.events.process import ProcessExited, ProcessStarted
 from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
 from launch_ros.actions import LifecycleNode, Node
 from launch_ros.parameter_descriptions import ParameterValue
@@ -115,11 +125,34 @@ def rviz_node(context: LaunchContext, simulated: bool = False) -> list[Node]:
     ]
 
 
+def when_active(
+    node: LifecycleNode, actions: Sequence[LaunchDescriptionEntity]
+) -> list[LaunchDescriptionEntity]:
+    """The node, and actions that follow once it is active; the launch ends where it cannot be."""
+
+    def follow(event: ProcessExited, context: LaunchContext) -> Sequence[LaunchDescriptionEntity]:
+        if event.returncode == 0:
+            return actions
+        return [EmitEvent(event=Shutdown(reason="the node could not be started"))]
+
+    def ask(event: ProcessStarted, context: LaunchContext) -> list[LaunchDescriptionEntity]:
+        command = [sys.executable, "-m", "pcseg_ros.health", node.node_name]
+        waiting = ExecuteProcess(cmd=command, name="wait_for_node", output="screen")
+        return [
+            RegisterEventHandler(OnProcessExit(target_action=waiting, on_exit=follow)),
+            waiting,
+        ]
+
+    return [RegisterEventHandler(OnProcessStart(target_action=node, on_start=ask)), node]
+
+
 def player(bag: str, rate: str, loop: bool) -> ExecuteProcess:
     """Plays a bag with /clock: `ros2 bag` where it is installed, else our own player."""
     again = ["--loop"] if loop else []
     if find_spec("ros2bag") is not None:
-        command = ["ros2", "bag", "play", bag, "--clock", "100", "--rate", rate, *again]
+        # It does not wait for subscribers; they find it meanwhile.
+        wait = ["--delay", "2", "--disable-keyboard-controls"]
+        command = ["ros2", "bag", "play", bag, "--clock", "100", "--rate", rate, *wait, *again]
     else:
         own = [sys.executable, "-m", "pcseg_ros.bag_play", bag, "--wait-for-subscriber"]
         command = [*own, "--clock", "100", "--rate", rate, *again]
@@ -134,7 +167,9 @@ def recorder(context: LaunchContext, folder: str) -> ExecuteProcess:
     topics = [n if n.startswith("/") else "/" + "/".join(filter(None, (space, n))) for n in names]
     topics.append("/diagnostics")
     if find_spec("ros2bag") is not None:
-        command = ["ros2", "bag", "record", "-o", folder, *topics]
+        # Humble knows no --topics; from Jazzy on topics without it are deprecated.
+        named = topics if os.environ.get("ROS_DISTRO") == "humble" else ["--topics", *topics]
+        command = ["ros2", "bag", "record", "-o", folder, *named]
     else:
         command = [sys.executable, "-m", "pcseg_ros.bag_record", folder, *topics]
     return ExecuteProcess(cmd=command, name="bag_recorder", output="screen", sigterm_timeout="10")

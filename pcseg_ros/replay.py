@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import rclpy
-from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.context import Context
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.qos import QoSProfile, ReliabilityPolicy
@@ -22,6 +21,7 @@ from pcseg_core.errors import PcsegError
 from pcseg_core.labels import from_wire
 from pcseg_ros.children import quiet_domain, run_module, tail
 from pcseg_ros.conversions import stamp_ns
+from pcseg_ros.health import NodeHealth
 
 _START_S = 120.0  # torch and the network load, on a busy machine
 _GRACE_S = 20.0  # beyond the length of the bag, for the player to start and the last answers
@@ -70,8 +70,6 @@ class _Listener:
 
     def __init__(self) -> None:
         self.clouds: list[PointCloud2] = []
-        self.values: dict[str, str] = {}
-        self.fault = ""  # why the node could not be configured
         self._context = Context()
 
     def __enter__(self) -> _Listener:
@@ -83,7 +81,7 @@ class _Listener:
         self._node.create_subscription(
             PointCloud2, "/demo/labeled_points", self.clouds.append, reliable
         )
-        self._node.create_subscription(DiagnosticArray, "/diagnostics", self._on_report, 10)
+        self._health = NodeHealth(self._node, "/demo/segment_node")
         self._executor = SingleThreadedExecutor(context=self._context)
         self._executor.add_node(self._node)
         return self
@@ -93,16 +91,14 @@ class _Listener:
         self._node.destroy_node()
         self._context.try_shutdown()
 
-    def _on_report(self, message: DiagnosticArray) -> None:
-        status = message.status[0]
-        self.values = {pair.key: pair.value for pair in status.values}
-        unconfigured = self.values.get("state") == "unconfigured"
-        self.fault = status.message if unconfigured and status.level == status.ERROR else ""
+    @property
+    def values(self) -> dict[str, str]:
+        """Of the node's last report."""
+        return self._health.values
 
     def active(self) -> bool:
         """The node works and its answers would arrive."""
-        ready = self.values.get("state") == "active"
-        return ready and self._node.count_publishers("/demo/labeled_points") > 0
+        return self._health.active and self._node.count_publishers("/demo/labeled_points") > 0
 
     def accounted(self, count: int) -> bool:
         """The node's last report covers all sweeps, and their answers are here."""
@@ -127,9 +123,9 @@ class _Listener:
         Raises:
             PcsegError: it does not within the limit, or the node ended.
         """
-        self.try_wait(lambda: condition() or bool(self.fault) or not running(), limit_s)
-        if self.fault:
-            raise PcsegError(f"the node is {self.fault}")
+        self.try_wait(lambda: condition() or bool(self._health.fault) or not running(), limit_s)
+        if self._health.fault:
+            raise PcsegError(f"the node is {self._health.fault}")
         if not running() or not condition():
             reason = f"gave no answer within {limit_s:.0f} s" if running() else "ended"
             raise PcsegError(f"the node {reason}; it said:\n{tail(log)}")

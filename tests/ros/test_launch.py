@@ -89,6 +89,46 @@ def test_ros2_launch_starts_and_ends_the_node(client: Client, tmp_path: Path) ->
         log.close()
 
 
+def test_replay_ends_where_the_node_cannot_start(client: Client, tmp_path: Path) -> None:
+    try:
+        get_package_share_directory("pcseg_ros")
+    except PackageNotFoundError:
+        pytest.skip("pcseg_ros is not built in a sourced workspace")
+    bag = tmp_path / "bag"
+    with BagWriter(bag) as writer:
+        cloud = encode_cloud({axis: np.zeros(5, np.float32) for axis in "xyz"})
+        writer.write_cloud("/lidar", cloud, "lidar", 10**18)
+    arguments = [f"bag:={bag}", f"out:={tmp_path / 'out'}", "checkpoint:=runs/none"]
+    ended = subprocess.run(
+        ["ros2", "launch", "pcseg_ros", "replay.launch.py", *arguments],
+        capture_output=True, text=True, timeout=90,
+    )  # fmt: skip
+    text = ended.stdout + ended.stderr
+    assert "is not configured: no checkpoint at runs/none" in text
+    assert "bag_player" not in text
+
+
+def test_bags_by_ros2_bag(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its commands, which are those of the distribution's version."""
+    monkeypatch.setattr(launching, "find_spec", lambda name: name == "ros2bag" or None)
+    context = LaunchContext()
+    context.launch_configurations.update(namespace="front", labeled_topic="labeled_points")
+
+    def words(process: Any) -> list[str]:
+        return ["".join(part.perform(context) for part in word) for word in process.cmd]
+
+    played = words(launching.player("drive", "0.5", loop=True))
+    assert played[:4] == ["ros2", "bag", "play", "drive"]
+    assert played[4:8] == ["--clock", "100", "--rate", "0.5"]
+    assert "--loop" in played
+    topics = ["labeled_points", "filtered_points", "teacher_points", "label_info"]
+    recorded = [*(f"/front/{topic}" for topic in topics), "/diagnostics"]
+    for distribution, named in (("humble", []), ("jazzy", ["--topics"])):
+        monkeypatch.setenv("ROS_DISTRO", distribution)
+        command = words(launching.recorder(context, "out"))
+        assert command == ["ros2", "bag", "record", "-o", "out", *named, *recorded]
+
+
 def test_replay_plays_a_bag_and_records_the_answers(client: Client, tmp_path: Path) -> None:
     try:
         get_package_share_directory("pcseg_ros")

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a running node says of itself on /diagnostics, and waiting until it works.
+
+    python -m pcseg_ros.health /segment_node
+
+waits until that node is active. The launch files start bags after it: an event of a transition is
+lost where it comes before its subscription has matched, a report comes again.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Any
+
+import rclpy
+import typer
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from rclpy.executors import ExternalShutdownException
+from rclpy.node import Node
+from rich.console import Console
+
+from pcseg_ros import topics
+
+_REMIND_S = 10.0
+_console = Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+class NodeHealth:
+    """The newest report of one node.
+
+    Args:
+        node: subscribes; whoever spins it keeps the report up to date.
+        name: full name of the node that reports, like "/segment_node".
+
+    Attributes:
+        values: keys and values of the report; empty before the first.
+        fault: why the node could not be configured, or "".
+    """
+
+    def __init__(self, node: Node, name: str) -> None:
+        self.values: dict[str, str] = {}
+        self.fault = ""
+        self._prefix = f"{name.strip('/')}:"
+        self._node = node
+        self._subscription = node.create_subscription(
+            DiagnosticArray, topics.DIAGNOSTICS, self._on_report, 10
+        )
+
+    @property
+    def state(self) -> str:
+        """Lifecycle state; "" before the first report."""
+        return self.values.get("state", "")
+
+    @property
+    def active(self) -> bool:
+        """It labels sweeps."""
+        return self.state == "active"
+
+    def _on_report(self, message: DiagnosticArray) -> None:
+        for status in message.status:
+            if status.name.startswith(self._prefix):
+                self.values = {pair.key: pair.value for pair in status.values}
+                failed = self.state == "unconfigured" and status.level == DiagnosticStatus.ERROR
+                self.fault = status.message if failed else ""
+
+
+def wait(
+    name: Annotated[str, typer.Argument(help="Full name of the node, like /segment_node.")],
+) -> None:
+    """Return when the node is active; fail where it could not be configured."""
+    rclpy.init()
+    node: Any = rclpy.create_node(
+        f"wait_for_{name.rpartition('/')[2]}", start_parameter_services=False, enable_rosout=False
+    )
+    health, remind_s = NodeHealth(node, name), time.monotonic() + _REMIND_S
+    try:
+        while not (health.active or health.fault):
+            rclpy.spin_once(node, timeout_sec=0.5)
+            if time.monotonic() > remind_s:
+                remind_s += _REMIND_S
+                _console.print(f"waiting for {name} ({health.state or 'silent'})")
+    except (KeyboardInterrupt, ExternalShutdownException):
+        raise typer.Exit(1) from None
+    finally:
+        node.destroy_node()
+        rclpy.try_shutdown()
+    if health.fault:
+        _console.print(f"[red]error:[/] {name} is {health.fault}")
+        raise typer.Exit(2)
+
+
+if __name__ == "__main__":
+    typer.run(wait)

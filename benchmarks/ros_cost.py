@@ -25,7 +25,7 @@ import numpy as np
 from benchmarks.sweeps import load_sweep
 from pcseg_core.cloud import encode_cloud
 from pcseg_core.files import write_atomic
-from pcseg_ros.process import keep_freed_memory
+from pcseg_ros.memory import keep_freed_memory
 
 LIMIT_MS = 5.0
 

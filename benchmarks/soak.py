@@ -26,7 +26,7 @@ from pcseg_core.errors import PcsegError
 from pcseg_core.files import write_atomic
 from pcseg_ros.children import quiet_domain, run_module
 
-NODE = "pcseg_ros.segment_node"
+NODE = "pcseg_ros"
 _START_S = 180.0
 LIMIT_MB = 20.0
 LIMIT_THREADS = 0

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,7 @@ from pcseg_ros.inputs import Inputs, Sweep
 from pcseg_ros.outputs import CameraView, LabeledSweep, SweepOutputs
 from pcseg_ros.rig import TransformError
 from pcseg_ros.statistics import SweepStatistics
+from pcseg_ros.worker import LatestWorker
 
 if TYPE_CHECKING:
     from pcseg_ros.teacher import Look, TeacherThread
@@ -32,6 +33,14 @@ Labels = tuple[npt.NDArray[Any], npt.NDArray[np.float32]]
 
 class DroppedError(PcsegError):
     """A sweep goes no further; the message is the reason that is counted."""
+
+
+class Drawing(NamedTuple):
+    """A sweep to be drawn over its images."""
+
+    labeled: LabeledSweep
+    sweep: Sweep
+    cloud: PointCloud
 
 
 class SweepFusion:
@@ -62,20 +71,25 @@ class SweepFusion:
         self._config = config
         self._teacher = teacher
         self._thread: TeacherThread | None = None
+        self._drawer: LatestWorker[Drawing] | None = None
         self._buffer: TemporalBuffer | None = None
         self._forget = False
 
     def start(self) -> None:
-        """Start the teacher's thread, if there is a teacher."""
+        """Start the threads of the teacher and of the overlays, where there are images."""
+        if self._inputs.cameras:
+            self._drawer = LatestWorker(self._draw, self._on_drawing, name="overlays")
         if self._teacher is not None:
             from pcseg_ros.teacher import TeacherThread  # brings torch
 
             self._thread = TeacherThread(self._teacher, self._publish_teacher, self._on_teacher)
 
     def stop(self, timeout_s: float) -> bool:
-        """End the teacher's thread; False if it is still busy after `timeout_s`."""
-        thread, self._thread = self._thread, None
-        return thread is None or thread.stop(timeout_s)
+        """End the threads; False if one is still busy after `timeout_s`."""
+        threads = (self._thread, self._drawer)
+        self._thread = self._drawer = None
+        ended = [thread.stop(timeout_s) for thread in threads if thread is not None]
+        return all(ended)
 
     def forget(self) -> None:
         """The sweeps before count no more; any thread."""
@@ -144,17 +158,10 @@ class SweepFusion:
             return self._buffer.update(cloud.xyz, probabilities, pose, cloud.stamp_ns)
         return labels, confidence
 
-    def views(self, sweep: Sweep, cloud: PointCloud) -> dict[str, CameraView]:
-        """The images that somebody wants to see labeled, by camera."""
-        names = [name for name in self._outputs.wanted_overlays() if name in sweep.images]
-        return {
-            frame.name: CameraView(
-                frame.image,
-                project_cloud(cloud.xyz, frame.T_cam_lidar, frame.camera),
-                sweep.images[frame.name].header,
-            )
-            for frame in self._frames(sweep, cloud, names)
-        }
+    def show(self, labeled: LabeledSweep, sweep: Sweep, cloud: PointCloud) -> None:
+        """Let the overlays be drawn that somebody subscribes; the next sweep does not wait."""
+        if self._drawer is not None and sweep.images and self._outputs.wanted_overlays():
+            self._drawer.offer(Drawing(labeled, sweep, cloud))
 
     def _smooths(self, pose: Any) -> bool:
         return self._config.temporal.enabled and pose is not None
@@ -170,6 +177,19 @@ class SweepFusion:
             except PcsegError as error:
                 self._complain(f"camera {name} left out", error)
         return frames
+
+    def _draw(self, drawing: Drawing) -> None:
+        """Overlays' thread."""
+        labeled, sweep, cloud = drawing
+        names = [name for name in self._outputs.wanted_overlays() if name in sweep.images]
+        for frame in self._frames(sweep, cloud, names):
+            projection = project_cloud(cloud.xyz, frame.T_cam_lidar, frame.camera)
+            view = CameraView(frame.image, projection, sweep.images[frame.name].header)
+            self._outputs.publish_overlay(frame.name, labeled, view)
+
+    def _on_drawing(self, drawing: Drawing, error: Exception) -> None:
+        if self._node.context.ok():
+            self._complain("overlay failed", error)
 
     def _publish_teacher(self, look: Look) -> None:
         """Teacher's thread."""

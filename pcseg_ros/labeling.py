@@ -86,8 +86,7 @@ class SweepLabeler:
         stages = clock.stages() | {"age": 1e3 * self._age_s(sweep.msg)}
         self._statistics.publish(stages)
         self._outputs.publish_times(stages)
-        labeled.views = self._fusion.views(sweep, cloud)
-        self._outputs.publish_overlays(labeled)
+        self._fusion.show(labeled, sweep, cloud)
 
     def give_up(self, sweep: Sweep, error: Exception) -> None:
         """Count and report a sweep whose labeling raised; the node goes on."""

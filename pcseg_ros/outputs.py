@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -47,7 +47,6 @@ class LabeledSweep:
         labels: (N,) class ids, -1 where there is none or its confidence is too low.
         confidence: (N,) float32.
         space: what the ids mean.
-        views: camera -> view; only where somebody subscribes the overlay.
     """
 
     msg: PointCloud2
@@ -55,7 +54,6 @@ class LabeledSweep:
     labels: npt.NDArray[Any]
     confidence: npt.NDArray[np.float32]
     space: LabelSpace
-    views: dict[str, CameraView] = field(default_factory=dict)
 
 
 class SweepOutputs:
@@ -113,12 +111,11 @@ class SweepOutputs:
             chosen = _of_classes(sweep.labels, config.filter_classes, sweep.space)
             self._filtered.publish(conversions.filtered_message(cloud, chosen))
 
-    def publish_overlays(self, sweep: LabeledSweep) -> None:
-        """Publish the pictures of the sweep's views."""
-        for name, view in sweep.views.items():
-            colors = sweep.space.colorize(sweep.labels, ignored=(200, 200, 200))
-            picture = draw_labels(view.image, view.projection, colors)
-            self._overlays[name].publish(conversions.image_message(picture, view.header))
+    def publish_overlay(self, camera: str, sweep: LabeledSweep, view: CameraView) -> None:
+        """Publish the picture of a sweep over one camera's image."""
+        colors = sweep.space.colorize(sweep.labels, ignored=(200, 200, 200))
+        picture = draw_labels(view.image, view.projection, colors)
+        self._overlays[camera].publish(conversions.image_message(picture, view.header))
 
     def publish_teacher(self, sweep: LabeledSweep, config: NodeConfig) -> None:
         """Publish the sweep with the labels of the camera teacher."""

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import sys
@@ -39,7 +38,6 @@ def serve(make_node: Callable[[], ServedNode], args: Sequence[str] | None = None
         Exit code: 0 after a signal, 2 if arguments or parameters are wrong.
     """
     signals = _Signals()
-    keep_freed_memory()
     try:
         rclpy.init(args=list(args) if args is not None else None)
     except KeyboardInterrupt:
@@ -88,23 +86,6 @@ class _Signals:
         self.received = True
         if self.interrupt:
             raise KeyboardInterrupt
-
-
-def keep_freed_memory() -> None:
-    """Let glibc keep what a sweep frees for the next one, in whatever thread.
-
-    It gives large blocks back to the system at once, and a page fault for every 4 kB of the next
-    sweep costs as much as all conversions together. Kept by each thread for itself, freed blocks
-    would add up for many minutes. Constants: M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of malloc.h,
-    with the largest values that mallopt(3) takes, and M_ARENA_MAX.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError):
-        return  # another C library
-    mallopt(-3, 32 << 20)
-    mallopt(-1, 2**31 - 1)
-    mallopt(-8, 1)
 
 
 def _complain(error: Exception) -> int:

@@ -46,7 +46,7 @@ def replay(bag: Path, checkpoint: Path, logs: Path, rate: float = 1.0) -> Replay
     topic, count = drive.cloud_topic, len(drive)
     lasts_s = (drive[count - 1].stamp_ns - drive[0].stamp_ns) * 1e-9 / rate
     with quiet_domain() as environment, _Listener() as listener:
-        node = ["pcseg_ros.segment_node", "--ros-args", "-p", f"checkpoint:={checkpoint}"]
+        node = ["pcseg_ros", "--ros-args", "-p", f"checkpoint:={checkpoint}"]
         remapped = ["-r", f"points:={topic}", "-r", "__ns:=/demo"]
         player = ["pcseg_ros.bag_play", str(bag), "--topics", topic, "--wait-for-subscriber"]
         with run_module([*node, *remapped], environment, logs / "node.log") as running:

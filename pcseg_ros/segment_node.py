@@ -237,9 +237,5 @@ def main(
     args: Sequence[str] | None = None,
     segmenter_factory: Callable[[NodeConfig], Any] = load_segmenter,
 ) -> NoReturn:
-    """Executable `segment_node`, also installed as `pcseg-segment-node`; ends the process."""
+    """Spin the node; ends the process. `pcseg_ros.__main__` is the program around it."""
     leave(serve(lambda: SegmentNode(segmenter_factory), args))
-
-
-if __name__ == "__main__":
-    main()

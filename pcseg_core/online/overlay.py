@@ -29,13 +29,15 @@ def draw_labels(
     height, width = image.shape[:2]
     seen = np.flatnonzero(projection.visible)
     seen = seen[np.argsort(-projection.depth[seen])]
-    pixels = np.rint(projection.uv[seen]).astype(np.int64)
-    layer = image.copy()
-    for row in range(-radius_px, radius_px + 1):
-        for column in range(-radius_px, radius_px + 1):
-            v = np.clip(pixels[:, 1] + row, 0, height - 1)
-            u = np.clip(pixels[:, 0] + column, 0, width - 1)
-            layer[v, u] = colors[seen]
-    blended = opacity * layer.astype(np.float32) + (1.0 - opacity) * image
-    picture: RGB = np.rint(blended).astype(np.uint8)
-    return picture
+    pixels = np.rint(projection.uv[seen]).astype(np.int32)
+    beside = np.arange(-radius_px, radius_px + 1, dtype=np.int32)
+    rows = np.clip(pixels[:, 1, None, None] + beside[:, None], 0, height - 1)
+    columns = np.clip(pixels[:, 0, None, None] + beside, 0, width - 1)
+    squares = (rows * width + columns).reshape(len(seen), -1)
+    owner = np.full(height * width, -1, np.int32)
+    owner[squares] = seen[:, None]  # where squares overlap the last one stays, which is the nearest
+    painted = np.flatnonzero(owner >= 0)
+    picture: RGB = image.reshape(-1, 3).copy()
+    below = (1.0 - opacity) * picture[painted]
+    picture[painted] = np.rint(np.float32(opacity) * colors[owner[painted]] + below)
+    return picture.reshape(image.shape)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from pcseg_core.camera import CameraModel
 from pcseg_core.online.overlay import draw_labels
@@ -27,6 +28,17 @@ def test_near_point_covers_the_far_one_and_the_image_stays() -> None:
     half = draw_labels(image, projection, colors, opacity=0.5)
     assert tuple(half[15, 20]) == (178, 50, 50)
     assert tuple(picture[0, 0]) == (100, 100, 100)
+
+
+@pytest.mark.parametrize("step", [(1.0, 0.0), (-1.0, 0.0), (0.0, 1.0), (0.0, -1.0)])
+def test_near_squares_lie_over_far_ones_on_all_sides(step: tuple[float, float]) -> None:
+    right, down = step
+    xyz = np.array([[0.0, 0.0, 10.0], [1.02 * right, 1.02 * down, 10.2]], np.float32)
+    projection = project_cloud(xyz, np.eye(4), CAMERA, splat_radius_px=0)
+    colors = np.array([RED, BLUE], np.uint8)
+    picture = draw_labels(np.zeros((31, 41, 3), np.uint8), projection, colors, opacity=1.0)
+    assert (picture[14:17, 19:22] == RED).all()
+    assert (picture == BLUE).all(axis=2).sum() == 3
 
 
 def test_points_at_the_border_stay_inside() -> None:

@@ -95,6 +95,11 @@ class SweepFusion:
         """The sweeps before count no more; any thread."""
         self._forget = True
 
+    def counters(self) -> dict[str, int]:
+        """What happened to the evidence of the sweeps before, in words; any thread."""
+        counts = {} if self._buffer is None else dict(self._buffer.counters)
+        return {f"smoothing {k.replace('_', ' ')}": v for k, v in counts.items()}
+
     def locate(self, cloud: PointCloud) -> Any:
         """T_fixed_lidar (4, 4) at the sweep's stamp; None where it is not known, or not needed.
 

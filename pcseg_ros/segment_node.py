@@ -225,8 +225,9 @@ class SegmentNode(LifecycleNode, ServedNode):
         values = {"state": self.state, "checkpoint": config.checkpoint or BUNDLED}
         values["device"] = str(getattr(self._segmenter, "device", config.device))
         values |= diagnostics.values_of(summary) | process_values()
-        if self._inputs is not None:
-            values |= {f"counted: {k}": str(v) for k, v in self._inputs.counters().items()}
+        for part in (self._inputs, self._fusion):
+            if part is not None:
+                values |= {f"counted: {k}": str(v) for k, v in part.counters().items()}
         name = self.get_fully_qualified_name().lstrip("/")
         report = diagnostics.report(f"{name}: segmentation", level, message, values)
         report.header.stamp = self.get_clock().now().to_msg()

@@ -52,6 +52,12 @@ class TemporalBufferConfig(Section):
         "just arrived, and what the place was is forgotten [m]; 0 turns the gate off",
     )
     capacity: int = Field(2**20, ge=2**10, le=2**26, description="Voxels that are kept at most")
+    memory_mb: float = Field(
+        256.0,
+        ge=1,
+        le=65536,
+        description="Memory of these voxels at most [MB]; with many classes fewer of them fit",
+    )
     max_gap_s: float = Field(
         1.0, gt=0, le=60, description="A longer time between sweeps is a new start [s]"
     )
@@ -82,7 +88,10 @@ class TemporalBuffer:
         self.config = config
         self.classes = classes
         self.counters: Counter[str] = Counter()
-        self._table = VoxelTable(config.capacity, classes + 2)  # log evidence; weight; class
+        columns = classes + 2  # log evidence; weight; class
+        self._table = VoxelTable(
+            min(config.capacity, VoxelTable.fitting(1e6 * config.memory_mb, columns)), columns
+        )
         # What only the next sweep needs is made beside the rest; ends with the buffer.
         self._beside = ThreadPoolExecutor(1, "temporal-buffer")
         self.reset()

@@ -48,7 +48,8 @@ def voxel_keys(points: Array, T_world_lidar: Array, edge_m: float) -> Int64:
 class VoxelTable:
     """A bounded memory: rows that have not been written for long make room for others.
 
-    Open addressing with a few probes. A voxel for which there is no room is not remembered.
+    Open addressing with a few probes. Where none of them is free or expired, the voxel among them
+    that was seen longest ago is forgotten.
 
     Attributes:
         rows: (size, columns) float32, of the caller.
@@ -70,6 +71,12 @@ class VoxelTable:
         # numpy copies a row faster as one item than as several
         self._items = self.rows.view(np.dtype((np.void, self.rows.strides[0]))).ravel()
 
+    @staticmethod
+    def fitting(memory_bytes: float, columns: int) -> int:
+        """Largest capacity, a power of two, whose table is not larger than this."""
+        row = 4 * columns + 8 + 4 + 4  # values; key, time, group
+        return 1 << (max(int(memory_bytes / row), 1).bit_length() - 1)
+
     def __len__(self) -> int:
         """Number of rows that were ever written since the last clear."""
         return int(np.count_nonzero(self._keys != _EMPTY))
@@ -80,7 +87,9 @@ class VoxelTable:
         self.seen.fill(-np.inf)
 
     def find(self, keys: Int64, expired: float) -> Int64:
-        """(N,) row of each key, -1 where there is no room; new voxels get a row of zeros.
+        """(N,) row of each key; new voxels get a row of zeros.
+
+        -1 where all rows that a key may have belong to other keys of this call.
 
         Args:
             keys: (N,) from `voxel_keys`, repeated where points share a voxel.
@@ -103,7 +112,9 @@ class VoxelTable:
                 searching = searching[lost]
             if not len(searching):
                 return slot
+        assert searching is not None
         slot[searching] = -1
+        self._evict(home.view(np.int64), keys, slot, searching)
         return slot
 
     def write(self, rows: Int64, values: Array, now: float) -> None:
@@ -121,6 +132,24 @@ class VoxelTable:
         self.rows[claimed] = 0
         self.seen[claimed] = expired  # taken, though not written
         return miss[self._keys.take(at) != wanted]
+
+    def _evict(self, home: Int64, keys: Int64, slot: Int64, searching: Array) -> None:
+        """Give keys that found no row one of a voxel that is not among those of this call."""
+        seen = self.seen.copy()
+        seen[slot[slot >= 0]] = np.inf
+        for _ in range(_PROBES):
+            at = (home[searching, None] + np.arange(_PROBES)) & (len(self._keys) - 1)
+            row = at[np.arange(len(at)), seen[at].argmin(axis=1)]
+            free = np.flatnonzero(seen[row] < np.inf)
+            searching, row = searching[free], row[free]
+            if not len(searching):
+                return
+            self._keys[row] = keys[searching]  # of several voxels at one row the last one wins
+            self.rows[row] = 0
+            seen[row] = np.inf
+            won = self._keys[row] == keys[searching]
+            slot[searching[won]] = row[won]
+            searching = searching[~won]
 
     def group(self, slot: Int64) -> tuple[Int64, npt.NDArray[np.int32], Array]:
         """Distinct rows among those of the points.

@@ -90,6 +90,14 @@ def test_stamps_that_jump_back_start_anew(parked: Parked) -> None:
     parked.node.report(lambda s: value_of(s, "counted: stamps of the sweeps jumped back") != "")
 
 
+def test_a_vehicle_that_jumps_starts_anew(parked: Parked) -> None:
+    for _ in range(8):
+        parked.confidence()
+    parked.now_s += 3.0
+    assert parked.confidence() == pytest.approx(0.9, abs=0.02)
+    parked.node.report(lambda s: int(value_of(s, "counted: smoothing reset time") or 0) > 0)
+
+
 def test_odometry_stops_and_comes_back(parked: Parked) -> None:
     parked.confidence()
     parked.now_s += 0.5

@@ -197,6 +197,29 @@ def test_memory_is_bounded_and_makes_room() -> None:
     assert labels.tolist() == [0]
 
 
+def test_a_full_table_forgets_what_was_seen_longest_ago() -> None:
+    table = VoxelTable(8, 1)  # a key may lie in any of its rows
+    for number in range(8):
+        row = table.find(np.array([100 + number]), expired=-1.0)
+        table.write(row, np.full((1, 1), number, np.float32), now=float(number))
+    rows = table.find(np.array([200, 100, 201, 103]), expired=-1.0)
+    assert (rows >= 0).all() and len(set(rows.tolist())) == 4
+    assert table.rows[rows, 0].tolist() == [0, 0, 0, 3]  # 101 and 102 are gone, 100 was asked for
+    assert len(table) == 8
+    survivors = table.find(np.array([104, 105, 106, 107]), expired=-1.0)
+    assert table.rows[survivors, 0].tolist() == [4, 5, 6, 7]
+    many = table.find(np.arange(300, 320), expired=-1.0)
+    assert (many >= 0).sum() == 8 and len(set(many[many >= 0].tolist())) == 8
+
+
+@pytest.mark.parametrize("classes", [2, 8, 300])
+def test_memory_is_bounded_however_many_the_classes(classes: int) -> None:
+    table = TemporalBuffer(TemporalBufferConfig(memory_mb=16), classes)._table
+    used = sum(a.nbytes for a in (table.rows, table.seen, table._keys, table._group))
+    assert 8e6 < used <= 16e6
+    assert len(TemporalBuffer(TemporalBufferConfig(), 8)._table.seen) == 2**20
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.lists(st.integers(0, 40), max_size=60), max_size=8), st.integers(1, 6))
 def test_the_table_is_a_dictionary_with_a_bound(batches: list[list[int]], bits: int) -> None:

@@ -16,6 +16,7 @@ from sensor_msgs.msg import PointCloud2
 
 from pcseg_core.cloud import structured
 from pcseg_core.data.bag import BagDrive
+from pcseg_core.data.bag_reader import ODOMETRY
 from pcseg_core.demo.live import ReplayResult
 from pcseg_core.errors import PcsegError
 from pcseg_core.labels import from_wire
@@ -28,7 +29,9 @@ _GRACE_S = 20.0  # beyond the length of the bag, for the player to start and the
 _REPORT_S = 5.0
 
 
-def replay(bag: Path, checkpoint: Path, logs: Path, rate: float = 1.0) -> ReplayResult:
+def replay(
+    bag: Path, checkpoint: Path, logs: Path, params: Path | None = None, rate: float = 1.0
+) -> ReplayResult:
     """Start a node and a player as processes, and return what the node published.
 
     They talk over DDS on this machine alone, in a ROS domain drawn by chance.
@@ -37,6 +40,8 @@ def replay(bag: Path, checkpoint: Path, logs: Path, rate: float = 1.0) -> Replay
         bag: bag whose sweeps are played.
         checkpoint: what the node loads.
         logs: folder that gets node.log and player.log.
+        params: ROS parameter file of the node; all topics of the bag are played then, for it may
+            want images and motion. None plays the sweeps alone to a node with default parameters.
         rate: speed; 1 is as recorded.
 
     Raises:
@@ -46,9 +51,14 @@ def replay(bag: Path, checkpoint: Path, logs: Path, rate: float = 1.0) -> Replay
     topic, count = drive.cloud_topic, len(drive)
     lasts_s = (drive[count - 1].stamp_ns - drive[0].stamp_ns) * 1e-9 / rate
     with quiet_domain() as environment, _Listener() as listener:
-        node = ["pcseg_ros", "--ros-args", "-p", f"checkpoint:={checkpoint}"]
+        node = ["pcseg_ros", "--ros-args", *(["--params-file", str(params)] if params else [])]
+        node += ["-p", f"checkpoint:={checkpoint}"]
         remapped = ["-r", f"points:={topic}", "-r", "__ns:=/demo"]
-        player = ["pcseg_ros.bag_play", str(bag), "--topics", topic, "--wait-for-subscriber"]
+        player = ["pcseg_ros.bag_play", str(bag), "--wait-for-subscriber"]
+        if params is None:
+            player += ["--topics", topic]
+        for odometry in drive.bag.of_type(ODOMETRY)[:1]:
+            remapped += ["-r", f"odometry:={odometry}"]
         with run_module([*node, *remapped], environment, logs / "node.log") as running:
             listener.wait(listener.active, _START_S, running, logs / "node.log")
             command = [*player, "--rate", str(rate)]

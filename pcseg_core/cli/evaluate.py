@@ -76,6 +76,13 @@ def evaluate(
             rich_help_panel=REPLAY,
         ),
     ] = False,
+    params: Annotated[
+        Path | None,
+        typer.Option(
+            help="ROS parameter file (YAML) of the node that --live plays to, as on the robot.",
+            rich_help_panel=REPLAY,
+        ),
+    ] = None,
     temporal: Annotated[
         bool,
         typer.Option("--temporal", help="Smooth over time; needs poses.", rich_help_panel=REPLAY),
@@ -125,15 +132,16 @@ def evaluate(
         from pcseg_core.cli.evaluate_replay import ReplayOptions, evaluate_recording
 
         options = ReplayOptions(
-            checkpoint, compare, live, temporal, cameras, labels, teacher, label_space, device
-        )
+            checkpoint, compare, live, params, temporal, cameras, labels, teacher, label_space,
+            device,
+        )  # fmt: skip
         with use_backend(backend):
             evaluate_recording(run, options, json_, picture)
         return
-    if compare or live or temporal or cameras or labels or teacher:
+    if compare or live or params or temporal or cameras or labels or teacher:
         raise InputError(
-            "--compare, --live, --temporal, --cameras, --labels and --teacher are for a replay: "
-            "pcseg evaluate RECORDING --checkpoint RUN"
+            "--compare, --live, --params, --temporal, --cameras, --labels and --teacher are for a "
+            "replay: pcseg evaluate RECORDING --checkpoint RUN"
         )
     _on_labels(Path(run), semantic_kitti, source, boxes, json_, picture, label_space, baselines,
                device, backend)  # fmt: skip

@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pcseg_core.cli.progress import note, progress_bar
+from pcseg_core.config import read_yaml
 from pcseg_core.errors import InputError
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ class ReplayOptions:
     checkpoint: str
     compare: str | None
     live: bool
+    params: Path | None
     temporal: bool
     cameras: bool
     labels: Path | None
@@ -40,11 +43,35 @@ class ReplayOptions:
             raise InputError("--cameras needs a teacher for the images: give --teacher too")
         if self.live and (self.temporal or self.cameras):
             raise InputError(
-                "--live plays the bag to the node with its default parameters; --temporal and "
-                "--cameras are for the evaluation without --live"
+                "--live plays the bag to the node; set temporal.enabled, cameras and the like in a "
+                "parameter file and give it by --params. --temporal and --cameras are for the "
+                "evaluation without --live"
             )
+        if self.params:
+            self._check_params(self.params)
         if self.labels and not self.labels.is_dir():
             raise InputError(f"--labels {self.labels}: no such folder")
+
+
+    def _check_params(self, params: Path) -> None:
+        if not self.live:
+            raise InputError("--params are those of the node: give --live too")
+        if not params.is_file():
+            raise InputError(f"--params {params}: no such file")
+        if any(_prompts_of(read_yaml(params))):
+            raise InputError(
+                f"--params {params}: prompts change what labels mean; leave them out to be "
+                "measured in the checkpoint's classes"
+            )
+
+
+def _prompts_of(node: Any) -> Iterator[str]:
+    """Prompts that a parameter file sets, at whatever depth of names of nodes."""
+    for key, value in node.items() if isinstance(node, dict) else ():
+        if key == "prompts" and isinstance(value, list):
+            yield from (str(word) for word in value if word)
+        else:
+            yield from _prompts_of(value)
 
 
 def evaluate_recording(
@@ -160,7 +187,7 @@ def _live(source: str, options: ReplayOptions) -> list[Contender]:
         space = LabelSpace.from_dict(meta.label_space)
         note(f"playing {bag} to the node with {checkpoint}")
         with tempfile.TemporaryDirectory(prefix="pcseg-replay-") as logs:
-            result = play(bag, Path(checkpoint), Path(logs))
+            result = play(bag, Path(checkpoint), Path(logs), options.params)
         contenders.append(Live(name, checkpoint, space, result))
     return contenders
 

@@ -39,8 +39,8 @@ class ReplayResult:
     stages_ms: dict[str, tuple[float, float]] = field(default_factory=dict)
 
 
-Replay = Callable[[Path, Path, Path], ReplayResult]
-"""(bag, checkpoint, folder for logs) -> result."""
+Replay = Callable[[Path, Path, Path, "Path | None"], ReplayResult]
+"""(bag, checkpoint, folder for logs, ROS parameter file of the node or None) -> result."""
 
 
 def find_replay() -> tuple[Replay, str]:
@@ -54,7 +54,9 @@ def find_replay() -> tuple[Replay, str]:
         return replay_in_process, f"ROS 2 is not installed ({error})"
 
 
-def replay_in_process(bag: Path, checkpoint: Path, logs: Path) -> ReplayResult:
+def replay_in_process(
+    bag: Path, checkpoint: Path, logs: Path, params: Path | None = None
+) -> ReplayResult:
     """Segment the sweeps of a bag one after the other, as the node would, without DDS."""
     segmenter = Segmenter.load(checkpoint)
     drive = open_drive(f"bag:{bag}")

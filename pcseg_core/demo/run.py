@@ -177,7 +177,7 @@ def _replay(settings: DemoSettings, bag: Path, out: Path) -> ReplayResult:
     replay, problem = find_replay() if settings.use_ros else (replay_in_process, "not asked for")
     if problem:
         console.print(f"[yellow]   no DDS here ({problem}): the network runs in this process[/]")
-    return replay(bag, (out / "run" / FILE_NAME).resolve(), out / "logs")
+    return replay(bag, (out / "run" / FILE_NAME).resolve(), out / "logs", None)
 
 
 def _measure(

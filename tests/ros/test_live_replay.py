@@ -67,6 +67,14 @@ def test_the_node_answers_every_sweep_as_the_network_does(
     assert os.environ.get("ROS_DOMAIN_ID") == before
 
 
+def test_the_node_takes_a_parameter_file(bag: Path, checkpoint: Path, tmp_path: Path) -> None:
+    params = tmp_path / "params.yaml"
+    params.write_text("/**: {ros__parameters: {min_confidence: 1.0}}")
+    heard = replay(bag, checkpoint, tmp_path / "logs", params)
+    assert len(heard.labels) + sum(heard.dropped.values()) == SWEEPS and heard.labels
+    assert all((labels == -1).all() for labels in heard.labels.values())
+
+
 def test_a_node_that_cannot_start_is_told_with_its_own_words(bag: Path, tmp_path: Path) -> None:
     with pytest.raises(PcsegError, match="no checkpoint at"):
         replay(bag, tmp_path / "nothing", tmp_path / "logs")

@@ -144,6 +144,9 @@ def test_labels_beside_the_recording(tmp_path: Path) -> None:
         (["--checkpoint", "bundled", "--cameras"], "--teacher"),
         (["--checkpoint", "bundled", "--live", "--temporal"], "without --live"),
         (["--checkpoint", "bundled", "--live"], "plays bags"),
+        (["--params", "p.yaml"], "--checkpoint"),
+        (["--checkpoint", "bundled", "--params", "p.yaml"], "--live too"),
+        (["--checkpoint", "bundled", "--live", "--params", "/nowhere.yaml"], "no such file"),
         (["--checkpoint", "bundled", "--labels", "/nowhere"], "no such folder"),
         (["--checkpoint", "nothing-here"], "nothing-here"),
     ],
@@ -152,3 +155,13 @@ def test_what_does_not_go_together_is_said(arguments: list[str], message: str) -
     result = evaluate(DRIVE, *arguments)
     assert result.exit_code == 2
     assert message in " ".join(result.output.split())
+
+
+def test_prompts_in_the_parameters_of_the_node_are_refused(tmp_path: Path) -> None:
+    params = tmp_path / "node.yaml"
+    params.write_text("/**: {ros__parameters: {prompts: ['tree', '*']}}")
+    result = evaluate(DRIVE, "--checkpoint", "bundled", "--live", "--params", str(params))
+    assert result.exit_code == 2 and "prompts change what labels mean" in result.output
+    params.write_text("/**: {ros__parameters: {prompts: ['']}}")
+    result = evaluate(DRIVE, "--checkpoint", "bundled", "--live", "--params", str(params))
+    assert "plays bags" in result.output  # the next thing that is wrong

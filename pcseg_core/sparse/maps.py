@@ -9,6 +9,7 @@ grid that hold at least one input voxel. A transposed convolution uses the same 
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -49,6 +50,7 @@ class KernelMap:
     invert: Callable[[Tensor, int], Tensor] = field(repr=False)
     derived: dict[str, Tensor] = field(default_factory=dict, repr=False)
     _inverse: KernelMap | None = field(default=None, repr=False)
+    _inverse_of: weakref.ref[KernelMap] | None = field(default=None, repr=False)
     _pairs: tuple[Tensor, Tensor, list[int]] | None = field(default=None, repr=False)
 
     @property
@@ -63,10 +65,14 @@ class KernelMap:
     @property
     def inverse(self) -> KernelMap:
         """The map of the transposed convolution: outputs become inputs, same offset order."""
+        origin = None if self._inverse_of is None else self._inverse_of()
+        if origin is not None:
+            return origin
         if self._inverse is None:
             table = self.table.flip(0) if self.is_symmetric else self.invert(self.table, self.n_in)
             self._inverse = KernelMap(table, self.n_out, self.kernel_size, self.stride, self.invert)
-            self._inverse._inverse = self
+            # Weakly: in a circle the tables of sweep after sweep wait for the garbage collector.
+            self._inverse._inverse_of = weakref.ref(self)
         return self._inverse
 
     @property

@@ -22,7 +22,7 @@ from pcseg_core.sparse import use_backend
 from pcseg_core.vision.text_space import GeneratedText, table_of
 from pcseg_ros.conversions import read_sweep
 
-PROGRAM = ROOT / "pcseg_ros" / "segment_node.py"
+PROGRAM = ROOT / "pcseg_ros" / "__main__.py"
 
 
 @pytest.fixture(scope="module")

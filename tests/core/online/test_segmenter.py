@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The segmenter on awkward clouds, and checkpoints that are not what they should be."""
 
+import gc
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,26 @@ def test_every_point_gets_a_label_in_order(run: Path) -> None:
     order = np.random.default_rng(1).permutation(3000)
     shuffled = segmenter.segment(PointCloud(sweep.xyz[order], sweep.intensity[order]))
     assert (shuffled.labels == result.labels[order]).mean() > 0.999
+
+
+@pytest.mark.parametrize("precision", ["fp32", None])
+def test_a_sweep_leaves_nothing_to_the_garbage_collector(run: Path, precision: str | None) -> None:
+    """Tables in a circle of references would wait for it, sweep after sweep."""
+    segmenter = Segmenter.load(run, device="cpu")
+    if precision is None:  # the network as plain modules
+        segmenter._network = segmenter.student.network
+    segmenter.segment(cloud(3000), probabilities=True)
+    gc.collect()
+    gc.disable()
+    try:
+        segmenter.segment(cloud(3000, seed=1), probabilities=True)
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.collect()
+        assert [type(thing) for thing in gc.garbage] == []
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
 
 
 def test_points_of_one_voxel_agree(run: Path) -> None:

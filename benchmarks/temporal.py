@@ -36,6 +36,7 @@ from pcseg_core.geometry import transform
 from pcseg_core.labels import IGNORE
 from pcseg_core.online.segmenter import Segmenter
 from pcseg_core.online.temporal import TemporalBuffer, TemporalBufferConfig
+from pcseg_ros.memory import keep_freed_memory
 
 METHODS = ("single sweep", "smoothed")
 PARTS = ("all", "standing", "moving", "wake")
@@ -198,6 +199,7 @@ def table(figures: dict[str, Any]) -> str:
 
 def main() -> int:
     """Run from the command line."""
+    keep_freed_memory()  # as the node does
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("drives", nargs="+", help="drives with poses, as pcseg takes them")
     parser.add_argument("--checkpoint", default="bundled")

@@ -93,3 +93,4 @@ class LatestWorker(Generic[Item]):
                 self._process(item)
             except Exception as error:
                 self._on_error(item, error)
+            del item  # not kept in memory while the next one is waited for

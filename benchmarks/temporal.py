@@ -88,12 +88,19 @@ class Totals:
                         "miou": round(confusion.miou, 4),
                         "accuracy": round(confusion.accuracy, 4),
                         "points": confusion.points,
+                        "iou": [round(v, 4) if here else None for v, here in _ious(confusion)],
+                        "points_of": confusion.truth_counts.tolist(),
                     }
         for name, values in self.times.items():
             figures[f"{name}_ms"] = dict(
                 zip(("min", "p50", "p95"), np.percentile(values, (0, 50, 95)).round(2).tolist())
             )
         return figures
+
+
+def _ious(confusion: Confusion) -> zip[tuple[float, bool]]:
+    """IoU of each class, and whether the class is there."""
+    return zip(confusion.iou.tolist(), confusion.present.tolist())
 
 
 def measure(drive: Drive, segmenter: Segmenter, config: TemporalBufferConfig, to: Totals) -> None:

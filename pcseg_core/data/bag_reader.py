@@ -215,11 +215,20 @@ class BagFile:
         return self._reader
 
 
+_VISION_MSGS = {  # not among the standard types: name -> fields
+    "VisionClass": "uint16 class_id\nstring class_name",
+    "LabelInfo": "std_msgs/Header header\nvision_msgs/VisionClass[] class_map\nfloat32 threshold",
+}
+
+
 @lru_cache(maxsize=1)
 def type_store() -> Any:
-    """Message types of ROS 2 (the ones used here are equal in all distributions)."""
+    """Message types of ROS 2 (the ones used here are equal in all distributions), and LabelInfo."""
     typesys = require("rosbags.typesys", "core")
-    return typesys.get_typestore(typesys.Stores.ROS2_HUMBLE)
+    store = typesys.get_typestore(typesys.Stores.ROS2_HUMBLE)
+    for name, fields in _VISION_MSGS.items():
+        store.register(typesys.get_types_from_msg(fields, f"vision_msgs/msg/{name}"))
+    return store
 
 
 def parse_header(raw: bytes | memoryview) -> tuple[int, str]:

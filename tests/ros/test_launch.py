@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -154,3 +155,5 @@ def test_replay_plays_a_bag_and_records_the_answers(client: Client, tmp_path: Pa
     recorded = BagFile(out)
     assert recorded.counts[f"{space}/labeled_points"] >= 5, text
     assert recorded.counts["/diagnostics"] >= 1
+    if find_spec("vision_msgs") is not None:
+        assert recorded.counts[f"{space}/label_info"] == 1, text

@@ -12,7 +12,7 @@ from rosbags.highlevel import AnyReader
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, Reader, StoragePlugin, Writer
 
 from pcseg_core.cloud import encode_cloud, read_cloud
-from pcseg_core.data.bag_reader import BagFile, parse_header
+from pcseg_core.data.bag_reader import BagFile, parse_header, type_store
 from pcseg_core.data.bag_writer import BagWriter
 from pcseg_core.errors import InputError
 
@@ -239,3 +239,9 @@ def test_headers_in_both_byte_orders() -> None:
     for cut in (0, 3, 12, 17):
         with pytest.raises(InputError):
             parse_header(little[:cut])
+
+
+def test_label_info_is_that_of_vision_msgs() -> None:
+    """The hash of vision_msgs 4.1.1, by which a recorded topic is known elsewhere."""
+    known = "RIHS01_3d37df4015cdf660cc851c51897f2acd957e1ca6205ba0a99aebffb9406b0783"
+    assert type_store().hash_rihs01("vision_msgs/msg/LabelInfo") == known

@@ -92,7 +92,7 @@ class TemporalBuffer:
         self._table = VoxelTable(
             min(config.capacity, VoxelTable.fitting(1e6 * config.memory_mb, columns)), columns
         )
-        # What only the next sweep needs is made beside the rest; ends with the buffer.
+        # What only the next sweep needs is made when this one is done; ends with the buffer.
         self._beside = ThreadPoolExecutor(1, "temporal-buffer")
         self.reset()
 
@@ -134,7 +134,7 @@ class TemporalBuffer:
         columns = np.ascontiguousarray(xyz.T, np.float32)
         used, others = self._split(columns, probabilities)
         points = columns.take(used, axis=1)
-        before, self._free = self._free, self._see_free_space(points)
+        before, self._free = self._free, None
         keys = voxel_keys(points, pose, self.config.voxel_m)
         hit, voxel, first = self._locate(keys, now - _FORGOTTEN * self.config.memory_s)
         if voxel.min(initial=0) < 0:
@@ -150,6 +150,7 @@ class TemporalBuffer:
             winner, share = self._fuse(hit, look, points[:, first], before, now)
             labels[used] = winner.take(voxel)
             confidence[used] = share.take(voxel)
+        self._free = self._see_free_space(points)
         return labels, confidence
 
     def _locate(self, keys: Array, expired: float) -> tuple[Array, npt.NDArray[np.int32], Array]:
@@ -184,10 +185,11 @@ class TemporalBuffer:
         state *= np.exp(age / np.float32(-self.config.memory_s))[:, None]
         if before is not None:
             self._gate(state, was, look, points, before.result())
-        evidence, weight = state[:, : self.classes], state[:, -2]
+        evidence, weight = state[:, : self.classes].copy(), state[:, -2]  # rows without gaps
         evidence += look
         weight += 1
         winner, top = rows.top(evidence)
+        state[:, : self.classes] = evidence
         state[:, -1] = winner
         table.write(hit, state, now)
         # Looks at one place err alike: n of them are worth 1 + (n - 1) new_evidence.

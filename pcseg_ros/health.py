@@ -41,10 +41,7 @@ class NodeHealth:
         self.values: dict[str, str] = {}
         self.fault = ""
         self._prefix = f"{name.strip('/')}:"
-        self._node = node
-        self._subscription = node.create_subscription(
-            DiagnosticArray, topics.DIAGNOSTICS, self._on_report, 10
-        )
+        node.create_subscription(DiagnosticArray, topics.DIAGNOSTICS, self._on_report, 10)
 
     @property
     def state(self) -> str:

@@ -52,7 +52,6 @@ class ReplayOptions:
         if self.labels and not self.labels.is_dir():
             raise InputError(f"--labels {self.labels}: no such folder")
 
-
     def _check_params(self, params: Path) -> None:
         if not self.live:
             raise InputError("--params are those of the node: give --live too")

@@ -15,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csc_matrix
 
+from pcseg_core.errors import InputError
+
 Array = npt.NDArray[Any]
 Int32 = npt.NDArray[np.int32]
 Float32 = npt.NDArray[np.float32]
@@ -22,7 +24,7 @@ Float32 = npt.NDArray[np.float32]
 
 def top(values: Float32) -> tuple[Int32, Float32]:
     """Column (M,) of the largest value of each row (M, C), the first of equals; and that value."""
-    library = _library()
+    library = loaded_library()
     if library is None or values.strides[1] != values.itemsize:
         return _plain_top(values)
     winner, most = np.empty(len(values), np.int32), np.empty(len(values), np.float32)
@@ -44,7 +46,7 @@ def means(values: Float32, used: Array, group: Int32, groups: int) -> Float32:
         group: (K,) group of each.
         groups: number G of groups; one without rows has a mean of 0.
     """
-    library = _library()
+    library = loaded_library()
     if library is None or not values.flags.c_contiguous:
         return _plain_means(values, used, group, groups)
     used, group = np.ascontiguousarray(used, np.int64), np.ascontiguousarray(group, np.int32)
@@ -58,8 +60,41 @@ def means(values: Float32, used: Array, group: Int32, groups: int) -> Float32:
     return found
 
 
-def _library() -> Any | None:
-    """The module `pcseg_core.sparse.native.library`, if it is loaded and was built."""
+def accumulate(
+    store: Float32, at: Array, fade: Float32, look: Float32, share: float
+) -> tuple[Int32, Float32]:
+    """Add looks to rows of a store, which are faded before.
+
+    Args:
+        store: (R, C + 2) sums; number of looks; column of the largest sum. C-contiguous, changed.
+        at: (M,) int64 distinct rows.
+        fade: (M,) factors of what the rows were.
+        look: (M, C), overwritten.
+        share: of each look beyond the first that counts in what is returned.
+
+    Returns:
+        Column (M,) of the largest sum, and (M, C) how far each sum is below it, divided by the
+        number n of looks and times 1 + share (n - 1).
+
+    Raises:
+        InputError: rows that do not exist.
+    """
+    library = loaded_library()
+    if library is None:
+        return _plain_accumulate(store, at, fade, look, share)
+    at, fade = np.ascontiguousarray(at, np.int64), np.ascontiguousarray(fade, np.float32)
+    below, winner = np.ascontiguousarray(look, np.float32), np.empty(len(at), np.int32)
+    library.check(
+        library.load().pcseg_row_accumulate(
+            store.ctypes.data, len(store), below.shape[1], at.ctypes.data, fade.ctypes.data,
+            below.ctypes.data, len(at), share, winner.ctypes.data,
+        )
+    )  # fmt: skip
+    return winner, below
+
+
+def loaded_library() -> Any | None:
+    """The module `pcseg_core.sparse.native.library`, if it is imported and the library built."""
     module = sys.modules.get("pcseg_core.sparse.native.library")
     load = getattr(module, "load", None)  # absent while another thread imports it
     return None if load is None or isinstance(load(), str) else module
@@ -83,3 +118,20 @@ def _plain_means(values: Float32, used: Array, group: Int32, groups: int) -> Flo
     )
     sums /= np.bincount(group, minlength=groups).clip(1).astype(np.float32)[:, None]
     return sums
+
+
+def _plain_accumulate(
+    store: Float32, at: Array, fade: Float32, look: Float32, share: float
+) -> tuple[Int32, Float32]:
+    if len(at) and not 0 <= at.min() <= at.max() < len(store):
+        raise InputError(f"rows {at.min()} to {at.max()} of a store of {len(store)}")
+    state = store.take(at, axis=0)
+    state *= fade[:, None]
+    sums, number = state[:, :-2], state[:, -2]
+    sums += look
+    number += 1
+    winner, most = _plain_top(sums)
+    state[:, -1] = winner
+    store[at] = state
+    worth = (1 + np.float32(share) * (number - 1)) / number
+    return winner, (sums - most[:, None]) * worth[:, None]

@@ -88,7 +88,7 @@ class TemporalBuffer:
         self.config = config
         self.classes = classes
         self.counters: Counter[str] = Counter()
-        columns = classes + 2  # log evidence; weight; class
+        columns = classes + 2  # sum of the looks' logarithms; their number; class
         self._table = VoxelTable(
             min(config.capacity, VoxelTable.fitting(1e6 * config.memory_mb, columns)), columns
         )
@@ -136,7 +136,7 @@ class TemporalBuffer:
         points = columns.take(used, axis=1)
         before, self._free = self._free, None
         keys = voxel_keys(points, pose, self.config.voxel_m)
-        hit, voxel, first = self._locate(keys, now - _FORGOTTEN * self.config.memory_s)
+        hit, voxel, first = self._table.locate(keys, now - _FORGOTTEN * self.config.memory_s)
         if voxel.min(initial=0) < 0:
             kept, lost = np.flatnonzero(voxel >= 0), np.flatnonzero(voxel < 0)
             self.counters["overflow"] += len(lost)
@@ -153,25 +153,6 @@ class TemporalBuffer:
         self._free = self._see_free_space(points)
         return labels, confidence
 
-    def _locate(self, keys: Array, expired: float) -> tuple[Array, npt.NDArray[np.int32], Array]:
-        """Rows of the table for a sweep.
-
-        Returns:
-            (M,) rows that are hit, (N,) int32 which of them each point hits, -1 where there is no
-            room, and (M,) a point of each.
-        """
-        # Neighbours in the sweep often share a voxel: the table is asked once for each run.
-        begins = np.ones(len(keys), bool)
-        np.not_equal(keys[1:], keys[:-1], out=begins[1:])
-        starts = np.flatnonzero(begins)
-        slot = self._table.find(keys.take(starts), expired)
-        kept = np.flatnonzero(slot >= 0)
-        hit, group, first = self._table.group(slot.take(kept))
-        voxel = np.full(len(starts), -1, np.int32)
-        voxel[kept] = group
-        run = np.cumsum(begins, dtype=np.int32) - 1
-        return hit, voxel.take(run), starts.take(kept.take(first))
-
     def _fuse(
         self, hit: Array, look: Float32, points: Array, before: Future[FreeSpace] | None, now: float
     ) -> tuple[npt.NDArray[np.int32], Float32]:
@@ -179,36 +160,25 @@ class TemporalBuffer:
         mean look and `points` (3, M) a point."""
         table = self._table
         np.log(np.maximum(look, _FLOOR, out=look), out=look)
-        state = table.rows.take(hit, axis=0)
-        age = np.float32(now) - table.seen.take(hit)
-        was = state[:, -1].copy()
-        state *= np.exp(age / np.float32(-self.config.memory_s))[:, None]
+        age = np.float32(now) - table.seen[hit]
+        fade = np.exp(age / np.float32(-self.config.memory_s))
         if before is not None:
-            self._gate(state, was, look, points, before.result())
-        evidence, weight = state[:, : self.classes].copy(), state[:, -2]  # rows without gaps
-        evidence += look
-        weight += 1
-        winner, top = rows.top(evidence)
-        state[:, : self.classes] = evidence
-        state[:, -1] = winner
-        table.write(hit, state, now)
+            fade[self._arrived(hit, look, points, before.result())] = 0
+        table.seen[hit] = now
         # Looks at one place err alike: n of them are worth 1 + (n - 1) new_evidence.
-        worth = (1 + np.float32(self.config.new_evidence) * (weight - 1)) / weight
-        np.subtract(evidence, top[:, None], out=look)
-        look *= worth[:, None]
-        total = np.exp(look, out=look) @ np.ones(self.classes, np.float32)
+        winner, below = rows.accumulate(table.rows, hit, fade, look, self.config.new_evidence)
+        total = np.exp(below, out=below) @ np.ones(self.classes, np.float32)
         return winner, np.reciprocal(total, dtype=np.float32)
 
-    def _gate(
-        self, state: Array, was: Array, look: Float32, points: Array, before: FreeSpace
-    ) -> None:
-        """Forget voxels that were free and are now hit by something else than they were."""
-        differs = was != rows.top(look)[0]
-        suspects = np.flatnonzero(differs & (state[:, -2] > 0))
+    def _arrived(self, hit: Array, look: Float32, points: Array, before: FreeSpace) -> Array:
+        """Positions of voxels that were free and are now hit by something else than they were."""
+        flat, end = self._table.rows.reshape(-1), (hit + 1) * (self.classes + 2)
+        differs = flat.take(end - 1) != rows.top(look)[0]
+        suspects = np.flatnonzero(differs & (flat.take(end - 2) > 0))
         seen_from_before = transform(self._motion, points[:, suspects].T).T
         arrived = suspects[before.passed(seen_from_before, self.config.gate_m)]
-        state[arrived] = 0
         self.counters["gated"] += len(arrived)
+        return arrived
 
     def _see_free_space(self, points: Array) -> Future[FreeSpace] | None:
         """What this sweep saw to be empty, for the gate of the next."""

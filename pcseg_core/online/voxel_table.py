@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from pcseg_core.online.rows import loaded_library
 
 Array = npt.NDArray[Any]
 Int64 = npt.NDArray[np.int64]
@@ -15,6 +18,7 @@ _BITS = 21  # of a coordinate in a key: 2 million voxels, then keys repeat
 _MASK = np.int64((1 << _BITS) - 1)
 _PROBES = 8
 _EMPTY = np.int64(-1)
+_SLOT = np.dtype([("key", np.int64), ("seen", np.float32), ("group", np.int32)])  # as VoxelSlot
 _FIBONACCI = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: spreads runs of keys
 
 
@@ -49,7 +53,7 @@ class VoxelTable:
     """A bounded memory: rows that have not been written for long make room for others.
 
     Open addressing with a few probes. Where none of them is free or expired, the voxel among them
-    that was seen longest ago is forgotten.
+    that was seen longest ago is forgotten. The search is native where the library is loaded.
 
     Attributes:
         rows: (size, columns) float32, of the caller.
@@ -60,16 +64,13 @@ class VoxelTable:
         """`capacity` is rounded up to a power of two."""
         self._bits = max(int(capacity) - 1, 1).bit_length()
         size = 1 << self._bits
-        self._keys = np.full(size, _EMPTY)
-        self._group = np.zeros(size, np.int32)
+        self._slots = np.zeros(size, _SLOT)
+        self._keys, self.seen = self._slots["key"], self._slots["seen"]
         self.rows = np.zeros((size, columns), np.float32)
-        self.seen = np.full(size, -np.inf, np.float32)
         # The system gives the pages of zeros when they are first written: all of them now, so that
         # a process does not grow for minutes while its table fills.
         self.rows.fill(0)
-        self._group.fill(0)
-        # numpy copies a row faster as one item than as several
-        self._items = self.rows.view(np.dtype((np.void, self.rows.strides[0]))).ravel()
+        self.clear()
 
     @staticmethod
     def fitting(memory_bytes: float, columns: int) -> int:
@@ -86,83 +87,61 @@ class VoxelTable:
         self._keys.fill(_EMPTY)
         self.seen.fill(-np.inf)
 
-    def find(self, keys: Int64, expired: float) -> Int64:
-        """(N,) row of each key; new voxels get a row of zeros.
-
-        -1 where all rows that a key may have belong to other keys of this call.
+    def locate(
+        self, keys: Int64, expired: float
+    ) -> tuple[Int64, npt.NDArray[np.int32], npt.NDArray[np.intp]]:
+        """Rows of the voxels of a sweep; new voxels get rows of zeros.
 
         Args:
             keys: (N,) from `voxel_keys`, repeated where points share a voxel.
-            expired: rows last seen before this time may be given to other voxels.
-        """
-        home = (keys.view(np.uint64) * _FIBONACCI) >> np.uint64(64 - self._bits)
-        slot = home.view(np.int64)
-        searching: Array | None = None  # None: all of them
-        for probe in range(_PROBES):
-            if searching is None:
-                at, wanted = slot, keys
-            else:
-                at = (home.view(np.int64)[searching] + probe) & (len(self._keys) - 1)
-                wanted = keys[searching]
-            lost = self._take(at, wanted, expired)
-            if searching is None:
-                slot, searching = slot.copy(), lost
-            else:
-                slot[searching] = at
-                searching = searching[lost]
-            if not len(searching):
-                return slot
-        assert searching is not None
-        slot[searching] = -1
-        self._evict(home.view(np.int64), keys, slot, searching)
-        return slot
-
-    def write(self, rows: Int64, values: Array, now: float) -> None:
-        """Set distinct rows (M,) to values (M, columns) float32, C-contiguous, seen now."""
-        self._items[rows] = values.view(self._items.dtype).ravel()
-        self.seen[rows] = now
-
-    def _take(self, at: Int64, wanted: Int64, expired: float) -> Array:
-        """Claim free rows; gives the positions whose row belongs to another voxel."""
-        miss = np.flatnonzero(self._keys.take(at) != wanted)
-        at, wanted = at.take(miss), wanted.take(miss)
-        free = np.flatnonzero(self.seen.take(at) < expired)
-        claimed = at.take(free)
-        self._keys[claimed] = wanted.take(free)  # of several voxels at one row the last one wins
-        self.rows[claimed] = 0
-        self.seen[claimed] = expired  # taken, though not written
-        return miss[self._keys.take(at) != wanted]
-
-    def _evict(self, home: Int64, keys: Int64, slot: Int64, searching: Array) -> None:
-        """Give keys that found no row one of a voxel that is not among those of this call."""
-        seen = self.seen.copy()
-        seen[slot[slot >= 0]] = np.inf
-        for _ in range(_PROBES):
-            at = (home[searching, None] + np.arange(_PROBES)) & (len(self._keys) - 1)
-            row = at[np.arange(len(at)), seen[at].argmin(axis=1)]
-            free = np.flatnonzero(seen[row] < np.inf)
-            searching, row = searching[free], row[free]
-            if not len(searching):
-                return
-            self._keys[row] = keys[searching]  # of several voxels at one row the last one wins
-            self.rows[row] = 0
-            seen[row] = np.inf
-            won = self._keys[row] == keys[searching]
-            slot[searching[won]] = row[won]
-            searching = searching[~won]
-
-    def group(self, slot: Int64) -> tuple[Int64, npt.NDArray[np.int32], Array]:
-        """Distinct rows among those of the points.
-
-        Args:
-            slot: (N,) rows, none of them -1.
+            expired: rows last seen before this time are the first that new voxels are given.
 
         Returns:
-            (M,) distinct rows, (N,) int32 which of them each point has, and (M,) one point of each.
+            (M,) distinct rows, (N,) int32 which of them each key has, -1 where all rows that it
+            may have belong to other keys of this call, and (M,) a position in keys of each row.
         """
-        order = np.arange(len(slot), dtype=np.int32)
-        self._group[slot] = order
-        first = np.flatnonzero(self._group.take(slot) == order)
-        distinct = slot.take(first)
-        self._group[distinct] = order[: len(distinct)]
-        return distinct, self._group.take(slot), first
+        keys = np.ascontiguousarray(keys, np.int64)
+        library = loaded_library()
+        if library is None:
+            return self._plain_locate(keys, expired)
+        n = len(keys)
+        hit, first, voxel = np.empty(n, np.int64), np.empty(n, np.int64), np.empty(n, np.int32)
+        table = library.VoxelTable(
+            self._slots.ctypes.data, self.rows.ctypes.data, self._bits, self.rows.shape[1]
+        )
+        count = ctypes.c_int64()
+        library.check(
+            library.load().pcseg_voxel_locate(
+                ctypes.byref(table), keys.ctypes.data, n, expired, hit.ctypes.data,
+                voxel.ctypes.data, first.ctypes.data, ctypes.byref(count),
+            )
+        )  # fmt: skip
+        return hit[: count.value], voxel, first[: count.value]
+
+    def _plain_locate(
+        self, keys: Int64, expired: float
+    ) -> tuple[Int64, npt.NDArray[np.int32], npt.NDArray[np.intp]]:
+        """`locate` in numpy."""
+        wanted, first, which = np.unique(keys, return_index=True, return_inverse=True)
+        home = (wanted.view(np.uint64) * _FIBONACCI) >> np.uint64(64 - self._bits)
+        at = (home.view(np.int64)[:, None] + np.arange(_PROBES)) & (len(self._keys) - 1)
+        there = self._keys[at] == wanted[:, None]
+        row = np.where(there.any(1), at[np.arange(len(at)), there.argmax(1)], -1)
+        free = np.where(self.seen < expired, -np.inf, self.seen)  # the least is given first
+        free[row[row >= 0]] = np.inf
+        searching = np.flatnonzero(row < 0)
+        while len(searching):
+            choice = free[at[searching]].argmin(1)
+            given = at[searching, choice]
+            possible = np.flatnonzero(free[given] < np.inf)
+            searching, given = searching[possible], given[possible]
+            self._keys[given] = wanted[searching]  # of several voxels at one row the last one wins
+            free[given] = np.inf
+            won = self._keys[given] == wanted[searching]
+            row[searching[won]] = given[won]
+            self.rows[given], self.seen[given] = 0, expired  # taken, though not written
+            searching = searching[~won]
+        found = np.flatnonzero(row >= 0)
+        group = np.full(len(wanted), -1, np.int32)
+        group[found] = np.arange(len(found))
+        return row[found], group[which], first[found]

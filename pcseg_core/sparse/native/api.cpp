@@ -14,6 +14,10 @@ void map_invert(const int32_t*, int, int64_t, int64_t, int32_t*, int);
 void row_top(const float*, int64_t, int32_t, int64_t, int32_t*, float*);
 bool row_means(const float*, int64_t, int32_t, const int64_t*, const int32_t*, int64_t, int64_t,
                float*);
+bool row_accumulate(float*, int64_t, int32_t, const int64_t*, const float*, float*, int64_t, float,
+                    int32_t*);
+int64_t voxel_locate(const VoxelTable&, const int64_t*, int64_t, float, int64_t*, int32_t*,
+                     int64_t*);
 
 namespace {
 
@@ -218,4 +222,30 @@ PCSEG_API int32_t pcseg_row_means(const float* values, int64_t n, int32_t column
   return guarded([&] {
     return row_means(values, n, columns, used, group, count, groups, means) ? kDone : kBadArgument;
   });
+}
+
+// Adds looks (count, columns) to distinct rows of a store (n, columns + 2) that are faded before:
+// sums; number of looks; column of the largest sum, which is the winner. Leaves in `look` how far
+// each sum is below the largest, times (1 + share (number - 1)) / number.
+PCSEG_API int32_t pcseg_row_accumulate(float* store, int64_t n, int32_t columns, const int64_t* at,
+                                       const float* fade, float* look, int64_t count, float share,
+                                       int32_t* winner) {
+  if (columns < 1 || columns > kMaxChannels || !rows_ok(n) || !rows_ok(count)) return kBadArgument;
+  if ((n && !store) || (count && (!at || !fade || !look || !winner))) return kBadArgument;
+  return row_accumulate(store, n, columns, at, fade, look, count, share, winner) ? kDone
+                                                                                 : kBadArgument;
+}
+
+// Distinct rows hit (count), which of them each of n keys has (-1: no room), and the first key of
+// each; new keys get rows of zeros. `hit` and `first` hold n.
+PCSEG_API int32_t pcseg_voxel_locate(const VoxelTable* table, const int64_t* keys, int64_t n,
+                                     float expired, int64_t* hit, int32_t* voxel, int64_t* first,
+                                     int64_t* count) {
+  if (!table || !count || !rows_ok(n) || (n && (!keys || !hit || !voxel || !first)))
+    return kBadArgument;
+  if (table->bits < 1 || table->bits > 30 || table->columns < 1 || table->columns > kMaxChannels)
+    return kBadArgument;
+  if (!table->slots || !table->rows) return kBadArgument;
+  *count = voxel_locate(*table, keys, n, expired, hit, voxel, first);
+  return kDone;
 }

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-from ctypes import POINTER, byref, c_char_p, c_int32, c_int64, c_void_p
+from ctypes import POINTER, byref, c_char_p, c_float, c_int32, c_int64, c_void_p
 from pathlib import Path
 
 import torch
@@ -69,6 +69,17 @@ class GradArgs(ctypes.Structure):
     )
 
 
+class VoxelTable(ctypes.Structure):
+    """Mirror of VoxelTable in native.h."""
+
+    _fields_ = (
+        ("slots", c_void_p),
+        ("rows", c_void_p),
+        ("bits", c_int32),
+        ("columns", c_int32),
+    )
+
+
 _SIGNATURES = {
     "pcseg_isa_name": (c_char_p, [c_int32]),
     "pcseg_has_bfloat16": (c_int32, [c_int32]),
@@ -86,6 +97,14 @@ _SIGNATURES = {
     "pcseg_row_means": (
         c_int32,
         [c_void_p, c_int64, c_int32, c_void_p, c_void_p, c_int64, c_int64, c_void_p],
+    ),
+    "pcseg_row_accumulate": (
+        c_int32,
+        [c_void_p, c_int64, c_int32, *[c_void_p] * 3, c_int64, c_float, c_void_p],
+    ),
+    "pcseg_voxel_locate": (
+        c_int32,
+        [POINTER(VoxelTable), c_void_p, c_int64, c_float, *[c_void_p] * 3, POINTER(c_int64)],
     ),
     "pcseg_use_openmp": (None, [c_void_p]),
 }

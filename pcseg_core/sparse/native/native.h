@@ -43,6 +43,19 @@ struct GradArgs {
   int32_t offsets, cin, cout;
 };
 
+// A hash table by open addressing, of 2^bits slots that each have a row of values.
+struct VoxelSlot {
+  int64_t key;    // -1: never used
+  float seen;     // when its row was last written; -infinity if never
+  int32_t group;  // scratch of a search
+};
+
+struct VoxelTable {
+  VoxelSlot* slots;
+  float* rows;  // (2^bits, columns)
+  int32_t bits, columns;
+};
+
 struct Kernels {
   const char* name;
   int32_t lanes;         // floats per vector

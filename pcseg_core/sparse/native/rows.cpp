@@ -38,4 +38,31 @@ bool row_means(const float* values, int64_t n, int32_t columns, const int64_t* u
   return true;
 }
 
+bool row_accumulate(float* store, int64_t n, int32_t columns, const int64_t* at, const float* fade,
+                    float* look, int64_t count, float share, int32_t* winner) {
+  constexpr int64_t kAhead = 16;  // rows that are on their way from memory
+  const int64_t width = columns + 2;
+  for (int64_t i = 0; i < count; ++i)
+    if (at[i] < 0 || at[i] >= n) return false;
+  for (int64_t i = 0; i < count; ++i, look += columns) {
+    if (i + kAhead < count) {
+      const float* next = store + at[i + kAhead] * width;
+      __builtin_prefetch(next, 1);
+      __builtin_prefetch(next + width - 1, 1);
+    }
+    float* row = store + at[i] * width;
+    const float kept = fade[i];
+    int32_t best = 0;
+    for (int32_t k = 0; k < columns; ++k) {
+      row[k] = row[k] * kept + look[k];
+      best = row[k] > row[best] ? k : best;
+    }
+    const float weight = row[columns] = row[columns] * kept + 1.0f;
+    row[columns + 1] = static_cast<float>(winner[i] = best);
+    const float top = row[best], worth = (1.0f + share * (weight - 1.0f)) / weight;
+    for (int32_t k = 0; k < columns; ++k) look[k] = (row[k] - top) * worth;
+  }
+  return true;
+}
+
 }  // namespace pcseg

@@ -50,6 +50,50 @@ def test_means_by_group(count: int, columns: int, groups: int, seed: int) -> Non
 
 
 @needs_library
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 30), st.integers(1, 12), st.floats(0, 1), st.integers(0, 999))
+def test_accumulate_fades_adds_and_compares(
+    count: int, columns: int, share: float, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    store = rng.normal(size=(40, columns + 2)).astype(np.float32)
+    store[:, -2] = rng.integers(0, 5, 40)
+    at = rng.permutation(40)[:count]
+    fade, look = rng.random(count, np.float32), rng.normal(size=(count, columns))
+    look = look.astype(np.float32)
+    native, plain = store.copy(), store.copy()
+    winner, below = rows.accumulate(native, at, fade, look.copy(), share)
+    others = rows._plain_accumulate(plain, at, fade, look.copy(), share)
+    for i, row in enumerate(at.tolist()):
+        sums = fade[i] * store[row, :-2] + look[i]
+        number = fade[i] * store[row, -2] + 1
+        np.testing.assert_allclose(native[row, :-2], sums, atol=1e-5)
+        assert native[row, -2] == pytest.approx(number, abs=1e-5)
+        assert winner[i] == native[row, -1] == sums.argmax()
+        worth = (1 + share * (number - 1)) / number
+        np.testing.assert_allclose(below[i], (sums - sums.max()) * worth, atol=1e-5)
+    np.testing.assert_allclose(native, plain, atol=1e-5)
+    for found, other in zip((winner, below), others, strict=True):
+        np.testing.assert_allclose(found, other, atol=1e-5)
+
+
+@pytest.mark.parametrize("at", [[0, 5], [-1]])
+@pytest.mark.parametrize("native", [True, False])
+def test_a_store_has_no_other_rows(
+    at: list[int], native: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if native and isinstance(library.load(), str):
+        pytest.skip("the native library was not built")
+    if not native:
+        monkeypatch.setattr(rows, "loaded_library", lambda: None)
+    store = np.ones((5, 4), np.float32)
+    fade, look = np.ones(len(at), np.float32), np.zeros((len(at), 2), np.float32)
+    with pytest.raises(InputError):
+        rows.accumulate(store, np.array(at), fade, look, 0.1)
+    assert (store == 1).all()
+
+
+@needs_library
 @pytest.mark.parametrize("used, group", [([5], [0]), ([-1], [0]), ([0], [3]), ([0], [-1])])
 def test_rows_and_groups_that_do_not_exist_are_refused(used: list[int], group: list[int]) -> None:
     values = np.zeros((5, 2), np.float32)

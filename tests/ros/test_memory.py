@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One heap for all threads, settled before there is a second one."""
+"""One heap for all threads, settled before there is a second one; and what it has in reserve."""
 
 from __future__ import annotations
 
 import platform
+import resource
 import subprocess
 import sys
 
@@ -47,3 +48,35 @@ def test_all_threads_share_one_heap() -> None:
 def test_the_program_settles_it_before_numpy_starts_threads() -> None:
     code = "import sys, pcseg_ros.__main__; sys.exit('numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+# Prints by how many pages the process grows in a reserve, and then while 48 MB of it are used.
+PAGES = """
+import ctypes, resource
+from pcseg_ros.memory import keep_freed_memory, reserve
+{first}
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+size, addresses = 1 << 20, [0] * 48
+faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+before = faults()
+reserve(64)
+reserved = faults()
+for k in range(48):
+    addresses[k] = libc.malloc(size)
+    ctypes.memset(addresses[k], 1, size)
+print(reserved - before, faults() - reserved)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+def test_a_reserve_is_used_without_new_pages() -> None:
+    def pages(first: str) -> list[int]:
+        code = [sys.executable, "-c", PAGES.format(first=first)]
+        ran = subprocess.run(code, capture_output=True, text=True, check=True)
+        return [int(number) for number in ran.stdout.split()]
+
+    written = 48 * (1 << 20) // resource.getpagesize()
+    given, later = pages("keep_freed_memory()")
+    assert given > written and later < written / 10
+    assert pages("")[1] > written / 10  # freed memory goes back to the system

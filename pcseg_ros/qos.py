@@ -18,9 +18,13 @@ def sensor(reliable: bool) -> QoSProfile:
 
 
 def result() -> QoSProfile:
-    """For output: reliable matches every subscriber."""
+    """For output: reliable matches every subscriber.
+
+    With as many as this kept for those that have not taken them yet, a recorder that is held up
+    for half a second misses none.
+    """
     return QoSProfile(
-        history=HistoryPolicy.KEEP_LAST, depth=2, reliability=ReliabilityPolicy.RELIABLE
+        history=HistoryPolicy.KEEP_LAST, depth=5, reliability=ReliabilityPolicy.RELIABLE
     )
 
 

@@ -21,9 +21,12 @@ from pcseg_ros import conversions, diagnostics
 from pcseg_ros.config import NodeConfig
 from pcseg_ros.fusion import LOG_PERIOD_S, DroppedError, SweepFusion
 from pcseg_ros.inputs import Sweep
+from pcseg_ros.memory import reserve
 from pcseg_ros.outputs import LabeledSweep, SweepOutputs
 from pcseg_ros.parameters import SectionParameters
 from pcseg_ros.statistics import SweepStatistics
+
+_USUAL_SWEEPS = 20  # that show how much memory a sweep needs
 
 
 class SweepLabeler:
@@ -53,6 +56,7 @@ class SweepLabeler:
         self._outputs = outputs
         self._settings = settings
         self._statistics = statistics
+        self._labeled = 0
         self._busy = threading.Lock()  # the classes must not change while a sweep is in work
 
     def set_prompts(self, prompts: Sequence[str]) -> LabelSpace:
@@ -87,6 +91,9 @@ class SweepLabeler:
         self._statistics.publish(stages)
         self._outputs.publish_times(stages)
         self._fusion.show(labeled, sweep, cloud)
+        self._labeled += 1
+        if self._labeled == _USUAL_SWEEPS:
+            reserve()
 
     def give_up(self, sweep: Sweep, error: Exception) -> None:
         """Count and report a sweep whose labeling raised; the node goes on."""

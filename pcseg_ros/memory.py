@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 
 # Parameters of mallopt(3) with their numbers in glibc's malloc.h, in the order in which they are
 # set: one heap, the largest threshold that it takes, and no trimming.
@@ -29,13 +30,15 @@ def keep_freed_memory() -> None:
         libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
+@functools.cache  # once in a process
 def reserve(megabytes: int = 64) -> None:
-    """Let the heap grow now by what it would grow in the first quarter of an hour.
+    """Let the heap grow now by what it would grow in the next quarter of an hour.
 
     Buffers of many sizes come and go in another order with each sweep, and the heap grows until
     the gaps between them fit all. With a reserve that was written once and freed, it does so within
-    what the process has: memory is flat from the start, and page faults do not meet sweeps. For
-    use after `keep_freed_memory`; does nothing with another C library.
+    what the process has: memory is flat, and page faults do not meet sweeps. For use after
+    `keep_freed_memory`, when some sweeps have shown how much they need; does nothing with another C
+    library.
     """
     libc = _glibc()
     if libc is None:

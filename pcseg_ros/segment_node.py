@@ -22,7 +22,6 @@ from pcseg_ros.inputs import Inputs, Sweep
 from pcseg_ros.labeling import SweepLabeler
 from pcseg_ros.live_classes import LiveClasses
 from pcseg_ros.loading import load_segmenter, load_teacher
-from pcseg_ros.memory import reserve
 from pcseg_ros.outputs import SweepOutputs
 from pcseg_ros.parameters import SectionParameters
 from pcseg_ros.process import ServedNode, leave, serve
@@ -138,7 +137,6 @@ class SegmentNode(LifecycleNode, ServedNode):
         """Start the inference thread."""
         labeler = self._labeler
         assert labeler is not None and self._inputs is not None and self._fusion is not None
-        reserve()
         self._fusion.start()
         self._worker = LatestWorker(labeler.label, labeler.give_up, name="inference")
         self._inputs.enabled = True

@@ -93,7 +93,7 @@ class SweepLabeler:
         self._fusion.show(labeled, sweep, cloud)
         self._labeled += 1
         if self._labeled == _USUAL_SWEEPS:
-            reserve()
+            threading.Thread(target=reserve, name="reserve", daemon=True).start()
 
     def give_up(self, sweep: Sweep, error: Exception) -> None:
         """Count and report a sweep whose labeling raised; the node goes on."""

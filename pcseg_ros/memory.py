@@ -37,8 +37,8 @@ def reserve(megabytes: int = 64) -> None:
     Buffers of many sizes come and go in another order with each sweep, and the heap grows until
     the gaps between them fit all. With a reserve that was written once and freed, it does so within
     what the process has: memory is flat, and page faults do not meet sweeps. For use after
-    `keep_freed_memory`, when some sweeps have shown how much they need; does nothing with another C
-    library.
+    `keep_freed_memory`, when some sweeps have shown how much they need, and beside them, for it
+    takes as long as a sweep; does nothing with another C library.
     """
     libc = _glibc()
     if libc is None:
@@ -47,13 +47,13 @@ def reserve(megabytes: int = 64) -> None:
     malloc = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_size_t)(("malloc", libc))
     free = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(("free", libc))
     end = (sbrk(0) or 0) + (megabytes << 20)
-    held = []
-    for _ in range(_MOST_BLOCKS):  # the first may go into gaps
-        if (sbrk(0) or 0) >= end:
-            break
-        held.append(malloc(_BLOCK))
-        if held[-1]:
-            ctypes.memset(held[-1], 1, _BLOCK)  # a page is given when it is written
+    held: list[int | None] = []
+    while (sbrk(0) or 0) < end and len(held) < _MOST_BLOCKS:  # the first may go into gaps
+        block = malloc(_BLOCK)
+        held.append(block)
+        if not block or block > (sbrk(0) or 0):
+            break  # none, or from outside the heap, where it would not stay
+        ctypes.memset(block, 1, _BLOCK)  # a page is given when it is written
     for block in held:
         free(block)
 

@@ -8,10 +8,12 @@ the axis; every model knows the largest ray for which it is still monotone and a
 
 from __future__ import annotations
 
+import functools
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+from scipy.spatial import cKDTree
 
 from pcseg_core.errors import InputError
 
@@ -189,11 +191,35 @@ class Polynomial:
         return a, cross + 2 * y * gx, cross + 2 * x * gy, d
 
     def undistort(self, x: Float64, y: Float64) -> tuple[Float64, Float64]:
-        """Newton's method from the exact inverse of the radial part."""
+        """Newton's method from the exact inverse of the radial part.
+
+        Where that finds nothing, it starts once more from the nearest of a grid of rays.
+        """
         radius = np.hypot(x, y)
         start = np.interp(radius, self.distorted_radii, self.radii)
         scale = np.divide(start, radius, out=np.ones_like(radius), where=radius > 0)
-        xn, yn = x * scale, y * scale
+        xn, yn = self._reject(x, y, *self._newton(x, y, x * scale, y * scale))
+        lost = np.flatnonzero(np.isnan(xn) & np.isfinite(radius))
+        if len(lost):
+            rays, tree = self._grid
+            xl, yl = x[lost], y[lost]
+            nearest = tree.query(np.stack([xl, yl], axis=1))[1]
+            xs, ys = rays[:, np.minimum(nearest, tree.n - 1)]  # n where the distance overflows
+            xn[lost], yn[lost] = self._reject(xl, yl, *self._newton(xl, yl, xs, ys))
+        return xn, yn
+
+    @functools.cached_property
+    def _grid(self) -> tuple[Float64, cKDTree]:
+        """Rays (2, N) all over the monotone range, and a tree of where they land."""
+        radius = self.radii[:: _TABLE_SIZE // 128, None]
+        angle = np.linspace(0.0, 2 * np.pi, 128, endpoint=False)
+        x, y = (radius * np.cos(angle)).ravel(), (radius * np.sin(angle)).ravel()
+        s = x * x + y * y
+        landed = self._apply(x, y, s, self._radial(s)[0])
+        return np.stack([x, y]), cKDTree(np.stack(landed, axis=1))
+
+    def _newton(self, x: Float64, y: Float64, xn: Float64, yn: Float64) -> tuple[Float64, Float64]:
+        """From (xn, yn) towards the ray that lands on (x, y)."""
         for _ in range(_NEWTON_STEPS):
             s = xn * xn + yn * yn
             factor, slope = self._radial(s)
@@ -206,7 +232,7 @@ class Polynomial:
                 determinant = a * d - b * c
                 xn, yn = xn + (d * ex - b * ey) / determinant, yn + (a * ey - c * ex) / determinant
             xn, yn = self._clip(xn, yn)
-        return self._reject(x, y, xn, yn)
+        return xn, yn
 
     def _clip(self, x: Float64, y: Float64) -> tuple[Float64, Float64]:
         """Bring steps that left the monotone range back to its rim."""

@@ -62,6 +62,6 @@ def _glibc() -> ctypes.CDLL | None:
     """This process's C library, if it is glibc."""
     try:
         libc = ctypes.CDLL(None)
-        return libc if hasattr(libc, "mallopt") and hasattr(libc, "gnu_get_libc_version") else None
+        return libc if hasattr(libc, "gnu_get_libc_version") else None
     except OSError:
         return None

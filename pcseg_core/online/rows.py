@@ -69,7 +69,7 @@ def accumulate(
         store: (R, C + 2) sums; number of looks; column of the largest sum. C-contiguous, changed.
         at: (M,) int64 distinct rows.
         fade: (M,) factors of what the rows were.
-        look: (M, C), overwritten.
+        look: (M, C); may be overwritten.
         share: of each look beyond the first that counts in what is returned.
 
     Returns:
@@ -94,7 +94,7 @@ def accumulate(
 
 
 def loaded_library() -> Any | None:
-    """The module `pcseg_core.sparse.native.library`, if it is imported and the library built."""
+    """The module that calls the native library, if it is imported and the library was built."""
     module = sys.modules.get("pcseg_core.sparse.native.library")
     load = getattr(module, "load", None)  # absent while another thread imports it
     return None if load is None or isinstance(load(), str) else module

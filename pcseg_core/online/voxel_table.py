@@ -75,7 +75,7 @@ class VoxelTable:
     @staticmethod
     def fitting(memory_bytes: float, columns: int) -> int:
         """Largest capacity, a power of two, whose table is not larger than this."""
-        row = 4 * columns + 8 + 4 + 4  # values; key, time, group
+        row = 4 * columns + _SLOT.itemsize
         return 1 << (max(int(memory_bytes / row), 1).bit_length() - 1)
 
     def __len__(self) -> int:

@@ -8,8 +8,8 @@
 namespace pcseg {
 namespace {
 
-constexpr int kProbes = 8;                               // as _PROBES
-constexpr int64_t kEmpty = -1;                           // as _EMPTY
+constexpr int kProbes = 8;                              // as _PROBES
+constexpr int64_t kEmpty = -1;                          // as _EMPTY
 constexpr uint64_t kFibonacci = 0x9E3779B97F4A7C15ull;  // as _FIBONACCI
 constexpr int64_t kAhead = 24;  // keys whose slots are on their way from memory
 

@@ -22,7 +22,7 @@ $(READY): setup.cfg setup.py pyproject.toml
 	$(BIN)/python -m pip install --quiet -e '.[vision,cluster,odometry,viewer,test,lint]'
 	@rm -f $(NO_ROS)
 	$(BIN)/python -m pip install --quiet -e '.[ros]' || { touch $(NO_ROS); \
-	  echo "ROS wheels are not to be had for this Python: everything but the node works."; }
+	  echo "No ROS wheels for this Python version; everything except the node works."; }
 	touch $@
 
 demo: $(READY)
@@ -33,6 +33,7 @@ test: $(READY)
 
 lint: $(READY)
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 clean:

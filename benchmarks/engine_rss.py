@@ -50,9 +50,14 @@ def main() -> None:
     """Run in the subprocess; prints one line of JSON."""
     parser = argparse.ArgumentParser()
     for name, kind in (
-        ("sweep", str), ("voxel", float), ("engine", str), ("depth", int), ("width", float),
-        ("copies", int), ("threads", int),
-    ):  # fmt: skip
+        ("sweep", str),
+        ("voxel", float),
+        ("engine", str),
+        ("depth", int),
+        ("width", float),
+        ("copies", int),
+        ("threads", int),
+    ):
         parser.add_argument(name, type=kind)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)

@@ -98,9 +98,11 @@ def main() -> int:
             raise InputError("--rounds and --prompts: expected at least 1")
         points = load_sweep(arguments.sweep)
         row = measure(
-            build(arguments), PointCloud(points[:, :3], points[:, 3]), arguments.prompts,
+            build(arguments),
+            PointCloud(points[:, :3], points[:, 3]),
+            arguments.prompts,
             arguments.rounds,
-        )  # fmt: skip
+        )
         print(json.dumps(row, indent=1))
         if arguments.json:
             write_atomic(arguments.json, json.dumps([row], indent=1))

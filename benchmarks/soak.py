@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from pcseg_core.data.bag import BagDrive
+from pcseg_core.data.bag import BagRecording
 from pcseg_core.errors import PcsegError
 from pcseg_core.files import write_atomic
 from pcseg_ros.children import quiet_domain, run_module
@@ -91,7 +91,7 @@ def soak(
     overlays: list[str],
 ) -> list[dict[str, float]]:
     """Samples of the running node, one each `period_s`."""
-    topic = BagDrive(bag, camera_topics=[], poses="none").cloud_topic
+    topic = BagRecording(bag, camera_topics=[], poses="none").cloud_topic
     samples: list[dict[str, float]] = []
     logs = Path(os.environ.get("TMPDIR", "/tmp")) / f"soak-{os.getpid()}"
     with quiet_domain() as environment:
@@ -175,9 +175,14 @@ def main() -> int:
     chosen = parser.parse_args()
     try:
         samples = soak(
-            chosen.bag, chosen.checkpoint, chosen.minutes, chosen.period, chosen.rate,
-            chosen.parameter, chosen.overlay,
-        )  # fmt: skip
+            chosen.bag,
+            chosen.checkpoint,
+            chosen.minutes,
+            chosen.period,
+            chosen.rate,
+            chosen.parameter,
+            chosen.overlay,
+        )
         result = judge(samples, 60 * chosen.warm_up)
     except PcsegError as error:
         print(f"error: {error}", file=sys.stderr)

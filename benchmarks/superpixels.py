@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SLIC implementations side by side: time against explained colour variance.
+"""SLIC implementations side by side: time against explained color variance.
 
     python -m benchmarks.superpixels IMAGE... --json OUT
 
@@ -30,7 +30,7 @@ Segment = Callable[[np.ndarray], np.ndarray]
 
 
 def explained_variance(image: np.ndarray, ids: np.ndarray) -> float:
-    """Share of the image's CIELAB variance that the mean colours of segments explain, 0..1.
+    """Share of the image's CIELAB variance that the mean colors of segments explain, 0..1.
 
     Moore et al., Superpixel lattices, CVPR 2008.
     """
@@ -39,9 +39,9 @@ def explained_variance(image: np.ndarray, ids: np.ndarray) -> float:
     inverse = inverse.ravel()
     count = np.bincount(inverse)
     means = np.stack([np.bincount(inverse, channel) / count for channel in lab])
-    centre = lab.mean(1, keepdims=True)
-    between = ((means - centre) ** 2 * count).sum()
-    return float(between / ((lab - centre) ** 2).sum())
+    center = lab.mean(1, keepdims=True)
+    between = ((means - center) ** 2 * count).sum()
+    return float(between / ((lab - center) ** 2).sum())
 
 
 def _reference(image: np.ndarray, segments: int, sigma: float) -> np.ndarray:

@@ -23,19 +23,19 @@ from typing import Any
 import numpy as np
 from scipy.spatial import cKDTree
 
-from pcseg_core.data import Drive, Sample, open_drive, readable
+from pcseg_core.data import Recording, Sample, open_recording, readable
 from pcseg_core.data.progress import tracked
-from pcseg_core.data.simulated import SimulatedDrive
 from pcseg_core.errors import InputError, PcsegError
 from pcseg_core.evaluation.contenders import Moment
 from pcseg_core.evaluation.evaluator import truth_of
-from pcseg_core.evaluation.flicker import Flicker, Pairing
-from pcseg_core.evaluation.metrics import Confusion
 from pcseg_core.files import write_atomic
 from pcseg_core.geometry import transform
 from pcseg_core.labels import IGNORE
+from pcseg_core.metrics.confusion import Confusion
+from pcseg_core.metrics.flicker import Flicker, Pairing
 from pcseg_core.online.segmenter import Segmenter
 from pcseg_core.online.temporal import TemporalBuffer, TemporalBufferConfig
+from pcseg_core.simulation.recording import SimulatedDrive
 from pcseg_ros.memory import keep_freed_memory
 
 METHODS = ("single sweep", "smoothed")
@@ -103,15 +103,17 @@ def _ious(confusion: Confusion) -> zip[tuple[float, bool]]:
     return zip(confusion.iou.tolist(), confusion.present.tolist())
 
 
-def measure(drive: Drive, segmenter: Segmenter, config: TemporalBufferConfig, to: Totals) -> None:
+def measure(
+    recording: Recording, segmenter: Segmenter, config: TemporalBufferConfig, to: Totals
+) -> None:
     """Add a drive to the totals."""
-    if drive.pose_source == "none":
-        raise InputError(f"{drive.name}: has no poses, which smoothing over time needs")
+    if recording.pose_source == "none":
+        raise InputError(f"{recording.name}: has no poses, which smoothing over time needs")
     buffer = TemporalBuffer(config, len(segmenter.label_space))
     pairing, flickers = Pairing(), {method: Flicker() for method in METHODS}
-    movers, wake = moving_instances(drive), Wake()
+    movers, wake = moving_instances(recording), Wake()
     stood: np.ndarray | None = None
-    for _, sample in tracked(readable(drive), drive.name, len(drive)):
+    for _, sample in tracked(readable(recording), recording.name, len(recording)):
         single = segmenter.segment(sample.cloud, probabilities=True)
         pose, still = sample.T_world_lidar, Moment(sample).still
         assert pose is not None and single.probabilities is not None
@@ -130,8 +132,12 @@ def measure(drive: Drive, segmenter: Segmenter, config: TemporalBufferConfig, to
         for method, labels in zip(METHODS, (single.labels, smoothed)):
             flickers[method].add(labels, pairs)
         if moving is not None:
-            parts = {"all": np.ones(len(moving), bool), "standing": ~moving, "moving": moving,
-                     "wake": wake.add(world, moving, stamp)}  # fmt: skip
+            parts = {
+                "all": np.ones(len(moving), bool),
+                "standing": ~moving,
+                "moving": moving,
+                "wake": wake.add(world, moving, stamp),
+            }
             count_parts(sample, segmenter, (single.labels, smoothed), parts, to)
         to.sweeps += 1
         to.points += len(still)
@@ -154,11 +160,11 @@ def count_parts(
             to.count(method, part, given[mask].astype(np.int64), truth[mask])
 
 
-def moving_instances(drive: Drive) -> np.ndarray | None:
+def moving_instances(recording: Recording) -> np.ndarray | None:
     """Instance ids of what moves in a simulated drive; None for other drives."""
-    if not isinstance(drive, SimulatedDrive):
+    if not isinstance(recording, SimulatedDrive):
         return None
-    ids = [mover.parts["instance"] for mover in drive.world.scene.movers]
+    ids = [mover.parts["instance"] for mover in recording.world.scene.movers]
     return np.unique(np.concatenate(ids)) if ids else np.array([IGNORE - 1])
 
 
@@ -199,8 +205,10 @@ def table(figures: dict[str, Any]) -> str:
             )
     for name in ("update", "unique"):
         wall, cpu = figures[f"{name}_ms"], figures[f"{name}_cpu_ms"]
-        lines.append(f"{name} ms: wall p50 {wall['p50']}, p95 {wall['p95']}, min {wall['min']}; "
-                     f"CPU of its thread p50 {cpu['p50']}, min {cpu['min']}")  # fmt: skip
+        lines.append(
+            f"{name} ms: wall p50 {wall['p50']}, p95 {wall['p95']}, min {wall['min']}; "
+            f"CPU of its thread p50 {cpu['p50']}, min {cpu['min']}"
+        )
     return "\n".join(lines)
 
 
@@ -220,16 +228,20 @@ def main() -> int:
     try:
         segmenter = Segmenter.load(arguments.checkpoint)
         totals = Totals(len(segmenter.label_space))
-        for source in arguments.drives:
-            measure(open_drive(source), segmenter, config, totals)
+        for source in arguments.recordings:
+            measure(open_recording(source), segmenter, config, totals)
     except PcsegError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     figures = totals.as_dict()
     print(table(figures))
     if arguments.json:
-        content = {"drives": arguments.drives, "checkpoint": arguments.checkpoint,
-                   "buffer": config.model_dump(), **figures}  # fmt: skip
+        content = {
+            "drives": arguments.recordings,
+            "checkpoint": arguments.checkpoint,
+            "buffer": config.model_dump(),
+            **figures,
+        }
         write_atomic(arguments.json, json.dumps(content, indent=2) + "\n")
     return 0
 

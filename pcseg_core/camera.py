@@ -2,7 +2,7 @@
 """Camera models of sensor_msgs/CameraInfo: between points in a camera frame and pixels.
 
 Frames are optical (REP-103): z forward, x right, y down. The integer pixel coordinate (u, v) is
-the centre of a pixel, so an image spans -0.5 to width - 0.5.
+the center of a pixel, so an image spans -0.5 to width - 0.5.
 """
 
 from __future__ import annotations

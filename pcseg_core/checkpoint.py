@@ -28,8 +28,8 @@ from pcseg_core.text_table import TextTable
 
 FILE_NAME = "checkpoint.safetensors"
 _HEADER_KEY = "pcseg"
-_VECTORS, _CENTRE = "text_table.vectors", "text_table.centre"
-_TEXT = (_VECTORS, _CENTRE)
+_VECTORS, _CENTER = "text_table.vectors", "text_table.center"
+_TEXT = (_VECTORS, _CENTER)
 
 
 class CheckpointMeta(Section):
@@ -53,7 +53,7 @@ class CheckpointText:
     Attributes:
         table: its words with their vectors.
         classes: what the text head was trained to tell apart: name -> words that mean it; the
-            mean of their vectors, normalised, is the vector of the class.
+            mean of their vectors, normalized, is the vector of the class.
         temperature: of the cosine classifier.
         from_classes: whether the text head learned the vectors of those classes, rather than
             dense features of an image encoder.
@@ -81,9 +81,9 @@ def save_checkpoint(
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     if text is not None:
-        assert text.table.centre is not None
+        assert text.table.center is not None
         tensors[_VECTORS] = torch.from_numpy(text.table.vectors.astype(np.float16))
-        tensors[_CENTRE] = torch.from_numpy(text.table.centre.astype(np.float32))
+        tensors[_CENTER] = torch.from_numpy(text.table.center.astype(np.float32))
         words = {k: list(v) for k, v in text.classes.items()}
         header = {**text.table.header(), "classes": words, "temperature": text.temperature}
         header["from_classes"] = text.from_classes
@@ -118,8 +118,8 @@ def load_text(path: Path) -> CheckpointText | None:
     if _VECTORS not in state:
         raise InputError(f"checkpoint {file} names words but has no tensor '{_VECTORS}'")
     vectors = state[_VECTORS].float().numpy()
-    centre = state[_CENTRE].float().numpy() if _CENTRE in state else None
-    table = TextTable.from_parts(meta.text, vectors, centre)
+    center = state[_CENTER].float().numpy() if _CENTER in state else None
+    table = TextTable.from_parts(meta.text, vectors, center)
     classes = {str(k): tuple(v) for k, v in dict(meta.text.get("classes", {})).items()}
     temperature = float(meta.text.get("temperature", 0.07))
     return CheckpointText(table, classes, temperature, bool(meta.text.get("from_classes", True)))

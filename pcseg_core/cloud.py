@@ -14,14 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pcseg_core.cloud_layout import (
-    Array,
-    EncodedCloud,
-    Field,
-    PointCloud2Like,
-    overlay,
-    structured,
-)
+from pcseg_core.cloud_layout import Array, EncodedCloud, Field, PointCloud2Like, overlay, structured
 from pcseg_core.cloud_writer import append_fields, encode_cloud, pack_rgb, unpack_rgb
 from pcseg_core.errors import InputError
 from pcseg_core.point_time import TIME_NAMES, find_time_field, read_time
@@ -56,7 +49,7 @@ class PointCloud:
         ring: (N,) uint16, index of the laser, or None.
         frame_id: name of the sensor frame.
         stamp_ns: header stamp, integer nanoseconds.
-        height, width: organisation, row-major, height * width = N; 1 and N when left out.
+        height, width: organization, row-major, height * width = N; 1 and N when left out.
         extra: further fields by name, (N,) or (N, count).
 
     Arrays may be read-only views of a message: copy before writing into them.
@@ -110,7 +103,7 @@ class PointCloud:
             return np.isfinite(x + y + z)
 
     def select(self, index: Array) -> PointCloud:
-        """Points by boolean mask (N,) or integer index (K,), unorganised."""
+        """Points by boolean mask (N,) or integer index (K,), unorganized."""
         index = np.asarray(index)
         chosen = self.xyz[index]
         return PointCloud(
@@ -132,7 +125,7 @@ def read_cloud(
     intensity_scale: float | None = None,
     time_field: str = "auto",
     time_unit: str = "auto",
-    stamp_is: str = "auto",
+    stamp_reference: str = "auto",
 ) -> PointCloud:
     """Read a PointCloud2 message. All points keep their slot, NaN points included.
 
@@ -147,9 +140,9 @@ def read_cloud(
             "none" reads no times.
         time_unit: "s", "ms", "us" or "ns"; "auto" takes s for floats and ns for integers, unless
             only another unit gives a possible epoch or a possible duration of a sweep.
-        stamp_is: which moment of the sweep the header's stamp marks: "start", "mid" or "end" shift
-            the times accordingly; "auto" keeps relative times as they are written, and relates
-            absolute times to the stamp.
+        stamp_reference: moment of the sweep that the header's stamp refers to: "start", "mid" or
+            "end" shift the times accordingly; "auto" keeps relative times as they are written, and
+            relates absolute times to the stamp.
 
     Raises:
         InputError: there is no x, y or z, or the layout is wrong (see `structured`), or a chosen
@@ -180,7 +173,7 @@ def read_cloud(
     if intensity_name is not None:
         cloud.intensity = _read_intensity(points[intensity_name], intensity_scale)
     if time_name is not None:
-        cloud.time = read_time(points[time_name].reshape(-1), time_unit, stamp_is, stamp_ns)
+        cloud.time = read_time(points[time_name].reshape(-1), time_unit, stamp_reference, stamp_ns)
     if ring_name is not None:
         cloud.ring = _native(points[ring_name]).astype(np.uint16, copy=False)
     return cloud

@@ -141,7 +141,7 @@ def _row_step(msg: PointCloud2Like, height: int, width: int) -> int:
     row, needed = int(msg.row_step), width * int(msg.point_step)
     if row >= needed:
         return row
-    if height <= 1:  # drivers of unorganised clouds often leave row_step at 0
+    if height <= 1:  # drivers of unorganized clouds often leave row_step at 0
         return needed
     raise InputError(
         f"cloud: row_step = {row} is shorter than width * point_step = {width} * {msg.point_step}"

@@ -26,7 +26,7 @@ def append_fields(
 ) -> EncodedCloud:
     """Give every point of a cloud further fields.
 
-    All fields, their order and bytes, the byte order and the organisation stay as they are; new
+    All fields, their order and bytes, the byte order and the organization stay as they are; new
     fields follow, each aligned to its size. Padding at the ends of rows goes. A field that exists
     already is overwritten where it is, or follows as a new one when its type is another.
 
@@ -72,7 +72,7 @@ def encode_cloud(
 
     Args:
         fields: name -> values (N,), (height, width) or (N, count), in the order of the fields.
-        height, width: organisation; 1 and N when left out.
+        height, width: organization; 1 and N when left out.
 
     Raises:
         InputError: no fields, lengths that differ, or a type that PointField lacks.
@@ -91,14 +91,14 @@ def encode_cloud(
 
 
 def pack_rgb(colors: npt.ArrayLike) -> npt.NDArray[np.float32]:
-    """Colours (N, 3) uint8 as the float32 field `rgb`, whose bits are 0x00RRGGBB."""
+    """Colors (N, 3) uint8 as the float32 field `rgb`, whose bits are 0x00RRGGBB."""
     rgb = np.asarray(colors, dtype=np.uint8).astype(np.uint32)
     packed = (rgb[..., 0] << 16) | (rgb[..., 1] << 8) | rgb[..., 2]
     return packed.view(np.float32)
 
 
 def unpack_rgb(values: npt.ArrayLike) -> npt.NDArray[np.uint8]:
-    """Colours (N, 3) uint8 from the field `rgb` (float32) or `rgba` (uint32)."""
+    """Colors (N, 3) uint8 from the field `rgb` (float32) or `rgba` (uint32)."""
     bits = np.ascontiguousarray(values).view(np.uint32)
     return np.stack([bits >> 16, bits >> 8, bits], axis=-1).astype(np.uint8)
 

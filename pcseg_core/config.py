@@ -7,12 +7,15 @@ import difflib
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pcseg_core.errors import InputError
+
+# Marks a field that may change while the node runs; all others become read-only parameters.
+LIVE: dict[str, Any] = {"live": True}
 
 
 class Section(BaseModel):
@@ -24,6 +27,9 @@ class Section(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    renamed: ClassVar[dict[str, str]] = {}
+    """Former names of fields: refused, with the new name in the message."""
 
 
 AnySection = TypeVar("AnySection", bound=Section)
@@ -70,7 +76,11 @@ def _describe(problem: Mapping[str, Any], section: type[Section]) -> str:
     location = problem["loc"]
     key = ".".join(str(part) for part in location) or "(whole file)"
     if problem["type"] == "extra_forbidden":
-        known = _keys_at(section, location[:-1])
+        parent = _section_at(section, location[:-1])
+        new_name = getattr(parent, "renamed", {}).get(location[-1])
+        if new_name is not None:
+            return f"'{key}' is now called '{new_name}'"
+        known = list(getattr(parent, "model_fields", {}))
         close = difflib.get_close_matches(str(location[-1]), known, n=1)
         hint = f"did you mean '{close[0]}'?" if close else f"known keys: {', '.join(known)}"
         return f"unknown key '{key}' ({hint})"
@@ -79,12 +89,12 @@ def _describe(problem: Mapping[str, Any], section: type[Section]) -> str:
     return f"'{key}' is {problem['input']!r}: {problem['msg']}"
 
 
-def _keys_at(section: type[Section], location: tuple[Any, ...]) -> list[str]:
-    """Names of the fields of the (nested) section at a location, best effort."""
+def _section_at(section: type[Section], location: tuple[Any, ...]) -> Any:
+    """The (nested) section at a location, best effort."""
     current: Any = section
     for part in location:
         field = getattr(current, "model_fields", {}).get(part)
         if field is None:
             continue  # an index, or the tag of a union
         current = field.annotation
-    return list(getattr(current, "model_fields", {}))
+    return current

@@ -219,7 +219,7 @@ class Polynomial:
         return np.stack([x, y]), cKDTree(np.stack(landed, axis=1))
 
     def _newton(self, x: Float64, y: Float64, xn: Float64, yn: Float64) -> tuple[Float64, Float64]:
-        """From (xn, yn) towards the ray that lands on (x, y)."""
+        """From (xn, yn) toward the ray that lands on (x, y)."""
         for _ in range(_NEWTON_STEPS):
             s = xn * xn + yn * yn
             factor, slope = self._radial(s)

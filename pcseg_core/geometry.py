@@ -2,12 +2,13 @@
 """Rigid transforms, interpolated trajectories and correction of motion within a sweep.
 
 Poses are 4x4 float64 matrices; `T_a_b` maps points of frame b into frame a. Axes follow REP-103,
-quaternions are (x, y, z, w), angles are radians, lengths metres and stamps integer nanoseconds.
+quaternions are (x, y, z, w), angles are radians, lengths meters and stamps integer nanoseconds.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -16,11 +17,14 @@ from pcseg_core.errors import InputError
 
 Array = npt.NDArray[Any]
 Float64 = npt.NDArray[np.float64]
+Poses: TypeAlias = Callable[[npt.NDArray[np.int64]], Float64]
+"""Stamps (K,) in ns -> poses (K, 4, 4); raises `PcsegError` for a stamp whose pose is unknown."""
 
 # A sweep is deskewed with this many poses, linear in the matrix entries between them. At 10 Hz
 # they lie 0.05 ms apart: there, a turn of 1 rad/s bends a 100 m ray by less than 1e-6 m, and a jump
 # of 1 m/s in the trajectory's speed is cut by 1.3e-5 m. A slerp for each point is far slower.
 _DESKEW_POSES = 2048
+_POSE_STEP_NS = 10_000_000  # between the poses that a sweep is deskewed with
 _CHUNK = 8192  # points whose matrices fit in the cache
 
 
@@ -73,7 +77,7 @@ def from_quaternion(xyzw: npt.ArrayLike, translation: npt.ArrayLike = (0.0, 0.0,
     """Poses (..., 4, 4) from quaternions (..., 4) in the order x y z w, of any length but zero.
 
     Raises:
-        InputError: a quaternion is zero or not finite (an uninitialised message, usually).
+        InputError: a quaternion is zero or not finite (an uninitialized message, usually).
     """
     q = np.asarray(xyzw, dtype=np.float64)
     norm = np.linalg.norm(q, axis=-1, keepdims=True)
@@ -153,6 +157,20 @@ class Trajectory:
         self.max_gap_s = max_gap_s
         self._check()
         self._quaternions, self._translations = to_quaternion(self.poses)
+        self._mount: Float64 | None = None
+
+    def mounted(self, T_body_sensor: Float64) -> Trajectory:
+        """Trajectory of a sensor at a fixed place on this body.
+
+        The motion of the body is interpolated, not that of the sensor.
+
+        Args:
+            T_body_sensor: (4, 4).
+        """
+        sensor = Trajectory(self.stamps_ns, self.poses, self.max_gap_s)
+        sensor._mount = T_body_sensor if self._mount is None else self._mount @ T_body_sensor
+        sensor.poses = self.poses @ T_body_sensor
+        return sensor
 
     def _check(self) -> None:
         count = len(self.stamps_ns) if self.stamps_ns.ndim == 1 else 0
@@ -203,7 +221,8 @@ class Trajectory:
         fraction = ((stamps - self.stamps_ns[left]) / span)[:, None]
         start, end = self._translations[left], self._translations[left + 1]
         rotation = slerp(self._quaternions[left], self._quaternions[left + 1], fraction[:, 0])
-        return from_rotation(_quaternion_matrix(rotation), start + fraction * (end - start))
+        moved = from_rotation(_quaternion_matrix(rotation), start + fraction * (end - start))
+        return moved if self._mount is None else moved @ self._mount
 
     def relative(self, a_ns: int, b_ns: int) -> Float64:
         """T_a_b (4, 4): points in the body frame at stamp b into the body frame at stamp a."""
@@ -248,8 +267,8 @@ def slerp(a: Array, b: Array, fraction: Array) -> Float64:
     weight_a = np.where(small, 1.0 - fraction, np.sin((1.0 - fraction) * angle) / sine)
     weight_b = np.where(small, fraction, np.sin(fraction * angle) / sine)
     q = weight_a[..., None] * a + weight_b[..., None] * b
-    normalised: Float64 = q / np.linalg.norm(q, axis=-1, keepdims=True)
-    return normalised
+    normalized: Float64 = q / np.linalg.norm(q, axis=-1, keepdims=True)
+    return normalized
 
 
 def deskew(xyz: Array, time_s: Array, trajectory: Trajectory, stamp_ns: int) -> Array:
@@ -280,6 +299,32 @@ def deskew(xyz: Array, time_s: Array, trajectory: Trajectory, stamp_ns: int) -> 
     stamps = stamp_ns + np.round(grid * 1e9).astype(np.int64)
     poses = invert(trajectory.at(stamp_ns)) @ trajectory.at_many(stamps)
     return _blend(points, times, grid, poses)
+
+
+def undo_motion(xyz: Array, time_s: Array, poses: Poses, stamp_ns: int) -> npt.NDArray[np.float32]:
+    """Deskew a sweep with poses from any source, one every 10 ms.
+
+    Args:
+        xyz: (N, 3) points [m], each in the sensor frame of its own moment.
+        time_s: (N,) s relative to `stamp_ns`; a time that is not finite counts as 0.
+        poses: see `Poses`; asked once for all stamps, and not at all where all times are equal.
+        stamp_ns: the moment, and sensor frame, that the result refers to.
+
+    Returns:
+        (N, 3) float32 points in the sensor frame at `stamp_ns`.
+
+    Raises:
+        InputError: shapes differ.
+        PcsegError: whatever `poses` raises for a stamp that it does not know.
+    """
+    known = np.isfinite(time_s)
+    first = stamp_ns + int(1e9 * np.min(time_s, where=known, initial=0.0))
+    last = stamp_ns + int(1e9 * np.max(time_s, where=known, initial=0.0))
+    if first == last:
+        return np.asarray(xyz, np.float32)
+    stamps = np.unique(np.append(np.arange(first, last, _POSE_STEP_NS), last))
+    moved = deskew(xyz, time_s, Trajectory(stamps, poses(stamps)), stamp_ns)
+    return np.asarray(moved, np.float32)
 
 
 def _blend(points: Array, times: Float64, grid: Float64, poses: Float64) -> Array:

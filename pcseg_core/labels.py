@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Label spaces: named, coloured classes, and groupings from one space into another."""
+"""Label spaces: named, colored classes, and groupings from one space into another."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ class LabelSpace:
 
     @property
     def palette(self) -> npt.NDArray[np.uint8]:
-        """(C, 3) uint8 colours in the order of the ids."""
+        """(C, 3) uint8 colors in the order of the ids."""
         return np.array([c.color for c in self.classes], dtype=np.uint8).reshape(-1, 3)
 
     def index(self, name: str) -> int:
@@ -137,7 +137,7 @@ class LabelSpace:
         return np.where(inside, table[np.where(inside, values, 0)], np.int16(IGNORE))
 
     def colorize(self, labels: npt.ArrayLike, ignored: tuple[int, int, int] = (0, 0, 0)) -> Any:
-        """Colours (..., 3) uint8 of labels (...); ids outside the space get `ignored`."""
+        """Colors (..., 3) uint8 of labels (...); ids outside the space get `ignored`."""
         ids = np.asarray(labels).astype(np.int64, copy=False)
         table = np.vstack([self.palette, np.array([ignored], dtype=np.uint8)])
         return table[np.where((ids >= 0) & (ids < len(self)), ids, len(self))]

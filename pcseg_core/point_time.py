@@ -47,22 +47,22 @@ def find_time_field(names: Iterable[str], time_field: str) -> str | None:
     return time_field
 
 
-def read_time(values: Array, unit: str, stamp_is: str, stamp_ns: int) -> Float64:
+def read_time(values: Array, unit: str, stamp_reference: str, stamp_ns: int) -> Float64:
     """Times in s relative to the stamp.
 
     Args:
         values: (N,) as stored, any number type. NaN stays NaN, and so becomes 0 (no return) among
             readings of a clock.
-        unit, stamp_is: as for `pcseg_core.cloud.read_cloud`.
+        unit, stamp_reference: as for `pcseg_core.cloud.read_cloud`.
         stamp_ns: stamp of the message.
 
     Raises:
-        InputError: `unit` or `stamp_is` is not one of the choices, or no unit is possible.
+        InputError: `unit` or `stamp_reference` is not one of the choices, or no unit is possible.
     """
-    if unit not in ("auto", *UNITS_S) or stamp_is not in ("auto", *_STAMP_POSITION):
+    if unit not in ("auto", *UNITS_S) or stamp_reference not in ("auto", *_STAMP_POSITION):
         raise InputError(
-            f"cloud: time_unit must be auto, s, ms, us or ns, and stamp_is auto, start, mid or end;"
-            f" got {unit} and {stamp_is}"
+            "cloud: time_unit must be auto, s, ms, us or ns, and stamp_reference auto, start, mid "
+            f"or end; got {unit} and {stamp_reference}"
         )
     times = values.astype(np.float64)
     known = np.isfinite(times)
@@ -77,8 +77,8 @@ def read_time(values: Array, unit: str, stamp_is: str, stamp_ns: int) -> Float64
         unit = _guess_unit(values.dtype, first, last, int(known.sum()))
     scale = UNITS_S[unit]
     offset = (times - first) * scale  # from the first point, so that no precision is lost
-    if stamp_is != "auto":
-        return offset - _STAMP_POSITION[stamp_is] * (last - first) * scale
+    if stamp_reference != "auto":
+        return offset - _STAMP_POSITION[stamp_reference] * (last - first) * scale
     return offset + _lead(first * scale, stamp_ns)
 
 

@@ -27,7 +27,7 @@ class Projection:
     """Where the N points of a sweep fall in one image.
 
     Attributes:
-        uv: (N, 2) float32 pixel coordinates (integer = pixel centre); NaN where the point has no
+        uv: (N, 2) float32 pixel coordinates (integer = pixel center); NaN where the point has no
             pixel. They round to an index inside the image wherever `in_image` holds.
         depth: (N,) float32, z in the camera frame, m; negative behind the camera, NaN for NaN.
         in_image: (N,) bool, in front of the camera and inside the image.

@@ -44,8 +44,8 @@ class TextTable:
         vectors: (W, D) float32 unit rows.
         synonyms: further spellings -> word.
         generated: words whose vector is no text encoder's, but a fixed random direction.
-        centre: (D,) float32 that was subtracted from every encoder's unit vector before it was
-            normalised again; zeros where nothing was.
+        center: (D,) float32 that was subtracted from every encoder's unit vector before it was
+            normalized again; zeros where nothing was.
 
     Raises:
         InputError: no words, another number of vectors than words, or vectors that are not
@@ -57,7 +57,7 @@ class TextTable:
     vectors: np.ndarray
     synonyms: Mapping[str, str] = field(default_factory=dict)
     generated: frozenset[str] = frozenset()
-    centre: np.ndarray | None = None
+    center: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         shape = np.shape(self.vectors)
@@ -72,8 +72,8 @@ class TextTable:
             worst = self.words[int(np.argmin(np.nan_to_num(lengths, nan=-1.0, posinf=-1.0)))]
             raise InputError(f"text table '{self.name}': the vector of '{worst}' is no direction")
         object.__setattr__(self, "vectors", unit_rows(vectors))
-        if self.centre is None:
-            object.__setattr__(self, "centre", np.zeros(shape[1], np.float32))
+        if self.center is None:
+            object.__setattr__(self, "center", np.zeros(shape[1], np.float32))
         object.__setattr__(self, "_rows", self._index())
 
     @property
@@ -152,7 +152,7 @@ class TextTable:
         synonyms = {a: w for a, w in self.synonyms.items() if w in kept}
         generated = self.generated & kept
         vectors = self.embed(rows)
-        return TextTable(self.name, tuple(rows), vectors, synonyms, generated, self.centre)
+        return TextTable(self.name, tuple(rows), vectors, synonyms, generated, self.center)
 
     def _row(self, word: str) -> int:
         row = self.find(word)
@@ -179,7 +179,7 @@ class TextTable:
             np.concatenate([self.vectors, other.vectors[new]]),
             {**other.synonyms, **self.synonyms},
             self.generated | (other.generated & {other.words[i] for i in new}),
-            self.centre,
+            self.center,
         )
 
     def extended(self, words: Sequence[str], vectors: np.ndarray) -> TextTable:
@@ -187,7 +187,7 @@ class TextTable:
 
         Args:
             words: new words.
-            vectors: (n, D) the encoder's vectors; the table's centre is taken off here.
+            vectors: (n, D) the encoder's vectors; the table's center is taken off here.
 
         Raises:
             InputError: another size of vectors.
@@ -197,10 +197,10 @@ class TextTable:
                 f"words of {np.shape(vectors)[1:]} numbers each do not fit text space "
                 f"'{self.name}' of {self.channels}; use the model that it is of"
             )
-        moved = unit_rows(unit_rows(vectors) - self.centre)
+        moved = unit_rows(unit_rows(vectors) - self.center)
         return self.join(TextTable(self.name, tuple(words), moved))
 
-    def centred(self) -> TextTable:
+    def centered(self) -> TextTable:
         """The table with the mean of its vectors subtracted, so that cosines tell words apart.
 
         Unit vectors of a text encoder lie in a narrow cone: those of unrelated words have
@@ -221,7 +221,7 @@ class TextTable:
 
     @classmethod
     def from_parts(
-        cls, header: Mapping[str, Any], vectors: np.ndarray, centre: np.ndarray | None
+        cls, header: Mapping[str, Any], vectors: np.ndarray, center: np.ndarray | None
     ) -> TextTable:
         """Inverse of `header` and the arrays."""
         try:
@@ -232,17 +232,17 @@ class TextTable:
                 vectors,
                 synonyms,
                 frozenset(header["generated"]),
-                centre,
+                center,
             )
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"text table: header not understood ({error})") from None
 
     def save(self, path: Path) -> None:
         """Write as npz, without anything pickled; the file appears whole or not at all."""
-        assert self.centre is not None
+        assert self.center is not None
         with atomic_path(path) as temporary, temporary.open("wb") as file:
             header = np.frombuffer(json.dumps(self.header()).encode(), np.uint8)
-            np.savez(file, header=header, vectors=self.vectors, centre=self.centre)
+            np.savez(file, header=header, vectors=self.vectors, center=self.center)
 
     @classmethod
     def load(cls, path: Path) -> TextTable:
@@ -254,10 +254,10 @@ class TextTable:
         try:
             with np.load(path, allow_pickle=False) as stored:
                 header = json.loads(bytes(stored["header"]))
-                vectors, centre = stored["vectors"], stored["centre"]
+                vectors, center = stored["vectors"], stored["center"]
         except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
             raise InputError(f"text table {path}: not readable ({error})") from None
-        return cls.from_parts(header, vectors, centre)
+        return cls.from_parts(header, vectors, center)
 
 
 def _bare(word: str) -> str:

@@ -41,9 +41,11 @@ def run_module(module: list[str], environment: dict[str, str], log: Path) -> Ite
     with log.open("w") as output:
         process: Any = subprocess.Popen(
             [sys.executable, "-m", *module],
-            env=environment, stdout=output, stderr=subprocess.STDOUT,
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C comes to this process alone, which ends the other
-        )  # fmt: skip
+        )
         try:
             yield Child(process)
             if process.poll() not in (None, 0):

@@ -16,7 +16,7 @@ from pcseg_ros import conversions, qos, topics
 
 PARAMETERS = {
     "class_names": "Class names; the position is the value of the field label",
-    "class_colors": "Class colours (#rrggbb) in the order of class_names",
+    "class_colors": "Class colors (#rrggbb) in the order of class_names",
 }
 
 

@@ -31,8 +31,7 @@ class CameraParameters(Section):
         "/compressed; empty runs without cameras",
     )
     info_topics: Words = Field(
-        (),
-        description="CameraInfo topic of each image topic; empty takes camera_info beside them",
+        (), description="CameraInfo topic of each image topic; empty takes camera_info beside them"
     )
     calibration: str = Field(
         "",
@@ -81,7 +80,7 @@ class MotionParameters(Section):
     time_field: str = Field(
         "auto", description="Field with the time of each point; auto knows the usual names"
     )
-    stamp_is: Literal["auto", "start", "mid", "end"] = Field(
+    stamp_reference: Literal["auto", "start", "mid", "end"] = Field(
         "auto", description="Which moment of the sweep its stamp marks"
     )
 
@@ -113,7 +112,7 @@ class TeacherParameters(Section):
     deadline_s: float = Field(
         0.15, ge=0.0, le=5.0, description="Time from a sweep's arrival that it may wait for it, s"
     )
-    trust: float = Field(
+    camera_weight: float = Field(
         1.0,
         ge=0.0,
         le=4.0,
@@ -183,7 +182,7 @@ class NodeConfig(Section):
         json_schema_extra=LIVE,
     )
     publish_rgb: bool = Field(
-        False, description="Add the class colour as the field rgb", json_schema_extra=LIVE
+        False, description="Add the class color as the field rgb", json_schema_extra=LIVE
     )
     publish_instances: bool = Field(
         False,
@@ -198,7 +197,7 @@ class NodeConfig(Section):
         0.3,
         ge=0.05,
         le=5.0,
-        description="Edge of the cells of the ground plane whose neighbours touch, m",
+        description="Edge of the cells of the ground plane whose neighbors touch, m",
         json_schema_extra=LIVE,
     )
     instance_min_points: int = Field(

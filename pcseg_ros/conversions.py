@@ -20,7 +20,11 @@ from pcseg_core.labels import WIRE_UNLABELED, LabelSpace, to_wire
 
 
 def read_sweep(
-    msg: PointCloud2, intensity_scale: float, *, time_field: str = "none", stamp_is: str = "auto"
+    msg: PointCloud2,
+    intensity_scale: float,
+    *,
+    time_field: str = "none",
+    stamp_reference: str = "auto",
 ) -> PointCloud:
     """Decode a sweep; its arrays view the message. An intensity scale of 0 is guessed.
 
@@ -28,14 +32,16 @@ def read_sweep(
         InputError: the message is malformed or has no x, y and z.
     """
     scale = intensity_scale or None
-    return read_cloud(msg, intensity_scale=scale, time_field=time_field, stamp_is=stamp_is)
+    return read_cloud(
+        msg, intensity_scale=scale, time_field=time_field, stamp_reference=stamp_reference
+    )
 
 
 def read_image(msg: Image | CompressedImage, name: str) -> npt.NDArray[np.uint8]:
     """(H, W, 3) RGB pixels.
 
     Raises:
-        InputError: the image does not decode, or its encoding holds no colours.
+        InputError: the image does not decode, or its encoding holds no colors.
     """
     if isinstance(msg, CompressedImage):
         return decode_image(np.frombuffer(msg.data, np.uint8), name)
@@ -71,13 +77,13 @@ def labeled_message(
     """The sweep with `label` (uint32), `confidence` (float32), and `instance` (uint32) and `rgb`
     (float32) where these are given.
 
-    Header, fields, order and organisation stay those of `msg`.
+    Header, fields, order and organization stay those of `msg`.
 
     Args:
         labels: (N,) integers, -1 where unlabeled (65535 in the message).
         confidence: (N,) float32, 0 to 1.
         instances: (N,) uint32, 0 for none; None adds no such field.
-        space: gives the colours of `rgb`; None adds no such field.
+        space: gives the colors of `rgb`; None adds no such field.
     """
     confidence = np.asarray(confidence, dtype=np.float32)
     fields: dict[str, Any] = {"label": to_wire(labels), "confidence": confidence}
@@ -89,7 +95,7 @@ def labeled_message(
 
 
 def filtered_message(msg: PointCloud2, chosen: npt.NDArray[np.bool_]) -> PointCloud2:
-    """The chosen points of a cloud, all fields kept, unorganised.
+    """The chosen points of a cloud, all fields kept, unorganized.
 
     Args:
         msg: the cloud.
@@ -156,7 +162,7 @@ def class_names(space: LabelSpace) -> list[str]:
 
 
 def class_colors(space: LabelSpace) -> list[str]:
-    """Class colours as #rrggbb, in the order of the names."""
+    """Class colors as #rrggbb, in the order of the names."""
     return ["#{:02x}{:02x}{:02x}".format(*color) for color in space.palette]
 
 

@@ -19,8 +19,8 @@ DISABLED = "disabled"
 RESET = "reset"
 NO_MOTION = "motion not known"
 NO_EVIDENCE = "camera evidence late"
-# Counters of the synchroniser that stand for dropped sweeps.
-SYNCHRONISER_DROPS = {
+# Counters of the synchronizer that stand for dropped sweeps.
+SYNCHRONIZER_DROPS = {
     "sweep_out_of_order": "out of order",
     "sweep_duplicate": "stamp seen before",
     "sweep_overflow": "too many waited for images",

@@ -149,7 +149,7 @@ class SweepFusion:
             elif evidence:
                 from pcseg_core.online.camera_fusion import CameraFusionConfig, fuse_cameras
 
-                trust = CameraFusionConfig(trust=self._config.teacher.trust)
+                trust = CameraFusionConfig(camera_weight=self._config.teacher.camera_weight)
                 probabilities = fuse_cameras(cloud.xyz, probabilities, evidence, trust)
                 labels = np.where(labels == IGNORE, IGNORE, probabilities.argmax(axis=1))
                 confidence = probabilities.max(axis=1)

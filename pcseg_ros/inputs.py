@@ -20,7 +20,7 @@ from pcseg_core.errors import InputError
 from pcseg_ros import conversions, diagnostics, topics
 from pcseg_ros.cameras import create_cameras
 from pcseg_ros.config import NodeConfig
-from pcseg_ros.matching import create_synchroniser
+from pcseg_ros.matching import create_synchronizer
 from pcseg_ros.motion import OdometryMotion, TfMotion
 from pcseg_ros.rig import JUMP_NS, Motion, Rig
 from pcseg_ros.statistics import SweepStatistics
@@ -88,7 +88,7 @@ class Inputs:
         calibration = load_calibration(config.cameras.calibration) if _calibrated(config) else None
         self.rig = self._create_rig(config, calibration)
         self.cameras = create_cameras(node, config.cameras, calibration, self._on_image)
-        self._synchroniser = create_synchroniser(config.cameras, tuple(self.cameras))
+        self._synchronizer = create_synchronizer(config.cameras, tuple(self.cameras))
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._deadline = node.create_timer(1.0, self._give_out, clock=steady)
         self._deadline.cancel()
@@ -121,15 +121,15 @@ class Inputs:
 
     def reset(self) -> None:
         """Forget all messages."""
-        self._synchroniser.reset()
+        self._synchronizer.reset()
         self._newest_ns = 0
         for source in (self._transforms, self._odometry):
             if source is not None:
                 source.reset()
 
     def counters(self) -> dict[str, int]:
-        """What happened to messages in the synchroniser, in words."""
-        return {k.replace("_", " "): v for k, v in self._synchroniser.counters.items()}
+        """What happened to messages in the synchronizer, in words."""
+        return {k.replace("_", " "): v for k, v in self._synchronizer.counters.items()}
 
     # --- set-up ----------------------------------------------------------------------------------
 
@@ -178,13 +178,13 @@ class Inputs:
         if not self.cameras:
             self._on_sweep(sweep)
             return
-        self._synchroniser.add_sweep(stamp, sweep, now)
+        self._synchronizer.add_sweep(stamp, sweep, now)
         self._count_drops()
         self._give_out()
 
     def _on_image(self, camera: str, msg: Any) -> None:
         if self.enabled:
-            self._synchroniser.add_image(camera, conversions.stamp_ns(msg.header), msg)
+            self._synchronizer.add_image(camera, conversions.stamp_ns(msg.header), msg)
             self._give_out()
 
     def _on_odometry(self, msg: Odometry) -> None:
@@ -201,21 +201,21 @@ class Inputs:
         """Hand on the sweeps that wait no longer, and be back when the next one must not."""
         self._deadline.cancel()
         now = time.monotonic()
-        for match in self._synchroniser.poll(now):
+        for match in self._synchronizer.poll(now):
             for camera in match.missing:
                 self._statistics.note(f"without camera {camera}")
             match.sweep.images, match.sweep.matched_s = match.images, now
             self._on_sweep(match.sweep)
-        due = self._synchroniser.next_deadline_s
+        due = self._synchronizer.next_deadline_s
         if due is not None:
             remaining = int(1e9 * (due - now))
             self._deadline.timer_period_ns = max(remaining, _LEAST_WAIT_NS)
             self._deadline.reset()
 
     def _count_drops(self) -> None:
-        """Sweeps that the synchroniser dropped count as all others do."""
-        for counter, reason in diagnostics.SYNCHRONISER_DROPS.items():
-            count = self._synchroniser.counters[counter]
+        """Sweeps that the synchronizer dropped count as all others do."""
+        for counter, reason in diagnostics.SYNCHRONIZER_DROPS.items():
+            count = self._synchronizer.counters[counter]
             for _ in range(count - self._told_drops.get(counter, 0)):
                 self._statistics.drop(reason)
             self._told_drops[counter] = count

@@ -113,7 +113,10 @@ class SweepLabeler:
     ) -> tuple[LabeledSweep, PointCloud]:
         times = config.motion.time_field if config.motion.deskew else "none"
         cloud = conversions.read_sweep(
-            sweep.msg, config.intensity_scale, time_field=times, stamp_is=config.motion.stamp_is
+            sweep.msg,
+            config.intensity_scale,
+            time_field=times,
+            stamp_reference=config.motion.stamp_reference,
         )
         clock.stop("decode")
         pose = self._fusion.locate(cloud)

@@ -9,12 +9,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 
 from launch import LaunchContext, LaunchDescriptionEntity
-from launch.actions import (
-    DeclareLaunchArgument,
-    EmitEvent,
-    ExecuteProcess,
-    RegisterEventHandler,
-)
+from launch.actions import DeclareLaunchArgument, EmitEvent, ExecuteProcess, RegisterEventHandler
 from launch.event_handlers import OnProcessExit, OnProcessStart
 from launch.events import Shutdown
 from launch.events.process import ProcessExited, ProcessStarted
@@ -30,7 +25,7 @@ PARAMETERS = {
     "device": ("device", str, "Where inference runs: auto, cpu, cuda or cuda:N"),
     "prompts": ("prompts", list, "Classes in words, separated by ';': 'vehicle: car, truck; tree'"),
     "min_confidence": ("min_confidence", float, "Labels with less confidence are dropped, 0 to 1"),
-    "publish_rgb": ("publish_rgb", bool, "Add the class colour as the field rgb: true or false"),
+    "publish_rgb": ("publish_rgb", bool, "Add the class color as the field rgb: true or false"),
     "cameras": ("cameras.topics", list, "Image topics, separated by ';'; .../compressed is JPEG"),
     "calibration": ("cameras.calibration", str, "Calibration file; without one TF is asked"),
     "motion": ("motion.source", str, "Motion of the platform: auto, tf, odometry or none"),
@@ -67,9 +62,7 @@ def node_arguments() -> list[DeclareLaunchArgument]:
         *(_argument(name, default, text) for name, (default, text) in others.items()),
         *(
             DeclareLaunchArgument(
-                name,
-                default_value=PathJoinSubstitution([share, "config", file]),
-                description=text,
+                name, default_value=PathJoinSubstitution([share, "config", file]), description=text
             )
             for name, (file, text) in files.items()
         ),
@@ -138,10 +131,7 @@ def when_active(
     def ask(event: ProcessStarted, context: LaunchContext) -> list[LaunchDescriptionEntity]:
         command = [sys.executable, "-m", "pcseg_ros.health", node.node_name]
         waiting = ExecuteProcess(cmd=command, name="wait_for_node", output="screen")
-        return [
-            RegisterEventHandler(OnProcessExit(target_action=waiting, on_exit=follow)),
-            waiting,
-        ]
+        return [RegisterEventHandler(OnProcessExit(target_action=waiting, on_exit=follow)), waiting]
 
     return [RegisterEventHandler(OnProcessStart(target_action=node, on_start=ask)), node]
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sweeps with their images by message_filters, with the doors of our own synchroniser."""
+"""Sweeps with their images by message_filters, with the doors of our own synchronizer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from pcseg_core.errors import InputError
-from pcseg_core.online.synchroniser import Match, Synchroniser
+from pcseg_core.online.synchronizer import Match, Synchronizer
 from pcseg_ros import conversions
 from pcseg_ros.config import CameraParameters
 from pcseg_ros.rig import JUMP_NS
@@ -17,14 +17,14 @@ from pcseg_ros.rig import JUMP_NS
 _QUEUE = 10
 
 
-class FilteredSynchroniser:
-    """The exact or approximate synchroniser of message_filters.
+class FilteredSynchronizer:
+    """The exact or approximate synchronizer of message_filters.
 
     Only sweeps that every camera has an image for come out. The work per message grows with the
     queue to the power of the number of cameras: `nearest` is for many of them.
 
     Attributes:
-        cameras, counters, missing: as of `pcseg_core.online.synchroniser.Synchroniser`; what
+        cameras, counters, missing: as of `pcseg_core.online.synchronizer.Synchronizer`; what
             message_filters drops it does not tell.
     """
 
@@ -36,12 +36,12 @@ class FilteredSynchroniser:
         self.missing: Counter[str] = Counter()
         self._filters = {name: SimpleFilter() for name in ("", *cameras)}
         filters = list(self._filters.values())
-        self._synchroniser: Any = (
+        self._synchronizer: Any = (
             TimeSynchronizer(filters, _QUEUE)
             if exact
             else ApproximateTimeSynchronizer(filters, _QUEUE, tolerance_s)
         )
-        self._synchroniser.registerCallback(self._on_match)
+        self._synchronizer.registerCallback(self._on_match)
         self._arrivals: dict[int, tuple[Any, float]] = {}  # stamp -> what was added with it
         self._newest_ns = 0
         self._ready: list[tuple[Any, ...]] = []
@@ -53,7 +53,7 @@ class FilteredSynchroniser:
 
     def reset(self) -> None:
         """Forget all messages."""
-        for queue in self._synchroniser.queues:
+        for queue in self._synchronizer.queues:
             queue.clear()
         self._arrivals.clear()
         self._newest_ns = 0
@@ -92,17 +92,17 @@ class FilteredSynchroniser:
         self._ready.append(messages)
 
 
-def create_synchroniser(config: CameraParameters, cameras: Sequence[str]) -> Any:
-    """The synchroniser that the parameters ask for.
+def create_synchronizer(config: CameraParameters, cameras: Sequence[str]) -> Any:
+    """The synchronizer that the parameters ask for.
 
     Raises:
         InputError: message_filters is needed and not installed.
     """
     if config.sync == "nearest":
-        return Synchroniser[Any, Any](cameras, config.tolerance_s, config.deadline_s)
+        return Synchronizer[Any, Any](cameras, config.tolerance_s, config.deadline_s)
     if find_spec("message_filters") is None:
         raise InputError(
             f"cameras.sync '{config.sync}' needs message_filters, which is not installed; use "
             "nearest, or install ros-$ROS_DISTRO-message-filters"
         )
-    return FilteredSynchroniser(cameras, config.tolerance_s, exact=config.sync == "exact")
+    return FilteredSynchronizer(cameras, config.tolerance_s, exact=config.sync == "exact")

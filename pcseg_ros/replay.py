@@ -15,7 +15,7 @@ from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import PointCloud2
 
 from pcseg_core.cloud import structured
-from pcseg_core.data.bag import BagDrive
+from pcseg_core.data.bag import BagRecording
 from pcseg_core.data.bag_reader import ODOMETRY
 from pcseg_core.demo.live import ReplayResult
 from pcseg_core.errors import PcsegError
@@ -47,9 +47,9 @@ def replay(
     Raises:
         PcsegError: the node or the player ended, or did not answer in time; names its log.
     """
-    drive = BagDrive(bag, camera_topics=[], poses="none")
-    topic, count = drive.cloud_topic, len(drive)
-    lasts_s = (drive[count - 1].stamp_ns - drive[0].stamp_ns) * 1e-9 / rate
+    recording = BagRecording(bag, camera_topics=[], poses="none")
+    topic, count = recording.cloud_topic, len(recording)
+    lasts_s = (recording[count - 1].stamp_ns - recording[0].stamp_ns) * 1e-9 / rate
     with quiet_domain() as environment, _Listener() as listener:
         node = ["pcseg_ros", "--ros-args", *(["--params-file", str(params)] if params else [])]
         node += ["-p", f"checkpoint:={checkpoint}"]
@@ -57,7 +57,7 @@ def replay(
         player = ["pcseg_ros.bag_play", str(bag), "--wait-for-subscriber"]
         if params is None:
             player += ["--topics", topic]
-        for odometry in drive.bag.of_type(ODOMETRY)[:1]:
+        for odometry in recording.bag.of_type(ODOMETRY)[:1]:
             remapped += ["-r", f"odometry:={odometry}"]
         with run_module([*node, *remapped], environment, logs / "node.log") as running:
             listener.wait(listener.active, _START_S, running, logs / "node.log")

@@ -16,7 +16,7 @@ from pcseg_core.cloud import PointCloud
 from pcseg_core.data.sample import CameraFrame
 from pcseg_core.distill.pseudo_labels import Evidence, label_points, sample_map
 from pcseg_core.labels import LabelSpace
-from pcseg_core.online.camera_fusion import CameraEyes, PixelEvidence
+from pcseg_core.online.camera_fusion import CameraLabeler, PixelEvidence
 from pcseg_core.projection import project_cloud
 from pcseg_ros.worker import LatestWorker
 
@@ -61,10 +61,7 @@ class TeacherThread:
     """
 
     def __init__(
-        self,
-        teacher: Any,
-        on_look: Callable[[Look], None],
-        on_error: Callable[[Exception], None],
+        self, teacher: Any, on_look: Callable[[Look], None], on_error: Callable[[Exception], None]
     ) -> None:
         self._teacher = teacher
         self._on_look = on_look
@@ -80,9 +77,9 @@ class TeacherThread:
         return self._worker.stop(timeout_s)
 
     def _look(self, look: Look) -> None:
-        eyes = CameraEyes(self._teacher, look.space)
+        labeler = CameraLabeler(self._teacher, look.space)
         frames = look.frames()
-        evidence = [eyes.look(f.image, f.camera, f.T_cam_lidar) for f in frames]
+        evidence = [labeler.label(frame) for frame in frames]
         look.finish(evidence)
         if evidence:
             self._on_look(look)

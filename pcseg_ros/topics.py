@@ -50,8 +50,11 @@ TOPICS = (
     Topic("/tf, /tf_static", "tf2_msgs/TFMessage", "in", "reliable", "Where tf2_ros is installed"),
     Topic(ODOMETRY, "nav_msgs/Odometry", "in", "reliable", "Where `motion.source` is odometry"),
     Topic(
-        LABELED, "sensor_msgs/PointCloud2", "out", _LAZY,
-        "The sweep: its fields, order, organisation and header, with `label` (uint32, 65535 is "
+        LABELED,
+        "sensor_msgs/PointCloud2",
+        "out",
+        _LAZY,
+        "The sweep: its fields, order, organization and header, with `label` (uint32, 65535 is "
         "unlabeled), `confidence` (float32), optionally `instance` (uint32) and `rgb`",
     ),
     Topic(FILTERED, "sensor_msgs/PointCloud2", "out", _LAZY, "Its points of `filter_classes`"),
@@ -60,9 +63,12 @@ TOPICS = (
     Topic(LABEL_INFO, "vision_msgs/LabelInfo", "out", "reliable, latched", "Classes of `label`"),
     Topic(TIMES, "std_msgs/Float64", "out", _LAZY, "Stages: " + ", ".join(STAGES)),
     Topic(
-        DIAGNOSTICS, "diagnostic_msgs/DiagnosticArray", "out", "reliable",
+        DIAGNOSTICS,
+        "diagnostic_msgs/DiagnosticArray",
+        "out",
+        "reliable",
         "Rates, latency p50 and p95, age, drops by reason, faults, memory, device, checkpoint",
     ),
     Topic(RESET, "std_srvs/Trigger", "service", "", "Forget past sweeps, images, transforms"),
     Topic(ENABLE, "std_srvs/SetBool", "service", "", "Label sweeps, or ignore them"),
-)  # fmt: skip
+)

@@ -27,12 +27,12 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pcseg_core.config import Section
-from pcseg_core.data.simulated import SimulatedDrive
-from pcseg_core.evaluation.metrics import Confusion
 from pcseg_core.files import atomic_path
 from pcseg_core.labels import LabelSpace, grouping
+from pcseg_core.metrics.confusion import Confusion
+from pcseg_core.simulation.recording import SimulatedDrive
 from pcseg_core.vision.espnetv2 import ESPNetv2
-from pcseg_core.vision.pixel_classes import normalise
+from pcseg_core.vision.pixel_classes import normalize
 
 SPACE = "simulation"
 _console = Console(stderr=True)
@@ -51,7 +51,7 @@ class TeacherRecipe(Section):
     height: int = Field(192, ge=64, description="Image height [px]")
     scale: float = Field(0.5, gt=0, description="Width of the network, see ESPNetv2")
     steps: tuple[int, ...] = Field(
-        (180, 300, 300), min_length=1, description="Optimiser steps of each cycle of the rate"
+        (180, 300, 300), min_length=1, description="Optimizer steps of each cycle of the rate"
     )
     batch_size: int = Field(4, ge=1, description="Images per step")
     learning_rate: float = Field(8e-3, gt=0, description="Highest learning rate (one cycle)")
@@ -67,9 +67,12 @@ def render(seed: int, recipe: TeacherRecipe, cache: Path) -> Path:
     path = cache / name
     if not path.is_file():
         drive = SimulatedDrive(
-            seed, sweeps=recipe.moments, stride=recipe.stride, width=recipe.width,
+            seed,
+            sweeps=recipe.moments,
+            stride=recipe.stride,
+            width=recipe.width,
             height=recipe.height,
-        )  # fmt: skip
+        )
         frames = []
         for moment in range(recipe.moments):
             start = drive.stamp_ns(moment * recipe.stride)
@@ -103,7 +106,7 @@ def batches(
 
 
 def augment(image: Any, labels: Any, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Mirror, zoom in by up to a third, change brightness, contrast and colour balance."""
+    """Mirror, zoom in by up to a third, change brightness, contrast and color balance."""
     height, width = labels.shape
     zoom = rng.uniform(0.75, 1.0)
     h, w = round(height * zoom), round(width * zoom)
@@ -113,7 +116,7 @@ def augment(image: Any, labels: Any, rng: np.random.Generator) -> tuple[Tensor, 
         image, labels = image[:, ::-1], labels[:, ::-1]
     gain = rng.uniform(0.8, 1.25) * rng.uniform(0.93, 1.07, 3)
     toned = np.clip((image / 255.0) ** rng.uniform(0.8, 1.25) * gain, 0, 1)
-    pixels = normalise((255 * toned).astype(np.uint8))
+    pixels = normalize((255 * toned).astype(np.uint8))
     pixels = F.interpolate(pixels, (height, width), mode="bilinear", align_corners=False)
     truth = torch.from_numpy(labels.astype(np.float32))[None, None]
     truth = F.interpolate(truth, (height // 2, width // 2), mode="nearest")
@@ -174,7 +177,7 @@ def measure(network: ESPNetv2, images: Any, labels: Any) -> dict[str, Any]:
     space, street = LabelSpace.load(SPACE), LabelSpace.load("street")
     confusion = Confusion(len(space))
     for image, truth in zip(images, labels):
-        logits = F.interpolate(network(normalise(image)), truth.shape, mode="bilinear")
+        logits = F.interpolate(network(normalize(image)), truth.shape, mode="bilinear")
         confusion.update(logits[0].argmax(0).numpy(), truth)
     coarse = confusion.grouped(grouping(space, street), len(street))
     return {
@@ -190,10 +193,12 @@ def save(network: ESPNetv2, recipe: TeacherRecipe, metrics: dict[str, Any], path
     """Weights in float16, with what they are and how good they are in the header."""
     last = recipe.first_seed + recipe.towns - 1
     about = {
-        "network": f"ESPNetv2 s{recipe.scale}", "label_space": SPACE,
+        "network": f"ESPNetv2 s{recipe.scale}",
+        "label_space": SPACE,
         "sources": f"simulated drives, seeds {recipe.first_seed} to {last}",
-        "recipe": recipe.model_dump(), "metrics": metrics,
-    }  # fmt: skip
+        "recipe": recipe.model_dump(),
+        "metrics": metrics,
+    }
     state = {
         name: (value.half() if value.is_floating_point() else value).contiguous()
         for name, value in network.state_dict().items()

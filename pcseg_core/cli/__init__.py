@@ -19,14 +19,14 @@ PLUGIN_GROUP = "pcseg.commands"
 
 _COMMANDS = {
     "distill": "Train a LiDAR segmenter from recordings with cameras, without labels.",
-    "evaluate": "Measure a checkpoint on labelled sweeps: JSON, table and picture.",
+    "evaluate": "Measure a checkpoint on labeled sweeps: JSON, table and picture.",
     "superpixels": "Cut the images of a recording into segments, for contrastive pretraining.",
     "pretrain": "Train a LiDAR network to see what image networks see, without labels or classes.",
     "probe": "Measure what a pretrained network knows, by a linear classifier on its features.",
     "finetune": "Train on few labels from a pretrained network and from scratch, side by side.",
     "zero-shot": "Train on labels of some classes and learn others from images; measure both.",
     "ablate": "Measure what each part of a method is worth.",
-    "prompt": "Try words as classes on a sweep, or measure them on labelled ones.",
+    "prompt": "Try words as classes on a sweep, or measure them on labeled ones.",
     "words": "List the words a checkpoint knows, or add more from a text encoder.",
     "label": "Label a recording from its cameras: auto-labels in SemanticKITTI format.",
     "segment": "Label the clouds of a bag or of any other recording.",

@@ -15,7 +15,7 @@ from pcseg_core.errors import InputError
 
 app = ablate = typer.Typer(no_args_is_help=True, help="What each part of a method is worth.")
 
-RECIPES = Path("training/recipes")
+RECIPES = Path("pcseg_core/recipes")
 
 
 @app.callback()
@@ -39,14 +39,14 @@ def contrast(
         ),
     ] = None,
     fit: Annotated[
-        list[str] | None, typer.Option(help="Labelled sweeps the probes are fitted to.")
+        list[str] | None, typer.Option(help="Labeled sweeps the probes are fitted to.")
     ] = None,
     test: Annotated[
-        list[str] | None, typer.Option(help="Labelled sweeps they are measured on.")
+        list[str] | None, typer.Option(help="Labeled sweeps they are measured on.")
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds of every method.")] = 3,
     steps: Annotated[
-        int | None, typer.Option(min=1, help="Optimiser steps, instead of the recipe's own.")
+        int | None, typer.Option(min=1, help="Optimizer steps, instead of the recipe's own.")
     ] = None,
     method: Annotated[
         list[str] | None, typer.Option(help="Only this method; may be given several times.")
@@ -65,8 +65,8 @@ def contrast(
     """
     check_file(json_)
     check_file(picture, PICTURES)
+    from benchmarks.studies import contrast as ablation
     from pcseg_core.labels import LabelSpace
-    from pcseg_core.learning import ablation
     from pcseg_core.learning.pretrain_recipe import load_pretrain_recipe
 
     name = "ablate_contrast" if data == "simulated" else "ablate_contrast_kitti"
@@ -75,9 +75,14 @@ def contrast(
         optimizer = base.optimizer.model_copy(update={"steps": steps})
         base = base.model_copy(update={"optimizer": optimizer})
     run = ablation.Ablation(
-        base, _data(data, fit or [], test or []), json_, work or json_.with_suffix(".work"),
-        LabelSpace.load("street"), device, method,
-    )  # fmt: skip
+        base,
+        _data(data, fit or [], test or []),
+        json_,
+        work or json_.with_suffix(".work"),
+        LabelSpace.load("street"),
+        device,
+        method,
+    )
     content = run.run(seeds, note)
     show(content)
     if picture:
@@ -88,7 +93,7 @@ app.command("zero-shot")(ablate_zero_shot)
 
 
 def _data(data: str, fit: list[str], test: list[str]) -> Any:
-    from pcseg_core.learning.ablation import folder_data, simulated_data
+    from benchmarks.studies.contrast import folder_data, simulated_data
 
     if bool(fit) != bool(test):
         raise InputError("give --fit and --test together, or neither")

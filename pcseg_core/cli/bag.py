@@ -37,25 +37,25 @@ def from_kitti(
     force: Annotated[bool, typer.Option(help="Replace a bag that is at --out.")] = False,
 ) -> None:
     """Write a KITTI raw drive as a rosbag2, with TF, CameraInfo and Odometry."""
-    from pcseg_core.data.kitti import KittiRawDrive
+    from pcseg_core.data.kitti import KittiRawRecording
     from pcseg_core.data.kitti_to_bag import write_kitti_bag
 
     if format_ not in ("mcap", "sqlite3"):
         raise InputError(f"--format {format_}: expected mcap or sqlite3")
-    drive = KittiRawDrive(drive_dir)
+    recording = KittiRawRecording(drive_dir)
     written = write_kitti_bag(
-        drive,
+        recording,
         out,
         format="mcap" if format_ == "mcap" else "sqlite3",
         raw_images=raw_images,
         compress=compress,
         force=force,
     )
-    for reason, count in drive.skipped.most_common():
+    for reason, count in recording.skipped.most_common():
         note(f"skipped: {reason} ({count})")
     for topic, count in written.counts.items():
         typer.echo(f"{count:6d}  {topic}")
-    typer.echo(f"wrote {out}; poses from {drive.pose_source}")
+    typer.echo(f"wrote {out}; poses from {recording.pose_source}")
 
 
 @app.command("info")
@@ -90,22 +90,22 @@ def info(
         "calibration": calibration,
         "poses": poses,
     }
-    report, drive = inspect_bag(bag, **options)
+    report, recording = inspect_bag(bag, **options)
     _print(report)
     if json_ is not None:
         write_atomic(json_, report.model_dump_json(indent=2) + "\n")
     if picture is not None:
-        _draw(drive, picture)
+        _draw(recording, picture)
 
 
-def _draw(drive: Any, picture: Path) -> None:
+def _draw(recording: Any, picture: Path) -> None:
     """Draw the sweep nearest to the middle that has all the images that a sweep can have."""
     from pcseg_core.data.bag_picture import draw_overlay
 
-    if drive is None or not drive.cameras:
+    if recording is None or not recording.cameras:
         note(f"{picture} was not drawn: no camera can be used")
         return
-    draw_overlay(drive[drive.best_paired()], picture)
+    draw_overlay(recording[recording.best_paired()], picture)
     note(f"drew {picture}")
 
 
@@ -129,9 +129,14 @@ def _print(report: BagReport) -> None:
             seen = "-" if camera.visible is None else f"{camera.visible:.1%}"
             spread = None if camera.offset_spread_ms is None else camera.offset_spread_ms / 2
             cameras.add_row(
-                camera.name, size, camera.distortion_model, seen, f"{camera.paired:.0%}",
-                _number(camera.offset_ms), _number(spread),
-            )  # fmt: skip
+                camera.name,
+                size,
+                camera.distortion_model,
+                seen,
+                f"{camera.paired:.0%}",
+                _number(camera.offset_ms),
+                _number(spread),
+            )
         console.print(cameras)
     _print_verdict(report)
 

@@ -25,7 +25,7 @@ def distill(
         bool, typer.Option("--resume/--fresh", help="Go on with a stopped run, or start it over.")
     ] = True,
     cache: Annotated[
-        Path | None, typer.Option(help="Folder of labelled sweeps that several runs share.")
+        Path | None, typer.Option(help="Folder of labeled sweeps that several runs share.")
     ] = None,
     start: Annotated[
         Path | None,
@@ -63,7 +63,7 @@ def _summarize(metrics: dict[str, Any], out: Path) -> None:
     from rich.console import Console
 
     console = Console(highlight=False, soft_wrap=True)
-    spent = f"labels {metrics['labelling_s']:.0f} s, training {metrics['training_s']:.0f} s"
+    spent = f"labels {metrics['labeling_s']:.0f} s, training {metrics['training_s']:.0f} s"
     console.print(f"{out}: {metrics['sweeps']} sweeps, {metrics['steps']} steps; {spent}")
     shares = metrics["class_shares"].items()
     console.print("pseudo labels: " + ", ".join(f"{name} {100 * s:.1f} %" for name, s in shares))

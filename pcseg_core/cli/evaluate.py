@@ -16,7 +16,7 @@ from pcseg_core.errors import InputError
 REPLAY = "Replay of a recording"
 
 if TYPE_CHECKING:
-    from pcseg_core.data import Drive
+    from pcseg_core.data import Recording
     from pcseg_core.evaluation import Report
     from pcseg_core.evaluation.evaluator import Baseline
     from pcseg_core.evaluation.report import BoxReport
@@ -40,7 +40,7 @@ def evaluate(
         ),
     ] = None,
     source: Annotated[
-        str | None, typer.Option(help="Any other labelled source: a bag, or reader:path.")
+        str | None, typer.Option(help="Any other labeled source: a bag, or reader:path.")
     ] = None,
     boxes: Annotated[
         str | None,
@@ -109,9 +109,9 @@ def evaluate(
         ),
     ] = None,
 ) -> None:
-    """Measure a checkpoint on labelled sweeps, or by the replay of a recorded drive.
+    """Measure a checkpoint on labeled sweeps, or by the replay of a recorded drive.
 
-    `pcseg evaluate RUN --semantic-kitti DIR` measures on labelled sweeps. `pcseg evaluate
+    `pcseg evaluate RUN --semantic-kitti DIR` measures on labeled sweeps. `pcseg evaluate
     RECORDING --checkpoint RUN` replays a drive, which need not have labels: mIoU where it has,
     flicker from sweep to sweep, agreement with the cameras, latency, drops and memory.
 
@@ -132,9 +132,17 @@ def evaluate(
         from pcseg_core.cli.evaluate_replay import ReplayOptions, evaluate_recording
 
         options = ReplayOptions(
-            checkpoint, compare, live, params, temporal, cameras, labels, teacher, label_space,
+            checkpoint,
+            compare,
+            live,
+            params,
+            temporal,
+            cameras,
+            labels,
+            teacher,
+            label_space,
             device,
-        )  # fmt: skip
+        )
         with use_backend(backend):
             evaluate_recording(run, options, json_, picture)
         return
@@ -143,8 +151,18 @@ def evaluate(
             "--compare, --live, --params, --temporal, --cameras, --labels and --teacher are for a "
             "replay: pcseg evaluate RECORDING --checkpoint RUN"
         )
-    _on_labels(Path(run), semantic_kitti, source, boxes, json_, picture, label_space, baselines,
-               device, backend)  # fmt: skip
+    _on_labels(
+        Path(run),
+        semantic_kitti,
+        source,
+        boxes,
+        json_,
+        picture,
+        label_space,
+        baselines,
+        device,
+        backend,
+    )
 
 
 def _on_labels(
@@ -159,7 +177,7 @@ def _on_labels(
     device: str,
     backend: str,
 ) -> None:
-    """Measure on labelled sweeps and on boxes."""
+    """Measure on labeled sweeps and on boxes."""
     _check(semantic_kitti, source, boxes, json_, picture)
     from pcseg_core.online.segmenter import Segmenter
     from pcseg_core.sparse import use_backend
@@ -169,8 +187,8 @@ def _on_labels(
     segmenter = Segmenter.load(run, device=device)
     with use_backend(backend):
         if semantic_kitti or source:
-            drive = _open(semantic_kitti, source)
-            report = _against_labels(run, segmenter, drive, label_space, baselines)
+            recording = _open(semantic_kitti, source)
+            report = _against_labels(run, segmenter, recording, label_space, baselines)
         if boxes:
             box_report = _against_boxes(segmenter, boxes)
     _write(run, report, box_report, json_, picture)
@@ -190,23 +208,23 @@ def _check(
     if semantic_kitti and not semantic_kitti.is_dir():
         raise InputError(f"--semantic-kitti {semantic_kitti}: no such folder")
     if picture and not (semantic_kitti or source):
-        raise InputError("--picture needs labelled sweeps: give --semantic-kitti or --source too")
+        raise InputError("--picture needs labeled sweeps: give --semantic-kitti or --source too")
     check_file(json_)
     check_file(picture, PICTURES)
 
 
-def _open(semantic_kitti: Path | None, source: str | None) -> Drive:
-    from pcseg_core.data import open_drive
-    from pcseg_core.data.semantic_kitti import SemanticKittiDrive
+def _open(semantic_kitti: Path | None, source: str | None) -> Recording:
+    from pcseg_core.data import open_recording
+    from pcseg_core.data.semantic_kitti import SemanticKittiRecording
 
     if semantic_kitti:
-        return SemanticKittiDrive(semantic_kitti, lidar_only=True)
+        return SemanticKittiRecording(semantic_kitti, lidar_only=True)
     assert source is not None
-    return open_drive(source)
+    return open_recording(source)
 
 
 def _against_labels(
-    run: Path, segmenter: Segmenter, drive: Drive, label_space: str, with_baselines: bool
+    run: Path, segmenter: Segmenter, recording: Recording, label_space: str, with_baselines: bool
 ) -> Report:
     from pcseg_core.evaluation.evaluator import evaluate as measure
     from pcseg_core.labels import LabelSpace, grouping
@@ -216,7 +234,7 @@ def _against_labels(
     with progress_bar("measuring sweeps") as progress:
         report = measure(
             segmenter,
-            drive,
+            recording,
             space=label_space,
             baselines=fitted,
             checkpoint=str(run),
@@ -241,11 +259,11 @@ def _fit_baselines(run: Path, segmenter: Segmenter) -> tuple[dict[str, Baseline]
 
 
 def _against_boxes(segmenter: Segmenter, source: str) -> BoxReport:
-    from pcseg_core.data import open_drive
+    from pcseg_core.data import open_recording
     from pcseg_core.evaluation import evaluate_boxes
 
     with progress_bar("measuring against boxes") as progress:
-        return evaluate_boxes(segmenter, open_drive(source), progress=progress)
+        return evaluate_boxes(segmenter, open_recording(source), progress=progress)
 
 
 def _write(

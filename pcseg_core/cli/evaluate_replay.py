@@ -14,7 +14,7 @@ from pcseg_core.config import read_yaml
 from pcseg_core.errors import InputError
 
 if TYPE_CHECKING:
-    from pcseg_core.data import Drive
+    from pcseg_core.data import Recording
     from pcseg_core.distill.pseudo_labels import PseudoLabelConfig
     from pcseg_core.evaluation.contenders import Contender
     from pcseg_core.evaluation.replay import Judges
@@ -83,12 +83,12 @@ def evaluate_recording(
     from pcseg_core.evaluation.replay_picture import render_replay
 
     options.check()
-    drive = _open(source, options)
+    recording = _open(source, options)
     teacher, teaching = _teacher(options)
-    judges = _judges(drive, options, teacher, teaching)
-    contenders = _live(source, options) if options.live else _offline(drive, options, teacher)
+    judges = _judges(recording, options, teacher, teaching)
+    contenders = _live(source, options) if options.live else _offline(recording, options, teacher)
     with progress_bar("measuring sweeps") as progress:
-        report = evaluate_replay(drive, contenders, judges, progress)
+        report = evaluate_replay(recording, contenders, judges, progress)
     for remark in report.notes:
         note(remark)
     for reason, count in report.skipped.items():
@@ -101,19 +101,19 @@ def evaluate_recording(
     return report
 
 
-def _open(source: str, options: ReplayOptions) -> Drive:
-    from pcseg_core.data import open_drive
+def _open(source: str, options: ReplayOptions) -> Recording:
+    from pcseg_core.data import open_recording
 
-    drive = open_drive(source)
-    if options.temporal and drive.pose_source == "none":
+    recording = open_recording(source)
+    if options.temporal and recording.pose_source == "none":
         raise InputError(
             f"--temporal: {source} has no poses; record /tf or Odometry, or install kiss-icp"
         )
-    return drive
+    return recording
 
 
 def _judges(
-    drive: Drive,
+    recording: Recording,
     options: ReplayOptions,
     teacher: PixelClasses | None,
     teaching: PseudoLabelConfig | None,
@@ -126,9 +126,9 @@ def _judges(
 
     space = LabelSpace.load(options.label_space)
     if options.labels:
-        judges = SideLabels(options.labels, len(drive)).judges(space)
+        judges = SideLabels(options.labels, len(recording)).judges(space)
     else:
-        judges = own_labels(drive, space)
+        judges = own_labels(recording, space)
     if teacher is None or teaching is None:
         return judges
     return replace(judges, teacher=teacher, teaching=teaching)
@@ -144,7 +144,9 @@ def _teacher(options: ReplayOptions) -> tuple[PixelClasses | None, PseudoLabelCo
     return load_teacher(recipe.teacher), recipe.labels
 
 
-def _offline(drive: Drive, options: ReplayOptions, teacher: PixelClasses | None) -> list[Contender]:
+def _offline(
+    recording: Recording, options: ReplayOptions, teacher: PixelClasses | None
+) -> list[Contender]:
     """The contenders of each checkpoint: all that was asked for first, then with less of it."""
     from pcseg_core.evaluation.contenders import Network, Smoothed, WithCameras
     from pcseg_core.online.segmenter import Segmenter

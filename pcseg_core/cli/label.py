@@ -38,16 +38,16 @@ def label(
     unlabeled. Interrupt it at any time: the same command goes on. `pcseg evaluate SOURCE
     --checkpoint RUN --labels OUT` measures a checkpoint against them.
     """
-    from pcseg_core.data import open_drive
+    from pcseg_core.data import open_recording
     from pcseg_core.learning.recipe import load_recipe
-    from pcseg_core.online.auto_labels import AutoLabeller, label_recording
+    from pcseg_core.online.auto_labels import AutoLabeler, label_recording
     from pcseg_core.online.segmenter import Segmenter, choose_device
     from pcseg_core.vision.pixel_classes import load_teacher
 
     chosen = load_recipe(recipe)
-    drive = open_drive(source)
+    recording = open_recording(source)
     segmenter = None if checkpoint is None else Segmenter.load(checkpoint, device=device)
-    labeller = AutoLabeller(
+    labeler = AutoLabeler(
         load_teacher(chosen.teacher, str(choose_device(device))),
         chosen.teacher,
         chosen.labels,
@@ -56,7 +56,7 @@ def label(
         checkpoint or "",
     )
     with progress_bar("labeling") as progress:
-        result = label_recording(labeller, drive, source, out, window=window, progress=progress)
+        result = label_recording(labeler, recording, source, out, window=window, progress=progress)
     _summarize(result)
 
 

@@ -13,13 +13,13 @@ def pretrain(
     sources: Annotated[
         list[str], typer.Argument(help="Recordings: bags, or reader:path (kitti-raw:PATH, ...).")
     ],
-    recipe: Annotated[Path, typer.Option(help="Recipe (YAML), see training/recipes/pretrain_*.")],
+    recipe: Annotated[Path, typer.Option(help="Recipe (YAML), see pcseg_core/recipes/pretrain_*.")],
     out: Annotated[Path, typer.Option(help="Run directory to make, or to go on with.")],
     seed: Annotated[
         int | None, typer.Option(min=0, help="Seed, instead of the recipe's own.")
     ] = None,
     steps: Annotated[
-        int | None, typer.Option(min=1, help="Optimiser steps, instead of the recipe's own.")
+        int | None, typer.Option(min=1, help="Optimizer steps, instead of the recipe's own.")
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume/--fresh", help="Go on with a stopped run, or start it over.")

@@ -24,10 +24,9 @@ def probe(
         typer.Argument(help="Run directories or checkpoints; several are seeds of one recipe."),
     ],
     fit: Annotated[
-        str,
-        typer.Option(help="Labelled sweeps to fit to: SemanticKITTI folders, or any source."),
+        str, typer.Option(help="Labeled sweeps to fit to: SemanticKITTI folders, or any source.")
     ],
-    test: Annotated[str, typer.Option(help="Labelled sweeps to measure on, of another place.")],
+    test: Annotated[str, typer.Option(help="Labeled sweeps to measure on, of another place.")],
     json_: Annotated[
         Path | None, typer.Option("--json", help="Write figures and curves there.")
     ] = None,
@@ -58,14 +57,24 @@ def probe(
     scans = {name: read(source, space, reach) for name, source in (("fit", fit), ("test", test))}
     with progress_bar("probing") as progress:
         results = protocol.probe(
-            runs, scans["fit"], scans["test"], space, "cuda" if on_gpu(device) else "cpu",
-            max_points, progress,
-        )  # fmt: skip
+            runs,
+            scans["fit"],
+            scans["test"],
+            space,
+            "cuda" if on_gpu(device) else "cpu",
+            max_points,
+            progress,
+        )
     content = {
-        "runs": [str(run) for run in runs], "fit": fit, "test": test, "label_space": space.name,
-        "classes": list(space.names), "fit_scans": len(scans["fit"]),
-        "test_scans": len(scans["test"]), **protocol.summary(results, space),
-    }  # fmt: skip
+        "runs": [str(run) for run in runs],
+        "fit": fit,
+        "test": test,
+        "label_space": space.name,
+        "classes": list(space.names),
+        "fit_scans": len(scans["fit"]),
+        "test_scans": len(scans["test"]),
+        **protocol.summary(results, space),
+    }
     show(content)
     if json_:
         write_atomic(json_, json.dumps(content, indent=1) + "\n")
@@ -74,17 +83,17 @@ def probe(
 
 
 def read(source: str, space: LabelSpace, reach: float) -> list[Scan]:
-    """The labelled scans of a source; a bare folder is taken as SemanticKITTI's layout."""
-    from pcseg_core.data import open_drive
+    """The labeled scans of a source; a bare folder is taken as SemanticKITTI's layout."""
+    from pcseg_core.data import open_recording
     from pcseg_core.learning.probe import read_scans
 
     folder = Path(source)
-    drive = open_drive(f"semantic-kitti:{source}" if folder.is_dir() else source)
-    scans = list(read_scans(drive, space, reach))
-    for reason, count in drive.skipped.items():
+    recording = open_recording(f"semantic-kitti:{source}" if folder.is_dir() else source)
+    scans = list(read_scans(recording, space, reach))
+    for reason, count in recording.skipped.items():
         note(f"skipped: {reason} ({count})")
     if not scans:
-        raise InputError(f"{source}: none of its {len(drive)} sweeps has labels")
+        raise InputError(f"{source}: none of its {len(recording)} sweeps has labels")
     return scans
 
 

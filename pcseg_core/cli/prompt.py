@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`pcseg prompt`: try words on a recorded sweep, or measure them on labelled ones."""
+"""`pcseg prompt`: try words on a recorded sweep, or measure them on labeled ones."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def prompt(
         str, typer.Option(envvar="PCSEG_BACKEND", help="Backend of the sparse convolutions.")
     ] = "auto",
 ) -> None:
-    """Try words on a recorded sweep and show the picture, or measure words on labelled sweeps.
+    """Try words on a recorded sweep and show the picture, or measure words on labeled sweeps.
 
     Measured is each word alone against everything else, and all groups at once: precision, recall
     and IoU against the class that names the group. Classes by pictures are named likewise.
@@ -100,18 +100,18 @@ def _measure(
 ) -> None:
     from rich.console import Console
 
-    from pcseg_core.data.semantic_kitti import SemanticKittiDrive
-    from pcseg_core.evaluation.words import measure_classes, measure_words
+    from benchmarks.studies.words import measure_classes, measure_words
+    from pcseg_core.data.semantic_kitti import SemanticKittiRecording
     from pcseg_core.files import write_atomic
 
     if not folder.is_dir():
         raise InputError(f"--semantic-kitti {folder}: no such folder")
-    drive = SemanticKittiDrive(folder, lidar_only=True)
+    recording = SemanticKittiRecording(folder, lidar_only=True)
     with progress_bar("asking for words") as progress:
         if words:
-            report = measure_words(segmenter, drive, words, label_space, name, progress)
+            report = measure_words(segmenter, recording, words, label_space, name, progress)
         else:
-            report = measure_classes(segmenter, drive, label_space, name)
+            report = measure_classes(segmenter, recording, label_space, name)
     out = Console()
     for table in report.tables():
         out.print(table)
@@ -120,29 +120,25 @@ def _measure(
 
 
 def _try(
-    segmenter: Segmenter,
-    source: str,
-    sweep: int,
-    picture: Path | None,
-    json_: Path | None,
+    segmenter: Segmenter, source: str, sweep: int, picture: Path | None, json_: Path | None
 ) -> None:
     import dataclasses
     import json
 
-    from pcseg_core.data import open_drive
+    from pcseg_core.data import open_recording
     from pcseg_core.files import write_atomic
 
-    drive = open_drive(source)
-    if not -len(drive) <= sweep < len(drive):
-        raise InputError(f"--sweep {sweep}: {drive.name} has {len(drive)} sweeps")
-    sample = dataclasses.replace(drive[sweep % len(drive)], labels=None)
+    recording = open_recording(source)
+    if not -len(recording) <= sweep < len(recording):
+        raise InputError(f"--sweep {sweep}: {recording.name} has {len(recording)} sweeps")
+    sample = dataclasses.replace(recording[sweep % len(recording)], labels=None)
     shares = _shares(segmenter, sample.cloud)
     _print_shares(sample.name, shares)
     if json_:
         write_atomic(json_, json.dumps({"sweep": sample.name, "classes": shares}, indent=1) + "\n")
     if picture is not None:
-        from pcseg_core.evaluation.view_picture import draw
-        from pcseg_core.viewer import sample_view
+        from pcseg_core.viewer.picture import draw
+        from pcseg_core.viewer.rerun import sample_view
 
         draw(sample_view(sample, segmenter.label_space, segmenter), segmenter.label_space, picture)
         console.print(f"wrote {picture}", highlight=False)

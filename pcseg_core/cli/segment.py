@@ -28,7 +28,7 @@ def segment(
         bool, typer.Option("--bag", help="Write a bag also for a source that is none.")
     ] = False,
     rgb: Annotated[
-        bool, typer.Option("--rgb", help="Add the field rgb with the colours of the classes.")
+        bool, typer.Option("--rgb", help="Add the field rgb with the colors of the classes.")
     ] = False,
     compress: Annotated[bool, typer.Option("--compress", help="Compress the bag.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier result.")] = False,
@@ -43,7 +43,7 @@ def segment(
     (float32), all other topics pass through. Any other source becomes labels/NAME.label, one
     uint32 per point as in SemanticKITTI. labels.yaml in the folder tells the classes.
     """
-    from pcseg_core.data import open_drive
+    from pcseg_core.data import open_recording
     from pcseg_core.online import replay
     from pcseg_core.online.segmenter import Segmenter
     from pcseg_core.sparse import use_backend
@@ -65,18 +65,20 @@ def segment(
                 progress=progress,
             )
         elif bag:
-            drive = open_drive(source)
-            result = replay.segment_drive_to_bag(
-                segmenter, drive, out, rgb=rgb, force=force, progress=progress
+            recording = open_recording(source)
+            result = replay.segment_recording_to_bag(
+                segmenter, recording, out, rgb=rgb, force=force, progress=progress
             )
         else:
-            drive = open_drive(source)
-            result = replay.segment_drive(segmenter, drive, out, force=force, progress=progress)
+            recording = open_recording(source)
+            result = replay.segment_recording(
+                segmenter, recording, out, force=force, progress=progress
+            )
     _summarize(result)
 
 
 def _kind(source: str) -> tuple[str, str]:
-    """Reader and path of a source, as `open_drive` understands it."""
+    """Reader and path of a source, as `open_recording` understands it."""
     from pcseg_core.data import READERS, detect
 
     reader, colon, place = source.partition(":")

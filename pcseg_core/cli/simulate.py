@@ -17,7 +17,7 @@ def simulate(
     sweeps: Annotated[int, typer.Option(help="Length of the drive in LiDAR sweeps.")] = 100,
     town: Annotated[
         str | None,
-        typer.Option(help="centre, suburb, old-town, industrial, avenue; else by the seed."),
+        typer.Option(help="center, suburb, old-town, industrial, avenue; else by the seed."),
     ] = None,
     beams: Annotated[int, typer.Option(help="Beams of the LiDAR.")] = 64,
     columns: Annotated[int, typer.Option(help="Firings of all beams per sweep.")] = 2048,
@@ -39,19 +39,25 @@ def simulate(
 
     Faults are options too: -o camera_rotation_deg=1 -o stamp_offset_s=0.05 -o dropped_images=0.1
     """
-    from pcseg_core.data.simulated import SimulatedDrive
-    from pcseg_core.data.simulated_to_bag import write_simulated_bag
+    from pcseg_core.simulation.recording import SimulatedDrive
+    from pcseg_core.simulation.to_bag import write_simulated_bag
 
     if format_ not in ("mcap", "sqlite3"):
         raise InputError(f"--format {format_}: expected mcap or sqlite3")
     named = {
-        "seed": seed, "sweeps": sweeps, "town": town, "beams": beams, "columns": columns,
-        "cameras": cameras, "width": width, "height": height,
-    }  # fmt: skip
+        "seed": seed,
+        "sweeps": sweeps,
+        "town": town,
+        "beams": beams,
+        "columns": columns,
+        "cameras": cameras,
+        "width": width,
+        "height": height,
+    }
     text = [f"{name}={value}" for name, value in named.items() if value is not None]
-    drive = SimulatedDrive.from_text(",".join([*text, *(option or [])]))
+    recording = SimulatedDrive.from_text(",".join([*text, *(option or [])]))
     written = write_simulated_bag(
-        drive,
+        recording,
         out,
         format="mcap" if format_ == "mcap" else "sqlite3",
         raw_images=raw_images,
@@ -60,4 +66,4 @@ def simulate(
     )
     for topic, count in written.counts.items():
         typer.echo(f"{count:6d}  {topic}")
-    typer.echo(f"wrote {out}: {drive.name}, labels of the space '{drive.label_space.name}'")
+    typer.echo(f"wrote {out}: {recording.name}, labels of the space '{recording.label_space.name}'")

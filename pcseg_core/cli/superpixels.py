@@ -12,7 +12,7 @@ import typer
 from pcseg_core.errors import InputError
 
 if TYPE_CHECKING:
-    from pcseg_core.data import Drive
+    from pcseg_core.data import Recording
     from pcseg_core.vision.imported import ImportedMasks
     from pcseg_core.vision.superpixels import SuperpixelGenerator
 
@@ -40,7 +40,7 @@ def superpixels(
         int, typer.Option(min=1, help="SLIC segments per image (slic, semantic).")
     ] = 150,
     compactness: Annotated[
-        float, typer.Option(min=0.01, help="SLIC: weight of place against colour.")
+        float, typer.Option(min=0.01, help="SLIC: weight of place against color.")
     ] = 10.0,
     min_area: Annotated[int, typer.Option(min=1, help="Smallest segment [px] (not slic).")] = 100,
     label_space: Annotated[
@@ -53,20 +53,20 @@ def superpixels(
     Interrupt it at any time: the same command goes on.
     """
     from pcseg_core.cli.progress import progress_bar
-    from pcseg_core.data import open_drive
+    from pcseg_core.data import open_recording
     from pcseg_core.vision.image_cache import SuperpixelCache
 
     if (out is None) == (images is None):
         raise InputError("give --out for the maps, or --images to write the images alone")
-    drive = open_drive(source)
+    recording = open_recording(source)
     if images is not None:
-        _report(_export(drive, images), images)
+        _report(_export(recording, images), images)
         return
     assert out is not None
     maker = _maker(generator, weights, masks, segments, compactness, min_area, label_space, device)
     cache = SuperpixelCache(out, maker)
-    with progress_bar(f"superpixels of {drive.name}") as progress:
-        counts = cache.fill(drive, progress)
+    with progress_bar(f"superpixels of {recording.name}") as progress:
+        counts = cache.fill(recording, progress)
     _report(counts, out)
 
 
@@ -109,7 +109,7 @@ def _maker(
     return load_semantic(config, slic, min_area, device)
 
 
-def _export(drive: Drive, folder: Path) -> Counter[str]:
+def _export(recording: Recording, folder: Path) -> Counter[str]:
     """Write the images of a drive as PNG, named as the masks to import must be."""
     from PIL import Image
 
@@ -118,9 +118,9 @@ def _export(drive: Drive, folder: Path) -> Counter[str]:
     from pcseg_core.vision.image_cache import image_key, image_stem
 
     counts: Counter[str] = Counter()
-    for _, sample in readable(drive):
+    for _, sample in readable(recording):
         for k, frame in enumerate(sample.cameras):
-            path = folder / f"{image_stem(drive.name, image_key(sample, k))}.png"
+            path = folder / f"{image_stem(recording.name, image_key(sample, k))}.png"
             if path.is_file():
                 counts["kept"] += 1
                 continue

@@ -18,7 +18,7 @@ from pcseg_core.errors import InputError
 if TYPE_CHECKING:
     from pcseg_core.labels import LabelSpace
     from pcseg_core.online.segmenter import Segmenter
-    from pcseg_core.viewer import View
+    from pcseg_core.viewer.rerun import View
 
 
 def view(
@@ -41,7 +41,7 @@ def view(
 ) -> None:
     """Look at a bag, a training run or one sample: Rerun recording or picture.
 
-    Clouds are coloured by class, by confidence and, where labels are known, by error; images carry
+    Clouds are colored by class, by confidence and, where labels are known, by error; images carry
     the points that they see. Without --save and --picture the Rerun viewer opens.
     """
     check_file(save, (".rrd",))
@@ -50,7 +50,7 @@ def view(
         raise InputError("no display to open a viewer on; give --save FILE.rrd or --picture PNG")
     scene = _Scene(source, checkpoint, device)
     if picture is not None:
-        from pcseg_core.evaluation.view_picture import draw
+        from pcseg_core.viewer.picture import draw
 
         middle = len(scene) // 2 if sweep is None else sweep
         draw(next(scene.views([scene.index(middle)])), scene.space, picture)
@@ -60,7 +60,7 @@ def view(
 
 
 def _record(scene: _Scene, sweep: int | None, every: int, save: Path | None) -> None:
-    from pcseg_core.viewer import record
+    from pcseg_core.viewer.rerun import record
 
     indices = list(range(0, len(scene), every)) if sweep is None else [scene.index(sweep)]
     with progress_bar("recording") as progress:
@@ -95,7 +95,7 @@ class _Scene:
         if self.run is not None:
             self._open_run(self.run)
         else:
-            self._open_drive(source)
+            self._open_recording(source)
 
     def _open_run(self, run: Path) -> None:
         from pcseg_core.evaluation.baselines import PseudoLabels
@@ -108,15 +108,15 @@ class _Scene:
         if self.space is None:  # the run has not finished
             self.space = LabelSpace.load(_recipe_space(run))
 
-    def _open_drive(self, source: str) -> None:
-        from pcseg_core.data import open_drive
+    def _open_recording(self, source: str) -> None:
+        from pcseg_core.data import open_recording
         from pcseg_core.labels import LabelSpace
 
-        self.drive = open_drive(source)
-        self.numbers = list(range(len(self.drive)))
+        self.recording = open_recording(source)
+        self.numbers = list(range(len(self.recording)))
         beside = Path(source.partition(":")[2] or source) / "labels.yaml"
         if self.space is None:
-            self.space = LabelSpace.load(beside) if beside.is_file() else self.drive.label_space
+            self.space = LabelSpace.load(beside) if beside.is_file() else self.recording.label_space
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -128,12 +128,12 @@ class _Scene:
         return position % len(self)
 
     def views(self, positions: list[int]) -> Iterator[View]:
-        from pcseg_core.viewer import drive_views, run_views
+        from pcseg_core.viewer.rerun import recording_views, run_views
 
         numbers = [self.numbers[position] for position in positions]
         if self.run is not None:
             return run_views(self.run, self.segmenter, numbers)
-        return drive_views(self.drive, self.space, self.segmenter, numbers)
+        return recording_views(self.recording, self.space, self.segmenter, numbers)
 
 
 def _load(checkpoint: Path | None, device: str) -> Segmenter | None:

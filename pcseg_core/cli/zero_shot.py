@@ -17,10 +17,10 @@ _EVERY = typer.Option(min=1, help="Train on every k-th sweep only.")
 
 def zero_shot(
     sources: Annotated[
-        list[str], typer.Argument(help="Labelled recordings with cameras, to train on.")
+        list[str], typer.Argument(help="Labeled recordings with cameras, to train on.")
     ],
     test: Annotated[
-        list[str], typer.Option(help="Labelled recordings to measure on; may be given repeatedly.")
+        list[str], typer.Option(help="Labeled recordings to measure on; may be given repeatedly.")
     ],
     split: Annotated[
         str, typer.Option(help="Unseen classes: semantic_kitti, nuscenes, ..., or a YAML file.")
@@ -36,7 +36,7 @@ def zero_shot(
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
-    """Train a LiDAR segmenter of which some classes were never labelled, and measure it.
+    """Train a LiDAR segmenter of which some classes were never labeled, and measure it.
 
     Labels teach the seen classes; an image teacher, through words, the unseen ones. Interrupt it
     at any time: the same command goes on.
@@ -67,13 +67,13 @@ def ablate_zero_shot(
     ] = "street_vehicle_pole",
     recipe: Annotated[
         Path, typer.Option(help="Recipe with all parts; rows leave parts out.")
-    ] = Path("training/recipes/zero_shot_simulated.yaml"),
+    ] = Path("pcseg_core/recipes/zero_shot_simulated.yaml"),
     test: Annotated[
-        list[str] | None, typer.Option(help="Labelled recordings to measure on.")
+        list[str] | None, typer.Option(help="Labeled recordings to measure on.")
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds of every row.")] = 3,
     steps: Annotated[
-        int | None, typer.Option(min=1, help="Optimiser steps, instead of the recipe's own.")
+        int | None, typer.Option(min=1, help="Optimizer steps, instead of the recipe's own.")
     ] = None,
     row: Annotated[
         list[str] | None, typer.Option(help="Only this row; may be given several times.")
@@ -96,7 +96,7 @@ def ablate_zero_shot(
     """
     check_file(json_)
     check_file(picture, PICTURES)
-    from pcseg_core.learning import zero_shot_ablation as study
+    from benchmarks.studies import zero_shot as study
     from pcseg_core.learning.zero_shot_recipe import load_zero_shot_recipe
     from pcseg_core.learning.zero_shot_split import load_split
 
@@ -105,9 +105,15 @@ def ablate_zero_shot(
         optimizer = base.optimizer.model_copy(update={"steps": steps})
         base = base.model_copy(update={"optimizer": optimizer})
     run = study.ZeroShotAblation(
-        base, _data(data, test or []), load_split(split), json_,
-        work or json_.with_suffix(".work"), device, row, every,
-    )  # fmt: skip
+        base,
+        _data(data, test or []),
+        load_split(split),
+        json_,
+        work or json_.with_suffix(".work"),
+        device,
+        row,
+        every,
+    )
     content = run.run(seeds, note, limit)
     typer.echo(study.markdown(content))
     if picture:
@@ -115,7 +121,7 @@ def ablate_zero_shot(
 
 
 def _data(data: str, test: list[str]) -> Any:
-    from pcseg_core.learning.zero_shot_ablation import ZeroShotData, folder_data, simulated_data
+    from benchmarks.studies.zero_shot import ZeroShotData, folder_data, simulated_data
 
     if data == "simulated":
         found = simulated_data()

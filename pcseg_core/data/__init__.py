@@ -17,10 +17,19 @@ from pcseg_core.errors import InputError
 if TYPE_CHECKING:
     from pcseg_core.labels import LabelSpace
 
-__all__ = ["READERS", "Box", "CameraFrame", "Drive", "Sample", "detect", "open_drive", "readable"]
+__all__ = [
+    "READERS",
+    "Box",
+    "CameraFrame",
+    "Recording",
+    "Sample",
+    "detect",
+    "open_recording",
+    "readable",
+]
 
 
-class Drive(Protocol):
+class Recording(Protocol):
     """A recording, or a set of them, as a sequence of samples.
 
     Attributes:
@@ -45,16 +54,16 @@ class Drive(Protocol):
 # Reader name to "module:class". Modules are imported when used: a bag needs `rosbags`, a
 # simulated drive the simulation, and neither should cost the others anything.
 READERS: dict[str, str] = {
-    "bag": "pcseg_core.data.bag:BagDrive",
-    "kitti-raw": "pcseg_core.data.kitti:KittiRawDrive",
-    "kitti-object": "pcseg_core.data.kitti:KittiObjectDrive",
-    "semantic-kitti": "pcseg_core.data.semantic_kitti:SemanticKittiDrive",
-    "nuscenes": "pcseg_core.data.nuscenes:NuScenesDrive",
-    "simulated": "pcseg_core.data.simulated:open_simulated",
+    "bag": "pcseg_core.data.bag:BagRecording",
+    "kitti-raw": "pcseg_core.data.kitti:KittiRawRecording",
+    "kitti-object": "pcseg_core.data.kitti:KittiObjectRecording",
+    "semantic-kitti": "pcseg_core.data.semantic_kitti:SemanticKittiRecording",
+    "nuscenes": "pcseg_core.data.nuscenes:NuScenesRecording",
+    "simulated": "pcseg_core.simulation.recording:open_simulated",
 }
 
 
-def open_drive(source: str | Path, **options: Any) -> Drive:
+def open_recording(source: str | Path, **options: Any) -> Recording:
     """Open "reader:path" (a reader of `READERS`), or a bare path, whose kind is detected.
 
     Options of the reader follow as keywords, or in the source as a query, for example
@@ -106,25 +115,25 @@ def detect(path: Path) -> str:
     )
 
 
-def readable(drive: Drive) -> Iterator[tuple[int, Sample]]:
+def readable(recording: Recording) -> Iterator[tuple[int, Sample]]:
     """Yield (index, sample) of a drive; samples that cannot be read are counted in `skipped`."""
-    for index in range(len(drive)):
+    for index in range(len(recording)):
         try:
-            sample = drive[index]
+            sample = recording[index]
         except InputError as error:
-            drive.skipped[f"unreadable sample: {error}"] += 1
+            recording.skipped[f"unreadable sample: {error}"] += 1
             continue
         yield index, sample
 
 
-def _reader(name: str) -> Callable[..., Drive]:
+def _reader(name: str) -> Callable[..., Recording]:
     module, _, attribute = READERS[name].partition(":")
-    opener: Callable[..., Drive] = getattr(importlib.import_module(module), attribute)
+    opener: Callable[..., Recording] = getattr(importlib.import_module(module), attribute)
     return opener
 
 
 def _checked(
-    opener: Callable[..., Drive], options: Mapping[str, Any], source: str
+    opener: Callable[..., Recording], options: Mapping[str, Any], source: str
 ) -> Mapping[str, Any]:
     """The options, if the reader has parameters of their names."""
     known = list(inspect.signature(opener).parameters)[1:]

@@ -47,14 +47,14 @@ class BagCamera:
     T_cam_lidar: npt.NDArray[np.float64]
 
 
-class BagDrive:
+class BagRecording:
     """The sweeps of one cloud topic of a bag, in the order of their header stamps.
 
     Sweeps are not corrected for motion; per-point times are kept. The bag is opened anew in every
     process that the drive is pickled to or forked into.
 
     Attributes:
-        name, label_space, pose_source, scenes, skipped: see `pcseg_core.data.Drive`.
+        name, label_space, pose_source, scenes, skipped: see `pcseg_core.data.Recording`.
         problems: what is missing (a calibration, poses), in sentences.
         cloud_topic: the topic of the sweeps.
         lidar_frame: their frame.
@@ -76,7 +76,7 @@ class BagDrive:
         intensity_scale: float | None = None,
         time_field: str = "auto",
         time_unit: str = "auto",
-        stamp_is: str = "auto",
+        stamp_reference: str = "auto",
     ) -> None:
         """Read through the bag once, for stamps, transforms and calibrations.
 
@@ -93,7 +93,7 @@ class BagDrive:
             label_space: space of the clouds' field `label`, if they have one; None takes the one
                 in the bag's `labels.yaml`, as `pcseg segment` writes it.
             intensity_scale: see `read_cloud`; None guesses one for the whole bag.
-            time_field, time_unit, stamp_is: see `read_cloud`.
+            time_field, time_unit, stamp_reference: see `read_cloud`.
 
         Raises:
             InputError: the bag is unreadable, holds no usable sweep, or what was asked for by
@@ -120,8 +120,10 @@ class BagDrive:
         self.lidar_frame = self.clouds.frame_id
         self._reading: dict[str, Any] = {
             "intensity_scale": None if intensity_scale is None else float(intensity_scale),
-            "time_field": time_field, "time_unit": time_unit, "stamp_is": stamp_is,
-        }  # fmt: skip
+            "time_field": time_field,
+            "time_unit": time_unit,
+            "stamp_reference": stamp_reference,
+        }
         if intensity_scale is None:
             self._reading["intensity_scale"] = self._guess_scale()
         known = (

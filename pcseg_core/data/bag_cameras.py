@@ -45,7 +45,7 @@ def find_cameras(
     Args:
         bag: the bag.
         frames: topic -> frame_id of its first message.
-        image_topics: use exactly these; None takes one per camera, rectified, colour and
+        image_topics: use exactly these; None takes one per camera, rectified, color and
             uncompressed ones first, and leaves out depth images, masks and the like.
 
     Raises:
@@ -95,8 +95,8 @@ def _base(topic: str) -> str:
 
 def _preference(bag: BagFile, topic: str) -> tuple[bool, bool, bool, str]:
     leaf = _base(topic).rpartition("/")[2]
-    grey = "mono" in leaf or "gray" in leaf or "grey" in leaf
-    return "rect" not in leaf, grey, bag.topics[topic] == COMPRESSED_IMAGE, topic
+    gray = "mono" in leaf or "gray" in leaf or "gray" in leaf
+    return "rect" not in leaf, gray, bag.topics[topic] == COMPRESSED_IMAGE, topic
 
 
 def _unique_names(cameras: list[CameraTopics]) -> list[CameraTopics]:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from pydantic import Field
 
 from pcseg_core.config import Section
-from pcseg_core.data.bag import BagCamera, BagDrive
+from pcseg_core.data.bag import BagCamera, BagRecording
 from pcseg_core.data.bag_reader import CLOUD, COMPRESSED_IMAGE, IMAGE, STAMPED, BagFile, TopicIndex
 from pcseg_core.data.sample import Sample
 from pcseg_core.data.stamps import longest_increasing, nearest
@@ -90,12 +90,12 @@ class BagReport(Section):
     trainable: bool = False
 
 
-def inspect_bag(path: str | Path, **options: Any) -> tuple[BagReport, BagDrive | None]:
+def inspect_bag(path: str | Path, **options: Any) -> tuple[BagReport, BagRecording | None]:
     """Look through a bag.
 
     Args:
         path: bag folder or file.
-        options: of `BagDrive`; poses are "recorded" unless said otherwise.
+        options: of `BagRecording`; poses are "recorded" unless said otherwise.
 
     Returns:
         The report, and the opened drive; None where the bag has no clouds to open.
@@ -106,23 +106,23 @@ def inspect_bag(path: str | Path, **options: Any) -> tuple[BagReport, BagDrive |
     bag = BagFile(path)
     findings: list[Finding] = []
     try:
-        drive = BagDrive(path, **{"poses": "recorded", **options})
+        recording = BagRecording(path, **{"poses": "recorded", **options})
     except InputError as error:
         if bag.of_type(CLOUD):
             raise
         findings.append(Finding(level="error", what=str(error), do="record a PointCloud2 topic"))
         indices, _ = bag.index(bag.of_type(*STAMPED))
         return _report(bag, None, indices, [], findings), None
-    samples = _some_samples(drive, findings)
-    return _report(bag, drive, drive.indices, samples, findings), drive
+    samples = _some_samples(recording, findings)
+    return _report(bag, recording, recording.indices, samples, findings), recording
 
 
-def _some_samples(drive: BagDrive, findings: list[Finding]) -> list[Sample]:
+def _some_samples(recording: BagRecording, findings: list[Finding]) -> list[Sample]:
     """Sweeps spread over the bag; those that do not read become findings."""
     samples = []
-    for index in np.unique(np.linspace(0, len(drive) - 1, SAMPLES).astype(int)).tolist():
+    for index in np.unique(np.linspace(0, len(recording) - 1, SAMPLES).astype(int)).tolist():
         try:
-            samples.append(drive[index])
+            samples.append(recording[index])
         except InputError as error:
             findings.append(
                 Finding(level="warning", what=str(error), do="such sweeps are left out")
@@ -132,7 +132,7 @@ def _some_samples(drive: BagDrive, findings: list[Finding]) -> list[Sample]:
 
 def _report(
     bag: BagFile,
-    drive: BagDrive | None,
+    recording: BagRecording | None,
     indices: dict[str, TopicIndex],
     samples: list[Sample],
     findings: list[Finding],
@@ -141,20 +141,18 @@ def _report(
     findings += _about_topics(topics)
     content: dict[str, Any] = {"path": str(bag.path), "duration_s": _duration(indices)}
     cameras: tuple[CameraReport, ...] = ()
-    if drive is not None:
-        seen, any_camera = _visibility(drive, samples, findings)
-        cameras = tuple(_camera(drive, camera, seen) for camera in drive.cameras)
-        content |= _about_sweeps(drive, samples) | {"visible": any_camera}
-        findings += _about_cloud(content) + _about_cameras(drive, cameras) + _about_poses(drive)
+    if recording is not None:
+        seen, any_camera = _visibility(recording, samples, findings)
+        cameras = tuple(_camera(recording, camera, seen) for camera in recording.cameras)
+        content |= _about_sweeps(recording, samples) | {"visible": any_camera}
+        findings += (
+            _about_cloud(content) + _about_cameras(recording, cameras) + _about_poses(recording)
+        )
     errors = any(finding.level == "error" for finding in findings)
     order = ("error", "warning", "note")
     findings.sort(key=lambda finding: order.index(finding.level))
     return BagReport(
-        **content,
-        topics=topics,
-        cameras=cameras,
-        findings=tuple(findings),
-        trainable=not errors,
+        **content, topics=topics, cameras=cameras, findings=tuple(findings), trainable=not errors
     )
 
 
@@ -183,10 +181,10 @@ def _duration(indices: dict[str, TopicIndex]) -> float:
 
 
 def _visibility(
-    drive: BagDrive, samples: list[Sample], findings: list[Finding]
+    recording: BagRecording, samples: list[Sample], findings: list[Finding]
 ) -> tuple[dict[str, float], float | None]:
     """Share of the finite points that each camera sees, and that any camera sees."""
-    shares: dict[str, list[float]] = {camera.topics.name: [] for camera in drive.cameras}
+    shares: dict[str, list[float]] = {camera.topics.name: [] for camera in recording.cameras}
     together = []
     for sample in samples:
         seen = np.zeros(len(sample.cloud), dtype=bool)
@@ -205,8 +203,8 @@ def _visibility(
     return means, float(np.mean(together)) if together else None
 
 
-def _camera(drive: BagDrive, camera: BagCamera, seen: dict[str, float]) -> CameraReport:
-    offsets = _offsets_ms(drive, camera)
+def _camera(recording: BagRecording, camera: BagCamera, seen: dict[str, float]) -> CameraReport:
+    offsets = _offsets_ms(recording, camera)
     spread = np.percentile(offsets, [5, 95]) if len(offsets) else None
     return CameraReport(
         name=camera.topics.name,
@@ -216,29 +214,29 @@ def _camera(drive: BagDrive, camera: BagCamera, seen: dict[str, float]) -> Camer
         distortion_model=camera.model.distortion_model,
         distance_m=float(np.linalg.norm(camera.T_cam_lidar[:3, 3])),
         images=len(camera.index),
-        paired=float(np.mean(drive.pairs(camera) >= 0)),
+        paired=float(np.mean(recording.pairs(camera) >= 0)),
         offset_ms=float(np.median(offsets)) if len(offsets) else None,
         offset_spread_ms=None if spread is None else float(spread[1] - spread[0]),
         visible=seen.get(camera.topics.name),
     )
 
 
-def _offsets_ms(drive: BagDrive, camera: BagCamera) -> npt.NDArray[np.float64]:
+def _offsets_ms(recording: BagRecording, camera: BagCamera) -> npt.NDArray[np.float64]:
     """Stamp of the nearest image minus that of the sweep, for all sweeps."""
     stamps = camera.index.stamps_ns
-    sweeps = drive.clouds.stamps_ns.tolist()
+    sweeps = recording.clouds.stamps_ns.tolist()
     return np.array([int(stamps[nearest(stamps, sweep)]) - sweep for sweep in sweeps]) * 1e-6
 
 
-def _about_sweeps(drive: BagDrive, samples: list[Sample]) -> dict[str, Any]:
+def _about_sweeps(recording: BagRecording, samples: list[Sample]) -> dict[str, Any]:
     content: dict[str, Any] = {
-        "cloud_topic": drive.cloud_topic,
-        "sweeps": len(drive),
-        "poses": drive.pose_source,
-        "skipped": dict(drive.skipped.most_common()),
+        "cloud_topic": recording.cloud_topic,
+        "sweeps": len(recording),
+        "poses": recording.pose_source,
+        "skipped": dict(recording.skipped.most_common()),
     }
-    if drive.trajectory is not None:
-        places = drive.trajectory.at_many(drive.clouds.stamps_ns)[:, :3, 3]
+    if recording.trajectory is not None:
+        places = recording.trajectory.at_many(recording.clouds.stamps_ns)[:, :3, 3]
         steps = np.linalg.norm(np.diff(places, axis=0), axis=1)
         content["distance_m"] = float(steps.sum())
     if samples:
@@ -261,7 +259,7 @@ def _about_topics(topics: tuple[TopicReport, ...]) -> list[Finding]:
             findings.append(Finding(level="warning", what=what, do=do))
         if sensor and topic.backward:
             what = f"{topic.topic}: {topic.backward} stamps repeat or go backwards"
-            do = "these messages are left out; check the driver's clock synchronisation"
+            do = "these messages are left out; check the driver's clock synchronization"
             findings.append(Finding(level="warning", what=what, do=do))
         delay_s = (topic.delay_ms or 0.0) * 1e-3
         if abs(delay_s) > LARGE_CLOCK_DIFFERENCE_S:
@@ -293,10 +291,10 @@ def _about_cloud(content: dict[str, Any]) -> list[Finding]:
     return findings
 
 
-def _about_cameras(drive: BagDrive, cameras: tuple[CameraReport, ...]) -> list[Finding]:
+def _about_cameras(recording: BagRecording, cameras: tuple[CameraReport, ...]) -> list[Finding]:
     findings = [
         Finding(level="warning", what=problem)
-        for problem in drive.problems
+        for problem in recording.problems
         if problem.startswith("camera ")
     ]
     if not cameras:
@@ -304,7 +302,7 @@ def _about_cameras(drive: BagDrive, cameras: tuple[CameraReport, ...]) -> list[F
         do = "record images, camera_info and /tf_static, or give --calibration FILE"
         findings.append(Finding(level="error", what=missing, do=do))
     for camera in cameras:
-        findings += _about_camera(camera, moving_known=drive.trajectory is not None)
+        findings += _about_camera(camera, moving_known=recording.trajectory is not None)
     return findings
 
 
@@ -331,10 +329,12 @@ def _about_camera(camera: CameraReport, moving_known: bool) -> list[Finding]:
     return findings
 
 
-def _about_poses(drive: BagDrive) -> list[Finding]:
-    if drive.trajectory is not None:
+def _about_poses(recording: BagRecording) -> list[Finding]:
+    if recording.trajectory is not None:
         return []
-    what = next((p for p in drive.problems if not p.startswith("camera ")), "no poses asked for")
+    what = next(
+        (p for p in recording.problems if not p.startswith("camera ")), "no poses asked for"
+    )
     if find_spec("kiss_icp") is not None:
         return [Finding(level="note", what=what, do="kiss-icp will estimate them when needed")]
     do = "run: pip install 'pcseg_ros[odometry]' to have them estimated, or record /tf"

@@ -16,13 +16,13 @@ from pcseg_core.files import atomic_path
 from pcseg_core.projection import project_sample
 
 RGB = npt.NDArray[np.uint8]
-DEPTHS_M = (2.0, 60.0)  # ends of the colour scale, which is logarithmic
+DEPTHS_M = (2.0, 60.0)  # ends of the color scale, which is logarithmic
 TILE_WIDTH = 1242
 BAR_HEIGHT = 28
 
 
 def draw_overlay(sample: Sample, path: str | Path) -> None:
-    """Draw the visible points of a sweep over every image of the sample, coloured by depth.
+    """Draw the visible points of a sweep over every image of the sample, colored by depth.
 
     Raises:
         InputError: the sample has no images, one does not decode, or `path` cannot be written.
@@ -46,7 +46,7 @@ def draw_overlay(sample: Sample, path: str | Path) -> None:
 
 
 def depth_colors(depth: npt.NDArray[np.float32]) -> RGB:
-    """(N, 3) colours of depths [m], from near (red) to far (blue)."""
+    """(N, 3) colors of depths [m], from near (red) to far (blue)."""
     from matplotlib import colormaps
 
     near, far = (math.log(end) for end in DEPTHS_M)
@@ -75,15 +75,20 @@ def _tile(sample: Sample, k: int) -> Image.Image:
 
 
 def _scale_bar(width: int) -> Image.Image:
-    """The colours of the depths, with some of them named."""
+    """The colors of the depths, with some of them named."""
     near, far = (math.log(end) for end in DEPTHS_M)
     depths = np.exp(np.linspace(near, far, width)).astype(np.float32)
     bar = Image.fromarray(np.repeat(depth_colors(depths)[None], BAR_HEIGHT, axis=0))
     draw = ImageDraw.Draw(bar)
     for meters in (2, 5, 10, 20, 40, 60):
         x = (math.log(meters) - near) / (far - near) * width
-        draw.text((min(x + 4, width - 40), 8), f"{meters} m", fill="white", stroke_width=2,
-                  stroke_fill="black")  # fmt: skip
+        draw.text(
+            (min(x + 4, width - 40), 8),
+            f"{meters} m",
+            fill="white",
+            stroke_width=2,
+            stroke_fill="black",
+        )
     return bar
 
 

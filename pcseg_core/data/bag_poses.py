@@ -42,7 +42,7 @@ def find_poses(
     """Find poses that cover the sweeps of a bag.
 
     Args:
-        mode: one of `POSES`, or the path of a TUM file (see `BagDrive`).
+        mode: one of `POSES`, or the path of a TUM file (see `BagRecording`).
         bag: the bag.
         indices: its topics.
         tree: its transforms.
@@ -145,4 +145,5 @@ def odometry_trajectory(bag: BagFile, topic: str, tree: TfTree, lidar_frame: str
     body = messages[0].child_frame_id
     same = body.lstrip("/") == lidar_frame.lstrip("/")
     T_body_lidar = np.eye(4) if same else tree.static(body, lidar_frame)
-    return Trajectory(stamps[kept], from_quaternion(q, t) @ T_body_lidar, max_gap_s=MAX_POSE_GAP_S)
+    T_odom_body = Trajectory(stamps[kept], from_quaternion(q, t), max_gap_s=MAX_POSE_GAP_S)
+    return T_odom_body if same else T_odom_body.mounted(T_body_lidar)

@@ -58,9 +58,13 @@ class TopicIndex:
     def take(self, kept: npt.NDArray[np.int64]) -> TopicIndex:
         """The index of some of the messages."""
         return TopicIndex(
-            self.topic, self.msgtype, self.frame_id,
-            self.stamps_ns[kept], self.bag_ns[kept], self.occurrence[kept],
-        )  # fmt: skip
+            self.topic,
+            self.msgtype,
+            self.frame_id,
+            self.stamps_ns[kept],
+            self.bag_ns[kept],
+            self.occurrence[kept],
+        )
 
     def ordered(self) -> TopicIndex:
         """Only messages whose stamps increase, dropping as few as possible."""

@@ -118,7 +118,7 @@ class BagWriter:
         stamp_ns: int,
         bag_ns: int | None = None,
     ) -> None:
-        """Write a sensor_msgs/Image from (H, W, 3) RGB (rgb8) or (H, W) grey (mono8) uint8."""
+        """Write a sensor_msgs/Image from (H, W, 3) RGB (rgb8) or (H, W) gray (mono8) uint8."""
         message = messages.image(image, frame_id, stamp_ns)
         self.write_message(topic, bag_reader.IMAGE, message, _first(bag_ns, stamp_ns))
 
@@ -199,12 +199,7 @@ class BagWriter:
         self.write_raw(topic, msgtype, raw, bag_ns, latched)
 
     def write_raw(
-        self,
-        topic: str,
-        msgtype: str,
-        raw: bytes | memoryview,
-        bag_ns: int,
-        latched: bool = False,
+        self, topic: str, msgtype: str, raw: bytes | memoryview, bag_ns: int, latched: bool = False
     ) -> None:
         """Write a serialized message of a type of `type_store()`."""
         if topic not in self._connections:

@@ -32,7 +32,7 @@ _PACKED: dict[str, tuple[int, str, tuple[int, int, int]]] = {
     "bgra16": (4, "u2", (2, 1, 0)),
     "mono16": (1, "u2", (0, 0, 0)),
 }
-# Colour (0 red, 1 green, 2 blue) of the pixels at rows 0 0 1 1, columns 0 1 0 1.
+# Color (0 red, 1 green, 2 blue) of the pixels at rows 0 0 1 1, columns 0 1 0 1.
 _BAYER: dict[str, tuple[int, int, int, int]] = {
     "bayer_rggb": (0, 1, 1, 2),
     "bayer_bggr": (2, 1, 1, 0),
@@ -53,7 +53,7 @@ class ImageMessage(Protocol):
 
 
 def read_image(path: str | Path, size: tuple[int, int] | None = None) -> RGB:
-    """Read an image file as (H, W, 3) uint8 RGB; grey becomes three equal channels.
+    """Read an image file as (H, W, 3) uint8 RGB; gray becomes three equal channels.
 
     Args:
         path: the file.
@@ -118,7 +118,7 @@ def image_from_message(message: ImageMessage, name: str = "image") -> RGB:
     16-bit images keep their upper 8 bits; Bayer mosaics are interpolated.
 
     Raises:
-        InputError: an encoding that holds no colours (depth, for example), or too few bytes.
+        InputError: an encoding that holds no colors (depth, for example), or too few bytes.
     """
     encoding = message.encoding.strip().lower()
     pattern = encoding.rstrip("0123456789")
@@ -152,22 +152,22 @@ def _unpack(message: ImageMessage, channels: int, kind: str, name: str) -> npt.N
 
 
 def _demosaic(mosaic: RGB, pattern: tuple[int, int, int, int]) -> RGB:
-    """Bilinear interpolation of the two colours that each pixel (H, W) of a mosaic lacks."""
+    """Bilinear interpolation of the two colors that each pixel (H, W) of a mosaic lacks."""
     kernel = np.array([[1, 2, 1], [2, 4, 2], [1, 2, 1]], dtype=np.float32)
-    colours = np.empty((*mosaic.shape, 3), dtype=np.uint8)
-    for colour in range(3):
+    colors = np.empty((*mosaic.shape, 3), dtype=np.uint8)
+    for color in range(3):
         known = np.zeros(mosaic.shape, dtype=np.float32)
         for place, here in enumerate(pattern):
-            known[place // 2 :: 2, place % 2 :: 2] = here == colour
+            known[place // 2 :: 2, place % 2 :: 2] = here == color
         total = ndimage.convolve(known * mosaic, kernel, mode="constant")
         mean = total / ndimage.convolve(known, kernel, mode="constant")
-        colours[:, :, colour] = np.where(known > 0, mosaic, np.rint(mean))
-    return colours
+        colors[:, :, color] = np.where(known > 0, mosaic, np.rint(mean))
+    return colors
 
 
 def _eight_bits(pixels: npt.NDArray[Any]) -> RGB:
     return pixels if pixels.dtype.itemsize == 1 else (pixels >> 8).astype(np.uint8)
 
 
-def _stack(grey: RGB) -> RGB:
-    return np.repeat(grey[:, :, None], 3, axis=2)
+def _stack(gray: RGB) -> RGB:
+    return np.repeat(gray[:, :, None], 3, axis=2)

@@ -28,8 +28,8 @@ NANOSECONDS = 1_000_000_000
 MAX_TRIGGER_DELAY_NS = 50_000_000  # between a sweep and the arrival of its image: half a turn
 
 
-class KittiRawDrive:
-    """One drive of KITTI raw, rectified and synchronised, with the day's calibration beside it.
+class KittiRawRecording:
+    """One drive of KITTI raw, rectified and synchronized, with the day's calibration beside it.
 
     The sweeps of these recordings are already corrected for motion, to the time at which the
     scanner faces forward and triggers the cameras: `velodyne_points/timestamps.txt`. So clouds
@@ -48,8 +48,8 @@ class KittiRawDrive:
 
         Args:
             path: folder with velodyne_points, image_02 and so on; calib_*.txt beside it.
-            cameras: folders of images to use; None takes the colour cameras there are (image_02,
-                image_03), else the grey ones. A string is split at commas.
+            cameras: folders of images to use; None takes the color cameras there are (image_02,
+                image_03), else the gray ones. A string is split at commas.
 
         Raises:
             InputError: no sweeps, no calibration, or a file that is not what it must be.
@@ -191,7 +191,7 @@ class KittiRawDrive:
         return CameraFrame(name, int(self.stamps[index]), model, T_cam_lidar, loader)
 
 
-class KittiObjectDrive:
+class KittiObjectRecording:
     """The KITTI object benchmark: single frames of as many scenes, with 3D boxes, without poses.
 
     Stamps are nominal (one second a frame), and each frame is a scene of its own.

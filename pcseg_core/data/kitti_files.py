@@ -224,7 +224,7 @@ def _text(path: Path) -> str:
 
 
 def _axis(angle: Float64, first: int, second: int) -> Float64:
-    """(M, 3, 3) rotations by `angle` (M,) that turn axis `first` towards axis `second`."""
+    """(M, 3, 3) rotations by `angle` (M,) that turn axis `first` toward axis `second`."""
     R: npt.NDArray[Any] = np.tile(np.eye(3), (len(angle), 1, 1))
     R[:, first, first] = R[:, second, second] = np.cos(angle)
     R[:, second, first] = np.sin(angle)

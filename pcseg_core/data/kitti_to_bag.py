@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from pcseg_core.cloud import EncodedCloud, encode_cloud
 from pcseg_core.data.bag_writer import BagWriter, Format
-from pcseg_core.data.kitti import KittiRawDrive
+from pcseg_core.data.kitti import KittiRawRecording
 from pcseg_core.data.kitti_files import LIDAR_FRAME
 from pcseg_core.data.progress import tracked
 from pcseg_core.data.sample import CameraFrame, Sample
@@ -23,11 +23,11 @@ CLOUD_TOPIC = "/velodyne_points"
 ODOMETRY_TOPIC = "/odometry"
 BASE_FRAME = "base_link"  # the GPS/IMU unit
 FIXED_FRAME = "odom"
-GREY = ("image_00", "image_01")
+GRAY = ("image_00", "image_01")
 
 
 def write_kitti_bag(
-    drive: KittiRawDrive,
+    drive: KittiRawRecording,
     out: str | os.PathLike[str],
     format: Format = "mcap",
     raw_images: bool = False,
@@ -78,12 +78,12 @@ def camera_frame_id(name: str) -> str:
 
 
 def image_topic(name: str) -> str:
-    """Topic of the images of a camera folder; grey cameras have image_rect, others _color."""
-    leaf = "image_rect" if name in GREY else "image_rect_color"
+    """Topic of the images of a camera folder; gray cameras have image_rect, others _color."""
+    leaf = "image_rect" if name in GRAY else "image_rect_color"
     return f"/{camera_frame_id(name)}/{leaf}"
 
 
-def _write_static(writer: BagWriter, drive: KittiRawDrive) -> None:
+def _write_static(writer: BagWriter, drive: KittiRawRecording) -> None:
     T_base_lidar = invert(drive.T_velo_imu())
     transforms: dict[tuple[str, str], npt.NDArray[Any]] = {(BASE_FRAME, LIDAR_FRAME): T_base_lidar}
     for name, (_, T_cam_lidar) in drive.cameras.items():
@@ -91,7 +91,7 @@ def _write_static(writer: BagWriter, drive: KittiRawDrive) -> None:
     writer.write_tf(transforms, int(drive.stamps[0]), static=True)
 
 
-def _write_poses(writer: BagWriter, drive: KittiRawDrive) -> None:
+def _write_poses(writer: BagWriter, drive: KittiRawRecording) -> None:
     """/tf and Odometry of base_link, at the stamps at which poses are known."""
     if drive.trajectory is None:
         return
@@ -107,7 +107,7 @@ def _write_poses(writer: BagWriter, drive: KittiRawDrive) -> None:
 def _velocity(
     stamps: list[int], poses: npt.NDArray[np.float64], position: int
 ) -> tuple[list[float], list[float]]:
-    """Linear and angular velocity in the moving frame, by differences of neighbouring poses."""
+    """Linear and angular velocity in the moving frame, by differences of neighboring poses."""
     before, after = max(0, position - 1), min(len(stamps) - 1, position + 1)
     if before == after:
         return [0.0] * 3, [0.0] * 3
@@ -128,7 +128,7 @@ def _encode(sample: Sample) -> EncodedCloud:
 
 
 def _write_image(
-    writer: BagWriter, drive: KittiRawDrive, frame: CameraFrame, number: int, raw: bool
+    writer: BagWriter, drive: KittiRawRecording, frame: CameraFrame, number: int, raw: bool
 ) -> None:
     path = drive.image_path(frame.name, number)
     frame_id, topic, stamp = camera_frame_id(frame.name), image_topic(frame.name), frame.stamp_ns
@@ -138,8 +138,8 @@ def _write_image(
         drive.skipped[f"unreadable image: {error}"] += 1
         return
     if raw:
-        grey = frame.name in GREY
-        writer.write_image(topic, pixels[:, :, 0] if grey else pixels, frame_id, stamp)
+        gray = frame.name in GRAY
+        writer.write_image(topic, pixels[:, :, 0] if gray else pixels, frame_id, stamp)
     else:
         writer.write_compressed_image(
             f"{topic}/compressed", path.read_bytes(), _format(path), frame_id, stamp

@@ -60,7 +60,7 @@ def cloud(encoded: EncodedCloud, frame_id: str, stamp_ns: int) -> Any:
 
 
 def image(pixels: npt.NDArray[np.uint8], frame_id: str, stamp_ns: int) -> Any:
-    """A sensor_msgs/Image of (H, W, 3) RGB (rgb8) or (H, W) grey (mono8) uint8.
+    """A sensor_msgs/Image of (H, W, 3) RGB (rgb8) or (H, W) gray (mono8) uint8.
 
     Raises:
         InputError: pixels of another shape or type.

@@ -32,7 +32,7 @@ from pcseg_core.labels import LabelSpace
 LIDAR_COLUMNS = 5  # x, y, z, intensity (0..255), ring
 
 
-class NuScenesDrive:
+class NuScenesRecording:
     """Key frames of nuScenes, scene after scene."""
 
     pose_source = "file"

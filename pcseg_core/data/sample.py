@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every reader gives: one LiDAR sweep with its images, poses and, where known, labels.
 
-Frames and units are those of `pcseg_core.geometry`: metres, `T_a_b` maps points of frame b into
+Frames and units are those of `pcseg_core.geometry`: meters, `T_a_b` maps points of frame b into
 frame a, stamps are integer nanoseconds. Images, labels and depth maps of cameras are loaded when
 asked for, so that a sample is cheap until its pixels are needed.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -59,6 +60,12 @@ class CameraFrame:
         self._labels = labels
         self._depth = depth
         self._instances = instances
+
+    def placed(self, T_cam_lidar: Array) -> CameraFrame:
+        """The same image with another place of its camera."""
+        moved = copy.copy(self)
+        moved.T_cam_lidar = np.asarray(T_cam_lidar, np.float64)
+        return moved
 
     @property
     def image(self) -> npt.NDArray[np.uint8]:
@@ -164,6 +171,14 @@ class Sample:
             frame.stamp_ns, self.stamp_ns
         )
         return moved
+
+    def frames_at_sweep(self) -> list[CameraFrame]:
+        """The images, each with the motion between sweep and image in its `T_cam_lidar`.
+
+        Raises:
+            InputError: the trajectory does not cover one of the stamps.
+        """
+        return [frame.placed(self.T_cam_lidar(k)) for k, frame in enumerate(self.cameras)]
 
     @property
     def T_world_lidar(self) -> npt.NDArray[np.float64] | None:

@@ -28,7 +28,7 @@ NOMINAL_PERIOD_S = 0.1  # of the scanner, where a sequence has no times.txt
 MAX_RAW_ID = 0xFFFF
 
 
-class SemanticKittiDrive:
+class SemanticKittiRecording:
     """One sequence folder, a folder of sequences, or any folder with velodyne/ beneath it."""
 
     def __init__(self, path: str | Path, lidar_only: bool = False) -> None:
@@ -132,15 +132,15 @@ class _SequenceFolder:
         return round(number * NOMINAL_PERIOD_S * 1e9)
 
     def cameras(self, frame: str) -> list[CameraFrame]:
-        """Colour images of the frame, or else grey ones, where there is a calibration."""
+        """Color images of the frame, or else gray ones, where there is a calibration."""
         if self.calibration is None:
             return []
-        colour = [self._camera(number, frame) for number in (2, 3)]
-        found = [camera for camera in colour if camera is not None]
+        color = [self._camera(number, frame) for number in (2, 3)]
+        found = [camera for camera in color if camera is not None]
         if found:
             return found
-        grey = [self._camera(number, frame) for number in (0, 1)]
-        return [camera for camera in grey if camera is not None]
+        gray = [self._camera(number, frame) for number in (0, 1)]
+        return [camera for camera in gray if camera is not None]
 
     def _camera(self, number: int, frame: str) -> CameraFrame | None:
         image = self.folder / f"image_{number}" / f"{frame}.png"

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pcseg_core.data import open_drive
+from pcseg_core.data import open_recording
 from pcseg_core.data.progress import tracked
 from pcseg_core.online.segmenter import Segmenter
 
@@ -59,16 +59,17 @@ def replay_in_process(
 ) -> ReplayResult:
     """Segment the sweeps of a bag one after the other, as the node would, without DDS."""
     segmenter = Segmenter.load(checkpoint)
-    drive = open_drive(f"bag:{bag}")
-    result = ReplayResult("in process", len(drive))
+    recording = open_recording(f"bag:{bag}")
+    result = ReplayResult("in process", len(recording))
     timings: dict[str, list[float]] = {}
-    for index in tracked(range(len(drive)), "segmenting sweeps", len(drive)):
-        cloud = drive[index].cloud
+    for index in tracked(range(len(recording)), "segmenting sweeps", len(recording)):
+        cloud = recording[index].cloud
         answer = segmenter.segment(cloud)
         result.labels[cloud.stamp_ns] = answer.labels
         for stage, milliseconds in {
-            **answer.timings_ms, "inference": sum(answer.timings_ms.values())
-        }.items():  # fmt: skip
+            **answer.timings_ms,
+            "inference": sum(answer.timings_ms.values()),
+        }.items():
             timings.setdefault(stage, []).append(milliseconds)
     for stage, values in timings.items():
         low, high = np.percentile(values, (50, 95))

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pcseg_core.data import Drive, Sample
+from pcseg_core.data import Recording, Sample
 from pcseg_core.data.progress import tracked
 from pcseg_core.demo.live import ReplayResult
 from pcseg_core.distill.pseudo_labels import PseudoLabelConfig, camera_evidence, label_points
 from pcseg_core.errors import PcsegError
 from pcseg_core.evaluation.evaluator import truth_of
-from pcseg_core.evaluation.metrics import Confusion
 from pcseg_core.labels import LabelSpace, grouping, regroup
+from pcseg_core.metrics.confusion import Confusion
 from pcseg_core.online.segmenter import Segmenter
 from pcseg_core.vision.pixel_classes import PixelClasses
 
@@ -78,7 +78,7 @@ def project_teacher(sample: Sample, teacher: PixelClasses, config: PseudoLabelCo
 
 
 def measure(
-    drive: Drive,
+    recording: Recording,
     answers: ReplayResult,
     student: LabelSpace,
     teacher: PixelClasses,
@@ -90,7 +90,7 @@ def measure(
     "Seen" are the points that the teacher labels; there the three are compared on equal terms.
 
     Args:
-        drive: labelled recording that was replayed.
+        recording: labeled recording that was replayed.
         answers: labels of the student by stamp.
         student: its classes.
         teacher: labels the images.
@@ -103,8 +103,8 @@ def measure(
     space = LabelSpace.load(config.label_space)
     scores = Scores(space)
     counts = np.zeros(2)
-    for index in tracked(range(len(drive)), "measuring", len(drive)):
-        sample = drive[index]
+    for index in tracked(range(len(recording)), "measuring", len(recording)):
+        sample = recording[index]
         labels = answers.labels.get(sample.cloud.stamp_ns)
         if labels is None:
             continue
@@ -118,6 +118,6 @@ def measure(
         given = regroup(bundled.segment(sample.cloud).labels, grouping(bundled.label_space, space))
         scores.add("bundled", given, truth, seen)
     if not scores.sweeps:
-        raise PcsegError(f"{drive.name}: not one of its {len(drive)} sweeps was answered")
+        raise PcsegError(f"{recording.name}: not one of its {len(recording)} sweeps was answered")
     scores.seen_share = float(counts[0] / counts[1])
     return scores

@@ -58,7 +58,7 @@ def draw(
         f"2  Before: a label only where a camera looks ({share} of points)": taught,
         f"3  After: all points, from the LiDAR alone (mIoU {miou})": given,
         "For comparison: the truth": truth_of(sample, space),
-    }  # fmt: skip
+    }
     for column, (title, labels) in enumerate(panels.items()):
         axes = _axes(figure, _GAP + column * (side + _GAP), top, side, side, height)
         _from_above(axes, sample, labels, space, title)
@@ -72,15 +72,21 @@ def draw(
 def _headline(figure: Figure, height: int) -> None:
     left = _GAP / _WIDTH
     figure.text(
-        left, 1 - 40 / height, "The cameras teach, the LiDAR learns: no point was labeled by hand",
-        fontsize=17, weight="bold", color=pictures.INK,
-    )  # fmt: skip
+        left,
+        1 - 40 / height,
+        "The cameras teach, the LiDAR learns: no point was labeled by hand",
+        fontsize=17,
+        weight="bold",
+        color=pictures.INK,
+    )
     figure.text(
-        left, 1 - 68 / height,
+        left,
+        1 - 68 / height,
         "A LiDAR sweep of a simulated drive, in streets that neither network was trained in. "
         "Below: the same sweep from above, with the vehicle in the middle.",
-        fontsize=11, color=pictures.FAINT,
-    )  # fmt: skip
+        fontsize=11,
+        color=pictures.FAINT,
+    )
 
 
 def _image_height(sample: Sample) -> int:
@@ -104,17 +110,28 @@ def _draw_images(
         projection = project_sample(sample, k)
         seen = np.flatnonzero(projection.visible & (taught >= 0))
         far_first = seen[np.argsort(-projection.depth[seen])]
-        axes = _axes(figure, _GAP + k * (width + _GAP), top, width,
-                     width * frame.camera.height / frame.camera.width, height)  # fmt: skip
+        axes = _axes(
+            figure,
+            _GAP + k * (width + _GAP),
+            top,
+            width,
+            width * frame.camera.height / frame.camera.width,
+            height,
+        )
         looking = "ahead" if k == 0 else "back" if len(frames) == 2 else frame.name
         title = f"Camera looking {looking}"
         if k == 0:
             title = f"1  An image network labels what the cameras see ({title.lower()})"
         colors = pictures.label_colors(taught[far_first], space.palette)
         pictures.overlay(
-            axes, frame.image, projection.uv[far_first], colors, title=title, point_size=5.0,
+            axes,
+            frame.image,
+            projection.uv[far_first],
+            colors,
+            title=title,
+            point_size=5.0,
             dim=0.25,
-        )  # fmt: skip
+        )
 
 
 def _from_above(
@@ -128,9 +145,7 @@ def _from_above(
     axes.title.set_fontsize(10)
 
 
-def _axes(
-    figure: Figure, left: float, top: float, width: float, height: float, total: int
-) -> Axes:
+def _axes(figure: Figure, left: float, top: float, width: float, height: float, total: int) -> Axes:
     """Axes at a place in pixels from the top left corner."""
     return figure.add_axes(
         (left / _WIDTH, 1 - (top + height) / total, width / _WIDTH, height / total)

@@ -21,9 +21,7 @@ from rich.console import Console
 from pcseg_core.bundled import BUNDLED
 from pcseg_core.checkpoint import FILE_NAME
 from pcseg_core.config import Section, read_yaml
-from pcseg_core.data import open_drive
-from pcseg_core.data.simulated import SimulatedDrive
-from pcseg_core.data.simulated_to_bag import write_simulated_bag
+from pcseg_core.data import open_recording
 from pcseg_core.demo import picture
 from pcseg_core.demo.live import ReplayResult, find_replay, replay_in_process
 from pcseg_core.demo.measure import ALL, SEEN, UNSEEN, Scores, measure
@@ -35,7 +33,9 @@ from pcseg_core.learning.distill import distill
 from pcseg_core.learning.recipe import LossConfig, OptimizerConfig, Recipe
 from pcseg_core.models.student import StudentConfig
 from pcseg_core.online.segmenter import Segmenter
-from pcseg_core.viewer import drive_views, record
+from pcseg_core.simulation.recording import SimulatedDrive
+from pcseg_core.simulation.to_bag import write_simulated_bag
+from pcseg_core.viewer.rerun import record, recording_views
 from pcseg_core.vision.pixel_classes import TeacherConfig, load_teacher
 
 _SETTINGS = "settings.yaml"
@@ -73,17 +73,24 @@ class DemoSettings(Section):
 
     def _drive(self, number: int, sweeps: int, width: int, height: int) -> SimulatedDrive:
         return SimulatedDrive(
-            _FIRST_SEED + 100 * self.seed + number, sweeps=sweeps, beams=self.beams,
-            columns=self.columns, width=width, height=height, rate_hz=self.rate_hz,
+            _FIRST_SEED + 100 * self.seed + number,
+            sweeps=sweeps,
+            beams=self.beams,
+            columns=self.columns,
+            width=width,
+            height=height,
+            rate_hz=self.rate_hz,
             speed_mps=self.speed_mps,
-        )  # fmt: skip
+        )
 
     def teacher(self, width: int) -> TeacherConfig:
         """The bundled teacher for images of a width, which it sees at the width it knows."""
         return TeacherConfig(
-            weights=Path(f"{BUNDLED}:simulation_teacher"), label_space="simulation",
-            scales=(_TEACHER_WIDTH_PX / width,), flip=True,
-        )  # fmt: skip
+            weights=Path(f"{BUNDLED}:simulation_teacher"),
+            label_space="simulation",
+            scales=(_TEACHER_WIDTH_PX / width,),
+            flip=True,
+        )
 
     def recipe(self) -> Recipe:
         """Teacher, student and training."""
@@ -166,10 +173,10 @@ def _quiet() -> Iterator[None]:
             log.setLevel(level)
 
 
-def _bag(drive: SimulatedDrive, path: Path) -> Path:
+def _bag(recording: SimulatedDrive, path: Path) -> Path:
     if not (path / "labels.yaml").is_file():
-        write_simulated_bag(drive, path, force=True)
-    console.print(f"   {path}: {drive.name}, {len(drive)} sweeps with their images")
+        write_simulated_bag(recording, path, force=True)
+    console.print(f"   {path}: {recording.name}, {len(recording)} sweeps with their images")
     return path
 
 
@@ -186,7 +193,7 @@ def _measure(
     student = Segmenter.load(out / "run").label_space
     bundled = Segmenter.load(BUNDLED)
     scores = measure(
-        open_drive(f"bag:{bag}"), answers, student, load_teacher(teacher), bundled, config
+        open_recording(f"bag:{bag}"), answers, student, load_teacher(teacher), bundled, config
     )
     return scores, bundled.meta.metrics
 
@@ -194,13 +201,12 @@ def _measure(
 def _draw(
     bag: Path, scores: Scores, config: PseudoLabelConfig, teacher: TeacherConfig, out: Path
 ) -> None:
-    drive, segmenter = open_drive(f"bag:{bag}"), Segmenter.load(out / "run")
-    sample = drive[len(drive) // 2]
-    picture.draw(sample, segmenter, load_teacher(teacher), config, scores,
-                 out / "picture.png")  # fmt: skip
+    recording, segmenter = open_recording(f"bag:{bag}"), Segmenter.load(out / "run")
+    sample = recording[len(recording) // 2]
+    picture.draw(sample, segmenter, load_teacher(teacher), config, scores, out / "picture.png")
     try:
         space = LabelSpace.load(config.label_space)
-        views = drive_views(drive, space, segmenter, range(len(drive)))
+        views = recording_views(recording, space, segmenter, range(len(recording)))
         record(views, space, out / "drive.rrd", max_points=30_000)
     except MissingDependency as problem:
         console.print(f"[yellow]   no drive.rrd: {problem}[/]")

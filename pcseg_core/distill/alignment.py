@@ -82,17 +82,23 @@ class Projections(nn.Module):
         config, heads, found = self.config, self.heads, {}
         if config.global_weight:
             found["global"] = config.global_weight * global_alignment(
-                heads["global_points"](points), heads["global_pixels"](pixels), labels,
+                heads["global_points"](points),
+                heads["global_pixels"](pixels),
+                labels,
                 config.temperature,
-            )  # fmt: skip
+            )
         if config.local_weight:
             excluded = None
             if config.false_negative_quantile is not None:
                 excluded = false_negatives(patch_pixels, config.false_negative_quantile)
             found["local"] = config.local_weight * local_alignment(
-                heads["local_points"](points), heads["local_pixels"](patch_pixels), patches,
-                config.temperature, config.min_points, excluded,
-            )  # fmt: skip
+                heads["local_points"](points),
+                heads["local_pixels"](patch_pixels),
+                patches,
+                config.temperature,
+                config.min_points,
+                excluded,
+            )
         return found
 
 

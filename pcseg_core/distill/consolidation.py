@@ -47,7 +47,7 @@ class ConsolidationConfig(Section):
     window: int = Field(
         60, ge=2, description="Sweeps fused together; a longer drive is cut into such parts"
     )
-    neighbours: int = Field(
+    neighbors: int = Field(
         4, ge=1, description="Sweeps before and after, each, that may see through a place"
     )
 
@@ -122,7 +122,7 @@ def moving_points(
     found = []
     for i, (xyz, pose) in enumerate(zip(clouds, poses)):
         empty = np.zeros(len(xyz), bool)
-        for j in range(max(0, i - config.neighbours), min(len(clouds), i + config.neighbours + 1)):
+        for j in range(max(0, i - config.neighbors), min(len(clouds), i + config.neighbors + 1)):
             if j != i:
                 there = transform(invert(poses[j]) @ pose, xyz)
                 empty |= _seen_through(there, images[j], config)
@@ -175,10 +175,7 @@ def _rows(
 
 
 def _fuse(
-    rows: Sequence[npt.NDArray[np.int64]],
-    evidence: Sequence[Evidence],
-    voxels: int,
-    doubt: float,
+    rows: Sequence[npt.NDArray[np.int64]], evidence: Sequence[Evidence], voxels: int, doubt: float
 ) -> tuple[npt.NDArray[np.float64], Bool]:
     """(V, C) log probabilities up to a constant, and which voxels anything was seen of."""
     classes = evidence[0].sums.shape[1]

@@ -116,7 +116,7 @@ def false_negatives(
     """Pairs of segments that are no negatives of each other.
 
     Args:
-        teacher: (M, D) frozen teacher's mean features; centred over the batch here, since the
+        teacher: (M, D) frozen teacher's mean features; centered over the batch here, since the
             features of many networks share a large common part.
         quantile: in 0..1; pairs whose cosine lies above this quantile of all pairs of different
             segments are excluded. None excludes none by it.
@@ -152,7 +152,7 @@ def same_class(classes: Tensor) -> Tensor:
 def balanced_anchors(teacher: Tensor, threshold: float = 0.5) -> Tensor:
     """Weights that let rare things count as much as common ones (ST-SLidR, CVPR 2023).
 
-    A segment's commonness is the sum of its cosines above the threshold with all others, centred
+    A segment's commonness is the sum of its cosines above the threshold with all others, centered
     as in `false_negatives`.
 
     Args:
@@ -172,7 +172,7 @@ def balanced_anchors(teacher: Tensor, threshold: float = 0.5) -> Tensor:
 def point_to_segment(
     features: Tensor,
     segments: Tensor,
-    centres: Tensor,
+    centers: Tensor,
     temperature: float = 0.07,
     excluded: Tensor | None = None,
 ) -> Tensor:
@@ -183,18 +183,18 @@ def point_to_segment(
 
     Args:
         features: (N, D) unit features of points.
-        segments: (N,) int64 row of `centres` that each point belongs to.
-        centres: (M, D) features of the segments.
+        segments: (N,) int64 row of `centers` that each point belongs to.
+        centers: (M, D) features of the segments.
         temperature: divisor of the inner products.
         excluded: (M, M) bool, segments that are no negatives of each other.
 
     Returns:
         Scalar; 0 (with a gradient path) without points.
     """
-    sizes = torch.bincount(segments, minlength=len(centres))
+    sizes = torch.bincount(segments, minlength=len(centers))
     weights = 1 / sizes[segments].to(features.dtype)
     rows = None if excluded is None else excluded[segments]
-    return info_nce(features, centres, temperature, segments, rows, weights)
+    return info_nce(features, centers, temperature, segments, rows, weights)
 
 
 def temporal_consistency(

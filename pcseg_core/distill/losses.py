@@ -22,7 +22,7 @@ def weighted_cross_entropy(
         class_weights: (C,) float.
 
     Returns:
-        Scalar; 0 (with a gradient path) where nothing is labelled.
+        Scalar; 0 (with a gradient path) where nothing is labeled.
     """
     weights = confidence * class_weights[labels.clamp_min(0)] * (labels != IGNORE)
     losses = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none")
@@ -39,10 +39,10 @@ def lovasz_softmax(probabilities: Tensor, labels: Tensor) -> Tensor:
         labels: (N,) int64, IGNORE where there is no label.
 
     Returns:
-        Scalar in 0..1; 0 (with a gradient path) where nothing is labelled.
+        Scalar in 0..1; 0 (with a gradient path) where nothing is labeled.
     """
-    labelled = labels != IGNORE
-    probabilities, labels = probabilities[labelled], labels[labelled]
+    labeled = labels != IGNORE
+    probabilities, labels = probabilities[labeled], labels[labeled]
     present = torch.unique(labels)
     if len(present) == 0:
         return probabilities.sum() * 0.0

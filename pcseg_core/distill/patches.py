@@ -70,31 +70,32 @@ def camera_patches(
         return PatchView(none, np.zeros(0, np.int32), np.zeros(0, np.int32), none)
     features, index, patch, patch_features = (np.concatenate(part) for part in zip(*parts))
     return PatchView(
-        features.astype(np.float16), index.astype(np.int32), patch.astype(np.int32),
+        features.astype(np.float16),
+        index.astype(np.int32),
+        patch.astype(np.int32),
         patch_features.astype(np.float16),
-    )  # fmt: skip
+    )
 
 
 def patch_means(values: npt.NDArray[np.float32], patch_px: int) -> npt.NDArray[np.float32]:
     """(D, h, w) map -> (R, D) means over patches, row by row."""
     pooled = F.avg_pool2d(
-        torch.from_numpy(np.ascontiguousarray(values)), patch_px, ceil_mode=True,
+        torch.from_numpy(np.ascontiguousarray(values)),
+        patch_px,
+        ceil_mode=True,
         count_include_pad=False,
-    )  # fmt: skip
+    )
     means: npt.NDArray[np.float32] = pooled.flatten(1).T.numpy()
     return means
 
 
 def patch_of(
-    uv: npt.NDArray[np.floating],
-    size: tuple[int, int],
-    shape: tuple[int, ...],
-    patch_px: int,
+    uv: npt.NDArray[np.floating], size: tuple[int, int], shape: tuple[int, ...], patch_px: int
 ) -> npt.NDArray[np.int64]:
     """Patch of each pixel.
 
     Args:
-        uv: (S, 2) pixels of the image, integers at pixel centres.
+        uv: (S, 2) pixels of the image, integers at pixel centers.
         size: (width, height) of the image.
         shape: (h, w) of the map of features.
         patch_px: edge of a patch on the map.

@@ -126,11 +126,11 @@ def sample_map(values: np.ndarray, uv: np.ndarray, size: tuple[int, int]) -> np.
 
     Args:
         values: map that covers the whole image.
-        uv: pixel coordinates, integers at pixel centres.
+        uv: pixel coordinates, integers at pixel centers.
         size: (width, height) of the image.
 
     Returns:
-        (M, C) values; outside the outermost centres the border value holds.
+        (M, C) values; outside the outermost centers the border value holds.
     """
     height, width = values.shape[1:]
     u = np.clip((uv[:, 0] + 0.5) * (width / size[0]) - 0.5, 0, width - 1)
@@ -193,10 +193,10 @@ def carry_labels(
         return [label_points(own, len(xyz)) for xyz, own in zip(clouds, evidence)]
     voxels, inverse = np.unique(seen, return_inverse=True)
     sums, weights = _accumulate(evidence, inverse, len(voxels))
-    labelled = []
+    labeled = []
     for own_keys, own in zip(keys, evidence):
-        labelled.append(_with_voxels(own_keys, own, voxels, sums, weights, config))
-    return labelled
+        labeled.append(_with_voxels(own_keys, own, voxels, sums, weights, config))
+    return labeled
 
 
 def _accumulate(

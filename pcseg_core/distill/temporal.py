@@ -47,20 +47,21 @@ class TemporalConfig(Section):
     min_cluster_size: int = Field(
         default=20, ge=2, description="HDBSCAN: least voxels of a cluster"
     )
-    clusters: int = Field(
-        default=50, ge=1, le=10_000, description="Largest clusters that are kept"
-    )
+    clusters: int = Field(default=50, ge=1, le=10_000, description="Largest clusters that are kept")
     clusterer: Literal["auto", "hdbscan", "sklearn"] = Field(
         default="auto", description="Implementation of HDBSCAN; auto is hdbscan where installed"
     )
     gate_m: float = Field(
-        default=0.5, gt=0, description="Clusters whose middle moves more between the sweeps move "
-        "themselves and are dropped [m]"
+        default=0.5,
+        gt=0,
+        description="Clusters whose middle moves more between the sweeps move "
+        "themselves and are dropped [m]",
     )
     gate_extent_m: float = Field(
-        default=12.0, gt=0, description="Larger clusters do not move; their middle may, with what "
-        "is seen of them [m]"
-    )  # fmt: skip
+        default=12.0,
+        gt=0,
+        description="Larger clusters do not move; their middle may, with what is seen of them [m]",
+    )
 
 
 def temporal_segments(
@@ -179,16 +180,14 @@ def cluster(xyz: Array, config: TemporalConfig) -> Int32:
     if len(counts) <= config.min_cluster_size:
         return np.full(len(xyz), IGNORE, np.int32)
     sums = [np.bincount(inverse, xyz[:, axis], len(counts)) for axis in range(3)]
-    centres = np.stack(sums, 1) / counts[:, None]
-    return hdbscan_labels(centres, config)[inverse]
+    centers = np.stack(sums, 1) / counts[:, None]
+    return hdbscan_labels(centers, config)[inverse]
 
 
 def hdbscan_labels(points: Array, config: TemporalConfig) -> Int32:
     """HDBSCAN (Campello et al., 2013) with Euclidean distance; (N,) int32, IGNORE for noise."""
     size = config.min_cluster_size
-    if config.clusterer == "sklearn" or (
-        config.clusterer == "auto" and not _installed("hdbscan")
-    ):
+    if config.clusterer == "sklearn" or (config.clusterer == "auto" and not _installed("hdbscan")):
         sklearn_cluster = require("sklearn.cluster", "cluster")
         found = sklearn_cluster.HDBSCAN(min_cluster_size=size, n_jobs=1, copy=True)
         return found.fit_predict(points).astype(np.int32)

@@ -3,8 +3,8 @@
 
 from pcseg_core.evaluation.boxes import evaluate_boxes
 from pcseg_core.evaluation.evaluator import evaluate
-from pcseg_core.evaluation.metrics import Calibration, Confusion
 from pcseg_core.evaluation.report import Report
 from pcseg_core.evaluation.report_picture import render
+from pcseg_core.metrics.confusion import Calibration, Confusion
 
 __all__ = ["Calibration", "Confusion", "Report", "evaluate", "evaluate_boxes", "render"]

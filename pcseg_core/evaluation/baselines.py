@@ -39,7 +39,7 @@ def raw_inputs(xyz: Array, intensity: Array) -> Array:
 
 
 class PseudoLabels:
-    """The pseudo-labelled sweeps of a run, read one at a time.
+    """The pseudo-labeled sweeps of a run, read one at a time.
 
     Args:
         run: run directory with `pseudo_labels/*.npz`.
@@ -74,7 +74,7 @@ class PseudoLabels:
         return xyz.astype(np.float32), intensity.astype(np.float32)
 
     def counts(self, classes: int) -> Array:
-        """Labelled points of each sweep and class, int64 (S, C)."""
+        """Labeled points of each sweep and class, int64 (S, C)."""
         rows = [_count(self.labels(index), classes) for index in range(len(self))]
         return np.array(rows)
 
@@ -101,7 +101,7 @@ class Majority:
 
 
 class LinearClassifier:
-    """Multinomial logistic regression on standardised features of points.
+    """Multinomial logistic regression on standardized features of points.
 
     Args:
         features: maps xyz (N, 3) and intensity (N,) to features (N, D).
@@ -207,15 +207,15 @@ def _fit(
     seed: int,
     progress: Callable[[int, int], None] | None,
 ) -> LinearClassifier:
-    """Gather features of a sample of labelled points of the sweeps and fit a classifier."""
+    """Gather features of a sample of labeled points of the sweeps and fit a classifier."""
     rng = np.random.default_rng(seed)
     per_sweep = counts[list(sweeps)].sum(axis=1)
     share = min(1.0, _FIT_POINTS / max(per_sweep.sum(), 1))
     inputs, targets = [], []
     for done, index in enumerate(sweeps):
         labels = pseudo.labels(index)
-        labelled = np.flatnonzero(labels >= 0)
-        drawn = np.sort(rng.choice(labelled, int(share * len(labelled)), replace=False))
+        labeled = np.flatnonzero(labels >= 0)
+        drawn = np.sort(rng.choice(labeled, int(share * len(labeled)), replace=False))
         if len(drawn):
             inputs.append(features(*pseudo.points(index))[drawn])
             targets.append(labels[drawn])
@@ -231,13 +231,13 @@ def fit_logistic(
     """Weighted multinomial logistic regression by L-BFGS, from zero, so deterministic.
 
     Args:
-        features: (N, D); standardised inside, constant columns are harmless.
+        features: (N, D); standardized inside, constant columns are harmless.
         labels: (N,) class ids in 0..C-1.
         class_weights: (C,) weight of the points of each class.
-        decay: L2 penalty on the weights of standardised features.
+        decay: L2 penalty on the weights of standardized features.
 
     Returns:
-        Weight (D, C) and bias (C,) float32 for features that are not standardised.
+        Weight (D, C) and bias (C,) float32 for features that are not standardized.
     """
     mean, spread = features.mean(axis=0), features.std(axis=0)
     spread = np.where(spread > 1e-6, spread, 1.0)

@@ -17,7 +17,7 @@ from pcseg_core.evaluation.report import BoxFigures, BoxReport
 from pcseg_core.labels import LabelSpace, grouping, regroup
 
 if TYPE_CHECKING:
-    from pcseg_core.data import Box, Drive, Sample
+    from pcseg_core.data import Box, Recording, Sample
 
 Mask = npt.NDArray[np.bool_]
 
@@ -86,7 +86,7 @@ class _Tally:
 
 
 def evaluate_boxes(
-    segmenter: SegmenterLike, drive: Drive, *, progress: Progress | None = None
+    segmenter: SegmenterLike, recording: Recording, *, progress: Progress | None = None
 ) -> BoxReport:
     """Recall and precision-like share of vehicle and person points against 3D boxes.
 
@@ -102,19 +102,19 @@ def evaluate_boxes(
     names = list(street.names)
     tallies = {name: _Tally() for name in MEASURED}
     scans = 0
-    for index in range(len(drive)):
-        sample = drive[index]
+    for index in range(len(recording)):
+        sample = recording[index]
         if sample.boxes is not None:
             scans += 1
             pred = regroup(segmenter.segment(sample.cloud).labels, table)
             for name, tally in tallies.items():
                 _count(tally, name, sample, pred == names.index(name))
         if progress:
-            progress(index + 1, len(drive))
+            progress(index + 1, len(recording))
     if not scans:
-        raise InputError(f"{drive.name}: no sample has 3D boxes")
+        raise InputError(f"{recording.name}: no sample has 3D boxes")
     classes = {name: tally.figures() for name, tally in tallies.items()}
-    return BoxReport(source=drive.name, scans=scans, classes=classes)
+    return BoxReport(source=recording.name, scans=scans, classes=classes)
 
 
 def _count(tally: _Tally, name: str, sample: Sample, predicted: Mask) -> None:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from pcseg_core.geometry import deskew
 from pcseg_core.labels import LabelSpace
-from pcseg_core.online.camera_fusion import CameraEyes, CameraFusionConfig, fuse_cameras
+from pcseg_core.online.camera_fusion import CameraFusionConfig, CameraLabeler, fuse_cameras
 from pcseg_core.online.segmenter import Segmenter
 from pcseg_core.online.temporal import TemporalBuffer, TemporalBufferConfig
 
@@ -107,7 +107,7 @@ class WithCameras:
 
     def __post_init__(self) -> None:
         self.checkpoint = self.network.checkpoint
-        self._eyes = CameraEyes(self.teacher, self.network.label_space)
+        self._eyes = CameraLabeler(self.teacher, self.network.label_space)
 
     @property
     def label_space(self) -> LabelSpace:
@@ -123,10 +123,7 @@ class WithCameras:
         assert own.probabilities is not None and own.milliseconds is not None
         started = time.perf_counter()
         sample = moment.sample
-        seen = [
-            self._eyes.look(frame.image, frame.camera, sample.T_cam_lidar(k))
-            for k, frame in enumerate(sample.cameras)
-        ]
+        seen = [self._eyes.label(frame) for frame in sample.frames_at_sweep()]
         fused = fuse_cameras(moment.still, own.probabilities, seen, self.config)
         labels = np.where(own.labels < 0, -1, fused.argmax(1))
         spent = own.milliseconds + 1e3 * (time.perf_counter() - started)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measure a segmenter, and baselines beside it, on labelled sweeps."""
+"""Measure a segmenter, and baselines beside it, on labeled sweeps."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from pcseg_core.errors import InputError
-from pcseg_core.evaluation.metrics import Calibration, Confusion
 from pcseg_core.evaluation.report import Example, Figures, Report, ScanFigures, merge_of
 from pcseg_core.labels import LabelSpace, grouping, regroup
+from pcseg_core.metrics.confusion import Calibration, Confusion
 
 if TYPE_CHECKING:
     from pcseg_core.cloud import PointCloud
-    from pcseg_core.data import Drive, Sample
+    from pcseg_core.data import Recording, Sample
 
 Labels = npt.NDArray[np.int64]
 Progress = Callable[[int, int], None]
@@ -49,36 +49,36 @@ Baseline = Callable[["PointCloud"], npt.NDArray[Any]]
 
 def evaluate(
     segmenter: SegmenterLike,
-    drive: Drive,
+    recording: Recording,
     *,
     space: str = "street",
     baselines: Mapping[str, Baseline] | None = None,
     checkpoint: str = "",
     progress: Progress | None = None,
 ) -> Report:
-    """Measure on every sweep of a labelled drive.
+    """Measure on every sweep of a labeled drive.
 
     Predictions and labels are compared in one label space that both group into. Points whose
     label has no group there are left out; points without prediction count as wrong. Sweeps
-    without labels among labelled ones are counted in `skipped`.
+    without labels among labeled ones are counted in `skipped`.
 
     Args:
         segmenter: the model; it sees the cloud only.
-        drive: samples with labels, of any number and of any sizes.
+        recording: samples with labels, of any number and of any sizes.
         space: name of the label space to measure in.
         baselines: methods to measure on the same points, by name.
         checkpoint: name of the model for the report.
         progress: called with (scans done, scans in all).
 
     Raises:
-        InputError: no labelled scans, a scan that cannot be read or whose labels are of another
+        InputError: no labeled scans, a scan that cannot be read or whose labels are of another
             length, or label spaces without a grouping into `space`.
     """
-    run = _Run(segmenter, drive, LabelSpace.load(space), dict(baselines or {}))
-    for index in range(len(drive)):
+    run = _Run(segmenter, recording, LabelSpace.load(space), dict(baselines or {}))
+    for index in range(len(recording)):
         run.add(index)
         if progress:
-            progress(index + 1, len(drive))
+            progress(index + 1, len(recording))
     return run.report(checkpoint)
 
 
@@ -88,24 +88,29 @@ class _Run:
     def __init__(
         self,
         segmenter: SegmenterLike,
-        drive: Drive,
+        recording: Recording,
         space: LabelSpace,
         baselines: dict[str, Baseline],
     ) -> None:
-        if len(drive) == 0:
-            raise InputError(f"{drive.name}: no scans to evaluate on")
-        self.segmenter, self.drive, self.space, self.baselines = segmenter, drive, space, baselines
+        if len(recording) == 0:
+            raise InputError(f"{recording.name}: no scans to evaluate on")
+        self.segmenter, self.recording, self.space, self.baselines = (
+            segmenter,
+            recording,
+            space,
+            baselines,
+        )
         self.merge = merge_of(space)
         self.to_space = grouping(segmenter.label_space, space)
         self.calibration = Calibration()
         self.scans: list[ScanFigures] = []
         self.indices: list[int] = []  # where in the drive each of the scans is
-        self.skipped: Counter[str] = Counter(getattr(drive, "skipped", {}))
+        self.skipped: Counter[str] = Counter(getattr(recording, "skipped", {}))
         self.total = Confusion(len(space))
         self.baseline_totals = {name: Confusion(len(space)) for name in baselines}
 
     def add(self, index: int) -> None:
-        sample = self.drive[index]
+        sample = self.recording[index]
         if sample.labels is None:
             self.skipped["sweep without labels"] += 1
             return
@@ -141,10 +146,12 @@ class _Run:
     def report(self, checkpoint: str) -> Report:
         names = self.space.names
         if not self.scans:
-            raise InputError(f"{self.drive.name}: none of its {len(self.drive)} sweeps has labels")
+            raise InputError(
+                f"{self.recording.name}: none of its {len(self.recording)} sweeps has labels"
+            )
         if not self.total.points:
             raise InputError(
-                f"{self.drive.name}: no point has a label that groups into {self.space.name!r}"
+                f"{self.recording.name}: no point has a label that groups into {self.space.name!r}"
             )
         figures = Figures.of(self.total, names, self.merge)
         merged = None
@@ -152,7 +159,7 @@ class _Run:
             merged = Figures.of(self.merge.apply(self.total), self.merge.names, None).iou
         return Report(
             checkpoint=checkpoint,
-            source=self.drive.name,
+            source=self.recording.name,
             label_space=self.space.name,
             classes=list(names),
             scans=len(self.scans),
@@ -176,7 +183,7 @@ class _Run:
     def _example(self) -> Example:
         """The scan of middling mIoU, segmented once more instead of keeping every scan."""
         ranking = np.argsort([scan.miou if scan.miou is not None else -1 for scan in self.scans])
-        sample = self.drive[self.indices[ranking[len(ranking) // 2]]]
+        sample = self.recording[self.indices[ranking[len(ranking) // 2]]]
         pred = regroup(self.segmenter.segment(sample.cloud).labels, self.to_space)
         return Example(sample.name, sample.cloud.xyz, truth_of(sample, self.space), pred)
 
@@ -184,7 +191,7 @@ class _Run:
 def truth_of(sample: Sample, space: LabelSpace) -> Labels:
     """Labels (N,) of a sample in another label space, -1 where they have no group there."""
     if sample.labels is None or sample.label_space is None:
-        raise InputError(f"{sample.name}: carries no labels; evaluation needs labelled sweeps")
+        raise InputError(f"{sample.name}: carries no labels; evaluation needs labeled sweeps")
     if len(sample.labels) != len(sample.cloud):
         raise InputError(
             f"{sample.name}: {len(sample.labels)} labels for {len(sample.cloud)} points"

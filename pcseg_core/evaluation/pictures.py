@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The picture vocabulary: bird's-eye views, points over images, legends, confusion, bars.
 
-Every function draws into matplotlib axes that it is given. Colours are float (N, 3) RGB in 0..1;
+Every function draws into matplotlib axes that it is given. Colors are float (N, 3) RGB in 0..1;
 `label_colors`, `error_colors` and `scalar_colors` make them. `new_figure` and `save` work without
 a display and without touching the state of pyplot.
 """
@@ -47,14 +47,14 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> None:
 
 
 def label_colors(labels: npt.NDArray[Any], palette: npt.NDArray[np.uint8]) -> Colors:
-    """Colours (N, 3) of class ids (N,) by a palette (C, 3); negative ids are light grey."""
+    """Colors (N, 3) of class ids (N,) by a palette (C, 3); negative ids are light gray."""
     table = np.vstack([np.asarray(palette, np.float64) / 255, UNLABELED])
     ids = np.asarray(labels, np.int64)
     return table[np.where((ids < 0) | (ids >= len(palette)), len(palette), ids)]
 
 
 def error_colors(pred: npt.NDArray[Any], truth: npt.NDArray[Any]) -> Colors:
-    """Pale green where right, red where wrong, light grey where there is no truth; (N, 3)."""
+    """Pale green where right, red where wrong, light gray where there is no truth; (N, 3)."""
     colors = np.empty((len(truth), 3))
     colors[:] = UNLABELED
     known = np.asarray(truth) >= 0
@@ -67,7 +67,7 @@ def error_colors(pred: npt.NDArray[Any], truth: npt.NDArray[Any]) -> Colors:
 def scalar_colors(
     values: npt.NDArray[Any], low: float, high: float, colormap: str = "turbo"
 ) -> Colors:
-    """Colours (N, 3) of numbers (N,) on a matplotlib colour map; NaN is light grey."""
+    """Colors (N, 3) of numbers (N,) on a matplotlib color map; NaN is light gray."""
     from matplotlib import colormaps
 
     numbers = np.asarray(values, np.float64)
@@ -124,12 +124,12 @@ def overlay(
 
     Args:
         image: (H, W, 3) uint8 RGB.
-        uv: (N, 2) pixels, integer coordinates are pixel centres; hide points by leaving them out.
+        uv: (N, 2) pixels, integer coordinates are pixel centers; hide points by leaving them out.
         colors: (N, 3).
-        dim: how far the image is faded towards light grey, 0..1, so that the points stand out.
+        dim: how far the image is faded toward light gray, 0..1, so that the points stand out.
     """
-    grey = image.mean(axis=2, keepdims=True)
-    faded = (1 - dim) * image + dim * (0.45 * grey + 140)
+    gray = image.mean(axis=2, keepdims=True)
+    faded = (1 - dim) * image + dim * (0.45 * gray + 140)
     ax.imshow(np.clip(faded, 0, 255).astype(np.uint8), interpolation="bilinear")
     ax.scatter(uv[:, 0], uv[:, 1], c=colors, s=point_size, linewidths=0)
     ax.set_xlim(-0.5, image.shape[1] - 0.5)
@@ -154,10 +154,10 @@ def legend(
     anchor: tuple[float, float] = (0.5, 0.0),
     columns: int = 0,
 ) -> None:
-    """Coloured squares with names, in one row unless `columns` says otherwise.
+    """Colored squares with names, in one row unless `columns` says otherwise.
 
     Args:
-        colors: one per name: uint8 (C, 3) palette, floats in 0..1 or matplotlib colour names.
+        colors: one per name: uint8 (C, 3) palette, floats in 0..1 or matplotlib color names.
     """
     from matplotlib.patches import Patch
 

@@ -16,14 +16,14 @@ from pcseg_core.distill.pseudo_labels import PseudoLabelConfig, camera_evidence,
 from pcseg_core.errors import InputError
 from pcseg_core.evaluation.contenders import Answer, Contender, Live, Moment, peak_rss_mb
 from pcseg_core.evaluation.evaluator import truth_of
-from pcseg_core.evaluation.flicker import Flicker, Pairing, Pairs
-from pcseg_core.evaluation.metrics import Confusion
 from pcseg_core.evaluation.replay_report import ReplayFigures, ReplayReport, Scene, SweepFigures
 from pcseg_core.geometry import transform
 from pcseg_core.labels import LabelSpace, grouping, regroup
+from pcseg_core.metrics.confusion import Confusion
+from pcseg_core.metrics.flicker import Flicker, Pairing, Pairs
 
 if TYPE_CHECKING:
-    from pcseg_core.data import Drive, Sample
+    from pcseg_core.data import Recording, Sample
     from pcseg_core.vision.pixel_classes import PixelClasses
 
 Labels = npt.NDArray[np.int64]
@@ -52,18 +52,18 @@ class Judges:
     teaching: PseudoLabelConfig = field(default_factory=PseudoLabelConfig)
 
 
-def own_labels(drive: Drive, space: LabelSpace) -> Judges:
+def own_labels(recording: Recording, space: LabelSpace) -> Judges:
     """Judges by the labels that a recording carries, if it does."""
-    labelled = drive.label_space is not None
+    labeled = recording.label_space is not None
 
     def truth(index: int, sample: Sample) -> Labels | None:
-        return None if sample.labels is None or not labelled else truth_of(sample, space)
+        return None if sample.labels is None or not labeled else truth_of(sample, space)
 
-    return Judges(space, truth, "the recording" if labelled else None)
+    return Judges(space, truth, "the recording" if labeled else None)
 
 
 def evaluate_replay(
-    drive: Drive,
+    recording: Recording,
     contenders: Sequence[Contender],
     judges: Judges,
     progress: Progress | None = None,
@@ -71,7 +71,7 @@ def evaluate_replay(
     """Show every sweep to every contender and measure their labels.
 
     Args:
-        drive: the recording; with poses, flicker is measured.
+        recording: the recording; with poses, flicker is measured.
         contenders: the first one is the one that was asked for.
         judges: what they are measured against.
         progress: called with (sweeps done, sweeps in all).
@@ -79,11 +79,11 @@ def evaluate_replay(
     Raises:
         InputError: no sweep can be read, or a label space does not group into that of the judges.
     """
-    run = _Run(drive, contenders, judges)
-    for index, sample in readable(drive):
+    run = _Run(recording, contenders, judges)
+    for index, sample in readable(recording):
         run.add(index, sample)
         if progress:
-            progress(index + 1, len(drive))
+            progress(index + 1, len(recording))
     return run.report()
 
 
@@ -143,17 +143,19 @@ class _Measure:
 class _Run:
     """State of one evaluation."""
 
-    def __init__(self, drive: Drive, contenders: Sequence[Contender], judges: Judges) -> None:
-        if not len(drive):
-            raise InputError(f"{drive.name}: no sweeps to evaluate on")
-        self.drive, self.judges = drive, judges
+    def __init__(
+        self, recording: Recording, contenders: Sequence[Contender], judges: Judges
+    ) -> None:
+        if not len(recording):
+            raise InputError(f"{recording.name}: no sweeps to evaluate on")
+        self.recording, self.judges = recording, judges
         self.measures = [_Measure(contender, judges.space) for contender in contenders]
         self.live = any(isinstance(contender, Live) for contender in contenders)
         self.pairing = Pairing()
         self.sweeps: list[SweepFigures] = []
         self.scene: Scene | None = None
-        last = len(drive) - 1
-        spread = np.linspace(0, last, min(AGREEMENT_SWEEPS, len(drive))).round().astype(int)
+        last = len(recording) - 1
+        spread = np.linspace(0, last, min(AGREEMENT_SWEEPS, len(recording))).round().astype(int)
         self.taught = set(spread.tolist()) if judges.teacher is not None else set()
         self.groups = None
         if judges.teacher is not None:
@@ -167,7 +169,9 @@ class _Run:
         figures = SweepFigures(stamp_ns=sample.stamp_ns, points=len(sample.cloud))
         labels: dict[str, Labels] = {}
         changed: dict[str, npt.NDArray[np.int8]] = {}
-        keep = self.scene is None or index <= len(self.drive) // 2  # the middle, if it is answered
+        keep = (
+            self.scene is None or index <= len(self.recording) // 2
+        )  # the middle, if it is answered
         for measure in self.measures:
             answer = measure.contender.answer(moment)
             name = measure.contender.name
@@ -230,26 +234,28 @@ class _Run:
         return labels.astype(np.int64)
 
     def report(self) -> ReplayReport:
-        drive, space = self.drive, self.judges.space
+        recording, space = self.recording, self.judges.space
         if not self.sweeps:
-            reasons = "; ".join(reason for reason, _ in drive.skipped.most_common(3))
-            raise InputError(f"{drive.name}: no sweep can be read: {reasons or 'there is none'}")
-        unread = len(drive) - len(self.sweeps)
+            reasons = "; ".join(reason for reason, _ in recording.skipped.most_common(3))
+            raise InputError(
+                f"{recording.name}: no sweep can be read: {reasons or 'there is none'}"
+            )
+        unread = len(recording) - len(self.sweeps)
         for measure in self.measures:
             measure.dropped += unread
-        figures = [measure.figures(space, self.live, len(drive)) for measure in self.measures]
+        figures = [measure.figures(space, self.live, len(recording)) for measure in self.measures]
         return ReplayReport(
             **figures[0].model_dump(),
-            source=drive.name,
+            source=recording.name,
             transport="over DDS" if self.live else "offline, every sweep",
             label_space=space.name,
             classes=list(space.names),
             labels_from=self.judges.labels_from if figures[0].miou is not None else None,
-            pose_source=drive.pose_source,
+            pose_source=recording.pose_source,
             sweeps=len(self.sweeps),
             points=sum(sweep.points for sweep in self.sweeps),
             others=figures[1:],
-            skipped=dict(Counter(drive.skipped)),
+            skipped=dict(Counter(recording.skipped)),
             notes=self._notes(),
             per_sweep=self.sweeps,
             scene=self.scene,
@@ -261,7 +267,7 @@ class _Run:
         notes = []
         if self.judges.labels_from is None:
             notes.append("no mIoU: the recording carries no labels; give a folder by --labels")
-        if self.drive.pose_source == "none":
+        if self.recording.pose_source == "none":
             notes.append("no flicker: the recording has no poses (TF, Odometry or kiss-icp)")
         if self.taught and not any(measure.taught for measure in self.measures):
             notes.append("no agreement with cameras: no point of a labeled sweep is seen by one")

@@ -94,8 +94,14 @@ def _draw_series(figure: Figure, report: ReplayReport) -> None:
         axes.grid(color="#eaeef2", linewidth=0.8)
         axes.spines[:].set_visible(False)
         if row == 0:
-            axes.legend(frameon=False, fontsize=8.5, loc="lower right", ncols=4,
-                        bbox_to_anchor=(1.0, 1.0), labelcolor=pictures.INK)  # fmt: skip
+            axes.legend(
+                frameon=False,
+                fontsize=8.5,
+                loc="lower right",
+                ncols=4,
+                bbox_to_anchor=(1.0, 1.0),
+                labelcolor=pictures.INK,
+            )
         if row == len(shown) - 1:
             axes.set_xlabel("seconds of the drive", fontsize=8.5, color=pictures.FAINT)
 

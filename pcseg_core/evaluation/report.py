@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
-from pcseg_core.evaluation.metrics import Confusion
 from pcseg_core.files import write_atomic
 from pcseg_core.labels import LabelSpace, grouping
+from pcseg_core.metrics.confusion import Confusion
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -38,7 +38,7 @@ def _headline(report: Report) -> str:
 
 def _second_line(report: Report) -> str:
     scans = f"{report.scans} scan{'s' if report.scans != 1 else ''}"
-    return f"{report.checkpoint}  on  {report.source}: {scans}, {report.points:,} labelled points"
+    return f"{report.checkpoint}  on  {report.source}: {scans}, {report.points:,} labeled points"
 
 
 def _draw_bars(figure: Figure, report: Report) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training batches: sectors of pseudo-labelled sweeps, augmented, the same for the same seed."""
+"""Training batches: sectors of pseudo-labeled sweeps, augmented, the same for the same seed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pcseg_core.models.student import Points
 
 
 @dataclass
-class LabelledSweep:
+class TrainingSweep:
     """One training sweep, as stored in a run's pseudo_labels folder.
 
     Attributes:
@@ -44,22 +44,27 @@ class LabelledSweep:
             np.savez(file, **arrays)
 
     @staticmethod
-    def load(path: Path) -> LabelledSweep:
+    def load(path: Path) -> TrainingSweep:
         with np.load(path) as stored:
             arrays = {name: stored[name] for name in stored.files}
         arrays["scene"] = str(arrays["scene"])
-        return LabelledSweep(**arrays)
+        return TrainingSweep(**arrays)
 
-    def select(self, labels: np.ndarray, keep: np.ndarray) -> LabelledSweep:
+    def select(self, labels: np.ndarray, keep: np.ndarray) -> TrainingSweep:
         """The points at positions `keep` (K,) in ascending order, with other labels (N,)."""
         features, feature_index = None, None
         if self.features is not None:
             kept = self.kept_pairs(keep)
             features, feature_index = self.features[kept >= 0], kept[kept >= 0]
-        return LabelledSweep(
-            self.xyz[keep], self.intensity[keep], labels[keep], self.confidence[keep], self.scene,
-            features, feature_index,
-        )  # fmt: skip
+        return TrainingSweep(
+            self.xyz[keep],
+            self.intensity[keep],
+            labels[keep],
+            self.confidence[keep],
+            self.scene,
+            features,
+            feature_index,
+        )
 
     def kept_pairs(self, keep: np.ndarray) -> np.ndarray:
         """(S,) int64 position of each point with features among `keep`, -1 for those left out."""
@@ -75,7 +80,7 @@ class LabelledSweep:
 
 @dataclass
 class Batch:
-    """Input and targets of one optimiser step.
+    """Input and targets of one optimizer step.
 
     Attributes:
         points: sectors of several sweeps.
@@ -97,9 +102,9 @@ class Batch:
 
 
 class StepDataset(Dataset[Batch]):
-    """The batches of the optimiser steps first..first+count-1, each a function of (seed, step)."""
+    """The batches of the optimizer steps first..first+count-1, each a function of (seed, step)."""
 
-    def __init__(self, sweeps: list[LabelledSweep], recipe: Recipe, first: int, count: int) -> None:
+    def __init__(self, sweeps: list[TrainingSweep], recipe: Recipe, first: int, count: int) -> None:
         self.sweeps = sweeps
         self.recipe = recipe
         self.first = first
@@ -120,11 +125,11 @@ class StepDataset(Dataset[Batch]):
         parts = [self._sector(rng) for _ in range(self.recipe.optimizer.batch_size)]
         return self.collate(parts)
 
-    def collate(self, parts: list[LabelledSweep]) -> Batch:
+    def collate(self, parts: list[TrainingSweep]) -> Batch:
         """Sectors of sweeps as one batch."""
         return collate(parts)
 
-    def _sector(self, rng: np.random.Generator) -> LabelledSweep:
+    def _sector(self, rng: np.random.Generator) -> TrainingSweep:
         members = list(self.scenes.values())[rng.choice(len(self.scenes), p=self.scene_probability)]
         sweep = self.sweeps[members[rng.integers(len(members))]]
         labels = sweep.confident(self.recipe.loss.min_confidence)
@@ -141,17 +146,17 @@ class StepDataset(Dataset[Batch]):
 def _choose_sector(
     xyz: np.ndarray, labels: np.ndarray, width_deg: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """(N,) bool: a sector around a labelled point whose class is drawn evenly."""
+    """(N,) bool: a sector around a labeled point whose class is drawn evenly."""
     if width_deg >= 360:
         return np.ones(len(xyz), bool)
     azimuth = np.degrees(np.arctan2(xyz[:, 1], xyz[:, 0]))
     present = np.unique(labels[labels != IGNORE])
     if len(present):
         members = np.flatnonzero(labels == rng.choice(present))
-        centre = azimuth[rng.choice(members)] + rng.uniform(-0.4, 0.4) * width_deg
+        center = azimuth[rng.choice(members)] + rng.uniform(-0.4, 0.4) * width_deg
     else:
-        centre = rng.uniform(-180, 180)
-    away = np.abs((azimuth - centre + 180) % 360 - 180)
+        center = rng.uniform(-180, 180)
+    away = np.abs((azimuth - center + 180) % 360 - 180)
     return away <= width_deg / 2
 
 
@@ -190,7 +195,7 @@ def _rotation(yaw: float, pitch: float, roll: float) -> np.ndarray:
     return rz @ ry @ rx
 
 
-def collate(parts: list[LabelledSweep]) -> Batch:
+def collate(parts: list[TrainingSweep]) -> Batch:
     """Points, labels and features of sectors, one after the other."""
     sizes = [len(p.xyz) for p in parts]
     starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])

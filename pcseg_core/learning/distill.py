@@ -12,12 +12,12 @@ import numpy as np
 import torch
 
 from pcseg_core.checkpoint import load_checkpoint
-from pcseg_core.data import Drive, open_drive
-from pcseg_core.distill.labelling import Labelled, Labeller, class_shares
+from pcseg_core.data import Recording, open_recording
+from pcseg_core.distill.labeling import Labeled, Labeler, class_shares
 from pcseg_core.errors import InputError
 from pcseg_core.files import atomic_path, slug
 from pcseg_core.labels import IGNORE, LabelSpace
-from pcseg_core.learning.dataset import LabelledSweep
+from pcseg_core.learning.dataset import TrainingSweep
 from pcseg_core.learning.module import DistillModule
 from pcseg_core.learning.recipe import Recipe, TextConfig
 from pcseg_core.learning.runs import (
@@ -52,7 +52,7 @@ def distill(
         sources: bags, or reader:path.
         recipe: everything that decides the result.
         out: run directory; gets recipe.yaml, pseudo_labels/, logs/, last.ckpt and the checkpoint.
-        cache: folder of labelled sweeps that several runs may share; default inside `out`.
+        cache: folder of labeled sweeps that several runs may share; default inside `out`.
         device: "auto", "cpu" or "cuda".
         start: run or checkpoint whose student is trained on, for example to learn words.
 
@@ -67,8 +67,8 @@ def distill(
     claim(out, recipe, [*sources, *([f"start:{start}"] if start else [])])
     teacher = load_teacher(recipe.teacher, _device(device))
     text = load_text_teacher(recipe.text, teacher, _device(device)) if recipe.text else None
-    drives = {identity(s): open_drive(s) for s in sources}
-    labeller = Labeller(
+    recordings = {identity(s): open_recording(s) for s in sources}
+    labeler = Labeler(
         teacher,
         recipe.teacher,
         recipe.labels,
@@ -77,14 +77,14 @@ def distill(
         text=text.source if text else None,
     )
     started = time.monotonic()
-    labelled = _label(labeller, drives)
+    labeled = _label(labeler, recordings)
     if text and recipe.text and recipe.text.source == "classes":
-        _agree(labelled, labeller, recipe.loss.min_confidence)
-    sweeps = _store(labelled, out / "pseudo_labels")
-    labelling_s = time.monotonic() - started
-    student = _build(recipe, sweeps, len(labeller.space), text)
+        _agree(labeled, labeler, recipe.loss.min_confidence)
+    sweeps = _store(labeled, out / "pseudo_labels")
+    labeling_s = time.monotonic() - started
+    student = _build(recipe, sweeps, len(labeler.space), text)
     if start is not None:
-        _take_over(student, start, labeller.space)
+        _take_over(student, start, labeler.space)
     objective = _text_objective(recipe.text, text, sweeps) if recipe.text and text else None
     if objective is not None and student.text_head is not None:
         objective.prepare(student.text_head)
@@ -93,14 +93,16 @@ def distill(
         objective.restore(student.text_head)
     metrics = {
         "sweeps": len(sweeps),
-        "skipped": dict(sum((drive.skipped for drive in drives.values()), labeller.skipped)),
-        "poses": {name: drive.pose_source for name, drive in drives.items()},
-        "class_shares": class_shares(labelled, labeller.space),
-        "labelling_s": round(labelling_s, 1),
+        "skipped": dict(
+            sum((recording.skipped for recording in recordings.values()), labeler.skipped)
+        ),
+        "poses": {name: recording.pose_source for name, recording in recordings.items()},
+        "class_shares": class_shares(labeled, labeler.space),
+        "labeling_s": round(labeling_s, 1),
         **training,
     }
     words = text.checkpoint_text(recipe.text) if recipe.text and text else None
-    finish(student, labeller.space, recipe, metrics, out, words)
+    finish(student, labeler.space, recipe, metrics, out, words)
     return metrics
 
 
@@ -113,24 +115,25 @@ def _device(device: str) -> str:
     return "cuda" if on_gpu(device) else "cpu"
 
 
-def _label(labeller: Labeller, drives: dict[str, Drive]) -> list[Labelled]:
+def _label(labeler: Labeler, recordings: dict[str, Recording]) -> list[Labeled]:
     with bar() as progress:
-        task = progress.add_task("labelling sweeps", total=None)
-        labelled = labeller.label(
-            drives, lambda _stage, done, total: progress.update(task, completed=done, total=total)
+        task = progress.add_task("labeling sweeps", total=None)
+        labeled = labeler.label(
+            recordings,
+            lambda _stage, done, total: progress.update(task, completed=done, total=total),
         )
-    for reason, count in labeller.skipped.most_common():
+    for reason, count in labeler.skipped.most_common():
         console.print(f"[yellow]skipped {count} sweep(s):[/] {reason}", highlight=False)
-    return labelled
+    return labeled
 
 
-def _store(labelled: list[Labelled], folder: Path) -> list[LabelledSweep]:
+def _store(labeled: list[Labeled], folder: Path) -> list[TrainingSweep]:
     """Write what the student trains on; baselines are fitted to the same files."""
-    sweeps: list[LabelledSweep] = []
-    for item in labelled:
+    sweeps: list[TrainingSweep] = []
+    for item in labeled:
         seen = item.seen
         has_features = len(seen.feature_index) > 0
-        sweep = LabelledSweep(
+        sweep = TrainingSweep(
             seen.xyz,
             seen.intensity,
             item.labels,
@@ -147,19 +150,19 @@ def _store(labelled: list[Labelled], folder: Path) -> list[LabelledSweep]:
     return sweeps
 
 
-def _agree(labelled: list[Labelled], labeller: Labeller, minimum: float) -> None:
+def _agree(labeled: list[Labeled], labeler: Labeler, minimum: float) -> None:
     """Correct the class probabilities of pixels by the labels that many frames agreed on."""
-    classes = len(labeller.groups)
-    for item in labelled:
+    classes = len(labeler.groups)
+    for item in labeled:
         index, values = item.seen.feature_index, item.seen.features
         sure = item.confidence[index] >= minimum
         voted = np.where(sure, item.labels[index], IGNORE)
-        kept = agree_with_labels(values[:, -classes:], voted, labeller.groups)
+        kept = agree_with_labels(values[:, -classes:], voted, labeler.groups)
         values[:, -classes:] = kept.astype(values.dtype)
 
 
 def _build(
-    recipe: Recipe, sweeps: list[LabelledSweep], classes: int, text: TextTeacher | None
+    recipe: Recipe, sweeps: list[TrainingSweep], classes: int, text: TextTeacher | None
 ) -> Student:
     torch.manual_seed(recipe.seed)
     config = recipe.student
@@ -196,7 +199,7 @@ def _take_over(student: Student, start: Path, space: LabelSpace) -> None:
 
 
 def _text_objective(
-    config: TextConfig, text: TextTeacher, sweeps: list[LabelledSweep]
+    config: TextConfig, text: TextTeacher, sweeps: list[TrainingSweep]
 ) -> TextObjective:
     if config.source != "classes":
         return TextObjective(config, text.matrix, None)
@@ -210,7 +213,7 @@ def _text_objective(
 
 def _train(
     student: Student,
-    sweeps: list[LabelledSweep],
+    sweeps: list[TrainingSweep],
     recipe: Recipe,
     out: Path,
     device: str,

@@ -64,7 +64,7 @@ class SyncedBatchNorm(BatchNorm):
     """Batch norm over the voxels of all processes, on any device (torch's own needs CUDA)."""
 
     def forward(self, x: SparseTensor) -> SparseTensor:  # type: ignore[override]
-        """Normalise (M, C) features; statistics are those of all processes' voxels together."""
+        """Normalize (M, C) features; statistics are those of all processes' voxels together."""
         if not self.training or ranks()[1] == 1:
             return super().forward(x)
         feats = x.feats

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Few-shot fine-tuning: a share of the labelled scenes, from a pretrained network and from none."""
+"""Few-shot fine-tuning: a share of the labeled scenes, from a pretrained network and from none."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from pydantic import Field
 
 from pcseg_core.checkpoint import load_checkpoint
 from pcseg_core.config import Section
-from pcseg_core.data import Drive, readable
+from pcseg_core.data import Recording, readable
 from pcseg_core.errors import InputError
 from pcseg_core.evaluation.evaluator import truth_of
-from pcseg_core.evaluation.metrics import Confusion
 from pcseg_core.evaluation.report import Figures, merge_of
 from pcseg_core.files import slug, write_atomic
 from pcseg_core.labels import IGNORE, LabelSpace
-from pcseg_core.learning.dataset import LabelledSweep
+from pcseg_core.learning.dataset import TrainingSweep
 from pcseg_core.learning.module import DistillModule
 from pcseg_core.learning.probe import Scan
 from pcseg_core.learning.recipe import AugmentConfig, LossConfig, OptimizerConfig, Recipe
 from pcseg_core.learning.runs import finish, stored_rows, train
 from pcseg_core.learning.schedule import adamw
+from pcseg_core.metrics.confusion import Confusion
 from pcseg_core.models.student import Points, Student, StudentConfig
 
 PRETRAINED, SCRATCH = "pretrained", "scratch"
@@ -57,7 +57,7 @@ class FinetuneModule(DistillModule):
 
     Args:
         student: network to train.
-        sweeps: labelled sweeps.
+        sweeps: labeled sweeps.
         recipe: everything else.
         pretrained: whether trunk and head get different rates.
     """
@@ -65,7 +65,7 @@ class FinetuneModule(DistillModule):
     def __init__(
         self,
         student: Student,
-        sweeps: list[LabelledSweep],
+        sweeps: list[TrainingSweep],
         recipe: FinetuneRecipe,
         pretrained: bool,
     ) -> None:
@@ -89,7 +89,7 @@ class FinetuneModule(DistillModule):
 def few_scenes(scenes: Sequence[str], percent: float, seed: int = 0) -> list[str]:
     """Every k-th scene, k = 100 / percent, beginning with another one for every seed.
 
-    Splits are by scene, not by sweep: neighbouring sweeps show the same things, and a split by
+    Splits are by scene, not by sweep: neighboring sweeps show the same things, and a split by
     sweeps would hide how few places a network has seen. At least one scene is taken.
     """
     names = list(dict.fromkeys(scenes))
@@ -99,22 +99,28 @@ def few_scenes(scenes: Sequence[str], percent: float, seed: int = 0) -> list[str
     return names[seed % min(step, len(names)) :: step]
 
 
-def read_labelled(
-    drive: Drive, space: LabelSpace, max_range_m: float
-) -> Iterator[tuple[str, LabelledSweep]]:
-    """Scene and sweep, with true labels, of all labelled sweeps of a drive."""
-    for index, sample in readable(drive):
+def read_labeled(
+    recording: Recording, space: LabelSpace, max_range_m: float
+) -> Iterator[tuple[str, TrainingSweep]]:
+    """Scene and sweep, with true labels, of all labeled sweeps of a drive."""
+    for index, sample in readable(recording):
         if sample.labels is None:
-            drive.skipped["sweep without labels"] += 1
+            recording.skipped["sweep without labels"] += 1
             continue
         cloud, truth = sample.cloud, truth_of(sample, space)
         near = cloud.finite & (np.linalg.norm(cloud.xyz, axis=1) <= max_range_m)
         strength = cloud.intensity if cloud.intensity is not None else np.zeros(len(cloud))
-        scene = f"{drive.name}/{drive.scenes[index]}"
-        yield scene, LabelledSweep(
-            cloud.xyz[near].astype(np.float32), np.nan_to_num(strength[near]).astype(np.float32),
-            truth[near].astype(np.int16), np.ones(int(near.sum()), np.float32), scene,
-        )  # fmt: skip
+        scene = f"{recording.name}/{recording.scenes[index]}"
+        yield (
+            scene,
+            TrainingSweep(
+                cloud.xyz[near].astype(np.float32),
+                np.nan_to_num(strength[near]).astype(np.float32),
+                truth[near].astype(np.int16),
+                np.ones(int(near.sum()), np.float32),
+                scene,
+            ),
+        )
 
 
 def start(run: Path | None, config: StudentConfig, classes: int, seed: int) -> Student:
@@ -123,8 +129,11 @@ def start(run: Path | None, config: StudentConfig, classes: int, seed: int) -> S
     student = Student(config.model_copy(update={"feature_channels": 0}), classes)
     if run is not None:
         state, _ = load_checkpoint(run)
-        trunk = {k: v for k, v in state.items() if not k.startswith(("network.classifier.",
-                                                                     "regression."))}  # fmt: skip
+        trunk = {
+            k: v
+            for k, v in state.items()
+            if not k.startswith(("network.classifier.", "regression."))
+        }
         missing, unknown = student.load_state_dict(trunk, strict=False)
         wrong = [k for k in missing if not k.startswith("network.classifier.")] + unknown
         if wrong:
@@ -134,7 +143,7 @@ def start(run: Path | None, config: StudentConfig, classes: int, seed: int) -> S
 
 @torch.no_grad()
 def measure(student: Student, test: Sequence[Scan], classes: int, device: str) -> Confusion:
-    """Confusion of a student over labelled scans."""
+    """Confusion of a student over labeled scans."""
     confusion = Confusion(classes)
     student = student.to(device).eval()
     for scan in test:
@@ -163,7 +172,7 @@ class FewShot:
     def __init__(
         self,
         run: Path,
-        sweeps: Sequence[tuple[str, LabelledSweep]],
+        sweeps: Sequence[tuple[str, TrainingSweep]],
         test: Sequence[Scan],
         space: LabelSpace,
         recipe: FinetuneRecipe,
@@ -176,10 +185,13 @@ class FewShot:
         self.config = StudentConfig.model_validate(load_checkpoint(run)[1].student)
         self.file = out / "few_shot.json"
         self.settings = {
-            "run": str(Path(run).resolve()), "recipe": recipe.model_dump(mode="json"),
-            "scenes": len(set(self.scenes)), "sweeps": len(self.sweeps),
-            "test_scans": len(test), "label_space": space.name,
-        }  # fmt: skip
+            "run": str(Path(run).resolve()),
+            "recipe": recipe.model_dump(mode="json"),
+            "scenes": len(set(self.scenes)),
+            "sweeps": len(self.sweeps),
+            "test_scans": len(test),
+            "label_space": space.name,
+        }
         self.rows = stored_rows(self.file, self.settings)
 
     def all_rows(
@@ -204,8 +216,10 @@ class FewShot:
                 for kind in starts:
                     if (kind, percent, seed) not in done:
                         self.rows.append(self._row(kind, percent, seed))
-                        tell(f"{kind}, {percent:g} % of the scenes, seed {seed}: "
-                             f"{100 * self.rows[-1]['miou']:.1f} mIoU")  # fmt: skip
+                        tell(
+                            f"{kind}, {percent:g} % of the scenes, seed {seed}: "
+                            f"{100 * self.rows[-1]['miou']:.1f} mIoU"
+                        )
                         self._write()
         return self._write()
 
@@ -213,7 +227,7 @@ class FewShot:
         chosen = set(few_scenes(self.scenes, percent, seed))
         sweeps = [sweep for scene, sweep in self.sweeps if scene in chosen]
         if not any((sweep.label != IGNORE).any() for sweep in sweeps):
-            raise InputError(f"no labelled point in scenes {', '.join(sorted(chosen))}")
+            raise InputError(f"no labeled point in scenes {', '.join(sorted(chosen))}")
         recipe = self.recipe.model_copy(update={"seed": seed})
         run = self.run_path if kind == PRETRAINED else None
         student = start(run, self.config, len(self.space), seed)
@@ -226,17 +240,22 @@ class FewShot:
         confusion = measure(student, self.test, len(self.space), device)
         finish(student, self.space, recipe, figures, folder)
         return {
-            "start": kind, "percent": percent, "seed": seed, "scenes": len(chosen),
+            "start": kind,
+            "percent": percent,
+            "seed": seed,
+            "scenes": len(chosen),
             "sweeps": len(sweeps),
             **Figures.of(confusion, self.space.names, merge_of(self.space)).model_dump(),
             "confusion": confusion.matrix.tolist(),
-        }  # fmt: skip
+        }
 
     def _write(self) -> dict[str, Any]:
         content = {
-            "settings": self.settings, "classes": list(self.space.names), "rows": self.rows,
+            "settings": self.settings,
+            "classes": list(self.space.names),
+            "rows": self.rows,
             "summary": summarize(self.rows),
-        }  # fmt: skip
+        }
         write_atomic(self.file, json.dumps(content, indent=1) + "\n")
         return content
 
@@ -247,10 +266,16 @@ def summarize(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for kind, percent in dict.fromkeys((row["start"], row["percent"]) for row in rows):
         same = [r for r in rows if (r["start"], r["percent"]) == (kind, percent)]
         values = [row["miou"] for row in same]
-        found.append({
-            "start": kind, "percent": percent, "seeds": len(same), "scenes": same[0]["scenes"],
-            "miou": float(np.mean(values)), "deviation": float(np.std(values)),
-        })  # fmt: skip
+        found.append(
+            {
+                "start": kind,
+                "percent": percent,
+                "seeds": len(same),
+                "scenes": same[0]["scenes"],
+                "miou": float(np.mean(values)),
+                "deviation": float(np.std(values)),
+            }
+        )
     return found
 
 
@@ -261,17 +286,21 @@ def draw(content: Mapping[str, Any], path: Path) -> None:
     figure = pictures.new_figure(1500, 640)
     axes = figure.add_axes((0.06, 0.14, 0.36, 0.74))
     for kind, color in ((PRETRAINED, pictures.ACCENT), (SCRATCH, "#8b949e")):
-        points = sorted((r["percent"], r["miou"], r["deviation"]) for r in content["summary"]
-                        if r["start"] == kind)  # fmt: skip
+        points = sorted(
+            (r["percent"], r["miou"], r["deviation"])
+            for r in content["summary"]
+            if r["start"] == kind
+        )
         if points:
             x, y, spread = (np.array(column) for column in zip(*points))
             axes.errorbar(x, 100 * y, 100 * spread, marker="o", color=color, label=kind, capsize=3)
     axes.set_xscale("log")
-    axes.set_xlabel("share of the labelled scenes, percent")
+    axes.set_xlabel("share of the labeled scenes, percent")
     axes.set_title("Few-shot fine-tuning, mIoU in percent", loc="left", fontsize=11)
     axes.legend(frameon=False)
-    largest = max((r for r in content["rows"] if r["start"] == PRETRAINED),
-                  key=lambda row: row["percent"])  # fmt: skip
+    largest = max(
+        (r for r in content["rows"] if r["start"] == PRETRAINED), key=lambda row: row["percent"]
+    )
     axes = figure.add_axes((0.56, 0.2, 0.40, 0.68))
     title = f"Pretrained, {largest['percent']:g} % of the scenes: confusion, percent"
     pictures.confusion(axes, np.array(largest["confusion"]), content["classes"], title=title)

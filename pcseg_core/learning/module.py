@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from pcseg_core.distill.losses import feature_regression, lovasz_softmax, weighted_cross_entropy
 from pcseg_core.labels import IGNORE
-from pcseg_core.learning.dataset import Batch, LabelledSweep, StepDataset
+from pcseg_core.learning.dataset import Batch, StepDataset, TrainingSweep
 from pcseg_core.learning.recipe import Recipe
 from pcseg_core.learning.schedule import adamw
 from pcseg_core.learning.text import TextObjective
@@ -27,7 +27,7 @@ class DistillModule(lightning.LightningModule):
 
     Args:
         student: network to train.
-        sweeps: pseudo-labelled training sweeps.
+        sweeps: pseudo-labeled training sweeps.
         recipe: everything else.
         text: losses of the text head, None without one.
     """
@@ -37,7 +37,7 @@ class DistillModule(lightning.LightningModule):
     def __init__(
         self,
         student: Student,
-        sweeps: list[LabelledSweep],
+        sweeps: list[TrainingSweep],
         recipe: Recipe,
         text: TextObjective | None = None,
     ) -> None:
@@ -119,14 +119,14 @@ def vote(
     """Label of each voxel by the summed confidence of its points.
 
     Returns:
-        (M,) int64 labels, IGNORE without any labelled point; (M,) float32 mean confidence of the
+        (M,) int64 labels, IGNORE without any labeled point; (M,) float32 mean confidence of the
         points that voted for the winner, times their share of the vote.
     """
-    labelled = (labels != IGNORE).nonzero().squeeze(1)
-    cells = inverse[labelled] * classes + labels[labelled]
+    labeled = (labels != IGNORE).nonzero().squeeze(1)
+    cells = inverse[labeled] * classes + labels[labeled]
     ballot = confidence.new_zeros(voxels * classes)
-    ballot.index_add_(0, cells, confidence[labelled])
-    counts = torch.zeros_like(ballot).index_add_(0, cells, torch.ones_like(confidence[labelled]))
+    ballot.index_add_(0, cells, confidence[labeled])
+    counts = torch.zeros_like(ballot).index_add_(0, cells, torch.ones_like(confidence[labeled]))
     ballot, counts = ballot.view(voxels, classes), counts.view(voxels, classes)
     top, winner = ballot.max(1)
     won = counts.gather(1, winner[:, None]).squeeze(1)
@@ -135,7 +135,7 @@ def vote(
     return torch.where(top > 0, winner, IGNORE), mean * share
 
 
-def class_weights(sweeps: list[LabelledSweep], classes: int, recipe: Recipe) -> Tensor:
+def class_weights(sweeps: list[TrainingSweep], classes: int, recipe: Recipe) -> Tensor:
     """(C,) float32 inverse class frequencies to the recipe's power; mean 1 over the labels."""
     counts = class_counts(sweeps, classes, recipe.loss.min_confidence)
     frequency = counts / counts.sum().clamp_min(1)
@@ -143,7 +143,7 @@ def class_weights(sweeps: list[LabelledSweep], classes: int, recipe: Recipe) -> 
     return (weights / (weights * frequency).sum().clamp_min(1e-6)).float()
 
 
-def class_counts(sweeps: list[LabelledSweep], classes: int, minimum: float) -> Tensor:
+def class_counts(sweeps: list[TrainingSweep], classes: int, minimum: float) -> Tensor:
     counts = torch.zeros(classes, dtype=torch.float64)
     for sweep in sweeps:
         labels = torch.from_numpy(sweep.confident(minimum))
@@ -152,9 +152,9 @@ def class_counts(sweeps: list[LabelledSweep], classes: int, minimum: float) -> T
 
 
 def _agreement(logits: Tensor, labels: Tensor) -> Tensor:
-    labelled = labels != IGNORE
+    labeled = labels != IGNORE
     return (
-        (logits.argmax(1) == labels)[labelled].float().mean()
-        if labelled.any()
+        (logits.argmax(1) == labels)[labeled].float().mean()
+        if labeled.any()
         else logits.new_zeros(())
     )

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pcseg_core.data import Drive, open_drive
+from pcseg_core.data import Recording, open_recording
 from pcseg_core.errors import InputError
 from pcseg_core.labels import LabelClass, LabelSpace
 from pcseg_core.learning.distributed import first_process_first
@@ -34,7 +34,7 @@ NO_CLASSES = LabelSpace("pretrained", (LabelClass(0, "unlabeled", (160, 160, 160
 
 
 def pretrain(
-    sources: Sequence[str] | Mapping[str, Drive],
+    sources: Sequence[str] | Mapping[str, Recording],
     recipe: PretrainRecipe,
     out: Path,
     cache: Path | None = None,
@@ -84,12 +84,12 @@ def pretrain(
     return metrics
 
 
-def _opened(sources: Sequence[str]) -> dict[str, Drive]:
-    return {identity(source): open_drive(source) for source in sources}
+def _opened(sources: Sequence[str]) -> dict[str, Recording]:
+    return {identity(source): open_recording(source) for source in sources}
 
 
 def prepare(
-    drives: Mapping[str, Drive], recipe: PretrainRecipe, cache: Path, device: str
+    recordings: Mapping[str, Recording], recipe: PretrainRecipe, cache: Path, device: str
 ) -> tuple[list[Entry], dict[int, Path], Counter[str]]:
     """Views, segments across sweeps where the recipe needs them, and what was skipped."""
     on = "cuda" if on_gpu(device) else "cpu"
@@ -102,11 +102,11 @@ def prepare(
         def tell(stage: str, done: int, total: int) -> None:
             progress.update(task, description=f"preparing {stage}", completed=done, total=total)
 
-        views = maker.make(drives, tell)
+        views = maker.make(recordings, tell)
         segments = make_segments(views, recipe.temporal, cache, tell) if recipe.across_time else {}
     for reason, count in maker.skipped.most_common():
         console.print(f"[yellow]skipped {count}:[/] {reason}", highlight=False)
-    skipped = sum((drive.skipped for drive in drives.values()), maker.skipped)
+    skipped = sum((recording.skipped for recording in recordings.values()), maker.skipped)
     return views, segments, skipped
 
 

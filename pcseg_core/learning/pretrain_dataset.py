@@ -32,7 +32,7 @@ SEGMENTS_PER_SECTOR = 100_000  # more than any image or sweep has, to number the
 
 @dataclass
 class PretrainBatch:
-    """Input and targets of one optimiser step.
+    """Input and targets of one optimizer step.
 
     Attributes:
         points: sectors of sweeps.
@@ -170,27 +170,39 @@ class PretrainDataset(Dataset[PretrainBatch]):
             lasting = np.full(len(view.xyz), IGNORE)
         drawn = draw_members(lasting[keep], recipe.loss.points_per_segment, rng)
         if rng.random() < recipe.pairs.merge:
-            more, strength = self._neighbour(chosen, target, rng)
+            more, strength = self._neighbor(chosen, target, rng)
             xyz, intensity = np.concatenate([xyz, more]), np.concatenate([intensity, strength])
             drawn = np.concatenate([drawn, np.full(len(more), IGNORE)])
         gain = rng.uniform(-1, 1) * recipe.augment.intensity_gain
         sector = Sector(
             augment_points(xyz, recipe.augment, rng),
             np.clip(intensity * np.float32(1 + gain), 0, 1),
-            place, [], [], [], [], [], [], [], drawn, second,
-        )  # fmt: skip
+            place,
+            [],
+            [],
+            [],
+            [],
+            [],
+            [],
+            [],
+            drawn,
+            second,
+        )
         for number, camera in enumerate(view.cameras):
             self._add_camera(sector, camera, number, position, rng)
         return sector
 
-    def _neighbour(self, chosen: int, target: Array, rng: Rng) -> tuple[Array, Array]:
+    def _neighbor(self, chosen: int, target: Array, rng: Rng) -> tuple[Array, Array]:
         """Points of the sector in the sweep before or after, seen from the chosen one."""
         entry = self.entries[chosen]
         near = [
-            other for other in self.entries
-            if entry.posed and other.posed and other.scene == entry.scene
+            other
+            for other in self.entries
+            if entry.posed
+            and other.posed
+            and other.scene == entry.scene
             and abs(other.number - entry.number) == 1
-        ]  # fmt: skip
+        ]
         if not near:
             return np.zeros((0, 3), np.float32), np.zeros(0, np.float32)
         other = load_view(near[rng.integers(len(near))].path)
@@ -359,9 +371,14 @@ def collate(sectors: list[Sector], recipe: PretrainRecipe) -> PretrainBatch:
 
 
 _JOINED = (
-    "pixels", "pixel_segment", "pair_point", "pair_segment", "pair_feature", "segment_name",
+    "pixels",
+    "pixel_segment",
+    "pair_point",
+    "pair_segment",
+    "pair_feature",
+    "segment_name",
     "segment_class",
-)  # fmt: skip
+)
 
 
 def _renamed(name: str, values: list[Array], start: int, offset: int) -> list[Array]:

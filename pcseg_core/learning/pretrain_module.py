@@ -77,9 +77,7 @@ class PretrainModule(lightning.LightningModule):
         """Batches of the current epoch, so that a resumed run goes on with the same data."""
         first = self.current_epoch * STEPS_PER_EPOCH
         count = min(STEPS_PER_EPOCH, self.recipe.optimizer.steps - first)
-        dataset = PretrainDataset(
-            self.entries, self.segments, self.recipe, first, count, *ranks()
-        )
+        dataset = PretrainDataset(self.entries, self.segments, self.recipe, first, count, *ranks())
         return DataLoader(dataset, batch_size=None, num_workers=self.workers)
 
     def training_step(self, batch: PretrainBatch, _index: int) -> Tensor:
@@ -122,22 +120,29 @@ class PretrainModule(lightning.LightningModule):
         pixel_rows = _positions(batch.pixel_segment, batch.segment_name)
         used = features[batch.pair_point[point_rows != IGNORE]]
         projected = functional.normalize(self.heads["points"](used), dim=1)
-        points, sizes = contrast.segment_means(
-            projected, point_rows[point_rows != IGNORE], count
-        )
+        points, sizes = contrast.segment_means(projected, point_rows[point_rows != IGNORE], count)
         seen = functional.normalize(self.heads["pixels"](batch.pixels), dim=1)
         pixels, _ = contrast.segment_means(seen, pixel_rows, count)
         frozen, _ = contrast.segment_means(batch.pixels, pixel_rows, count)
         kept = sizes >= self.recipe.views.min_points
         rank, _ = ranks()
         sweeps = batch.segment_sector + rank * 1000
-        parts = (points, pixels, frozen, batch.segment_class, sweeps,
-                 batch.place[batch.segment_sector])  # fmt: skip
+        parts = (
+            points,
+            pixels,
+            frozen,
+            batch.segment_class,
+            sweeps,
+            batch.place[batch.segment_sector],
+        )
         points, pixels, frozen, classes, sweeps, places = (gather_rows(p[kept]) for p in parts)
         excluded = contrast.false_negatives(
-            frozen, loss.false_negative_quantile, classes if loss.class_negatives else None,
-            sweeps, places,
-        )  # fmt: skip
+            frozen,
+            loss.false_negative_quantile,
+            classes if loss.class_negatives else None,
+            sweeps,
+            places,
+        )
         anchors = contrast.balanced_anchors(frozen) if loss.balanced and len(frozen) > 1 else None
         alike = contrast.same_class(classes) if loss.class_positives else None
         return contrast.superpixel_contrast(
@@ -174,9 +179,12 @@ class PretrainModule(lightning.LightningModule):
         now, then = second == 0, second == 1
         if loss.temporal:
             losses["temporal"] = loss.temporal * contrast.temporal_consistency(
-                (projected[now], ids[now]), (projected[then], ids[then]), len(known),
-                loss.temperature, excluded,
-            )  # fmt: skip
+                (projected[now], ids[now]),
+                (projected[then], ids[then]),
+                len(known),
+                loss.temperature,
+                excluded,
+            )
         if loss.point_to_segment:
             inside = [
                 self._inside(projected[side], ids[side], len(known), excluded)
@@ -193,9 +201,7 @@ class PretrainModule(lightning.LightningModule):
         means, sizes = contrast.segment_means(projected, ids, count)
         absent = (sizes == 0).expand(count, count)
         mask = absent if excluded is None else excluded | absent
-        return contrast.point_to_segment(
-            projected, ids, means, self.recipe.loss.temperature, mask
-        )
+        return contrast.point_to_segment(projected, ids, means, self.recipe.loss.temperature, mask)
 
     def _point_classes(self, batch: PretrainBatch) -> Tensor:
         """(N,) class of the superpixel that shows each point, IGNORE for none."""
@@ -219,7 +225,7 @@ class PretrainModule(lightning.LightningModule):
         self._took("other")
 
     def throughput(self) -> dict[str, Any]:
-        """Sweeps per second and the share of each stage; "other" is gradients and optimiser."""
+        """Sweeps per second and the share of each stage; "other" is gradients and optimizer."""
         total = max(sum(self.seconds.values()), 1e-9)
         shares = {name: round(value / total, 4) for name, value in self.seconds.items()}
         seen = self.sweeps_seen * ranks()[1]

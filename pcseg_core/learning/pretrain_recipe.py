@@ -21,15 +21,14 @@ class SuperpixelConfig(Section):
     """How images are cut into segments."""
 
     name: Literal["slic", "semantic", "folder"] = Field(
-        default="slic", description="slic: by colour and place; semantic: regions of the "
-        "teacher's classes, split by SLIC; folder: maps that were made before"
-    )  # fmt: skip
-    segments: int = Field(default=150, ge=2, description="About how many segments SLIC makes")
-    compactness: float = Field(
-        default=6.0, gt=0, description="SLIC: weight of place against colour"
+        default="slic",
+        description="slic: by color and place; semantic: regions of the "
+        "teacher's classes, split by SLIC; folder: maps that were made before",
     )
+    segments: int = Field(default=150, ge=2, description="About how many segments SLIC makes")
+    compactness: float = Field(default=6.0, gt=0, description="SLIC: weight of place against color")
     min_area: int = Field(
-        default=100, ge=1, description="Smaller regions join a neighbour, semantic only [px]"
+        default=100, ge=1, description="Smaller regions join a neighbor, semantic only [px]"
     )
     teacher: TeacherConfig | None = Field(
         default=None, description="Teacher of pixel classes, for the kind 'semantic'"
@@ -84,13 +83,19 @@ class PairAugmentConfig(Section):
         default=200, ge=0, description="Crops and boxes that leave fewer pairs are not applied"
     )
     mirror: float = Field(
-        default=0.0, ge=0, le=1, description="Share of the images of which the features of the "
-        "mirrored image are used; they double the cache"
-    )  # fmt: skip
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Share of the images of which the features of the "
+        "mirrored image are used; they double the cache",
+    )
     merge: float = Field(
-        default=0.0, ge=0, le=1, description="Share of the clouds that are joined with the sweep "
-        "before or after them, where there are poses"
-    )  # fmt: skip
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Share of the clouds that are joined with the sweep "
+        "before or after them, where there are poses",
+    )
 
 
 class ContrastConfig(Section):
@@ -106,22 +111,30 @@ class ContrastConfig(Section):
     temperature: float = Field(default=0.07, gt=0, description="Divisor of the similarities")
     channels: int = Field(default=64, ge=2, le=4096, description="Size of the contrasted features")
     false_negative_quantile: float | None = Field(
-        default=None, gt=0, lt=1, description="Pairs of segments whose teacher features are more "
-        "alike than this quantile are no negatives"
-    )  # fmt: skip
+        default=None,
+        gt=0,
+        lt=1,
+        description="Pairs of segments whose teacher features are more "
+        "alike than this quantile are no negatives",
+    )
     class_positives: bool = Field(
-        default=False, description="Segments of one class attract each other, where the "
-        "superpixels have classes (OLIVINE)"
-    )  # fmt: skip
+        default=False,
+        description="Segments of one class attract each other, where the "
+        "superpixels have classes (OLIVINE)",
+    )
     class_negatives: bool = Field(
-        default=True, description="Segments of different classes only are negatives, where the "
-        "superpixels have classes"
-    )  # fmt: skip
+        default=True,
+        description="Segments of different classes only are negatives, where the "
+        "superpixels have classes",
+    )
     balanced: bool = Field(default=False, description="Rare segments weigh more (ST-SLidR)")
     paired: float = Field(
-        default=1.0, ge=0, le=1, description="With the temporal term: share of the sectors that "
-        "come as two sweeps of one place; the others show two places"
-    )  # fmt: skip
+        default=1.0,
+        ge=0,
+        le=1,
+        description="With the temporal term: share of the sectors that "
+        "come as two sweeps of one place; the others show two places",
+    )
     points_per_segment: int = Field(
         default=100, ge=1, description="Points drawn of each segment for the terms across sweeps"
     )

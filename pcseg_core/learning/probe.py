@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Linear probe: how much a frozen network knows, told by the best linear classifier on top.
 
-Only the last layer is fitted, to labelled scans of one place, and measured on another. Beside the
+Only the last layer is fitted, to labeled scans of one place, and measured on another. Beside the
 network stand its own architecture with random weights (batch norms calibrated on the scans) and
 the raw inputs without any network: an untrained network can be worse than its own inputs.
 """
@@ -18,13 +18,13 @@ import numpy.typing as npt
 import torch
 
 from pcseg_core.checkpoint import load_checkpoint, load_strictly
-from pcseg_core.data import Drive, readable
+from pcseg_core.data import Recording, readable
 from pcseg_core.errors import InputError
 from pcseg_core.evaluation.baselines import UntrainedNetwork, raw_inputs
 from pcseg_core.evaluation.evaluator import truth_of
-from pcseg_core.evaluation.metrics import Confusion
 from pcseg_core.evaluation.report import Figures, merge_of
 from pcseg_core.labels import IGNORE, LabelSpace
+from pcseg_core.metrics.confusion import Confusion
 from pcseg_core.models.student import Points, Student, StudentConfig
 
 Array = npt.NDArray[Any]
@@ -37,14 +37,14 @@ _CALIBRATION_SCANS = 8
 
 @dataclass
 class Scan:
-    """Labelled points of one sweep.
+    """Labeled points of one sweep.
 
     Attributes:
         name: of the sweep.
         xyz: (N, 3) float32 finite points within range [m].
         intensity: (N,) float32 in 0..1.
         truth: (N,) int64 class of the probe's label space, IGNORE for none.
-        missed: (C,) int64 labelled points of each class beyond the range; they count as wrong.
+        missed: (C,) int64 labeled points of each class beyond the range; they count as wrong.
     """
 
     name: str
@@ -54,21 +54,23 @@ class Scan:
     missed: Array
 
 
-def read_scans(drive: Drive, space: LabelSpace, max_range_m: float) -> Iterable[Scan]:
-    """The labelled sweeps of a drive; others are counted in its `skipped`."""
-    for _, sample in readable(drive):
+def read_scans(recording: Recording, space: LabelSpace, max_range_m: float) -> Iterable[Scan]:
+    """The labeled sweeps of a drive; others are counted in its `skipped`."""
+    for _, sample in readable(recording):
         if sample.labels is None:
-            drive.skipped["sweep without labels"] += 1
+            recording.skipped["sweep without labels"] += 1
             continue
         cloud, truth = sample.cloud, truth_of(sample, space).astype(np.int64)
         near = cloud.finite & (np.linalg.norm(cloud.xyz, axis=1) <= max_range_m)
         strength = cloud.intensity if cloud.intensity is not None else np.zeros(len(cloud))
         beyond = truth[~near]
         yield Scan(
-            sample.name, cloud.xyz[near].astype(np.float32),
-            np.nan_to_num(strength[near]).astype(np.float32), truth[near],
+            sample.name,
+            cloud.xyz[near].astype(np.float32),
+            np.nan_to_num(strength[near]).astype(np.float32),
+            truth[near],
             np.bincount(beyond[beyond != IGNORE], minlength=len(space)),
-        )  # fmt: skip
+        )
 
 
 class FrozenNetwork:
@@ -128,14 +130,14 @@ def probe_features(
 
     Args:
         features: of points (N, 3), (N,).
-        fit: labelled scans; points are drawn evenly beyond `max_points`.
-        test: labelled scans, read once.
+        fit: labeled scans; points are drawn evenly beyond `max_points`.
+        test: labeled scans, read once.
         classes: number C.
         max_points: points that are fitted to.
         seed: of the drawn points.
 
     Raises:
-        InputError: no labelled point to fit to or to test on.
+        InputError: no labeled point to fit to or to test on.
     """
     inputs, targets = gather(features, fit, max_points, seed)
     weight, bias, curve = fit_linear(inputs, targets, classes, seed)
@@ -145,23 +147,23 @@ def probe_features(
         confusion.update(predicted, scan.truth)
         confusion.unpredicted += scan.missed
     if not confusion.points:
-        raise InputError("the test scans have no labelled point of these classes")
+        raise InputError("the test scans have no labeled point of these classes")
     return ProbeResult(confusion, curve, weight, bias, len(targets))
 
 
 def gather(
     features: Features, scans: Sequence[Scan], max_points: int, seed: int
 ) -> tuple[Array, Array]:
-    """Features and classes of the labelled points of scans, or of an even share of them."""
+    """Features and classes of the labeled points of scans, or of an even share of them."""
     rng = np.random.default_rng(seed)
     total = sum(int((scan.truth != IGNORE).sum()) for scan in scans)
     if total == 0:
-        raise InputError("the scans to fit to have no labelled point of these classes")
+        raise InputError("the scans to fit to have no labeled point of these classes")
     share = min(1.0, max_points / total)
     inputs, targets = [], []
     for scan in scans:
-        labelled = np.flatnonzero(scan.truth != IGNORE)
-        drawn = np.sort(rng.choice(labelled, int(share * len(labelled)), replace=False))
+        labeled = np.flatnonzero(scan.truth != IGNORE)
+        drawn = np.sort(rng.choice(labeled, int(share * len(labeled)), replace=False))
         if len(drawn):
             inputs.append(features(scan.xyz, scan.intensity)[drawn])
             targets.append(scan.truth[drawn])
@@ -174,11 +176,11 @@ def fit_linear(
     """Multinomial logistic regression by L-BFGS; classes weigh by inverse root frequency.
 
     Args:
-        inputs: (N, D), standardised inside.
+        inputs: (N, D), standardized inside.
         targets: (N,) class ids.
         classes: number C.
         seed: of the points held out for the curve.
-        decay: L2 penalty on the weights of standardised features.
+        decay: L2 penalty on the weights of standardized features.
 
     Returns:
         Weight (D, C) and bias (C,) for features as they come, and the curve.
@@ -240,7 +242,7 @@ def probe(
 
     Args:
         runs: checkpoints or run directories; several are seeds of one recipe.
-        fit, test: labelled scans.
+        fit, test: labeled scans.
         space: what their classes mean.
         device: where networks run.
         max_points: points that are fitted to.

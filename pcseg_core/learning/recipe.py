@@ -45,7 +45,7 @@ class AugmentConfig(Section):
 class OptimizerConfig(Section):
     """AdamW with one warm-up and a cosine decay to zero."""
 
-    steps: int = Field(1000, ge=1, description="Optimiser steps")
+    steps: int = Field(1000, ge=1, description="Optimizer steps")
     batch_size: int = Field(3, ge=1, description="Sectors of sweeps per step")
     sector_deg: float = Field(
         120.0, gt=5, le=360, description="Azimuth of the part of a sweep trained on [deg]"
@@ -123,8 +123,8 @@ class TextConfig(Section):
     def _dense_needs_a_model(self) -> TextConfig:
         if self.source == "maskclip" and self.space.source != "open_clip":
             raise ValueError("source 'maskclip' needs space.source 'open_clip'")
-        if self.source == "maskclip" and self.space.centre:
-            raise ValueError("source 'maskclip' learns the encoder's own space: no space.centre")
+        if self.source == "maskclip" and self.space.center:
+            raise ValueError("source 'maskclip' learns the encoder's own space: no space.center")
         return self
 
 

@@ -123,16 +123,14 @@ class TrainingBar(Callback):
         self.progress.stop()
 
 
-def train(
-    module: Any, steps: int, gradient_clip: float, out: Path, device: str
-) -> dict[str, Any]:
+def train(module: Any, steps: int, gradient_clip: float, out: Path, device: str) -> dict[str, Any]:
     """Train to the last step, from the last stored epoch if there is one.
 
     Under torchrun the processes it started share the work.
 
     Args:
         module: Lightning module that is also `Averaging`; its student gets the averaged weights.
-        steps: optimiser steps in all.
+        steps: optimizer steps in all.
         gradient_clip: largest norm of the gradient.
         out: run directory; gets logs/ and last.ckpt.
         device: "auto", "cpu" or "cuda".

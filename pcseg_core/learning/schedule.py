@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The optimiser that all protocols share."""
+"""The optimizer that all protocols share."""
 
 from __future__ import annotations
 

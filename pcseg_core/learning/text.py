@@ -67,9 +67,9 @@ def load_text_teacher(config: TextConfig, teacher: PixelClasses, device: str) ->
     """
     space = load_text_space(config.space, device)
     words = class_words(teacher.label_space, space, config.classes)
-    if config.space.centre and not isinstance(space, TextTable):
+    if config.space.center and not isinstance(space, TextTable):
         every = [word for members in words.values() for word in members]
-        space = table_of(space, [*every, *config.words]).centred()
+        space = table_of(space, [*every, *config.words]).centered()
     matrix = class_matrix(space, words)
     source: PixelFeatures = ClassProbabilities(teacher)
     if config.source == "maskclip":
@@ -104,7 +104,7 @@ class TextObjective(nn.Module):
         self.from_classes = frequency is not None
         # The losses see no more of the space than the span of the class vectors. Turned so that
         # the span lies along the first axes, the head is trained in these coordinates alone:
-        # elsewhere an adaptive optimiser would leave noise that hides the words.
+        # elsewhere an adaptive optimizer would leave noise that hides the words.
         turn = np.linalg.svd(matrix.astype(np.float64))[2] if self.from_classes else None
         self.register_buffer("turn", None if turn is None else torch.from_numpy(turn).float())
         turned = matrix if turn is None else (matrix @ turn.T).astype(np.float32)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pcseg_core.data import Drive, Sample
+from pcseg_core.data import Recording, Sample
 from pcseg_core.distill.temporal import TemporalConfig, temporal_segments
 from pcseg_core.errors import InputError, PcsegError, require
 from pcseg_core.files import atomic_path, slug
@@ -74,9 +74,7 @@ class View:
 
     def save(self, path: Path) -> None:
         """Write as an uncompressed npz."""
-        arrays: dict[str, Any] = {
-            "xyz": self.xyz, "intensity": self.intensity, "pose": self.pose,
-        }  # fmt: skip
+        arrays: dict[str, Any] = {"xyz": self.xyz, "intensity": self.intensity, "pose": self.pose}
         for k, camera in enumerate(self.cameras):
             arrays |= {f"{k}_{name}": value for name, value in vars(camera).items()}
         with atomic_path(path) as temporary, temporary.open("wb") as file:
@@ -130,23 +128,23 @@ class ViewMaker:
     cache: Path
     skipped: Counter[str] = field(default_factory=Counter)
 
-    def make(self, drives: Mapping[str, Drive], progress: Progress) -> list[Entry]:
+    def make(self, recordings: Mapping[str, Recording], progress: Progress) -> list[Entry]:
         """Views of every usable sweep.
 
         Args:
-            drives: by the source they were opened from, which identifies them in the cache.
+            recordings: by the source they were opened from, which identifies them in the cache.
             progress: called with (stage, done, total).
 
         Raises:
             InputError: not one sweep is usable; the message counts the reasons.
         """
-        total, done = sum(len(drive) for drive in drives.values()), 0
+        total, done = sum(len(recording) for recording in recordings.values()), 0
         entries = []
-        for source, drive in drives.items():
-            for index in range(len(drive)):
+        for source, recording in recordings.items():
+            for index in range(len(recording)):
                 done += 1
                 try:
-                    entries.append(self._entry(source, drive, index))
+                    entries.append(self._entry(source, recording, index))
                 except PcsegError as error:
                     self.skipped[f"sweep: {error}"] += 1
                 progress("views", done, total)
@@ -155,15 +153,15 @@ class ViewMaker:
             raise InputError(f"none of the {total} sweeps can be used: {reasons}")
         return entries
 
-    def _entry(self, source: str, drive: Drive, index: int) -> Entry:
-        path = self.cache / "views" / f"{slug(drive.name)}-{index:06d}-{self._key(source)}.npz"
+    def _entry(self, source: str, recording: Recording, index: int) -> Entry:
+        path = self.cache / "views" / f"{slug(recording.name)}-{index:06d}-{self._key(source)}.npz"
         pose = stored_pose(path)
         if pose is None:
-            view = self.look(drive[index], drive.name)
+            view = self.look(recording[index], recording.name)
             view.save(path)
             pose = view.pose
         posed = bool(np.isfinite(pose).all())
-        return Entry(path, f"{source}/{drive.scenes[index]}", index, posed)
+        return Entry(path, f"{source}/{recording.scenes[index]}", index, posed)
 
     def _key(self, source: str) -> str:
         parts = {
@@ -211,9 +209,8 @@ class ViewMaker:
     def _camera(self, sample: Sample, k: int, position: Array, source: str) -> CameraView:
         frame = sample.cameras[k]
         projection = project_sample(
-            sample, k, splat_radius_px=self.config.splat_radius_px,
-            border_px=self.config.border_px,
-        )  # fmt: skip
+            sample, k, splat_radius_px=self.config.splat_radius_px, border_px=self.config.border_px
+        )
         seen = np.flatnonzero(projection.visible & (projection.weight >= self.config.min_weight))
         seen = seen[position[seen] != IGNORE]
         if len(seen) == 0:
@@ -229,10 +226,13 @@ class ViewMaker:
             mirrored = self._features(np.ascontiguousarray(image[:, ::-1]))[:, :, ::-1]
         size = (frame.camera.width, frame.camera.height)
         return CameraView(
-            features, np.ascontiguousarray(mirrored), *_at_map(segments, features.shape[1:]),
-            position[seen], map_pixels(projection.uv[seen], size, features.shape[1:]),
+            features,
+            np.ascontiguousarray(mirrored),
+            *_at_map(segments, features.shape[1:]),
+            position[seen],
+            map_pixels(projection.uv[seen], size, features.shape[1:]),
             segments_at(segments.ids, projection.uv[seen], size),
-        )  # fmt: skip
+        )
 
     def _features(self, image: Array) -> Array:
         values = self.encoder.features(image)

@@ -13,10 +13,8 @@ import torch
 from torch import Tensor
 
 from pcseg_core.checkpoint import CheckpointText
-from pcseg_core.data import open_drive
+from pcseg_core.data import open_recording
 from pcseg_core.errors import InputError
-from pcseg_core.evaluation.metrics import Confusion
-from pcseg_core.evaluation.zero_shot import ZeroShotFigures, choose_gamma, stacked
 from pcseg_core.labels import IGNORE
 from pcseg_core.learning.probe import Scan, read_scans
 from pcseg_core.learning.runs import bar, claim, console, finish, identity, on_gpu, train
@@ -31,6 +29,8 @@ from pcseg_core.learning.zero_shot_module import ZeroShotModule
 from pcseg_core.learning.zero_shot_recipe import ZeroShotRecipe
 from pcseg_core.learning.zero_shot_split import Split
 from pcseg_core.learning.zero_shot_teacher import load_image_teacher
+from pcseg_core.metrics.confusion import Confusion
+from pcseg_core.metrics.zero_shot import ZeroShotFigures, choose_gamma, stacked
 from pcseg_core.models.student import Points, Student, cosine_logits
 from pcseg_core.vision.class_to_text import class_matrix
 from pcseg_core.vision.text_space import TextSpace, load_text_space, table_of
@@ -50,14 +50,14 @@ def zero_shot(
     device: str = "auto",
     every: int = 1,
 ) -> dict[str, Any]:
-    """Train on some labelled classes and what images say of the others; measure all of them.
+    """Train on some labeled classes and what images say of the others; measure all of them.
 
     The same call goes on where an interrupted one stopped.
 
     Args:
-        sources: recordings with images, labelled unless the recipe is annotation-free.
-        test: labelled recordings, or their scans.
-        split: which classes are never labelled.
+        sources: recordings with images, labeled unless the recipe is annotation-free.
+        test: labeled recordings, or their scans.
+        split: which classes are never labeled.
         recipe: everything else that decides the result.
         out: run directory; gets recipe.yaml, logs/, last.ckpt, metrics.json and the checkpoint.
         cache: folder of looked-at sweeps that several runs may share; default inside `out`.
@@ -73,8 +73,9 @@ def zero_shot(
     claim(out, recipe, [*sources, f"split {split.model_dump_json()}", f"every {every}"])
     text = load_text_space(recipe.text, "cuda" if on_gpu(device) else "cpu")
     words = split.class_words(text)
-    observed, skipped = _observe(sources, split, recipe, text, words, cache or out / "cache",
-                                 every, device)  # fmt: skip
+    observed, skipped = _observe(
+        sources, split, recipe, text, words, cache or out / "cache", every, device
+    )
     kept, held = hold_out(observed, recipe.stacking.held_out)
     unseen = split.mask
     sweeps = training_sweeps(kept, unseen, recipe.supervision, recipe.labels.consolidation)
@@ -89,10 +90,14 @@ def zero_shot(
     gamma = _gamma(classifier, held, unseen, recipe)
     measured = measure(classifier, _scans(test, split, recipe), split, gamma)
     metrics = {
-        "sweeps": len(sweeps), "held_out": len(held), "skipped": dict(skipped),
-        "labels": _label_quality(kept, sweeps, split, recipe.loss.min_confidence), "gamma": gamma,
-        **{k: v.model_dump() for k, v in measured.items()}, **training,
-    }  # fmt: skip
+        "sweeps": len(sweeps),
+        "held_out": len(held),
+        "skipped": dict(skipped),
+        "labels": _label_quality(kept, sweeps, split, recipe.loss.min_confidence),
+        "gamma": gamma,
+        **{k: v.model_dump() for k, v in measured.items()},
+        **training,
+    }
     fold_classifier(student, vectors, unseen, gamma, recipe.temperature, classifier.mean_norm)
     known = CheckpointText(
         table_of(text, [w for group in words.values() for w in group]), words, recipe.temperature
@@ -113,24 +118,24 @@ def _observe(
 ) -> tuple[list[Observed], Any]:
     teacher, features, parts = load_image_teacher(recipe, split, text, words, device)
     observer = Observer(teacher, features, recipe.labels, recipe.alignment.patch_px, cache, parts)
-    drives = {identity(source): open_drive(source) for source in sources}
+    recordings = {identity(source): open_recording(source) for source in sources}
     with bar() as progress:
         task = progress.add_task("looking at images", total=None)
         observed = observer.observe(
-            drives,
+            recordings,
             every,
             lambda _s, done, total: progress.update(task, completed=done, total=total),
         )
     for reason, count in observer.skipped.most_common():
         console.print(f"[yellow]skipped {count} sweep(s):[/] {reason}", highlight=False)
-    return observed, sum((drive.skipped for drive in drives.values()), observer.skipped)
+    return observed, sum((recording.skipped for recording in recordings.values()), observer.skipped)
 
 
 def _check_labels(labels: Sequence[Array], recipe: ZeroShotRecipe) -> None:
     if not any((part != IGNORE).any() for part in labels):
         raise InputError(
             f"no point of the training sweeps has a label under supervision "
-            f"'{recipe.supervision}'; it needs labelled recordings, or images for "
+            f"'{recipe.supervision}'; it needs labeled recordings, or images for "
             "'annotation-free'"
         )
 
@@ -142,7 +147,7 @@ def _scans(
         if isinstance(entry, Scan):
             yield entry
         else:
-            yield from read_scans(open_drive(entry), split.space, recipe.student.max_range_m)
+            yield from read_scans(open_recording(entry), split.space, recipe.student.max_range_m)
 
 
 class CosineClassifier:
@@ -154,7 +159,7 @@ class CosineClassifier:
         device: where it runs.
 
     Attributes:
-        mean_norm: mean length of the text head's outputs, before they are normalised, so far.
+        mean_norm: mean length of the text head's outputs, before they are normalized, so far.
     """
 
     def __init__(self, student: Student, vectors: Tensor, device: str = "cpu") -> None:
@@ -211,7 +216,7 @@ def measure(
     """Figures without ("plain") and with calibrated stacking ("stacked").
 
     Raises:
-        InputError: no labelled point.
+        InputError: no labeled point.
     """
     space, unseen = split.space, split.mask
     totals = {"plain": Confusion(len(space)), "stacked": Confusion(len(space))}
@@ -221,7 +226,7 @@ def measure(
             total.update(stacked(scores, unseen, value), scan.truth)
             total.unpredicted += scan.missed
     if not totals["plain"].points:
-        raise InputError("the test recordings have no labelled point of these classes")
+        raise InputError("the test recordings have no labeled point of these classes")
     return {k: ZeroShotFigures.of(v, space.names, unseen) for k, v in totals.items()}
 
 
@@ -239,7 +244,7 @@ def _label_quality(
     right = given & (labels == truth)
     return {
         "unseen_points": int(hidden.sum()),
-        "labelled": float(given.sum() / max(1, hidden.sum())),
+        "labeled": float(given.sum() / max(1, hidden.sum())),
         "right": float(right.sum() / max(1, given.sum())),
     }
 

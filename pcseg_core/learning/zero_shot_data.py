@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pcseg_core.data import Drive, Sample
+from pcseg_core.data import Recording, Sample
 from pcseg_core.distill.evidence import Evidence
 from pcseg_core.distill.patches import PatchView, camera_patches
 from pcseg_core.distill.pseudo_labels import PseudoLabelConfig, camera_evidence
@@ -109,31 +109,33 @@ class Observer:
         self.patch_px, self.cache = patch_px, cache
         self.space = teacher.label_space
         parts = {
-            "identity": dict(identity), "space": self.space.to_dict(), "patch_px": patch_px,
+            "identity": dict(identity),
+            "space": self.space.to_dict(),
+            "patch_px": patch_px,
             "labels": config.model_dump(include={"splat_radius_px", "border_px"}),
             "format": _FORMAT,
-        }  # fmt: skip
+        }
         self.key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
         self.skipped: Counter[str] = Counter()
 
     def observe(
-        self, drives: Mapping[str, Drive], every: int, progress: Progress
+        self, recordings: Mapping[str, Recording], every: int, progress: Progress
     ) -> list[Observed]:
         """Every k-th usable sweep of the drives.
 
         Args:
-            drives: by the source they were opened from, which identifies them in the cache.
+            recordings: by the source they were opened from, which identifies them in the cache.
             every: k; 1 takes all.
             progress: called with (stage, done, total).
 
         Raises:
             InputError: not one sweep could be used; the message counts the reasons.
         """
-        chosen = [(s, d, i) for s, d in drives.items() for i in range(0, len(d), every)]
+        chosen = [(s, d, i) for s, d in recordings.items() for i in range(0, len(d), every)]
         found = []
-        for done, (source, drive, index) in enumerate(chosen, start=1):
+        for done, (source, recording, index) in enumerate(chosen, start=1):
             try:
-                found.append(self._observed(source, drive, index))
+                found.append(self._observed(source, recording, index))
             except PcsegError as error:
                 self.skipped[str(error)] += 1
             progress("looking", done, len(chosen))
@@ -142,12 +144,15 @@ class Observer:
             raise InputError(f"none of the {len(chosen)} sweeps can be learned from: {reasons}")
         return found
 
-    def _observed(self, source: str, drive: Drive, index: int) -> Observed:
+    def _observed(self, source: str, recording: Recording, index: int) -> Observed:
         key = hashlib.sha256(f"{source}\n{self.key}".encode()).hexdigest()[:16]
-        path = self.cache / f"{slug(drive.name)}-{index:06d}-{key}.npz"
+        path = self.cache / f"{slug(recording.name)}-{index:06d}-{key}.npz"
         if not path.is_file():
-            name, scene = f"{drive.name}-{index:06d}", f"{drive.name}/{drive.scenes[index]}"
-            self._look(drive[index], name, scene).save(path)
+            name, scene = (
+                f"{recording.name}-{index:06d}",
+                f"{recording.name}/{recording.scenes[index]}",
+            )
+            self._look(recording[index], name, scene).save(path)
         return Observed.load(path)
 
     def _look(self, sample: Sample, name: str, scene: str) -> Observed:
@@ -164,11 +169,16 @@ class Observer:
         pose = sample.T_world_lidar
         strength = cloud.intensity if cloud.intensity is not None else np.zeros(len(cloud))
         return Observed(
-            name, scene, cloud.xyz[finite], _still(sample)[finite],
+            name,
+            scene,
+            cloud.xyz[finite],
+            _still(sample)[finite],
             np.nan_to_num(strength[finite]).astype(np.float32),
             np.full((4, 4), np.nan) if pose is None else pose,
-            self._truth(sample)[finite], evidence, view,
-        )  # fmt: skip
+            self._truth(sample)[finite],
+            evidence,
+            view,
+        )
 
     def _truth(self, sample: Sample) -> Array:
         if sample.labels is None:

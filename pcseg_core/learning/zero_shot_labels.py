@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pcseg_core.distill.consolidation import ConsolidationConfig, consolidate, likeliest
 from pcseg_core.labels import IGNORE
-from pcseg_core.learning.dataset import Batch, LabelledSweep, StepDataset, collate
+from pcseg_core.learning.dataset import Batch, StepDataset, TrainingSweep, collate
 from pcseg_core.learning.zero_shot_data import Observed
 from pcseg_core.learning.zero_shot_recipe import Supervision
 
@@ -22,7 +22,7 @@ Array = npt.NDArray[Any]
 
 
 @dataclass
-class AlignedSweep(LabelledSweep):
+class AlignedSweep(TrainingSweep):
     """A training sweep with its image features.
 
     Attributes:
@@ -57,7 +57,7 @@ class AlignedBatch(Batch):
 class AlignedDataset(StepDataset):
     """Batches whose points know the image patches they lie in."""
 
-    def collate(self, parts: list[LabelledSweep]) -> AlignedBatch:
+    def collate(self, parts: list[TrainingSweep]) -> AlignedBatch:
         """Sectors as one batch; patches are numbered through."""
         rows, means, start = [], [], 0
         for part in parts:
@@ -92,10 +92,19 @@ def training_sweeps(
     for sweep, image in zip(observed, probabilities):
         labels, confidence = zero_shot_labels(sweep.truth, image, unseen, supervision)
         view = sweep.view
-        found.append(AlignedSweep(
-            sweep.xyz, sweep.intensity, labels, confidence, sweep.scene, view.features,
-            view.index, view.patch, view.patch_features,
-        ))  # fmt: skip
+        found.append(
+            AlignedSweep(
+                sweep.xyz,
+                sweep.intensity,
+                labels,
+                confidence,
+                sweep.scene,
+                view.features,
+                view.index,
+                view.patch,
+                view.patch_features,
+            )
+        )
     return found
 
 
@@ -115,8 +124,9 @@ def image_probabilities(
         posed = all(np.isfinite(sweep.pose).all() for sweep in sweeps)
         if config.voxel_m > 0 and posed:
             evidence = [sweep.evidence for sweep in sweeps]
-            fused = consolidate([s.still for s in sweeps], [s.pose for s in sweeps], evidence,
-                                config)  # fmt: skip
+            fused = consolidate(
+                [s.still for s in sweeps], [s.pose for s in sweeps], evidence, config
+            )
         else:
             fused = [_own(sweep) for sweep in sweeps]
         found |= dict(zip(members, fused))
@@ -131,16 +141,13 @@ def _own(sweep: Observed) -> npt.NDArray[np.float32]:
 
 
 def zero_shot_labels(
-    truth: Array,
-    image: Array,
-    unseen: npt.NDArray[np.bool_],
-    supervision: Supervision,
+    truth: Array, image: Array, unseen: npt.NDArray[np.bool_], supervision: Supervision
 ) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.float32]]:
     """Label and confidence of points.
 
     A point of a seen class has its true label. Others have the likeliest unseen class of their
     pixels; its confidence is its probability among all classes, so that a point that looks like
-    something seen, but was left unlabelled, stays out below the least confidence.
+    something seen, but was left unlabeled, stays out below the least confidence.
 
     Args:
         truth: (N,) true classes; those of unseen classes are not looked at.
@@ -168,7 +175,7 @@ def zero_shot_labels(
 def hold_out(observed: Sequence[Observed], share: float) -> tuple[list[Observed], list[Observed]]:
     """Training sweeps and held-out ones: whole scenes, or the end of the only one.
 
-    Neighbouring sweeps show the same things, hence scenes, evenly spaced.
+    Neighboring sweeps show the same things, hence scenes, evenly spaced.
     """
     scenes = list(dict.fromkeys(sweep.scene for sweep in observed))
     if len(scenes) == 1:

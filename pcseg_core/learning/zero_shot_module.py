@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from pcseg_core.distill.alignment import Projections
 from pcseg_core.distill.losses import lovasz_softmax, weighted_cross_entropy
 from pcseg_core.labels import IGNORE
-from pcseg_core.learning.dataset import LabelledSweep
+from pcseg_core.learning.dataset import TrainingSweep
 from pcseg_core.learning.module import STEPS_PER_EPOCH, DistillModule, vote
 from pcseg_core.learning.recipe import Recipe
 from pcseg_core.learning.schedule import adamw
@@ -48,7 +48,7 @@ class ZeroShotModule(DistillModule):
         recipe: ZeroShotRecipe,
     ) -> None:
         # The parts that training needs (optimizer, loss, augment, seed) are those of a Recipe.
-        super().__init__(student, cast(list[LabelledSweep], sweeps), cast(Recipe, recipe))
+        super().__init__(student, cast(list[TrainingSweep], sweeps), cast(Recipe, recipe))
         self.zero_shot = recipe
         channels = sweeps[0].features.shape[1] if sweeps[0].features is not None else 1
         self.projections = Projections(student.network.feature_channels, channels, recipe.alignment)
@@ -70,9 +70,12 @@ class ZeroShotModule(DistillModule):
         """One weighted sum of segmentation and alignment."""
         output = self.student(batch.points)
         labels, confidence = vote(
-            batch.labels, batch.confidence, output.voxels.inverse, len(output.voxels),
+            batch.labels,
+            batch.confidence,
+            output.voxels.inverse,
+            len(output.voxels),
             len(self.vectors),
-        )  # fmt: skip
+        )
         if self._self_training():
             labels, confidence = self._own_labels(batch.points, labels, confidence)
         losses = {
@@ -108,9 +111,12 @@ class ZeroShotModule(DistillModule):
             return {}
         voxel = output.voxels.inverse[batch.feature_index]
         return self.projections.losses(
-            output.features[voxel], batch.features, labels[voxel], batch.patches,
+            output.features[voxel],
+            batch.features,
+            labels[voxel],
+            batch.patches,
             batch.patch_features,
-        )  # fmt: skip
+        )
 
     def _self_training(self) -> bool:
         config = self.zero_shot.self_training
@@ -123,9 +129,14 @@ class ZeroShotModule(DistillModule):
         teacher = self.averaged.module.eval()
         probabilities = self._logits(teacher(points)).softmax(1)
         self.thresholds, labels, confidence = mix_labels(
-            probabilities, labels, confidence, self.open_classes, self.thresholds,
-            self.zero_shot.self_training, self._draws(len(labels)).to(labels.device),
-        )  # fmt: skip
+            probabilities,
+            labels,
+            confidence,
+            self.open_classes,
+            self.thresholds,
+            self.zero_shot.self_training,
+            self._draws(len(labels)).to(labels.device),
+        )
         return labels, confidence
 
     def _draws(self, count: int) -> Tensor:
@@ -173,7 +184,7 @@ def mix_labels(
     )
     accepted = candidate & (sure >= thresholds[own])
     gap = labels == IGNORE
-    use = accepted & torch.where(gap, torch.full_like(gap, config.unlabelled), draws < config.mix)
+    use = accepted & torch.where(gap, torch.full_like(gap, config.unlabeled), draws < config.mix)
     return thresholds, torch.where(use, own, labels), torch.where(use, sure, confidence)
 
 

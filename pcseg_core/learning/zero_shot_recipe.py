@@ -38,13 +38,13 @@ class SelfTrainingConfig(Section):
         le=1,
         description="Share of the image labels that own ones replace; own labels alone collapse",
     )
-    unlabelled: bool = Field(
+    unlabeled: bool = Field(
         True, description="Also label what no camera sees, or what the images are not sure of"
     )
 
 
 class StackingConfig(Section):
-    """Calibrated stacking against the bias towards seen classes."""
+    """Calibrated stacking against the bias toward seen classes."""
 
     tolerance: float = Field(
         0.01,

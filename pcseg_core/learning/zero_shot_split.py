@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which classes of a label space are never labelled, and the words that all of them go by."""
+"""Which classes of a label space are never labeled, and the words that all of them go by."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Split(Section):
     """Seen and unseen classes."""
 
     label_space: str = Field(description="Label space, by name or path of its YAML file")
-    unseen: tuple[str, ...] = Field(min_length=1, description="Classes that are never labelled")
+    unseen: tuple[str, ...] = Field(min_length=1, description="Classes that are never labeled")
     words: dict[str, tuple[str, ...]] = Field(
         default_factory=dict,
         description="Words of a class, by its name; default its name and synonyms",

@@ -59,8 +59,11 @@ def load_image_teacher(
     pixels = ClassToText(network, class_matrix(text, spoken))
     teacher = TextClasses(pixels, text, words, split.space, recipe.teacher_temperature)
     known |= {
-        "text": recipe.text.model_dump(mode="json"), "words": dict(words), "spoken": spoken,
-        "temperature": recipe.teacher_temperature, "features": recipe.image_features,
-    }  # fmt: skip
+        "text": recipe.text.model_dump(mode="json"),
+        "words": dict(words),
+        "spoken": spoken,
+        "temperature": recipe.teacher_temperature,
+        "features": recipe.image_features,
+    }
     own = recipe.image_features == "teacher"
     return teacher, network.features if own else teacher.features, known

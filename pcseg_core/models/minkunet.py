@@ -16,11 +16,7 @@ from pcseg_core.sparse import BatchNorm, ReLU, SparseConv3d, SparseTensor, conca
 
 STEM_PLANES = 32
 PLANES = (32, 64, 128, 256, 256, 128, 96, 96)
-BLOCKS = {
-    14: (1, 1, 1, 1, 1, 1, 1, 1),
-    18: (2, 2, 2, 2, 2, 2, 2, 2),
-    34: (2, 3, 4, 6, 2, 2, 2, 2),
-}
+BLOCKS = {14: (1, 1, 1, 1, 1, 1, 1, 1), 18: (2, 2, 2, 2, 2, 2, 2, 2), 34: (2, 3, 4, 6, 2, 2, 2, 2)}
 
 
 def scaled(planes: int, width: float) -> int:
@@ -130,7 +126,7 @@ class MinkUNet(nn.Module):
         self._initialize()
 
     def _initialize(self) -> None:
-        """He initialization over the neighbours that LiDAR surfaces have, about a third."""
+        """He initialization over the neighbors that LiDAR surfaces have, about a third."""
         for module in self.modules():
             if isinstance(module, SparseConv3d):
                 fan = module.out_channels * max(1.0, len(module.weight) / 3)

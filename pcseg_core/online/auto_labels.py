@@ -14,7 +14,7 @@ import numpy.typing as npt
 import yaml
 
 from pcseg_core.config import read_yaml
-from pcseg_core.distill.labelling import Labelled, Labeller
+from pcseg_core.distill.labeling import Labeled, Labeler
 from pcseg_core.distill.pseudo_labels import PseudoLabelConfig
 from pcseg_core.errors import InputError
 from pcseg_core.files import write_atomic
@@ -23,7 +23,7 @@ from pcseg_core.online.replay import LABELS_FILE, label_file_name, labels_yaml, 
 from pcseg_core.vision.pixel_classes import PixelClasses, TeacherConfig
 
 if TYPE_CHECKING:
-    from pcseg_core.data import Drive, Sample
+    from pcseg_core.data import Recording, Sample
     from pcseg_core.online.segmenter import Segmenter
 
 Array = npt.NDArray[Any]
@@ -56,7 +56,7 @@ class AutoLabels:
     skipped: Counter[str] = field(default_factory=Counter)
 
 
-class AutoLabeller:
+class AutoLabeler:
     """Teacher and, if given, student for `label_recording`.
 
     Args:
@@ -93,8 +93,8 @@ class AutoLabeller:
 
 
 def label_recording(
-    labeller: AutoLabeller,
-    drive: Drive,
+    labeler: AutoLabeler,
+    recording: Recording,
     source: str,
     out: Path,
     *,
@@ -109,8 +109,8 @@ def label_recording(
     interrupted one stopped.
 
     Args:
-        labeller: what labels.
-        drive: the recording.
+        labeler: what labels.
+        recording: the recording.
         source: what it was opened from.
         out: folder to make or to go on with.
         window: sweeps that are held in memory at a time, and carried between.
@@ -119,14 +119,14 @@ def label_recording(
     Raises:
         InputError: `out` holds something else, or no sweep could be labeled.
     """
-    _claim(out, labeller.settings(source))
-    space = LabelSpace.load(labeller.config.label_space)
+    _claim(out, labeler.settings(source))
+    space = LabelSpace.load(labeler.config.label_space)
     result = AutoLabels(out, space, counts=np.zeros(len(space), np.int64))
-    writer = _Writer(labeller, out, space, result)
-    for start in range(0, len(drive), window):
-        part = _Window(drive, start, min(start + window, len(drive)))
+    writer = _Writer(labeler, out, space, result)
+    for start in range(0, len(recording), window):
+        part = _Window(recording, start, min(start + window, len(recording)))
         writer.write(part, source, progress)
-    result.skipped.update(drive.skipped)
+    result.skipped.update(recording.skipped)
     if not result.sweeps:
         reasons = "; ".join(reason for reason, _ in result.skipped.most_common(3))
         raise InputError(f"{source}: no sweep could be labeled: {reasons or 'there is none'}")
@@ -136,29 +136,29 @@ def label_recording(
 class _Window:
     """Some successive sweeps of a drive, as a drive."""
 
-    def __init__(self, drive: Drive, start: int, stop: int) -> None:
-        self.drive, self.start, self.stop = drive, start, stop
-        self.name, self.label_space = drive.name, drive.label_space
-        self.pose_source, self.skipped = drive.pose_source, drive.skipped
-        self.scenes: Sequence[str] = list(drive.scenes[start:stop])
+    def __init__(self, recording: Recording, start: int, stop: int) -> None:
+        self.recording, self.start, self.stop = recording, start, stop
+        self.name, self.label_space = recording.name, recording.label_space
+        self.pose_source, self.skipped = recording.pose_source, recording.skipped
+        self.scenes: Sequence[str] = list(recording.scenes[start:stop])
 
     def __len__(self) -> int:
         return self.stop - self.start
 
     def __getitem__(self, index: int) -> Sample:
-        return self.drive[self.start + index]
+        return self.recording[self.start + index]
 
 
 class _Writer:
     """Writes the files of a window; those that are there already are left alone."""
 
     def __init__(
-        self, labeller: AutoLabeller, out: Path, space: LabelSpace, result: AutoLabels
+        self, labeler: AutoLabeler, out: Path, space: LabelSpace, result: AutoLabels
     ) -> None:
-        self.labeller, self.out, self.space, self.result = labeller, out, space, result
+        self.labeler, self.out, self.space, self.result = labeler, out, space, result
         self.raw_ids = raw_ids_of(space)
         write_atomic(out / LABELS_FILE, labels_yaml(space, self.raw_ids))
-        student = labeller.segmenter
+        student = labeler.segmenter
         if student is not None:
             words = labels_yaml(student.label_space, raw_ids_of(student.label_space))
             write_atomic(out / _STUDENT / LABELS_FILE, words)
@@ -166,7 +166,7 @@ class _Writer:
     def write(self, window: _Window, source: str, progress: Progress | None) -> None:
         def tell(done: int) -> None:
             if progress:
-                progress(window.start + done, len(window.drive))
+                progress(window.start + done, len(window.recording))
 
         mark = self.out / _CACHE / f"done-{window.start}-{window.stop}"
         names = mark.read_text().splitlines() if mark.is_file() else []
@@ -175,20 +175,18 @@ class _Writer:
             self.result.kept += len(names)
             tell(len(window))
             return
-        labeller = self.labeller
-        inner = Labeller(
-            labeller.teacher, labeller.teacher_config, labeller.config, self.out / _CACHE
-        )
-        labelled = _by_index(inner, window, source, tell)
+        labeler = self.labeler
+        inner = Labeler(labeler.teacher, labeler.teacher_config, labeler.config, self.out / _CACHE)
+        labeled = _by_index(inner, window, source, tell)
         self.result.skipped.update(inner.skipped)
         written: list[str] = []
         for index in range(len(window)):
-            written += self._write_sweep(window, index, labelled.get(index))
+            written += self._write_sweep(window, index, labeled.get(index))
         write_atomic(mark, "\n".join(written))
         for file in (self.out / _CACHE).glob("*.npz"):
             file.unlink()
 
-    def _write_sweep(self, window: _Window, index: int, labelled: Labelled | None) -> list[str]:
+    def _write_sweep(self, window: _Window, index: int, labeled: Labeled | None) -> list[str]:
         """Write the files of a sweep and give the teacher's name; none where it cannot be read."""
         try:
             sample = window[index]
@@ -196,12 +194,12 @@ class _Writer:
             window.skipped[f"unreadable sample: {error}"] += 1
             return []
         labels = np.full(len(sample.cloud), -1, np.int64)
-        if labelled is not None:
-            sure = labelled.confidence >= self.labeller.min_confidence
-            labels[sample.cloud.finite] = np.where(sure, labelled.labels, -1)
+        if labeled is not None:
+            sure = labeled.confidence >= self.labeler.min_confidence
+            labels[sample.cloud.finite] = np.where(sure, labeled.labels, -1)
         name = f"labels/{label_file_name(sample.name, window.start + index)}.label"
         _write_labels(self.out / name, labels, self.raw_ids)
-        student = self.labeller.segmenter
+        student = self.labeler.segmenter
         if student is not None:
             given = student.segment(sample.cloud).labels
             ids = raw_ids_of(student.label_space)
@@ -213,17 +211,17 @@ class _Writer:
 
 
 def _by_index(
-    labeller: Labeller, window: _Window, source: str, tell: Callable[[int], None]
-) -> dict[int, Labelled]:
+    labeler: Labeler, window: _Window, source: str, tell: Callable[[int], None]
+) -> dict[int, Labeled]:
     """Labels by index in the window; empty where no sweep of it can be labeled."""
     identity = f"{source}@{window.start}"
     try:
-        labelled = labeller.label({identity: window}, lambda stage, done, total: tell(done))
+        labeled = labeler.label({identity: window}, lambda stage, done, total: tell(done))
     except InputError:
-        if not labeller.skipped:
+        if not labeler.skipped:
             raise
         return {}
-    return {int(one.name.rsplit("-", 1)[1]): one for one in labelled}
+    return {int(one.name.rsplit("-", 1)[1]): one for one in labeled}
 
 
 def _write_labels(path: Path, labels: Array, raw_ids: Array) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ from pcseg_core.labels import LabelSpace, grouping
 from pcseg_core.projection import project_cloud
 
 if TYPE_CHECKING:
+    from pcseg_core.data.sample import CameraFrame
     from pcseg_core.vision.pixel_classes import PixelClasses
 
 Array = npt.NDArray[Any]
@@ -28,9 +29,11 @@ _FLOOR = np.float32(1e-3)  # of a probability: neither sensor rules a class out 
 
 
 class CameraFusionConfig(Section):
-    """How far the images are trusted."""
+    """Weight of the images relative to the points."""
 
-    trust: float = Field(
+    renamed: ClassVar[dict[str, str]] = {"trust": "camera_weight"}
+
+    camera_weight: float = Field(
         1.0,
         ge=0,
         le=4,
@@ -57,23 +60,26 @@ class PixelEvidence:
     T_cam_lidar: Array
 
 
-class CameraEyes:
-    """A teacher of pixel classes that speaks the segmenter's classes.
+class CameraLabeler:
+    """Labels images with the segmenter's classes.
+
+    Args:
+        teacher: pixel classes.
+        space: classes of the segmenter.
 
     Raises:
-        InputError: the teacher's classes do not group into the segmenter's.
+        InputError: the teacher's classes do not group into `space`.
     """
 
     def __init__(self, teacher: PixelClasses, space: LabelSpace) -> None:
         self._teacher, self._classes = teacher, len(space)
         self._groups = grouping(teacher.label_space, space)
 
-    def look(self, image: npt.NDArray[np.uint8], camera: CameraModel, T: Array) -> PixelEvidence:
-        """Pixel classes of an image (H, W, 3) uint8 RGB; `T` is T_cam_lidar."""
-        probabilities = self._teacher.probabilities(image)
-        return PixelEvidence(
-            group_probabilities(probabilities, self._groups, self._classes), camera, T
-        )
+    def label(self, frame: CameraFrame) -> PixelEvidence:
+        """Pixel classes of one image, whose `T_cam_lidar` includes the motion since the sweep."""
+        probabilities = self._teacher.probabilities(frame.image)
+        grouped = group_probabilities(probabilities, self._groups, self._classes)
+        return PixelEvidence(grouped, frame.camera, frame.T_cam_lidar)
 
 
 def fuse_cameras(
@@ -84,9 +90,9 @@ def fuse_cameras(
 ) -> Float32:
     """Class probabilities of points from 3D and from the images that see them.
 
-    Logarithmic pooling: p(c) ~ p_3d(c) * prod over images of p_image(c)^(trust * weight), where
-    the weight of a pixel falls at image borders and depth edges, and with what its classes lack to
-    1. Points that no image sees keep what they have.
+    Logarithmic pooling: p(c) ~ p_3d(c) * prod over images of p_image(c)^(w * weight), where w
+    is `camera_weight` and the weight of a pixel falls at image borders and depth edges, and with
+    what its classes lack to 1. Points that no image sees keep what they have.
 
     Args:
         xyz: (N, 3) points in the LiDAR frame, corrected for the motion within the sweep [m].
@@ -121,13 +127,16 @@ def _factors(
     """Points (M,) that an image sees, and what it multiplies their probabilities (M, C) by."""
     camera = image.camera
     projection = project_cloud(
-        xyz, image.T_cam_lidar, camera,
-        splat_radius_px=config.splat_radius_px, border_px=config.border_px,
-    )  # fmt: skip
+        xyz,
+        image.T_cam_lidar,
+        camera,
+        splat_radius_px=config.splat_radius_px,
+        border_px=config.border_px,
+    )
     seen = np.flatnonzero(projection.visible & (projection.weight > 0))
     size = (camera.width, camera.height)
     pixels = sample_map(image.probabilities, projection.uv[seen], size)
     known = pixels.sum(1, keepdims=True)
     sure = np.divide(pixels, known, out=np.full_like(pixels, 1 / pixels.shape[1]), where=known > 0)
-    weight = config.trust * projection.weight[seen, None] * known
+    weight = config.camera_weight * projection.weight[seen, None] * known
     return seen, np.power(np.maximum(sure, _FLOOR), weight).astype(np.float32)

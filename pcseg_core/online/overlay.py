@@ -19,7 +19,7 @@ def draw_labels(
     Args:
         image: (H, W, 3) RGB; not changed.
         projection: of the N points into this image.
-        colors: (N, 3) colour of each point.
+        colors: (N, 3) color of each point.
         radius_px: half side of a square.
         opacity: of a square, 0 to 1.
 

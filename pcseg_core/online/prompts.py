@@ -24,7 +24,7 @@ MAX_WORDS = 1000
 
 _CELLS_AT_ONCE = 1 << 22  # logits held at a time, so that many words need no more memory
 _MOST = 3.0  # stretch of a word; one that is unlike all classes should not answer everywhere
-_GREY = (110, 110, 110)
+_GRAY = (110, 110, 110)
 
 
 @dataclass(frozen=True)
@@ -108,16 +108,16 @@ class PromptSet:
             owner = np.concatenate([owner, np.full(len(rest), self.background)])
         if text.from_classes and len(classes):
             table = text.table
-            centred = table.centre is not None and table.centre.any()
-            vectors = _stretched(vectors, classes, table.vectors.mean(0) * (not centred))
+            centered = table.center is not None and table.center.any()
+            vectors = _stretched(vectors, classes, table.vectors.mean(0) * (not centered))
         return vectors, owner.astype(np.int64)
 
     def label_space(self, text: CheckpointText, trained: LabelSpace) -> LabelSpace:
-        """The classes with colours: those of the trained class of the same name, else spread."""
+        """The classes with colors: those of the trained class of the same name, else spread."""
         known = {word_key(c.name): c.color for c in trained.classes}
         classes = []
         for i, prompt in enumerate(self.prompts):
-            color = _GREY if i == self.background else spread_color(i)
+            color = _GRAY if i == self.background else spread_color(i)
             color = known.get(word_key(prompt.name), color)
             classes.append(LabelClass(i, prompt.name, color, prompt.words))
         return LabelSpace("prompts", tuple(classes))
@@ -173,7 +173,7 @@ def _check_names(prompts: Sequence[Prompt]) -> None:
 
 
 def spread_color(index: int) -> tuple[int, int, int]:
-    """Colours far apart for neighbouring ids: hues step by the golden ratio."""
+    """Colors far apart for neighboring ids: hues step by the golden ratio."""
     hue, value = (0.58 + index * 0.618034) % 1.0, 0.95 - 0.25 * (index // 8 % 3)
     red, green, blue = colorsys.hsv_to_rgb(hue, 0.75, value)
     return int(255 * red), int(255 * green), int(255 * blue)

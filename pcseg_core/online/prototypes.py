@@ -60,7 +60,7 @@ class Prototypes:
     bias: np.ndarray
 
     def label_space(self, trained: LabelSpace) -> LabelSpace:
-        """The classes with colours: those of the trained class of the same name, else spread."""
+        """The classes with colors: those of the trained class of the same name, else spread."""
         known = {word_key(c.name): c.color for c in trained.classes}
         return LabelSpace(
             "prototypes",
@@ -122,11 +122,11 @@ def logistic_regression(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Softmax regression of unit features with balanced class weights.
 
-    Minimises C sum_i w_i CE_i + |W|^2 / 2 with w_i = n / (K n_k), the objective of scikit-learn's
+    Minimizes C sum_i w_i CE_i + |W|^2 / 2 with w_i = n / (K n_k), the objective of scikit-learn's
     LogisticRegression(class_weight="balanced").
 
     Args:
-        features: (n, D); rows are normalised first.
+        features: (n, D); rows are normalized first.
         labels: (n,) class ids 0 to K-1, each at least once.
         inverse_penalty: C.
 

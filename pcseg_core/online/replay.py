@@ -18,7 +18,7 @@ import yaml
 
 from pcseg_core.cloud import append_fields, encode_cloud, pack_rgb, read_cloud
 from pcseg_core.data import messages, readable
-from pcseg_core.data.bag import BagDrive
+from pcseg_core.data.bag import BagRecording
 from pcseg_core.data.bag_reader import CLOUD
 from pcseg_core.data.bag_writer import BagWriter
 from pcseg_core.errors import InputError
@@ -27,7 +27,7 @@ from pcseg_core.labels import LabelSpace, to_wire
 
 if TYPE_CHECKING:
     from pcseg_core.cloud import PointCloud
-    from pcseg_core.data import Drive
+    from pcseg_core.data import Recording
     from pcseg_core.online.segmenter import Segmentation, Segmenter
 
 LABELS_FILE = "labels.yaml"
@@ -93,7 +93,7 @@ def segment_bag(
         source: bag folder, .mcap or .db3 file.
         out: folder of the new bag (mcap); appears when it is complete.
         cloud_topic: the topic to label; None where the bag has one only.
-        rgb: also add the field `rgb` with the colours of the classes.
+        rgb: also add the field `rgb` with the colors of the classes.
         compress: compress the new bag.
         force: replace a bag at `out`.
         progress: called with (messages done, messages in all).
@@ -103,14 +103,14 @@ def segment_bag(
     """
     if out.exists() and out.resolve() == source.resolve():
         raise InputError(f"{out}: a bag cannot be labeled in place; choose another --out")
-    drive = BagDrive(source, cloud_topic=cloud_topic, camera_topics=[], poses="none")
+    recording = BagRecording(source, cloud_topic=cloud_topic, camera_topics=[], poses="none")
     replay = Replay(out, segmenter.label_space)
-    total = sum(drive.bag.counts.values())
+    total = sum(recording.bag.counts.values())
     with BagWriter(out, compress=compress, force=force) as writer:
-        for done, (connection, bag_ns, raw) in enumerate(drive.bag.messages()):
+        for done, (connection, bag_ns, raw) in enumerate(recording.bag.messages()):
             message = None
-            if connection.topic == drive.cloud_topic:
-                message = _labeled_message(segmenter, drive, raw, replay, rgb)
+            if connection.topic == recording.cloud_topic:
+                message = _labeled_message(segmenter, recording, raw, replay, rgb)
             if message is None:
                 writer.pass_through(connection, bag_ns, raw)
             else:
@@ -124,12 +124,12 @@ def segment_bag(
 
 
 def _labeled_message(
-    segmenter: Segmenter, drive: BagDrive, raw: bytes, replay: Replay, rgb: bool
+    segmenter: Segmenter, recording: BagRecording, raw: bytes, replay: Replay, rgb: bool
 ) -> Any | None:
     """The cloud with labels, or None where it cannot be read."""
     try:
-        message = drive.bag.deserialize(raw, CLOUD)
-        cloud = read_cloud(message, intensity_scale=drive.intensity_scale)
+        message = recording.bag.deserialize(raw, CLOUD)
+        cloud = read_cloud(message, intensity_scale=recording.intensity_scale)
     except InputError as error:
         replay.skipped[str(error)] += 1
         return None
@@ -150,9 +150,9 @@ def labeled_fields(result: Segmentation, space: LabelSpace, rgb: bool) -> dict[s
     return fields
 
 
-def segment_drive(
+def segment_recording(
     segmenter: Segmenter,
-    drive: Drive,
+    recording: Recording,
     out: Path,
     *,
     force: bool = False,
@@ -170,20 +170,20 @@ def segment_drive(
     with _new_folder(out, force) as folder:
         (folder / "labels").mkdir(parents=True)
         raw_ids = raw_ids_of(segmenter.label_space)
-        for index, sample in readable(drive):
+        for index, sample in readable(recording):
             result = replay.segment(segmenter, sample.cloud)
             raw = np.where(result.labels < 0, 0, raw_ids[result.labels]).astype("<u4")
             raw.tofile(folder / "labels" / f"{label_file_name(sample.name, index)}.label")
             if progress:
-                progress(index + 1, len(drive))
-        _check_any(replay, drive)
+                progress(index + 1, len(recording))
+        _check_any(replay, recording)
         (folder / LABELS_FILE).write_text(labels_yaml(segmenter.label_space, raw_ids))
     return replay
 
 
-def segment_drive_to_bag(
+def segment_recording_to_bag(
     segmenter: Segmenter,
-    drive: Drive,
+    recording: Recording,
     out: Path,
     *,
     rgb: bool = False,
@@ -193,7 +193,7 @@ def segment_drive_to_bag(
     """Label any drive into a new bag with one topic, /points: x, y, z, intensity and the labels."""
     replay = Replay(out, segmenter.label_space)
     with BagWriter(out, force=force) as writer:
-        for index, sample in readable(drive):
+        for index, sample in readable(recording):
             cloud = sample.cloud
             result = replay.segment(segmenter, cloud)
             fields: dict[str, Array] = dict(zip("xyz", cloud.xyz.T))
@@ -204,8 +204,8 @@ def segment_drive_to_bag(
             message = messages.cloud(encoded, cloud.frame_id or "lidar", cloud.stamp_ns)
             writer.write_message("/points", CLOUD, message, cloud.stamp_ns)
             if progress:
-                progress(index + 1, len(drive))
-        _check_any(replay, drive)
+                progress(index + 1, len(recording))
+        _check_any(replay, recording)
     write_atomic(out / LABELS_FILE, labels_yaml(segmenter.label_space))
     return replay
 
@@ -254,10 +254,10 @@ def _new_folder(out: Path, force: bool) -> Iterator[Path]:
             shutil.rmtree(out)
 
 
-def _check_any(replay: Replay, drive: Drive) -> None:
-    replay.skipped.update(drive.skipped)
+def _check_any(replay: Replay, recording: Recording) -> None:
+    replay.skipped.update(recording.skipped)
     if not replay.sweeps:
-        raise InputError(f"{drive.name}: no sweep could be labeled: {_reasons(replay.skipped)}")
+        raise InputError(f"{recording.name}: no sweep could be labeled: {_reasons(replay.skipped)}")
 
 
 def _reasons(skipped: Counter[str]) -> str:

@@ -53,10 +53,15 @@ def means(values: Float32, used: Array, group: Int32, groups: int) -> Float32:
     found = np.empty((groups, values.shape[1]), np.float32)
     library.check(
         library.load().pcseg_row_means(
-            values.ctypes.data, *values.shape, used.ctypes.data, group.ctypes.data, len(used),
-            groups, found.ctypes.data,
+            values.ctypes.data,
+            *values.shape,
+            used.ctypes.data,
+            group.ctypes.data,
+            len(used),
+            groups,
+            found.ctypes.data,
         )
-    )  # fmt: skip
+    )
     return found
 
 
@@ -86,10 +91,17 @@ def accumulate(
     below, winner = np.ascontiguousarray(look, np.float32), np.empty(len(at), np.int32)
     library.check(
         library.load().pcseg_row_accumulate(
-            store.ctypes.data, len(store), below.shape[1], at.ctypes.data, fade.ctypes.data,
-            below.ctypes.data, len(at), share, winner.ctypes.data,
+            store.ctypes.data,
+            len(store),
+            below.shape[1],
+            at.ctypes.data,
+            fade.ctypes.data,
+            below.ctypes.data,
+            len(at),
+            share,
+            winner.ctypes.data,
         )
-    )  # fmt: skip
+    )
     return winner, below
 
 

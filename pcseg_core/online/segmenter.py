@@ -76,7 +76,7 @@ class Classes:
 class Segmenter:
     """A trained student with its label space.
 
-    The classes may be changed while another thread segments: a sweep is labelled wholly with the
+    The classes may be changed while another thread segments: a sweep is labeled wholly with the
     classes from before or from after.
 
     Attributes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -37,12 +37,14 @@ class TemporalBufferConfig(Section):
     max_range_m: float = Field(
         60.0, gt=1, le=500, description="Farther points keep the label of their own sweep [m]"
     )
-    new_evidence: float = Field(
-        0.1,
+    renamed: ClassVar[dict[str, str]] = {"new_evidence": "correlation (1 - new_evidence)"}
+
+    correlation: float = Field(
+        0.9,
         ge=0,
         le=1,
-        description="Share of each further look that counts as independent of those before; "
-        "it sharpens the confidence and does not change the label",
+        description="Correlation of the observations of a voxel; 0 takes them as independent, 1 "
+        "counts them as one. Changes the confidence, not the label",
     )
     gate_m: float = Field(
         0.5,
@@ -165,8 +167,8 @@ class TemporalBuffer:
         if before is not None:
             fade[self._arrived(hit, look, points, before.result())] = 0
         table.seen[hit] = now
-        # Looks at one place err alike: n of them are worth 1 + (n - 1) new_evidence.
-        winner, below = rows.accumulate(table.rows, hit, fade, look, self.config.new_evidence)
+        # Observations of one place err alike: n of them count as 1 + (n - 1)(1 - correlation).
+        winner, below = rows.accumulate(table.rows, hit, fade, look, 1.0 - self.config.correlation)
         total = np.exp(below, out=below) @ np.ones(self.classes, np.float32)
         return winner, np.reciprocal(total, dtype=np.float32)
 

@@ -112,10 +112,16 @@ class VoxelTable:
         count = ctypes.c_int64()
         library.check(
             library.load().pcseg_voxel_locate(
-                ctypes.byref(table), keys.ctypes.data, n, expired, hit.ctypes.data,
-                voxel.ctypes.data, first.ctypes.data, ctypes.byref(count),
+                ctypes.byref(table),
+                keys.ctypes.data,
+                n,
+                expired,
+                hit.ctypes.data,
+                voxel.ctypes.data,
+                first.ctypes.data,
+                ctypes.byref(count),
             )
-        )  # fmt: skip
+        )
         return hit[: count.value], voxel, first[: count.value]
 
     def _plain_locate(

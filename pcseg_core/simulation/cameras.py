@@ -65,7 +65,7 @@ class CameraSpec(Section):
         default=0.3, ge=0, le=1, description="Loss of light at the corners of the image."
     )
     noise: float = Field(
-        default=0.02, ge=0, le=1, description="Noise of a mid-grey pixel, of full scale."
+        default=0.02, ge=0, le=1, description="Noise of a mid-gray pixel, of full scale."
     )
 
 

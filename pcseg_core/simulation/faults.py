@@ -42,7 +42,7 @@ class Faults(Section):
         rng = np.random.default_rng([seed, 11, camera])
         axis, shift = (v / np.linalg.norm(v) for v in rng.normal(size=(2, 3)))
         turn = _rotation(axis, np.radians(self.camera_rotation_deg))
-        # about the camera's own centre, then moved
+        # about the camera's own center, then moved
         error = from_rotation(turn, self.camera_translation_m * shift)
         reported: Array = error @ exact
         return reported

@@ -15,8 +15,13 @@ Array = npt.NDArray[Any]
 
 # Faces of traffic signs, the first texture parameter
 ROUND_BAN, ROUND_ORDER, TRIANGLE, PLATE, STREET_NAME = range(5)
-_SIGN_COLORS = [(0.75, 0.74, 0.72), (0.03, 0.12, 0.50), (0.75, 0.74, 0.72), (0.04, 0.16, 0.5),
-                (0.03, 0.25, 0.10)]  # fmt: skip
+_SIGN_COLORS = [
+    (0.75, 0.74, 0.72),
+    (0.03, 0.12, 0.50),
+    (0.75, 0.74, 0.72),
+    (0.04, 0.16, 0.5),
+    (0.03, 0.25, 0.10),
+]
 
 
 def _post(height: float, radius: float, color: Any, label: int = Class.POLE) -> Array:
@@ -27,23 +32,45 @@ def lamp(rng: np.random.Generator) -> Array:
     """Street lamp with an arm over the road."""
     height, reach = rng.uniform(5.5, 8.5), rng.uniform(0.8, 1.8)
     color = np.full(3, rng.uniform(0.08, 0.4))
-    return join([
-        _post(height, rng.uniform(0.07, 0.11), color),
-        rod((0, 0, height - 0.1), (reach, 0, height + 0.25), 0.045, Class.POLE, Material.METAL,
-            color),
-        solid(Kind.ELLIPSOID, (reach + 0.2, 0, height + 0.25), (0.75, 0.28, 0.18), Class.POLE,
-              Material.METAL, np.full(3, 0.5)),
-    ])  # fmt: skip
+    return join(
+        [
+            _post(height, rng.uniform(0.07, 0.11), color),
+            rod(
+                (0, 0, height - 0.1),
+                (reach, 0, height + 0.25),
+                0.045,
+                Class.POLE,
+                Material.METAL,
+                color,
+            ),
+            solid(
+                Kind.ELLIPSOID,
+                (reach + 0.2, 0, height + 0.25),
+                (0.75, 0.28, 0.18),
+                Class.POLE,
+                Material.METAL,
+                np.full(3, 0.5),
+            ),
+        ]
+    )
 
 
 def utility_pole(rng: np.random.Generator) -> Array:
     """Wooden pole with a cross-bar."""
     height, color = rng.uniform(7.0, 9.5), np.array((0.16, 0.11, 0.07)) * rng.uniform(0.7, 1.3)
-    return join([
-        rod((0, 0, -0.5), (0, 0, height), 0.13, Class.POLE, Material.WOOD, color),
-        rod((0, -1.0, height - 0.5), (0, 1.0, height - 0.5), 0.06, Class.POLE, Material.WOOD,
-            color),
-    ])  # fmt: skip
+    return join(
+        [
+            rod((0, 0, -0.5), (0, 0, height), 0.13, Class.POLE, Material.WOOD, color),
+            rod(
+                (0, -1.0, height - 0.5),
+                (0, 1.0, height - 0.5),
+                0.06,
+                Class.POLE,
+                Material.WOOD,
+                color,
+            ),
+        ]
+    )
 
 
 def bollard(rng: np.random.Generator) -> Array:
@@ -52,21 +79,38 @@ def bollard(rng: np.random.Generator) -> Array:
 
 
 def sign(rng: np.random.Generator) -> Array:
-    """Traffic sign on a post, facing along -x (towards those who drive along x)."""
+    """Traffic sign on a post, facing along -x (toward those who drive along x)."""
     face = int(rng.choice(5, p=[0.3, 0.2, 0.2, 0.2, 0.1]))
     height, size = rng.uniform(2.1, 2.7), rng.uniform(0.6, 0.85)
     color, at = _SIGN_COLORS[face], (-0.07, 0.0, height)
     texture = (float(face), 0, 0, 0)
     if face in (ROUND_BAN, ROUND_ORDER):
-        plate = solid(Kind.CYLINDER, at, (size, size, 0.03), Class.TRAFFIC_SIGN, Material.SIGN,
-                      color, turn=(0.0, np.pi / 2, 0.0), texture=texture)  # fmt: skip
+        plate = solid(
+            Kind.CYLINDER,
+            at,
+            (size, size, 0.03),
+            Class.TRAFFIC_SIGN,
+            Material.SIGN,
+            color,
+            turn=(0.0, np.pi / 2, 0.0),
+            texture=texture,
+        )
     elif face == TRIANGLE:
-        plate = solid(Kind.TAPERED, at, (0.03, size, size * 0.87), Class.TRAFFIC_SIGN,
-                      Material.SIGN, color, taper=(0.0, 0.0, 0.97), texture=texture)  # fmt: skip
+        plate = solid(
+            Kind.TAPERED,
+            at,
+            (0.03, size, size * 0.87),
+            Class.TRAFFIC_SIGN,
+            Material.SIGN,
+            color,
+            taper=(0.0, 0.0, 0.97),
+            texture=texture,
+        )
     else:
         shape = (size, size) if face == PLATE else (1.1, 0.3)
-        plate = solid(Kind.BOX, at, (0.03, *shape), Class.TRAFFIC_SIGN, Material.SIGN, color,
-                      texture=texture)  # fmt: skip
+        plate = solid(
+            Kind.BOX, at, (0.03, *shape), Class.TRAFFIC_SIGN, Material.SIGN, color, texture=texture
+        )
     return join([_post(height + 0.3, 0.035, np.full(3, 0.35)), plate])
 
 
@@ -81,11 +125,26 @@ def traffic_light(rng: np.random.Generator) -> Array:
     if arm:
         reach = rng.uniform(2.2, 3.2)
         heads.append((-0.18, reach, height - 0.3))
-        parts.append(rod((0, 0, height - 0.1), (0, reach, height - 0.1), 0.06, Class.POLE,
-                         Material.METAL, color))
+        parts.append(
+            rod(
+                (0, 0, height - 0.1),
+                (0, reach, height - 0.1),
+                0.06,
+                Class.POLE,
+                Material.METAL,
+                color,
+            )
+        )
     parts += [
-        solid(Kind.BOX, head, (0.22, 0.34, 0.95), Class.TRAFFIC_LIGHT, Material.SIGNAL,
-              (0.02, 0.02, 0.02), texture=(lit, 0, 0, 0))
+        solid(
+            Kind.BOX,
+            head,
+            (0.22, 0.34, 0.95),
+            Class.TRAFFIC_LIGHT,
+            Material.SIGNAL,
+            (0.02, 0.02, 0.02),
+            texture=(lit, 0, 0, 0),
+        )
         for head in heads
-    ]  # fmt: skip
+    ]
     return join(parts)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ground: rolling terrain, streets let into it by the height of a kerb."""
+"""The ground: rolling terrain, streets let into it by the height of a curb."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pcseg_core.simulation.streets import Streets
 
 Array = npt.NDArray[Any]
 
-KERB_M = 0.14  # height of blocks above the road
+CURB_M = 0.14  # height of blocks above the road
 _STEEP = -0.15  # rays that fall faster than this meet the ground once, near the level guess
 _FARTHEST_STEP = 25.0  # of Newton's method; rays along a slope would be thrown off [m]
 _MOST_STEPS = 12  # for the few rays that converge slowly
@@ -26,7 +26,7 @@ class Ground:
     """Heights, normals, materials and ray casting of the ground."""
 
     def __init__(self, streets: Streets, rng: np.random.Generator, relief_m: float) -> None:
-        """Waves of some hundred metres, `relief_m` high at most."""
+        """Waves of some hundred meters, `relief_m` high at most."""
         self.streets = streets
         direction = rng.uniform(0, 2 * np.pi, 2)
         rate = 2 * np.pi / rng.uniform(140, 320, 2)
@@ -35,7 +35,7 @@ class Ground:
         self._height = relief_m / 2 * rng.uniform(0.4, 1.0, 2)
 
     def height(self, x: npt.ArrayLike, y: npt.ArrayLike) -> Array:
-        """Level of the road [m]; blocks lie `KERB_M` higher."""
+        """Level of the road [m]; blocks lie `CURB_M` higher."""
         x, y = np.asarray(x), np.asarray(y)
         level = np.zeros(np.broadcast(x, y).shape, np.result_type(x, y, np.float32))
         for kx, ky, phase, height in zip(*self._waves, self._phase, self._height):
@@ -43,7 +43,7 @@ class Ground:
         return level
 
     def slope(self, x: npt.ArrayLike, y: npt.ArrayLike) -> tuple[Array, Array]:
-        """Rise of the level per metre along x and y."""
+        """Rise of the level per meter along x and y."""
         x, y = np.asarray(x), np.asarray(y)
         dx = np.zeros(np.broadcast(x, y).shape, np.result_type(x, y, np.float32))
         dy = np.zeros_like(dx)
@@ -53,8 +53,8 @@ class Ground:
         return dx, dy
 
     def standing(self, x: Array, y: Array) -> Array:
-        """Height of the surface one would stand on, kerbs included [m]."""
-        return self.height(x, y) + np.where(self.streets.inside(x, y) > 0, KERB_M, 0.0)
+        """Height of the surface one would stand on, curbs included [m]."""
+        return self.height(x, y) + np.where(self.streets.inside(x, y) > 0, CURB_M, 0.0)
 
     def cast(self, origin: Array, direction: Array, far_m: float) -> tuple[Array, Array]:
         """Where rays meet the ground.
@@ -64,15 +64,15 @@ class Ground:
             far_m: range of sight [m].
 
         Returns:
-            range (N,) float64, infinity where there is none, and kerb (N,) bool: met the face of
-            a kerb.
+            range (N,) float64, infinity where there is none, and curb (N,) bool: met the face of
+            a curb.
         """
         origin = np.broadcast_to(origin, direction.shape)
         t = np.full(len(direction), np.inf)
-        kerb = np.zeros(len(direction), bool)
+        curb = np.zeros(len(direction), bool)
         down = np.flatnonzero(direction[:, 2] < _RISING)
         o, d = origin[down].astype(np.float64), direction[down].astype(np.float64)
-        upper = self._meet_level(o, d, KERB_M)
+        upper = self._meet_level(o, d, CURB_M)
         upper[upper > far_m] = np.inf
         hit = np.flatnonzero(np.isfinite(upper))
         o, d, first = o[hit], d[hit], upper[hit]
@@ -83,23 +83,23 @@ class Ground:
         face = np.isfinite(second)
         face[face] = self._inside(o[low[face]], d[low[face]], second[face]) > 0
         at_face = low[face]
-        second[face] = self._kerb_face(o[at_face], d[at_face], first[at_face], second[face])
+        second[face] = self._curb_face(o[at_face], d[at_face], first[at_face], second[face])
         first[low] = second
         t[down[hit]] = first
-        kerb[down[hit[at_face]]] = True
-        return t, kerb
+        curb[down[hit[at_face]]] = True
+        return t, curb
 
-    def materials(self, x: Array, y: Array, kerb: Array) -> Array:
+    def materials(self, x: Array, y: Array, curb: Array) -> Array:
         """(N,) int8 of `Material`."""
         ground = self.streets.materials(x, y)
-        ground[kerb] = Material.KERB
+        ground[curb] = Material.CURB
         return ground
 
-    def normals(self, x: Array, y: Array, kerb: Array, direction: Array) -> Array:
-        """(N, 3) float32 unit normals; kerb faces are taken to stand across the ray."""
+    def normals(self, x: Array, y: Array, curb: Array, direction: Array) -> Array:
+        """(N, 3) float32 unit normals; curb faces are taken to stand across the ray."""
         dx, dy = self.slope(x, y)
         normal = np.stack([-dx, -dy, np.ones_like(dx)], axis=1)
-        normal[kerb] = -direction[kerb] * np.array([1, 1, 0])
+        normal[curb] = -direction[curb] * np.array([1, 1, 0])
         normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-9)
         return normal.astype(np.float32)
 
@@ -112,7 +112,7 @@ class Ground:
         return above
 
     def _newton(self, o: Array, d: Array, t: Array, lift: float, steps: int = 2) -> Array:
-        """Newton's method, from guesses within some metres; slopes change by 0.2 % per metre."""
+        """Newton's method, from guesses within some meters; slopes change by 0.2 % per meter."""
         for _ in range(steps):
             x, y = o[:, 0] + t * d[:, 0], o[:, 1] + t * d[:, 1]
             level, dx, dy = self._level_and_slope(x, y)
@@ -170,7 +170,7 @@ class Ground:
         found[found < begin] = np.inf
         return found
 
-    def _kerb_face(self, o: Array, d: Array, before: Array, after: Array) -> Array:
+    def _curb_face(self, o: Array, d: Array, before: Array, after: Array) -> Array:
         """Where rays cross from above the road into a block, by bisection."""
         low, high = before.copy(), after.copy()
         for _ in range(20):

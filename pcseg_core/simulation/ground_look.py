@@ -29,7 +29,7 @@ def ground_color(town: Town, material: Array, u: Array, v: Array, distance: Arra
         Material.ROAD_PAINT: np.full(3, 0.62),
         Material.PAVING: np.asarray(town.paving),
         Material.GRASS: np.asarray(town.grass),
-        Material.KERB: np.full(3, 0.33),
+        Material.CURB: np.full(3, 0.33),
     }
     for kind, tone in base.items():
         own = np.flatnonzero(material == kind)
@@ -68,7 +68,7 @@ def _grass(u: Array, v: Array, distance: Array) -> Array:
     return 1 + 0.35 * blotches(u, v, 0.04) + 0.35 * grain(u, v, 0.04) * near
 
 
-def _kerb(u: Array, v: Array, distance: Array) -> Array:
+def _curb(u: Array, v: Array, distance: Array) -> Array:
     return 1 + 0.15 * grain(u, v, 0.8) + 0.1 * blotches(u, v, 0.03)
 
 
@@ -78,5 +78,5 @@ _LOOKS = {
     Material.ROAD_PAINT: _paint,
     Material.PAVING: _paving,
     Material.GRASS: _grass,
-    Material.KERB: _kerb,
+    Material.CURB: _curb,
 }

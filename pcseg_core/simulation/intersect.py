@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where rays meet unit shapes: one function per kind of primitive, all vectorised.
+"""Where rays meet unit shapes: one function per kind of primitive, all vectorized.
 
 Each takes rays in the unit frame of their primitive: components of the origin `o` and of the
 direction `d` as tuples of three arrays that broadcast to (K, S), and the rows (K,) of the table.
 Each returns t (K, S) float32, infinity where the ray misses. The direction keeps the scale of
-the world, so t is metres along a unit ray.
+the world, so t is meters along a unit ray.
 
 All but the ellipsoid use the slab method (Kay and Kajiya, 1986): a convex solid is an
 intersection of slabs, a ray meets it where the last slab is entered before the first is left.

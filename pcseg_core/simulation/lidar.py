@@ -56,7 +56,7 @@ class LidarSpec(Section):
     intensity_noise: float = Field(
         default=0.12, ge=0, le=1, description="Relative standard deviation of the intensity."
     )
-    organised: bool = Field(
+    organized: bool = Field(
         default=False, description="Keep beams x columns slots, NaN where nothing came back."
     )
 
@@ -121,10 +121,7 @@ class Lidar:
         x = (np.cos(along) + np.cos(across)) / 2
         y = (np.sin(along) + np.sin(across)) / 2
         up, down = np.radians(spec.fov_up_deg), np.radians(spec.fov_down_deg)
-        return (
-            x * np.radians(spec.fov_side_deg) / 2,
-            (up + down) / 2 + y * (up - down) / 2,
-        )
+        return (x * np.radians(spec.fov_side_deg) / 2, (up + down) / 2 + y * (up - down) / 2)
 
     @cached_property
     def _grid(self) -> Tiles:
@@ -187,12 +184,18 @@ class Lidar:
         xyz[~seen] = np.nan
         intensity = np.where(seen, np.clip(power, 0, 1), 0.0)
         cloud = PointCloud(
-            xyz, intensity.astype(np.float32), time, self.ring, FRAME, stamp_ns, spec.beams,
+            xyz,
+            intensity.astype(np.float32),
+            time,
+            self.ring,
+            FRAME,
+            stamp_ns,
+            spec.beams,
             spec.columns,
-        )  # fmt: skip
+        )
         label, instance = np.where(seen, hits.label, -1), np.where(seen, hits.instance, -1)
         exact = np.where(seen, hits.range, np.nan).astype(np.float32)
-        if spec.organised:
+        if spec.organized:
             return Sweep(cloud, label.astype(np.int16), instance.astype(np.int32), exact)
         # in the order of firing, as drivers publish it
         order = np.flatnonzero(seen)

@@ -44,7 +44,7 @@ class Material(IntEnum):
     PAINT = 2  # bodywork of vehicles
     CABIN = 3  # bodywork with windows all around
     COACH = 4  # long bodywork with a band of windows
-    TYRE = 5
+    TIRE = 5
     FACADE = 6
     ROOF = 7
     BRICK = 8
@@ -63,7 +63,7 @@ class Material(IntEnum):
     BAYS = 20  # where cars park
     PAVING = 21
     GRASS = 22
-    KERB = 23
+    CURB = 23
 
 
 # Share of 905 nm light that a LiDAR gets back from head-on, relative to a white target. Signs are
@@ -74,7 +74,7 @@ _REFLECTIVITY = {
     Material.PAINT: 0.45,
     Material.CABIN: 0.40,
     Material.COACH: 0.45,
-    Material.TYRE: 0.06,
+    Material.TIRE: 0.06,
     Material.FACADE: 0.42,
     Material.ROOF: 0.28,
     Material.BRICK: 0.36,
@@ -92,7 +92,7 @@ _REFLECTIVITY = {
     Material.BAYS: 0.16,
     Material.PAVING: 0.28,
     Material.GRASS: 0.40,
-    Material.KERB: 0.30,
+    Material.CURB: 0.30,
 }
 REFLECTIVITY: npt.NDArray[np.float32] = np.array(
     [_REFLECTIVITY[material] for material in Material], dtype=np.float32
@@ -110,7 +110,7 @@ GROUND_CLASS: dict[Material, Class] = {
     Material.BAYS: Class.PARKING,
     Material.PAVING: Class.SIDEWALK,
     Material.GRASS: Class.TERRAIN,
-    Material.KERB: Class.SIDEWALK,
+    Material.CURB: Class.SIDEWALK,
 }
 
 

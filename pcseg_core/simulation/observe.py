@@ -25,18 +25,18 @@ class Hits:
         range: (N,) float64 along the ray [m], infinity for nothing.
         row: (N,) int64 row of `table` that was met, -1 for none.
         on_ground: (N,) bool.
-        kerb: (N,) bool: the face of a kerb.
+        curb: (N,) bool: the face of a curb.
         points: (N, 3) float64 in world axes [m], NaN for nothing.
         table: the primitives.
     """
 
     def __init__(
-        self, scene: Scene, table: Array, rays: Rays, range_: Array, row: Array, kerb: Array
+        self, scene: Scene, table: Array, rays: Rays, range_: Array, row: Array, curb: Array
     ) -> None:
         self.scene, self.table, self.rays = scene, table, rays
         self.range, self.row = range_, row
         self.on_ground = np.isfinite(range_) & (row < 0)
-        self.kerb = kerb & self.on_ground
+        self.curb = curb & self.on_ground
         self.points = rays.reference + rays.origin + range_[:, None] * rays.direction
         self.points[~np.isfinite(range_)] = np.nan
 
@@ -57,7 +57,7 @@ class Hits:
         material[self.solid] = self.table["material"][self.row[self.solid]]
         at = self.points[self.ground]
         material[self.ground] = self.scene.ground.materials(
-            at[:, 0], at[:, 1], self.kerb[self.ground]
+            at[:, 0], at[:, 1], self.curb[self.ground]
         )
         return material
 
@@ -86,12 +86,12 @@ class Hits:
 
     @cached_property
     def normal(self) -> Array:
-        """(N, 3) float32 unit normals in world axes, towards the sensor; 0 for nothing."""
+        """(N, 3) float32 unit normals in world axes, toward the sensor; 0 for nothing."""
         normal = np.zeros((len(self.row), 3), np.float32)
         normal[self.solid] = self._surface[0]
         at = self.points[self.ground]
         normal[self.ground] = self.scene.ground.normals(
-            at[:, 0], at[:, 1], self.kerb[self.ground], self.rays.direction[self.ground]
+            at[:, 0], at[:, 1], self.curb[self.ground], self.rays.direction[self.ground]
         )
         away = np.einsum("ij,ij->i", normal, self.rays.direction) > 0
         normal[away] *= -1
@@ -136,14 +136,14 @@ def observe(scene: Scene, rays: Rays, time_s: float, far_m: float) -> Hits:
     """
     table = scene.at(time_s, rays.reference, far_m)
     origin = rays.reference + rays.origin
-    ground, kerb = scene.ground.cast(origin, rays.direction, far_m)
+    ground, curb = scene.ground.cast(origin, rays.direction, far_m)
     limit = ground.astype(np.float32)
     distance, row = cast(table, rays, limit)
     met = row >= 0
     range_ = np.where(met, distance.astype(np.float64), ground)
     range_[range_ > far_m] = np.inf
     row = np.where(np.isfinite(range_), row, -1)
-    return Hits(scene, table, rays, range_, row, kerb)
+    return Hits(scene, table, rays, range_, row, curb)
 
 
 @dataclass(frozen=True)

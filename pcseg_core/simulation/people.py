@@ -33,19 +33,49 @@ def person(rng: np.random.Generator, walking: bool) -> Array:
     side, reach = 0.055 * h * broad, 0.125 * h * broad
     parts = _head(rng, (0.0, 0.0, 0.925 * h), h, skin, Class.PERSON)
     parts.append(
-        solid(Kind.ELLIPSOID, (0, 0, 0.665 * h), (0.16 * h * broad, 0.25 * h * broad, 0.40 * h),
-              Class.PERSON, Material.CLOTH, top)
-    )  # fmt: skip
+        solid(
+            Kind.ELLIPSOID,
+            (0, 0, 0.665 * h),
+            (0.16 * h * broad, 0.25 * h * broad, 0.40 * h),
+            Class.PERSON,
+            Material.CLOTH,
+            top,
+        )
+    )
     for way in (-1, 1):
         foot = (way * stride, way * side, 0.02)
         hand = (-way * stride * 0.8, way * reach * 1.25, hip)
-        parts.append(rod(foot, (0, way * side, hip + 0.04), 0.045 * h * broad, Class.PERSON,
-                         Material.CLOTH, legs))
-        parts.append(rod((0, way * reach, shoulder), hand, 0.028 * h * broad, Class.PERSON,
-                         Material.CLOTH, top))
+        parts.append(
+            rod(
+                foot,
+                (0, way * side, hip + 0.04),
+                0.045 * h * broad,
+                Class.PERSON,
+                Material.CLOTH,
+                legs,
+            )
+        )
+        parts.append(
+            rod(
+                (0, way * reach, shoulder),
+                hand,
+                0.028 * h * broad,
+                Class.PERSON,
+                Material.CLOTH,
+                top,
+            )
+        )
     if rng.random() < 0.3:
-        parts.append(solid(Kind.ELLIPSOID, (-0.12 * h, 0, 0.70 * h), (0.16 * h, 0.2 * h, 0.28 * h),
-                           Class.PERSON, Material.CLOTH, _cloth(rng)))
+        parts.append(
+            solid(
+                Kind.ELLIPSOID,
+                (-0.12 * h, 0, 0.70 * h),
+                (0.16 * h, 0.2 * h, 0.28 * h),
+                Class.PERSON,
+                Material.CLOTH,
+                _cloth(rng),
+            )
+        )
     return join(parts)
 
 
@@ -56,9 +86,16 @@ def rider(rng: np.random.Generator, lean: float) -> Array:
     middle = shoulder * 0.52
     parts = _head(rng, tuple(shoulder * 1.38 + (0.03, 0, 0)), 1.75, skin, Class.RIDER, helmet=True)
     parts.append(
-        solid(Kind.ELLIPSOID, middle, (0.27, 0.42, 0.68), Class.RIDER, Material.CLOTH, top,
-              turn=(0.0, lean, 0.0))
-    )  # fmt: skip
+        solid(
+            Kind.ELLIPSOID,
+            middle,
+            (0.27, 0.42, 0.68),
+            Class.RIDER,
+            Material.CLOTH,
+            top,
+            turn=(0.0, lean, 0.0),
+        )
+    )
     for way in (-1, 1):
         drop = 0.2 * way
         knee = (0.34, way * 0.12, -0.22 + drop * 0.5)
@@ -73,7 +110,7 @@ def rider(rng: np.random.Generator, lean: float) -> Array:
 
 def _head(
     rng: np.random.Generator,
-    centre: tuple[float, ...],
+    center: tuple[float, ...],
     height: float,
     skin: Array,
     label: int,
@@ -81,10 +118,17 @@ def _head(
 ) -> list[Array]:
     size = 0.135 * height
     cap = _cloth(rng) if helmet else _HAIR[rng.integers(4)]
-    top = (centre[0] - 0.01, centre[1], centre[2] + 0.22 * size)
+    top = (center[0] - 0.01, center[1], center[2] + 0.22 * size)
     return [
-        solid(Kind.ELLIPSOID, centre, (size * 0.85, size * 0.8, size * 1.15), label,
-              Material.SKIN, skin),
-        solid(Kind.ELLIPSOID, top, (size * 0.98, size * 0.95, size * 0.85), label,
-              Material.MATT, cap),
-    ]  # fmt: skip
+        solid(
+            Kind.ELLIPSOID,
+            center,
+            (size * 0.85, size * 0.8, size * 1.15),
+            label,
+            Material.SKIN,
+            skin,
+        ),
+        solid(
+            Kind.ELLIPSOID, top, (size * 0.98, size * 0.95, size * 0.85), label, Material.MATT, cap
+        ),
+    ]

@@ -23,22 +23,32 @@ def leaf_color(town: Town, rng: np.random.Generator) -> Array:
 
 
 def _leaves(
-    rng: np.random.Generator, centre: Any, size: Any, color: Array, openness: float
+    rng: np.random.Generator, center: Any, size: Any, color: Array, openness: float
 ) -> Array:
     """One ball of leaves; `openness` from 0 (closed) to 1 (mostly holes)."""
     return solid(
-        Kind.FOLIAGE, centre, size, Class.VEGETATION, Material.LEAVES,
-        color * rng.uniform(0.88, 1.12), turn=(rng.uniform(0, 6.28), 0.0, 0.0),
+        Kind.FOLIAGE,
+        center,
+        size,
+        Class.VEGETATION,
+        Material.LEAVES,
+        color * rng.uniform(0.88, 1.12),
+        turn=(rng.uniform(0, 6.28), 0.0, 0.0),
         texture=(1.5 - 1.5 * openness, rng.uniform(0, 6.28), 0, 0),
-    )  # fmt: skip
+    )
 
 
 def _trunk(rng: np.random.Generator, height: float, radius: float) -> Array:
     color = np.array((0.13, 0.09, 0.06)) * rng.uniform(0.6, 1.5)
     return solid(
-        Kind.CYLINDER, (0, 0, height / 2 - 0.2), (2 * radius, 2 * radius, height + 0.4),
-        Class.TRUNK, Material.BARK, color, turn=(rng.uniform(0, 6.28), rng.uniform(0, 0.05), 0.0),
-    )  # fmt: skip
+        Kind.CYLINDER,
+        (0, 0, height / 2 - 0.2),
+        (2 * radius, 2 * radius, height + 0.4),
+        Class.TRUNK,
+        Material.BARK,
+        color,
+        turn=(rng.uniform(0, 6.28), rng.uniform(0, 0.05), 0.0),
+    )
 
 
 def broadleaf(town: Town, rng: np.random.Generator, scale: float = 1.0) -> Array:
@@ -94,7 +104,12 @@ def hedge(town: Town, rng: np.random.Generator, length: float) -> Array:
     """Clipped hedge along x."""
     height, width = rng.uniform(0.8, 1.9), rng.uniform(0.5, 0.9)
     return solid(
-        Kind.TAPERED, (0, 0, height / 2 - 0.2), (length, width, height + 0.4), Class.VEGETATION,
-        Material.LEAVES, leaf_color(town, rng), taper=(0.01, 0.01, 0.15),
+        Kind.TAPERED,
+        (0, 0, height / 2 - 0.2),
+        (length, width, height + 0.4),
+        Class.VEGETATION,
+        Material.LEAVES,
+        leaf_color(town, rng),
+        taper=(0.01, 0.01, 0.15),
         texture=(9.0, rng.uniform(0, 6.28), 0, 0),
-    )  # fmt: skip
+    )

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pcseg_core.simulation import buildings, furniture, people, plants, vehicles
-from pcseg_core.simulation.ground import KERB_M, Ground
+from pcseg_core.simulation.ground import CURB_M, Ground
 from pcseg_core.simulation.primitives import join, place, pose_at
 from pcseg_core.simulation.route import poses_from_angles
 from pcseg_core.simulation.streets import CORNER, Block, BlockUse
@@ -59,7 +59,7 @@ class BlockFiller:
         for index in range(4):
             side = Side(self.block, index)
             if detailed:
-                self._kerbside(side)
+                self._curbside(side)
             if self.block.use == BlockUse.BUILT:
                 self._buildings(side, detailed)
         if self.block.use == BlockUse.PARK:
@@ -71,9 +71,15 @@ class BlockFiller:
     # -- placing ---------------------------------------------------------------------------
 
     def _put(
-        self, parts: Array, plan: tuple[float, float], plan_yaw: float, *, lift: float = KERB_M,
-        thing: bool = False, tilt: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        parts: Array,
+        plan: tuple[float, float],
+        plan_yaw: float,
+        *,
+        lift: float = CURB_M,
+        thing: bool = False,
+        tilt: bool = False,
+    ) -> None:
         """Stand something up at a place of the plan; a `thing` gets an instance of its own."""
         x, y = (float(c) for c in self.streets.to_world(*plan))
         yaw = self.streets.heading(*plan, plan_yaw)
@@ -94,9 +100,9 @@ class BlockFiller:
         for at in np.arange(margin, side.length - margin, spacing):
             yield float(at + self.rng.uniform(-0.2, 0.2) * spacing)
 
-    # -- along the kerb ---------------------------------------------------------------------
+    # -- along the curb ---------------------------------------------------------------------
 
-    def _kerbside(self, side: Side) -> None:
+    def _curbside(self, side: Side) -> None:
         town, rng = self.town, self.rng
         outer = max(town.verge_m / 2, 0.55)
         facing = side.yaw + np.pi  # traffic passes with the block on its right
@@ -239,10 +245,7 @@ class BlockFiller:
         b, rng, town = self.block, self.rng, self.town
         pavement = town.verge_m + town.sidewalk_m
         area = (b.u1 - b.u0) * (b.v1 - b.v0)
-        for maker, count, radius in (
-            (plants.tree, area / 90, 2.2),
-            (plants.bush, area / 160, 1.0),
-        ):
+        for maker, count, radius in ((plants.tree, area / 90, 2.2), (plants.bush, area / 160, 1.0)):
             for _ in range(int(count)):
                 plan = (
                     rng.uniform(b.u0 + pavement + 2, b.u1 - pavement - 2),
@@ -280,5 +283,5 @@ def tilted_pose(ground: Ground, x: float, y: float, z: float, yaw: float) -> Arr
 def vehicle_length(parts: Array) -> float:
     """Extent along x of parts in their own frame [m]."""
     half = np.einsum("pj,pj->p", np.abs(parts["rotation"][:, 0, :]), parts["half"])
-    x = parts["centre"][:, 0]
+    x = parts["center"][:, 0]
     return float((x + half).max() - (x - half).min())

@@ -2,7 +2,7 @@
 """Primitives: the solids that everything but the ground is made of, one row of a table each.
 
 A solid is a unit shape (cube of side 2, ball of radius 1, cylinder of radius 1 and height 2)
-scaled by `half`, turned by `rotation` and moved to `centre`: p = rotation @ (half * q) + centre.
+scaled by `half`, turned by `rotation` and moved to `center`: p = rotation @ (half * q) + center.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ PRIMITIVE = np.dtype(
     [
         ("kind", np.int8),
         ("rotation", np.float64, (3, 3)),
-        ("centre", np.float64, (3,)),  # [m]
+        ("center", np.float64, (3,)),  # [m]
         ("half", np.float64, (3,)),  # half extents [m]
         # TAPERED only: how far the front (+x), rear (-x) and side walls have moved in at the top,
         # as a fraction of the half extent; 1 for both sides makes a gable roof.
@@ -66,7 +66,7 @@ def rotation_matrix(yaw: float = 0.0, pitch: float = 0.0, roll: float = 0.0) -> 
 
 def solid(
     kind: Kind,
-    centre: Vector,
+    center: Vector,
     size: Vector,
     label: int,
     material: int,
@@ -79,19 +79,14 @@ def solid(
     """One row (1,) of the table: full `size` [m], `turn` = yaw, pitch, roll [rad]."""
     row = np.zeros(1, PRIMITIVE)
     row["kind"], row["label"], row["material"], row["instance"] = kind, label, material, -1
-    row["rotation"], row["centre"] = rotation_matrix(*turn), centre
+    row["rotation"], row["center"] = rotation_matrix(*turn), center
     row["half"] = np.maximum(np.asarray(size, dtype=np.float64) / 2, 1e-3)
     row["taper"], row["albedo"], row["texture"] = taper, albedo, texture
     return row
 
 
 def rod(
-    start: Vector,
-    end: Vector,
-    radius: float,
-    label: int,
-    material: int,
-    albedo: Vector,
+    start: Vector, end: Vector, radius: float, label: int, material: int, albedo: Vector
 ) -> Array:
     """A cylinder between two points."""
     begin, stop = np.asarray(start, dtype=np.float64), np.asarray(end, dtype=np.float64)
@@ -124,7 +119,7 @@ def place(parts: Array, pose: Array, instance: int | None = None) -> Array:
     """Move primitives with a pose (4, 4); give them all an instance id if there is one."""
     moved = parts.copy()
     moved["rotation"] = pose[:3, :3] @ parts["rotation"]
-    moved["centre"] = parts["centre"] @ pose[:3, :3].T + pose[:3, 3]
+    moved["center"] = parts["center"] @ pose[:3, :3].T + pose[:3, 3]
     if instance is not None:
         moved["instance"] = instance
     return moved
@@ -145,12 +140,12 @@ def corners(primitives: Array) -> Array:
     """(P, 8, 3) corners of the boxes around the primitives [m]."""
     scaled = _CORNERS * primitives["half"][:, None, :]
     turned: Array = np.einsum("pij,pkj->pki", primitives["rotation"], scaled)
-    return turned + primitives["centre"][:, None, :]
+    return turned + primitives["center"][:, None, :]
 
 
 def distance(primitives: Array, point: Array) -> Array:
     """(P,) distance of a point from the box around each primitive, 0 inside [m]."""
-    local = np.einsum("pji,pj->pi", primitives["rotation"], point - primitives["centre"])
+    local = np.einsum("pji,pj->pi", primitives["rotation"], point - primitives["center"])
     outside = np.maximum(np.abs(local) - primitives["half"], 0.0)
     gap: Array = np.linalg.norm(outside, axis=1)
     return gap

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ray casting against a table of primitives, in tiles of neighbouring rays.
+"""Ray casting against a table of primitives, in tiles of neighboring rays.
 
 Rays are cut into tiles of 64 that lie close together. A primitive is tested against the tiles
 that its bounds overlap only, nearest primitives first, and tiles that are already covered by
 something nearer drop out. All arithmetic is float32 relative to a reference point near the
-sensor: errors stay below a millimetre at 200 m.
+sensor: errors stay below a millimeter at 200 m.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pcseg_core.simulation.primitives import Kind, corners, distance
 Array = npt.NDArray[Any]
 
 TILE = 64  # rays in a tile
-_RUN = 16  # neighbouring tiles that are tried together first
+_RUN = 16  # neighboring tiles that are tried together first
 _SIDE = 8  # of a square tile on a grid of rays
 _CHUNK = 1536  # pairs of primitive and tile at once: the working set stays in cache
 _FIRST_ROUND = 2  # primitives per tile in the first round; each later round doubles
@@ -36,12 +36,12 @@ class Tiles:
 
     Attributes:
         order: (T, 64) index of each ray; rays may repeat to fill a tile.
-        centre: (T, 2) middle of the tile's bounds: azimuth and elevation [rad].
+        center: (T, 2) middle of the tile's bounds: azimuth and elevation [rad].
         half: (T, 2) half width of the bounds [rad].
     """
 
     order: Array
-    centre: Array
+    center: Array
     half: Array
 
 
@@ -108,10 +108,10 @@ def _bounded(direction: Array, order: Array) -> Tiles:
             (0.0, elevation.min(axis=1), elevation.max(axis=1)),
         )
     ]
-    centre, half = (np.stack(pair, axis=1).astype(np.float32) for pair in zip(*bounds))
+    center, half = (np.stack(pair, axis=1).astype(np.float32) for pair in zip(*bounds))
     over_pole = np.abs(elevation).max(axis=1) > np.pi / 2 - 0.02
     half[over_pole | (half[:, 0] > 3), 0] = np.pi
-    return Tiles(order, centre, half + np.float32(1e-5))
+    return Tiles(order, center, half + np.float32(1e-5))
 
 
 def _wrap(angle: Array) -> Array:
@@ -119,10 +119,8 @@ def _wrap(angle: Array) -> Array:
     return wrapped
 
 
-def angular_bounds(
-    local: Array, slack_m: float | Array, slack_rad: float
-) -> tuple[Array, Array]:
-    """Bounds (centre, half), each (P, 2) [rad], of boxes seen from the origin.
+def angular_bounds(local: Array, slack_m: float | Array, slack_rad: float) -> tuple[Array, Array]:
+    """Bounds (center, half), each (P, 2) [rad], of boxes seen from the origin.
 
     Args:
         local: (P, 8, 3) corners in the sensor's axes [m].
@@ -145,9 +143,9 @@ def angular_bounds(
     top, bottom = local[..., 2].max(axis=1) + slack_m, local[..., 2].min(axis=1) - slack_m
     high = np.arctan2(top, np.where(top > 0, near, far)) + slack_rad
     low = np.arctan2(bottom, np.where(bottom < 0, near, far)) - slack_rad
-    centre = np.stack([middle, (high + low) / 2], axis=1)
+    center = np.stack([middle, (high + low) / 2], axis=1)
     half = np.stack([half_azimuth, (high - low) / 2], axis=1)
-    return centre.astype(np.float32), half.astype(np.float32)
+    return center.astype(np.float32), half.astype(np.float32)
 
 
 def cast(primitives: Array, rays: Rays, limit: Array) -> tuple[Array, Array]:
@@ -165,9 +163,9 @@ def cast(primitives: Array, rays: Rays, limit: Array) -> tuple[Array, Array]:
     tau = 0.0 if rays.time is None else float(np.abs(rays.time).max(initial=0.0))
     slack = rays.slack_m + np.linalg.norm(primitives["velocity"], axis=1) * tau
     seen = (corners(primitives) - rays.reference) @ rays.frame.T
-    centre, half = angular_bounds(seen, slack, rays.slack_rad)
+    center, half = angular_bounds(seen, slack, rays.slack_rad)
     near = np.maximum(distance(primitives, rays.reference) - slack, 0.0).astype(np.float32)
-    row, tile = _overlaps(centre, half, tiles.centre, tiles.half, period=2 * np.pi)
+    row, tile = _overlaps(center, half, tiles.center, tiles.half, period=2 * np.pi)
     best = _pack(limit[tiles.order], _NONE)
     _search(primitives, rays, row, tile, near[row], best)
     return _unpack(best, tiles.order, len(limit))
@@ -178,7 +176,7 @@ def shadowed(primitives: Array, reference: Array, points: Array, sun: Array) -> 
 
     Args:
         points: (N, 3) float32 relative to `reference`, a little outside of solids [m].
-        sun: (3,) unit vector towards the sun.
+        sun: (3,) unit vector toward the sun.
     """
     if len(points) == 0 or len(primitives) == 0:
         return np.zeros(len(points), bool)
@@ -206,11 +204,11 @@ def surface(primitives: Array, row: Array, points: Array) -> tuple[Array, Array,
 
     Returns:
         normal in world axes (M, 3), outward; normal in the primitive's axes (M, 3); position in
-        the primitive's axes relative to its centre (M, 3) [m]; float32 all.
+        the primitive's axes relative to its center (M, 3) [m]; float32 all.
     """
     rotation = primitives["rotation"].astype(np.float32)[row]
     half = primitives["half"].astype(np.float32)[row]
-    offset = (points - primitives["centre"][row]).astype(np.float32)
+    offset = (points - primitives["center"][row]).astype(np.float32)
     local = np.einsum("mji,mj->mi", rotation, offset)
     kinds, unit = primitives["kind"][row], local / half
     normal = np.empty_like(unit)
@@ -224,38 +222,38 @@ def surface(primitives: Array, row: Array, points: Array) -> tuple[Array, Array,
 
 
 def _overlaps(
-    centre: Array, half: Array, tile_centre: Array, tile_half: Array, period: float = 0.0
+    center: Array, half: Array, tile_center: Array, tile_half: Array, period: float = 0.0
 ) -> tuple[Array, Array]:
     """Rows and tiles whose bounds overlap in both coordinates.
 
     Runs of tiles are tried first; the first coordinate may be an angle that comes round after
     `period`.
     """
-    runs = -(-len(tile_centre) // _RUN)
-    member = np.minimum(np.arange(runs * _RUN).reshape(runs, _RUN), len(tile_centre) - 1)
-    offset = tile_centre[member] - tile_centre[member[:, :1]]
+    runs = -(-len(tile_center) // _RUN)
+    member = np.minimum(np.arange(runs * _RUN).reshape(runs, _RUN), len(tile_center) - 1)
+    offset = tile_center[member] - tile_center[member[:, :1]]
     if period:
         offset[..., 0] -= np.float32(period) * np.round(offset[..., 0] / np.float32(period))
     low = (offset - tile_half[member]).min(axis=1)
     high = (offset + tile_half[member]).max(axis=1)
-    run_centre = tile_centre[member[:, 0]] + (low + high) / 2
-    row, run = _overlap_pairs(centre, half, run_centre, (high - low) / 2, period)
+    run_center = tile_center[member[:, 0]] + (low + high) / 2
+    row, run = _overlap_pairs(center, half, run_center, (high - low) / 2, period)
     tile = (run[:, None] * _RUN + np.arange(_RUN)).ravel()
     row = np.repeat(row, _RUN)
-    row, tile = row[tile < len(tile_centre)], tile[tile < len(tile_centre)]
-    hit = _overlap(centre[row], half[row], tile_centre[tile], tile_half[tile], period)
+    row, tile = row[tile < len(tile_center)], tile[tile < len(tile_center)]
+    hit = _overlap(center[row], half[row], tile_center[tile], tile_half[tile], period)
     return row[hit], tile[hit]
 
 
 def _overlap_pairs(
-    centre: Array, half: Array, run_centre: Array, run_half: Array, period: float
+    center: Array, half: Array, run_center: Array, run_half: Array, period: float
 ) -> tuple[Array, Array]:
     rows, runs = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
-    step = max(1, 250_000 // max(len(run_centre), 1))
-    for start in range(0, len(centre), step):
+    step = max(1, 250_000 // max(len(run_center), 1))
+    for start in range(0, len(center), step):
         part = slice(start, start + step)
         row, run = np.nonzero(
-            _overlap(centre[part, None], half[part, None], run_centre, run_half, period)
+            _overlap(center[part, None], half[part, None], run_center, run_half, period)
         )
         rows.append(row + start)
         runs.append(run)
@@ -263,7 +261,7 @@ def _overlap_pairs(
 
 
 def _overlap(a: Array, a_half: Array, b: Array, b_half: Array, period: float) -> Array:
-    """Whether rectangles (..., 2), given by centre and half size, overlap."""
+    """Whether rectangles (..., 2), given by center and half size, overlap."""
     gap = np.abs(a[..., 0] - b[..., 0])
     if period:
         gap = np.abs(gap - np.float32(period) * np.rint(gap / np.float32(period)))
@@ -306,8 +304,11 @@ def _search(
             chosen = np.flatnonzero(turn & (primitives["kind"][row] == kind))
             for first in range(0, len(chosen), _CHUNK):
                 part = chosen[first : first + _CHUNK]
-                _lower(best, tile[part], _pack(table.meet(Kind(kind), row[part], tile[part]),
-                                               row[part][:, None]))
+                _lower(
+                    best,
+                    tile[part],
+                    _pack(table.meet(Kind(kind), row[part], tile[part]), row[part][:, None]),
+                )
         left = rank >= start + size
         row, tile, near, rank = row[left], tile[left], near[left], rank[left]
         start, size = start + size, 2 * size
@@ -326,7 +327,7 @@ class _Solids:
         self.rows = primitives
         scale = 1.0 / primitives["half"][:, :, None]
         self.to_unit = (np.swapaxes(primitives["rotation"], 1, 2) * scale).astype(np.float32)
-        self.centre = (primitives["centre"] - rays.reference).astype(np.float32)
+        self.center = (primitives["center"] - rays.reference).astype(np.float32)
         self.velocity = primitives["velocity"].astype(np.float32)
         order = rays.tiles.order
         self.direction = _by_tile(rays.direction, order)
@@ -336,7 +337,7 @@ class _Solids:
     def meet(self, kind: Kind, row: Array, tile: Array) -> Array:
         """(K, 64) range along each ray of the tiles to the primitives."""
         to_unit = self.to_unit[row]
-        offset = self._gather(self.origin, tile) - self.centre[row].T[:, :, None]
+        offset = self._gather(self.origin, tile) - self.center[row].T[:, :, None]
         if self.time is not None:
             moving = np.flatnonzero(self.velocity[row].any(axis=1))
             time = self.time[tile[moving]]

@@ -69,8 +69,9 @@ def _walk(
             options = [(heading + way) % 4 for way in rng.permutation(ways)]
             heading = next((h for h in options if _leads_on(streets, nodes[-1], h)), heading)
         if not _leads_on(streets, nodes[-1], heading):
-            heading = next(h for h in range(4) if h != (heading + 2) % 4
-                           and _leads_on(streets, nodes[-1], h))  # fmt: skip
+            heading = next(
+                h for h in range(4) if h != (heading + 2) % 4 and _leads_on(streets, nodes[-1], h)
+            )
         headings.append(heading)
         nodes.append(nodes[-1] + _HEADINGS[heading])
         axis = heading % 2
@@ -187,9 +188,7 @@ def _wobble(times: Array, rng: np.random.Generator, size: float) -> Array:
     return swaying
 
 
-def poses_from_angles(
-    x: Array, y: Array, z: Array, yaw: Array, pitch: Array, roll: Array
-) -> Array:
+def poses_from_angles(x: Array, y: Array, z: Array, yaw: Array, pitch: Array, roll: Array) -> Array:
     """(K, 4, 4) poses from positions [m] and angles (K,) about z, y, x [rad]."""
     cy, sy, cp, sp, cr, sr = (f(a) for a in (yaw, pitch, roll) for f in (np.cos, np.sin))
     poses = np.zeros((len(x), 4, 4))

@@ -42,7 +42,7 @@ class Scene:
 
     def at(self, time_s: float, around: Array, radius_m: float) -> Array:
         """Primitives within a distance of a point (3,), movers where they are at a time."""
-        gap = np.linalg.norm(self.still["centre"][:, :2] - around[:2], axis=1)
+        gap = np.linalg.norm(self.still["center"][:, :2] - around[:2], axis=1)
         near = self.still[gap - np.linalg.norm(self.still["half"], axis=1) < radius_m]
         moving = [m.at(time_s) for m in self.movers if m.near(time_s, around, radius_m)]
         return join([near, *moving])

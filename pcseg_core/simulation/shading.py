@@ -67,8 +67,8 @@ def _albedo(hits: Hits) -> Array:
 def _irradiance(hits: Hits, met: Array, normal: Array) -> Array:
     """Light that falls on points: the sun where it shines, and sky and ground around."""
     weather = hits.scene.weather
-    towards = weather.sun.astype(np.float32)
-    cosine = np.clip(normal @ towards, 0, None)
+    toward = weather.sun.astype(np.float32)
+    cosine = np.clip(normal @ toward, 0, None)
     leaves = hits.material[met] == Material.LEAVES
     cosine[leaves] = 0.35 + 0.5 * cosine[leaves]  # leaves point everywhere and let light through
     sun = np.where(_in_shade(hits, met, normal, cosine), 0.0, cosine)[:, None]

@@ -2,7 +2,7 @@
 """The street plan: a bent grid of streets, and what the ground is made of at any place.
 
 Streets are straight in plan coordinates (u, v) [m]; two shears bend the plan into the world, and
-can be undone exactly. Blocks lie between the streets, raised by a kerb.
+can be undone exactly. Blocks lie between the streets, raised by a curb.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class BlockUse(IntEnum):
 
 @dataclass(frozen=True)
 class Block:
-    """A block in plan coordinates, from kerb to kerb, and the streets' parking lanes around it."""
+    """A block in plan coordinates, from curb to curb, and the streets' parking lanes around it."""
 
     use: BlockUse
     u0: float
@@ -130,8 +130,10 @@ class Streets:
         depth = self._inside(u, v, i, j)
         town = self.town
         ground = np.full(len(u), Material.ASPHALT, np.int8)
-        lot = np.array([Material.GRASS if town.gardens else Material.PAVING,
-                        Material.GRASS, Material.BAYS], np.int8)
+        lot = np.array(
+            [Material.GRASS if town.gardens else Material.PAVING, Material.GRASS, Material.BAYS],
+            np.int8,
+        )
         pavement = town.verge_m + town.sidewalk_m
         ground = np.where(depth > 0, Material.PAVING, ground)
         ground = np.where((depth > 0.15) & (depth < town.verge_m), Material.GRASS, ground)

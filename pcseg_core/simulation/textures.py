@@ -64,10 +64,10 @@ class Patch:
     """Points on solids of one material.
 
     Attributes:
-        local: (M, 3) position in the solid's axes relative to its centre [m].
+        local: (M, 3) position in the solid's axes relative to its center [m].
         normal: (M, 3) outward unit normal in the solid's axes.
         half: (M, 3) half extents [m].
-        albedo: (M, 3) the solid's own colour.
+        albedo: (M, 3) the solid's own color.
         texture: (M, 4) its texture parameters.
         distance: (M,) from the camera [m]: detail below a pixel is left out.
     """
@@ -86,30 +86,30 @@ class Patch:
         return across, self.local[:, 2] + self.half[:, 2], np.abs(self.normal[:, 2]) < 0.7
 
     def shade(self, amount: Array) -> Array:
-        """The solid's colour, lighter or darker by `amount`."""
+        """The solid's color, lighter or darker by `amount`."""
         shaded: Array = self.albedo * (1 + amount)[:, None]
         return shaded
 
 
 def facade_windows(patch: Patch) -> tuple[Array, Array, Array, Array]:
-    """Windows of a facade: glass (M,) bool, frame (M,) bool, column and storey of each point.
+    """Windows of a facade: glass (M,) bool, frame (M,) bool, column and story of each point.
 
-    texture: distance between windows, storey height [m], window share, style.
+    texture: distance between windows, story height [m], window share, style.
     """
     across, up, upright = patch.wall()
-    pitch, storey, share = patch.texture[:, 0], patch.texture[:, 1], patch.texture[:, 2]
+    pitch, story, share = patch.texture[:, 0], patch.texture[:, 1], patch.texture[:, 2]
     up = up - 2.5  # foundations
-    column, level = np.floor(across / pitch), np.floor(up / storey)
-    u, v = across / pitch - column - 0.5, up / storey - level - 0.52
+    column, level = np.floor(across / pitch), np.floor(up / story)
+    u, v = across / pitch - column - 0.5, up / story - level - 0.52
     style = np.mod(patch.texture[:, 3], 4)
     ground_floor = level == 0
     wide = np.where((style == 2) & ground_floor, 0.86, np.where(style == 3, 0.96, share))
     tall = np.where((style == 2) & ground_floor, 0.74, np.where(style == 1, 0.7, 0.5))
     top = patch.half[:, 2] * 2 - 2.5
-    inside = upright & (up > 0.4) & (level < np.floor(top / storey + 0.05))
+    inside = upright & (up > 0.4) & (level < np.floor(top / story + 0.05))
     margin = np.where(np.abs(patch.normal[:, 0]) > 0.7, patch.half[:, 1], patch.half[:, 0])
     inside &= np.abs(across) < margin - 0.4
-    frame = inside & (np.abs(u) < wide / 2 + 0.07 / pitch) & (np.abs(v) < tall / 2 + 0.07 / storey)
+    frame = inside & (np.abs(u) < wide / 2 + 0.07 / pitch) & (np.abs(v) < tall / 2 + 0.07 / story)
     glass = inside & (np.abs(u) < wide / 2) & (np.abs(v) < tall / 2)
     glass &= (np.abs(u) > 0.012) | (wide > 0.8)
     return glass, frame, column, level
@@ -212,7 +212,7 @@ def _coach(patch: Patch) -> Array:
     return color
 
 
-def _tyre(patch: Patch) -> Array:
+def _tire(patch: Patch) -> Array:
     """Rubber with a rim; texture: radius [m]."""
     radius = np.hypot(patch.local[:, 0], patch.local[:, 1]) / np.maximum(patch.texture[:, 0], 0.01)
     color = patch.albedo.copy()
@@ -247,7 +247,7 @@ def _cloth(patch: Patch) -> Array:
 
 
 def _sign(patch: Patch) -> Array:
-    """Faces of traffic signs; their backs are grey metal."""
+    """Faces of traffic signs; their backs are gray metal."""
     face = patch.texture[:, 0]
     disc = (face == ROUND_BAN) | (face == ROUND_ORDER)
     # a disc lies in its own x, y; plates and triangles in y, z
@@ -298,7 +298,7 @@ SOLIDS: dict[Material, Callable[[Patch], Array]] = {
     Material.PAINT: _paint,
     Material.CABIN: _cabin,
     Material.COACH: _coach,
-    Material.TYRE: _tyre,
+    Material.TIRE: _tire,
     Material.FACADE: _facade,
     Material.ROOF: _roof,
     Material.BRICK: _brick,

@@ -152,9 +152,7 @@ class Traffic:
         yaw = np.unwrap(np.arctan2(np.gradient(y), np.gradient(x)))
         return self._mover(parts, x, y, yaw, sloped=bool((parts["label"] != Class.PERSON).all()))
 
-    def _mover(
-        self, parts: Array, x: Array, y: Array, yaw: Array, sloped: bool
-    ) -> Mover | None:
+    def _mover(self, parts: Array, x: Array, y: Array, yaw: Array, sloped: bool) -> Mover | None:
         """A mover, unless it stays out of sight or would run into the recording vehicle."""
         gap = np.hypot(x - self.ego[:, 0], y - self.ego[:, 1])
         if gap.min() > _SIGHT_M or self._collides(parts, x, y, yaw):

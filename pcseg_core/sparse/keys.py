@@ -3,7 +3,7 @@
 
 A key holds batch (9 bits), x, y and z (18 bits each), most significant first. The coordinates are
 shifted by `COORD_LIMIT` to be non-negative, so that sorting keys sorts by (batch, x, y, z) and a
-neighbour at (dx, dy, dz) has the key plus a constant. On the grid of stride s the shift is
+neighbor at (dx, dy, dz) has the key plus a constant. On the grid of stride s the shift is
 `COORD_LIMIT / s`, so that halving a coordinate halves its field.
 """
 
@@ -16,14 +16,14 @@ from pcseg_core.errors import InputError
 
 COORD_BITS = 18
 COORD_LIMIT = 1 << (COORD_BITS - 1)  # 131072 voxels: 6.5 km at 0.05 m
-MARGIN = 2  # reach of the largest kernel, so that no neighbour's key carries into another field
+MARGIN = 2  # reach of the largest kernel, so that no neighbor's key carries into another field
 MAX_COORD = COORD_LIMIT - MARGIN - 1
 MAX_BATCH = (1 << (63 - 3 * COORD_BITS)) - 1
 _MASK = (1 << COORD_BITS) - 1
 
 
 def key_offset(dx: int, dy: int, dz: int) -> int:
-    """Difference between the keys of a voxel and of its neighbour at (dx, dy, dz)."""
+    """Difference between the keys of a voxel and of its neighbor at (dx, dy, dz)."""
     return (dx << (2 * COORD_BITS)) + (dy << COORD_BITS) + dz
 
 

@@ -32,7 +32,7 @@ def kernel_offsets(kernel_size: int) -> list[tuple[int, int, int]]:
 
 @dataclass(eq=False)
 class KernelMap:
-    """Neighbour table of one convolution.
+    """Neighbor table of one convolution.
 
     Attributes:
         table: (K, n_out) int32, the input row at each offset of each output row, -1 where absent.
@@ -87,7 +87,7 @@ class KernelMap:
 
 
 def build_table(keys_in: Tensor, keys_out: Tensor, kernel_size: int, stride: int) -> Tensor:
-    """Neighbour table (K, n_out) int32 by binary search in sorted keys; the reference."""
+    """Neighbor table (K, n_out) int32 by binary search in sorted keys; the reference."""
     base = keys_out if stride == 1 else _doubled(keys_out)
     offsets = kernel_offsets(kernel_size)
     table = torch.full((len(offsets), len(keys_out)), -1, dtype=torch.int32, device=keys_in.device)

@@ -54,7 +54,7 @@ class SparseConv3d(nn.Module):
 
     def reset_parameters(self) -> None:
         """Uniform within 1/sqrt(fan in), as in `torch.nn.Conv3d`."""
-        # On surfaces about a third of the neighbours are there; batch norm absorbs the rest.
+        # On surfaces about a third of the neighbors are there; batch norm absorbs the rest.
         bound = 1 / math.sqrt(self.in_channels * len(self.weight))
         nn.init.uniform_(self.weight, -bound, bound)
         if self.bias is not None:

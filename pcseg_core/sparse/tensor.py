@@ -21,11 +21,7 @@ class SparseTensor:
     """
 
     def __init__(
-        self,
-        coords: Tensor,
-        feats: Tensor,
-        stride: int = 1,
-        cache: KernelMapCache | None = None,
+        self, coords: Tensor, feats: Tensor, stride: int = 1, cache: KernelMapCache | None = None
     ) -> None:
         """Check an input and take it over.
 

@@ -139,7 +139,7 @@ def devoxelize(
     """Carry voxel features (M, C) to the points, (N, C).
 
     "nearest" takes the voxel that holds the point. "trilinear" weighs the eight voxels whose
-    centres surround it; voxels that are not occupied are left out and the weights sum to one.
+    centers surround it; voxels that are not occupied are left out and the weights sum to one.
     """
     if voxel_feats.ndim != 2 or len(voxel_feats) != len(voxels):
         raise InputError(

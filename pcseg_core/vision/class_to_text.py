@@ -48,7 +48,7 @@ def class_words(
 
 
 def class_matrix(text: TextSpace, words: Mapping[str, Sequence[str]]) -> npt.NDArray[np.float32]:
-    """(C, D) float32: the mean vector of each class's words, normalised; zeros for no words."""
+    """(C, D) float32: the mean vector of each class's words, normalized; zeros for no words."""
     rows = [
         text.embed(members).mean(0) if members else np.zeros(text.channels, np.float32)
         for members in words.values()

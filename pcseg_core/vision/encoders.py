@@ -21,12 +21,7 @@ from pcseg_core.vision.espnetv2 import ESPNetv2
 from pcseg_core.vision.pixel_classes import IMAGENET_MEAN, IMAGENET_STD, load_espnetv2
 from pcseg_core.vision.pixel_features import PixelFeatures
 from pcseg_core.vision.superpixels import check_image
-from pcseg_core.vision.weights import (
-    file_checksum,
-    load_strictly,
-    read_weights,
-    select_prefix,
-)
+from pcseg_core.vision.weights import file_checksum, load_strictly, read_weights, select_prefix
 
 RESNET50_SOURCE = (
     "https://github.com/facebookresearch/moco (MoCo v2, 800 epochs: "
@@ -73,8 +68,8 @@ class Encoder(ABC):
     Args:
         network: the network with its weights.
         multiple: sides of its input must be multiples of this [px].
-        mean: of each colour, in 0..1.
-        std: of each colour, in 0..1.
+        mean: of each color, in 0..1.
+        std: of each color, in 0..1.
         scale: factor on the image's size.
         device: where it runs.
     """
@@ -118,7 +113,7 @@ class Encoder(ABC):
 
     @abstractmethod
     def _encode(self, x: Tensor) -> Tensor:
-        """(1, 3, H, W) normalised, sides multiples of `multiple` -> (1, D, h, w)."""
+        """(1, 3, H, W) normalized, sides multiples of `multiple` -> (1, D, h, w)."""
 
 
 class ResNet50(Encoder):
@@ -172,7 +167,7 @@ class ResNet50(Encoder):
 
 
 class Vit(Encoder):
-    """A vision transformer of timm: its last, normalised patch tokens.
+    """A vision transformer of timm: its last, normalized patch tokens.
 
     Args:
         weights: timm's file, or DINOv2's own (positions are fitted to timm's grid).
@@ -238,11 +233,7 @@ class EfficientNetLite0(Encoder):
     channels = 320
 
     def __init__(
-        self,
-        weights: Path | None = None,
-        stride: int = 16,
-        scale: float = 1.0,
-        device: str = "cpu",
+        self, weights: Path | None = None, stride: int = 16, scale: float = 1.0, device: str = "cpu"
     ) -> None:
         timm = require("timm", "vision")
         path = lite0_package_weights() if weights is None else weights
@@ -251,7 +242,7 @@ class EfficientNetLite0(Encoder):
         network = timm.create_model("tf_efficientnet_lite0", output_stride=stride)
         load_strictly(network, in_order_of(network, path), path, LITE0_SOURCE)
         parameters = {"weights": file_checksum(path), "stride": stride}
-        # Trained on (value - 127) / 128 of 8 bit colours.
+        # Trained on (value - 127) / 128 of 8 bit colors.
         super().__init__(network, 32, parameters, (127 / 255,) * 3, (128 / 255,) * 3, scale, device)
 
     def _encode(self, x: Tensor) -> Tensor:

@@ -226,7 +226,7 @@ class ESPNetv2(nn.Module):
         self.bu_br_l4 = nn.Sequential(nn.BatchNorm2d(planes[2]), nn.PReLU(planes[2]))
 
     def features(self, image: Tensor) -> Tensor:
-        """(B, 3, H, W) normalised RGB -> (B, 32, H/2, W/2) decoder features."""
+        """(B, 3, H, W) normalized RGB -> (B, 32, H/2, W/2) decoder features."""
         l1, l2, l3, l4 = self.base_net(image)
         x = self.bu_dec_l1(l4)
         x = self.bu_dec_l2(self.bu_br_l2(self.merge_enc_dec_l2(l3) + _double(x)))

@@ -21,7 +21,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from pcseg_core.data import Drive, Sample, readable
+from pcseg_core.data import Recording, Sample, readable
 from pcseg_core.errors import InputError
 from pcseg_core.files import atomic_path, write_atomic
 from pcseg_core.vision.imported import ImportedMasks
@@ -91,7 +91,7 @@ class ImageCache(ABC, Generic[T]):
         """Where the result of an image is kept.
 
         Args:
-            source: name of the drive (`Drive.name`).
+            source: name of the drive (`Recording.name`).
             image: name of the image within it, see `image_key`.
         """
         return self.folder / _slug(source) / f"{image_stem(source, image)}{self.suffix}"
@@ -136,12 +136,12 @@ class ImageCache(ABC, Generic[T]):
         return value
 
     def fill(
-        self, drive: Drive, progress: Callable[[int, int], None] | None = None
+        self, recording: Recording, progress: Callable[[int, int], None] | None = None
     ) -> Counter[str]:
         """Make what is missing for all images of a drive.
 
         Args:
-            drive: recording with cameras.
+            recording: recording with cameras.
             progress: called with (samples done, samples in all).
 
         Returns:
@@ -149,12 +149,12 @@ class ImageCache(ABC, Generic[T]):
             reason. An unusable image is counted, not fatal.
         """
         counts: Counter[str] = Counter()
-        for index, sample in readable(drive):
+        for index, sample in readable(recording):
             for k, frame in enumerate(sample.cameras):
                 load = partial(getattr, frame, "image")
-                counts[self._fill_one(drive.name, image_key(sample, k), load)] += 1
+                counts[self._fill_one(recording.name, image_key(sample, k), load)] += 1
             if progress is not None:
-                progress(index + 1, len(drive))
+                progress(index + 1, len(recording))
         return counts
 
     def _fill_one(self, source: str, image: str, load: Callable[[], Image]) -> str:

@@ -31,7 +31,7 @@ class ImportedMasks:
     Formats, by suffix:
         npz: `ids` (H, W) integers, negative for none; `classes` (max id + 1,) where known.
         npy: (H, W) integers, negative for none.
-        png: 8 or 16 bit grey, or RGB with id = R + 256 G + 65536 B as COCO panoptic has it; 0 for
+        png: 8 or 16 bit gray, or RGB with id = R + 256 G + 65536 B as COCO panoptic has it; 0 for
             none. With a JSON of the same name, a list of segments (`id`, `category_id`) or an
             object with such a list under "segments_info", only listed ids are segments, and
             their categories become the classes.

@@ -130,8 +130,9 @@ class MaskClip:
 
     def _encode(self, image: Tensor, rows: int, columns: int) -> Iterator[Window]:
         side = max(1, self.config.window_px // self.patch)
-        places = itertools.product(*(_starts(n, side, self.config.overlap)
-                                     for n in (rows, columns)))  # fmt: skip
+        places = itertools.product(
+            *(_starts(n, side, self.config.overlap) for n in (rows, columns))
+        )
         for top, left in places:
             with torch.inference_mode():
                 y, x = top * self.patch, left * self.patch
@@ -190,7 +191,7 @@ def encode_vit(visual: Any, image: Tensor) -> tuple[Tensor, Tensor]:
 
     Args:
         visual: open_clip's VisionTransformer.
-        image: (B, 3, H, W) normalised, sides multiples of the patch.
+        image: (B, 3, H, W) normalized, sides multiples of the patch.
 
     Returns:
         (B, D, h, w) features in the text space and (B, K, h, w) keys of the last attention.

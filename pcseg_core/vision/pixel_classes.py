@@ -32,7 +32,7 @@ class PixelClasses(Protocol):
     def probabilities(self, image: np.ndarray) -> np.ndarray:
         """(H, W, 3) uint8 RGB -> (C, h, w) float32 class probabilities in 0..1.
 
-        The map may be smaller than the image; pixel centres scale with it. Probabilities may sum
+        The map may be smaller than the image; pixel centers scale with it. Probabilities may sum
         to less than one where the teacher knows classes that the label space lacks.
         """
 
@@ -99,20 +99,20 @@ class ESPNetv2Classes:
     @torch.inference_mode()
     def probabilities(self, image: np.ndarray) -> np.ndarray:
         """See PixelClasses; the map has half the image's resolution."""
-        normalised = normalise(image).to(self.device)
+        normalized = normalize(image).to(self.device)
         height, width = image.shape[:2]
         size = ((height + 1) // 2, (width + 1) // 2)
         total = torch.zeros(1)
         views = [(s, mirrored) for s in self.scales for mirrored in (False, True)[: 1 + self.flip]]
         for scale, mirrored in views:
-            total = total + self._predict(normalised, scale, mirrored, size)
+            total = total + self._predict(normalized, scale, mirrored, size)
         mean = total / len(views)
         return mean[0, : len(self.label_space)].float().cpu().numpy()
 
     @torch.inference_mode()
     def features(self, image: np.ndarray) -> np.ndarray:
         """See PixelClasses; decoder features at the first scale."""
-        resized = _rescale(normalise(image).to(self.device), self.scales[0])
+        resized = _rescale(normalize(image).to(self.device), self.scales[0])
         return self.network.features(resized)[0].float().cpu().numpy()
 
     def _predict(
@@ -131,7 +131,7 @@ def _rescale(image: Tensor, scale: float) -> Tensor:
     return F.interpolate(image, size, mode="bilinear", align_corners=False, antialias=scale < 1)
 
 
-def normalise(image: np.ndarray) -> Tensor:
+def normalize(image: np.ndarray) -> Tensor:
     """(H, W, 3) uint8 RGB -> (1, 3, H, W) float32 with ImageNet mean and deviation."""
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise InputError(

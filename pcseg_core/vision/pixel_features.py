@@ -26,5 +26,5 @@ class PixelFeatures(Protocol):
     def features(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """(H, W, 3) uint8 RGB -> (D, h, w) float32.
 
-        The map covers the whole image at lower resolution; pixel centres scale with it.
+        The map covers the whole image at lower resolution; pixel centers scale with it.
         """

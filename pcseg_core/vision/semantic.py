@@ -25,7 +25,7 @@ class SemanticSuperpixels:
         teacher: pixel classes.
         teacher_parameters: what its predictions depend on (weights by checksum), for the manifest.
         slic: splits the regions; None leaves them whole.
-        min_area: smaller regions join the neighbour they share most border with, and smaller
+        min_area: smaller regions join the neighbor they share most border with, and smaller
             splits the largest piece beside them of the same class [px].
         min_confidence: pixels whose best class is less probable belong to no segment. Where the
             teacher leaves most of the probability to what is none of its classes, that holds too.
@@ -93,7 +93,7 @@ def split(whole: SegmentMap, pieces: npt.NDArray[np.int32], min_area: int) -> Se
     Args:
         whole: segments of at least `min_area` pixels each.
         pieces: (H, W) non-negative ids.
-        min_area: smaller cuts go back to a neighbour of the same segment [px].
+        min_area: smaller cuts go back to a neighbor of the same segment [px].
 
     Returns:
         Segments that keep the class of the segment they were cut from.

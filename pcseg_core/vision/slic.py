@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SLIC superpixels (Achanta et al., TPAMI 2012): k-means of colour and place, searched locally.
+"""SLIC superpixels (Achanta et al., TPAMI 2012): k-means of color and place, searched locally.
 
-The image is resampled to a grid of square cells, one per segment, so that the nine centres that a
+The image is resampled to a grid of square cells, one per segment, so that the nine centers that a
 pixel may join are the same for all pixels of its cell and distances are one small matrix product
-per cell. The centres move on a coarse copy of the image; full resolution is assigned once, at the
-end. `benchmarks/superpixels.py` sets time and explained colour variance beside other
+per cell. The centers move on a coarse copy of the image; full resolution is assigned once, at the
+end. `benchmarks/superpixels.py` sets time and explained color variance beside other
 implementations.
 """
 
@@ -23,7 +23,7 @@ from pcseg_core.errors import InputError
 from pcseg_core.vision.regions import connected_regions
 from pcseg_core.vision.superpixels import SegmentMap, check_image, resize_ids, tidy
 
-COARSE_CELL = 16  # pixels along the side of a cell while centres move
+COARSE_CELL = 16  # pixels along the side of a cell while centers move
 
 
 class Slic:
@@ -31,11 +31,11 @@ class Slic:
 
     Args:
         segments: about how many segments an image gets.
-        compactness: weight of place against colour, in units of CIELAB colour difference; larger
+        compactness: weight of place against color, in units of CIELAB color difference; larger
             is squarer.
-        iterations: how often centres move.
+        iterations: how often centers move.
         blur_px: deviation of the Gaussian that smooths the image before pixels are assigned [px].
-        min_area_ratio: pieces smaller than this share of the mean segment join a neighbour.
+        min_area_ratio: pieces smaller than this share of the mean segment join a neighbor.
 
     Raises:
         InputError: a parameter out of range.
@@ -80,21 +80,21 @@ class Slic:
 
     @torch.inference_mode()
     def assign(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.int32]:
-        """(H, W) int32 centre of each pixel, before pieces are split and small ones joined."""
+        """(H, W) int32 center of each pixel, before pieces are split and small ones joined."""
         height, width = image.shape[:2]
         grid = _Grid(height, width, self.segments, self.compactness)
         lab = _smooth(cielab(image), self.blur_px)
         fine = grid.cells(lab, grid.side)
         coarse = grid.cells(lab, min(grid.side, COARSE_CELL))
-        centres = coarse.mean(1)
+        centers = coarse.mean(1)
         for _ in range(self.iterations):
-            centres = _move(coarse, centres, grid.nearest(coarse, centres))
-        ids = grid.image(grid.nearest(fine, centres)).to(torch.int32)
+            centers = _move(coarse, centers, grid.nearest(coarse, centers))
+        ids = grid.image(grid.nearest(fine, centers)).to(torch.int32)
         return resize_ids(ids.numpy(), height, width)
 
 
 class _Grid:
-    """Cells of an image, one per segment, each with the nine centres its pixels may join."""
+    """Cells of an image, one per segment, each with the nine centers its pixels may join."""
 
     def __init__(self, height: int, width: int, segments: int, compactness: float) -> None:
         side = math.sqrt(height * width / segments)
@@ -108,7 +108,7 @@ class _Grid:
         self.candidates = (row[:, None] * self.columns + column[None]).view(-1, 9)
 
     def cells(self, lab: Tensor, side: int) -> Tensor:
-        """(1, 3, H, W) colours -> (cells, side * side, 5) colour and scaled place of pixels."""
+        """(1, 3, H, W) colors -> (cells, side * side, 5) color and scaled place of pixels."""
         size = (self.rows * side, self.columns * side)
         resampled = functional.interpolate(lab, size, mode="bilinear", antialias=True)
         scale = self.compactness / side
@@ -118,10 +118,10 @@ class _Grid:
         blocks = pixels.view(5, self.rows, side, self.columns, side)
         return blocks.permute(1, 3, 2, 4, 0).reshape(-1, side * side, 5)
 
-    def nearest(self, cells: Tensor, centres: Tensor) -> Tensor:
-        """(cells, P) the nearest of the nine centres around each pixel's cell."""
-        around = centres[self.candidates]
-        # |x - c|^2 without |x|^2, which is the same for all centres.
+    def nearest(self, cells: Tensor, centers: Tensor) -> Tensor:
+        """(cells, P) the nearest of the nine centers around each pixel's cell."""
+        around = centers[self.candidates]
+        # |x - c|^2 without |x|^2, which is the same for all centers.
         distance = torch.baddbmm(
             around.square().sum(2)[:, None], cells, around.transpose(1, 2), alpha=-2
         )
@@ -134,12 +134,12 @@ class _Grid:
         return blocks.transpose(1, 2).reshape(self.rows * side, self.columns * side)
 
 
-def _move(cells: Tensor, centres: Tensor, chosen: Tensor) -> Tensor:
-    """Mean of each centre's pixels; a centre without pixels stays."""
+def _move(cells: Tensor, centers: Tensor, chosen: Tensor) -> Tensor:
+    """Mean of each center's pixels; a center without pixels stays."""
     flat = chosen.reshape(-1)
-    sums = torch.zeros_like(centres).index_add_(0, flat, cells.reshape(-1, 5))
-    count = torch.bincount(flat, minlength=len(centres))[:, None]
-    return torch.where(count > 0, sums / count.clamp(min=1), centres)
+    sums = torch.zeros_like(centers).index_add_(0, flat, cells.reshape(-1, 5))
+    count = torch.bincount(flat, minlength=len(centers))[:, None]
+    return torch.where(count > 0, sums / count.clamp(min=1), centers)
 
 
 def _smooth(image: Tensor, deviation: float) -> Tensor:
@@ -167,9 +167,5 @@ def cielab(image: npt.NDArray[np.uint8]) -> Tensor:
 
 
 _XYZ_OF_RGB = torch.tensor(
-    [
-        [0.412453, 0.357580, 0.180423],
-        [0.212671, 0.715160, 0.072169],
-        [0.019334, 0.119193, 0.950227],
-    ]
+    [[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]]
 )

@@ -98,10 +98,10 @@ def tidy(
         ids: (H, W) integer ids of any range; negative is no segment.
         classes: classes by raw id: (max id + 1,) integers, IGNORE where unknown.
         min_area: segments of fewer pixels are small [px].
-        small: "merge" gives each small segment to the neighbour it shares most border with,
+        small: "merge" gives each small segment to the neighbor it shares most border with,
             among equals to the smallest (IGNORE only where it has none), "ignore" makes its
             pixels IGNORE.
-        within_class: merge only segments of equal class; those without such a neighbour stay.
+        within_class: merge only segments of equal class; those without such a neighbor stay.
 
     Returns:
         The map; segments keep the order of their raw ids.
@@ -169,7 +169,7 @@ def _absorb(
 def _borders(
     ids: npt.NDArray[Any], count: int, classes: npt.NDArray[Any] | None
 ) -> list[dict[int, int]]:
-    """Per segment the border with each of its 4-neighbours (of its class), in pixel edges."""
+    """Per segment the border with each of its 4-neighbors (of its class), in pixel edges."""
     sides = [(ids[:, :-1], ids[:, 1:]), (ids[:-1], ids[1:])]
     touching = [(a, b, (a != b) & (a >= 0) & (b >= 0)) for a, b in sides]
     edges = [a[mask] * np.int64(count) + b[mask] for a, b, mask in touching]
@@ -185,11 +185,11 @@ def _borders(
 
 
 def _join_borders(borders: list[dict[int, int]], gone: int, into: int) -> None:
-    for neighbour, length in borders[gone].items():
-        del borders[neighbour][gone]
-        if neighbour != into:
-            borders[into][neighbour] = borders[into].get(neighbour, 0) + length
-            borders[neighbour][into] = borders[into][neighbour]
+    for neighbor, length in borders[gone].items():
+        del borders[neighbor][gone]
+        if neighbor != into:
+            borders[into][neighbor] = borders[into].get(neighbor, 0) + length
+            borders[neighbor][into] = borders[into][neighbor]
     borders[gone] = {}
 
 
@@ -201,14 +201,14 @@ def _last(target: list[int], s: int) -> int:
 
 
 def resize(segments: SegmentMap, height: int, width: int) -> SegmentMap:
-    """The map at another size, by nearest pixel centre; segments that vanish are left out."""
+    """The map at another size, by nearest pixel center; segments that vanish are left out."""
     if segments.ids.shape == (height, width):
         return segments
     return tidy(resize_ids(segments.ids, height, width), segments.classes)
 
 
 def resize_ids(ids: Int32, height: int, width: int) -> Int32:
-    """(h, w) ids at another size, by nearest pixel centre."""
+    """(h, w) ids at another size, by nearest pixel center."""
     rows = (np.arange(height) + 0.5) * (ids.shape[0] / height)
     columns = (np.arange(width) + 0.5) * (ids.shape[1] / width)
     return ids[rows.astype(np.intp)[:, None], columns.astype(np.intp)]
@@ -221,7 +221,7 @@ def segments_at(
 
     Args:
         ids: (h, w) map that covers the whole image, of the image's size or smaller.
-        uv: (M, 2) pixel coordinates in the image, integers at pixel centres.
+        uv: (M, 2) pixel coordinates in the image, integers at pixel centers.
         size: (width, height) of the image; None where it is the map's.
 
     Returns:

@@ -105,7 +105,7 @@ class TextSpaceConfig(Section):
         description="Sentences around a word, '{}' stands for it, whose vectors are averaged; "
         "imagenet+scene is the 80 of open_clip and 5 'in the scene'",
     )
-    centre: bool = Field(
+    center: bool = Field(
         False,
         description="Subtract the mean of all words (a table's, or the recipe's) from their "
         "vectors, so that cosines of unrelated words are near 0",
@@ -174,7 +174,7 @@ class GeneratedText:
 
 
 class OpenClipText:
-    """The text encoder of an open_clip model: the mean over templates, normalised, as CLIP does.
+    """The text encoder of an open_clip model: the mean over templates, normalized, as CLIP does.
 
     Args:
         model: name in open_clip, for example "ViT-B-16-quickgelu".
@@ -306,8 +306,8 @@ def load_text_space(config: TextSpaceConfig, device: str = "cpu") -> TextSpace:
     table = read_table(config.tables[0])
     for further in config.tables[1:]:
         table = table.join(read_table(further))
-    if config.centre:
-        table = table.centred()
+    if config.center:
+        table = table.centered()
     new = [word for word in config.generate if not table.known(word)]
     if not new:
         return table

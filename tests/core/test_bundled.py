@@ -11,13 +11,13 @@ from safetensors import safe_open
 
 from pcseg_core.bundled import bundled_file
 from pcseg_core.checkpoint import load_checkpoint
-from pcseg_core.data.simulated import SimulatedDrive
 from pcseg_core.errors import InputError
 from pcseg_core.evaluation.evaluator import evaluate
-from pcseg_core.evaluation.metrics import Confusion
 from pcseg_core.labels import LabelSpace
 from pcseg_core.learning.recipe import Recipe, load_recipe
+from pcseg_core.metrics.confusion import Confusion
 from pcseg_core.online.segmenter import Segmenter
+from pcseg_core.simulation.recording import SimulatedDrive
 from pcseg_core.vision.pixel_classes import TeacherConfig, load_teacher
 
 RECIPE = Path(__file__).parents[2] / "training" / "recipes" / "simulated.yaml"

@@ -52,7 +52,7 @@ def test_pinhole_pixels_by_hand() -> None:
     assert np.isnan(uv[2:]).all()
 
 
-def test_image_reaches_half_a_pixel_beyond_the_outer_centres() -> None:
+def test_image_reaches_half_a_pixel_beyond_the_outer_centers() -> None:
     model = CameraModel.pinhole(100, 100, 2, 2, 4, 3)
     uv = [[-0.5, 0], [-0.51, 0], [3.49, 2.49], [3.5, 0], [0, 2.5], [np.nan, 0]]
     np.testing.assert_array_equal(model.contains(uv), [1, 0, 1, 0, 0, 0])

@@ -89,17 +89,31 @@ def xyz_of(columns: dict[str, np.ndarray]) -> np.ndarray:
 # --- reading ---------------------------------------------------------------------------------
 
 VELODYNE = [*XYZ, ("intensity", 12, F32), ("ring", 16, U16), ("time", 18, F32)]  # 22 bytes
-OUSTER = [*XYZ, ("intensity", 16, F32), ("t", 20, U32), ("reflectivity", 24, U16),
-          ("ring", 26, U8), ("ambient", 28, U16), ("range", 32, U32)]  # fmt: skip
+OUSTER = [
+    *XYZ,
+    ("intensity", 16, F32),
+    ("t", 20, U32),
+    ("reflectivity", 24, U16),
+    ("ring", 26, U8),
+    ("ambient", 28, U16),
+    ("range", 32, U32),
+]
 HESAI = [*XYZ, ("intensity", 12, F32), ("timestamp", 16, F64), ("ring", 24, U16)]  # 26 bytes
-XYZIRCAEDT = [*XYZ, ("intensity", 12, U8), ("return_type", 13, U8), ("channel", 14, U16),
-              ("azimuth", 16, F32), ("elevation", 20, F32), ("distance", 24, F32),
-              ("time_stamp", 28, U32)]  # fmt: skip
+XYZIRCAEDT = [
+    *XYZ,
+    ("intensity", 12, U8),
+    ("return_type", 13, U8),
+    ("channel", 14, U16),
+    ("azimuth", 16, F32),
+    ("elevation", 20, F32),
+    ("distance", 24, F32),
+    ("time_stamp", 28, U32),
+]
 
 
 @pytest.mark.parametrize("big", [False, True])
 @pytest.mark.parametrize(("height", "padding"), [(1, 0), (1, 6), (4, 0), (4, 10)])
-def test_velodyne_layout_unaligned_padded_organised_and_big_endian(
+def test_velodyne_layout_unaligned_padded_organized_and_big_endian(
     big: bool, height: int, padding: int
 ) -> None:
     count = 12
@@ -216,16 +230,23 @@ def test_unit_can_be_given() -> None:
 def test_impossible_times_are_an_error_that_says_what_to_set() -> None:
     with pytest.raises(InputError, match="time_unit"):
         timed(SWEEP * 1e12, F64)
-    assert read_cloud(
-        message([*XYZ, ("time", 12, F64)], xyz_columns(200) | {"time": SWEEP * 1e12}, 20),
-        time_field="none",
-    ).time is None  # fmt: skip
+    assert (
+        read_cloud(
+            message([*XYZ, ("time", 12, F64)], xyz_columns(200) | {"time": SWEEP * 1e12}, 20),
+            time_field="none",
+        ).time
+        is None
+    )
 
 
-@pytest.mark.parametrize(("stamp_is", "first"), [("start", 0), ("mid", -0.05), ("end", -0.1)])
-def test_stamp_can_mark_start_middle_or_end(stamp_is: str, first: float) -> None:
-    np.testing.assert_allclose(timed(SWEEP + 0.03, F32, stamp_is=stamp_is)[0], first, atol=1e-7)
-    absolute = timed(SWEEP + STAMP * 1e-9 + 0.5, F64, stamp_is=stamp_is)
+@pytest.mark.parametrize(
+    ("stamp_reference", "first"), [("start", 0), ("mid", -0.05), ("end", -0.1)]
+)
+def test_stamp_can_mark_start_middle_or_end(stamp_reference: str, first: float) -> None:
+    np.testing.assert_allclose(
+        timed(SWEEP + 0.03, F32, stamp_reference=stamp_reference)[0], first, atol=1e-7
+    )
+    absolute = timed(SWEEP + STAMP * 1e-9 + 0.5, F64, stamp_reference=stamp_reference)
     np.testing.assert_allclose(absolute[0], first, atol=1e-6)
 
 
@@ -274,9 +295,14 @@ def test_fields_with_a_count_padding_and_repeats() -> None:
     """Sub-arrays are kept; unnamed padding and a repeated name are not in the way; count 0 is 1."""
     data = struct.pack("<fff4sHHf", 1, 2, 3, b"....", 7, 8, 9.0)
     fields = [
-        Field("x", 0, F32, 0), Field("y", 4, F32), Field("z", 8, F32), Field("", 12, U8, 4),
-        Field("pair", 16, U16, 2), Field("w", 20, F32), Field("w", 0, F32),
-    ]  # fmt: skip
+        Field("x", 0, F32, 0),
+        Field("y", 4, F32),
+        Field("z", 8, F32),
+        Field("", 12, U8, 4),
+        Field("pair", 16, U16, 2),
+        Field("w", 20, F32),
+        Field("w", 0, F32),
+    ]
     cloud = read_cloud(Message(fields, data, point_step=24, row_step=24))
     np.testing.assert_array_equal(cloud.xyz, [[1, 2, 3]])
     np.testing.assert_array_equal(cloud.extra["pair"], [[7, 8]])
@@ -481,8 +507,13 @@ def test_encode_and_read_back() -> None:
     }
     out = encode_cloud(fields, 2, 3)
     assert {f.name: f.offset for f in out.fields} == {
-        "x": 0, "y": 4, "z": 8, "ring": 12, "stamp": 16, "pair": 24,
-    }  # fmt: skip
+        "x": 0,
+        "y": 4,
+        "z": 8,
+        "ring": 12,
+        "stamp": 16,
+        "pair": 24,
+    }
     assert (out.point_step, out.is_dense, out.height, out.width) == (32, True, 2, 3)
     cloud = read_cloud(out)
     assert np.shares_memory(cloud.xyz, out.data)
@@ -584,7 +615,7 @@ def test_select_by_mask_and_by_index() -> None:
     assert len(cloud.select(np.zeros(4, bool))) == 0
 
 
-def test_organisation_defaults_to_one_row() -> None:
+def test_organization_defaults_to_one_row() -> None:
     cloud = PointCloud(np.zeros((5, 3)))
     assert (cloud.height, cloud.width) == (1, 5)
     assert PointCloud(np.zeros((6, 3)), height=2).width == 3

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pcseg_core.data.simulated import SimulatedDrive
 from pcseg_core.demo import run as demo
 from pcseg_core.demo.live import ReplayResult
 from pcseg_core.demo.measure import ALL, SEEN, UNSEEN, measure
@@ -19,12 +18,21 @@ from pcseg_core.errors import InputError, PcsegError
 from pcseg_core.evaluation.evaluator import truth_of
 from pcseg_core.labels import LabelSpace
 from pcseg_core.online.segmenter import Segmenter
+from pcseg_core.simulation.recording import SimulatedDrive
 from pcseg_core.vision.pixel_classes import load_teacher
 
 TINY = DemoSettings(
-    training_drives=1, training_sweeps=2, replay_sweeps=2, beams=16, columns=128, width=160,
-    height=96, voxel_size_m=0.5, steps=2, use_ros=False,
-)  # fmt: skip
+    training_drives=1,
+    training_sweeps=2,
+    replay_sweeps=2,
+    beams=16,
+    columns=128,
+    width=160,
+    height=96,
+    voxel_size_m=0.5,
+    steps=2,
+    use_ros=False,
+)
 
 
 @pytest.fixture(scope="module")

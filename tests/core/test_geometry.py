@@ -25,9 +25,7 @@ SECOND = 1_000_000_000
 angles = st.floats(-np.pi, np.pi)
 lengths = st.floats(-100, 100)
 poses = st.builds(
-    lambda r, p, y, a, b, c: from_euler(r, p, y, (a, b, c)),
-    *[angles] * 3,
-    *[lengths] * 3,
+    lambda r, p, y, a, b, c: from_euler(r, p, y, (a, b, c)), *[angles] * 3, *[lengths] * 3
 )
 
 
@@ -193,7 +191,7 @@ def test_deskew_brings_a_fixed_point_back_together() -> None:
     stamp = int(stamps[5])
     at = trajectory.at_many(stamp + np.round(time * 1e9).astype(np.int64))
     seen = transform(invert(at), np.repeat(post, len(time), axis=0))
-    assert np.ptp(seen, axis=0).max() > 0.8  # skewed by nearly a metre
+    assert np.ptp(seen, axis=0).max() > 0.8  # skewed by nearly a meter
     still = deskew(seen, time, trajectory, stamp)
     expected = transform(invert(trajectory.at(stamp)), post)
     np.testing.assert_allclose(still, np.broadcast_to(expected, still.shape), atol=1e-6)

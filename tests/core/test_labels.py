@@ -39,13 +39,19 @@ def named(src: LabelSpace, dst: LabelSpace) -> dict[str, str | None]:
 
 def test_spaces_that_come_with_the_package() -> None:
     sizes = {name: len(LabelSpace.load(name)) for name in available()}
-    assert sizes.items() >= {
-        "semantic_kitti": 19, "nuscenes16": 16, "cityscapes": 19, "street": 8,
-        "street_merged_ground": 6,
-    }.items()  # fmt: skip
+    assert (
+        sizes.items()
+        >= {
+            "semantic_kitti": 19,
+            "nuscenes16": 16,
+            "cityscapes": 19,
+            "street": 8,
+            "street_merged_ground": 6,
+        }.items()
+    )
 
 
-def test_ids_are_positions_and_colours_differ() -> None:
+def test_ids_are_positions_and_colors_differ() -> None:
     for name in available():
         space = LabelSpace.load(name)
         assert [c.id for c in space.classes] == list(range(len(space)))
@@ -56,17 +62,55 @@ def test_ids_are_positions_and_colours_differ() -> None:
 
 def test_street_order() -> None:
     assert STREET.names == (
-        "road", "sidewalk", "structure", "vegetation", "terrain", "vehicle", "person", "pole",
-    )  # fmt: skip
+        "road",
+        "sidewalk",
+        "structure",
+        "vegetation",
+        "terrain",
+        "vehicle",
+        "person",
+        "pole",
+    )
     assert MERGED.names == ("ground", "structure", "vegetation", "vehicle", "person", "pole")
 
 
 def test_semantic_kitti_raw_ids_follow_the_official_learning_map() -> None:
     official = {
-        0: 0, 1: 0, 10: 1, 11: 2, 13: 5, 15: 3, 16: 5, 18: 4, 20: 5, 30: 6, 31: 7, 32: 8, 40: 9,
-        44: 10, 48: 11, 49: 12, 50: 13, 51: 14, 52: 0, 60: 9, 70: 15, 71: 16, 72: 17, 80: 18,
-        81: 19, 99: 0, 252: 1, 253: 7, 254: 6, 255: 8, 256: 5, 257: 5, 258: 4, 259: 5,
-    }  # fmt: skip
+        0: 0,
+        1: 0,
+        10: 1,
+        11: 2,
+        13: 5,
+        15: 3,
+        16: 5,
+        18: 4,
+        20: 5,
+        30: 6,
+        31: 7,
+        32: 8,
+        40: 9,
+        44: 10,
+        48: 11,
+        49: 12,
+        50: 13,
+        51: 14,
+        52: 0,
+        60: 9,
+        70: 15,
+        71: 16,
+        72: 17,
+        80: 18,
+        81: 19,
+        99: 0,
+        252: 1,
+        253: 7,
+        254: 6,
+        255: 8,
+        256: 5,
+        257: 5,
+        258: 4,
+        259: 5,
+    }
     assert KITTI.raw_to_id == {raw: learning - 1 for raw, learning in official.items()}
     assert KITTI.names[8] == "road"
     assert KITTI.classes[8].color == (255, 0, 255)
@@ -90,13 +134,26 @@ def test_raw_ids_of_a_label_file() -> None:
 
 def test_semantic_kitti_into_street() -> None:
     assert named(KITTI, STREET) == {
-        "road": "road", "parking": "road", "other-ground": "road", "sidewalk": "sidewalk",
-        "building": "structure", "fence": "structure", "vegetation": "vegetation",
-        "trunk": "vegetation", "terrain": "terrain", "car": "vehicle", "truck": "vehicle",
-        "other-vehicle": "vehicle", "bicycle": "vehicle", "motorcycle": "vehicle",
-        "person": "person", "bicyclist": "person", "motorcyclist": "person", "pole": "pole",
+        "road": "road",
+        "parking": "road",
+        "other-ground": "road",
+        "sidewalk": "sidewalk",
+        "building": "structure",
+        "fence": "structure",
+        "vegetation": "vegetation",
+        "trunk": "vegetation",
+        "terrain": "terrain",
+        "car": "vehicle",
+        "truck": "vehicle",
+        "other-vehicle": "vehicle",
+        "bicycle": "vehicle",
+        "motorcycle": "vehicle",
+        "person": "person",
+        "bicyclist": "person",
+        "motorcyclist": "person",
+        "pole": "pole",
         "traffic-sign": "pole",
-    }  # fmt: skip
+    }
 
 
 def test_cityscapes_into_street_ignores_the_sky() -> None:
@@ -130,8 +187,16 @@ def test_merged_ground_is_street_with_three_classes_as_one(src: LabelSpace) -> N
 def test_fine_spaces_into_each_other_agree_with_street(src: LabelSpace, dst: LabelSpace) -> None:
     """Whatever a class maps to means the same in street; manmade and riders are known to differ."""
     into_street, dst_street = named(src, STREET), named(dst, STREET)
-    known = {"pole", "traffic-sign", "traffic light", "traffic sign", "bicyclist", "motorcyclist",
-             "other-ground", "other_flat"}  # fmt: skip
+    known = {
+        "pole",
+        "traffic-sign",
+        "traffic light",
+        "traffic sign",
+        "bicyclist",
+        "motorcyclist",
+        "other-ground",
+        "other_flat",
+    }
     for name, target in named(src, dst).items():
         if target is not None and name not in known:
             assert into_street[name] == dst_street[target], (name, target)
@@ -150,7 +215,7 @@ def test_regroup_labels() -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.int8, np.int16, np.int32, np.int64])
-def test_wire_and_colours(dtype: type) -> None:
+def test_wire_and_colors(dtype: type) -> None:
     wire = to_wire(np.array([0, IGNORE, 7], dtype))
     assert wire.dtype == np.uint32
     np.testing.assert_array_equal(wire, [0, WIRE_UNLABELED, 7])
@@ -201,7 +266,7 @@ def test_own_space_from_a_file_reaches_street_and_beyond(tmp_path: Path) -> None
     [
         (own_space(classes=[]), "list of 'classes'"),
         (own_space(name=3), "needs 'name'"),
-        (own_space(colours=1), "unknown keys \\['colours'\\]"),
+        (own_space(colors=1), "unknown keys \\['colors'\\]"),
         (own_space(classes=[{"name": "a", "color": [0, 0, 256]}]), "'color' must be"),
         (own_space(classes=[{"name": "a"}]), "'color' must be"),
         (own_space(classes=["a"]), "needs a 'name'"),

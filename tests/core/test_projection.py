@@ -10,7 +10,7 @@ import pytest
 
 from pcseg_core.camera import CameraModel
 from pcseg_core.cloud import PointCloud
-from pcseg_core.data import open_drive
+from pcseg_core.data import open_recording
 from pcseg_core.data.sample import CameraFrame, Sample
 from pcseg_core.geometry import Trajectory, from_euler, from_rotation
 from pcseg_core.projection import project_cloud, project_sample
@@ -96,7 +96,7 @@ def test_points_too_near_hide_nothing() -> None:
     np.testing.assert_array_equal(result.visible, [0, 1])
 
 
-def test_weight_falls_towards_the_border() -> None:
+def test_weight_falls_toward_the_border() -> None:
     u = np.array([0, 3.5, 7.5, 20, 160, 319])
     xyz = np.stack([np.full(6, 10.0), (159.5 - u) / 200 * 10, np.zeros(6)], axis=1)
     result = project_cloud(xyz, T_CAM_LIDAR, CAMERA, border_px=8)
@@ -122,7 +122,7 @@ def test_road_neither_hides_itself_nor_is_an_edge() -> None:
     x, y = np.meshgrid(np.geomspace(5, 60, 25), np.linspace(-4, 4, 161))
     xyz = np.stack([x.ravel(), y.ravel(), np.full(x.size, -1.5)], axis=1)
     result = project_cloud(xyz, T_CAM_LIDAR, CAMERA, border_px=0)
-    near = result.in_image & (xyz[:, 0] < 45)  # beyond, neighbouring lines share a pixel
+    near = result.in_image & (xyz[:, 0] < 45)  # beyond, neighboring lines share a pixel
     assert result.visible[near].all()
     assert (result.weight[near] > 0.9).mean() > 0.95
 
@@ -180,7 +180,7 @@ def test_sample_moves_every_point_from_its_own_time() -> None:
 
 def test_occlusion_agrees_with_rendered_depth() -> None:
     """A simulated street: points at the depth that the camera renders are visible, others not."""
-    sample = open_drive("simulated:seed=3")[0]
+    sample = open_recording("simulated:seed=3")[0]
     frame = sample.cameras[0]
     result = project_sample(sample, 0)
     assert frame.depth is not None

@@ -30,8 +30,7 @@ def test_rows_are_unit() -> None:
 
 
 @pytest.mark.parametrize(
-    "spelling",
-    ["car_(automobile)", "CAR (automobile)", "car", "Car", "ｃａｒ", " car ", "auto"],
+    "spelling", ["car_(automobile)", "CAR (automobile)", "car", "Car", "ｃａｒ", " car ", "auto"]
 )
 def test_spellings_of_one_word(spelling: str) -> None:
     assert table().find(spelling) == 0
@@ -55,12 +54,12 @@ def test_odd_words_are_unknown(word: str) -> None:
 
 
 def test_a_table_comes_back_from_disk(tmp_path: Path) -> None:
-    stored = table().centred()
+    stored = table().centered()
     stored.save(tmp_path / "words.npz")
     read = TextTable.load(tmp_path / "words.npz")
     assert read.words == stored.words and dict(read.synonyms) == dict(stored.synonyms)
     assert np.array_equal(read.vectors, stored.vectors)
-    assert np.array_equal(read.centre, stored.centre)
+    assert np.array_equal(read.center, stored.center)
     (tmp_path / "cut.npz").write_bytes((tmp_path / "words.npz").read_bytes()[:100])
     with pytest.raises(InputError, match="not readable"):
         TextTable.load(tmp_path / "cut.npz")
@@ -88,10 +87,10 @@ def test_join_keeps_the_first_and_refuses_other_sizes() -> None:
         table().join(TextTable("z", ("a",), np.ones((1, 3))))
 
 
-def test_centring_makes_a_cone_wide() -> None:
+def test_centering_makes_a_cone_wide() -> None:
     rng = np.random.default_rng(0)
     cone = TextTable("c", tuple(map(str, range(50))), 3 + rng.standard_normal((50, 64)))
-    raw, wide = cone.vectors @ cone.vectors.T, cone.centred().vectors
+    raw, wide = cone.vectors @ cone.vectors.T, cone.centered().vectors
     assert raw.min() > 0.5
     off = (wide @ wide.T)[~np.eye(50, dtype=bool)]
     assert abs(off.mean()) < 0.05
@@ -126,8 +125,7 @@ def test_generated_words_fill_what_a_table_lacks(tmp_path: Path) -> None:
 def test_detic_tables(shared_data: Path) -> None:
     weights = shared_data / "weights"
     lvis = TableFile(
-        vectors=weights / "lvis_v1_clip_a_cname.npy",
-        names=weights / "lvis_v1_train_cat_info.json",
+        vectors=weights / "lvis_v1_clip_a_cname.npy", names=weights / "lvis_v1_train_cat_info.json"
     )
     coco = TableFile(vectors=weights / "coco_clip_a_cname.npy", names="coco")
     space = load_text_space(TextSpaceConfig(source="table", tables=(coco, lvis)))

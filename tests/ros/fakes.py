@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A segmenter without a network, and the node around it as a program.
 
-Run as a script it is `segment_node` with the fake inside. Its behaviour comes from the parameter
+Run as a script it is `segment_node` with the fake inside. Its behavior comes from the parameter
 `checkpoint`, a string like `fake:delay=0.2`.
 """
 

@@ -316,9 +316,15 @@ def raw_cloud(**attributes: Any) -> PointCloud2:
     """A small cloud of x, y, z with attributes overridden, for malformed messages."""
     fields = [PointField(name=n, offset=4 * i, datatype=7, count=1) for i, n in enumerate("xyz")]
     defaults: dict[str, Any] = {
-        "height": 1, "width": 10, "fields": fields, "is_bigendian": False,
-        "point_step": 12, "row_step": 120, "data": bytes(120), "is_dense": True,
-    }  # fmt: skip
+        "height": 1,
+        "width": 10,
+        "fields": fields,
+        "is_bigendian": False,
+        "point_step": 12,
+        "row_step": 120,
+        "data": bytes(120),
+        "is_dense": True,
+    }
     return stamped(PointCloud2(**(defaults | attributes)), (1, 0))
 
 

@@ -49,9 +49,16 @@ def recorded(number: int) -> PointCloud2:
 def latched_qos() -> Qos:
     never = QosTime(2147483647, 4294967295)
     return Qos(
-        QosHistory.KEEP_LAST, 1, QosReliability.RELIABLE, QosDurability.TRANSIENT_LOCAL,
-        never, never, QosLiveliness.AUTOMATIC, never, False,
-    )  # fmt: skip
+        QosHistory.KEEP_LAST,
+        1,
+        QosReliability.RELIABLE,
+        QosDurability.TRANSIENT_LOCAL,
+        never,
+        never,
+        QosLiveliness.AUTOMATIC,
+        never,
+        False,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -113,8 +120,11 @@ cli.main()
 def start(path: Path, *options: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", PROGRAM, "bag", "play", str(path), *options],
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 def finish(player: subprocess.Popen[str], code: int = 0) -> str:
@@ -146,9 +156,7 @@ def test_latched_topic_reaches_a_late_subscriber(client: Client, bag: tuple[Path
     wait_for(lambda: client.node.count_publishers(f"{bag[1]}/info"), "the player", 30)
     time.sleep(0.3)  # the message is out
     latched = QoSProfile(
-        depth=1,
-        reliability=ReliabilityPolicy.RELIABLE,
-        durability=DurabilityPolicy.TRANSIENT_LOCAL,
+        depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL
     )
     late = Listener(client, String, f"{bag[1]}/info", latched)
     try:

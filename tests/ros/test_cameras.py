@@ -29,12 +29,14 @@ T_BODY_LIDAR = [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]]
 @pytest.mark.parametrize(
     "topics, names",
     [
-        (["/camera/front/image_raw", "/camera/rear/image_raw/compressed"],
-         ["camera/front", "camera/rear"]),
+        (
+            ["/camera/front/image_raw", "/camera/rear/image_raw/compressed"],
+            ["camera/front", "camera/rear"],
+        ),
         (["/left/image_raw", "/left/image_rect"], ["left/image_raw", "left/image_rect"]),
         (["image"], ["image"]),
     ],
-)  # fmt: skip
+)
 def test_names_of_cameras(topics: list[str], names: list[str]) -> None:
     assert camera_names(topics) == names
 
@@ -109,10 +111,14 @@ def vehicle(client: Client, tmp_path_factory: Any) -> Iterator[Vehicle]:
     file = write_calibration(folder / "rig.yaml", T_body_lidar=T_BODY_LIDAR)
     topics = "['front/image_raw', 'rear/image_raw/compressed']"
     with NodeProcess(
-        "checkpoint:=fake", "diagnostics_period_s:=0.1", f"cameras.topics:={topics}",
-        f"cameras.calibration:={file}", "cameras.deadline_s:=0.3", "motion.source:=odometry",
+        "checkpoint:=fake",
+        "diagnostics_period_s:=0.1",
+        f"cameras.topics:={topics}",
+        f"cameras.calibration:={file}",
+        "cameras.deadline_s:=0.3",
+        "motion.source:=odometry",
         "motion.timeout_s:=0.2",
-    ) as process:  # fmt: skip
+    ) as process:
         node = client.attach(process)
         sensors = Sensors(client, process.namespace)
         overlays = [node.listen(Image, f"overlay/{name}") for name in ("front", "rear")]

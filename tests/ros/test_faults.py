@@ -59,9 +59,13 @@ class Parked:
 @pytest.fixture(scope="module")
 def parked(client: Client) -> Iterator[Parked]:
     with NodeProcess(
-        "checkpoint:=fake", "diagnostics_period_s:=0.1", "temporal.enabled:=true",
-        "motion.source:=odometry", "motion.required:=true", "motion.timeout_s:=0.2",
-    ) as process:  # fmt: skip
+        "checkpoint:=fake",
+        "diagnostics_period_s:=0.1",
+        "temporal.enabled:=true",
+        "motion.source:=odometry",
+        "motion.required:=true",
+        "motion.timeout_s:=0.2",
+    ) as process:
         node = client.attach(process)
         sensors = Sensors(client, process.namespace)
         sensors.wait(cameras=False)

@@ -102,8 +102,10 @@ def test_replay_ends_where_the_node_cannot_start(client: Client, tmp_path: Path)
     arguments = [f"bag:={bag}", f"out:={tmp_path / 'out'}", "checkpoint:=runs/none"]
     ended = subprocess.run(
         ["ros2", "launch", "pcseg_ros", "replay.launch.py", *arguments],
-        capture_output=True, text=True, timeout=90,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=90,
+    )
     text = ended.stdout + ended.stderr
     assert "is not configured: no checkpoint at runs/none" in text
     assert "bag_player" not in text

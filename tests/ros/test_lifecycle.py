@@ -150,8 +150,10 @@ def test_idle_without_subscriber(client: Client) -> None:
         node = client.attach(process)
         node.exchange(sweep(10))
         client.node.destroy_subscription(node._output)
-        wait_for(lambda: not client.node.count_subscribers(f"{process.namespace}/labeled_points"),
-                 "the subscriber to go")  # fmt: skip
+        wait_for(
+            lambda: not client.node.count_subscribers(f"{process.namespace}/labeled_points"),
+            "the subscriber to go",
+        )
         time.sleep(0.2)
         node.send(sweep(10))
         status = node.report(lambda s: value_of(s, "dropped: nobody subscribes") == "1")

@@ -38,7 +38,7 @@ def node(client: Client) -> Iterator[Attachment]:
 
 
 def assert_same_sweep(answer: PointCloud2, sent: PointCloud2) -> None:
-    """Header, organisation, fields and every byte of the input are in the answer."""
+    """Header, organization, fields and every byte of the input are in the answer."""
     assert answer.header == sent.header
     assert (answer.height, answer.width) == (sent.height, sent.width)
     assert layout(answer)[: len(sent.fields)] == layout(sent)
@@ -66,7 +66,7 @@ def test_every_point_comes_back_labeled_in_order(node: Attachment, points: int) 
         )
 
 
-def test_organised_padded_big_endian_cloud_keeps_its_layout(node: Attachment) -> None:
+def test_organized_padded_big_endian_cloud_keeps_its_layout(node: Attachment) -> None:
     height, width, step, row_step = 4, 25, 20, 512
     rng = np.random.default_rng(1)
     data = np.zeros((height, row_step), dtype=np.uint8)
@@ -78,9 +78,14 @@ def test_organised_padded_big_endian_cloud_keeps_its_layout(node: Attachment) ->
         PointField(name=n, offset=1 + 4 * i, datatype=7, count=1) for i, n in enumerate("xyz")
     ]
     sent = raw_cloud(
-        height=height, width=width, fields=fields, is_bigendian=True,
-        point_step=step, row_step=row_step, data=data.tobytes(),
-    )  # fmt: skip
+        height=height,
+        width=width,
+        fields=fields,
+        is_bigendian=True,
+        point_step=step,
+        row_step=row_step,
+        data=data.tobytes(),
+    )
     answer = node.exchange(sent)
     assert_same_sweep(answer, sent)
     assert answer.is_bigendian
@@ -171,7 +176,7 @@ def test_min_confidence_changes_live(node: Attachment) -> None:
     assert (field_of(node.exchange(sent), "label") < 8).all()
 
 
-def test_rgb_carries_the_class_colours(node: Attachment) -> None:
+def test_rgb_carries_the_class_colors(node: Attachment) -> None:
     try:
         assert node.set_parameter("publish_rgb", True).successful
         answer = node.exchange(sweep(100))
@@ -228,7 +233,7 @@ def test_parameters_describe_themselves(node: Attachment) -> None:
     assert depth.read_only
 
 
-def test_class_names_and_colours_are_parameters(node: Attachment) -> None:
+def test_class_names_and_colors_are_parameters(node: Attachment) -> None:
     space = LabelSpace.load("street")
     assert node.get_parameter("class_names").string_array_value == list(space.names)
     colors = node.get_parameter("class_colors").string_array_value

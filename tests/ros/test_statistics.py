@@ -48,27 +48,30 @@ OK, WARN, ERROR = b"\x00", b"\x01", b"\x02"
         ("unconfigured", "not configured: x", Summary(), ERROR, "not configured: x"),
         ("active", "", Summary(), WARN, "no sweeps received"),
         ("active", "", Summary(recent_received=10, recent_published=10), OK, "labeling"),
+        ("active", "", Summary(recent_received=10, recent_drops={"malformed": 1}), OK, "labeling"),
         (
-            "active", "",
-            Summary(recent_received=10, recent_drops={"malformed": 1}), OK, "labeling",
-        ),
-        (
-            "active", "",
-            Summary(recent_received=10, recent_drops={"malformed": 2}), WARN,
+            "active",
+            "",
+            Summary(recent_received=10, recent_drops={"malformed": 2}),
+            WARN,
             "sweeps dropped (malformed: 2)",
         ),
         (
-            "active", "",
-            Summary(recent_received=10, recent_drops={"inference failed": 1}), ERROR,
+            "active",
+            "",
+            Summary(recent_received=10, recent_drops={"inference failed": 1}),
+            ERROR,
             "inference failed: 1 sweeps",
         ),
         (
-            "active", "",
-            Summary(recent_received=10, recent_drops={"nobody subscribes": 10}), OK,
+            "active",
+            "",
+            Summary(recent_received=10, recent_drops={"nobody subscribes": 10}),
+            OK,
             "idle: nobody subscribes",
         ),
     ],
-)  # fmt: skip
+)
 def test_status_of_the_node(
     state: str, fault: str, summary: Summary, level: bytes, message: str
 ) -> None:

@@ -123,11 +123,17 @@ def test_teacher_beside_the_student_over_dds(client: Any, tmp_path: Path) -> Non
 
     file = write_calibration(tmp_path / "rig.yaml", intrinsics=True, T_body_lidar=T_BODY_LIDAR)
     with NodeProcess(
-        "checkpoint:=fake", "cameras.topics:=['front/image_raw']", "cameras.deadline_s:=0.3",
-        f"cameras.calibration:={file}", "motion.source:=none", "teacher.fuse:=true",
-        "teacher.weights:=bundled:simulation_teacher", "teacher.label_space:=simulation",
-        "teacher.deadline_s:=5.0", "device:=cpu",
-    ) as process:  # fmt: skip
+        "checkpoint:=fake",
+        "cameras.topics:=['front/image_raw']",
+        "cameras.deadline_s:=0.3",
+        f"cameras.calibration:={file}",
+        "motion.source:=none",
+        "teacher.fuse:=true",
+        "teacher.weights:=bundled:simulation_teacher",
+        "teacher.label_space:=simulation",
+        "teacher.deadline_s:=5.0",
+        "device:=cpu",
+    ) as process:
         node = client.attach(process)
         sensors = Sensors(client, process.namespace)
         teacher = node.listen(PointCloud2, "teacher_points")

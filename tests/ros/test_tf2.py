@@ -24,7 +24,7 @@ from tf2_msgs.msg import TFMessage
 from pcseg_core.geometry import from_euler, invert, to_quaternion
 from pcseg_ros import qos
 from pcseg_ros.config import CameraParameters
-from pcseg_ros.matching import create_synchroniser
+from pcseg_ros.matching import create_synchronizer
 from pcseg_ros.motion import OdometryMotion, TfMotion
 from pcseg_ros.rig import Rig, TransformError
 from pcseg_ros.transforms import TransformBuffer
@@ -90,8 +90,7 @@ def test_time_travel_through_the_fixed_frame(buffer: TransformBuffer) -> None:
 
 
 @pytest.mark.parametrize(
-    "stamp, on_its_way",
-    [(3 * S + 10_000_000, True), (5 * S, False), (S // 2, False)],
+    "stamp, on_its_way", [(3 * S + 10_000_000, True), (5 * S, False), (S // 2, False)]
 )
 def test_only_what_is_on_its_way_is_waited_for(
     buffer: TransformBuffer, stamp: int, on_its_way: bool
@@ -145,9 +144,13 @@ def test_broken_transforms_are_left_out(buffer: TransformBuffer) -> None:
 
 def test_tf_stops_and_comes_back_over_dds(client: Client) -> None:
     with NodeProcess(
-        "checkpoint:=fake", "diagnostics_period_s:=0.1", "temporal.enabled:=true",
-        "motion.source:=tf", "motion.required:=true", "motion.timeout_s:=0.2",
-    ) as process:  # fmt: skip
+        "checkpoint:=fake",
+        "diagnostics_period_s:=0.1",
+        "temporal.enabled:=true",
+        "motion.source:=tf",
+        "motion.required:=true",
+        "motion.timeout_s:=0.2",
+    ) as process:
         node = client.attach(process)
         moving = client.node.create_publisher(TFMessage, "/tf", 10)
         static = client.node.create_publisher(TFMessage, "/tf_static", qos.latched())
@@ -174,20 +177,26 @@ def stamped(kind: type, stamp_ns: int) -> Any:
     return made
 
 
-@pytest.mark.parametrize("sync, offset, matches", [("exact", 0, 1), ("exact", 1, 0),
-                                                   ("approximate", 9_000_000, 1),
-                                                   ("approximate", 90_000_000, 0)])  # fmt: skip
+@pytest.mark.parametrize(
+    "sync, offset, matches",
+    [
+        ("exact", 0, 1),
+        ("exact", 1, 0),
+        ("approximate", 9_000_000, 1),
+        ("approximate", 90_000_000, 0),
+    ],
+)
 def test_message_filters(sync: str, offset: int, matches: int) -> None:
     pytest.importorskip("message_filters", reason="needs a ROS distribution (message_filters)")
     config = CameraParameters.model_validate({"sync": sync, "tolerance_s": 0.02})
-    synchroniser = create_synchroniser(config, ("a", "b"))
+    synchronizer = create_synchronizer(config, ("a", "b"))
     cloud = stamped(PointCloud2, 5 * S)
     begin = time.monotonic()
-    synchroniser.add_sweep(5 * S, SimpleNamespace(msg=cloud), begin)
-    synchroniser.add_image("a", 5 * S, stamped(Image, 5 * S))
-    assert synchroniser.poll(begin) == []
-    synchroniser.add_image("b", 5 * S + offset, stamped(Image, 5 * S + offset))
-    found = synchroniser.poll(begin + 0.5)
+    synchronizer.add_sweep(5 * S, SimpleNamespace(msg=cloud), begin)
+    synchronizer.add_image("a", 5 * S, stamped(Image, 5 * S))
+    assert synchronizer.poll(begin) == []
+    synchronizer.add_image("b", 5 * S + offset, stamped(Image, 5 * S + offset))
+    found = synchronizer.poll(begin + 0.5)
     assert len(found) == matches
     if matches:
         assert found[0].sweep.msg is cloud and set(found[0].images) == {"a", "b"}

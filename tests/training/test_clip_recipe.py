@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pcseg_core.data import open_drive
+from pcseg_core.data import open_recording
 from pcseg_core.learning.distill import distill
 from pcseg_core.learning.recipe import load_recipe
 from pcseg_core.models.student import StudentConfig
@@ -57,4 +57,4 @@ def test_clip_teaches_classes_and_words(tmp_path: Path) -> None:
     direct = OpenClipText("tiny-clip-recipe", weights).embed(["sedan"])
     assert np.allclose(segmenter.text.table.embed(["sedan"]), direct, atol=1e-3)
     segmenter.set_prompts(["sedan", "ground: asphalt, gravel", "*"])
-    assert (segmenter.segment(open_drive(SOURCE)[0].cloud).labels >= 0).any()
+    assert (segmenter.segment(open_recording(SOURCE)[0].cloud).labels >= 0).any()

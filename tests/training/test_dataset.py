@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pcseg_core.labels import IGNORE
-from pcseg_core.learning.dataset import LabelledSweep, StepDataset, augment_points
+from pcseg_core.learning.dataset import StepDataset, TrainingSweep, augment_points
 from pcseg_core.learning.module import class_weights, vote
 from pcseg_core.learning.recipe import AugmentConfig, OptimizerConfig, Recipe
 from pcseg_core.vision.pixel_classes import TeacherConfig
@@ -18,12 +18,12 @@ def recipe(**sections: object) -> Recipe:
     return Recipe(teacher=TeacherConfig(weights=Path("none")), **sections)
 
 
-def ring(points: int = 3600) -> LabelledSweep:
+def ring(points: int = 3600) -> TrainingSweep:
     """A circle of points whose intensity tells the azimuth and whose label tells the quadrant."""
     azimuth = np.linspace(-np.pi, np.pi, points, endpoint=False)
     xyz = np.stack([10 * np.cos(azimuth), 10 * np.sin(azimuth), 0 * azimuth], 1)
     share = (azimuth + np.pi) / (2 * np.pi)
-    return LabelledSweep(
+    return TrainingSweep(
         xyz.astype(np.float32),
         share.astype(np.float32),
         (share * 4).astype(np.int16),

@@ -13,19 +13,13 @@ from safetensors.torch import save_file
 
 import pcseg_core.learning.distill as distillation
 from pcseg_core.checkpoint import load_checkpoint
-from pcseg_core.data import open_drive
+from pcseg_core.data import open_recording
 from pcseg_core.data.sample import CameraFrame, Sample
 from pcseg_core.errors import InputError
 from pcseg_core.labels import LabelSpace
-from pcseg_core.learning.dataset import LabelledSweep
+from pcseg_core.learning.dataset import TrainingSweep
 from pcseg_core.learning.distill import distill
-from pcseg_core.learning.recipe import (
-    LossConfig,
-    OptimizerConfig,
-    Recipe,
-    TextConfig,
-    load_recipe,
-)
+from pcseg_core.learning.recipe import LossConfig, OptimizerConfig, Recipe, TextConfig, load_recipe
 from pcseg_core.models.student import StudentConfig
 from pcseg_core.online.prompts import class_vectors
 from pcseg_core.online.segmenter import Segmenter
@@ -63,11 +57,11 @@ def test_a_run_leaves_a_segmenter_and_what_it_was_taught(whole: Path) -> None:
     metrics = load_checkpoint(whole)[1].metrics
     assert metrics["sweeps"] == 3 and metrics["steps"] == 6
     assert sum(metrics["class_shares"].values()) == pytest.approx(1, abs=1e-3)
-    sample = open_drive(SOURCE)[0]
+    sample = open_recording(SOURCE)[0]
     result = Segmenter.load(whole, device="cpu", precision="fp32").segment(sample.cloud)
     near = np.linalg.norm(sample.cloud.xyz, axis=1) < 80
     assert near.any() and (result.labels[near] >= 0).all()
-    taught = [LabelledSweep.load(p) for p in sorted((whole / "pseudo_labels").glob("*.npz"))]
+    taught = [TrainingSweep.load(p) for p in sorted((whole / "pseudo_labels").glob("*.npz"))]
     assert len(taught) == 3 and all((t.label >= 0).any() for t in taught)
 
 
@@ -119,7 +113,7 @@ class _Poisoned:
     skipped: Counter[str] = Counter()
 
     def __init__(self) -> None:
-        self.samples = [open_drive(SOURCE)[i % 3] for i in range(4)]
+        self.samples = [open_recording(SOURCE)[i % 3] for i in range(4)]
 
     def __len__(self) -> int:
         return 4
@@ -145,7 +139,7 @@ class _Poisoned:
 def test_poisoned_sweeps_are_counted_and_skipped(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(distillation, "open_drive", lambda _: _Poisoned())
+    monkeypatch.setattr(distillation, "open_recording", lambda _: _Poisoned())
     short = recipe.model_copy(update={"optimizer": OptimizerConfig(steps=1, batch_size=1)})
     metrics = distill(["poisoned"], short, tmp_path / "run", device="cpu")
     assert metrics["sweeps"] == 1
@@ -189,7 +183,7 @@ def test_a_text_head_learns_words(recipe: Recipe, tmp_path: Path, regression: fl
     assert bool(segmenter.student.config.feature_channels) == (regression > 0)
     assert "sky" not in segmenter.text.classes and "car" in segmenter.text.classes
     assert segmenter.set_prompts(["minivan", "car", "*"]).names[1] == "car"
-    sample = open_drive(SOURCE)[0]
+    sample = open_recording(SOURCE)[0]
     assert (segmenter.segment(sample.cloud).labels < 3).all()
     figures = load_checkpoint(tmp_path / "run")[1].metrics["final"]
     assert figures["text_distance"] > 0 and figures["text_classes"] > 0

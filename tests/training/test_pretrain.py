@@ -123,7 +123,14 @@ def quiet(_stage: str, _done: int, _total: int) -> None:
 
 
 STILL = AugmentConfig(
-    rotate=False, flip=False, scale=0, shift_z_m=0, tilt_deg=0, jitter_m=0, drop=0, beam_drop=0,
+    rotate=False,
+    flip=False,
+    scale=0,
+    shift_z_m=0,
+    tilt_deg=0,
+    jitter_m=0,
+    drop=0,
+    beam_drop=0,
     intensity_gain=0,
 )
 
@@ -177,16 +184,22 @@ def test_poisoned_sweeps_and_images_are_counted_and_skipped(tmp_path: Path) -> N
     half = PointCloud(xyz, poisoned.cloud.intensity, frame_id="lidar")
     none = PointCloud(np.full_like(xyz, np.nan), poisoned.cloud.intensity, frame_id="lidar")
     turned = sample().cameras[0]
-    away = CameraFrame("back", 0, turned.camera, T_CAM_LIDAR @ from_euler(0, 0, 0, (-900, 0, 0)),
-                       turned.image)  # fmt: skip
+    away = CameraFrame(
+        "back", 0, turned.camera, T_CAM_LIDAR @ from_euler(0, 0, 0, (-900, 0, 0)), turned.image
+    )
 
     def broken() -> np.ndarray:
         raise InputError("frame.png: cannot be decoded")
 
     samples = [
-        sample(), sample(cloud=half), sample(cloud=none), sample(cameras=[]),
-        sample(cameras=[away]), sample(image=np.zeros((0, 0, 3), np.uint8)),
-        sample(image=broken), InputError("000007.bin: truncated"),
+        sample(),
+        sample(cloud=half),
+        sample(cloud=none),
+        sample(cameras=[]),
+        sample(cameras=[away]),
+        sample(image=np.zeros((0, 0, 3), np.uint8)),
+        sample(image=broken),
+        InputError("000007.bin: truncated"),
         sample(cameras=[turned, away]),
     ]
     made = maker(tmp_path)
@@ -195,8 +208,14 @@ def test_poisoned_sweeps_and_images_are_counted_and_skipped(tmp_path: Path) -> N
     assert np.isfinite(View.load(entries[1].path).xyz).all()
     assert len(View.load(entries[1].path).xyz) == len(xyz) // 2
     reasons = " | ".join(made.skipped)
-    for words in ("no finite points", "no camera has an image", "no point of the sweep",
-                  "cannot be decoded", "truncated", "no camera sees any point"):  # fmt: skip
+    for words in (
+        "no finite points",
+        "no camera has an image",
+        "no point of the sweep",
+        "cannot be decoded",
+        "truncated",
+        "no camera sees any point",
+    ):
         assert words in reasons
     with pytest.raises(InputError, match="none of the 1 sweeps"):
         maker(tmp_path / "other").make({"fakes": Fakes([sample(cameras=[])])}, quiet)
@@ -231,8 +250,10 @@ def test_pairs_stay_exact_under_all_augmentations(stored: Any) -> None:
     for batch in (dataset[k] for k in range(6)):
         seen = batch.points.intensity[batch.pair_point]
         rows = batch.pair_segment // 100_000
-        assert torch.equal(rows[batch.pair_segment >= 0],
-                           batch.points.batch[batch.pair_point][batch.pair_segment >= 0])
+        assert torch.equal(
+            rows[batch.pair_segment >= 0],
+            batch.points.batch[batch.pair_point][batch.pair_segment >= 0],
+        )
         point = np.array([where[float(s)] for s in seen])
         checked += len(point)
         # Sweeps differ in what they see of the same points; the feature tells the pixel.
@@ -283,8 +304,9 @@ def module_of(stored: Any, settings: PretrainRecipe) -> PretrainModule:
     return PretrainModule(Student(settings.student, 1), 3, *stored, settings)
 
 
-def test_a_stopped_run_ends_as_one_that_was_not(stored: Any, tmp_path: Path,
-                                                monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_run_ends_as_one_that_was_not(
+    stored: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("runs", "pretrain_module"):  # an epoch is where a run goes on
         monkeypatch.setattr(f"pcseg_core.learning.{name}.STEPS_PER_EPOCH", 2)
     settings = recipe(optimizer=OptimizerConfig(steps=4, batch_size=2))
@@ -318,9 +340,21 @@ def test_a_run_killed_by_the_system_ends_as_one_that_was_not(tmp_path: Path) -> 
     (tmp_path / "recipe.yaml").write_text(KILLED)
 
     def command(out: str) -> list[str]:
-        return [sys.executable, "-m", "pcseg_core.cli", "pretrain", SIMULATED, "--device", "cpu",
-                "--recipe", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / out),
-                "--cache", str(tmp_path / "cache")]  # fmt: skip
+        return [
+            sys.executable,
+            "-m",
+            "pcseg_core.cli",
+            "pretrain",
+            SIMULATED,
+            "--device",
+            "cpu",
+            "--recipe",
+            str(tmp_path / "recipe.yaml"),
+            "--out",
+            str(tmp_path / out),
+            "--cache",
+            str(tmp_path / "cache"),
+        ]
 
     process = subprocess.Popen(command("killed"), stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
@@ -339,8 +373,9 @@ def test_a_run_killed_by_the_system_ends_as_one_that_was_not(tmp_path: Path) -> 
 
 
 def test_the_untrained_loss_is_near_the_logarithm_of_the_number(stored: Any) -> None:
-    settings = recipe(loss=ContrastConfig(temperature=1.0, class_negatives=False),
-                      views=ViewConfig(min_points=1))
+    settings = recipe(
+        loss=ContrastConfig(temperature=1.0, class_negatives=False), views=ViewConfig(min_points=1)
+    )
     module = module_of(stored, settings)
     batch = PretrainDataset(*stored, settings, 0, 1)[0]
     output = module.student(batch.points)
@@ -374,17 +409,25 @@ class _Losses(torch.nn.Module):
 
 
 def _outcome(module: PretrainModule, losses: dict[str, torch.Tensor]) -> dict[str, Any]:
-    gradients = {n: p.grad for n, p in module.named_parameters()
-                 if p.grad is not None and not n.startswith("averaged")}  # fmt: skip
+    gradients = {
+        n: p.grad
+        for n, p in module.named_parameters()
+        if p.grad is not None and not n.startswith("averaged")
+    }
     norm = module.student.network.stem[1]
-    return {"losses": {k: float(v.detach()) for k, v in losses.items()},
-            "gradients": gradients, "mean": norm.running_mean, "variance": norm.running_var}
+    return {
+        "losses": {k: float(v.detach()) for k, v in losses.items()},
+        "gradients": gradients,
+        "mean": norm.running_mean,
+        "variance": norm.running_var,
+    }
 
 
 @pytest.mark.slow
 def test_two_processes_have_the_loss_and_gradients_of_one(stored: Any, tmp_path: Path) -> None:
-    weights = ContrastConfig(temporal=1, point_to_segment=1, regression=1, balanced=True,
-                             false_negative_quantile=0.9)
+    weights = ContrastConfig(
+        temporal=1, point_to_segment=1, regression=1, balanced=True, false_negative_quantile=0.9
+    )
     settings = recipe(loss=weights)
     module = module_of(stored, settings)
     losses = _Losses(module)(PretrainDataset(*stored, settings, 0, 1)[0])

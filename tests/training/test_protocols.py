@@ -12,14 +12,13 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from benchmarks.studies import contrast as ablation
 from pcseg_core.checkpoint import CheckpointMeta, load_checkpoint, save_checkpoint
 from pcseg_core.errors import InputError
-from pcseg_core.evaluation.metrics import Confusion
 from pcseg_core.labels import IGNORE, LabelSpace
-from pcseg_core.learning import ablation
 from pcseg_core.learning import finetune as few
 from pcseg_core.learning import probe as protocol
-from pcseg_core.learning.dataset import LabelledSweep
+from pcseg_core.learning.dataset import TrainingSweep
 from pcseg_core.learning.pretrain import NO_CLASSES
 from pcseg_core.learning.pretrain_recipe import (
     PretrainRecipe,
@@ -28,6 +27,7 @@ from pcseg_core.learning.pretrain_recipe import (
 )
 from pcseg_core.learning.probe import Scan, fit_linear, probe_features
 from pcseg_core.learning.recipe import OptimizerConfig
+from pcseg_core.metrics.confusion import Confusion
 from pcseg_core.models.student import Student, StudentConfig
 from pcseg_core.vision.encoders import EncoderConfig
 from pcseg_core.vision.pixel_classes import TeacherConfig
@@ -42,8 +42,9 @@ def scan(seed: int, points: int = 600, truth_of_height: bool = True) -> Scan:
     xyz = rng.uniform((-10, -10, -2), (10, 10, 2), (points, 3)).astype(np.float32)
     truth = (np.floor(xyz[:, 2] / 2) + 1).astype(np.int64)  # 0 below, 1 above the sensor
     truth[::10] = IGNORE
-    return Scan(f"scan{seed}", xyz, rng.random(points).astype(np.float32), truth,
-                np.array([3, 0] + [0] * 6))  # fmt: skip
+    return Scan(
+        f"scan{seed}", xyz, rng.random(points).astype(np.float32), truth, np.array([3, 0] + [0] * 6)
+    )
 
 
 def height(xyz: np.ndarray, _intensity: np.ndarray) -> np.ndarray:
@@ -58,8 +59,12 @@ def write_run(folder: Path, seed: int = 0) -> Path:
     """A run directory as `pcseg pretrain` leaves it."""
     torch.manual_seed(seed)
     student = Student(SMALL, 1)
-    meta = CheckpointMeta(format_version=1, student=SMALL.model_dump(mode="json"),
-                          label_space=NO_CLASSES.to_dict(), pcseg_version="0")  # fmt: skip
+    meta = CheckpointMeta(
+        format_version=1,
+        student=SMALL.model_dump(mode="json"),
+        label_space=NO_CLASSES.to_dict(),
+        pcseg_version="0",
+    )
     save_checkpoint(folder / "checkpoint.safetensors", student.state_dict(), meta)
     return folder
 
@@ -86,7 +91,7 @@ def test_the_fit_is_a_logistic_regression_of_features_as_they_come() -> None:
 def test_drawing_keeps_an_even_share() -> None:
     inputs, targets = protocol.gather(height, [scan(0), scan(1)], 540, 0)
     assert len(inputs) == len(targets) == 540
-    with pytest.raises(InputError, match="no labelled point"):
+    with pytest.raises(InputError, match="no labeled point"):
         empty = scan(0)
         empty.truth[:] = IGNORE
         protocol.gather(height, [empty], 10, 0)
@@ -96,7 +101,10 @@ def test_the_probe_reports_the_untrained_network_and_the_raw_inputs(tmp_path: Pa
     runs = [write_run(tmp_path / "a", 0), write_run(tmp_path / "b", 1)]
     results = protocol.probe(runs, [scan(0)], [scan(1)], STREET)
     assert {name: len(found) for name, found in results.items()} == {
-        "pretrained": 2, "untrained": 2, "raw": 1}  # fmt: skip
+        "pretrained": 2,
+        "untrained": 2,
+        "raw": 1,
+    }
     content = protocol.summary(results, STREET)
     mean = np.mean([seed["miou"] for seed in content["methods"]["pretrained"]["seeds"]])
     assert content["methods"]["pretrained"]["miou"] == pytest.approx(mean)
@@ -133,24 +141,45 @@ def test_the_probe_command_takes_folders(tmp_path: Path) -> None:
 
     fit, test = semantic_kitti(tmp_path / "00", 2), semantic_kitti(tmp_path / "0100", 1)
     out, picture = tmp_path / "probe.json", tmp_path / "probe.png"
-    arguments = ["probe", str(write_run(tmp_path / "run")), "--fit", str(fit), "--test", str(test),
-                 "--json", str(out), "--picture", str(picture), "--device", "cpu"]  # fmt: skip
+    arguments = [
+        "probe",
+        str(write_run(tmp_path / "run")),
+        "--fit",
+        str(fit),
+        "--test",
+        str(test),
+        "--json",
+        str(out),
+        "--picture",
+        str(picture),
+        "--device",
+        "cpu",
+    ]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     content = json.loads(out.read_text())
     assert content["fit_scans"] == 2 and content["test_scans"] == 1
     assert content["methods"]["raw"]["miou"] > 0.9  # height alone tells the two classes
     assert set(content) >= {"gain_over_untrained", "gain_over_raw", "classes"}
-    missing = CliRunner().invoke(app, [*arguments[:2], "--fit", str(tmp_path / "no"),
-                                       "--test", str(test)])  # fmt: skip
+    missing = CliRunner().invoke(
+        app, [*arguments[:2], "--fit", str(tmp_path / "no"), "--test", str(test)]
+    )
     assert missing.exit_code == 2 and str(tmp_path / "no") in missing.output
 
 
 @pytest.mark.parametrize(
     ("percent", "seed", "expected"),
-    [(100, 0, list("abcdefgh")), (25, 0, ["a", "e"]), (25, 1, ["b", "f"]), (25, 5, ["b", "f"]),
-     (50, 1, list("bdfh")), (1, 0, ["a"]), (1, 3, ["d"]), (1, 9, ["b"])],
-)  # fmt: skip
+    [
+        (100, 0, list("abcdefgh")),
+        (25, 0, ["a", "e"]),
+        (25, 1, ["b", "f"]),
+        (25, 5, ["b", "f"]),
+        (50, 1, list("bdfh")),
+        (1, 0, ["a"]),
+        (1, 3, ["d"]),
+        (1, 9, ["b"]),
+    ],
+)
 def test_splits_are_by_scene(percent: float, seed: int, expected: list[str]) -> None:
     scenes = [name for name in "abcdefgh" for _ in range(3)]
     assert few.few_scenes(scenes, percent, seed) == expected
@@ -180,11 +209,11 @@ def test_head_and_trunk_have_their_own_rates_and_the_trunk_is_the_runs(tmp_path:
         few.start(run, SMALL.model_copy(update={"depth": 18}), 8, seed=0)
 
 
-def sweep(scene: str, seed: int = 0) -> LabelledSweep:
+def sweep(scene: str, seed: int = 0) -> TrainingSweep:
     found = scan(seed)
     labels = found.truth.astype(np.int16)
     confidence = np.ones(len(labels), np.float32)
-    return LabelledSweep(found.xyz, found.intensity, labels, confidence, scene)
+    return TrainingSweep(found.xyz, found.intensity, labels, confidence, scene)
 
 
 def test_few_shot_rows_are_kept_and_learn(tmp_path: Path) -> None:
@@ -198,7 +227,9 @@ def test_few_shot_rows_are_kept_and_learn(tmp_path: Path) -> None:
 
     content = protocol_of(recipe).all_rows([25, 100], 1, scratch=False, tell=lambda _: None)
     assert [(r["start"], r["percent"], r["scenes"]) for r in content["rows"]] == [
-        ("pretrained", 25, 1), ("pretrained", 100, 4)]  # fmt: skip
+        ("pretrained", 25, 1),
+        ("pretrained", 100, 4),
+    ]
     assert content["rows"][1]["accuracy"] > 0.6  # chance is 0.5
     assert load_checkpoint(tmp_path / "out" / "pretrained-100-0")[1].label_space == STREET.to_dict()
     told: list[str] = []
@@ -212,9 +243,10 @@ def test_few_shot_rows_are_kept_and_learn(tmp_path: Path) -> None:
 def recipe() -> PretrainRecipe:
     weights = Path("w.safetensors")
     return PretrainRecipe(
-        encoder=EncoderConfig(name="espnetv2", weights=weights), student=SMALL,
+        encoder=EncoderConfig(name="espnetv2", weights=weights),
+        student=SMALL,
         superpixels=SuperpixelConfig(name="semantic", teacher=TeacherConfig(weights=weights)),
-    )  # fmt: skip
+    )
 
 
 def test_methods_differ_in_what_they_are_named_for() -> None:
@@ -239,25 +271,43 @@ def test_an_ablation_goes_on_row_by_row(tmp_path: Path, monkeypatch: pytest.Monk
         write_run(out, found.seed)
 
     monkeypatch.setattr(ablation, "pretrain", pretrain)
-    data = ablation.AblationData([], [f"semantic-kitti:{semantic_kitti(tmp_path / '00', 1)}"],
-                                 [f"semantic-kitti:{semantic_kitti(tmp_path / '01x', 1)}"])
+    data = ablation.AblationData(
+        [],
+        [f"semantic-kitti:{semantic_kitti(tmp_path / '00', 1)}"],
+        [f"semantic-kitti:{semantic_kitti(tmp_path / '01x', 1)}"],
+    )
     methods = ["raw inputs", "random", "slic contrast", "regression"]
 
     def run(base: PretrainRecipe) -> ablation.Ablation:
-        return ablation.Ablation(base, data, tmp_path / "rows.json", tmp_path / "work", STREET,
-                                 "cpu", methods)  # fmt: skip
+        return ablation.Ablation(
+            base, data, tmp_path / "rows.json", tmp_path / "work", STREET, "cpu", methods
+        )
 
     with pytest.raises(KeyboardInterrupt):
         run(recipe()).run(2, lambda _: None)
     kept = json.loads((tmp_path / "rows.json").read_text())["rows"]
     assert [(r["method"], r["seed"]) for r in kept] == [
-        ("raw inputs", 0), ("random", 0), ("slic contrast", 0), ("regression", 0), ("random", 1)]
+        ("raw inputs", 0),
+        ("random", 0),
+        ("slic contrast", 0),
+        ("regression", 0),
+        ("random", 1),
+    ]
     content = run(recipe()).run(2, lambda _: None)
     assert content["rows"][:5] == kept and len(content["rows"]) == 7
-    assert calls == ["slic_contrast-0/0", "regression-0/0", "slic_contrast-1/1",
-                     "slic_contrast-1/1", "regression-1/1"]
+    assert calls == [
+        "slic_contrast-0/0",
+        "regression-0/0",
+        "slic_contrast-1/1",
+        "slic_contrast-1/1",
+        "regression-1/1",
+    ]
     assert {r["method"]: r["seeds"] for r in content["summary"]} == {
-        "raw inputs": 1, "random": 2, "slic contrast": 2, "regression": 2}
+        "raw inputs": 1,
+        "random": 2,
+        "slic contrast": 2,
+        "regression": 2,
+    }
     ablation.draw(content, tmp_path / "rows.png")
     with pytest.raises(InputError, match="other settings"):
         run(recipe().model_copy(update={"student": SMALL.model_copy(update={"width": 0.5})}))
@@ -279,12 +329,16 @@ def test_test_and_training_towns_differ() -> None:
 def test_a_folder_is_searched_for_recordings(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="to train on"):
         ablation.folder_data(tmp_path, [], [])
-    for name in ("raw/d_sync/velodyne_points", "object/training/velodyne",
-                 "object/training/image_2", "object/training/calib"):  # fmt: skip
+    for name in (
+        "raw/d_sync/velodyne_points",
+        "object/training/velodyne",
+        "object/training/image_2",
+        "object/training/calib",
+    ):
         (tmp_path / name).mkdir(parents=True)
-    with pytest.raises(InputError, match="labelled"):
+    with pytest.raises(InputError, match="labeled"):
         ablation.folder_data(tmp_path, [], [])
-    semantic_kitti(tmp_path / "labelled" / "00", 1)
+    semantic_kitti(tmp_path / "labeled" / "00", 1)
     data = ablation.folder_data(tmp_path, [], [])
     assert [s.split(":")[0] for s in data.train] == ["kitti-raw", "kitti-object"]
     assert data.split and data.fit == data.test

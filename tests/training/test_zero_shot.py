@@ -13,16 +13,15 @@ import torch
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
+from benchmarks.studies import zero_shot as study
 from pcseg_core.checkpoint import load_text
-from pcseg_core.data import open_drive
+from pcseg_core.data import open_recording
 from pcseg_core.distill.consolidation import ConsolidationConfig
 from pcseg_core.distill.evidence import Evidence
 from pcseg_core.distill.patches import PatchView
 from pcseg_core.distill.pseudo_labels import group_probabilities
 from pcseg_core.errors import InputError
-from pcseg_core.evaluation.zero_shot import stacked
 from pcseg_core.labels import IGNORE, LabelSpace, grouping
-from pcseg_core.learning import zero_shot_ablation as study
 from pcseg_core.learning.zero_shot import CosineClassifier, fold_classifier, zero_shot
 from pcseg_core.learning.zero_shot_data import Observed
 from pcseg_core.learning.zero_shot_labels import (
@@ -40,6 +39,7 @@ from pcseg_core.learning.zero_shot_recipe import (
 )
 from pcseg_core.learning.zero_shot_split import load_split
 from pcseg_core.learning.zero_shot_teacher import load_image_teacher
+from pcseg_core.metrics.zero_shot import stacked
 from pcseg_core.models.student import Points, Student, StudentConfig
 from pcseg_core.online.segmenter import Segmenter
 from pcseg_core.text_table import TextTable
@@ -55,19 +55,34 @@ DRIVE = "simulated:seed={},sweeps=2,stride=5,beams=16,columns=256,cameras={},wid
 
 def tiny(**changes: Any) -> ZeroShotRecipe:
     values: dict[str, Any] = {
-        "teacher": {"weights": "bundled:simulation_teacher", "label_space": "simulation",
-                    "scales": (1.0,), "flip": False},
-        "text": {"channels": 32}, "student": {"depth": 14, "width": 0.25, "voxel_size_m": 0.5},
-        "optimizer": {"steps": 6, "batch_size": 2}, "loss": {"min_confidence": 0.3},
-        "alignment": {"patch_px": 8, "channels": 16}, **changes,
-    }  # fmt: skip
+        "teacher": {
+            "weights": "bundled:simulation_teacher",
+            "label_space": "simulation",
+            "scales": (1.0,),
+            "flip": False,
+        },
+        "text": {"channels": 32},
+        "student": {"depth": 14, "width": 0.25, "voxel_size_m": 0.5},
+        "optimizer": {"steps": 6, "batch_size": 2},
+        "loss": {"min_confidence": 0.3},
+        "alignment": {"patch_px": 8, "channels": 16},
+        **changes,
+    }
     return ZeroShotRecipe.model_validate(values)
 
 
 def test_labels_by_hand() -> None:
     truth = np.array([0, 1, 2, IGNORE, 3, 1])
-    image = np.array([[0, 0.9, 0.1, 0], [0.5, 0.3, 0.1, 0.1], [0.1, 0.1, 0.7, 0.1],
-                      [0.7, 0.1, 0, 0.2], [0, 0, 0, 0], [0.9, 0, 0.1, 0]])  # fmt: skip
+    image = np.array(
+        [
+            [0, 0.9, 0.1, 0],
+            [0.5, 0.3, 0.1, 0.1],
+            [0.1, 0.1, 0.7, 0.1],
+            [0.7, 0.1, 0, 0.2],
+            [0, 0, 0, 0],
+            [0.9, 0, 0.1, 0],
+        ]
+    )
     labels, confidence = zero_shot_labels(truth, image, UNSEEN, "zero-shot")
     # Truth of seen classes; else the likeliest unseen class by its share among all classes.
     assert labels.tolist() == [0, 1, 2, 3, IGNORE, IGNORE]
@@ -84,8 +99,10 @@ def test_the_truth_of_unseen_classes_is_never_looked_at(supervision: Any) -> Non
     truth, image = rng.integers(-1, 4, 500), rng.dirichlet(np.ones(4), 500)
     hidden = (truth < 0) | UNSEEN[truth]
     shuffled = np.where(hidden, rng.choice([IGNORE, 1, 3], 500), truth)
-    for a, b in zip(zero_shot_labels(truth, image, UNSEEN, supervision),
-                    zero_shot_labels(shuffled, image, UNSEEN, supervision)):  # fmt: skip
+    for a, b in zip(
+        zero_shot_labels(truth, image, UNSEEN, supervision),
+        zero_shot_labels(shuffled, image, UNSEEN, supervision),
+    ):
         assert np.array_equal(a, b)
 
 
@@ -94,12 +111,23 @@ def observed(name: str = "a", scene: str = "s", points: int = 50, seed: int = 0)
     xyz = rng.uniform(-9, 9, (points, 3)).astype(np.float32)
     seen = np.arange(0, points, 2, dtype=np.int32)
     sums = rng.dirichlet(np.ones(4), len(seen)).astype(np.float32)
-    view = PatchView(rng.random((len(seen), 5)).astype(np.float16), seen,
-                     rng.integers(0, 6, len(seen)).astype(np.int32),
-                     rng.random((6, 5)).astype(np.float16))  # fmt: skip
-    return Observed(name, scene, xyz, xyz, rng.random(points).astype(np.float32), np.eye(4),
-                    rng.integers(-1, 4, points).astype(np.int16),
-                    Evidence(seen, np.ones(len(seen), np.float32), sums), view)  # fmt: skip
+    view = PatchView(
+        rng.random((len(seen), 5)).astype(np.float16),
+        seen,
+        rng.integers(0, 6, len(seen)).astype(np.int32),
+        rng.random((6, 5)).astype(np.float16),
+    )
+    return Observed(
+        name,
+        scene,
+        xyz,
+        xyz,
+        rng.random(points).astype(np.float32),
+        np.eye(4),
+        rng.integers(-1, 4, points).astype(np.int16),
+        Evidence(seen, np.ones(len(seen), np.float32), sums),
+        view,
+    )
 
 
 def test_sweeps_are_stored_with_their_features_left_on_disk(tmp_path: Path) -> None:
@@ -115,8 +143,9 @@ def test_sweeps_are_stored_with_their_features_left_on_disk(tmp_path: Path) -> N
 
 
 def test_batches_keep_points_features_and_patches_together() -> None:
-    sweeps = training_sweeps([observed(seed=s, scene=str(s)) for s in range(3)], UNSEEN,
-                             "zero-shot", OFF)  # fmt: skip
+    sweeps = training_sweeps(
+        [observed(seed=s, scene=str(s)) for s in range(3)], UNSEEN, "zero-shot", OFF
+    )
     for sweep in sweeps:  # so that every feature tells which point and which patch it is from
         assert sweep.features is not None and sweep.patch is not None
         assert sweep.feature_index is not None and sweep.patch_features is not None
@@ -150,36 +179,45 @@ def test_whole_scenes_are_held_out() -> None:
 
 def test_own_labels_by_hand() -> None:
     open_classes = torch.tensor([False, True, False, True])
-    probabilities = torch.tensor([
-        [0.1, 0.9, 0.0, 0.0],  # true label: stays
-        [0.1, 0.8, 0.1, 0.0],  # image says 3, drawn: replaced
-        [0.1, 0.8, 0.1, 0.0],  # image says 3, not drawn: stays
-        [0.2, 0.6, 0.1, 0.1],  # gap, below the quantile of its class: stays
-        [0.0, 0.8, 0.2, 0.0],  # gap, sure: filled
-        [0.9, 0.1, 0.0, 0.0],  # gap, but a seen class: stays
-        [0.1, 0.2, 0.1, 0.6],  # gap, alone in its class: filled
-    ])  # fmt: skip
+    probabilities = torch.tensor(
+        [
+            [0.1, 0.9, 0.0, 0.0],  # true label: stays
+            [0.1, 0.8, 0.1, 0.0],  # image says 3, drawn: replaced
+            [0.1, 0.8, 0.1, 0.0],  # image says 3, not drawn: stays
+            [0.2, 0.6, 0.1, 0.1],  # gap, below the quantile of its class: stays
+            [0.0, 0.8, 0.2, 0.0],  # gap, sure: filled
+            [0.9, 0.1, 0.0, 0.0],  # gap, but a seen class: stays
+            [0.1, 0.2, 0.1, 0.6],  # gap, alone in its class: filled
+        ]
+    )
     labels = torch.tensor([0, 3, 3, IGNORE, IGNORE, IGNORE, IGNORE])
     confidence = torch.tensor([1.0, 0.5, 0.5, 0.0, 0.0, 0.0, 0.0])
     draws = torch.tensor([0.0, 0.1, 0.9, 0.9, 0.9, 0.9, 0.9])
     none_yet = torch.full((4,), torch.nan)
     config = SelfTrainingConfig(quantile=0.5, mix=0.5)
-    thresholds, found, sure = mix_labels(probabilities, labels, confidence, open_classes,
-                                         none_yet, config, draws)  # fmt: skip
+    thresholds, found, sure = mix_labels(
+        probabilities, labels, confidence, open_classes, none_yet, config, draws
+    )
     assert found.tolist() == [0, 1, 3, IGNORE, 1, IGNORE, 3]
     assert sure.tolist() == pytest.approx([1.0, 0.8, 0.5, 0.0, 0.8, 0.0, 0.6])
     assert thresholds[1].item() == pytest.approx(0.8) and torch.isnan(thresholds[[0, 2]]).all()
-    shy = SelfTrainingConfig(quantile=0.5, mix=0.5, unlabelled=False)
+    shy = SelfTrainingConfig(quantile=0.5, mix=0.5, unlabeled=False)
     _, found, _ = mix_labels(probabilities, labels, confidence, open_classes, none_yet, shy, draws)
     assert found.tolist() == [0, 1, 3, IGNORE, IGNORE, IGNORE, IGNORE]
-    _, found, _ = mix_labels(probabilities, labels, confidence, torch.ones(4, dtype=torch.bool),
-                             none_yet, config, draws)  # fmt: skip
+    _, found, _ = mix_labels(
+        probabilities, labels, confidence, torch.ones(4, dtype=torch.bool), none_yet, config, draws
+    )
     assert found[0] == 1 and found[5] == 0  # without truth every class is open
 
 
 def test_quantiles_run_per_class() -> None:
-    first = running_quantiles(torch.tensor([0.2, 0.4, 0.9]), torch.tensor([0, 0, 2]),
-                              torch.full((3,), torch.nan), 0.5, 0.9)  # fmt: skip
+    first = running_quantiles(
+        torch.tensor([0.2, 0.4, 0.9]),
+        torch.tensor([0, 0, 2]),
+        torch.full((3,), torch.nan),
+        0.5,
+        0.9,
+    )
     assert first[0].item() == pytest.approx(0.3) and torch.isnan(first[1])
     second = running_quantiles(torch.tensor([0.8]), torch.tensor([0]), first, 0.5, 0.9)
     assert second[0].item() == pytest.approx(0.9 * 0.3 + 0.1 * 0.8)
@@ -198,8 +236,9 @@ def test_folding_keeps_the_best_class_and_gamma_acts_at_the_mean_length() -> Non
         fold_classifier(student, vectors, UNSEEN, gamma, 0.07, classifier.mean_norm)
         points = torch.from_numpy(xyz)
         with torch.no_grad():
-            output = student(Points(points, torch.full((3000,), 0.5),
-                                    torch.zeros(3000, dtype=torch.int64)))  # fmt: skip
+            output = student(
+                Points(points, torch.full((3000,), 0.5), torch.zeros(3000, dtype=torch.int64))
+            )
         plain = output.logits[output.voxels.inverse].argmax(1).numpy()
         assert (plain == stacked(cosines, UNSEEN, gamma)).mean() >= agreement
 
@@ -208,9 +247,15 @@ def test_folding_keeps_the_best_class_and_gamma_acts_at_the_mean_length() -> Non
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("zero-shot")
     recipe = tiny(labels={"consolidation": {"voxel_m": 0.4}}, self_training={"start": 0.3})
-    metrics = zero_shot([DRIVE.format(s, 2) for s in (1, 2)], [DRIVE.format(3, 0)],
-                        load_split("street_vehicle_pole"), recipe, folder / "run",
-                        folder / "cache", "cpu")  # fmt: skip
+    metrics = zero_shot(
+        [DRIVE.format(s, 2) for s in (1, 2)],
+        [DRIVE.format(3, 0)],
+        load_split("street_vehicle_pole"),
+        recipe,
+        folder / "run",
+        folder / "cache",
+        "cpu",
+    )
     return folder, metrics
 
 
@@ -218,7 +263,7 @@ def test_a_run_ends_in_a_checkpoint_that_knows_words(finished: Any) -> None:
     folder, metrics = finished
     assert set(metrics["plain"]["iou"]) == set(load_split("street_vehicle_pole").space.names)
     assert metrics["sweeps"] == 2 and metrics["held_out"] == 2
-    assert 0 < metrics["labels"]["labelled"] < 1
+    assert 0 < metrics["labels"]["labeled"] < 1
     text = load_text(folder / "run")
     assert text is not None and text.classes["vehicle"][0] == "vehicle"
     segmenter = Segmenter.load(folder / "run", "cpu")
@@ -230,8 +275,9 @@ def test_the_same_call_repeats_nothing_and_another_recipe_is_refused(finished: A
     folder, metrics = finished
     sources, split = [DRIVE.format(s, 2) for s in (1, 2)], load_split("street_vehicle_pole")
     recipe = tiny(labels={"consolidation": {"voxel_m": 0.4}}, self_training={"start": 0.3})
-    again = zero_shot(sources, [DRIVE.format(3, 0)], split, recipe, folder / "run",
-                      folder / "cache", "cpu")  # fmt: skip
+    again = zero_shot(
+        sources, [DRIVE.format(3, 0)], split, recipe, folder / "run", folder / "cache", "cpu"
+    )
     assert again["plain"] == metrics["plain"] and again["gamma"] == metrics["gamma"]
     with pytest.raises(InputError, match="another recipe"):
         zero_shot(sources, [], split, tiny(), folder / "run", folder / "cache", "cpu")
@@ -250,13 +296,14 @@ def test_the_image_teacher_speaks_the_classes_of_the_split() -> None:
     teacher, features, known = load_image_teacher(
         recipe, split, text, split.class_words(text), "cpu"
     )
-    image = open_drive(DRIVE.format(1, 1))[0].cameras[0].image
+    image = open_recording(DRIVE.format(1, 1))[0].cameras[0].image
     probabilities = teacher.probabilities(image)
     assert teacher.label_space == split.space and probabilities.shape[0] == len(split.space)
     assert np.allclose(probabilities.sum(0), 1, atol=1e-5)
     network = load_teacher(recipe.teacher)
-    grouped = group_probabilities(network.probabilities(image), grouping(
-        network.label_space, split.space), len(split.space))  # fmt: skip
+    grouped = group_probabilities(
+        network.probabilities(image), grouping(network.label_space, split.space), len(split.space)
+    )
     sky = grouped.sum(0) < 0.5  # which the split's classes do not have
     agree = probabilities.argmax(0) == grouped.argmax(0)
     assert agree[~sky].mean() > 0.9  # through words as without, but for the random directions
@@ -328,8 +375,9 @@ def test_the_study_goes_on_where_it_was(tmp_path: Path) -> None:
     rows = [study.SEEN_ONLY, study.FULL]
 
     def run(**changes: Any) -> study.ZeroShotAblation:
-        return study.ZeroShotAblation(tiny(**changes), data, split, out, tmp_path / "work", "cpu",
-                                      rows)  # fmt: skip
+        return study.ZeroShotAblation(
+            tiny(**changes), data, split, out, tmp_path / "work", "cpu", rows
+        )
 
     told: list[str] = []
     run().run(1, told.append, limit=1)
@@ -359,7 +407,7 @@ def test_a_folder_of_sequences_is_split_into_training_and_test(tmp_path: Path) -
     assert [Path(s).name for s in found.train] == ["00", "09"]
     chosen = study.folder_data(tmp_path, [f"semantic-kitti:{tmp_path}/sequences/09"])
     assert [Path(s).name for s in chosen.train] == ["00", "08"]
-    with pytest.raises(InputError, match="no labelled sequence"):
+    with pytest.raises(InputError, match="no labeled sequence"):
         study.folder_data(tmp_path / "sequences" / "00" / "labels", [])
 
 
@@ -377,13 +425,35 @@ def test_the_commands_say_what_is_wrong(tmp_path: Path) -> None:
     from pcseg_core.cli import app
 
     runner = CliRunner()
-    bad = runner.invoke(app, ["ablate", "zero-shot", "--json", str(tmp_path / "x.json"),
-                              "--data", "nowhere", "--recipe",
-                              str(RECIPES / "zero_shot_simulated.yaml")])  # fmt: skip
+    bad = runner.invoke(
+        app,
+        [
+            "ablate",
+            "zero-shot",
+            "--json",
+            str(tmp_path / "x.json"),
+            "--data",
+            "nowhere",
+            "--recipe",
+            str(RECIPES / "zero_shot_simulated.yaml"),
+        ],
+    )
     assert bad.exit_code == 2 and "expected 'simulated', a folder" in bad.output
-    bad = runner.invoke(app, ["zero-shot", "simulated:seed=1", "--test", "simulated:seed=2",
-                              "--split", "kity", "--out", str(tmp_path / "run"), "--recipe",
-                              str(RECIPES / "zero_shot_simulated.yaml")])  # fmt: skip
+    bad = runner.invoke(
+        app,
+        [
+            "zero-shot",
+            "simulated:seed=1",
+            "--test",
+            "simulated:seed=2",
+            "--split",
+            "kity",
+            "--out",
+            str(tmp_path / "run"),
+            "--recipe",
+            str(RECIPES / "zero_shot_simulated.yaml"),
+        ],
+    )
     assert bad.exit_code == 2 and "no split 'kity'" in bad.output
 
 

@@ -9,18 +9,14 @@ import numpy as np
 import pytest
 
 from pcseg_core.errors import InputError
-from pcseg_core.learning.zero_shot_split import (
-    Split,
-    available_splits,
-    load_split,
-)
+from pcseg_core.learning.zero_shot_split import Split, available_splits, load_split
 from pcseg_core.text_table import TextTable
 from pcseg_core.vision.text_space import GeneratedText
 
 
 def test_the_splits_of_the_literature() -> None:
     kitti = load_split("semantic_kitti")
-    # Ids 3, 4, 7 and 19 of the learning map, which counts from 1 with 0 for unlabelled.
+    # Ids 3, 4, 7 and 19 of the learning map, which counts from 1 with 0 for unlabeled.
     assert (np.flatnonzero(kitti.mask) + 1).tolist() == [3, 4, 7, 19]
     nuscenes = load_split("nuscenes")
     assert np.flatnonzero(nuscenes.mask).tolist() == [5, 7, 8, 13]
@@ -45,10 +41,13 @@ def test_a_split_of_the_users_own(tmp_path: Path) -> None:
         ("label_space: street\nunseen: []\n", "unseen"),
         ("label_space: street\nunsen: [person]\n", "did you mean 'unseen'"),
         ("label_space: atlantis\nunseen: [person]\n", "no label space 'atlantis'"),
-        ("label_space: street_merged_ground\nunseen: [ground, structure, vegetation, vehicle, "
-         "person, pole]\n", "all classes are unseen"),
+        (
+            "label_space: street_merged_ground\nunseen: [ground, structure, vegetation, vehicle, "
+            "person, pole]\n",
+            "all classes are unseen",
+        ),
     ],
-)  # fmt: skip
+)
 def test_mistakes_are_named(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "bad.yaml").write_text(content)
     with pytest.raises(InputError, match=message):

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sparse convolution on CUDA through the kernels of torchsparse 2.1.
 
-Only its implicit-GEMM kernels are used, on neighbour tables made here: the order of the offsets is
+Only its implicit-GEMM kernels are used, on neighbor tables made here: the order of the offsets is
 therefore that of `maps.kernel_offsets` and weights need no reordering (torchsparse's own tables
 run through the offsets with x fastest for odd kernels). What the kernels take was read from the
 sources of torchsparse 2.1 (Function `ImplicitGEMMConvolutionFuntion`):

@@ -30,8 +30,8 @@ def require_matrix(tensor: Tensor, name: str, dtypes: tuple[torch.dtype, ...]) -
 
 def require_table(table: Tensor) -> None:
     """(K, n_out) int32."""
-    require_matrix(table, "the neighbour table", (torch.int32,))
-    require(table.is_contiguous(), "the neighbour table must be contiguous")
+    require_matrix(table, "the neighbor table", (torch.int32,))
+    require(table.is_contiguous(), "the neighbor table must be contiguous")
 
 
 def require_keys(keys: Tensor) -> None:

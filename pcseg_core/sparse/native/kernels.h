@@ -5,7 +5,7 @@
 //   PCSEG_DOT_BF16  1 where the set has a bfloat16 dot product
 //
 // A block of output rows is accumulated in a scratch buffer that stays in cache. Per kernel offset
-// the rows that have a neighbour are listed, and register tiles of MR rows by NV vectors read the
+// the rows that have a neighbor are listed, and register tiles of MR rows by NV vectors read the
 // input rows through that list: no gather buffer, no scatter, no race.
 #include <string.h>
 
@@ -129,7 +129,7 @@ struct Tiles {
   Tiles() { TileTable<Step, kMaxPanel, tile_rows(kMaxPanel)>::fill(at); }
 };
 
-// The rows of a block that have a neighbour at one offset.
+// The rows of a block that have a neighbor at one offset.
 struct Rows {
   int32_t source[kBlockRows + L];
   int32_t target[kBlockRows + L];

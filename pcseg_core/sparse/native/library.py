@@ -72,12 +72,7 @@ class GradArgs(ctypes.Structure):
 class VoxelTable(ctypes.Structure):
     """Mirror of VoxelTable in native.h."""
 
-    _fields_ = (
-        ("slots", c_void_p),
-        ("rows", c_void_p),
-        ("bits", c_int32),
-        ("columns", c_int32),
-    )
+    _fields_ = (("slots", c_void_p), ("rows", c_void_p), ("bits", c_int32), ("columns", c_int32))
 
 
 _SIGNATURES = {
@@ -220,7 +215,7 @@ def coarsen(keys: Tensor) -> Tensor:
 
 
 def build_table(keys_in: Tensor, keys_out: Tensor, kernel_size: int, stride: int) -> Tensor:
-    """Neighbour table (K, n_out) int32; see `maps.build_table`."""
+    """Neighbor table (K, n_out) int32; see `maps.build_table`."""
     require_keys(keys_in)
     require_keys(keys_out)
     require(kernel_size in range(1, 6), f"kernel size {kernel_size} is not within 1 to 5")

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Kernel maps by merging sorted keys: a neighbour's key is the voxel's key plus a constant, so one
-// pass over two sorted sequences finds all neighbours of one column (dx, dy), for every dz at once.
+// Kernel maps by merging sorted keys: a neighbor's key is the voxel's key plus a constant, so one
+// pass over two sorted sequences finds all neighbors of one column (dx, dy), for every dz at once.
 //
 // Keys hold batch, x, y, z from the highest bits down, 18 bits for each of x, y and z; see
 // pcseg_core/sparse/keys.py.
@@ -63,7 +63,7 @@ void merge_column(const int64_t* keys, int64_t n, const int64_t* base, int64_t b
   }
 }
 
-// Submanifold kernel of 3: neighbours are mutual, so half the columns are merged and each hit is
+// Submanifold kernel of 3: neighbors are mutual, so half the columns are merged and each hit is
 // written twice. `table` holds -1 everywhere in its first half.
 void merge_mutual(const int64_t* keys, int64_t n, int64_t begin, int64_t end, Column column,
                   int32_t* table) {

@@ -92,7 +92,7 @@ int64_t voxel_locate(const VoxelTable& table, const int64_t* keys, int64_t n, fl
   int64_t missing = 0;
   for (int64_t i = 0; i < n; ++i) {
     if (i + kAhead < n) search.prefetch(keys[i + kAhead]);
-    // Neighbours in a sweep often share a voxel.
+    // Neighbors in a sweep often share a voxel.
     voxel[i] = i && keys[i] == keys[i - 1] ? voxel[i - 1] : search.find(keys[i], i);
     missing += voxel[i] < 0;
   }

@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 
 from pcseg_core.cli import app, doctor
 from pcseg_core.cli.doctor import findings
-from pcseg_core.data import open_drive
+from pcseg_core.data import open_recording
 from pcseg_core.errors import MissingDependency
 from pcseg_core.labels import LabelSpace
 
@@ -49,7 +49,7 @@ def test_segment_makes_a_bag_and_labels_a_bag(
     assert first.exit_code == 0, first.output
     second = pcseg("segment", tmp_path / "a", "--checkpoint", tiny_run, "--out", tmp_path / "b")
     assert second.exit_code == 0, second.output
-    a, b = (open_drive(str(tmp_path / name)) for name in "ab")
+    a, b = (open_recording(str(tmp_path / name)) for name in "ab")
     assert np.array_equal(a[1].labels, b[1].labels)
 
 
@@ -109,9 +109,15 @@ def test_view_saves_a_recording(tiny_run: Path, sequence: Sequence, tmp_path: Pa
     pytest.importorskip("rerun")
     saved = tmp_path / "drive.rrd"
     result = pcseg(
-        "view", f"semantic-kitti:{sequence(scans=3)}", "--checkpoint", tiny_run, "--save", saved,
-        "--every", 2,
-    )  # fmt: skip
+        "view",
+        f"semantic-kitti:{sequence(scans=3)}",
+        "--checkpoint",
+        tiny_run,
+        "--save",
+        saved,
+        "--every",
+        2,
+    )
     assert result.exit_code == 0, result.output
     assert "2 sweeps" in result.output
     assert saved.read_bytes().startswith(b"RRF")
@@ -167,7 +173,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     def distill(*arguments: Any, **options: Any) -> dict[str, Any]:
         calls.append((arguments, options))
         shares = {"road": 0.75, "person": 0.25}
-        times = {"labelling_s": 1.0, "training_s": 2.0}
+        times = {"labeling_s": 1.0, "training_s": 2.0}
         return {"sweeps": 3, "steps": 9, "class_shares": shares, **times}
 
     monkeypatch.setattr("pcseg_core.learning.distill.distill", distill)
@@ -177,9 +183,16 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 def test_distill_passes_on_what_was_asked(asked: list[Any], tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     result = pcseg(
-        "distill", "drive", "kitti-raw:x", "--recipe", tmp_path / "recipe.yaml",
-        "--out", tmp_path / "run", "--seed", 11,
-    )  # fmt: skip
+        "distill",
+        "drive",
+        "kitti-raw:x",
+        "--recipe",
+        tmp_path / "recipe.yaml",
+        "--out",
+        tmp_path / "run",
+        "--seed",
+        11,
+    )
     assert result.exit_code == 0, result.output
     (sources, recipe, out), _ = asked[0]
     assert (sources, out, recipe.seed) == (["drive", "kitti-raw:x"], tmp_path / "run", 11)
@@ -208,7 +221,7 @@ def test_distill_starts_over_only_a_run(asked: list[Any], tmp_path: Path) -> Non
     [
         (None, "cannot read"),
         ("teacher: [", "not valid YAML"),
-        (RECIPE + "optimiser: {}\n", "unknown key 'optimiser'"),
+        (RECIPE + "optimizer: {}\n", "unknown key 'optimizer'"),
         (RECIPE + "optimizer: {steps: -1}\n", "optimizer.steps"),
     ],
 )

@@ -151,28 +151,28 @@ def remove_all(folder: Path) -> None:
     ],
 )
 def test_bad_folders(
-    tiny_run: Path,
-    sequence: Sequence,
-    tmp_path: Path,
-    damage: Callable[[Path], None],
-    message: str,
+    tiny_run: Path, sequence: Sequence, tmp_path: Path, damage: Callable[[Path], None], message: str
 ) -> None:
     folder = sequence()
     damage(folder)
     report = tmp_path / "report.json"
     result = evaluate(
-        tiny_run, "--semantic-kitti", folder, "--no-baselines", "--json", report,
-        "--picture", tmp_path / "report.png",
-    )  # fmt: skip
+        tiny_run,
+        "--semantic-kitti",
+        folder,
+        "--no-baselines",
+        "--json",
+        report,
+        "--picture",
+        tmp_path / "report.png",
+    )
     assert result.exit_code == 2, result.output
     assert message in result.output.replace("\n", " ")
     assert "Traceback" not in result.output
     assert not list(tmp_path.glob("*report*"))
 
 
-def test_only_part_of_the_scans_labelled(
-    tiny_run: Path, sequence: Sequence, tmp_path: Path
-) -> None:
+def test_only_part_of_the_scans_labeled(tiny_run: Path, sequence: Sequence, tmp_path: Path) -> None:
     folder = sequence(scans=3)
     (folder / "labels" / "000001.label").unlink()
     report = tmp_path / "report.json"
@@ -225,7 +225,7 @@ def test_a_file_that_is_no_checkpoint(tiny_run: Path, sequence: Sequence, tmp_pa
     [
         ([], "nothing to measure on"),
         (["--semantic-kitti", "X", "--source", "bag:X"], "not both"),
-        (["--boxes", "X", "--picture", "p.png"], "needs labelled sweeps"),
+        (["--boxes", "X", "--picture", "p.png"], "needs labeled sweeps"),
         (["--source", "X", "--picture", "p.gif"], "cannot write '.gif'"),
         (["--source", "X", "--json", "."], "is a folder"),
         (["--source", "X", "--label-space", "street"], "no such file or folder"),
@@ -260,9 +260,15 @@ def test_real_sweeps(tiny_run: Path, shared_data: Path, tmp_path: Path) -> None:
     folder = shared_data / "semantic_kitti" / "sequences" / "00"
     report = tmp_path / "report.json"
     result = evaluate(
-        tiny_run, "--semantic-kitti", folder, "--no-baselines", "--json", report,
-        "--boxes", f"kitti-object:{shared_data / 'kitti_object' / 'training'}",
-    )  # fmt: skip
+        tiny_run,
+        "--semantic-kitti",
+        folder,
+        "--no-baselines",
+        "--json",
+        report,
+        "--boxes",
+        f"kitti-object:{shared_data / 'kitti_object' / 'training'}",
+    )
     assert result.exit_code == 0, result.output
     content = json.loads(report.read_text())
     raw = [np.fromfile(p, "<u4") & 0xFFFF for p in sorted((folder / "labels").iterdir())]

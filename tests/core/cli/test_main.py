@@ -109,7 +109,7 @@ def test_a_bug_is_not_dressed_up_as_a_users_error(failing: Failing) -> None:
 
 def test_unknown_commands_and_options_are_refused() -> None:
     assert runner.invoke(cli.app, ["evaluete"]).exit_code == 2
-    assert runner.invoke(cli.app, ["doctor", "--colour"]).exit_code == 2
+    assert runner.invoke(cli.app, ["doctor", "--color"]).exit_code == 2
 
 
 def test_exit_codes_reach_the_shell(tmp_path: Path) -> None:

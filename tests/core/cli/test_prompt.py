@@ -60,9 +60,20 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_words_on_a_sweep(run: Path, tmp_path: Path) -> None:
     picture, figures = tmp_path / "p.png", tmp_path / "f.json"
     result = pcseg(
-        "prompt", run, SOURCE, "--words", "vehicle: minivan, Jeep", "--words", "*", "--sweep", -1,
-        "--picture", picture, "--json", figures,
-    )  # fmt: skip
+        "prompt",
+        run,
+        SOURCE,
+        "--words",
+        "vehicle: minivan, Jeep",
+        "--words",
+        "*",
+        "--sweep",
+        -1,
+        "--picture",
+        picture,
+        "--json",
+        figures,
+    )
     assert result.exit_code == 0, result.output
     assert picture.read_bytes().startswith(b"\x89PNG")
     classes = json.loads(figures.read_text())["classes"]
@@ -73,9 +84,17 @@ def test_words_on_a_sweep(run: Path, tmp_path: Path) -> None:
 
 def test_measured_words(run: Path, sequence: Sequence, tmp_path: Path) -> None:
     result = pcseg(
-        "prompt", run, "--semantic-kitti", sequence(), "--words", "vehicle: minivan, jeep",
-        "--words", "pole: lamp-post", "--json", tmp_path / "f.json",
-    )  # fmt: skip
+        "prompt",
+        run,
+        "--semantic-kitti",
+        sequence(),
+        "--words",
+        "vehicle: minivan, jeep",
+        "--words",
+        "pole: lamp-post",
+        "--json",
+        tmp_path / "f.json",
+    )
     assert result.exit_code == 0, result.output
     report = json.loads((tmp_path / "f.json").read_text())
     assert [row["prompt"] for row in report["alone"]] == ["minivan", "jeep", "lamp-post"]

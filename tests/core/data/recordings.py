@@ -59,7 +59,7 @@ def row(values: np.ndarray) -> str:
 
 
 def kitti_raw(folder: Path, frames: int = 4, oxts: bool = True) -> Path:
-    """A KITTI raw drive with one colour camera; the vehicle drives north-east at 10 m/s."""
+    """A KITTI raw drive with one color camera; the vehicle drives north-east at 10 m/s."""
     day = folder / "2011_09_26"
     drive = day / "2011_09_26_drive_0001_sync"
     K = CAMERA.K
@@ -118,7 +118,7 @@ def kitti_object(folder: Path, frames: int = 2) -> Path:
 
 
 def semantic_kitti(folder: Path, frames: int = 3, extras: bool = True) -> Path:
-    """One SemanticKITTI sequence; `extras` are calibration, poses and grey images."""
+    """One SemanticKITTI sequence; `extras` are calibration, poses and gray images."""
     sequence = folder / "sequences" / "00"
     for i in range(frames):
         name = f"{i:06d}"
@@ -146,12 +146,22 @@ def nuscenes(folder: Path, lidarseg: bool = True) -> Path:
     ]
     no_turn = [1.0, 0.0, 0.0, 0.0]
     mounts = [
-        {"token": "m-lidar", "sensor_token": "s-lidar", "translation": [1.0, 0.0, 2.0],
-         "rotation": no_turn, "camera_intrinsic": []},
+        {
+            "token": "m-lidar",
+            "sensor_token": "s-lidar",
+            "translation": [1.0, 0.0, 2.0],
+            "rotation": no_turn,
+            "camera_intrinsic": [],
+        },
         # Optical axes in vehicle axes (z forward, x right), as a quaternion w, x, y, z.
-        {"token": "m-cam", "sensor_token": "s-cam", "translation": [1.5, 0.0, 1.5],
-         "rotation": [0.5, -0.5, 0.5, -0.5], "camera_intrinsic": CAMERA.K.tolist()},
-    ]  # fmt: skip
+        {
+            "token": "m-cam",
+            "sensor_token": "s-cam",
+            "translation": [1.5, 0.0, 1.5],
+            "rotation": [0.5, -0.5, 0.5, -0.5],
+            "camera_intrinsic": CAMERA.K.tolist(),
+        },
+    ]
     poses, data, samples, annotations, seg = [], [], [], [], []
     for i, stamp in enumerate(stamps):
         samples.append({"token": f"k{i}", "timestamp": stamp, "scene_token": "scene"})
@@ -159,28 +169,55 @@ def nuscenes(folder: Path, lidarseg: bool = True) -> Path:
             token = f"{sensor_name}{i}"
             place = f"samples/{sensor_name}/{i}.{suffix}"
             x = 10.0 * (stamp + delay - stamps[0]) * 1e-6  # 10 m/s along x
-            poses.append({"token": f"p-{token}", "timestamp": stamp + delay,
-                          "translation": [100.0 + x, 0.0, 0.0], "rotation": no_turn})  # fmt: skip
-            data.append({"token": token, "sample_token": f"k{i}", "ego_pose_token": f"p-{token}",
-                         "calibrated_sensor_token": f"m-{sensor_name}", "timestamp": stamp + delay,
-                         "filename": place, "is_key_frame": True})  # fmt: skip
+            poses.append(
+                {
+                    "token": f"p-{token}",
+                    "timestamp": stamp + delay,
+                    "translation": [100.0 + x, 0.0, 0.0],
+                    "rotation": no_turn,
+                }
+            )
+            data.append(
+                {
+                    "token": token,
+                    "sample_token": f"k{i}",
+                    "ego_pose_token": f"p-{token}",
+                    "calibrated_sensor_token": f"m-{sensor_name}",
+                    "timestamp": stamp + delay,
+                    "filename": place,
+                    "is_key_frame": True,
+                }
+            )
         cells = np.zeros((100, 5), dtype=np.float32)
         cells[:, :4] = points(100, seed=i) * [1, 1, 1, 255]
         cells[:, 4] = np.arange(100) % 32
         put(folder / f"samples/lidar/{i}.pcd.bin", cells.tobytes())
         put(folder / f"samples/cam/{i}.png", png(picture(i)))
-        seg.append({"token": f"seg{i}", "sample_data_token": f"lidar{i}",
-                    "filename": f"lidarseg/{i}.bin"})  # fmt: skip
+        seg.append(
+            {"token": f"seg{i}", "sample_data_token": f"lidar{i}", "filename": f"lidarseg/{i}.bin"}
+        )
         put(folder / f"lidarseg/{i}.bin", np.full(100, 17, dtype=np.uint8).tobytes())
-        annotations.append({"token": f"a{i}", "sample_token": f"k{i}", "instance_token": "i",
-                            "translation": [111.0, 2.0, 1.0], "size": [2.0, 4.0, 1.5],
-                            "rotation": [np.cos(0.25), 0.0, 0.0, np.sin(0.25)]})  # fmt: skip
+        annotations.append(
+            {
+                "token": f"a{i}",
+                "sample_token": f"k{i}",
+                "instance_token": "i",
+                "translation": [111.0, 2.0, 1.0],
+                "size": [2.0, 4.0, 1.5],
+                "rotation": [np.cos(0.25), 0.0, 0.0, np.sin(0.25)],
+            }
+        )
     content = {
-        "scene": [{"token": "scene", "name": "scene-0001"}], "sample": samples,
-        "sample_data": data, "calibrated_sensor": mounts, "sensor": sensor, "ego_pose": poses,
-        "sample_annotation": annotations, "instance": [{"token": "i", "category_token": "c"}],
+        "scene": [{"token": "scene", "name": "scene-0001"}],
+        "sample": samples,
+        "sample_data": data,
+        "calibrated_sensor": mounts,
+        "sensor": sensor,
+        "ego_pose": poses,
+        "sample_annotation": annotations,
+        "instance": [{"token": "i", "category_token": "c"}],
         "category": [{"token": "c", "name": "vehicle.car"}],
-    }  # fmt: skip
+    }
     if lidarseg:
         content["lidarseg"] = seg
     for name, rows in content.items():

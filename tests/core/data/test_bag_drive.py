@@ -22,8 +22,8 @@ from recordings import (
 
 from pcseg_core.camera import CameraModel
 from pcseg_core.cloud import encode_cloud
-from pcseg_core.data import bag_poses, messages, open_drive, readable
-from pcseg_core.data.bag import BagDrive
+from pcseg_core.data import bag_poses, messages, open_recording, readable
+from pcseg_core.data.bag import BagRecording
 from pcseg_core.data.bag_reader import CAMERA_INFO, CLOUD, TF
 from pcseg_core.data.bag_writer import BagWriter
 from pcseg_core.data.calibration import save_calibration
@@ -40,7 +40,7 @@ def _cloud(seed: int = 0, **fields: np.ndarray):
     ("format", "raw"), [("mcap", False), ("mcap", True), ("sqlite3", False), ("sqlite3", True)]
 )
 def test_samples(tmp_path, format: str, raw: bool) -> None:
-    drive = BagDrive(bag(tmp_path / "drive", format=format, raw_images=raw))
+    drive = BagRecording(bag(tmp_path / "drive", format=format, raw_images=raw))
     assert len(drive) == 5 and drive.pose_source == "tf" and not drive.problems
     assert drive.skipped == {} and list(drive.scenes) == ["drive"] * 5
     sample = drive[3]
@@ -56,7 +56,7 @@ def test_samples(tmp_path, format: str, raw: bool) -> None:
 
 
 def test_motion_between_stamps(tmp_path) -> None:
-    sample = BagDrive(bag(tmp_path / "drive"))[2]
+    sample = BagRecording(bag(tmp_path / "drive"))[2]
     # The image is 20 ms later, when the vehicle is a fifth of a step on: interpolate by hand.
     here, there = lidar_pose(2) @ T_BASE_LIDAR, lidar_pose(3) @ T_BASE_LIDAR
     later = lidar_pose(2.2) @ T_BASE_LIDAR
@@ -66,35 +66,35 @@ def test_motion_between_stamps(tmp_path) -> None:
 
 
 def test_poses_from_odometry_equal_those_from_tf(tmp_path) -> None:
-    drive = BagDrive(bag(tmp_path / "drive", tf=False, odometry=True))
+    drive = BagRecording(bag(tmp_path / "drive", tf=False, odometry=True))
     assert drive.pose_source == "odometry"
     np.testing.assert_allclose(drive[4].T_world_lidar, lidar_pose(4) @ T_BASE_LIDAR, atol=1e-12)
 
 
 def test_without_poses(tmp_path, monkeypatch) -> None:
     path = bag(tmp_path / "drive", tf=False)
-    drive = BagDrive(path, poses="recorded")
+    drive = BagRecording(path, poses="recorded")
     assert drive.pose_source == "none" and drive[0].trajectory is None
     assert "no moving transform" in drive.problems[0] and "no Odometry" in drive.problems[0]
     monkeypatch.setattr(bag_poses, "find_spec", lambda name: None)
-    assert BagDrive(path).pose_source == "none"  # as where kiss-icp is not installed
+    assert BagRecording(path).pose_source == "none"  # as where kiss-icp is not installed
     for poses in ("tf", "odometry"):
         with pytest.raises(InputError, match="no poses"):
-            BagDrive(path, poses=poses)
+            BagRecording(path, poses=poses)
     with pytest.raises(InputError, match="expected auto, recorded"):
-        BagDrive(path, poses="gps")
+        BagRecording(path, poses="gps")
 
 
 def test_poses_by_kiss_icp_or_from_a_file(tmp_path, monkeypatch) -> None:
     pytest.importorskip("kiss_icp")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     path = bag(tmp_path / "drive", tf=False)
-    drive = BagDrive(path)
+    drive = BagRecording(path)
     assert drive.pose_source == "kiss-icp" and len(drive.trajectory) == 5
     assert len(list((tmp_path / "cache" / "pcseg" / "odometry").iterdir())) == 1
     lines = [f"{(START + i * PERIOD) / 1e9:.1f} {i} 0 0 0 0 0 1" for i in range(5)]
     tum = put(tmp_path / "poses.tum", "\n".join(lines))
-    drive = BagDrive(path, poses=str(tum))
+    drive = BagRecording(path, poses=str(tum))
     assert drive.pose_source == "file"
     np.testing.assert_allclose(drive[3].T_world_lidar[:3, 3], [3, 0, 0], atol=1e-5)
 
@@ -105,10 +105,10 @@ def test_poses_of_another_clock(tmp_path) -> None:
         for i in range(3):
             writer.write_cloud("/points", _cloud(i), "lidar", START + i * PERIOD)
             writer.write_tf({("odom", "base_link"): lidar_pose(i)}, i * PERIOD, bag_ns=START)
-    drive = BagDrive(tmp_path / "drive", poses="recorded")
+    drive = BagRecording(tmp_path / "drive", poses="recorded")
     assert drive.pose_source == "none" and "are they on one clock" in drive.problems[0]
     with pytest.raises(InputError, match="one clock"):
-        BagDrive(tmp_path / "drive", poses="tf")
+        BagRecording(tmp_path / "drive", poses="tf")
 
 
 def test_sweeps_before_the_first_pose_are_counted(tmp_path) -> None:
@@ -117,7 +117,7 @@ def test_sweeps_before_the_first_pose_are_counted(tmp_path) -> None:
             writer.write_cloud("/points", _cloud(i), "lidar", START + i * PERIOD)
             if i >= 4:
                 writer.write_tf({("odom", "lidar"): lidar_pose(i)}, START + i * PERIOD)
-    drive = BagDrive(tmp_path / "drive")
+    drive = BagRecording(tmp_path / "drive")
     assert drive.clouds.stamps_ns[0] == START + 3 * PERIOD  # 0.1 s is extrapolated, more is not
     assert drive.skipped["sweep outside the time of the poses"] == 3
 
@@ -129,7 +129,7 @@ def test_stamps_that_go_backwards_are_counted(tmp_path, order: tuple[int, ...]) 
             stamp = START + i * PERIOD
             recorded = START + position * PERIOD
             writer.write_cloud("/points", _cloud(i), "lidar", stamp, bag_ns=recorded)
-    drive = BagDrive(tmp_path / "drive", poses="none")
+    drive = BagRecording(tmp_path / "drive", poses="none")
     assert len(drive) == 4
     assert drive.skipped["/points: stamp that repeats or goes backwards"] == 1
     for sample in (drive[i] for i in range(4)):  # the message is the one of its stamp
@@ -139,27 +139,27 @@ def test_stamps_that_go_backwards_are_counted(tmp_path, order: tuple[int, ...]) 
 
 def test_images_that_are_too_far_in_time(tmp_path) -> None:
     path = bag(tmp_path / "drive", image_delay_ns=50_000_000)
-    assert len(BagDrive(path)[0].cameras) == 1
-    drive = BagDrive(path, max_image_offset_s=0.04)
+    assert len(BagRecording(path)[0].cameras) == 1
+    drive = BagRecording(path, max_image_offset_s=0.04)
     assert all(not drive[i].cameras for i in range(5))
     assert drive.skipped["/front/image_raw/compressed: no image near the sweep"] == 5
 
 
 def test_missing_extrinsic_is_named_and_a_file_replaces_it(tmp_path) -> None:
     path = bag(tmp_path / "drive", extrinsic=False)
-    drive = BagDrive(path)
+    drive = BagRecording(path)
     assert drive.cameras == [] and drive[0].cameras == []
     (problem,) = drive.problems
     assert "no transform from 'lidar' to 'front_optical'" in problem and "calibration" in problem
     with pytest.raises(InputError, match="extrinsic calibration is missing"):
-        BagDrive(path, camera_topics="/front/image_raw/compressed")
-    whole = BagDrive(bag(tmp_path / "whole"))
+        BagRecording(path, camera_topics="/front/image_raw/compressed")
+    whole = BagRecording(bag(tmp_path / "whole"))
     save_calibration(tmp_path / "rig.yaml", whole[0].cameras)
-    calibrated = BagDrive(path, calibration=tmp_path / "rig.yaml")
+    calibrated = BagRecording(path, calibration=tmp_path / "rig.yaml")
     np.testing.assert_allclose(calibrated[1].T_cam_lidar(0), whole[1].T_cam_lidar(0), atol=1e-12)
 
 
-def _with_info(path, change: dict[str, object], topic: str = "/front/image_raw") -> BagDrive:
+def _with_info(path, change: dict[str, object], topic: str = "/front/image_raw") -> BagRecording:
     """A bag of one sweep and image whose CameraInfo is changed."""
     info = messages.camera_info(CAMERA, "front_optical", START)
     for name, value in change.items():
@@ -169,7 +169,7 @@ def _with_info(path, change: dict[str, object], topic: str = "/front/image_raw")
         writer.write_cloud("/points", _cloud(), "lidar", START)
         writer.write_image(topic, picture(), "front_optical", START)
         writer.write_message("/front/camera_info", CAMERA_INFO, info, START)
-    return BagDrive(path, poses="none")
+    return BagRecording(path, poses="none")
 
 
 def test_unknown_distortion_model_is_named(tmp_path) -> None:
@@ -214,7 +214,7 @@ def _image_topics(
                 writer.write_image(topic, picture(), frame, START)
         for topic, frame in infos.items():
             writer.write_camera_info(topic, CAMERA, frame, START)
-    drive = BagDrive(path, poses="none")
+    drive = BagRecording(path, poses="none")
     return [(c.topics.name, c.topics.image, c.topics.info) for c in drive.cameras]
 
 
@@ -222,13 +222,21 @@ def test_cameras_are_found_by_their_names(tmp_path) -> None:
     found = _image_topics(
         tmp_path / "a",
         {
-            "/cam/left/image_raw": "l", "/cam/left/image_rect_color/compressed": "l",
-            "/cam/left/image_rect": "l", "/cam/right/image_raw/compressed": "r",
-            "/cam/depth/image_raw": "l", "/front_image": "f", "/lonely/image_raw": "x",
+            "/cam/left/image_raw": "l",
+            "/cam/left/image_rect_color/compressed": "l",
+            "/cam/left/image_rect": "l",
+            "/cam/right/image_raw/compressed": "r",
+            "/cam/depth/image_raw": "l",
+            "/front_image": "f",
+            "/lonely/image_raw": "x",
         },
-        {"/cam/left/camera_info": "l", "/cam/right/camera_info": "r",
-         "/cam/depth/camera_info": "l", "/front_image/camera_info": "f"},
-    )  # fmt: skip
+        {
+            "/cam/left/camera_info": "l",
+            "/cam/right/camera_info": "r",
+            "/cam/depth/camera_info": "l",
+            "/front_image/camera_info": "f",
+        },
+    )
     assert found == [
         ("cam/left", "/cam/left/image_rect", "/cam/left/camera_info"),
         ("cam/right", "/cam/right/image_raw/compressed", "/cam/right/camera_info"),
@@ -248,17 +256,17 @@ def test_one_of_several_lidars_must_be_chosen(tmp_path) -> None:
         for topic in ("/left", "/right"):
             writer.write_cloud(topic, _cloud(), "lidar", START)
     with pytest.raises(InputError, match=r"choose one \(topics: /left, /right\)"):
-        BagDrive(tmp_path / "drive")
-    assert BagDrive(tmp_path / "drive", cloud_topic="/right").cloud_topic == "/right"
+        BagRecording(tmp_path / "drive")
+    assert BagRecording(tmp_path / "drive", cloud_topic="/right").cloud_topic == "/right"
     with pytest.raises(InputError, match="no clouds on /middle; PointCloud2 topics: /left"):
-        BagDrive(tmp_path / "drive", cloud_topic="/middle")
+        BagRecording(tmp_path / "drive", cloud_topic="/middle")
 
 
 def test_a_bag_without_clouds(tmp_path) -> None:
     with BagWriter(tmp_path / "drive") as writer:
         writer.write_tf({("a", "b"): np.eye(4)}, START)
     with pytest.raises(InputError, match=r"no PointCloud2 topic \(topics: /tf\)"):
-        BagDrive(tmp_path / "drive")
+        BagRecording(tmp_path / "drive")
 
 
 def test_bad_sweeps_are_errors_that_name_them_and_are_counted(tmp_path) -> None:
@@ -279,7 +287,7 @@ def test_bad_sweeps_are_errors_that_name_them_and_are_counted(tmp_path) -> None:
         cut = messages.cloud(_cloud(), "lidar", START + 4 * PERIOD)
         cut.data = cut.data[:100]
         writer.write_message("/points", CLOUD, cut, START + 4 * PERIOD)
-    drive = BagDrive(tmp_path / "drive", poses="none")
+    drive = BagRecording(tmp_path / "drive", poses="none")
     expected = ["no field z", "none of its 4 points", "none of its 0 points", "data has 100 bytes"]
     for i, message in enumerate(expected, start=1):
         with pytest.raises(InputError, match=f"/points at {START + i * PERIOD} ns: .*{message}"):
@@ -289,12 +297,12 @@ def test_bad_sweeps_are_errors_that_name_them_and_are_counted(tmp_path) -> None:
 
 
 def test_messages_that_do_not_deserialize_are_counted(tmp_path) -> None:
-    source = BagDrive(bag(tmp_path / "drive"))
+    source = BagRecording(bag(tmp_path / "drive"))
     with BagWriter(tmp_path / "broken") as writer:
         for number, (connection, stamp, raw) in enumerate(source.bag.messages()):
             cut = connection.topic in ("/points", "/tf") and number > 10
             writer.pass_through(connection, stamp, raw[:10] if cut else raw)
-    drive = BagDrive(tmp_path / "broken")
+    drive = BagRecording(tmp_path / "broken")
     assert 0 < len(drive) < 5
     assert drive.skipped["/points: message that does not deserialize"] > 0
     assert drive.skipped["/tf: message that does not deserialize"] > 0
@@ -307,28 +315,28 @@ def test_an_image_that_does_not_decode_is_named(tmp_path) -> None:
         topic = "/cam/image_raw/compressed"
         writer.write_compressed_image(topic, png(picture())[:200], "png", "cam", START)
         writer.write_camera_info("/cam/camera_info", CAMERA, "cam", START)
-    sample = BagDrive(tmp_path / "drive", poses="none")[0]
+    sample = BagRecording(tmp_path / "drive", poses="none")[0]
     with pytest.raises(InputError, match=f"{topic} at {START} ns: the image does not decode"):
         sample.cameras[0].image  # noqa: B018
 
 
-def test_labels_of_a_labelled_bag(tmp_path) -> None:
+def test_labels_of_a_labeled_bag(tmp_path) -> None:
     wire = np.arange(200, dtype=np.uint32) % 8
     wire[7] = 65535
     path = bag(tmp_path / "drive", sweeps=1, extra_fields={"label": wire})
-    sample = BagDrive(path, label_space="street", poses="none")[0]
+    sample = BagRecording(path, label_space="street", poses="none")[0]
     assert sample.label_space.name == "street" and sample.labels.dtype == np.int16
     assert sample.labels[7] == -1 and sample.labels[15] == 7
     with pytest.raises(InputError, match="label 7 is not in label space 'street_merged_ground'"):
-        BagDrive(path, label_space="street_merged_ground", poses="none")[0]
-    assert BagDrive(bag(tmp_path / "plain", sweeps=1), poses="none")[0].labels is None
+        BagRecording(path, label_space="street_merged_ground", poses="none")[0]
+    assert BagRecording(bag(tmp_path / "plain", sweeps=1), poses="none")[0].labels is None
 
 
 def test_per_point_times_are_kept_relative_to_the_stamp(tmp_path) -> None:
     times = np.linspace(0, 0.1, 200, dtype=np.float32)
     path = bag(tmp_path / "drive", sweeps=1, extra_fields={"time": times})
-    np.testing.assert_allclose(BagDrive(path, poses="none")[0].cloud.time, times, atol=1e-6)
-    ended = BagDrive(path, poses="none", stamp_is="end")[0].cloud.time
+    np.testing.assert_allclose(BagRecording(path, poses="none")[0].cloud.time, times, atol=1e-6)
+    ended = BagRecording(path, poses="none", stamp_reference="end")[0].cloud.time
     np.testing.assert_allclose(ended, times - 0.1, atol=1e-6)
 
 
@@ -338,14 +346,14 @@ def test_one_intensity_scale_for_the_whole_bag(tmp_path) -> None:
         for i, brightest in enumerate((1.0, 240.0, 1.0)):
             cloud = _cloud(intensity=np.full(200, brightest, np.float32))
             writer.write_cloud("/points", cloud, "lidar", START + i * PERIOD)
-    drive = BagDrive(tmp_path / "drive", poses="none")
+    drive = BagRecording(tmp_path / "drive", poses="none")
     read = [drive[i].cloud.intensity[0] for i in range(3)]
     np.testing.assert_allclose(read, np.array([1.0, 240.0, 1.0]) / 255, rtol=1e-6)
 
 
 def test_workers_read_the_same(tmp_path) -> None:
     torch_data = pytest.importorskip("torch.utils.data")
-    drive = BagDrive(bag(tmp_path / "drive"))
+    drive = BagRecording(bag(tmp_path / "drive"))
 
     class Sizes(torch_data.Dataset):
         def __len__(self) -> int:
@@ -364,24 +372,26 @@ def test_workers_read_the_same(tmp_path) -> None:
 
 def test_options_in_the_source(tmp_path) -> None:
     path = bag(tmp_path / "drive", image_delay_ns=50_000_000)
-    drive = open_drive(f"bag:{path}?max_image_offset_s=0.01&poses=none")
+    drive = open_recording(f"bag:{path}?max_image_offset_s=0.01&poses=none")
     assert drive.pose_source == "none" and not drive[0].cameras
-    assert open_drive(f"{path}?poses=odometry&cloud_topic=/points", poses="none").name == "drive"
+    assert (
+        open_recording(f"{path}?poses=odometry&cloud_topic=/points", poses="none").name == "drive"
+    )
     with pytest.raises(InputError, match="no option 'poes' here; options: cloud_topic"):
-        open_drive(f"bag:{path}?poes=tf")
+        open_recording(f"bag:{path}?poes=tf")
 
 
-def test_quaternions_that_are_only_roughly_normalised(tmp_path) -> None:
+def test_quaternions_that_are_only_roughly_normalized(tmp_path) -> None:
     tf = messages.tf({("odom", "lidar"): lidar_pose(3)}, START)
     tf.transforms[0].transform.rotation.w *= 1.0 + 1e-7
     with BagWriter(tmp_path / "drive") as writer:
         writer.write_cloud("/points", _cloud(), "lidar", START)
         writer.write_message("/tf", TF, tf, START)
         writer.write_tf({("odom", "lidar"): lidar_pose(4)}, START + PERIOD)
-    pose = BagDrive(tmp_path / "drive")[0].T_world_lidar
+    pose = BagRecording(tmp_path / "drive")[0].T_world_lidar
     np.testing.assert_allclose(pose, lidar_pose(3), atol=1e-6)
 
 
 def test_camera_size_is_that_of_the_camera_info(tmp_path) -> None:
-    model = BagDrive(bag(tmp_path / "drive"))[0].cameras[0].camera
+    model = BagRecording(bag(tmp_path / "drive"))[0].cameras[0].camera
     assert isinstance(model, CameraModel) and (model.width, model.height) == SIZE

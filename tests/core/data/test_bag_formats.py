@@ -73,9 +73,13 @@ def test_rosbags_reads_what_is_written(tmp_path, format: str, compress: bool) ->
     path = bag(tmp_path / "drive", format=format, compress=compress, odometry=True)
     with AnyReader([path]) as reader:
         assert {c.topic: c.msgcount for c in reader.connections} == {
-            "/tf_static": 1, "/points": 5, "/tf": 5, "/odometry": 5,
-            "/front/image_raw/compressed": 5, "/front/camera_info": 5,
-        }  # fmt: skip
+            "/tf_static": 1,
+            "/points": 5,
+            "/tf": 5,
+            "/odometry": 5,
+            "/front/image_raw/compressed": 5,
+            "/front/camera_info": 5,
+        }
         found = {c.topic: reader.deserialize(raw, c.msgtype) for c, _, raw in reader.messages()}
         durability = {
             c.topic: c.ext.offered_qos_profiles[0].durability.name for c in reader.connections

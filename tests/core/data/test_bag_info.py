@@ -22,12 +22,12 @@ from recordings import (
 
 from pcseg_core.camera import CameraModel
 from pcseg_core.cloud import encode_cloud
-from pcseg_core.data import open_drive
+from pcseg_core.data import open_recording
 from pcseg_core.data.bag_info import BagReport, inspect_bag
 from pcseg_core.data.bag_picture import depth_colors, draw_overlay
 from pcseg_core.data.bag_reader import BagFile
 from pcseg_core.data.bag_writer import BagWriter
-from pcseg_core.data.kitti import KittiRawDrive
+from pcseg_core.data.kitti import KittiRawRecording
 from pcseg_core.data.kitti_to_bag import write_kitti_bag
 from pcseg_core.errors import InputError
 from pcseg_core.geometry import invert
@@ -136,7 +136,7 @@ def test_picture_shows_points_where_they_fall(tmp_path) -> None:
         writer.write_cloud("/points", _cloud([[10, 0, 0.2]]), "lidar", START)  # straight ahead
         writer.write_image("/cam/image_raw", np.zeros((200, 400, 3), np.uint8), "cam", START)
         writer.write_camera_info("/cam/camera_info", camera, "cam", START)
-    sample = open_drive(tmp_path / "drive", poses="none")[0]
+    sample = open_recording(tmp_path / "drive", poses="none")[0]
     draw_overlay(sample, tmp_path / "seen.png")
     image = np.asarray(Image.open(tmp_path / "seen.png"))
     # The principal point (199.5, 99.5) rounds to an even pixel, and marks are two pixels wide.
@@ -153,9 +153,9 @@ def test_picture_shows_points_where_they_fall(tmp_path) -> None:
     [("mcap", False, False), ("mcap", True, True), ("sqlite3", False, True)],
 )
 def test_a_kitti_drive_survives_the_way_through_a_bag(tmp_path, format, raw, compress) -> None:
-    drive = KittiRawDrive(kitti_raw(tmp_path))
+    drive = KittiRawRecording(kitti_raw(tmp_path))
     write_kitti_bag(drive, tmp_path / "bag", format, raw_images=raw, compress=compress)
-    again = open_drive(tmp_path / "bag")
+    again = open_recording(tmp_path / "bag")
     assert again.pose_source == "tf" and len(again) == 4
     for i in range(4):
         one, two = drive[i], again[i]
@@ -169,7 +169,7 @@ def test_a_kitti_drive_survives_the_way_through_a_bag(tmp_path, format, raw, com
 
 
 def test_odometry_velocities_are_those_of_the_drive(tmp_path) -> None:
-    drive = KittiRawDrive(kitti_raw(tmp_path))
+    drive = KittiRawRecording(kitti_raw(tmp_path))
     write_kitti_bag(drive, tmp_path / "bag")
     file = BagFile(tmp_path / "bag")
     middle = file.read(file.index(["/odometry"])[0]["/odometry"], 1)
@@ -182,7 +182,7 @@ def test_odometry_velocities_are_those_of_the_drive(tmp_path) -> None:
 
 def test_broken_frames_of_a_kitti_drive_are_left_out(tmp_path) -> None:
     path = kitti_raw(tmp_path)
-    drive = KittiRawDrive(path)
+    drive = KittiRawRecording(path)
     drive.sweep_path(1).write_bytes(np.full((5, 4), np.nan, np.float32).tobytes())
     drive.image_path("image_02", 2).write_bytes(b"no image")
     counts = write_kitti_bag(drive, tmp_path / "bag").counts
@@ -234,9 +234,9 @@ def test_commands_explain_errors_without_traceback(tmp_path) -> None:
 
 def test_real_drive_as_a_bag(shared_data, tmp_path) -> None:
     folder = shared_data / "kitti_raw" / "2011_09_26" / "2011_09_26_drive_0013_sync"
-    drive = KittiRawDrive(folder)
+    drive = KittiRawRecording(folder)
     write_kitti_bag(drive, tmp_path / "drive")
-    again = open_drive(tmp_path / "drive")
+    again = open_recording(tmp_path / "drive")
     assert len(again) == 44
     for i in (0, 21, 43):
         one, two = drive[i], again[i]

@@ -18,9 +18,13 @@ def _message(pixels: np.ndarray, encoding: str, pad: int = 0, big: bool = False)
     data = np.zeros((height, step), dtype=np.uint8)
     data[:, : rows.shape[1]] = rows
     return SimpleNamespace(
-        height=height, width=width, encoding=encoding, is_bigendian=int(big), step=step,
+        height=height,
+        width=width,
+        encoding=encoding,
+        is_bigendian=int(big),
+        step=step,
         data=data.reshape(-1),
-    )  # fmt: skip
+    )
 
 
 RED = np.array([[[200, 20, 10]]], dtype=np.uint8)
@@ -53,9 +57,9 @@ def test_sixteen_bits_keep_the_upper_eight(big: bool) -> None:
 
 
 @pytest.mark.parametrize("pattern", ["rggb", "bggr", "gbrg", "grbg"])
-def test_bayer_of_an_even_colour_is_that_colour(pattern: str) -> None:
-    colour = {"r": 200, "g": 120, "b": 40}
-    tile = np.array([colour[c] for c in pattern], dtype=np.uint8).reshape(2, 2)
+def test_bayer_of_an_even_color_is_that_color(pattern: str) -> None:
+    color = {"r": 200, "g": 120, "b": 40}
+    tile = np.array([color[c] for c in pattern], dtype=np.uint8).reshape(2, 2)
     image = image_from_message(_message(np.tile(tile, (3, 4))[:, :, None], f"bayer_{pattern}8"))
     np.testing.assert_array_equal(image, np.tile([200, 120, 40], (6, 8, 1)))
 
@@ -74,7 +78,7 @@ def test_last_row_without_padding() -> None:
 
 
 @pytest.mark.parametrize("encoding", ["32FC1", "16UC1", "yuv422", ""])
-def test_images_without_colours_are_refused(encoding: str) -> None:
+def test_images_without_colors_are_refused(encoding: str) -> None:
     with pytest.raises(InputError, match="encoding"):
         image_from_message(_message(np.zeros((2, 2, 4), np.uint8), encoding))
 
@@ -87,11 +91,11 @@ def test_truncated_message() -> None:
 
 
 def test_png_modes() -> None:
-    grey, deep, palette = io.BytesIO(), io.BytesIO(), io.BytesIO()
-    Image.fromarray(np.full((2, 2), 9, np.uint8)).save(grey, "PNG")
+    gray, deep, palette = io.BytesIO(), io.BytesIO(), io.BytesIO()
+    Image.fromarray(np.full((2, 2), 9, np.uint8)).save(gray, "PNG")
     Image.fromarray(np.full((2, 2), 0x4321, np.uint16)).save(deep, "PNG")
     Image.fromarray(picture()).convert("P").save(palette, "PNG")
-    np.testing.assert_array_equal(decode_image(grey.getvalue())[0, 0], [9, 9, 9])
+    np.testing.assert_array_equal(decode_image(gray.getvalue())[0, 0], [9, 9, 9])
     np.testing.assert_array_equal(decode_image(deep.getvalue())[0, 0], [0x43] * 3)
     assert decode_image(palette.getvalue()).shape == (20, 40, 3)
 

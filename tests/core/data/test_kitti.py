@@ -5,14 +5,14 @@ import numpy as np
 import pytest
 from recordings import CAMERA, T_CAM_LIDAR, kitti_object, kitti_raw, picture, put, row
 
-from pcseg_core.data.kitti import KittiObjectDrive, KittiRawDrive
+from pcseg_core.data.kitti import KittiObjectRecording, KittiRawRecording
 from pcseg_core.data.kitti_files import oxts_poses, projective_camera, read_stamps
 from pcseg_core.errors import InputError
 from pcseg_core.geometry import from_euler
 
 
 def test_raw_drive(tmp_path) -> None:
-    drive = KittiRawDrive(kitti_raw(tmp_path))
+    drive = KittiRawRecording(kitti_raw(tmp_path))
     sample = drive[1]
     assert len(drive) == 4 and drive.pose_source == "oxts" and not drive.skipped
     assert len(sample.cloud) == 200 and sample.cloud.frame_id == "velodyne"
@@ -26,7 +26,7 @@ def test_raw_drive(tmp_path) -> None:
 
 def test_pixels_are_those_of_the_projection_matrices(tmp_path) -> None:
     """The development kit's x = P_rect R_rect Tr X, for points in front of the camera."""
-    sample = KittiRawDrive(kitti_raw(tmp_path))[0]
+    sample = KittiRawRecording(kitti_raw(tmp_path))[0]
     xyz = np.array([[10.0, 1.0, 0.5], [30.0, -8.0, 1.0]])
     P = np.hstack([CAMERA.K, CAMERA.K @ [[0.06], [0.0], [0.0]]])
     ahead = np.column_stack([xyz, np.ones(2)]) @ (from_euler(0.01, 0, 0) @ T_CAM_LIDAR).T @ P.T
@@ -42,9 +42,9 @@ def test_oxts_by_hand(tmp_path) -> None:
     north = put(tmp_path / "1.txt", row(np.array([49.001, 8.001, 101.5, 0.0, 0.0, np.pi / 2])))
     poses = oxts_poses([east, north])
     np.testing.assert_allclose(poses[0], np.eye(4), atol=1e-12)
-    metres = np.radians(0.001) * 6378137.0
+    meters = np.radians(0.001) * 6378137.0
     np.testing.assert_allclose(
-        poses[1][:3, 3], [metres * np.cos(np.radians(49.0)), metres, 1.5], rtol=2e-5
+        poses[1][:3, 3], [meters * np.cos(np.radians(49.0)), meters, 1.5], rtol=2e-5
     )
     np.testing.assert_allclose(poses[1][:3, 0], [0.0, 1.0, 0.0], atol=1e-12)
 
@@ -65,15 +65,15 @@ def test_projection_splits_into_camera_and_offset() -> None:
 
 def test_poses_from_a_file(tmp_path) -> None:
     path = kitti_raw(tmp_path, oxts=False)
-    assert KittiRawDrive(path).pose_source == "none"
+    assert KittiRawRecording(path).pose_source == "none"
     poses = [from_euler(0, 0, 0, (i, 0, 0))[:3] for i in range(4)]
     put(path / "poses_lidar_kiss_icp.txt", "\n".join(row(pose) for pose in poses))
-    drive = KittiRawDrive(path)
+    drive = KittiRawRecording(path)
     assert drive.pose_source == "kiss-icp"
     np.testing.assert_allclose(drive[2].T_world_lidar[:3, 3], [2.0, 0.0, 0.0], atol=1e-12)
     put(path / "poses_lidar_kiss_icp.txt", "\n".join(row(pose) for pose in poses[:3]))
     with pytest.raises(InputError, match="3 poses for sweeps up to number 3"):
-        KittiRawDrive(path)
+        KittiRawRecording(path)
 
 
 def test_unusable_sweeps_are_counted(tmp_path) -> None:
@@ -81,7 +81,7 @@ def test_unusable_sweeps_are_counted(tmp_path) -> None:
     data = path / "velodyne_points" / "data"
     (data / f"{0:010d}.bin").write_bytes(b"\0" * 33)
     (data / f"{1:010d}.bin").write_bytes(b"")
-    drive = KittiRawDrive(path)
+    drive = KittiRawRecording(path)
     assert drive.frames == [2, 3]
     assert len(drive.skipped) == 2 and "multiple of 16" in str(drive.skipped)
 
@@ -91,7 +91,7 @@ def test_sweep_without_finite_points_is_named(tmp_path) -> None:
     cells = np.full((10, 4), np.nan, dtype=np.float32)
     (path / "velodyne_points" / "data" / f"{2:010d}.bin").write_bytes(cells.tobytes())
     with pytest.raises(InputError, match=r"0000000002\.bin: none of its 10 points is finite"):
-        KittiRawDrive(path)[2]
+        KittiRawRecording(path)[2]
 
 
 def test_stamps_that_go_backwards_are_left_out(tmp_path) -> None:
@@ -99,14 +99,14 @@ def test_stamps_that_go_backwards_are_left_out(tmp_path) -> None:
     stamps = path / "velodyne_points" / "timestamps.txt"
     lines = stamps.read_text().splitlines()
     stamps.write_text("\n".join([lines[0], lines[2], lines[1], lines[3]]))
-    drive = KittiRawDrive(path)
+    drive = KittiRawRecording(path)
     assert len(drive) == 3 and drive.skipped["sweep whose stamp repeats or goes backwards"] == 1
 
 
 def test_missing_image_leaves_the_sweep(tmp_path) -> None:
     path = kitti_raw(tmp_path)
     (path / "image_02" / "data" / f"{1:010d}.png").unlink()
-    drive = KittiRawDrive(path)
+    drive = KittiRawRecording(path)
     assert drive[1].cameras == [] and len(drive[0].cameras) == 1
     assert drive.skipped["image_02: image that is missing"] == 1
 
@@ -123,26 +123,26 @@ def test_missing_calibration(tmp_path, name: str, content: str | None, message: 
     path = kitti_raw(tmp_path)
     (path.parent / name).unlink() if content is None else put(path.parent / name, content)
     with pytest.raises(InputError, match=message):
-        KittiRawDrive(path)
+        KittiRawRecording(path)
 
 
 def test_broken_stamps_and_oxts(tmp_path) -> None:
     path = kitti_raw(tmp_path)
     put(path / "oxts" / "data" / f"{1:010d}.txt", "49.0 8.0")
     with pytest.raises(InputError, match="expected latitude"):
-        KittiRawDrive(path)
+        KittiRawRecording(path)
     put(path / "velodyne_points" / "timestamps.txt", "yesterday")
     with pytest.raises(InputError, match=r"timestamps\.txt: a line is not"):
-        KittiRawDrive(path)
+        KittiRawRecording(path)
 
 
 def test_not_a_drive(tmp_path) -> None:
     with pytest.raises(InputError, match="give the folder of one drive"):
-        KittiRawDrive(tmp_path)
+        KittiRawRecording(tmp_path)
 
 
 def test_object_frames_are_scenes_of_their_own(tmp_path) -> None:
-    drive = KittiObjectDrive(kitti_object(tmp_path))
+    drive = KittiObjectRecording(kitti_object(tmp_path))
     assert len(drive) == 2 and len(set(drive.scenes)) == 2 and drive.pose_source == "none"
     sample = drive[1]
     assert sample.trajectory is None and sample.cameras[0].name == "image_2"
@@ -151,8 +151,8 @@ def test_object_frames_are_scenes_of_their_own(tmp_path) -> None:
 
 def test_object_boxes_by_hand(tmp_path) -> None:
     # Bottom 1.75 m below the camera, which is 0.2 m above the LiDAR (cam y = -z + 0.2), 1.5 high:
-    # centre at camera y = 1.0, LiDAR z = -0.8. rotation_y = pi heads along camera -x, LiDAR +y.
-    (box,) = KittiObjectDrive(kitti_object(tmp_path))[0].boxes
+    # center at camera y = 1.0, LiDAR z = -0.8. rotation_y = pi heads along camera -x, LiDAR +y.
+    (box,) = KittiObjectRecording(kitti_object(tmp_path))[0].boxes
     np.testing.assert_allclose(box.center, [10.0, 0.0, -0.8], atol=1e-9)
     np.testing.assert_allclose(box.size, [4.0, 1.6, 1.5])
     assert box.label == "Car" and box.yaw == pytest.approx(np.pi / 2)
@@ -163,7 +163,7 @@ def test_object_faults(tmp_path) -> None:
     (training / "calib" / "000000.txt").unlink()
     (training / "label_2" / "000001.txt").write_text("Car 0 0 zero 0 0 1 1 a b c 0 0 0 0\n")
     (training / "label_2" / "000002.txt").unlink()
-    drive = KittiObjectDrive(training)
+    drive = KittiObjectRecording(training)
     assert drive.frames == ["000001", "000002"] and "no calibration" in str(drive.skipped)
     with pytest.raises(InputError, match="line 1: not a KITTI object label"):
         drive[0]
@@ -171,7 +171,7 @@ def test_object_faults(tmp_path) -> None:
 
 
 def test_real_object_boxes_hold_their_points(shared_data) -> None:
-    drive = KittiObjectDrive(shared_data / "kitti_object" / "training")
+    drive = KittiObjectRecording(shared_data / "kitti_object" / "training")
     near = [
         box.contains(sample.cloud.xyz).sum()
         for sample in (drive[i] for i in range(len(drive)))
@@ -183,9 +183,9 @@ def test_real_object_boxes_hold_their_points(shared_data) -> None:
 
 def test_real_drive(shared_data) -> None:
     folder = shared_data / "kitti_raw" / "2011_09_26"
-    drive = KittiRawDrive(folder / "2011_09_26_drive_0013_sync")
+    drive = KittiRawRecording(folder / "2011_09_26_drive_0013_sync")
     assert len(drive) == 44 and not drive.skipped
     first, last = drive[0].T_world_lidar, drive[43].T_world_lidar
     assert 45 < np.linalg.norm(last[:3, 3] - first[:3, 3]) < 55  # 10 to 14 m/s for 4.5 s
-    traffic = KittiRawDrive(folder / "2011_09_26_drive_traffic_sync")
+    traffic = KittiRawRecording(folder / "2011_09_26_drive_traffic_sync")
     assert len(traffic) == 10 and traffic.pose_source == "kiss-icp"

@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 from recordings import nuscenes, picture, points
 
-from pcseg_core.data import open_drive
-from pcseg_core.data.nuscenes import NuScenesDrive
+from pcseg_core.data import open_recording
+from pcseg_core.data.nuscenes import NuScenesRecording
 from pcseg_core.errors import InputError
 
 
 def test_tables(tmp_path) -> None:
-    drive = NuScenesDrive(nuscenes(tmp_path))
+    drive = NuScenesRecording(nuscenes(tmp_path))
     sample = drive[1]
     assert len(drive) == 2 and set(drive.scenes) == {"scene-0001"}
     np.testing.assert_allclose(sample.cloud.intensity, points(100, seed=1)[:, 3], atol=1e-6)
@@ -26,17 +26,17 @@ def test_tables(tmp_path) -> None:
 def test_only_the_named_scenes_are_read(tmp_path) -> None:
     root, listed = nuscenes(tmp_path / "data"), tmp_path / "val.txt"
     listed.write_text("scene-0001\n")
-    assert len(open_drive(f"nuscenes:{root}?scenes={listed}")) == 2
+    assert len(open_recording(f"nuscenes:{root}?scenes={listed}")) == 2
     for content, message in (("scene-0001\nscene-9999\n", "scene-9999"), ("", "names none")):
         listed.write_text(content)
         with pytest.raises(InputError, match=message):
-            NuScenesDrive(root, scenes=listed)
+            NuScenesRecording(root, scenes=listed)
     with pytest.raises(InputError, match="not readable"):
-        NuScenesDrive(root, scenes=tmp_path / "absent.txt")
+        NuScenesRecording(root, scenes=tmp_path / "absent.txt")
 
 
 def test_extrinsics_and_motion_by_hand(tmp_path) -> None:
-    sample = NuScenesDrive(nuscenes(tmp_path))[0]
+    sample = NuScenesRecording(nuscenes(tmp_path))[0]
     # LiDAR (0, 0, 0) is 0.5 m behind and 0.5 m above the camera; optical y points down.
     static = sample.cameras[0].T_cam_lidar @ [0.0, 0.0, 0.0, 1.0]
     np.testing.assert_allclose(static, [0.0, -0.5, -0.5, 1.0], atol=1e-12)
@@ -46,19 +46,19 @@ def test_extrinsics_and_motion_by_hand(tmp_path) -> None:
 
 
 def test_boxes_by_hand(tmp_path) -> None:
-    (box,) = NuScenesDrive(nuscenes(tmp_path))[0].boxes
+    (box,) = NuScenesRecording(nuscenes(tmp_path))[0].boxes
     np.testing.assert_allclose(box.center, [10.0, 2.0, -1.0], atol=1e-9)  # LiDAR at 101, 0, 2
     np.testing.assert_allclose(box.size, [4.0, 2.0, 1.5])  # length, width, height
     assert box.yaw == pytest.approx(0.5) and box.label == "vehicle.car"
 
 
 def test_lidarseg_labels(tmp_path) -> None:
-    drive = NuScenesDrive(nuscenes(tmp_path))
+    drive = NuScenesRecording(nuscenes(tmp_path))
     assert drive.label_space.names[drive[0].labels[0]] == "car"  # raw id 17
     (tmp_path / "lidarseg" / "0.bin").write_bytes(b"\x11" * 99)
     with pytest.raises(InputError, match="99 labels for a sweep of 100 points"):
         drive[0]
-    unlabeled = NuScenesDrive(nuscenes(tmp_path / "bare", lidarseg=False))
+    unlabeled = NuScenesRecording(nuscenes(tmp_path / "bare", lidarseg=False))
     assert unlabeled.label_space is None and unlabeled[0].labels is None
 
 
@@ -66,7 +66,7 @@ def test_missing_files_are_counted(tmp_path) -> None:
     root = nuscenes(tmp_path)
     (root / "samples/lidar/0.pcd.bin").unlink()
     (root / "samples/cam/1.png").unlink()
-    drive = NuScenesDrive(root / "v1.0-mini")
+    drive = NuScenesRecording(root / "v1.0-mini")
     assert len(drive) == 1 and drive[0].cameras == []
     assert drive.skipped["sweep whose file is missing"] == 1
     assert drive.skipped["image whose file is missing"] == 1
@@ -84,32 +84,32 @@ def test_broken_tables(tmp_path, table: str, content: str | None, message: str) 
     path = nuscenes(tmp_path) / "v1.0-mini" / f"{table}.json"
     path.unlink() if content is None else path.write_text(content)
     with pytest.raises(InputError, match=message):
-        NuScenesDrive(tmp_path)
+        NuScenesRecording(tmp_path)
 
 
 def test_versions_and_other_folders(tmp_path) -> None:
     with pytest.raises(InputError, match=r"neither v1\.0-\*"):
-        NuScenesDrive(tmp_path)
+        NuScenesRecording(tmp_path)
     nuscenes(tmp_path)
     (tmp_path / "v1.0-test").mkdir()
     with pytest.raises(InputError, match="several versions"):
-        NuScenesDrive(tmp_path)
+        NuScenesRecording(tmp_path)
 
 
 def test_broken_sample_json(tmp_path) -> None:
     (tmp_path / "sample.json").write_text("{}")
     with pytest.raises(InputError, match="lacks or misuses 'timestamp'"):
-        NuScenesDrive(tmp_path)
+        NuScenesRecording(tmp_path)
     (tmp_path / "sample.json").write_text("{")
     with pytest.raises(InputError, match="not readable as JSON"):
-        NuScenesDrive(tmp_path)
+        NuScenesRecording(tmp_path)
 
 
 def test_real_sample(shared_data) -> None:
     """Transforms with motion and points in boxes agree with what the file says itself."""
     folder = shared_data / "nuscenes_sample"
     described = json.loads((folder / "sample.json").read_text())
-    sample = NuScenesDrive(folder)[0]
+    sample = NuScenesRecording(folder)[0]
     assert len(sample.cloud) == 34_688 and len(sample.cameras) == 6
     assert sample.cloud.intensity.max() <= 1.0
     for k, frame in enumerate(sample.cameras):

@@ -72,9 +72,12 @@ def test_each_term_has_projections_of_its_own() -> None:
     assert names == {"global_points", "global_pixels", "local_points", "local_pixels"}
     one = Projections(6, 5, AlignmentConfig(channels=4, local_weight=0))
     found = one.losses(
-        torch.randn(3, 6), torch.randn(3, 5), torch.tensor([0, 1, 1]), torch.tensor([0, 0, 1]),
+        torch.randn(3, 6),
+        torch.randn(3, 5),
+        torch.tensor([0, 1, 1]),
+        torch.tensor([0, 0, 1]),
         torch.randn(2, 5),
-    )  # fmt: skip
+    )
     assert set(found) == {"global"}
     found["global"].backward()
     assert all(p.grad is not None for p in one.parameters())

@@ -17,7 +17,7 @@ from pcseg_core.distill.consolidation import (
     moving_points,
 )
 from pcseg_core.distill.evidence import Evidence
-from pcseg_core.distill.labelling import Labeller, SeenSweep
+from pcseg_core.distill.labeling import Labeler, SeenSweep
 from pcseg_core.distill.pseudo_labels import PseudoLabelConfig
 from pcseg_core.labels import IGNORE
 
@@ -45,8 +45,9 @@ def wall(x: float, half: float = 12.0, step: float = 0.1) -> np.ndarray:
 
 def test_two_looks_multiply_and_are_flattened_by_doubt() -> None:
     cloud = np.array([[5.0, 0.1, 0.1]], np.float32)
-    found = consolidate([cloud] * 2, [HERE] * 2, [look({0: [0.9, 0.1]}), look({0: [0.6, 0.4]})],
-                        CONFIG)  # fmt: skip
+    found = consolidate(
+        [cloud] * 2, [HERE] * 2, [look({0: [0.9, 0.1]}), look({0: [0.6, 0.4]})], CONFIG
+    )
     first, second = (0.8 * 0.9 + 0.1) * (0.8 * 0.6 + 0.1), (0.8 * 0.1 + 0.1) * (0.8 * 0.4 + 0.1)
     expected = [first / (first + second), second / (first + second)]
     assert np.allclose(found[0], [expected], atol=1e-6) and np.array_equal(found[0], found[1])
@@ -68,12 +69,20 @@ def test_a_faint_look_says_less() -> None:
 
 def test_what_a_camera_saw_once_is_known_in_all_sweeps_through_their_poses() -> None:
     world = np.array([[8.2, 1.2, 0.2], [-6.2, 3.2, 0.2]])
-    poses = [pose(4e6, 5e6), pose(4e6 + 3, 5e6 - 1, 90.0)]  # metres of a map projection
-    clouds = [np.array([(np.linalg.inv(p) @ [x + 4e6, y + 5e6, z, 1])[:3] for x, y, z in world])
-              for p in poses]  # fmt: skip
-    found = consolidate(clouds, poses, [look({0: [0.0, 1.0, 0.0]}), Evidence(
-        np.zeros(0, np.int32), np.zeros(0, np.float32), np.zeros((0, 3), np.float32))],
-        CONFIG)  # fmt: skip
+    poses = [pose(4e6, 5e6), pose(4e6 + 3, 5e6 - 1, 90.0)]  # meters of a map projection
+    clouds = [
+        np.array([(np.linalg.inv(p) @ [x + 4e6, y + 5e6, z, 1])[:3] for x, y, z in world])
+        for p in poses
+    ]
+    found = consolidate(
+        clouds,
+        poses,
+        [
+            look({0: [0.0, 1.0, 0.0]}),
+            Evidence(np.zeros(0, np.int32), np.zeros(0, np.float32), np.zeros((0, 3), np.float32)),
+        ],
+        CONFIG,
+    )
     assert np.allclose(found[0], found[1]) and found[1][0].argmax() == 1
     assert found[1][0].sum() == pytest.approx(1) and not found[1][1].any()
 
@@ -115,8 +124,11 @@ def test_moving_things_neither_give_nor_take_labels() -> None:
     place = np.array([[10.0, 0.0, 0.0]], np.float32)
     car, later = np.concatenate([behind, place]), np.concatenate([behind, place])
     empty = behind
-    evidence = [look({len(behind): [0.9, 0.1], 0: [0.5, 0.5]}), look({0: [0.5, 0.5]}),
-                look({len(behind): [0.2, 0.8], 0: [0.5, 0.5]})]  # fmt: skip
+    evidence = [
+        look({len(behind): [0.9, 0.1], 0: [0.5, 0.5]}),
+        look({0: [0.5, 0.5]}),
+        look({len(behind): [0.2, 0.8], 0: [0.5, 0.5]}),
+    ]
     found = consolidate([car, empty, later], [HERE] * 3, evidence, CONFIG)
     assert found[0][-1] == pytest.approx([0.82, 0.18], abs=1e-6)
     assert found[2][-1] == pytest.approx([0.26, 0.74], abs=1e-6)
@@ -155,8 +167,9 @@ def test_looks_commute(sweeps: int, seed: int) -> None:
     still = CONFIG.model_copy(update={"voxel_m": 2.0, "margin_m": 99.0})
     found = consolidate(clouds, [HERE] * sweeps, evidence, still)
     order = rng.permutation(sweeps)
-    again = consolidate([clouds[i] for i in order], [HERE] * sweeps, [evidence[i] for i in order],
-                        still)  # fmt: skip
+    again = consolidate(
+        [clouds[i] for i in order], [HERE] * sweeps, [evidence[i] for i in order], still
+    )
     for place, i in enumerate(order):
         assert np.allclose(again[place], found[i], atol=1e-5)
     sums = np.concatenate(found).sum(1)
@@ -172,7 +185,7 @@ def test_distillation_consolidates_where_it_is_asked_to() -> None:
 
     members = [("a", seen({0: [0.9, 0.1]})), ("b", seen({0: [0.6, 0.4]}))]
     config = PseudoLabelConfig(consolidation=CONFIG)
-    found = Labeller._label_scene(SimpleNamespace(config=config), "scene", members)  # type: ignore[arg-type]
+    found = Labeler._label_scene(SimpleNamespace(config=config), "scene", members)  # type: ignore[arg-type]
     assert [f.labels.tolist() for f in found] == [[0, IGNORE]] * 2
     first, second = (0.8 * 0.9 + 0.1) * (0.8 * 0.6 + 0.1), (0.8 * 0.1 + 0.1) * (0.8 * 0.4 + 0.1)
     assert found[0].confidence == pytest.approx([first / (first + second), 0])

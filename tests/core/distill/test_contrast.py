@@ -67,7 +67,7 @@ def test_an_untrained_network_starts_at_the_logarithm_of_the_number(segments: in
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 8), st.integers(0, 2**31 - 1))
-def test_relabelling_segments_and_shuffling_points_change_nothing(count: int, seed: int) -> None:
+def test_relabeling_segments_and_shuffling_points_change_nothing(count: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     rows = 40
     features, pixels = unit(rows, 5, seed), unit(rows, 5, seed + 1)
@@ -125,11 +125,11 @@ def test_rare_segments_weigh_more() -> None:
 
 
 def test_point_to_segment_counts_segments_not_points() -> None:
-    centres = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    centers = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     features = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [0.0, 0.0]])
     segments = torch.tensor([0, 0, 0, 1])
     expected = (math.log(1 + math.exp(-1)) + math.log(2)) / 2
-    assert float(point_to_segment(features, segments, centres, 1.0)) == pytest.approx(expected)
+    assert float(point_to_segment(features, segments, centers, 1.0)) == pytest.approx(expected)
 
 
 def test_temporal_consistency_uses_shared_segments_in_both_directions() -> None:

@@ -59,7 +59,7 @@ def test_regression_is_the_distance_of_unit_vectors() -> None:
     assert torch.isfinite(student.grad).all()
 
 
-def test_nothing_labelled_is_zero_with_a_gradient() -> None:
+def test_nothing_labeled_is_zero_with_a_gradient() -> None:
     logits = torch.zeros(3, 2, requires_grad=True)
     labels = torch.full((3,), IGNORE)
     total = (

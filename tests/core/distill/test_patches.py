@@ -20,15 +20,21 @@ BACKWARD = np.array([[0, 1, 0, 0], [0, 0, -1, 0], [-1, 0, 0, 0], [0, 0, 0, 1.0]]
 def test_patch_means_by_hand_with_smaller_patches_at_the_border() -> None:
     values = np.arange(15, dtype=np.float32).reshape(1, 3, 5)
     # Patches of 2 x 2: the last column is 1 wide, the last row 1 high.
-    expected = [np.mean([0, 1, 5, 6]), np.mean([2, 3, 7, 8]), np.mean([4, 9]),
-                np.mean([10, 11]), np.mean([12, 13]), 14]  # fmt: skip
+    expected = [
+        np.mean([0, 1, 5, 6]),
+        np.mean([2, 3, 7, 8]),
+        np.mean([4, 9]),
+        np.mean([10, 11]),
+        np.mean([12, 13]),
+        14,
+    ]
     assert patch_means(values, 2)[:, 0] == pytest.approx(expected)
 
 
 def test_every_cell_of_the_map_is_in_the_patch_that_averages_it() -> None:
     height, width, patch = 7, 11, 3
     cells = np.stack(np.meshgrid(np.arange(width), np.arange(height)), -1).reshape(-1, 2)
-    # An image of four times the size; its pixels 4 k + 1.5 are the centres of the cells.
+    # An image of four times the size; its pixels 4 k + 1.5 are the centers of the cells.
     found = patch_of(cells * 4 + 1.5, (4 * width, 4 * height), (height, width), patch)
     one_hot = np.zeros((len(cells), height, width), np.float32)
     one_hot[np.arange(len(cells)), cells[:, 1], cells[:, 0]] = 1
@@ -62,6 +68,10 @@ def test_points_take_the_feature_and_the_patch_of_their_pixel() -> None:
 
 
 def test_no_camera_gives_nothing() -> None:
-    view = camera_patches(Sample(PointCloud(np.zeros((3, 3), np.float32))),
-                          lambda image: image, PseudoLabelConfig(), 8)  # fmt: skip
+    view = camera_patches(
+        Sample(PointCloud(np.zeros((3, 3), np.float32))),
+        lambda image: image,
+        PseudoLabelConfig(),
+        8,
+    )
     assert len(view.features) == len(view.index) == len(view.patch) == 0

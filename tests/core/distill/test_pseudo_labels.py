@@ -58,7 +58,7 @@ def test_grouping_adds_probabilities_and_drops_the_ignored() -> None:
 
 
 def test_sample_map_is_exact_on_a_plane_at_any_resolution() -> None:
-    # value = u of the full-size image; a map of half the size has its centres at odd halves.
+    # value = u of the full-size image; a map of half the size has its centers at odd halves.
     half = np.broadcast_to((np.arange(8) * 2 + 0.5).astype(np.float32), (1, 4, 8))
     uv = np.array([[0.5, 3.0], [7.25, 1.5], [14.5, 7.0]], np.float32)
     assert sample_map(half, uv, (16, 8))[:, 0] == pytest.approx(uv[:, 0])

@@ -36,10 +36,11 @@ def tilted_ground(slope_deg: float, points: int = 4000) -> tuple[np.ndarray, np.
 @pytest.mark.parametrize("slope_deg", [0.0, 8.0])
 def test_ransac_finds_the_ground_and_nothing_else(slope_deg: float) -> None:
     ground, normal = tilted_ground(slope_deg)
-    things = np.concatenate([ground[i] + normal * 1.5 + block((0, 0, 0), 50, i) / 2
-                             for i in range(0, 400, 40)]).astype(np.float32)
+    things = np.concatenate(
+        [ground[i] + normal * 1.5 + block((0, 0, 0), 50, i) / 2 for i in range(0, 400, 40)]
+    ).astype(np.float32)
     mask = ransac_ground(np.concatenate([ground, things]))
-    assert mask[: len(ground)].mean() > 0.99 and mask[len(ground):].mean() < 0.01
+    assert mask[: len(ground)].mean() > 0.99 and mask[len(ground) :].mean() < 0.01
 
 
 def test_no_level_plane_is_no_ground() -> None:
@@ -85,8 +86,9 @@ def test_segments_are_shared_between_moved_sweeps_and_movers_are_dropped() -> No
 
 
 def test_the_gate_by_hand() -> None:
-    points = np.array([[0, 0, 0], [0.3, 0, 0], [5, 0, 0], [5.6, 0, 0], [9, 9, 0], [0, 40, 0],
-                       [20, 40, 0]], float)
+    points = np.array(
+        [[0, 0, 0], [0.3, 0, 0], [5, 0, 0], [5.6, 0, 0], [9, 9, 0], [0, 40, 0], [20, 40, 0]], float
+    )
     sweeps = np.array([0, 1, 0, 1, 0, 0, 1])
     ids = np.array([0, 0, 1, 1, 2, 3, 3])
     # 0 moves 0.3 m; 1 moves 0.6 m; 2 is in one sweep only; 3 is 20 m large.
@@ -111,9 +113,9 @@ def test_only_ground_or_nothing_gives_no_segments() -> None:
 
 def test_patchwork_agrees_with_the_slope_of_a_real_sweep(shared_data: Path) -> None:
     pytest.importorskip("pypatchworkpp")
-    from pcseg_core.data import open_drive
+    from pcseg_core.data import open_recording
 
-    drive = open_drive(f"semantic-kitti:{shared_data / 'semantic_kitti' / 'sequences' / '00'}")
+    drive = open_recording(f"semantic-kitti:{shared_data / 'semantic_kitti' / 'sequences' / '00'}")
     sample = drive[0]
     names = np.array([*drive.label_space.names, "none"])[sample.labels]
     ground = np.isin(names, ["road", "parking", "sidewalk", "terrain", "other-ground"])

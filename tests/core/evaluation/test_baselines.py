@@ -30,7 +30,7 @@ def test_logistic_regression_agrees_with_another_solver() -> None:
     features[:, 1] = features[:, 1] * 1000 + 5e4  # scale and offset must not matter
     weight, bias = fit_logistic(features, labels, np.ones(3), decay=1e-4)
     standard = (features - features.mean(0)) / features.std(0)
-    # scikit-learn minimises sum(loss) + |w|^2 / (2 C); ours mean(loss) + decay |w|^2
+    # scikit-learn minimizes sum(loss) + |w|^2 / (2 C); ours mean(loss) + decay |w|^2
     reference = LogisticRegression(C=1 / (2 * 1e-4 * 400), tol=1e-8, max_iter=5000)
     expected = reference.fit(standard, labels).predict_proba(standard)
     logits = features @ weight.astype(np.float64) + bias
@@ -38,7 +38,7 @@ def test_logistic_regression_agrees_with_another_solver() -> None:
     assert ours / ours.sum(1, keepdims=True) == pytest.approx(expected, abs=5e-3)
 
 
-def test_class_weights_move_the_border_towards_the_common_class() -> None:
+def test_class_weights_move_the_border_toward_the_common_class() -> None:
     rng = np.random.default_rng(1)
     labels = (np.arange(1000) < 50).astype(int)
     features = rng.normal(size=(1000, 1)) + 2 * labels[:, None]
@@ -104,7 +104,7 @@ def test_calibration_sets_the_batch_norms_and_not_the_random_state(tiny_run: Pat
     assert norm.running_mean.abs().max() > 1e-3
     xyz, intensity = PseudoLabels(tiny_run).points(0)
     features = network(xyz, intensity)
-    assert 0.1 < features.std() < 10  # normalised, neither vanished nor exploded
+    assert 0.1 < features.std() < 10  # normalized, neither vanished nor exploded
 
 
 def test_a_run_without_pseudo_labels_says_so(tiny_run: Path, tmp_path: Path) -> None:

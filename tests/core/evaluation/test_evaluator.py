@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Evaluation of a segmenter on labelled sweeps: figures, groupings, faults, pictures."""
+"""Evaluation of a segmenter on labeled sweeps: figures, groupings, faults, pictures."""
 
 from __future__ import annotations
 
@@ -110,12 +110,12 @@ def test_baselines_are_measured_on_the_same_points() -> None:
 
 
 def test_sweeps_without_labels_are_counted() -> None:
-    drive = Samples([sample([0], None), sample([0], [0], name="labelled")])
+    drive = Samples([sample([0], None), sample([0], [0], name="labeled")])
     report = evaluate(Reading(), drive)
     assert report.scans == 1
     assert report.skipped == {"sweep without labels": 1}
     assert report.example is not None
-    assert report.example.name == "labelled"
+    assert report.example.name == "labeled"
 
 
 @pytest.mark.parametrize(

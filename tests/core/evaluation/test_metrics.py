@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from pcseg_core.errors import InputError
-from pcseg_core.evaluation.metrics import Calibration, Confusion
+from pcseg_core.metrics.confusion import Calibration, Confusion
 
 
 def counted(pred: list[int], truth: list[int], classes: int = 3) -> Confusion:

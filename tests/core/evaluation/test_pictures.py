@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The picture vocabulary: colours, and that points land where they should."""
+"""The picture vocabulary: colors, and that points land where they should."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ def drawn(tmp_path: Path, draw: Callable[[Axes], None], size: int = 400) -> np.n
     return np.asarray(Image.open(tmp_path / "picture.png").convert("RGB"))
 
 
-def centre(pixels: np.ndarray, color: tuple[float, float, float]) -> tuple[float, float]:
-    """Mean (row, column) of the pixels of a pure colour."""
+def center(pixels: np.ndarray, color: tuple[float, float, float]) -> tuple[float, float]:
+    """Mean (row, column) of the pixels of a pure color."""
     rows, columns = np.nonzero((pixels == np.round(255 * np.array(color))).all(axis=2))
-    assert len(rows), "the colour does not appear"
+    assert len(rows), "the color does not appear"
     return float(rows.mean()), float(columns.mean())
 
 
-def test_label_colours_and_ignored_ones() -> None:
+def test_label_colors_and_ignored_ones() -> None:
     palette = np.array([[255, 0, 0], [0, 0, 255]], np.uint8)
     colors = pictures.label_colors(np.array([1, 0, -1, 2]), palette)
     assert colors.tolist() == [[*BLUE], [*RED], [*pictures.UNLABELED], [*pictures.UNLABELED]]
 
 
-def test_error_colours() -> None:
+def test_error_colors() -> None:
     colors = pictures.error_colors(np.array([0, 1, -1, 3]), np.array([0, 0, 0, -1]))
     expected = [pictures.RIGHT, pictures.WRONG, pictures.WRONG, pictures.UNLABELED]
     assert colors.tolist() == [list(color) for color in expected]
 
 
-def test_scalar_colours_clip_and_grey_out_nan() -> None:
+def test_scalar_colors_clip_and_gray_out_nan() -> None:
     colors = pictures.scalar_colors(np.array([-5, 0, 1, 9, np.nan]), 0, 1, "viridis")
     assert np.array_equal(colors[0], colors[1])
     assert np.array_equal(colors[2], colors[3])
@@ -57,8 +57,8 @@ def test_scalar_colours_clip_and_grey_out_nan() -> None:
 def test_from_above_forward_is_up_and_left_is_left(tmp_path: Path) -> None:
     xyz = np.array([[30.0, 0, 0], [0, 30.0, 0]])
     pixels = drawn(tmp_path, lambda ax: pictures.bev(ax, xyz, np.array([RED, BLUE]), point_size=60))
-    assert centre(pixels, RED) == pytest.approx((50, 200), abs=2)  # 40 m are 200 px
-    assert centre(pixels, BLUE) == pytest.approx((200, 50), abs=2)
+    assert center(pixels, RED) == pytest.approx((50, 200), abs=2)  # 40 m are 200 px
+    assert center(pixels, BLUE) == pytest.approx((200, 50), abs=2)
 
 
 def test_from_above_the_highest_point_hides_the_others(tmp_path: Path) -> None:
@@ -84,10 +84,10 @@ def test_points_lie_on_the_pixels_that_they_belong_to(tmp_path: Path) -> None:
             ax.set_aspect("auto"),
         ),
     )
-    row, column = centre(pixels, BLUE)
-    # the picture shows 100 x 50 pixels on 400 x 400: pixel (u, v) is centred at 4 (u + 0.5)
+    row, column = center(pixels, BLUE)
+    # the picture shows 100 x 50 pixels on 400 x 400: pixel (u, v) is centered at 4 (u + 0.5)
     assert (column, row) == pytest.approx((4 * 75, 8 * 25), abs=2)
-    row, column = centre(pixels, RED)
+    row, column = center(pixels, RED)
     assert row < 10
     assert column < 10
 

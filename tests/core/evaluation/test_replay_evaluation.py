@@ -12,15 +12,15 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from pcseg_core.cli import app
-from pcseg_core.data import open_drive
+from pcseg_core.data import open_recording
 from pcseg_core.demo.live import ReplayResult
 from pcseg_core.errors import InputError
 from pcseg_core.evaluation.contenders import Live
 from pcseg_core.evaluation.evaluator import truth_of
-from pcseg_core.evaluation.flicker import Flicker, Pairing
 from pcseg_core.evaluation.replay import evaluate_replay, own_labels
 from pcseg_core.evaluation.side_labels import SideLabels
 from pcseg_core.labels import LabelSpace
+from pcseg_core.metrics.flicker import Flicker, Pairing
 
 DRIVE = "simulated:seed=100003,sweeps=4,beams=24,columns=400,cameras=1,width=160,height=96"
 STREET = LabelSpace.load("street")
@@ -52,7 +52,7 @@ def test_flicker_counts_changed_labels_among_the_known() -> None:
 
 def truth_as_answers(drop: int | None = None, wrong: int | None = None) -> ReplayResult:
     """The exact labels of the drive as if a node had given them, of one sweep none or all wrong."""
-    drive = open_drive(DRIVE)
+    drive = open_recording(DRIVE)
     result = ReplayResult("DDS", len(drive), stages_ms={"latency": (40.0, 55.0)})
     for index in range(len(drive)):
         sample = drive[index]
@@ -67,7 +67,7 @@ def truth_as_answers(drop: int | None = None, wrong: int | None = None) -> Repla
 
 
 def test_exact_answers_have_exact_figures() -> None:
-    drive = open_drive(DRIVE)
+    drive = open_recording(DRIVE)
     perfect = Live("perfect", "a", STREET, truth_as_answers())
     partial = Live("partial", "b", STREET, truth_as_answers(drop=1, wrong=2))
     report = evaluate_replay(drive, [perfect, partial], own_labels(drive, STREET))
@@ -89,9 +89,18 @@ def test_the_command_on_a_simulated_drive(tmp_path: Path) -> None:
     recipe.write_text(yaml.safe_dump({"teacher": teacher, "labels": {"label_space": "street"}}))
     report, picture = tmp_path / "report.json", tmp_path / "report.png"
     result = evaluate(
-        DRIVE, "--checkpoint", "bundled", "--temporal", "--cameras", "--teacher", recipe,
-        "--json", report, "--picture", picture,
-    )  # fmt: skip
+        DRIVE,
+        "--checkpoint",
+        "bundled",
+        "--temporal",
+        "--cameras",
+        "--teacher",
+        recipe,
+        "--json",
+        report,
+        "--picture",
+        picture,
+    )
     assert result.exit_code == 0, result.output
     content = json.loads(report.read_text())
     assert {"miou", "flicker", "latency_ms_p50", "latency_ms_p95", "drop_rate", "rss_mb"} <= set(
@@ -111,7 +120,7 @@ def test_the_command_on_a_simulated_drive(tmp_path: Path) -> None:
 
 def test_labels_beside_the_recording(tmp_path: Path) -> None:
     """Written under the sweeps' names, or in their order; numbers explained or SemanticKITTI's."""
-    drive = open_drive(DRIVE)
+    drive = open_recording(DRIVE)
     named, ordered = tmp_path / "named" / "labels", tmp_path / "ordered"
     named.mkdir(parents=True)
     ordered.mkdir()

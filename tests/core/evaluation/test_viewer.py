@@ -18,10 +18,10 @@ from pcseg_core.camera import CameraModel
 from pcseg_core.cloud import PointCloud
 from pcseg_core.data.sample import CameraFrame, Sample
 from pcseg_core.errors import InputError
-from pcseg_core.evaluation.view_picture import draw
 from pcseg_core.geometry import Trajectory
 from pcseg_core.labels import LabelSpace
-from pcseg_core.viewer import View, record, run_views, sample_view
+from pcseg_core.viewer.picture import draw
+from pcseg_core.viewer.rerun import View, record, run_views, sample_view
 
 T_CAM_LIDAR = np.array([[0, -1, 0, 0], [0, 0, -1, 0], [1, 0, 0, 0], [0, 0, 0, 1.0]])
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from pcseg_core.errors import InputError
-from pcseg_core.evaluation.metrics import Confusion
-from pcseg_core.evaluation.zero_shot import ZeroShotFigures, choose_gamma, harmonic_mean, stacked
+from pcseg_core.metrics.confusion import Confusion
+from pcseg_core.metrics.zero_shot import ZeroShotFigures, choose_gamma, harmonic_mean, stacked
 
 UNSEEN = np.array([False, True, False, True])
 NAMES = ("road", "car", "wall", "pole")

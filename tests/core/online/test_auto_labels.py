@@ -10,13 +10,13 @@ import pytest
 from typer.testing import CliRunner
 
 from pcseg_core.cli import app
-from pcseg_core.data import open_drive
+from pcseg_core.data import open_recording
 from pcseg_core.data.sample import Sample
 from pcseg_core.distill.pseudo_labels import PseudoLabelConfig
 from pcseg_core.errors import InputError
 from pcseg_core.evaluation.evaluator import truth_of
 from pcseg_core.labels import LabelSpace
-from pcseg_core.online.auto_labels import AutoLabeller, label_recording
+from pcseg_core.online.auto_labels import AutoLabeler, label_recording
 from pcseg_core.online.segmenter import Segmenter
 from pcseg_core.vision.pixel_classes import TeacherConfig
 
@@ -31,7 +31,7 @@ class ExactTeacher:
     label_space = LabelSpace.load("simulation")
 
     def __init__(self, stop_after: int | None = None) -> None:
-        drive = open_drive(DRIVE)
+        drive = open_recording(DRIVE)
         frames = [frame for index in range(len(drive)) for frame in drive[index].cameras]
         self.known = {frame.image.tobytes(): frame.labels for frame in frames}
         self.calls, self.stop_after = 0, stop_after
@@ -52,9 +52,9 @@ def labels_in(folder: Path) -> list[np.ndarray]:
 
 
 def test_the_teachers_labels_are_those_of_the_points(tmp_path: Path) -> None:
-    drive, out = open_drive(DRIVE), tmp_path / "out"
-    labeller = AutoLabeller(ExactTeacher(), CONFIG, PseudoLabelConfig(), 0.5)
-    result = label_recording(labeller, drive, DRIVE, out, window=3)
+    drive, out = open_recording(DRIVE), tmp_path / "out"
+    labeler = AutoLabeler(ExactTeacher(), CONFIG, PseudoLabelConfig(), 0.5)
+    result = label_recording(labeler, drive, DRIVE, out, window=3)
     files = labels_in(out)
     assert result.sweeps == len(files) == 5
     for index, raw in enumerate(files):
@@ -70,38 +70,38 @@ def test_the_teachers_labels_are_those_of_the_points(tmp_path: Path) -> None:
 
 
 def test_interrupted_it_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    drive, out = open_drive(DRIVE), tmp_path / "out"
+    drive, out = open_recording(DRIVE), tmp_path / "out"
     stopped = ExactTeacher(stop_after=8)  # in the second window, at its second sweep
     with pytest.raises(KeyboardInterrupt):
         label_recording(
-            AutoLabeller(stopped, CONFIG, PseudoLabelConfig()), drive, DRIVE, out, window=2
+            AutoLabeler(stopped, CONFIG, PseudoLabelConfig()), drive, DRIVE, out, window=2
         )
     assert len(labels_in(out)) == 2
     teacher = ExactTeacher()
-    labeller = AutoLabeller(teacher, CONFIG, PseudoLabelConfig())
+    labeler = AutoLabeler(teacher, CONFIG, PseudoLabelConfig())
     steps: list[tuple[int, int]] = []
     result = label_recording(
-        labeller, drive, DRIVE, out, window=2, progress=lambda *step: steps.append(step)
+        labeler, drive, DRIVE, out, window=2, progress=lambda *step: steps.append(step)
     )
     assert (result.sweeps, result.kept) == (5, 2)
     assert teacher.calls == 4  # one sweep of the second window was cached
     assert steps[-1] == (5, 5)
     resumed = labels_in(out)
     whole = tmp_path / "whole"
-    label_recording(labeller, drive, DRIVE, whole, window=2)
+    label_recording(labeler, drive, DRIVE, whole, window=2)
     assert all((a == b).all() for a, b in zip(resumed, labels_in(whole)))
     before = teacher.calls
-    again = label_recording(labeller, drive, DRIVE, out, window=2)
+    again = label_recording(labeler, drive, DRIVE, out, window=2)
     assert (again.kept, teacher.calls) == (5, before)
     assert not list(out.glob("cache/*.npz"))
 
 
 def test_the_students_labels_beside_them(tmp_path: Path) -> None:
-    drive, out, segmenter = open_drive(DRIVE), tmp_path / "out", Segmenter.load("bundled")
-    labeller = AutoLabeller(
+    drive, out, segmenter = open_recording(DRIVE), tmp_path / "out", Segmenter.load("bundled")
+    labeler = AutoLabeler(
         ExactTeacher(), CONFIG, PseudoLabelConfig(), segmenter=segmenter, checkpoint="bundled"
     )
-    label_recording(labeller, drive, DRIVE, out)
+    label_recording(labeler, drive, DRIVE, out)
     given = labels_in(out / "student")
     expected = segmenter.segment(drive[3].cloud).labels
     assert (given[3].astype(np.int64) - 1 == expected).all()
@@ -113,7 +113,7 @@ def test_sweeps_that_no_camera_sees_are_unlabeled(tmp_path: Path) -> None:
         """The first sweep has no image, the last cannot be read."""
 
         def __init__(self) -> None:
-            self.drive = open_drive(DRIVE)
+            self.drive = open_recording(DRIVE)
             self.name, self.label_space = self.drive.name, self.drive.label_space
             self.pose_source, self.scenes = "none", self.drive.scenes
             self.skipped = self.drive.skipped
@@ -131,23 +131,23 @@ def test_sweeps_that_no_camera_sees_are_unlabeled(tmp_path: Path) -> None:
             return sample
 
     drive = Blind()
-    labeller = AutoLabeller(ExactTeacher(), CONFIG, PseudoLabelConfig())
-    result = label_recording(labeller, drive, "blind", tmp_path / "out")
+    labeler = AutoLabeler(ExactTeacher(), CONFIG, PseudoLabelConfig())
+    result = label_recording(labeler, drive, "blind", tmp_path / "out")
     first, second = labels_in(tmp_path / "out")
     assert (first == 0).all() and (second > 0).any()
     assert result.sweeps == 2 and any("broken" in reason for reason in result.skipped)
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
-    drive = open_drive(DRIVE)
+    drive = open_recording(DRIVE)
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "file").write_text("mine")
-    labeller = AutoLabeller(ExactTeacher(), CONFIG, PseudoLabelConfig())
+    labeler = AutoLabeler(ExactTeacher(), CONFIG, PseudoLabelConfig())
     with pytest.raises(InputError, match="something else"):
-        label_recording(labeller, drive, DRIVE, tmp_path / "taken")
+        label_recording(labeler, drive, DRIVE, tmp_path / "taken")
     assert [path.name for path in (tmp_path / "taken").iterdir()] == ["file"]
-    label_recording(labeller, drive, DRIVE, tmp_path / "out")
-    other = AutoLabeller(ExactTeacher(), CONFIG, PseudoLabelConfig(), min_confidence=0.9)
+    label_recording(labeler, drive, DRIVE, tmp_path / "out")
+    other = AutoLabeler(ExactTeacher(), CONFIG, PseudoLabelConfig(), min_confidence=0.9)
     with pytest.raises(InputError, match="other settings"):
         label_recording(other, drive, DRIVE, tmp_path / "out")
 

@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 
 from pcseg_core.camera import CameraModel
+from pcseg_core.data.sample import CameraFrame
 from pcseg_core.errors import InputError
 from pcseg_core.labels import LabelSpace
 from pcseg_core.online.camera_fusion import (
-    CameraEyes,
     CameraFusionConfig,
+    CameraLabeler,
     PixelEvidence,
     fuse_cameras,
 )
@@ -28,7 +29,7 @@ def evidence(*columns: tuple[float, float]) -> PixelEvidence:
 def test_pooled_as_by_hand() -> None:
     xyz = np.array([[10, 0, 0]], np.float32)
     three = np.array([[0.6, 0.4]], np.float32)
-    config = CameraFusionConfig(trust=0.5)
+    config = CameraFusionConfig(camera_weight=0.5)
     fused = fuse_cameras(xyz, three, [evidence((0.1, 0.9))], config)
     odds = (0.6 / 0.4) * (0.1 / 0.9) ** 0.5
     assert fused[0, 0] == pytest.approx(odds / (1 + odds), abs=1e-4)
@@ -83,10 +84,11 @@ def test_the_teachers_classes_become_those_of_the_segmenter() -> None:
             return np.full((len(self.label_space), 4, 6), 1 / len(self.label_space), np.float32)
 
     street = LabelSpace.load("street")
-    eyes = CameraEyes(Teacher(), street)  # type: ignore[arg-type]
-    seen = eyes.look(np.zeros((8, 12, 3), np.uint8), CAMERA, T_CAM_LIDAR)
+    labeler = CameraLabeler(Teacher(), street)  # type: ignore[arg-type]
+    frame = CameraFrame("front", 0, CAMERA, T_CAM_LIDAR, np.zeros((8, 12, 3), np.uint8))
+    seen = labeler.label(frame)
     assert seen.probabilities.shape == (8, 4, 6)
     assert (seen.probabilities.sum(0) <= 1 + 1e-6).all()
     Teacher.label_space = street  # coarser than what is asked for
     with pytest.raises(InputError, match="street"):
-        CameraEyes(Teacher(), LabelSpace.load("semantic_kitti"))  # type: ignore[arg-type]
+        CameraLabeler(Teacher(), LabelSpace.load("semantic_kitti"))  # type: ignore[arg-type]

@@ -85,7 +85,7 @@ def test_any_text_is_parsed_or_refused(texts: list[str]) -> None:
 
 
 def test_head_equals_the_cosine_classifier() -> None:
-    """Against features carried to the text space, normalised and compared one by one."""
+    """Against features carried to the text space, normalized and compared one by one."""
     torch.manual_seed(0)
     linear = torch.nn.Linear(12, 40)
     features = torch.randn(50, 12) * 3
@@ -114,7 +114,7 @@ def test_everything_else_is_what_no_word_means() -> None:
     vectors[1, 0] = 0.6  # bus is closer to car than van is
     vectors[3] = [0.4, 0, 0, 0.9, 0, 0]
     known = CheckpointText(
-        TextTable("t", table.words, vectors, centre=np.ones(6)),
+        TextTable("t", table.words, vectors, center=np.ones(6)),
         {w: (w,) for w in ("car", "bus", "tree")},
     )
     rows, owner = PromptSet.parse(["car", "*"]).encode(known)

@@ -10,19 +10,14 @@ from pcseg_core.cloud import PointCloud
 from pcseg_core.errors import InputError
 from pcseg_core.labels import LabelSpace
 from pcseg_core.models.student import Student, StudentConfig
-from pcseg_core.online.prototypes import (
-    Picture,
-    Prototypes,
-    fit_prototypes,
-    logistic_regression,
-)
+from pcseg_core.online.prototypes import Picture, Prototypes, fit_prototypes, logistic_regression
 from pcseg_core.online.segmenter import Segmenter
 
 STREET = LabelSpace.load("street")
 
 
-class Colours:
-    """Features that are the colours, at half the resolution."""
+class Colors:
+    """Features that are the colors, at half the resolution."""
 
     def features(self, image: np.ndarray) -> np.ndarray:
         values = image.astype(np.float32).transpose(2, 0, 1)
@@ -51,19 +46,19 @@ def test_pictures_and_masks_teach_classes() -> None:
     mask = np.zeros((8, 10), bool)
     mask[:, :4] = True
     found = fit_prototypes(
-        Colours(),
+        Colors(),
         {"red": [Picture(half, mask), Picture(plain(220, 10, 10))], "blue": [Picture(half, ~mask)]},
     )
     assert found.names == ("red", "blue")
-    colours = np.array([[255, 1, 1], [1, 1, 255]]) / 255
-    assert (colours @ found.weight.T + found.bias).argmax(1).tolist() == [0, 1]
+    colors = np.array([[255, 1, 1], [1, 1, 255]]) / 255
+    assert (colors @ found.weight.T + found.bias).argmax(1).tolist() == [0, 1]
 
 
 def test_thin_masks_count() -> None:
     thin = np.zeros((8, 10), bool)
     thin[3, :] = True
     found = fit_prototypes(
-        Colours(), {"a": [Picture(plain(9, 200, 9), thin)], "b": [Picture(plain(200, 9, 9))]}
+        Colors(), {"a": [Picture(plain(9, 200, 9), thin)], "b": [Picture(plain(200, 9, 9))]}
     )
     assert np.isfinite(found.weight).all()
 
@@ -91,7 +86,7 @@ BLACK = plain(1, 1, 1)
 )
 def test_refused_pictures(pictures: dict[str, list[Picture]], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        fit_prototypes(Colours(), pictures)
+        fit_prototypes(Colors(), pictures)
 
 
 def test_a_segmenter_answers_prototypes() -> None:

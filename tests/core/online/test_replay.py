@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pcseg_core.cloud import Field, encode_cloud, read_cloud, structured, unpack_rgb
-from pcseg_core.data import open_drive
+from pcseg_core.data import open_recording
 from pcseg_core.data.bag_reader import CLOUD, BagFile, type_store
 from pcseg_core.data.bag_writer import BagWriter
 from pcseg_core.data.messages import cloud as cloud_message
@@ -91,7 +91,7 @@ def test_clouds_gain_labels_and_all_else_is_untouched(segmenter: Segmenter, tmp_
 
 def test_a_labeled_bag_reads_back_with_its_classes(segmenter: Segmenter, tmp_path: Path) -> None:
     replay.segment_bag(segmenter, make_bag(tmp_path / "drive"), tmp_path / "labeled")
-    drive = open_drive(str(tmp_path / "labeled"))
+    drive = open_recording(str(tmp_path / "labeled"))
     assert drive.label_space is not None
     assert drive.label_space.names == segmenter.label_space.names
     sample = drive[0]
@@ -160,9 +160,9 @@ def test_an_interrupted_labeling_leaves_nothing(
 def test_label_files_follow_the_sweeps(
     segmenter: Segmenter, sequence: Callable[..., Path], tmp_path: Path
 ) -> None:
-    drive = open_drive(f"semantic-kitti:{sequence(scans=2)}")
+    drive = open_recording(f"semantic-kitti:{sequence(scans=2)}")
     out = tmp_path / "labels_of_drive"
-    result = replay.segment_drive(segmenter, drive, out)
+    result = replay.segment_recording(segmenter, drive, out)
     space = LabelSpace.load(out / "labels.yaml")
     assert space.names == segmenter.label_space.names
     files = sorted((out / "labels").iterdir())
@@ -185,25 +185,25 @@ def test_label_files_of_a_data_set_use_its_own_ids(tiny_run: Path) -> None:
 def test_a_folder_that_holds_something_else_is_never_replaced(
     segmenter: Segmenter, sequence: Callable[..., Path], tmp_path: Path
 ) -> None:
-    drive = open_drive(f"semantic-kitti:{sequence()}")
+    drive = open_recording(f"semantic-kitti:{sequence()}")
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.tex").write_text("years of work")
     with pytest.raises(InputError, match="holds no labels"):
-        replay.segment_drive(segmenter, drive, mine, force=True)
+        replay.segment_recording(segmenter, drive, mine, force=True)
     assert (mine / "thesis.tex").read_text() == "years of work"
-    replay.segment_drive(segmenter, drive, tmp_path / "out")
+    replay.segment_recording(segmenter, drive, tmp_path / "out")
     with pytest.raises(InputError, match="--force"):
-        replay.segment_drive(segmenter, drive, tmp_path / "out")
-    assert replay.segment_drive(segmenter, drive, tmp_path / "out", force=True).sweeps == 2
+        replay.segment_recording(segmenter, drive, tmp_path / "out")
+    assert replay.segment_recording(segmenter, drive, tmp_path / "out", force=True).sweeps == 2
 
 
 def test_any_drive_into_a_bag(
     segmenter: Segmenter, sequence: Callable[..., Path], tmp_path: Path
 ) -> None:
-    drive = open_drive(f"semantic-kitti:{sequence(scans=2)}")
-    replay.segment_drive_to_bag(segmenter, drive, tmp_path / "bag")
-    back = open_drive(str(tmp_path / "bag"))
+    drive = open_recording(f"semantic-kitti:{sequence(scans=2)}")
+    replay.segment_recording_to_bag(segmenter, drive, tmp_path / "bag")
+    back = open_recording(str(tmp_path / "bag"))
     assert len(back) == 2
     for index in range(2):
         assert np.array_equal(back[index].cloud.xyz, drive[index].cloud.xyz)
@@ -227,7 +227,7 @@ def test_a_drive_of_unreadable_sweeps_is_an_error_and_leaves_nothing(
         def __getitem__(self, index: int) -> object:
             raise InputError("sweep 0 is truncated")
 
-    for write in (replay.segment_drive, replay.segment_drive_to_bag):
+    for write in (replay.segment_recording, replay.segment_recording_to_bag):
         with pytest.raises(InputError, match="sweep 0 is truncated"):
             write(segmenter, Broken(), tmp_path / "out")  # type: ignore[arg-type, operator]
     assert not list(tmp_path.iterdir())

@@ -172,9 +172,7 @@ def test_student_inputs_and_voxels(voxels: str) -> None:
     student = Student(config, 3)
     sweep = cloud(200)
     points = Points(
-        torch.from_numpy(sweep.xyz),
-        torch.from_numpy(sweep.intensity),
-        torch.arange(200) % 2,
+        torch.from_numpy(sweep.xyz), torch.from_numpy(sweep.intensity), torch.arange(200) % 2
     )
     voxels = student.voxelize(points)
     inputs = student.inputs(points, voxels)

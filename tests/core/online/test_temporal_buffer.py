@@ -31,7 +31,7 @@ POINT = np.array([[5.05, 0.05, 0.05]], np.float32)
 
 def test_two_looks_fuse_as_by_hand() -> None:
     """Log odds add, the first faded by e^-0.1; one look more counts a half for the confidence."""
-    fused = buffer(memory_s=1.0, new_evidence=0.5)
+    fused = buffer(memory_s=1.0, correlation=0.5)
     fused.update(POINT, looks((0.9, 0.1)), np.eye(4), 0)
     labels, confidence = fused.update(POINT, looks((0.3, 0.7)), np.eye(4), STEP)
     fade = np.exp(-0.1)
@@ -255,9 +255,7 @@ def test_memory_is_bounded_however_many_the_classes(classes: int) -> None:
 
 @pytest.mark.usefixtures("search")
 @settings(
-    max_examples=100,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(st.lists(st.lists(st.integers(0, 40), max_size=60), max_size=8), st.integers(1, 9))
 def test_the_table_is_a_dictionary_with_a_bound(batches: list[list[int]], bits: int) -> None:

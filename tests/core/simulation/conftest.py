@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from pcseg_core.data.simulated import SimulatedDrive
+from pcseg_core.simulation.recording import SimulatedDrive
 from pcseg_core.simulation.route import EPOCH_NS
 
 SMALL = {"beams": 32, "columns": 720, "width": 320, "height": 192}

@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pcseg_core.data import open_drive
-from pcseg_core.data.simulated import SimulatedDrive
-from pcseg_core.data.simulated_to_bag import CLOUD_TOPIC, write_simulated_bag
+from pcseg_core.data import open_recording
 from pcseg_core.errors import InputError
 from pcseg_core.geometry import invert
 from pcseg_core.labels import LabelSpace, grouping
 from pcseg_core.simulation import TOWNS, CameraSpec, Faults, LidarSpec
 from pcseg_core.simulation.materials import Class
+from pcseg_core.simulation.recording import SimulatedDrive
+from pcseg_core.simulation.to_bag import CLOUD_TOPIC, write_simulated_bag
 
 TINY = {"beams": 16, "columns": 360, "width": 160, "height": 96}
 
@@ -81,8 +81,8 @@ def test_beams_fire_where_and_when_they_should(drive: SimulatedDrive):
     assert elevation == pytest.approx(expected, abs=1e-5)
 
 
-def test_organised_clouds_keep_their_slots():
-    sample = SimulatedDrive(1, sweeps=1, organised=True, cameras=0, **TINY)[0]
+def test_organized_clouds_keep_their_slots():
+    sample = SimulatedDrive(1, sweeps=1, organized=True, cameras=0, **TINY)[0]
     assert (sample.cloud.height, sample.cloud.width) == (16, 360)
     lost = ~sample.cloud.finite
     assert 0.02 < lost.mean() < 0.6 and same(lost, sample.labels < 0)
@@ -91,7 +91,7 @@ def test_organised_clouds_keep_their_slots():
 
 def test_range_noise_is_what_was_asked_for():
     exact, noisy = (
-        SimulatedDrive(1, sweeps=1, cameras=0, range_noise_m=noise, organised=True, **TINY)
+        SimulatedDrive(1, sweeps=1, cameras=0, range_noise_m=noise, organized=True, **TINY)
         for noise in (0.0, 0.05)
     )
     ranges = [np.linalg.norm(d[0].cloud.xyz, axis=1) for d in (exact, noisy)]
@@ -104,8 +104,10 @@ def test_solid_state_pattern_stays_in_view_and_never_repeats():
     azimuth = np.degrees(np.arctan2(first.xyz[:, 1], first.xyz[:, 0]))
     assert np.abs(azimuth).max() <= 55.1 and azimuth.min() < -45 and azimuth.max() > 45
     count = min(len(first), len(second))
-    rays = [c.xyz[:count] / np.linalg.norm(c.xyz[:count], axis=1, keepdims=True)
-            for c in (first, second)]
+    rays = [
+        c.xyz[:count] / np.linalg.norm(c.xyz[:count], axis=1, keepdims=True)
+        for c in (first, second)
+    ]
     assert np.median(np.linalg.norm(rays[0] - rays[1], axis=1)) > 0.05
     spinning = SimulatedDrive(2, sweeps=1, cameras=0, range_noise_m=0.0, **TINY)[0]
     found, usual = (np.bincount(s.labels, minlength=21) > 0 for s in (drive[0], spinning))
@@ -190,8 +192,12 @@ def test_stamps_lie_and_the_picture_does_not():
     shaky = SimulatedDrive(4, sweeps=50, faults=Faults(stamp_jitter_s=0.005), beams=1, columns=16)
     exact = SimulatedDrive(4, sweeps=50, beams=1, columns=16)
     span = (exact.stamp_ns(0), exact.stamp_ns(50))
-    jitter = np.array([x.stamp_ns - y.stamp_ns for x, y in
-                       zip(shaky.images_between(*span), exact.images_between(*span))])
+    jitter = np.array(
+        [
+            x.stamp_ns - y.stamp_ns
+            for x, y in zip(shaky.images_between(*span), exact.images_between(*span))
+        ]
+    )
     assert 3e6 < jitter.std() < 7e6 and np.abs(jitter).max() <= 15_000_000
 
 
@@ -225,11 +231,11 @@ def test_drives_differ_between_seeds_and_towns():
 
 
 def test_text_options():
-    drive = open_drive("simulated:seed=3,sweeps=7,town=suburb,beams=32,camera_rotation_deg=1")
+    drive = open_recording("simulated:seed=3,sweeps=7,town=suburb,beams=32,camera_rotation_deg=1")
     assert (len(drive), drive.world.town, drive.world.lidar.beams) == (7, "suburb", 32)
     assert drive.faults.camera_rotation_deg == 1.0 and drive.options.seed == 3
     assert drive.pose_source == "exact" and drive.label_space.name == "simulation"
-    assert open_drive("simulated:").options.sweeps == 20
+    assert open_recording("simulated:").options.sweeps == 20
     with pytest.raises(IndexError):
         drive[7]
 
@@ -241,13 +247,13 @@ def test_text_options():
         ("seed", "key=value"),
         ("seed=x", "'seed' is 'x'"),
         ("beams=0", "'beams' is '0'"),
-        ("town=atlantis", "known towns: centre"),
+        ("town=atlantis", "known towns: center"),
         ("dropped_images=2", "'dropped_images' is '2'"),
     ],
 )
 def test_bad_options_say_what_is_wrong(text: str, expected: str):
     with pytest.raises(InputError, match=expected):
-        open_drive(f"simulated:{text}")
+        open_recording(f"simulated:{text}")
     with pytest.raises(InputError, match="sweps"):
         SimulatedDrive(0, sweps=3)
 
@@ -258,16 +264,16 @@ def test_a_lidar_in_full():
     assert np.linalg.norm(cloud.xyz, axis=1).max() < 30.2 and cloud.ring.max() <= 15
 
 
-@pytest.mark.parametrize("organised", [False, True])
-def test_a_drive_through_a_bag(tmp_path: Path, organised: bool):
-    from pcseg_core.data.bag import BagDrive
+@pytest.mark.parametrize("organized", [False, True])
+def test_a_drive_through_a_bag(tmp_path: Path, organized: bool):
+    from pcseg_core.data.bag import BagRecording
 
     drive = SimulatedDrive(
-        4, sweeps=4, organised=organised, faults=Faults(camera_rotation_deg=0.5), **TINY
+        4, sweeps=4, organized=organized, faults=Faults(camera_rotation_deg=0.5), **TINY
     )
     written = write_simulated_bag(drive, tmp_path / "bag", raw_images=True)
     assert written.counts[CLOUD_TOPIC] == 4 and written.counts["/camera_1/image"] == 4
-    bag = BagDrive(tmp_path / "bag", label_space="simulation")
+    bag = BagRecording(tmp_path / "bag", label_space="simulation")
     assert len(bag) == 4
     for index in range(4):
         a, b = drive[index], bag[index]

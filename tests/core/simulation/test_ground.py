@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ground and way: heights, kerbs, street plan, and a vehicle that keeps to its lane."""
+"""Ground and way: heights, curbs, street plan, and a vehicle that keeps to its lane."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from pcseg_core.simulation.ground import KERB_M, Ground
+from pcseg_core.simulation.ground import CURB_M, Ground
 from pcseg_core.simulation.materials import Material
 from pcseg_core.simulation.route import distances, plan_route
 from pcseg_core.simulation.streets import Streets
@@ -19,24 +19,24 @@ def make(town: str = "suburb", seed: int = 0) -> tuple[Ground, np.random.Generat
     return Ground(Streets(style, rng, 400), rng, style.relief_m), rng
 
 
-@pytest.fixture(scope="module", params=["suburb", "centre"])
+@pytest.fixture(scope="module", params=["suburb", "center"])
 def hits(request: pytest.FixtureRequest):
-    """Rays all around from above a street crossing: ground, ranges, kerb flags, points."""
+    """Rays all around from above a street crossing: ground, ranges, curb flags, points."""
     ground, rng = make(request.param)
     azimuth, elevation = rng.uniform(0, 6.28, 40_000), np.radians(rng.uniform(-60, 4, 40_000))
     flat = np.cos(elevation)
     d = np.stack([np.cos(azimuth) * flat, np.sin(azimuth) * flat, np.sin(elevation)], 1)
     x, y = (float(c) for c in ground.streets.to_world(1.0, 2.0))
     origin = np.array([x, y, ground.height(x, y) + 1.8])
-    t, kerb = ground.cast(origin[None], d, 250.0)
+    t, curb = ground.cast(origin[None], d, 250.0)
     with np.errstate(invalid="ignore"):
         points = origin + t[:, None] * d
-    return ground, t, kerb, points, d
+    return ground, t, curb, points, d
 
 
 def test_rays_end_on_the_surface(hits):
-    ground, t, kerb, points, _ = hits
-    flat = np.isfinite(t) & ~kerb
+    ground, t, curb, points, _ = hits
+    flat = np.isfinite(t) & ~curb
     assert flat.mean() > 0.8
     x, y, z = points[flat].T
     off_border = np.abs(ground.streets.inside(x, y)) > 1e-3
@@ -44,13 +44,13 @@ def test_rays_end_on_the_surface(hits):
     assert error.max() < 1e-4
 
 
-def test_kerbs_are_met_at_the_border_of_blocks(hits):
-    ground, _, kerb, points, _ = hits
-    assert kerb.sum() > 100
-    x, y, z = points[kerb].T
+def test_curbs_are_met_at_the_border_of_blocks(hits):
+    ground, _, curb, points, _ = hits
+    assert curb.sum() > 100
+    x, y, z = points[curb].T
     assert np.abs(ground.streets.inside(x, y)).max() < 1e-3
     above = z - ground.height(x, y)
-    assert above.min() > -1e-3 and above.max() < KERB_M + 1e-3
+    assert above.min() > -1e-3 and above.max() < CURB_M + 1e-3
 
 
 def test_nothing_is_passed_through(hits):
@@ -111,16 +111,16 @@ def test_the_route_stays_on_the_road_and_on_the_right(town: str, seed: int):
     route = plan_route(ground.streets, rng, 250, 0.8)
     assert route.distance[-1] > 250
     x, y = route.xy.T
-    assert ground.streets.inside(x, y).max() < -0.7  # half a car's width from any kerb
+    assert ground.streets.inside(x, y).max() < -0.7  # half a car's width from any curb
     left = route.xy + 1.2 * np.stack([-np.sin(route.yaw), np.cos(route.yaw)], 1)
     straight = np.abs(np.gradient(route.yaw, route.distance)) < 0.005
     inside_right = -ground.streets.inside(x, y)[straight]
     inside_left = -ground.streets.inside(*left.T)[straight]
-    assert np.mean(inside_left > inside_right - 1e-6) > 0.8  # the kerb is nearer on the right
+    assert np.mean(inside_left > inside_right - 1e-6) > 0.8  # the curb is nearer on the right
 
 
 def test_speed_falls_in_turns_and_time_never_runs_back():
-    ground, rng = make("centre", 2)
+    ground, rng = make("center", 2)
     route = plan_route(ground.streets, rng, 250, 1.0)
     times = np.arange(-1, 25, 0.01)
     along = distances(route, 9.0, 20.0, times)

@@ -29,8 +29,8 @@ from pcseg_core.simulation.raycast import (
 )
 
 
-def one(kind: Kind, centre=(10.0, 0.0, 0.0), size=(2.0, 2.0, 2.0), **options) -> np.ndarray:
-    return solid(kind, centre, size, 0, 0, (0.5, 0.5, 0.5), **options)
+def one(kind: Kind, center=(10.0, 0.0, 0.0), size=(2.0, 2.0, 2.0), **options) -> np.ndarray:
+    return solid(kind, center, size, 0, 0, (0.5, 0.5, 0.5), **options)
 
 
 def rays_from(origin, directions: np.ndarray, time=None, **options) -> Rays:
@@ -57,7 +57,7 @@ def brute_force(table: np.ndarray, rays: Rays) -> tuple[np.ndarray, np.ndarray]:
     for k, primitive in enumerate(table):
         to_unit = primitive["rotation"].T / primitive["half"][:, None]
         time = np.zeros(len(best)) if rays.time is None else rays.time.astype(float)
-        start = rays.reference + rays.origin - primitive["centre"]
+        start = rays.reference + rays.origin - primitive["center"]
         start = start - time[:, None] * primitive["velocity"]
         o, d = start @ to_unit.T, rays.direction.astype(float) @ to_unit.T
         with np.errstate(all="ignore"):
@@ -110,7 +110,7 @@ def test_holes_are_open_and_rims_are_not():
     hub, rim = ranges(wheel, (10, -5, 0), (0, 1, 0))[0], ranges(wheel, (10.95, -5, 0), (0, 1, 0))[0]
     assert hub == np.inf and rim == pytest.approx(4.95, abs=1e-4)
     # bars of 0.1 m every 0.4 m, counted from the end at x = -1
-    fence = one(Kind.FENCE, centre=(0, 5, 0), size=(2, 0.05, 1), texture=(0.4, 0.25, 0, 0))
+    fence = one(Kind.FENCE, center=(0, 5, 0), size=(2, 0.05, 1), texture=(0.4, 0.25, 0, 0))
     at_bar, in_gap, at_rail = (
         ranges(fence, (x, 0, z), (0, 1, 0))[0] for x, z in ((-0.95, 0), (-0.75, 0), (-0.75, 0.45))
     )
@@ -145,8 +145,14 @@ def test_rays_in_motion_and_moving_solids():
     azimuth, elevation = np.meshgrid(
         np.linspace(np.pi, -np.pi, width, endpoint=False), np.linspace(-0.4, 0.4, height)
     )
-    directions = np.stack([np.cos(azimuth) * np.cos(elevation),
-                           np.sin(azimuth) * np.cos(elevation), np.sin(elevation)], -1)
+    directions = np.stack(
+        [
+            np.cos(azimuth) * np.cos(elevation),
+            np.sin(azimuth) * np.cos(elevation),
+            np.sin(elevation),
+        ],
+        -1,
+    )
     directions = directions.reshape(-1, 3)
     time = np.tile(np.linspace(-0.05, 0.05, width), height)
     yaw = 0.8 * time  # the sensor turns and drives while it scans
@@ -155,9 +161,15 @@ def test_rays_in_motion_and_moving_solids():
     world = np.stack([cos * x - sin * y, sin * x + cos * y, directions[:, 2]], 1)
     origin = np.stack([12 * time, 0 * time, 0 * time], 1)
     rays = Rays(
-        np.zeros(3), origin.astype(np.float32), world.astype(np.float32),
-        time.astype(np.float32), np.eye(3), grid_tiles(directions, height, width), 0.61, 0.041,
-    )  # fmt: skip
+        np.zeros(3),
+        origin.astype(np.float32),
+        world.astype(np.float32),
+        time.astype(np.float32),
+        np.eye(3),
+        grid_tiles(directions, height, width),
+        0.61,
+        0.041,
+    )
     found, row = cast(table, rays, np.full(len(time), np.inf, np.float32))
     truth, true_row = brute_force(table, rays)
     assert (row == true_row).mean() > 0.998
@@ -179,11 +191,11 @@ def test_limit_hides_what_lies_beyond():
     st.tuples(*[st.floats(-3, 3)] * 3),
     st.integers(0, 2**31),
 )
-def test_bounds_hold_every_point_of_a_box(centre, size, turn, seed):
-    box = one(Kind.BOX, centre, size, turn=turn)
+def test_bounds_hold_every_point_of_a_box(center, size, turn, seed):
+    box = one(Kind.BOX, center, size, turn=turn)
     middle, half = angular_bounds(corners(box), 0.0, 0.0)
     inside = np.random.default_rng(seed).uniform(-1, 1, (200, 3)) * box["half"][0]
-    points = inside @ box["rotation"][0].T + box["centre"][0]
+    points = inside @ box["rotation"][0].T + box["center"][0]
     points = points[np.linalg.norm(points[:, :2], axis=1) > 0.1]
     azimuth = np.arctan2(points[:, 1], points[:, 0]) - middle[0, 0]
     azimuth = np.mod(azimuth + np.pi, 2 * np.pi) - np.pi
@@ -200,9 +212,13 @@ def test_shadow_is_what_brute_force_says():
     sun = np.array([0.5, 0.3, 0.8]) / np.linalg.norm([0.5, 0.3, 0.8])
     dark = shadowed(table, np.zeros(3), points.astype(np.float32), sun)
     rays = Rays(
-        np.zeros(3), points, np.broadcast_to(sun, points.shape), None, np.eye(3),
+        np.zeros(3),
+        points,
+        np.broadcast_to(sun, points.shape),
+        None,
+        np.eye(3),
         sorted_tiles(np.broadcast_to(sun, points.shape)),
-    )  # fmt: skip
+    )
     truth = np.isfinite(brute_force(table, rays)[0])
     assert 0.04 < truth.mean() < 0.9
     assert (dark == truth).mean() > 0.997
@@ -212,10 +228,14 @@ def test_shadow_is_what_brute_force_says():
 def test_normals_point_back_along_rays_from_outside(kind: Kind):
     rng = np.random.default_rng(int(kind))
     table = one(
-        kind, (6, 1, 0.5), (3, 2, 2.5), turn=(0.4, 0.3, 0.2), taper=(0.4, 0.2, 0.3),
+        kind,
+        (6, 1, 0.5),
+        (3, 2, 2.5),
+        turn=(0.4, 0.3, 0.2),
+        taper=(0.4, 0.2, 0.3),
         texture=(9.0, 1.0, 0, 0),
-    )  # fmt: skip
-    aim = table["centre"][0] + rng.uniform(-1, 1, (800, 3))
+    )
+    aim = table["center"][0] + rng.uniform(-1, 1, (800, 3))
     rays = rays_from((0, 0, 0), aim)
     t, row = cast(table, rays, np.full(800, np.inf, np.float32))
     hit = row >= 0

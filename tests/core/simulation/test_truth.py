@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from pcseg_core.data.simulated import SimulatedDrive
 from pcseg_core.geometry import deskew, transform
 from pcseg_core.projection import project_cloud, project_sample
 from pcseg_core.simulation.materials import Class
+from pcseg_core.simulation.recording import SimulatedDrive
 
 Seconds = Callable[[int], float]
 TURN = 3  # sample of `turning` in the middle of its turn
@@ -31,9 +31,9 @@ def seen_by_rays(
 ) -> np.ndarray:
     """(N,) bool: a ray from the camera to each point is not stopped before."""
     eye = T_world_cam[:3, 3]
-    towards = xyz_world - eye
-    distance = np.linalg.norm(towards, axis=1)
-    hits = drive.world.probe().cast(eye, towards, time_s)
+    toward = xyz_world - eye
+    distance = np.linalg.norm(toward, axis=1)
+    hits = drive.world.probe().cast(eye, toward, time_s)
     return hits.range > distance - np.maximum(0.15, 0.02 * distance)
 
 
@@ -98,10 +98,10 @@ def test_deskewed_static_points_lie_on_their_surfaces(turning: SimulatedDrive, s
 def _range_errors(
     drive: SimulatedDrive, xyz: np.ndarray, stamp_ns: int, seconds: Seconds
 ) -> np.ndarray:
-    """Distance of points from where a ray towards them, from the sensor at one stamp, ends [m]."""
+    """Distance of points from where a ray toward them, from the sensor at one stamp, ends [m]."""
     pose = drive.world.trajectory.at(stamp_ns)
-    towards = xyz.astype(np.float64) @ pose[:3, :3].T
-    hits = drive.world.probe().cast(pose[:3, 3], towards, seconds(stamp_ns))
+    toward = xyz.astype(np.float64) @ pose[:3, :3].T
+    hits = drive.world.probe().cast(pose[:3, 3], toward, seconds(stamp_ns))
     return np.abs(hits.range - np.linalg.norm(xyz, axis=1))
 
 
@@ -149,12 +149,12 @@ def test_moving_things_are_measured_where_they_are(drive: SimulatedDrive, second
         for k in own[:: len(own) // 3 + 1]:
             at = sample.stamp_ns + round(sample.cloud.time[k] * 1e9)
             pose = sample.trajectory.at(at)
-            towards = pose[:3, :3] @ sample.cloud.xyz[k].astype(np.float64)
-            hit = drive.world.probe().cast(pose[:3, 3], towards[None], seconds(at))
+            toward = pose[:3, :3] @ sample.cloud.xyz[k].astype(np.float64)
+            hit = drive.world.probe().cast(pose[:3, 3], toward[None], seconds(at))
             if hit.instance[0] == instance:  # else a ray beside the edge
                 errors.append(abs(hit.range[0] - np.linalg.norm(sample.cloud.xyz[k])))
             else:
                 errors.append(np.inf)
     assert len(errors) >= 8
-    # the vehicle's own turn within half a sweep is left out, hence not millimetres
+    # the vehicle's own turn within half a sweep is left out, hence not millimeters
     assert np.mean(np.array(errors) < 0.02) > 0.8

@@ -102,11 +102,16 @@ def test_sweeps_of_a_batch_do_not_mix() -> None:
             torch.testing.assert_close(alone.feats, together.feats[rows])
 
 
-def test_neighbours_at_the_limits_of_the_coordinates() -> None:
-    """Keys at the edge of a field must not meet the neighbouring field."""
+def test_neighbors_at_the_limits_of_the_coordinates() -> None:
+    """Keys at the edge of a field must not meet the neighboring field."""
     edge = 131069
-    corners = [[b, x, y, z] for b in (0, 511) for x in (-edge, edge) for y in (-edge, edge)
-               for z in (-edge, edge)]  # fmt: skip
+    corners = [
+        [b, x, y, z]
+        for b in (0, 511)
+        for x in (-edge, edge)
+        for y in (-edge, edge)
+        for z in (-edge, edge)
+    ]
     x = SparseTensor(torch.tensor(corners), torch.ones(len(corners), 1))
     for stride in (1, 2, 4, 8, 16):
         kernel_map = x.cache.kernel_map(stride, 5 if stride == 1 else 3, 1)

@@ -49,13 +49,13 @@ def test_nearest_gives_each_point_its_voxel() -> None:
 
 
 def test_trilinear_is_exact_for_linear_fields_inside() -> None:
-    """Where all eight neighbours are occupied, a linear field is reproduced, with gradient."""
+    """Where all eight neighbors are occupied, a linear field is reproduced, with gradient."""
     axis = torch.arange(4) + 0.5
-    centres = torch.cartesian_prod(axis, axis, axis)
+    centers = torch.cartesian_prod(axis, axis, axis)
     inside = torch.rand(20, 3, generator=torch.Generator().manual_seed(0)) * 2.9 + 0.52
-    voxels = voxelize(torch.cat([centres, inside]), 1.0)
-    field = (centres @ torch.tensor([1.0, -2.0, 0.5]))[:, None].requires_grad_()
-    given = devoxelize(field, voxels, "trilinear")[len(centres) :]
+    voxels = voxelize(torch.cat([centers, inside]), 1.0)
+    field = (centers @ torch.tensor([1.0, -2.0, 0.5]))[:, None].requires_grad_()
+    given = devoxelize(field, voxels, "trilinear")[len(centers) :]
     torch.testing.assert_close(given, (inside @ torch.tensor([1.0, -2.0, 0.5]))[:, None])
     given.sum().backward()
     torch.testing.assert_close(field.grad.sum(), torch.tensor(20.0))

@@ -8,12 +8,7 @@ import torch
 from pcseg_core.errors import InputError
 from pcseg_core.labels import LabelSpace
 from pcseg_core.learning.recipe import TextConfig
-from pcseg_core.learning.text import (
-    TextObjective,
-    head_cosines,
-    load_text_teacher,
-    mean_by_voxel,
-)
+from pcseg_core.learning.text import TextObjective, head_cosines, load_text_teacher, mean_by_voxel
 from pcseg_core.text_table import TextTable
 from pcseg_core.vision.class_to_text import (
     ClassProbabilities,
@@ -24,14 +19,16 @@ from pcseg_core.vision.class_to_text import (
 )
 from pcseg_core.vision.text_space import GeneratedText, TextSpaceConfig
 
-SPACE = LabelSpace.from_dict({
-    "name": "three",
-    "classes": [
-        {"name": "car", "color": [1, 2, 3], "synonyms": ["van"]},
-        {"name": "sky", "color": [1, 2, 3]},
-        {"name": "tree", "color": [1, 2, 3], "synonyms": ["bush"]},
-    ],
-})  # fmt: skip
+SPACE = LabelSpace.from_dict(
+    {
+        "name": "three",
+        "classes": [
+            {"name": "car", "color": [1, 2, 3], "synonyms": ["van"]},
+            {"name": "sky", "color": [1, 2, 3]},
+            {"name": "tree", "color": [1, 2, 3], "synonyms": ["bush"]},
+        ],
+    }
+)
 TABLE = TextTable("t", ("car", "van", "bush", "cloud"), np.eye(4, 6))
 
 
@@ -153,8 +150,8 @@ def test_generated_space_knows_all_classes() -> None:
     assert words["tree"] == ("tree", "bush") and class_matrix(GeneratedText(16), words).all()
 
 
-def test_spaces_of_encoders_are_centred_on_the_words_of_the_run() -> None:
-    config = TextConfig(space=TextSpaceConfig(channels=16, centre=True), words=("minivan",))
+def test_spaces_of_encoders_are_centered_on_the_words_of_the_run() -> None:
+    config = TextConfig(space=TextSpaceConfig(channels=16, center=True), words=("minivan",))
     teacher = load_text_teacher(config, Teacher(), "cpu")
     text = teacher.checkpoint_text(config)
     assert set(text.table.words) == {"car", "van", "sky", "tree", "bush", "minivan"}
@@ -162,7 +159,7 @@ def test_spaces_of_encoders_are_centred_on_the_words_of_the_run() -> None:
     moved = raw - raw.mean(0)
     moved /= np.linalg.norm(moved, axis=1, keepdims=True)
     assert np.allclose(text.table.vectors, moved, atol=1e-5)
-    assert text.table.centre is not None and np.allclose(text.table.centre, raw.mean(0), atol=1e-6)
+    assert text.table.center is not None and np.allclose(text.table.center, raw.mean(0), atol=1e-6)
     more = text.table.extended(["bus"], GeneratedText(16).embed(["bus"]))
     late = GeneratedText(16).embed(["bus"]) - raw.mean(0)
     assert np.allclose(more.embed(["bus"]), late / np.linalg.norm(late), atol=1e-5)

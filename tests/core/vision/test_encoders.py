@@ -76,9 +76,7 @@ def resnet(resnet_state: State, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 @pytest.mark.parametrize(("stride", "size"), [(4, (16, 24)), (8, (8, 12)), (32, (2, 3))])
-def test_dilated_resnet_keeps_resolution(
-    resnet: Path, stride: int, size: tuple[int, int]
-) -> None:
+def test_dilated_resnet_keeps_resolution(resnet: Path, stride: int, size: tuple[int, int]) -> None:
     encoder = ResNet50(resnet, stride=stride)
     features = encoder.features(IMAGE)  # 70 x 100 is resized to 64 x 96
     assert features.shape == (2048, *size) and features.dtype == np.float32
@@ -108,9 +106,7 @@ KINDS = ["resnet50", "vit", "efficientnet_lite0", "espnetv2"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_encoders_are_frozen_also_when_told_to_train(
-    every: dict[str, Encoder], kind: str
-) -> None:
+def test_encoders_are_frozen_also_when_told_to_train(every: dict[str, Encoder], kind: str) -> None:
     encoder = every[kind]
     before = {k: v.clone() for k, v in encoder.network.state_dict().items()}
     first = encoder.features(IMAGE)

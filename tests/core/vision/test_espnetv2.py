@@ -62,7 +62,7 @@ def test_unfit_weights_are_named(weights: Path, tmp_path: Path, damage: str) -> 
         ESPNetv2Classes(path, LabelSpace.load("cityscapes"))
 
 
-def test_grey_or_float_images_are_refused(weights: Path) -> None:
+def test_gray_or_float_images_are_refused(weights: Path) -> None:
     teacher = ESPNetv2Classes(weights, LabelSpace.load("cityscapes"))
     with pytest.raises(InputError, match="uint8 RGB"):
         teacher.probabilities(np.zeros((32, 32), np.uint8))

@@ -28,9 +28,18 @@ def _tiny_sam() -> nn.Module:
     modeling = pytest.importorskip("segment_anything.modeling")
     torch.manual_seed(9)
     encoder = modeling.ImageEncoderViT(
-        depth=2, embed_dim=24, img_size=128, mlp_ratio=4, num_heads=3, patch_size=16,
-        norm_layer=partial(nn.LayerNorm, eps=1e-6), qkv_bias=True, use_rel_pos=True,
-        global_attn_indexes=(1,), window_size=3, out_chans=32,
+        depth=2,
+        embed_dim=24,
+        img_size=128,
+        mlp_ratio=4,
+        num_heads=3,
+        patch_size=16,
+        norm_layer=partial(nn.LayerNorm, eps=1e-6),
+        qkv_bias=True,
+        use_rel_pos=True,
+        global_attn_indexes=(1,),
+        window_size=3,
+        out_chans=32,
     )
     prompt = modeling.PromptEncoder(32, (8, 8), (128, 128), 16)
     transformer = modeling.TwoWayTransformer(2, 32, 8, 64)
@@ -54,7 +63,11 @@ def test_sam_of_any_size_is_rebuilt_from_its_checkpoint(sam: Path) -> None:
 
 def test_sam_cuts_an_image_into_segments(sam: Path) -> None:
     generator = SamSuperpixels(
-        sam, min_area=20, points_per_side=6, pred_iou_thresh=-100.0, stability_score_thresh=0.0,
+        sam,
+        min_area=20,
+        points_per_side=6,
+        pred_iou_thresh=-100.0,
+        stability_score_thresh=0.0,
         box_nms_thresh=0.95,
     )
     image = np.random.default_rng(0).integers(0, 255, (60, 100, 3), np.uint8)
@@ -175,5 +188,7 @@ def test_semantic_superpixels_of_a_street(shared_data: Path) -> None:
 def test_safetensors_serve_as_well_as_torch_files(sam: Path, tmp_path: Path) -> None:
     path = tmp_path / "tiny.safetensors"
     save_file(torch.load(sam, weights_only=True), str(path))
-    assert torch.equal(load_sam(path).state_dict()["prompt_encoder.no_mask_embed.weight"],
-                       load_sam(sam).state_dict()["prompt_encoder.no_mask_embed.weight"])
+    assert torch.equal(
+        load_sam(path).state_dict()["prompt_encoder.no_mask_embed.weight"],
+        load_sam(sam).state_dict()["prompt_encoder.no_mask_embed.weight"],
+    )

@@ -43,7 +43,7 @@ class Stripes:
         return SegmentMap(ids, np.arange(399, dtype=np.int16))
 
 
-class Drive:
+class Recording:
     """Two samples of two cameras; the image of sample 1, camera b is empty."""
 
     name = "yard/1"
@@ -76,7 +76,7 @@ def test_maps_come_back_as_they_were(tmp_path: Path) -> None:
 
 
 def test_filling_goes_on_where_it_stopped_and_counts_bad_images(tmp_path: Path) -> None:
-    drive, steps = Drive(), []
+    drive, steps = Recording(), []
     first = Stripes()
     cache = SuperpixelCache(tmp_path, first)
     stop = drive[0]
@@ -150,12 +150,12 @@ def test_features_are_kept_in_half_precision(tmp_path: Path) -> None:
 IDS = np.arange(300).reshape(10, 30)
 
 
-def _grey16(folder: Path) -> None:
+def _gray16(folder: Path) -> None:
     Image.fromarray(IDS.astype(np.uint16)).save(folder / "image.png")
 
 
 def _listed(folder: Path) -> None:
-    _grey16(folder)
+    _gray16(folder)
     segments = [{"id": i, "category_id": 1000 + i} for i in range(1, 300)]
     (folder / "image.json").write_text(json.dumps({"segments_info": segments}))
 
@@ -174,15 +174,13 @@ def _npz(folder: Path) -> None:
     np.savez(folder / "image.npz", ids=IDS - 1, classes=classes)
 
 
-@pytest.mark.parametrize("write", [_grey16, _listed, _coco, _npz])
-def test_masks_are_read_from_every_format(
-    tmp_path: Path, write: Callable[[Path], None]
-) -> None:
+@pytest.mark.parametrize("write", [_gray16, _listed, _coco, _npz])
+def test_masks_are_read_from_every_format(tmp_path: Path, write: Callable[[Path], None]) -> None:
     write(tmp_path)
     read = ImportedMasks(tmp_path).read("image", 10, 30)
     assert np.array_equal(read.ids, IDS - 1)  # 0 is no segment in pictures
     assert read.count == 299
-    if write is _grey16:
+    if write is _gray16:
         assert read.classes is None
     else:
         assert read.classes is not None and read.classes.tolist() == list(range(1001, 1300))

@@ -76,13 +76,27 @@ def test_resnet_equals_pooling_in_which_each_pixel_attends_to_itself() -> None:
     pool, tokens = visual.attnpool, x.flatten(2).permute(2, 0, 1)
     count = len(tokens)
     direct, _ = F.multi_head_attention_forward(
-        tokens, tokens, tokens, tokens.shape[-1], pool.num_heads, None,
-        torch.cat([pool.q_proj.bias, pool.k_proj.bias, pool.v_proj.bias]), None, None, False, 0.0,
-        pool.c_proj.weight, pool.c_proj.bias, training=False, need_weights=False,
+        tokens,
+        tokens,
+        tokens,
+        tokens.shape[-1],
+        pool.num_heads,
+        None,
+        torch.cat([pool.q_proj.bias, pool.k_proj.bias, pool.v_proj.bias]),
+        None,
+        None,
+        False,
+        0.0,
+        pool.c_proj.weight,
+        pool.c_proj.bias,
+        training=False,
+        need_weights=False,
         attn_mask=torch.full((count, count), -torch.inf).fill_diagonal_(0.0),
-        use_separate_proj_weight=True, q_proj_weight=pool.q_proj.weight,
-        k_proj_weight=pool.k_proj.weight, v_proj_weight=pool.v_proj.weight,
-    )  # fmt: skip
+        use_separate_proj_weight=True,
+        q_proj_weight=pool.q_proj.weight,
+        k_proj_weight=pool.k_proj.weight,
+        v_proj_weight=pool.v_proj.weight,
+    )
     assert features.shape == (2, 12, 3, 2) and keys.shape == (2, 256, 3, 2)
     assert torch.allclose(features.flatten(2).permute(2, 0, 1), direct, atol=1e-5)
 
@@ -154,18 +168,22 @@ def test_key_smoothing_averages_unsure_pixels_over_like_keys() -> None:
 
 def test_classes_are_the_words_most_alike() -> None:
     space = LabelSpace.load("street")
-    pixels = MaskClip(model(VIT).visual, DenseClipConfig(
-        short_side_px=64, window_px=32, prompt_denoising=0.0, key_smoothing=0.0
-    ))  # fmt: skip
+    pixels = MaskClip(
+        model(VIT).visual,
+        DenseClipConfig(short_side_px=64, window_px=32, prompt_denoising=0.0, key_smoothing=0.0),
+    )
     text = GeneratedText(12)
     found = MaskClipClasses(pixels, text, space).probabilities(image(64, 80))
     assert found.shape == (8, 8, 10)
     assert np.allclose(found.sum(0), 1, atol=1e-5)
     one = MaskClip(pixels.visual, pixels.config.model_copy(update={"window_px": 512}))
     features = one.features(image(64, 80))
-    best = np.stack([
-        (text.embed([c.name, *c.synonyms]) @ features.reshape(12, -1)).max(0) for c in space.classes
-    ])  # fmt: skip
+    best = np.stack(
+        [
+            (text.embed([c.name, *c.synonyms]) @ features.reshape(12, -1)).max(0)
+            for c in space.classes
+        ]
+    )
     whole = MaskClipClasses(one, text, space).probabilities(image(64, 80))
     assert (whole.reshape(8, -1).argmax(0) == best.argmax(0)).all()
     cleaned = DenseClipConfig(short_side_px=64, window_px=32)

@@ -58,7 +58,7 @@ def test_small_segments_merge_until_they_are_large() -> None:
     assert tidied.count in (2, 3)
 
 
-def test_island_without_neighbour_goes() -> None:
+def test_island_without_neighbor_goes() -> None:
     raw = np.full((5, 5), -1)
     raw[2, 2] = 0
     assert (tidy(raw, min_area=2).ids == -1).all()
@@ -95,7 +95,7 @@ def test_regions_agree_with_flood_fill_per_label(labels: np.ndarray) -> None:
     assert len(pairs) == int(regions.max()) + 1
 
 
-def test_resize_takes_pixel_centres_and_drops_what_vanishes() -> None:
+def test_resize_takes_pixel_centers_and_drops_what_vanishes() -> None:
     ids = np.zeros((4, 8), np.int32)
     ids[:, 4:] = 1
     ids[0, 0] = 2
@@ -105,7 +105,7 @@ def test_resize_takes_pixel_centres_and_drops_what_vanishes() -> None:
     assert np.array_equal(resize(SegmentMap(ids[1:]), 6, 16).ids[:, 8], np.ones(6))
 
 
-def test_pixels_are_read_at_their_centres() -> None:
+def test_pixels_are_read_at_their_centers() -> None:
     ids = np.arange(6, dtype=np.int32).reshape(2, 3)
     uv = [[0, 0], [2.49, 1.49], [-0.5, 0], [-0.51, 0], [2.51, 0], [np.nan, 0], [np.inf, 1]]
     assert segments_at(ids, np.array(uv)).tolist() == [0, 5, 0, -1, -1, -1, -1]
@@ -156,9 +156,7 @@ def test_a_point_in_two_cameras_gives_two_pairs() -> None:
     pairs = pair_points([left, right], [uv_left, uv_right], [seen_left, seen_right])
     given = list(zip(pairs.point, pairs.segment, pairs.camera))
     assert given == [(0, 0, 0), (1, 1, 0), (2, 1, 0), (0, 2, 1), (1, 2, 1), (3, 2, 1)]
-    enough = pair_points(
-        [left, right], [uv_left, uv_right], [seen_left, seen_right], min_points=2
-    )
+    enough = pair_points([left, right], [uv_left, uv_right], [seen_left, seen_right], min_points=2)
     assert set(enough.segment.tolist()) == {1, 2}
     assert len(pair_points([], [], []).point) == 0
 
@@ -202,7 +200,7 @@ def test_slic_covers_the_image_with_connected_segments() -> None:
     assert np.array_equal(Slic(40).segment(image).ids, first.ids)
 
 
-def test_slic_ends_segments_where_colours_end() -> None:
+def test_slic_ends_segments_where_colors_end() -> None:
     image = np.zeros((60, 60, 3), np.uint8)
     image[:, :33] = 255  # not at a border of the grid
     ids = Slic(16, compactness=5, blur_px=0).segment(image).ids
@@ -217,7 +215,7 @@ def test_slic_takes_images_of_any_size(shape: tuple[int, int]) -> None:
     assert segments.ids.shape == shape and segments.ids.min() == 0
 
 
-def test_slic_explains_as_much_colour_as_the_reference() -> None:
+def test_slic_explains_as_much_color_as_the_reference() -> None:
     reference = pytest.importorskip("skimage.segmentation").slic
     from benchmarks.superpixels import explained_variance
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What words answer on labelled sweeps: each alone, and all together."""
+"""What words answer on labeled sweeps: each alone, and all together."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pcseg_core.online.prompts import EVERYTHING_ELSE, PromptSet
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from pcseg_core.data import Drive, Sample
+    from pcseg_core.data import Recording, Sample
     from pcseg_core.online.segmenter import Segmenter
 
 Progress = Callable[[int, int], None]
@@ -47,7 +47,7 @@ class WordFigures(Section):
 
 
 class WordReport(Section):
-    """Figures of words on labelled sweeps."""
+    """Figures of words on labeled sweeps."""
 
     checkpoint: str
     source: str
@@ -77,30 +77,30 @@ class WordReport(Section):
 
 def measure_words(
     segmenter: Segmenter,
-    drive: Drive,
+    recording: Recording,
     groups: Sequence[str],
     space: str = "street",
     checkpoint: str = "",
     progress: Progress | None = None,
 ) -> WordReport:
-    """Ask a segmenter for words on every labelled sweep of a drive.
+    """Ask a segmenter for words on every labeled sweep of a drive.
 
     Args:
         segmenter: with a text head; its prompts are as before afterwards.
-        drive: labelled sweeps.
+        recording: labeled sweeps.
         groups: prompts "class: word, word", where class is one of `space` that the words mean.
         space: label space of the truth.
         checkpoint: name for the report.
         progress: called with (prompt lists done, prompt lists in all).
 
     Raises:
-        InputError: a group that is no class of the space, an unknown word, or nothing labelled.
+        InputError: a group that is no class of the space, an unknown word, or nothing labeled.
     """
     truth_space = LabelSpace.load(space)
     parsed = PromptSet.parse(groups)
     named = [prompt for prompt in parsed.prompts if prompt.words]
     expected = [truth_space.index(prompt.name) for prompt in named]
-    samples, truth = _labelled(drive, truth_space)
+    samples, truth = _labeled(recording, truth_space)
     words = [(w, t) for prompt, t in zip(named, expected) for w in prompt.words]
     before = segmenter.prompts or None
     try:
@@ -121,7 +121,7 @@ def measure_words(
 
     return WordReport(
         checkpoint=checkpoint,
-        source=drive.name,
+        source=recording.name,
         label_space=space,
         scans=len(samples),
         points=int((truth >= 0).sum()),
@@ -132,14 +132,14 @@ def measure_words(
 
 
 def measure_classes(
-    segmenter: Segmenter, drive: Drive, space: str = "street", checkpoint: str = ""
+    segmenter: Segmenter, recording: Recording, space: str = "street", checkpoint: str = ""
 ) -> WordReport:
     """Measure the classes in force, named as those of `space` (others are everything else).
 
     The segmenter answers the checkpoint's own classes afterwards.
 
     Raises:
-        InputError: no class of that space among them, or nothing labelled.
+        InputError: no class of that space among them, or nothing labeled.
     """
     truth_space = LabelSpace.load(space)
     names = segmenter.label_space.names
@@ -149,16 +149,17 @@ def measure_classes(
             f"none of the classes {', '.join(names)} is one of '{space}': "
             f"{', '.join(truth_space.names)}"
         )
-    samples, truth = _labelled(drive, truth_space)
+    samples, truth = _labeled(recording, truth_space)
     labels = _labels(segmenter, samples)
     segmenter.set_prompts(None)
     own = regroup(_labels(segmenter, samples), grouping(segmenter.label_space, truth_space))
     rows = [_figures(names[i], truth_space.names[t], labels == i, truth, t) for i, t in shared]
-    trained = [_figures(truth_space.names[t], truth_space.names[t], own == t, truth, t)
-               for _, t in shared]  # fmt: skip
+    trained = [
+        _figures(truth_space.names[t], truth_space.names[t], own == t, truth, t) for _, t in shared
+    ]
     return WordReport(
         checkpoint=checkpoint,
-        source=drive.name,
+        source=recording.name,
         label_space=space,
         scans=len(samples),
         points=int((truth >= 0).sum()),
@@ -168,11 +169,11 @@ def measure_classes(
     )
 
 
-def _labelled(drive: Drive, space: LabelSpace) -> tuple[list[Sample], npt.NDArray[np.int64]]:
+def _labeled(recording: Recording, space: LabelSpace) -> tuple[list[Sample], npt.NDArray[np.int64]]:
     """The sweeps with labels, and the truth of their points in a row."""
-    samples = [s for s in (drive[i] for i in range(len(drive))) if s.labels is not None]
+    samples = [s for s in (recording[i] for i in range(len(recording))) if s.labels is not None]
     if not samples:
-        raise InputError(f"{drive.name}: none of its {len(drive)} sweeps has labels")
+        raise InputError(f"{recording.name}: none of its {len(recording)} sweeps has labels")
     return samples, np.concatenate([truth_of(sample, space) for sample in samples])
 
 

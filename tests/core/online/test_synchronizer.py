@@ -6,12 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pcseg_core.errors import InputError
-from pcseg_core.online.synchroniser import MAX_IMAGES, Match, Synchroniser
+from pcseg_core.online.synchronizer import MAX_IMAGES, Match, Synchronizer
 
 MS = 1_000_000
 
 
-def feed(sync: Synchroniser, camera: str, *stamps_ms: int) -> None:
+def feed(sync: Synchronizer, camera: str, *stamps_ms: int) -> None:
     for stamp in stamps_ms:
         sync.add_image(camera, stamp * MS, f"{camera}@{stamp}")
 
@@ -22,7 +22,7 @@ def one(matches: list[Match]) -> Match:
 
 
 def test_the_nearest_image_of_each_camera() -> None:
-    sync: Synchroniser = Synchroniser(["front", "back"], tolerance_s=0.04)
+    sync: Synchronizer = Synchronizer(["front", "back"], tolerance_s=0.04)
     feed(sync, "front", 60, 93, 126)
     feed(sync, "back", 70, 103)
     sync.add_sweep(100 * MS, "sweep", now_s=5.0)
@@ -35,7 +35,7 @@ def test_the_nearest_image_of_each_camera() -> None:
 
 
 def test_an_image_outside_the_tolerance_is_none() -> None:
-    sync: Synchroniser = Synchroniser(["front"], tolerance_s=0.01)
+    sync: Synchronizer = Synchronizer(["front"], tolerance_s=0.01)
     feed(sync, "front", 89, 111)
     sync.add_sweep(100 * MS, "sweep", 0.0)
     match = one(sync.poll(0.0))
@@ -46,7 +46,7 @@ def test_an_image_outside_the_tolerance_is_none() -> None:
 
 
 def test_a_sweep_waits_for_a_nearer_image_until_the_deadline() -> None:
-    sync: Synchroniser = Synchroniser(["front"], tolerance_s=0.06, deadline_s=0.05)
+    sync: Synchronizer = Synchronizer(["front"], tolerance_s=0.06, deadline_s=0.05)
     feed(sync, "front", 0, 100)
     sync.add_sweep(160 * MS, "sweep", 7.0)
     assert sync.poll(7.049) == [] and sync.next_deadline_s == pytest.approx(7.05)
@@ -61,14 +61,14 @@ def test_a_sweep_waits_for_a_nearer_image_until_the_deadline() -> None:
 
 def test_nothing_is_waited_for_that_can_only_be_farther() -> None:
     """The camera's next image is due 100 ms after its last: 98 ms off, where 2 ms are there."""
-    sync: Synchroniser = Synchroniser(["front"], deadline_s=10)
+    sync: Synchronizer = Synchronizer(["front"], deadline_s=10)
     feed(sync, "front", 98, 198)
     sync.add_sweep(200 * MS, "sweep", 0.0)
     assert one(sync.poll(0.0)).images == {"front": "front@198"}
 
 
 def test_a_camera_that_dies_holds_no_sweep_up_and_is_used_when_it_returns() -> None:
-    sync: Synchroniser = Synchroniser(["a", "b"], deadline_s=0.05, silent_s=0.3)
+    sync: Synchronizer = Synchronizer(["a", "b"], deadline_s=0.05, silent_s=0.3)
     waited, missing = [], []
     now = 0.0
     for k in range(30):
@@ -87,13 +87,13 @@ def test_a_camera_that_dies_holds_no_sweep_up_and_is_used_when_it_returns() -> N
 
 
 def test_without_cameras_every_sweep_goes_through_at_once() -> None:
-    sync: Synchroniser = Synchroniser([])
+    sync: Synchronizer = Synchronizer([])
     sync.add_sweep(1, "x", 0.0)
     assert one(sync.poll(0.0)).missing == ()
 
 
 def test_disorder_is_counted() -> None:
-    sync: Synchroniser = Synchroniser(["a"], tolerance_s=0.02)
+    sync: Synchronizer = Synchronizer(["a"], tolerance_s=0.02)
     feed(sync, "a", 100, 200, 150, 150)
     assert sync.counters == {"image_out_of_order": 2, "image_duplicate": 1}
     sync.add_sweep(150 * MS, "second", 0.0)
@@ -108,12 +108,15 @@ def test_disorder_is_counted() -> None:
     feed(sync, "a", 145, 20)
     assert sync.poll(1.0) == []
     assert sync.counters == {
-        "sweep_duplicate": 1, "sweep_out_of_order": 1, "image_late": 2, "image_out_of_order": 1,
-    }  # fmt: skip
+        "sweep_duplicate": 1,
+        "sweep_out_of_order": 1,
+        "image_late": 2,
+        "image_out_of_order": 1,
+    }
 
 
 def test_a_burst_of_sweeps_drops_the_oldest() -> None:
-    sync: Synchroniser = Synchroniser(["a"], deadline_s=1, max_sweeps=2)
+    sync: Synchronizer = Synchronizer(["a"], deadline_s=1, max_sweeps=2)
     feed(sync, "a", 0)
     for k in range(1, 6):
         sync.add_sweep(k * 100 * MS, k, 0.0)
@@ -122,7 +125,7 @@ def test_a_burst_of_sweeps_drops_the_oldest() -> None:
 
 
 def test_a_bag_in_a_loop_starts_anew() -> None:
-    sync: Synchroniser = Synchroniser(["a"], tolerance_s=0.02)
+    sync: Synchronizer = Synchronizer(["a"], tolerance_s=0.02)
     for k in range(100, 105):
         feed(sync, "a", 100 * k)
         sync.add_sweep(100 * k * MS, k, 0.0)
@@ -139,14 +142,14 @@ def test_a_bag_in_a_loop_starts_anew() -> None:
 
 
 def test_a_clock_set_back_keeps_no_sweep_waiting() -> None:
-    sync: Synchroniser = Synchroniser(["a"], deadline_s=0.05)
+    sync: Synchronizer = Synchronizer(["a"], deadline_s=0.05)
     feed(sync, "a", 0)
     sync.add_sweep(50 * MS, "x", 1000.0)
     assert len(sync.poll(3.0)) == 1
 
 
 def test_reset_forgets_messages_and_keeps_counts() -> None:
-    sync: Synchroniser = Synchroniser(["a"])
+    sync: Synchronizer = Synchronizer(["a"])
     feed(sync, "a", 100, 100)
     sync.add_sweep(100 * MS, "x", 0.0)
     sync.reset()
@@ -166,9 +169,9 @@ def test_reset_forgets_messages_and_keeps_counts() -> None:
 )
 def test_impossible_settings_are_named(arguments: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        Synchroniser(**arguments)
+        Synchronizer(**arguments)
     with pytest.raises(InputError, match="known are a"):
-        Synchroniser(["a"]).add_image("b", 0, None)
+        Synchronizer(["a"]).add_image("b", 0, None)
 
 
 @settings(max_examples=200, deadline=None)
@@ -180,7 +183,7 @@ def test_impossible_settings_are_named(arguments: dict, message: str) -> None:
 def test_all_there_before_the_sweeps_gives_the_nearest_of_all(
     images: list[tuple[str, int]], sweeps: list[int], tolerance: int
 ) -> None:
-    sync: Synchroniser = Synchroniser("abc", tolerance_s=tolerance / 1e3, deadline_s=0)
+    sync: Synchronizer = Synchronizer("abc", tolerance_s=tolerance / 1e3, deadline_s=0)
     by_camera = {c: sorted({s for n, s in images if n == c})[-MAX_IMAGES:] for c in "abc"}
     for camera, stamps in by_camera.items():
         feed(sync, camera, *stamps)
@@ -206,7 +209,7 @@ def test_all_there_before_the_sweeps_gives_the_nearest_of_all(
 )
 def test_any_order_of_messages(events: list[tuple[str, int, int]]) -> None:
     """Every sweep comes out once, in order and in time, or is counted; memory stays bounded."""
-    sync: Synchroniser = Synchroniser("ab", tolerance_s=0.05, deadline_s=0.05, max_sweeps=3)
+    sync: Synchronizer = Synchronizer("ab", tolerance_s=0.05, deadline_s=0.05, max_sweeps=3)
     now, matches, added = 0.0, [], 0
     for kind, stamp, pause_ms in events:
         target = now + pause_ms / 1e3

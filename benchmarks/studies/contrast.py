@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from pcseg_core.data import Drive, open_drive
+from pcseg_core.data import Recording, open_recording
 from pcseg_core.errors import InputError
 from pcseg_core.evaluation.baselines import raw_inputs
-from pcseg_core.evaluation.metrics import Confusion
 from pcseg_core.evaluation.report import Figures, merge_of
 from pcseg_core.files import atomic_path, slug, write_atomic
 from pcseg_core.labels import LabelSpace
@@ -29,6 +28,7 @@ from pcseg_core.learning.probe import (
     untrained,
 )
 from pcseg_core.learning.runs import stored_rows
+from pcseg_core.metrics.confusion import Confusion
 
 RAW, UNTRAINED = "raw inputs", "random"
 
@@ -41,10 +41,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "point-pixel contrast": {"point_pixel": 1.0, "kind": "slic"},
     "regression": {"regression": 1.0},
     "best mix": {"superpixel": 1.0, "temporal": 0.2, "point_to_segment": 0.2, "paired": 0.5},
-}  # fmt: skip
+}
 _TERMS = ("superpixel", "temporal", "point_to_segment", "point_pixel", "regression")
 
-_TOWNS = ("centre", "suburb", "old-town", "avenue")  # trained and fitted in
+_TOWNS = ("center", "suburb", "old-town", "avenue")  # trained and fitted in
 _TEST_TOWN = "industrial"
 
 
@@ -54,8 +54,8 @@ class AblationData:
 
     Attributes:
         train: sources of recordings with cameras.
-        fit: sources of labelled sweeps that the probes are fitted to.
-        test: sources of labelled sweeps they are measured on.
+        fit: sources of labeled sweeps that the probes are fitted to.
+        test: sources of labeled sweeps they are measured on.
         split: where one source serves both, even scans are fitted to and odd ones tested on.
     """
 
@@ -65,13 +65,13 @@ class AblationData:
     split: bool = False
 
 
-def simulated_data(drives: int = 8, beams: int = 32) -> AblationData:
-    """Simulated drives of four towns, labelled ones of the same towns, and a town never seen."""
+def simulated_data(recordings: int = 8, beams: int = 32) -> AblationData:
+    """Simulated drives of four towns, labeled ones of the same towns, and a town never seen."""
     lidar = f"beams={beams},columns=1024"
     cameras = "cameras=2,width=640,height=384"
     train = [
         f"simulated:seed={100 + i},town={_TOWNS[i % 4]},sweeps=4,stride=2,{lidar},{cameras}"
-        for i in range(drives)
+        for i in range(recordings)
     ]
     fit = [
         f"simulated:seed={300 + i},town={town},sweeps=2,stride=20,{lidar},cameras=0"
@@ -85,38 +85,41 @@ def simulated_data(drives: int = 8, beams: int = 32) -> AblationData:
 
 
 def folder_data(path: Path, fit: Sequence[str], test: Sequence[str]) -> AblationData:
-    """All recordings with cameras below a folder, and its labelled sequences unless others are
+    """All recordings with cameras below a folder, and its labeled sequences unless others are
     named.
 
     Raises:
-        InputError: no recording, or no labelled sweeps to probe with.
+        InputError: no recording, or no labeled sweeps to probe with.
     """
     raw = sorted({p.parent for p in path.glob("**/velodyne_points")})
-    objects = sorted({p.parent for p in path.glob("**/velodyne") if (p.parent / "image_2").is_dir()
-                      and (p.parent / "calib").is_dir()})  # fmt: skip
-    labelled = sorted(p.parent for p in path.glob("**/labels") if (p.parent / "velodyne").is_dir())
+    objects = sorted(
+        {
+            p.parent
+            for p in path.glob("**/velodyne")
+            if (p.parent / "image_2").is_dir() and (p.parent / "calib").is_dir()
+        }
+    )
+    labeled = sorted(p.parent for p in path.glob("**/labels") if (p.parent / "velodyne").is_dir())
     train = [f"kitti-raw:{p}" for p in raw] + [f"kitti-object:{p}" for p in objects]
     if not train:
         raise InputError(f"{path}: no KITTI raw drive or object folder below it to train on")
     if fit and test:
         return AblationData(train, list(fit), list(test))
-    if not labelled:
-        raise InputError(f"{path}: no labelled sequence below it; give --fit and --test")
-    sources = [f"semantic-kitti:{p}" for p in labelled]
+    if not labeled:
+        raise InputError(f"{path}: no labeled sequence below it; give --fit and --test")
+    sources = [f"semantic-kitti:{p}" for p in labeled]
     if len(sources) > 1:
         return AblationData(train, sources[:1], sources[1:])
     return AblationData(train, sources, sources, split=True)
 
 
-def scans_of(
-    sources: Sequence[str], space: LabelSpace, reach: float, cache: Path
-) -> list[Scan]:
-    """Labelled scans of sources, kept in a file each since simulated ones take long to make."""
+def scans_of(sources: Sequence[str], space: LabelSpace, reach: float, cache: Path) -> list[Scan]:
+    """Labeled scans of sources, kept in a file each since simulated ones take long to make."""
     scans: list[Scan] = []
     for source in sources:
         file = cache / "scans" / f"{slug(source)[-150:]}-{space.name}-{reach:g}.npz"
         if not file.is_file():
-            found = list(read_scans(open_drive(source), space, reach))
+            found = list(read_scans(open_recording(source), space, reach))
             arrays = {f"{i}_{k}": v for i, s in enumerate(found) for k, v in vars(s).items()}
             _save(file, {"count": np.array(len(found)), **arrays})
         with np.load(file, allow_pickle=False) as stored:
@@ -125,7 +128,7 @@ def scans_of(
                 values = {name: stored[f"{i}_{name}"] for name in names}
                 scans.append(Scan(**{**values, "name": str(values["name"])}))
     if not scans:
-        raise InputError(f"no labelled sweep in {', '.join(sources)}")
+        raise InputError(f"no labeled sweep in {', '.join(sources)}")
     return scans
 
 
@@ -219,8 +222,10 @@ class Ablation:
             return untrained(self.base.student, fit, seed, device)
         recipe = method_recipe(self.base, method, seed)
         run = self.work / "runs" / f"{slug(method)}-{seed}"
-        drives: dict[str, Drive] = {source: open_drive(source) for source in self.data.train}
-        pretrain(drives, recipe, run, self.work / "cache", self.device)
+        recordings: dict[str, Recording] = {
+            source: open_recording(source) for source in self.data.train
+        }
+        pretrain(recordings, recipe, run, self.work / "cache", self.device)
         return FrozenNetwork.load(run, device)
 
     def _row(self, confusion: Confusion) -> dict[str, Any]:
@@ -228,9 +233,7 @@ class Ablation:
         return figures.model_dump(exclude_none=True)
 
     def _write(self) -> dict[str, Any]:
-        content = {
-            "settings": self.settings, "rows": self.rows, "summary": summarize(self.rows),
-        }  # fmt: skip
+        content = {"settings": self.settings, "rows": self.rows, "summary": summarize(self.rows)}
         write_atomic(self.out, json.dumps(content, indent=1) + "\n")
         return content
 
@@ -242,8 +245,9 @@ def summarize(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         values = [row["miou"] for row in rows if row["method"] == method]
         if values:
             mean, deviation = float(np.mean(values)), float(np.std(values))
-            found.append({"method": method, "seeds": len(values), "miou": mean,
-                          "deviation": deviation})  # fmt: skip
+            found.append(
+                {"method": method, "seeds": len(values), "miou": mean, "deviation": deviation}
+            )
     return found
 
 

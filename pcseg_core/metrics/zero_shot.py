@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Generalised zero-shot figures: seen and unseen classes compete, and count alike."""
+"""Generalized zero-shot figures: seen and unseen classes compete, and count alike."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
 from pcseg_core.errors import InputError
-from pcseg_core.evaluation.metrics import Confusion
+from pcseg_core.metrics.confusion import Confusion
 
 Bool = npt.NDArray[np.bool_]
 
@@ -39,7 +39,7 @@ class ZeroShotFigures(BaseModel):
         Args:
             confusion: over all classes.
             names: (C,) class names.
-            unseen: (C,) bool, which classes were never labelled.
+            unseen: (C,) bool, which classes were never labeled.
         """
         mask = np.asarray(unseen, bool)
         seen_miou = _mean(confusion, ~mask)

@@ -47,7 +47,7 @@ class DriveOptions(Section):
     range_noise_m: float = Field(
         default=0.02, ge=0, le=1, description="Standard deviation of the LiDAR's range [m]."
     )
-    organised: bool = Field(
+    organized: bool = Field(
         default=False, description="Keep a slot for every firing, NaN where nothing came back."
     )
     rate_hz: float = Field(default=10.0, ge=1, le=50, description="Sweeps per second [Hz].")
@@ -70,7 +70,7 @@ class SimulatedDrive:
     """A drive through a simulated town, rendered when a sample (and its pixels) are asked for.
 
     A sample does not depend on which others were read before. Attributes are those of
-    `pcseg_core.data.Drive`; `options`, `faults` and `world` tell how it was made.
+    `pcseg_core.data.Recording`; `options`, `faults` and `world` tell how it was made.
     """
 
     pose_source = "exact"
@@ -161,9 +161,13 @@ class SimulatedDrive:
     def _lidar(self) -> LidarSpec:
         o = self.options
         return LidarSpec(
-            pattern=o.pattern, beams=o.beams, columns=o.columns, range_noise_m=o.range_noise_m,
-            organised=o.organised, sweep_s=1 / o.rate_hz,
-        )  # fmt: skip
+            pattern=o.pattern,
+            beams=o.beams,
+            columns=o.columns,
+            range_noise_m=o.range_noise_m,
+            organized=o.organized,
+            sweep_s=1 / o.rate_hz,
+        )
 
     def _rig(self) -> tuple[CameraSpec, ...]:
         o = self.options

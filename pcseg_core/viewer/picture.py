@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from pcseg_core.labels import LabelSpace
-    from pcseg_core.viewer import CameraView, View
+    from pcseg_core.viewer.rerun import CameraView, View
 
 # All in pixels.
 _WIDTH = 1600

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Look at recordings, runs and samples.
 
-`drive_views` and `run_views` bring what is to be seen into one form, `View`; `record` makes a
-Rerun recording of views, and `pcseg_core.evaluation.view_picture.draw` a picture of one.
+`recording_views` and `run_views` bring what is to be seen into one form, `View`; `record` makes a
+Rerun recording of views, and `pcseg_core.viewer.picture.draw` a picture of one.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pcseg_core.projection import project_sample
 
 if TYPE_CHECKING:
     from pcseg_core.camera import CameraModel
-    from pcseg_core.data import Drive, Sample
+    from pcseg_core.data import Recording, Sample
     from pcseg_core.evaluation.evaluator import SegmenterLike
 
 Array = npt.NDArray[Any]
@@ -82,7 +82,7 @@ class View:
     cameras: list[CameraView] = field(default_factory=list)
 
     def layers(self, palette: npt.NDArray[np.uint8]) -> dict[str, pictures.Colors]:
-        """Colours (N, 3) by what is known: label, truth, error, confidence; else the raw points."""
+        """Colors (N, 3) by what is known: label, truth, error, confidence; else the raw points."""
         layers = {}
         if self.labels is not None:
             layers["label"] = pictures.label_colors(self.labels, palette)
@@ -100,23 +100,26 @@ class View:
         return layers
 
 
-def drive_views(
-    drive: Drive, space: LabelSpace | None, segmenter: SegmenterLike | None, indices: Iterable[int]
+def recording_views(
+    recording: Recording,
+    space: LabelSpace | None,
+    segmenter: SegmenterLike | None,
+    indices: Iterable[int],
 ) -> Iterator[View]:
     """Views of samples of a drive.
 
     Args:
-        drive: any recording.
+        recording: any recording.
         space: label space to show labels in; None shows none.
         segmenter: labels the sweeps; the recording's own labels then serve as truth.
         indices: which samples.
     """
     for index in indices:
-        yield sample_view(drive[index], space, segmenter)
+        yield sample_view(recording[index], space, segmenter)
 
 
 def sample_view(sample: Sample, space: LabelSpace | None, segmenter: SegmenterLike | None) -> View:
-    """View of one sample; see `drive_views`."""
+    """View of one sample; see `recording_views`."""
     cloud = sample.cloud
     given = _given_labels(sample, space)
     confidence = cloud.extra.get("confidence")
@@ -163,7 +166,7 @@ def _camera_view(sample: Sample, k: int, kept: Array) -> CameraView:
 def run_views(
     run: Path, segmenter: SegmenterLike | None, indices: Iterable[int] | None = None
 ) -> Iterator[View]:
-    """Views of the pseudo-labelled sweeps that a run was trained on.
+    """Views of the pseudo-labeled sweeps that a run was trained on.
 
     With a segmenter its labels are shown and the pseudo labels serve as truth.
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pcseg_core.data import Drive, Sample
+from pcseg_core.data import Recording, Sample
 from pcseg_core.distill.consolidation import consolidate, likeliest
 from pcseg_core.distill.evidence import Evidence
 from pcseg_core.distill.pseudo_labels import (
@@ -68,7 +68,7 @@ class SeenSweep:
 
 
 @dataclass
-class Labelled:
+class Labeled:
     """A sweep with its pseudo labels.
 
     Attributes:
@@ -86,7 +86,7 @@ class Labelled:
     scene: str
 
 
-class Labeller:
+class Labeler:
     """Teacher, projection and cache together.
 
     Args:
@@ -122,52 +122,52 @@ class Labeller:
         self.key = _cache_key(teacher_config, config, with_features, text)
         self.skipped: Counter[str] = Counter()
 
-    def label(self, drives: Mapping[str, Drive], progress: Progress) -> list[Labelled]:
+    def label(self, recordings: Mapping[str, Recording], progress: Progress) -> list[Labeled]:
         """Pseudo labels of every usable sweep of the drives.
 
         Args:
-            drives: by the source they were opened from, which identifies them in the cache.
+            recordings: by the source they were opened from, which identifies them in the cache.
             progress: called with (stage, done, total).
 
         Raises:
-            InputError: not one sweep could be labelled; the message counts the reasons.
+            InputError: not one sweep could be labeled; the message counts the reasons.
         """
-        total, done = sum(len(d) for d in drives.values()), 0
-        labelled: list[Labelled] = []
-        for source, drive in drives.items():
+        total, done = sum(len(d) for d in recordings.values()), 0
+        labeled: list[Labeled] = []
+        for source, recording in recordings.items():
             seen: dict[str, list[tuple[str, SeenSweep]]] = {}
-            for index in range(len(drive)):
+            for index in range(len(recording)):
                 done += 1
-                progress("labelling", done, total)
-                sweep = self._usable(source, drive, index)
+                progress("labeling", done, total)
+                sweep = self._usable(source, recording, index)
                 if sweep is not None:
-                    scene = f"{drive.name}/{drive.scenes[index]}"
-                    seen.setdefault(scene, []).append((f"{drive.name}-{index:06d}", sweep))
+                    scene = f"{recording.name}/{recording.scenes[index]}"
+                    seen.setdefault(scene, []).append((f"{recording.name}-{index:06d}", sweep))
             for scene, members in seen.items():
-                labelled.extend(self._label_scene(scene, members))
-        if not labelled:
+                labeled.extend(self._label_scene(scene, members))
+        if not labeled:
             reasons = "; ".join(f"{n}x {r}" for r, n in self.skipped.most_common(5))
-            raise InputError(f"none of the {total} sweeps could be labelled: {reasons}")
-        return labelled
+            raise InputError(f"none of the {total} sweeps could be labeled: {reasons}")
+        return labeled
 
-    def _usable(self, source: str, drive: Drive, index: int) -> SeenSweep | None:
+    def _usable(self, source: str, recording: Recording, index: int) -> SeenSweep | None:
         try:
-            sweep = self._seen(source, drive, index)
+            sweep = self._seen(source, recording, index)
         except PcsegError as error:
             self.skipped[str(error)] += 1
             return None
         if len(sweep.evidence.index) == 0:
-            self.skipped[f"{drive.name}: no camera sees any point of the sweep"] += 1
+            self.skipped[f"{recording.name}: no camera sees any point of the sweep"] += 1
             return None
         sweep.evidence = apply_priors(sweep.evidence, self.priors)
         return sweep
 
-    def _seen(self, source: str, drive: Drive, index: int) -> SeenSweep:
+    def _seen(self, source: str, recording: Recording, index: int) -> SeenSweep:
         key = hashlib.sha256(f"{source}\n{self.key}".encode()).hexdigest()[:16]
-        path = self.cache / f"{slug(drive.name)}-{index:06d}-{key}.npz"
+        path = self.cache / f"{slug(recording.name)}-{index:06d}-{key}.npz"
         if path.is_file():
             return SeenSweep.load(path)
-        sweep = self._look(drive[index])
+        sweep = self._look(recording[index])
         sweep.save(path)
         return sweep
 
@@ -195,7 +195,7 @@ class Labeller:
             index,
         )
 
-    def _label_scene(self, scene: str, members: list[tuple[str, SeenSweep]]) -> list[Labelled]:
+    def _label_scene(self, scene: str, members: list[tuple[str, SeenSweep]]) -> list[Labeled]:
         sweeps = [sweep for _, sweep in members]
         clouds, poses = [s.xyz for s in sweeps], [s.pose for s in sweeps]
         evidence, fusion = [s.evidence for s in sweeps], self.config.consolidation
@@ -206,7 +206,7 @@ class Labeller:
             labels = carry_labels(clouds, poses, evidence, self.config)
         else:
             labels = [label_points(s.evidence, len(s.xyz)) for s in sweeps]
-        return [Labelled(s, *lc, name, scene) for (name, s), lc in zip(members, labels)]
+        return [Labeled(s, *lc, name, scene) for (name, s), lc in zip(members, labels)]
 
 
 def _cache_key(
@@ -227,9 +227,9 @@ def _cache_key(
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def class_shares(labelled: Sequence[Labelled], space: LabelSpace) -> dict[str, float]:
-    """Share of each class among all labelled points, for the report of a run."""
+def class_shares(labeled: Sequence[Labeled], space: LabelSpace) -> dict[str, float]:
+    """Share of each class among all labeled points, for the report of a run."""
     counts = np.zeros(len(space))
-    for sweep in labelled:
+    for sweep in labeled:
         counts += np.bincount(sweep.labels[sweep.labels != IGNORE], minlength=len(space))
     return dict(zip(space.names, (counts / max(1.0, counts.sum())).round(5).tolist()))

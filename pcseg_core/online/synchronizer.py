@@ -39,7 +39,7 @@ class Match(Generic[Sweep, Item]):
     waited_s: float
 
 
-class Synchroniser(Generic[Sweep, Item]):
+class Synchronizer(Generic[Sweep, Item]):
     """Gives every sweep the nearest image of each camera, or goes on without after a deadline.
 
     A sweep waits for a camera only while an image that is nearer can still be expected: until

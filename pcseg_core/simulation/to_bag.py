@@ -20,11 +20,11 @@ from pcseg_core.cloud import EncodedCloud, encode_cloud
 from pcseg_core.data.bag_writer import BagWriter, Format
 from pcseg_core.data.progress import tracked
 from pcseg_core.data.sample import CameraFrame, Sample
-from pcseg_core.data.simulated import SimulatedDrive
 from pcseg_core.errors import InputError
 from pcseg_core.files import write_atomic
 from pcseg_core.geometry import compose, invert
 from pcseg_core.labels import to_wire
+from pcseg_core.simulation.recording import SimulatedDrive
 
 CLOUD_TOPIC = "/lidar/points"
 ODOMETRY_TOPIC = "/odometry"
@@ -175,8 +175,10 @@ def _write_poses(writer: BagWriter, drive: SimulatedDrive) -> None:
         stamp, pose = int(trajectory.stamps_ns[k]), trajectory.poses[k] @ T_lidar_base
         after = trajectory.poses[min(k + 1, len(trajectory) - 1)] @ T_lidar_base
         before = trajectory.poses[max(k - 1, 0)] @ T_lidar_base
-        span = (trajectory.stamps_ns[min(k + 1, len(trajectory) - 1)]
-                - trajectory.stamps_ns[max(k - 1, 0)]) * 1e-9  # fmt: skip
+        span = (
+            trajectory.stamps_ns[min(k + 1, len(trajectory) - 1)]
+            - trajectory.stamps_ns[max(k - 1, 0)]
+        ) * 1e-9
         linear = pose[:3, :3].T @ (after[:3, 3] - before[:3, 3]) / span
         turn = before[:3, :3].T @ after[:3, :3]
         skew = (turn - turn.T)[[2, 0, 1], [1, 2, 0]] / 2 / span

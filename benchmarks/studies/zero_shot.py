@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.studies.contrast import scans_of
 from pcseg_core.distill.alignment import AlignmentConfig
 from pcseg_core.distill.consolidation import ConsolidationConfig
 from pcseg_core.errors import InputError
 from pcseg_core.files import slug, write_atomic
-from pcseg_core.learning.ablation import scans_of
 from pcseg_core.learning.probe import Scan
 from pcseg_core.learning.runs import stored_rows
 from pcseg_core.learning.zero_shot import zero_shot
@@ -41,27 +41,31 @@ ROWS: dict[str, tuple[str, ...]] = {
     "consolidation alone": ("consolidation",),
     FREE: ("annotation-free",),
     FREE_FULL: (
-        "annotation-free", "global_weight", "local_weight", "self_training", "consolidation",
+        "annotation-free",
+        "global_weight",
+        "local_weight",
+        "self_training",
+        "consolidation",
     ),
-}  # fmt: skip
+}
 _KEYS = ("seen", "unseen", "hiou")
 _LIDAR, _CAMERAS = "beams=32,columns=1024", "cameras=2,width=320,height=192"
-_TOWNS = ("centre", "suburb", "old-town", "avenue")
+_TOWNS = ("center", "suburb", "old-town", "avenue")
 _TEST_TOWN = "industrial"
 
 
 @dataclass
 class ZeroShotData:
-    """Sources of labelled recordings: with images to train on, and to measure on."""
+    """Sources of labeled recordings: with images to train on, and to measure on."""
 
     train: list[str]
     test: list[str]
 
 
-def simulated_data(drives: int = 10, sweeps: int = 5, tests: int = 6) -> ZeroShotData:
+def simulated_data(recordings: int = 10, sweeps: int = 5, tests: int = 6) -> ZeroShotData:
     """Drives in four towns with two cameras each, measured in a town never seen."""
     rig = f"sweeps={sweeps},stride=5,{_LIDAR},{_CAMERAS}"
-    train = [f"simulated:seed={100 + i},town={_TOWNS[i % 4]},{rig}" for i in range(drives)]
+    train = [f"simulated:seed={100 + i},town={_TOWNS[i % 4]},{rig}" for i in range(recordings)]
     test = [
         f"simulated:seed={500 + i},town={_TEST_TOWN},sweeps=2,stride=20,{_LIDAR},cameras=0"
         for i in range(tests)
@@ -70,7 +74,7 @@ def simulated_data(drives: int = 10, sweeps: int = 5, tests: int = 6) -> ZeroSho
 
 
 def folder_data(path: Path, test: Sequence[str]) -> ZeroShotData:
-    """The labelled SemanticKITTI sequences with images below a folder.
+    """The labeled SemanticKITTI sequences with images below a folder.
 
     Sequence 08 is measured on, as is the custom, or the last where there is none.
 
@@ -79,15 +83,16 @@ def folder_data(path: Path, test: Sequence[str]) -> ZeroShotData:
         test: recordings to measure on instead; they are not trained on.
 
     Raises:
-        InputError: nothing labelled with images there, or nothing left to train on.
+        InputError: nothing labeled with images there, or nothing left to train on.
     """
     found = sorted(
-        p.parent for p in path.glob("**/labels")
+        p.parent
+        for p in path.glob("**/labels")
         if (p.parent / "velodyne").is_dir() and (p.parent / "calib.txt").is_file()
-    )  # fmt: skip
+    )
     if not found:
         raise InputError(
-            f"{path}: no labelled sequence with calib.txt below it; expected SemanticKITTI "
+            f"{path}: no labeled sequence with calib.txt below it; expected SemanticKITTI "
             "sequences with images beside their labels, or a source (reader:path) and --test"
         )
     places = {str(p.resolve()): p for p in found}
@@ -97,7 +102,7 @@ def folder_data(path: Path, test: Sequence[str]) -> ZeroShotData:
         tested = [last]
     train = [f"semantic-kitti:{p}" for key, p in places.items() if key not in tested]
     if not train:
-        raise InputError(f"{path}: one labelled sequence alone; give others with --test")
+        raise InputError(f"{path}: one labeled sequence alone; give others with --test")
     measured = list(test) or [f"semantic-kitti:{places[key]}" for key in tested]
     return ZeroShotData(train, measured)
 
@@ -113,15 +118,19 @@ def row_recipe(base: ZeroShotRecipe, row: str, seed: int) -> ZeroShotRecipe:
     if not aligned.active:  # settings of a part that is left out do not tell rows apart
         aligned = AlignmentConfig(**weights, patch_px=base.alignment.patch_px)
     alone = base.labels.model_copy(update={"consolidation": ConsolidationConfig(voxel_m=0)})
-    return base.model_copy(update={
-        "alignment": aligned,
-        "supervision": next((p for p in parts if p in ("seen", "annotation-free")), "zero-shot"),
-        "self_training": base.self_training
-        if "self_training" in parts
-        else SelfTrainingConfig(start=1.0),
-        "labels": base.labels if "consolidation" in parts else alone,
-        "seed": seed,
-    })  # fmt: skip
+    return base.model_copy(
+        update={
+            "alignment": aligned,
+            "supervision": next(
+                (p for p in parts if p in ("seen", "annotation-free")), "zero-shot"
+            ),
+            "self_training": base.self_training
+            if "self_training" in parts
+            else SelfTrainingConfig(start=1.0),
+            "labels": base.labels if "consolidation" in parts else alone,
+            "seed": seed,
+        }
+    )
 
 
 def digest(recipe: ZeroShotRecipe) -> str:
@@ -137,7 +146,7 @@ class ZeroShotAblation:
     Args:
         base: recipe with all parts.
         data: what is trained on and measured with.
-        split: which classes are never labelled.
+        split: which classes are never labeled.
         out: JSON file of the rows.
         work: folder of runs, looked-at sweeps and scans.
         device: where it runs.
@@ -160,9 +169,7 @@ class ZeroShotAblation:
             raise InputError(f"no row {', '.join(sorted(unknown))}; rows: {', '.join(ROWS)}")
         self.base, self.data, self.split, self.out, self.work = base, data, split, out, work
         self.device, self.keep, self.every = device, list(keep or ROWS), every
-        self.settings = {
-            **vars(data), "split": split.model_dump(mode="json"), "every": every,
-        }  # fmt: skip
+        self.settings = {**vars(data), "split": split.model_dump(mode="json"), "every": every}
         stored = stored_rows(out, self.settings)
         self.rows = [row for row in stored if row["recipe"] == self._digest(row)]
 
@@ -190,9 +197,15 @@ class ZeroShotAblation:
             recipe = row_recipe(self.base, row, seed)
             run = self.work / "runs" / f"{slug(row)}-{seed}-{digest(recipe)}"
             metrics = zero_shot(
-                self.data.train, scans, self.split, recipe, run, self.work / "cache", self.device,
+                self.data.train,
+                scans,
+                self.split,
+                recipe,
+                run,
+                self.work / "cache",
+                self.device,
                 self.every,
-            )  # fmt: skip
+            )
             figures = {k: metrics[k] for k in ("gamma", "labels", "training_s", "plain", "stacked")}
             self.rows.append({"row": row, "seed": seed, "recipe": digest(recipe), **figures})
             found = metrics["stacked"]
@@ -211,9 +224,11 @@ class ZeroShotAblation:
 
     def _write(self) -> dict[str, Any]:
         content = {
-            "settings": self.settings, "recipe": self.base.model_dump(mode="json"),
-            "rows": self.rows, "summary": summarize(self.rows),
-        }  # fmt: skip
+            "settings": self.settings,
+            "recipe": self.base.model_dump(mode="json"),
+            "rows": self.rows,
+            "summary": summarize(self.rows),
+        }
         write_atomic(self.out, json.dumps(content, indent=1) + "\n")
         return content
 
@@ -276,7 +291,7 @@ def draw(content: Mapping[str, Any], path: Path) -> None:
         axes.set_title(title, loc="left", fontsize=11)
     unseen = ", ".join(content["settings"]["split"]["unseen"])
     title = (
-        f"mIoU in percent, never labelled: {unseen}; dots are seeds, diamonds means with stacking"
+        f"mIoU in percent, never labeled: {unseen}; dots are seeds, diamonds means with stacking"
     )
     figure.text(0.015, 0.955, title, fontsize=12)
     pictures.save(figure, path)

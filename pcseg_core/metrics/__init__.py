@@ -1,0 +1,6 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Figures of merit: confusion matrices, calibration error, flicker, zero-shot figures."""
+
+from pcseg_core.metrics.confusion import Calibration, Confusion
+
+__all__ = ["Calibration", "Confusion"]

@@ -1,0 +1,319 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one chain from a decoded sweep to its labels.
+
+The node, `evaluate`, `segment`, `label`, the demo and the benchmarks all run this chain, so that
+what is measured is what runs: deskew, segment, fuse with the cameras, smooth over time, threshold.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field
+
+from pcseg_core.config import LIVE, Section
+from pcseg_core.errors import PcsegError
+from pcseg_core.geometry import undo_motion
+from pcseg_core.labels import IGNORE, LabelSpace
+from pcseg_core.online.camera_fusion import (
+    CameraFusionConfig,
+    CameraLabeler,
+    PixelEvidence,
+    fuse_cameras,
+)
+from pcseg_core.online.temporal import TemporalBuffer, TemporalBufferConfig
+
+if TYPE_CHECKING:
+    from pcseg_core.cloud import PointCloud
+    from pcseg_core.data.sample import CameraFrame, Sample
+    from pcseg_core.geometry import Poses
+    from pcseg_core.online.segmenter import Segmentation
+    from pcseg_core.vision.pixel_classes import PixelClasses
+
+Float64 = npt.NDArray[np.float64]
+Evidence: TypeAlias = "Sequence[PixelEvidence] | None"
+
+NO_MOTION = "motion not known"
+NO_EVIDENCE = "camera evidence late"
+
+
+class MotionConfig(Section):
+    """Motion of the platform within and between sweeps."""
+
+    required: bool = Field(
+        False,
+        description="Drop sweeps whose motion is unknown instead of labeling them without "
+        "deskewing and smoothing",
+    )
+    deskew: bool = Field(
+        False, description="Correct the points for the motion within the sweep by their times"
+    )
+    time_field: str = Field(
+        "auto", description="Field with the time of each point; auto knows the usual names"
+    )
+    stamp_reference: Literal["auto", "start", "mid", "end"] = Field(
+        "auto", description="Moment of the sweep that its stamp refers to"
+    )
+
+
+class SmoothingConfig(TemporalBufferConfig):
+    """Labels smoothed over time."""
+
+    enabled: bool = Field(
+        False, description="Smooth labels over the last seconds; needs the motion of the platform"
+    )
+
+
+class CameraUseConfig(Section):
+    """The camera teacher at run time."""
+
+    fuse: bool = Field(False, description="Fuse the teacher's pixel classes with the labels")
+    camera_weight: float = Field(
+        1.0,
+        ge=0.0,
+        le=4.0,
+        description="Weight of a pixel's class relative to the point's; 1 trusts both equally",
+    )
+
+
+class PipelineConfig(Section):
+    """Everything that decides the labels of a sweep, given the checkpoint and the teacher."""
+
+    min_confidence: float = Field(
+        0.0,
+        ge=0.0,
+        le=1.0,
+        description="Points labeled with less confidence become unlabeled (65535)",
+        json_schema_extra=LIVE,
+    )
+    motion: MotionConfig = Field(MotionConfig(), description="Motion of the platform")
+    temporal: SmoothingConfig = Field(SmoothingConfig(), description="Smoothing over time")
+    teacher: CameraUseConfig = Field(CameraUseConfig(), description="Camera teacher")
+
+
+class MotionError(PcsegError):
+    """The motion of the platform is unknown, and `motion.required` asks for it."""
+
+
+@dataclass
+class Sweep:
+    """One sweep and what was recorded around it.
+
+    Attributes:
+        cloud: the points as measured, LiDAR frame.
+        frames: returns the images, each with `T_cam_lidar` from the LiDAR frame at the sweep's
+            stamp to the camera frame at the image's stamp; None without images.
+        poses: stamps (K,) int64 ns -> T_fixed_lidar (K, 4, 4) in a frame without jumps; raises
+            `PcsegError` where they are unknown. None for a platform without poses.
+    """
+
+    cloud: PointCloud
+    frames: Callable[[], Sequence[CameraFrame]] | None = None
+    poses: Poses | None = None
+
+    @classmethod
+    def of(cls, sample: Sample) -> Sweep:
+        """A recorded sample as a sweep."""
+        frames = sample.frames_at_sweep if sample.cameras else None
+        poses = None if sample.trajectory is None else sample.trajectory.at_many
+        return cls(sample.cloud, frames, poses)
+
+
+@dataclass
+class LabeledSweep:
+    """A sweep with its labels.
+
+    Attributes:
+        cloud: the points as the network saw them, deskewed if the configuration says so.
+        labels: (N,) int32 class ids; IGNORE where there is none or its confidence is too low.
+        confidence: (N,) float32 in 0..1; 0 where there is no label.
+        label_space: meaning of the ids.
+        stages_ms: wall time of each stage: motion, inference, fusion [ms].
+        problems: (event, reason) of each input that was missing; the sweep was labeled without it.
+    """
+
+    cloud: PointCloud
+    labels: npt.NDArray[np.int32]
+    confidence: npt.NDArray[np.float32]
+    label_space: LabelSpace
+    stages_ms: dict[str, float] = field(default_factory=dict)
+    problems: list[tuple[str, str]] = field(default_factory=list)
+
+
+class SegmenterLike(Protocol):
+    """What the pipeline needs of a `pcseg_core.online.segmenter.Segmenter`."""
+
+    @property
+    def label_space(self) -> LabelSpace: ...
+
+    def segment(self, cloud: PointCloud, probabilities: bool = False) -> Segmentation: ...
+
+    def set_prompts(self, prompts: Sequence[str] | None) -> LabelSpace: ...
+
+
+class CameraObserver(Protocol):
+    """Labels the pixels of a sweep's images, at once or in a thread of its own."""
+
+    def observe(self, sweep: Sweep, cloud: PointCloud, space: LabelSpace) -> Callable[[], Evidence]:
+        """Start to label; the returned function waits for the evidence, None if it is late."""
+
+
+class ImmediateCameras:
+    """Labels the images of a sweep when the pipeline asks for the evidence.
+
+    Args:
+        teacher: pixel classes that group into those of the segmenter.
+    """
+
+    def __init__(self, teacher: PixelClasses) -> None:
+        self._teacher = teacher
+
+    def observe(self, sweep: Sweep, cloud: PointCloud, space: LabelSpace) -> Callable[[], Evidence]:
+        """See `CameraObserver`."""
+        frames = sweep.frames
+        labeler = CameraLabeler(self._teacher, space)
+        return lambda: [] if frames is None else [labeler.label(frame) for frame in frames()]
+
+
+class Pipeline:
+    """Labels sweeps, one after the other, in the order of their stamps.
+
+    All methods but `reset` belong to one thread at a time.
+
+    Args:
+        segmenter: the network.
+        config: settings.
+        cameras: labels images; None fuses no cameras.
+
+    Attributes:
+        config: settings; may be replaced between sweeps (`min_confidence` takes effect at once).
+    """
+
+    def __init__(
+        self,
+        segmenter: SegmenterLike,
+        config: PipelineConfig | None = None,
+        cameras: CameraObserver | None = None,
+    ) -> None:
+        self.segmenter = segmenter
+        self.config = config or PipelineConfig()
+        self._cameras = cameras
+        self._buffer: TemporalBuffer | None = None
+        self._forget = False
+
+    @property
+    def label_space(self) -> LabelSpace:
+        """Classes of the labels."""
+        return self.segmenter.label_space
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """Events of the temporal buffer; see `TemporalBuffer`."""
+        return {} if self._buffer is None else dict(self._buffer.counters)
+
+    def set_prompts(self, prompts: Sequence[str] | None) -> LabelSpace:
+        """Change the classes from the next sweep on; see `Segmenter.set_prompts`."""
+        space = self.segmenter.set_prompts(prompts)
+        self.reset()
+        return space
+
+    def reset(self) -> None:
+        """Forget earlier sweeps; any thread."""
+        self._forget = True
+
+    def process(self, sweep: Sweep) -> LabeledSweep:
+        """Label one sweep.
+
+        Raises:
+            MotionError: the motion is unknown and required.
+        """
+        clock, problems = _Clock(), list[tuple[str, str]]()
+        cloud, pose = self._locate(sweep, problems)
+        clock.stop("motion")
+        evidence_of = self._observe(sweep, cloud)
+        smooth = self.config.temporal.enabled and pose is not None
+        result = self.segmenter.segment(cloud, probabilities=smooth or evidence_of is not None)
+        clock.stop("inference")
+        result = self._fuse(result, cloud, evidence_of, problems)
+        labels, confidence = result.labels, result.confidence
+        if smooth and pose is not None:
+            labels, confidence = self._smooth(result, cloud, pose)
+        labels = np.where(confidence >= self.config.min_confidence, labels, IGNORE)
+        clock.stop("fusion")
+        space = result.label_space or self.label_space
+        labels = labels.astype(np.int32, copy=False)
+        return LabeledSweep(cloud, labels, confidence, space, clock.stages_ms, problems)
+
+    def _locate(
+        self, sweep: Sweep, problems: list[tuple[str, str]]
+    ) -> tuple[PointCloud, Float64 | None]:
+        """The cloud, deskewed if asked for, and T_fixed_lidar at its stamp if that is needed."""
+        cloud, motion = sweep.cloud, self.config.motion
+        if sweep.poses is None or not (self.config.temporal.enabled or motion.deskew):
+            return cloud, None
+        try:
+            pose = sweep.poses(np.array([cloud.stamp_ns], np.int64))[0]
+            if motion.deskew and cloud.time is not None:
+                moved = undo_motion(cloud.xyz, cloud.time, sweep.poses, cloud.stamp_ns)
+                cloud = replace(cloud, xyz=moved)
+            return cloud, pose
+        except PcsegError as error:
+            if motion.required:
+                raise MotionError(f"{NO_MOTION}: {error}") from None
+            problems.append((NO_MOTION, str(error)))
+            return sweep.cloud, None
+
+    def _observe(self, sweep: Sweep, cloud: PointCloud) -> Callable[[], Evidence] | None:
+        """Start to label the images; what gives the evidence if it is to be fused."""
+        if self._cameras is None or sweep.frames is None:
+            return None
+        evidence_of = self._cameras.observe(sweep, cloud, self.label_space)
+        return evidence_of if self.config.teacher.fuse else None
+
+    def _fuse(
+        self,
+        result: Segmentation,
+        cloud: PointCloud,
+        evidence_of: Callable[[], Evidence] | None,
+        problems: list[tuple[str, str]],
+    ) -> Segmentation:
+        evidence = evidence_of() if evidence_of is not None else []
+        if evidence is None:
+            problems.append((NO_EVIDENCE, "the teacher was not done at its deadline"))
+        if not evidence or result.probabilities is None:
+            return result
+        weight = CameraFusionConfig(camera_weight=self.config.teacher.camera_weight)
+        fused = fuse_cameras(cloud.xyz, result.probabilities, evidence, weight)
+        labels = np.where(result.labels == IGNORE, IGNORE, fused.argmax(1)).astype(np.int32)
+        return replace(result, labels=labels, confidence=fused.max(1), probabilities=fused)
+
+    def _smooth(
+        self, result: Segmentation, cloud: PointCloud, pose: Float64
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+        probabilities = result.probabilities
+        assert probabilities is not None
+        classes = probabilities.shape[1]
+        if self._buffer is None or self._buffer.classes != classes:
+            self._buffer = TemporalBuffer(self.config.temporal, classes)
+        elif self._forget:
+            self._buffer.reset()  # a new one would scatter its large tables over the memory
+        self._forget = False
+        return self._buffer.update(cloud.xyz, probabilities, pose, cloud.stamp_ns)
+
+
+class _Clock:
+    """Wall time of successive stages."""
+
+    def __init__(self) -> None:
+        self._last_s = time.perf_counter()
+        self.stages_ms: dict[str, float] = {}
+
+    def stop(self, stage: str) -> None:
+        now = time.perf_counter()
+        self.stages_ms[stage] = 1e3 * (now - self._last_s)
+        self._last_s = now

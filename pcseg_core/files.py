@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writing files and folders so that they appear whole or not at all."""
+"""Output files and folders: written whole, readable by others, and never at another's cost."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 
 from pcseg_core.errors import InputError
@@ -19,7 +21,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     The block writes a file, or makes a folder, at the path it is given, which does not exist
     yet and keeps the suffix of `path`. A file at `path` is replaced. When the block raises (also
-    on Ctrl-C), what it wrote is removed and `path` stays as it was.
+    on Ctrl-C), what it wrote is removed and `path` stays as it was. Permissions follow the umask,
+    whatever those of the temporary file were.
 
     Raises:
         InputError: the folder of `path` cannot be written, or `path` is a folder that is not
@@ -32,6 +35,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         yield temporary
         if not temporary.exists():
             raise FileNotFoundError(f"nothing was written for {target}")
+        _honor_umask(temporary)
         _replace(temporary, target)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -49,6 +53,94 @@ def write_atomic(path: str | os.PathLike[str], data: bytes | str) -> None:
 def slug(name: str) -> str:
     """A name as part of a file name: what is not a letter, digit, - or _ becomes _."""
     return "".join(c if c.isalnum() or c in "-_" else "_" for c in name)
+
+
+@dataclass(frozen=True)
+class FolderKind:
+    """How to recognize an output folder of ours, and all that we write into it.
+
+    Attributes:
+        name: for messages, such as "run directory".
+        marker: file that identifies the folder, relative to it.
+        check: reads the marker and raises `InputError` if it is not one of ours.
+        contents: `fnmatch` patterns of the files that we write, relative to the folder; `*` also
+            matches `/`. The marker is always among them.
+    """
+
+    name: str
+    marker: str
+    check: Callable[[Path], object]
+    contents: tuple[str, ...]
+
+
+def claim_folder(out: Path, kind: FolderKind, *, fresh: bool = False) -> bool:
+    """Make sure that an output folder is ours to write into.
+
+    Args:
+        out: the folder; need not exist.
+        kind: what it has to be if it is not empty.
+        fresh: delete what we wrote there before.
+
+    Returns:
+        Whether it holds earlier results of this kind, to be continued.
+
+    Raises:
+        InputError: it is a file or holds something else; or `fresh`, and it also holds files that
+            we did not write. Nothing is deleted in either case.
+    """
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return False
+    try:
+        if not out.is_dir() or not (out / kind.marker).is_file():
+            raise InputError(f"no {kind.marker}")
+        kind.check(out / kind.marker)
+    except InputError as error:
+        raise InputError(
+            f"{out} exists and is not a {kind.name} ({error}); choose another path"
+        ) from error
+    if not fresh:
+        return True
+    known = (kind.marker, *kind.contents)
+    files = [path for path in out.rglob("*") if path.is_symlink() or not path.is_dir()]
+    names = {path: path.relative_to(out).as_posix() for path in files}
+    foreign = [name for name in names.values() if not any(fnmatch(name, p) for p in known)]
+    if foreign:
+        listed = ", ".join(sorted(foreign)[:3]) + (", ..." if len(foreign) > 3 else "")
+        raise InputError(
+            f"{out} also holds files that pcseg did not write ({listed}); move them away, or "
+            "choose another path"
+        )
+    for path in files:
+        path.unlink()
+    for folder in sorted((p for p in out.rglob("*") if p.is_dir()), reverse=True):
+        folder.rmdir()
+    return False
+
+
+def _honor_umask(written: Path) -> None:
+    """Give a written file or folder the permissions that the umask asks for.
+
+    Some libraries create files for their owner alone, whatever the umask is.
+    """
+    allowed = 0o777 & ~_umask()
+    for path in (written, *(written.rglob("*") if written.is_dir() else ())):
+        if path.is_symlink():
+            continue
+        mode = path.stat().st_mode & 0o777
+        wanted = mode | (allowed if path.is_dir() else allowed & 0o666)
+        if wanted != mode:
+            path.chmod(wanted)
+
+
+def _umask() -> int:
+    """The process's umask, read without changing it where the system shows it."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+        return int(next(x for x in status.splitlines() if x.startswith("Umask:")).split()[1], 8)
+    except (OSError, StopIteration, ValueError):
+        mask = os.umask(0o077)
+        os.umask(mask)
+        return mask
 
 
 def _temporary_folder(target: Path) -> Path:

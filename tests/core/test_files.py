@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
+import os
 import stat
 import sys
 from pathlib import Path
 
 import pytest
 
+from pcseg_core.config import read_yaml
 from pcseg_core.errors import InputError, MissingDependency, PcsegError, require
-from pcseg_core.files import atomic_path, write_atomic
+from pcseg_core.files import FolderKind, atomic_path, claim_folder, write_atomic
 
 
 def names(folder: Path) -> list[str]:
@@ -70,6 +72,90 @@ def test_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot write"):
         write_atomic(tmp_path / "file" / "below", b"")
+
+
+def test_private_temporary_files_become_readable_as_the_umask_says(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        with atomic_path(tmp_path / "run") as folder:
+            folder.mkdir(mode=0o700)
+            (folder / "weights").touch(mode=0o600)
+        with atomic_path(tmp_path / "file") as file:
+            file.touch(mode=0o600)
+    finally:
+        os.umask(before)
+    modes = {p: stat.S_IMODE((tmp_path / p).stat().st_mode) for p in ("run", "run/weights", "file")}
+    assert modes == {"run": 0o750, "run/weights": 0o640, "file": 0o640}
+
+
+def check_run(marker: Path) -> None:
+    if set(read_yaml(marker)) != {"recipe"}:
+        raise InputError("its recipe.yaml is of another program")
+
+
+RUN = FolderKind("run directory", "recipe.yaml", check_run, ("logs/*.csv", "weights"))
+
+
+def files_in(folder: Path) -> list[str]:
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*"))
+
+
+def make_run(folder: Path) -> Path:
+    (folder / "logs").mkdir(parents=True)
+    (folder / "recipe.yaml").write_text("recipe: {}")
+    (folder / "logs" / "a.csv").write_text("")
+    (folder / "weights").write_text("")
+    return folder
+
+
+def test_new_and_empty_folders_are_free_and_ours_are_continued(tmp_path: Path) -> None:
+    assert not claim_folder(tmp_path / "new", RUN)
+    assert not claim_folder(tmp_path, RUN)
+    assert claim_folder(make_run(tmp_path / "run"), RUN)
+
+
+def test_fresh_deletes_all_that_we_wrote(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    assert not claim_folder(run, RUN, fresh=True)
+    assert run.is_dir() and not any(run.iterdir())
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+@pytest.mark.parametrize("marker", [None, "other: program", "- a list", "{unbalanced"])
+def test_folders_of_others_stay(tmp_path: Path, fresh: bool, marker: str | None) -> None:
+    (tmp_path / "weights").write_text("theirs")
+    if marker is not None:
+        (tmp_path / "recipe.yaml").write_text(marker)
+    before = files_in(tmp_path)
+    with pytest.raises(InputError, match="is not a run directory"):
+        claim_folder(tmp_path, RUN, fresh=fresh)
+    assert files_in(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "logs/thesis.tex", "weights.bak"])
+def test_files_of_others_in_our_folder_keep_it_whole(tmp_path: Path, name: str) -> None:
+    run = make_run(tmp_path / "run")
+    (run / name).write_text("theirs")
+    before = files_in(run)
+    with pytest.raises(InputError, match=f"did not write .{name}"):
+        claim_folder(run, RUN, fresh=True)
+    assert files_in(run) == before
+
+
+def test_links_are_removed_and_what_they_point_to_stays(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "b.csv").write_text("")
+    run = make_run(tmp_path / "run")
+    (run / "weights").unlink()
+    (run / "weights").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    claim_folder(run, RUN, fresh=True)
+    assert not any(run.iterdir()) and (tmp_path / "elsewhere" / "b.csv").is_file()
+
+
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("")
+    with pytest.raises(InputError, match="out exists and is not a run directory"):
+        claim_folder(tmp_path / "out", RUN, fresh=True)
 
 
 def test_missing_package_names_the_pip_command(

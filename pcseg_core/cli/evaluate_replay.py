@@ -142,7 +142,7 @@ def _teacher(options: ReplayOptions) -> tuple[PixelClasses | None, PseudoLabelCo
     from pcseg_core.vision.pixel_classes import load_teacher
 
     recipe = load_recipe(recipe_file(options.teacher))
-    return load_teacher(recipe.teacher), recipe.labels
+    return load_teacher(recipe.required_teacher()), recipe.labels
 
 
 def _offline(

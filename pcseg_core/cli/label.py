@@ -47,9 +47,10 @@ def label(
     chosen = load_recipe(recipe_file(recipe))
     recording = open_recording(source)
     segmenter = None if checkpoint is None else Segmenter.load(checkpoint, device=device)
+    teacher = chosen.required_teacher()
     labeler = AutoLabeler(
-        load_teacher(chosen.teacher, str(choose_device(device))),
-        chosen.teacher,
+        load_teacher(teacher, str(choose_device(device))),
+        teacher,
         chosen.labels,
         min_confidence,
         segmenter,

@@ -15,10 +15,9 @@ from pcseg_core.data import readable
 from pcseg_core.distill.pseudo_labels import PseudoLabelConfig, camera_evidence, label_points
 from pcseg_core.errors import InputError
 from pcseg_core.evaluation.contenders import Answer, Contender, Live, Moment, peak_rss_mb
-from pcseg_core.evaluation.evaluator import truth_of
 from pcseg_core.evaluation.replay_report import ReplayFigures, ReplayReport, Scene, SweepFigures
 from pcseg_core.geometry import transform
-from pcseg_core.labels import LabelSpace, grouping, regroup
+from pcseg_core.labels import LabelSpace, grouping, regroup, truth_of
 from pcseg_core.metrics.confusion import Confusion
 from pcseg_core.metrics.flicker import Flicker, Pairing, Pairs
 

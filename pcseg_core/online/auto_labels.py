@@ -14,7 +14,8 @@ import numpy.typing as npt
 import yaml
 
 from pcseg_core.config import read_yaml
-from pcseg_core.distill.labeling import Labeled, Labeler
+from pcseg_core.distill.labeling import Labels, label_scene
+from pcseg_core.distill.observation import ClassEvidence, Observer, scenes
 from pcseg_core.distill.pseudo_labels import PseudoLabelConfig
 from pcseg_core.errors import InputError
 from pcseg_core.files import write_atomic
@@ -80,6 +81,7 @@ class AutoLabeler:
         self.teacher, self.teacher_config, self.config = teacher, teacher_config, config
         self.min_confidence, self.segmenter = min_confidence, segmenter
         self.checkpoint = checkpoint if segmenter is not None else ""
+        self.evidence = ClassEvidence(teacher, config, teacher_config.identity)
 
     def settings(self, source: str) -> dict[str, Any]:
         """All that decides what is written."""
@@ -175,10 +177,9 @@ class _Writer:
             self.result.kept += len(names)
             tell(len(window))
             return
-        labeler = self.labeler
-        inner = Labeler(labeler.teacher, labeler.teacher_config, labeler.config, self.out / _CACHE)
-        labeled = _by_index(inner, window, source, tell)
-        self.result.skipped.update(inner.skipped)
+        observer = Observer(self.out / _CACHE, evidence=self.labeler.evidence)
+        labeled = _by_index(observer, self.labeler.config, window, source, tell)
+        self.result.skipped.update(observer.skipped)
         written: list[str] = []
         for index in range(len(window)):
             written += self._write_sweep(window, index, labeled.get(index))
@@ -186,7 +187,7 @@ class _Writer:
         for file in (self.out / _CACHE).glob("*.npz"):
             file.unlink()
 
-    def _write_sweep(self, window: _Window, index: int, labeled: Labeled | None) -> list[str]:
+    def _write_sweep(self, window: _Window, index: int, labeled: Labels | None) -> list[str]:
         """Write the files of a sweep and give the teacher's name; none where it cannot be read."""
         try:
             sample = window[index]
@@ -195,8 +196,9 @@ class _Writer:
             return []
         labels = np.full(len(sample.cloud), -1, np.int64)
         if labeled is not None:
-            sure = labeled.confidence >= self.labeler.min_confidence
-            labels[sample.cloud.finite] = np.where(sure, labeled.labels, -1)
+            found, confidence = labeled
+            sure = confidence >= self.labeler.min_confidence
+            labels[sample.cloud.finite] = np.where(sure, found, -1)
         name = f"labels/{label_file_name(sample.name, window.start + index)}.label"
         _write_labels(self.out / name, labels, self.raw_ids)
         student = self.labeler.segmenter
@@ -211,17 +213,25 @@ class _Writer:
 
 
 def _by_index(
-    labeler: Labeler, window: _Window, source: str, tell: Callable[[int], None]
-) -> dict[int, Labeled]:
-    """Labels by index in the window; empty where no sweep of it can be labeled."""
+    observer: Observer,
+    config: PseudoLabelConfig,
+    window: _Window,
+    source: str,
+    tell: Callable[[int], None],
+) -> dict[int, Labels]:
+    """Labels by index in the window; empty if no sweep of it can be labeled."""
     identity = f"{source}@{window.start}"
     try:
-        labeled = labeler.label({identity: window}, lambda stage, done, total: tell(done))
+        observations = observer.observe({identity: window}, lambda done, total: tell(done))
     except InputError:
-        if not labeler.skipped:
+        if not observer.skipped:
             raise
         return {}
-    return {int(one.name.rsplit("-", 1)[1]): one for one in labeled}
+    found: dict[int, Labels] = {}
+    for _, members in scenes(observations):
+        labels = label_scene([stored.load() for stored in members], config)
+        found |= {stored.index: one for stored, one in zip(members, labels)}
+    return found
 
 
 def _write_labels(path: Path, labels: Array, raw_ids: Array) -> None:

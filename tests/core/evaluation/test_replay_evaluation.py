@@ -16,10 +16,9 @@ from pcseg_core.data import open_recording
 from pcseg_core.demo.live import ReplayResult
 from pcseg_core.errors import InputError
 from pcseg_core.evaluation.contenders import Live
-from pcseg_core.evaluation.evaluator import truth_of
 from pcseg_core.evaluation.replay import evaluate_replay, own_labels
 from pcseg_core.evaluation.side_labels import SideLabels
-from pcseg_core.labels import LabelSpace
+from pcseg_core.labels import LabelSpace, truth_of
 from pcseg_core.metrics.flicker import Flicker, Pairing
 
 DRIVE = "simulated:seed=100003,sweeps=4,beams=24,columns=400,cameras=1,width=160,height=96"

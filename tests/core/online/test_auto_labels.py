@@ -14,8 +14,7 @@ from pcseg_core.data import open_recording
 from pcseg_core.data.sample import Sample
 from pcseg_core.distill.pseudo_labels import PseudoLabelConfig
 from pcseg_core.errors import InputError
-from pcseg_core.evaluation.evaluator import truth_of
-from pcseg_core.labels import LabelSpace
+from pcseg_core.labels import LabelSpace, truth_of
 from pcseg_core.online.auto_labels import AutoLabeler, label_recording
 from pcseg_core.online.segmenter import Segmenter
 from pcseg_core.vision.pixel_classes import TeacherConfig

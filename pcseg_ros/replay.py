@@ -17,8 +17,8 @@ from sensor_msgs.msg import PointCloud2
 from pcseg_core.cloud import structured
 from pcseg_core.data.bag import BagRecording
 from pcseg_core.data.bag_reader import ODOMETRY
-from pcseg_core.demo.live import ReplayResult
 from pcseg_core.errors import PcsegError
+from pcseg_core.evaluation.live import ReplayResult
 from pcseg_core.labels import from_wire
 from pcseg_ros.children import quiet_domain, run_module, tail
 from pcseg_ros.conversions import stamp_ns

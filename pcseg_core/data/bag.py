@@ -92,7 +92,8 @@ class BagRecording:
             max_image_offset_s: largest difference of stamps between a sweep and its image.
             label_space: space of the clouds' field `label`, if they have one; None takes the one
                 in the bag's `labels.yaml`, as `pcseg segment` writes it.
-            intensity_scale: see `read_cloud`; None guesses one for the whole bag.
+            intensity_scale: see `read_cloud`; None guesses one for the whole bag, 0 guesses one
+                for every sweep, as the node does.
             time_field, time_unit, stamp_reference: see `read_cloud`.
 
         Raises:
@@ -119,7 +120,7 @@ class BagRecording:
         self.clouds = self._ordered_clouds()
         self.lidar_frame = self.clouds.frame_id
         self._reading: dict[str, Any] = {
-            "intensity_scale": None if intensity_scale is None else float(intensity_scale),
+            "intensity_scale": float(intensity_scale or 0) or None,
             "time_field": time_field,
             "time_unit": time_unit,
             "stamp_reference": stamp_reference,

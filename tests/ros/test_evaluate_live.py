@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 pytest.importorskip("rclpy", reason="needs ROS 2 (rclpy)")
 
 from pcseg_core.cli import app
-from pcseg_core.demo.live import find_replay
+from pcseg_core.evaluation.live import find_replay
 from pcseg_core.simulation.recording import SimulatedDrive
 from pcseg_core.simulation.to_bag import write_simulated_bag
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`pcseg label`: auto-labels of a recording from its cameras, in SemanticKITTI format."""
+"""`pcseg label`: automatic labels of a recording from its cameras, in SemanticKITTI format."""
 
 from __future__ import annotations
 
@@ -16,47 +16,58 @@ if TYPE_CHECKING:
 
 def label(
     source: Annotated[str, typer.Argument(help="A bag, or reader:path (kitti-raw:PATH, ...).")],
-    recipe: Annotated[
-        Path, typer.Option(help="Recipe whose teacher labels the images; see training/recipes.")
-    ],
-    out: Annotated[Path, typer.Option(help="Folder to make, or to go on with.")],
+    recipe: Annotated[Path, typer.Option(help="Recipe whose teacher labels the images.")],
+    out: Annotated[Path, typer.Option(help="New folder, or the folder of an interrupted run.")],
     checkpoint: Annotated[
-        str | None, typer.Option(help="Also write this student's labels, to student/.")
+        str | None, typer.Option(help="Student whose labels are written to student/.")
     ] = None,
     min_confidence: Annotated[
-        float, typer.Option(min=0, max=1, help="Points labeled with less become unlabeled.")
+        float, typer.Option(min=0, max=1, help="Points with less confidence become unlabeled.")
     ] = 0.0,
     window: Annotated[
-        int, typer.Option(min=1, help="Sweeps in memory at a time; labels are carried in these.")
+        int, typer.Option(min=1, help="Number of sweeps in memory, which share labels.")
     ] = 100,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
     """Label a recording from its cameras: labels/NAME.label, one uint32 per point.
 
-    The recipe's teacher labels the images, the labels are projected onto the points and, with
-    poses, carried to those that no camera sees at the time. labels.yaml tells the classes; 0 is
-    unlabeled. Interrupt it at any time: the same command goes on. `pcseg evaluate SOURCE
-    --checkpoint RUN --labels OUT` measures a checkpoint against them.
+    The recipe's teacher labels the images. The labels are projected onto the points and, with
+    poses, propagated to points that no camera sees in their own sweep. labels.yaml gives the
+    classes; 0 is unlabeled. Interrupted runs resume: run the same command again. `pcseg evaluate
+    SOURCE --checkpoint RUN --labels OUT` measures a checkpoint against the labels.
     """
     from pcseg_core.data import open_recording
     from pcseg_core.learning.recipe import load_recipe
-    from pcseg_core.online.auto_labels import AutoLabeler, label_recording
+    from pcseg_core.online.auto_labels import (
+        AutoLabeler,
+        LabelSettings,
+        check_output,
+        label_recording,
+    )
+    from pcseg_core.online.pipeline import Pipeline
     from pcseg_core.online.segmenter import Segmenter, choose_device
     from pcseg_core.vision.pixel_classes import load_teacher
 
     chosen = load_recipe(recipe)
-    recording = open_recording(source)
-    segmenter = None if checkpoint is None else Segmenter.load(checkpoint, device=device)
-    labeler = AutoLabeler(
-        load_teacher(chosen.teacher, str(choose_device(device))),
-        chosen.teacher,
-        chosen.labels,
-        min_confidence,
-        segmenter,
-        checkpoint or "",
+    settings = LabelSettings(
+        source=source,
+        teacher=chosen.teacher,
+        labels=chosen.labels,
+        min_confidence=min_confidence,
+        checkpoint=checkpoint or "",
     )
+    check_output(out, settings)
+    teacher = load_teacher(chosen.teacher, str(choose_device(device)))
+    student = Pipeline(Segmenter.load(checkpoint, device=device)) if checkpoint else None
+    recording = open_recording(source)
     with progress_bar("labeling") as progress:
-        result = label_recording(labeler, recording, source, out, window=window, progress=progress)
+        result = label_recording(
+            AutoLabeler(teacher, settings, student),
+            recording,
+            out,
+            window=window,
+            progress=progress,
+        )
     _summarize(result)
 
 
@@ -66,7 +77,7 @@ def _summarize(result: AutoLabels) -> None:
     for reason, count in result.skipped.most_common(5):
         note(f"skipped: {reason} ({count})")
     console = Console(highlight=False, soft_wrap=True)
-    before = f", {result.kept} of them before" if result.kept else ""
+    before = f", {result.kept} of them by an earlier run" if result.kept else ""
     console.print(f"{result.out}: {result.sweeps} sweeps labeled{before}")
     total = int(result.counts.sum()) + result.unlabeled
     if total:

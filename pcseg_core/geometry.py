@@ -7,11 +7,13 @@ quaternions are (x, y, z, w), angles are radians, lengths meters and stamps inte
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+from scipy.spatial.transform import Rotation
 
 from pcseg_core.errors import InputError
 
@@ -77,53 +79,29 @@ def from_quaternion(xyzw: npt.ArrayLike, translation: npt.ArrayLike = (0.0, 0.0,
     """Poses (..., 4, 4) from quaternions (..., 4) in the order x y z w, of any length but zero.
 
     Raises:
-        InputError: a quaternion is zero or not finite (an uninitialized message, usually).
+        InputError: a quaternion is zero or not finite (usually from an uninitialized message).
     """
     q = np.asarray(xyzw, dtype=np.float64)
-    norm = np.linalg.norm(q, axis=-1, keepdims=True)
-    if q.shape[-1] != 4 or not np.all(norm > 1e-9):
+    length = np.linalg.norm(q, axis=-1)
+    if q.shape[-1] != 4 or not np.all((length > 1e-9) & np.isfinite(length)):
         raise InputError(f"not a rotation: quaternion {q.tolist()}; expected x y z w of length 1")
-    return from_rotation(_quaternion_matrix(q / norm), translation)
+    rotation = Rotation.from_quat(q.reshape(-1, 4)).as_matrix()
+    return from_rotation(rotation.reshape(*q.shape[:-1], 3, 3), translation)
 
 
 def to_quaternion(T: Array) -> tuple[Float64, Float64]:
     """Quaternions (..., 4) x y z w with w >= 0, and translations (..., 3), of poses (..., 4, 4)."""
     pose = np.asarray(T, dtype=np.float64)
-    r = pose[..., :3, :3]
-    # Rows of 4 q q^T (Shepperd 1978); the row with the largest diagonal is the well-conditioned
-    # multiple of q.
-    xx, yy, zz = r[..., 0, 0], r[..., 1, 1], r[..., 2, 2]
-    both, turn = r + np.swapaxes(r, -1, -2), r - np.swapaxes(r, -1, -2)
-    xy, xz, yz = both[..., 0, 1], both[..., 0, 2], both[..., 1, 2]
-    wx, wy, wz = turn[..., 2, 1], turn[..., 0, 2], turn[..., 1, 0]
-    outer = np.stack(
-        [
-            np.stack([1 + xx - yy - zz, xy, xz, wx], axis=-1),
-            np.stack([xy, 1 - xx + yy - zz, yz, wy], axis=-1),
-            np.stack([xz, yz, 1 - xx - yy + zz, wz], axis=-1),
-            np.stack([wx, wy, wz, 1 + xx + yy + zz], axis=-1),
-        ],
-        axis=-2,
-    )
-    best = np.argmax(np.diagonal(outer, axis1=-2, axis2=-1), axis=-1)
-    q = np.take_along_axis(outer, best[..., None, None], axis=-2)[..., 0, :]
-    q = q / np.linalg.norm(q, axis=-1, keepdims=True)
-    q = np.where(q[..., 3:] < 0, -q, q)
-    return q, pose[..., :3, 3].copy()
+    q = Rotation.from_matrix(pose[..., :3, :3].reshape(-1, 3, 3)).as_quat()
+    q = np.where(q[:, 3:] < 0, -q, q)
+    return q.reshape(*pose.shape[:-2], 4), pose[..., :3, 3].copy()
 
 
 def from_euler(
     roll: float, pitch: float, yaw: float, translation: npt.ArrayLike = (0.0, 0.0, 0.0)
 ) -> Float64:
     """Pose from rotations about the fixed x, y and z axes, in that order (the URDF convention)."""
-    cr, cp, cy = np.cos([roll, pitch, yaw])
-    sr, sp, sy = np.sin([roll, pitch, yaw])
-    rotation = [
-        [cy * cp, cy * sp * sr - sy * cr, cy * sp * cr + sy * sr],
-        [sy * cp, sy * sp * sr + cy * cr, sy * sp * cr - cy * sr],
-        [-sp, cp * sr, cp * cr],
-    ]
-    return from_rotation(rotation, translation)
+    return from_rotation(Rotation.from_euler("xyz", (roll, pitch, yaw)).as_matrix(), translation)
 
 
 class Trajectory:
@@ -156,7 +134,10 @@ class Trajectory:
         self.poses = np.asarray(poses, dtype=np.float64)
         self.max_gap_s = max_gap_s
         self._check()
-        self._quaternions, self._translations = to_quaternion(self.poses)
+        rotation = Rotation.from_matrix(self.poses[:, :3, :3])
+        self._rotations, self._places = rotation.as_matrix(), self.poses[:, :3, 3]
+        if len(self) > 1:  # older versions of scipy have no empty `Rotation`
+            self._turns = (rotation[:-1].inv() * rotation[1:]).as_rotvec()  # from pose to pose
         self._mount: Float64 | None = None
 
     def mounted(self, T_body_sensor: Float64) -> Trajectory:
@@ -167,7 +148,7 @@ class Trajectory:
         Args:
             T_body_sensor: (4, 4).
         """
-        sensor = Trajectory(self.stamps_ns, self.poses, self.max_gap_s)
+        sensor = copy.copy(self)
         sensor._mount = T_body_sensor if self._mount is None else self._mount @ T_body_sensor
         sensor.poses = self.poses @ T_body_sensor
         return sensor
@@ -219,9 +200,10 @@ class Trajectory:
         left = self._interval(stamps)
         span = (self.stamps_ns[left + 1] - self.stamps_ns[left]).astype(np.float64)
         fraction = ((stamps - self.stamps_ns[left]) / span)[:, None]
-        start, end = self._translations[left], self._translations[left + 1]
-        rotation = slerp(self._quaternions[left], self._quaternions[left + 1], fraction[:, 0])
-        moved = from_rotation(_quaternion_matrix(rotation), start + fraction * (end - start))
+        # `Slerp` of scipy does the same, but not beyond the ends.
+        turn = Rotation.from_rotvec(fraction * self._turns[left]).as_matrix()
+        start, end = self._places[left], self._places[left + 1]
+        moved = from_rotation(self._rotations[left] @ turn, start + fraction * (end - start))
         return moved if self._mount is None else moved @ self._mount
 
     def relative(self, a_ns: int, b_ns: int) -> Float64:
@@ -255,20 +237,6 @@ class Trajectory:
             at = int(np.argmax(inside & (gap > self.max_gap_s)))
             return f"no pose at {int(stamps[at])} ns: it lies in a gap of {gap[at]:.2f} s"
         return None
-
-
-def slerp(a: Array, b: Array, fraction: Array) -> Float64:
-    """Interpolate unit quaternions (K, 4) by fractions (K,) along the shorter arc."""
-    dot = np.sum(a * b, axis=-1)
-    b = np.where((dot < 0)[..., None], -b, b)
-    angle = np.arccos(np.clip(np.abs(dot), 0.0, 1.0))
-    small = angle < 1e-6  # there, linear interpolation is exact to rounding
-    sine = np.where(small, 1.0, np.sin(angle))
-    weight_a = np.where(small, 1.0 - fraction, np.sin((1.0 - fraction) * angle) / sine)
-    weight_b = np.where(small, fraction, np.sin(fraction * angle) / sine)
-    q = weight_a[..., None] * a + weight_b[..., None] * b
-    normalized: Float64 = q / np.linalg.norm(q, axis=-1, keepdims=True)
-    return normalized
 
 
 def deskew(xyz: Array, time_s: Array, trajectory: Trajectory, stamp_ns: int) -> Array:
@@ -352,14 +320,3 @@ def _is_rigid(poses: Float64) -> npt.NDArray[np.bool_]:
     drift = np.abs(rotation @ np.swapaxes(rotation, 1, 2) - np.eye(3)).max(axis=(1, 2))
     rigid: npt.NDArray[np.bool_] = (drift < 1e-2) & (np.linalg.det(rotation) > 0)
     return rigid
-
-
-def _quaternion_matrix(q: Float64) -> Float64:
-    """Rotation matrices (..., 3, 3) of unit quaternions (..., 4)."""
-    x, y, z, w = q[..., 0], q[..., 1], q[..., 2], q[..., 3]
-    rows = [
-        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
-        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
-        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
-    ]
-    return np.stack([np.stack(row, axis=-1) for row in rows], axis=-2)

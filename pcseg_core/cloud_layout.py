@@ -20,15 +20,6 @@ DATATYPES = {code: number for number, code in TYPES.items()}
 _MAX_POINT_STEP = 1 << 20  # bytes; beyond, the header is garbage
 
 
-class PointFieldLike(Protocol):
-    """One field of a PointCloud2, as in sensor_msgs/PointField."""
-
-    name: str
-    offset: int
-    datatype: int
-    count: int
-
-
 class PointCloud2Like(Protocol):
     """What the codec needs of a PointCloud2; `header` and `is_dense` are used where present."""
 

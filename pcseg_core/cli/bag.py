@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pcseg_core.cli.outputs import check_file
-from pcseg_core.cli.progress import note
 from pcseg_core.cli.simulate import simulate
 from pcseg_core.errors import InputError
+from pcseg_core.progress import note
 
 if TYPE_CHECKING:
     from pcseg_core.data.bag_info import BagReport

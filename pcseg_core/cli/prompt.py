@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pcseg_core.cli.outputs import PICTURES, check_file
-from pcseg_core.cli.progress import console, progress_bar
 from pcseg_core.errors import InputError
+from pcseg_core.progress import bar, console
 
 if TYPE_CHECKING:
     from pcseg_core.online.segmenter import Segmenter
@@ -105,7 +105,7 @@ def _measure(
     if not folder.is_dir():
         raise InputError(f"--semantic-kitti {folder}: no such folder")
     recording = SemanticKittiRecording(folder, lidar_only=True)
-    with progress_bar("asking for words") as progress:
+    with bar("asking for words") as progress:
         if words:
             report = measure_words(segmenter, recording, words, label_space, name, progress)
         else:

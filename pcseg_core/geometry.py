@@ -202,8 +202,11 @@ class Trajectory:
         fraction = ((stamps - self.stamps_ns[left]) / span)[:, None]
         # `Slerp` of scipy does the same, but not beyond the ends.
         turn = Rotation.from_rotvec(fraction * self._turns[left]).as_matrix()
-        start, end = self._places[left], self._places[left + 1]
-        moved = from_rotation(self._rotations[left] @ turn, start + fraction * (end - start))
+        # At the stamp of a pose the result is that pose, whichever interval it is taken from.
+        end = (fraction == 1.0)[..., None]
+        rotation = np.where(end, self._rotations[left + 1], self._rotations[left] @ turn)
+        place = (1.0 - fraction) * self._places[left] + fraction * self._places[left + 1]
+        moved = from_rotation(rotation, place)
         return moved if self._mount is None else moved @ self._mount
 
     def relative(self, a_ns: int, b_ns: int) -> Float64:

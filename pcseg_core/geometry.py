@@ -22,18 +22,18 @@ Float64 = npt.NDArray[np.float64]
 Poses: TypeAlias = Callable[[npt.NDArray[np.int64]], Float64]
 """Stamps (K,) in ns -> poses (K, 4, 4); raises `PcsegError` for a stamp whose pose is unknown."""
 
-# A sweep is deskewed with this many poses, linear in the matrix entries between them. At 10 Hz
-# they lie 0.05 ms apart: there, a turn of 1 rad/s bends a 100 m ray by less than 1e-6 m, and a jump
-# of 1 m/s in the trajectory's speed is cut by 1.3e-5 m. A slerp for each point is far slower.
+# Number of poses to deskew a sweep with; matrix entries are linear between them. At 10 Hz they are
+# 0.05 ms apart: a turn of 1 rad/s then moves a point at 100 m by less than 1e-6 m, and a step of
+# 1 m/s in the speed by 1.3e-5 m. One slerp per point is far slower.
 _DESKEW_POSES = 2048
 _POSE_STEP_NS = 10_000_000  # between the poses that a sweep is deskewed with
-_CHUNK = 8192  # points whose matrices fit in the cache
+_CHUNK = 8192  # number of points whose matrices fit into the cache
 
 
 def transform(T: Array, xyz: Array) -> Array:
-    """Map points (..., 3) with a pose (4, 4), or each with its own (..., 4, 4).
+    """Map points (..., 3) with one pose (4, 4) or one pose per point (..., 4, 4).
 
-    Keeps the dtype of `xyz` when it is a float type; the arithmetic is done in that type.
+    Computes in and returns the dtype of `xyz` if it is a float type, else float64.
     """
     points = np.asarray(xyz)
     if not np.issubdtype(points.dtype, np.floating):
@@ -58,7 +58,7 @@ def invert(T: Array) -> Float64:
 
 
 def compose(*Ts: Array) -> Float64:
-    """Chain poses: `compose(T_a_b, T_b_c)` is `T_a_c`; no pose at all is the identity."""
+    """Chain poses: `compose(T_a_b, T_b_c)` is `T_a_c`; without arguments the identity."""
     result = np.eye(4)
     for pose in Ts:
         result = result @ np.asarray(pose, dtype=np.float64)
@@ -105,11 +105,12 @@ def from_euler(
 
 
 class Trajectory:
-    """A moving body: poses at stamps, interpolated between them.
+    """Poses of a moving body at stamps, interpolated between them.
 
-    Rotations by slerp (Shoemake 1985), translations linearly. Just outside its ends the motion of
-    the last interval goes on for a short time, since a sweep or an image rarely starts exactly at
-    a pose.
+    Rotations are interpolated by slerp (Shoemake 1985), translations linearly. Shortly before the
+    first and after the last pose, the motion of the nearest interval is extrapolated, since sweeps
+    and images rarely start exactly at a pose. A pose depends on its two neighbors alone, bit for
+    bit.
 
     Attributes:
         stamps_ns: (M,) int64, strictly increasing.
@@ -119,12 +120,12 @@ class Trajectory:
     def __init__(
         self, stamps_ns: npt.ArrayLike, poses: npt.ArrayLike, max_gap_s: float = float("inf")
     ) -> None:
-        """Check and keep the poses.
+        """Check and store the poses.
 
         Args:
             stamps_ns: (M,) integer nanoseconds.
             poses: (M, 4, 4) T_world_body.
-            max_gap_s: longest interval between two poses that is interpolated, s.
+            max_gap_s: longest interval between two poses that is interpolated [s].
 
         Raises:
             InputError: no poses, shapes that differ, values that are not finite or not rigid, or
@@ -141,7 +142,7 @@ class Trajectory:
         self._mount: Float64 | None = None
 
     def mounted(self, T_body_sensor: Float64) -> Trajectory:
-        """Trajectory of a sensor at a fixed place on this body.
+        """Trajectory of a sensor mounted on this body.
 
         The motion of the body is interpolated, not that of the sensor.
 
@@ -175,7 +176,7 @@ class Trajectory:
         return len(self.stamps_ns)
 
     def covers(self, stamp_ns: int, max_extrapolation_s: float = 0.15) -> bool:
-        """Tell whether `at` gives a pose for this stamp."""
+        """Whether `at` has a pose for this stamp."""
         stamps = np.asarray([stamp_ns], dtype=np.int64)
         return self._uncovered(stamps, max_extrapolation_s) is None
 
@@ -200,7 +201,7 @@ class Trajectory:
         left = self._interval(stamps)
         span = (self.stamps_ns[left + 1] - self.stamps_ns[left]).astype(np.float64)
         fraction = ((stamps - self.stamps_ns[left]) / span)[:, None]
-        # `Slerp` of scipy does the same, but not beyond the ends.
+        # As scipy's `Slerp`, which cannot extrapolate.
         turn = Rotation.from_rotvec(fraction * self._turns[left]).as_matrix()
         # At the stamp of a pose the result is that pose, whichever interval it is taken from.
         end = (fraction == 1.0)[..., None]
@@ -214,12 +215,12 @@ class Trajectory:
         return compose(invert(self.at(a_ns)), self.at(b_ns))
 
     def _interval(self, stamps: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Index of the pose before each stamp; the nearest interval outside the ends."""
+        """Index of the pose before each stamp; outside the ends that of the nearest interval."""
         after = np.searchsorted(self.stamps_ns, stamps, side="right")
         return np.clip(after - 1, 0, len(self) - 2)
 
     def _uncovered(self, stamps: npt.NDArray[np.int64], max_extrapolation_s: float) -> str | None:
-        """Say which stamp has no pose and why; None when all have one."""
+        """Reason why a stamp has no pose; None if all have one."""
         if len(stamps) == 0:
             return None
         margin = int(max_extrapolation_s * 1e9)
@@ -243,13 +244,13 @@ class Trajectory:
 
 
 def deskew(xyz: Array, time_s: Array, trajectory: Trajectory, stamp_ns: int) -> Array:
-    """Move every point of a sweep to where the sensor would have seen it at one stamp.
+    """Correct the points of a sweep for the motion of the sensor.
 
     Args:
-        xyz: (N, 3) points [m], each in the sensor frame of its own moment; NaN stays NaN.
-        time_s: (N,) s relative to `stamp_ns`; a time that is not finite counts as 0.
+        xyz: (N, 3) points [m], each in the sensor frame at its own time; NaN stays NaN.
+        time_s: (N,) relative to `stamp_ns` [s]; a time that is not finite counts as 0.
         trajectory: poses of that sensor, T_world_sensor.
-        stamp_ns: the moment, and sensor frame, that the result refers to.
+        stamp_ns: stamp of the sensor frame of the result.
 
     Returns:
         (N, 3) points in the sensor frame at `stamp_ns`, dtype of `xyz`.
@@ -276,17 +277,17 @@ def undo_motion(xyz: Array, time_s: Array, poses: Poses, stamp_ns: int) -> npt.N
     """Deskew a sweep with poses from any source, one every 10 ms.
 
     Args:
-        xyz: (N, 3) points [m], each in the sensor frame of its own moment.
-        time_s: (N,) s relative to `stamp_ns`; a time that is not finite counts as 0.
-        poses: see `Poses`; asked once for all stamps, and not at all where all times are equal.
-        stamp_ns: the moment, and sensor frame, that the result refers to.
+        xyz: (N, 3) points [m], each in the sensor frame at its own time.
+        time_s: (N,) relative to `stamp_ns` [s]; a time that is not finite counts as 0.
+        poses: see `Poses`; called once for all stamps, and not at all if all times are equal.
+        stamp_ns: stamp of the sensor frame of the result.
 
     Returns:
         (N, 3) float32 points in the sensor frame at `stamp_ns`.
 
     Raises:
         InputError: shapes differ.
-        PcsegError: whatever `poses` raises for a stamp that it does not know.
+        PcsegError: from `poses`, for a stamp without a pose.
     """
     known = np.isfinite(time_s)
     first = stamp_ns + int(1e9 * np.min(time_s, where=known, initial=0.0))
@@ -299,7 +300,7 @@ def undo_motion(xyz: Array, time_s: Array, poses: Poses, stamp_ns: int) -> npt.N
 
 
 def _blend(points: Array, times: Float64, grid: Float64, poses: Float64) -> Array:
-    """Apply to each point the pose at its time, linear between the poses on an even grid."""
+    """Transform each point by the pose at its time, linear between poses on an even grid."""
     dtype = points.dtype if np.issubdtype(points.dtype, np.floating) else np.dtype(np.float64)
     spacing = grid[1] - grid[0]
     start = poses[:-1, :3].astype(dtype)
@@ -317,7 +318,7 @@ def _blend(points: Array, times: Float64, grid: Float64, poses: Float64) -> Arra
 
 
 def _is_rigid(poses: Float64) -> npt.NDArray[np.bool_]:
-    """(M,) bool: finite, with a rotation that neither stretches nor mirrors."""
+    """(M,) bool: finite, with a rotation that neither scales nor mirrors."""
     finite = np.isfinite(poses.reshape(-1, 16).sum(axis=1))
     rotation = np.where(finite[:, None, None], poses, 0.0)[:, :3, :3]
     drift = np.abs(rotation @ np.swapaxes(rotation, 1, 2) - np.eye(3)).max(axis=(1, 2))

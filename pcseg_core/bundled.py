@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks that come with the package, all trained on simulated drives alone."""
+"""Networks that come with the package (trained on simulated drives), and files named by users."""
 
 from __future__ import annotations
 
+import os
 from importlib.resources import files
 from pathlib import Path
 
@@ -10,6 +11,9 @@ from pcseg_core.errors import InputError
 
 BUNDLED = "bundled"
 """In place of a checkpoint's path: the one that comes with the package."""
+
+WEIGHTS_VARIABLE = "PCSEG_WEIGHTS"
+"""Environment variable: folders with weights of image networks, separated by ":"."""
 
 _CHECKPOINT = "street"
 _SUFFIX = ".safetensors"
@@ -30,3 +34,31 @@ def bundled_file(path: str | Path) -> Path | None:
         known = ", ".join(sorted(f"{BUNDLED}:{p.stem}" for p in folder.glob(f"*{_SUFFIX}")))
         raise InputError(f"{path}: not with this package, which has: {known or 'none'}")
     return file
+
+
+def find_file(path: str | Path, base: Path | None = None) -> Path:
+    """Absolute path of a file that a recipe or a parameter names.
+
+    Args:
+        path: "bundled:NAME" is a file of the package. A relative path is looked up in `base`, in
+            the current folder and in the folders of the environment variable PCSEG_WEIGHTS.
+        base: folder of the file that names it.
+
+    Raises:
+        InputError: no such file; the message lists where it was looked for.
+    """
+    known = bundled_file(path)
+    if known is not None:
+        return known
+    given = Path(path).expanduser()
+    folders = [f for f in os.environ.get(WEIGHTS_VARIABLE, "").split(os.pathsep) if f]
+    places = [Path(f).expanduser() for f in (*([base] if base else []), ".", *folders)]
+    candidates = list(dict.fromkeys((place / given).resolve() for place in places))
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    looked = ", ".join(map(str, candidates))
+    raise InputError(
+        f"{path}: no such file, looked for {looked}; put it there, or set {WEIGHTS_VARIABLE} to "
+        "the folder that holds it"
+    )

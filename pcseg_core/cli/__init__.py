@@ -18,6 +18,7 @@ from pcseg_core.errors import PcsegError
 PLUGIN_GROUP = "pcseg.commands"
 
 _COMMANDS = {
+    "recipe": "List and show the training recipes of the package.",
     "distill": "Train a LiDAR segmenter from recordings with cameras, without labels.",
     "evaluate": "Measure a checkpoint on labeled sweeps: JSON, table and picture.",
     "superpixels": "Cut the images of a recording into segments, for contrastive pretraining.",
@@ -25,7 +26,6 @@ _COMMANDS = {
     "probe": "Measure what a pretrained network knows, by a linear classifier on its features.",
     "finetune": "Train on few labels from a pretrained network and from scratch, side by side.",
     "zero-shot": "Train on labels of some classes and learn others from images; measure both.",
-    "ablate": "Measure what each part of a method is worth.",
     "prompt": "Try words as classes on a sweep, or measure them on labeled ones.",
     "words": "List the words a checkpoint knows, or add more from a text encoder.",
     "label": "Label a recording from its cameras: auto-labels in SemanticKITTI format.",

@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 from safetensors import safe_open
 
-from pcseg_core.bundled import bundled_file
+from pcseg_core.bundled import WEIGHTS_VARIABLE, bundled_file, find_file
 from pcseg_core.checkpoint import load_checkpoint
 from pcseg_core.errors import InputError
 from pcseg_core.evaluation.evaluator import evaluate
@@ -17,10 +18,10 @@ from pcseg_core.labels import LabelSpace
 from pcseg_core.learning.recipe import Recipe, load_recipe
 from pcseg_core.metrics.confusion import Confusion
 from pcseg_core.online.segmenter import Segmenter
+from pcseg_core.recipes import recipe_file
 from pcseg_core.simulation.recording import SimulatedDrive
 from pcseg_core.vision.pixel_classes import TeacherConfig, load_teacher
 
-RECIPE = Path(__file__).parents[2] / "training" / "recipes" / "simulated.yaml"
 TEACHER = "bundled:simulation_teacher"
 
 
@@ -34,7 +35,7 @@ def test_the_checkpoint_was_made_from_simulated_drives_by_its_recipe() -> None:
     _, meta = load_checkpoint(Path("bundled"))
     sources = list(meta.metrics["poses"])
     assert sources and all(source.startswith("simulated:") for source in sources)
-    assert Recipe.model_validate(meta.recipe) == load_recipe(RECIPE)
+    assert Recipe.model_validate(meta.recipe) == load_recipe(recipe_file("simulated"))
     assert meta.label_space["name"] == "street"
 
 
@@ -64,3 +65,24 @@ def test_unknown_names_list_what_there_is() -> None:
     assert bundled_file("runs/first") is None
     with pytest.raises(InputError, match="bundled:simulation_teacher, bundled:street"):
         bundled_file("bundled:nothing")
+
+
+def test_files_are_found_beside_the_recipe_then_here_then_in_pcseg_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, here, first, second = (tmp_path / name for name in ("base", "here", "first", "second"))
+    for folder in (base, here, first, second):
+        folder.mkdir()
+        (folder / "w.bin").touch()
+    monkeypatch.chdir(here)
+    monkeypatch.setenv(WEIGHTS_VARIABLE, os.pathsep.join(map(str, (first, second))))
+    for folder in (base, here, first, second):
+        assert find_file("w.bin", base) == folder / "w.bin"
+        assert find_file(folder / "w.bin", base) == folder / "w.bin"
+        (folder / "w.bin").unlink()
+    with pytest.raises(InputError, match=f"no such file.*{base}.*{here}.*{first}.*{second}"):
+        find_file("w.bin", base)
+    assert find_file(TEACHER, base) == bundled_file(TEACHER)
+    monkeypatch.delenv(WEIGHTS_VARIABLE)
+    with pytest.raises(InputError, match=f"set {WEIGHTS_VARIABLE}"):
+        find_file(tmp_path / "absent.bin")

@@ -67,11 +67,11 @@ def finetune(
     chosen = _recipe(recipe, seed, steps)
     meta = load_checkpoint(run)[1]
     space, reach = _label_space(label_space, meta), meta.student.get("max_range_m", 80.0)
+    sweeps = [sweep for source in sources for sweep in read_sweeps(source, space, reach, labels)]
+    scans = read(test, space, reach) if test else []
     if not resume:
         start_over(out)
     claim(out, chosen, [*sources, f"start:{run}", f"labels:{labels}", f"classes:{space.name}"])
-    sweeps = [sweep for source in sources for sweep in read_sweeps(source, space, reach, labels)]
-    scans = read(test, space, reach) if test else []
     _summarize(train(run, sweeps, scans, space, chosen, out, device), out)
 
 

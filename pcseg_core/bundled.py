@@ -60,5 +60,5 @@ def find_file(path: str | Path, base: Path | None = None) -> Path:
     looked = ", ".join(map(str, candidates))
     raise InputError(
         f"{path}: no such file, looked for {looked}; put it there, or set {WEIGHTS_VARIABLE} to "
-        "the folder that holds it"
+        "the folder that holds it (`pcseg recipe show NAME` says where to get files of a recipe)"
     )

@@ -186,7 +186,7 @@ def draw(content: Mapping[str, Any], path: Path) -> None:
     summary = content["summary"]
     names = [row["method"] for row in summary]
     dots = [[r["miou"] for r in content["rows"] if r["method"] == name] for name in names]
-    figure = pictures.new_figure(1100, 90 + 55 * len(summary))
+    figure = pictures.new_figure(1100, 130 + 55 * len(summary))
     axes = figure.add_axes((0.22, 0.16, 0.74, 0.74))
     study.draw_bars(axes, names, [row["miou"] for row in summary], dots)
     axes.set_title("Linear probe on frozen features, mIoU in percent; dots are seeds", loc="left")

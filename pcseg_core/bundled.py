@@ -51,9 +51,9 @@ def find_file(path: str | Path, base: Path | None = None) -> Path:
     if known is not None:
         return known
     given = Path(path).expanduser()
-    folders = [f for f in os.environ.get(WEIGHTS_VARIABLE, "").split(os.pathsep) if f]
-    places = [Path(f).expanduser() for f in (*([base] if base else []), ".", *folders)]
-    candidates = list(dict.fromkeys((place / given).resolve() for place in places))
+    folders = [Path(f) for f in os.environ.get(WEIGHTS_VARIABLE, "").split(os.pathsep) if f]
+    places = [*([base] if base else []), Path(), *folders]
+    candidates = list(dict.fromkeys((p.expanduser() / given).resolve() for p in places))
     for candidate in candidates:
         if candidate.is_file():
             return candidate

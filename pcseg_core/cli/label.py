@@ -20,13 +20,14 @@ def label(
     recipe: RecipeName,
     out: Annotated[Path, typer.Option(help="Folder of labels, new or to resume.")],
     checkpoint: Annotated[
-        str | None, typer.Option(help="Also write this student's labels, to student/.")
+        str | None, typer.Option(help="Also write the labels of this checkpoint, to student/.")
     ] = None,
     min_confidence: Annotated[
-        float, typer.Option(min=0, max=1, help="Points labeled with less become unlabeled.")
+        float, typer.Option(min=0, max=1, help="Points with less confidence stay unlabeled.")
     ] = 0.0,
     window: Annotated[
-        int, typer.Option(min=1, help="Sweeps in memory at a time; labels are carried in these.")
+        int,
+        typer.Option(min=1, help="Sweeps in memory at a time; labels are propagated among them."),
     ] = 100,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:

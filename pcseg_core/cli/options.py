@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeVar
 
 import typer
 
-from pcseg_core.config import read_yaml
 from pcseg_core.errors import InputError
 from pcseg_core.files import FolderKind, claim_folder
 
@@ -77,6 +76,8 @@ def start_over(out: Path) -> None:
 
 
 def _check_run(marker: Path) -> None:
+    from pcseg_core.config import read_yaml
+
     content = read_yaml(marker)
     if set(content) != {"recipe", "sources"} or not isinstance(content["recipe"], dict):
         raise InputError(f"{marker.name} does not name the recipe and the sources of a run")

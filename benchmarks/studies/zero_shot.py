@@ -82,7 +82,7 @@ def folder_data(path: Path, test: Sequence[str]) -> Data:
     if not found:
         raise InputError(
             f"{path}: no labeled sequence with calib.txt below it; expected SemanticKITTI "
-            "sequences with images beside their labels, or a source (reader:path) and --test"
+            "sequences with images and labels, or a source (reader:path) and --test"
         )
     if test:
         tested = [Path(t.partition(":")[2] or t).resolve() for t in test]

@@ -20,7 +20,7 @@ from pcseg_core.online.segmenter import Segmenter
 from pcseg_core.simulation.recording import SimulatedDrive
 from pcseg_core.vision.pixel_classes import TeacherConfig, load_teacher
 
-RECIPE = Path(__file__).parents[2] / "training" / "recipes" / "simulated.yaml"
+RECIPE = Path(__file__).parents[2] / "pcseg_core" / "recipes" / "simulated.yaml"
 TEACHER = "bundled:simulation_teacher"
 
 

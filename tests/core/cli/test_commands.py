@@ -221,7 +221,7 @@ def test_distill_starts_over_only_a_run(asked: list[Any], tmp_path: Path) -> Non
     [
         (None, "cannot read"),
         ("teacher: [", "not valid YAML"),
-        (RECIPE + "optimizer: {}\n", "unknown key 'optimizer'"),
+        (RECIPE + "optimizr: {}\n", "unknown key 'optimizr'"),
         (RECIPE + "optimizer: {steps: -1}\n", "optimizer.steps"),
     ],
 )

@@ -6,13 +6,18 @@ from __future__ import annotations
 import importlib.util
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import typer
+from pydantic.fields import FieldInfo
 from typer.main import get_command
 
 from pcseg_core.cli import app
+from pcseg_core.config import Section
+from pcseg_core.learning.recipe import Recipe
 from pcseg_core.recipes import available_recipes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -74,7 +79,7 @@ def test_commands_and_their_options_exist(path: Path) -> None:
 @pytest.mark.parametrize("path", DOCUMENTS, ids=name)
 def test_recipes_exist(path: Path) -> None:
     for words in commands(path, "pcseg"):
-        for option, value in zip(words, words[1:]):
+        for option, value in pairwise(words):
             if option == "--recipe" and re.fullmatch(r"[a-z-]+", value):
                 assert value in available_recipes(), f"{name(path)}: no recipe {value}"
 
@@ -90,3 +95,21 @@ def test_modules_and_their_options_exist(path: Path) -> None:
         for option in (word.strip("[]").partition("=")[0] for word in words if "--" in word[:3]):
             written = option in source or re.search(rf"\b{option[2:].replace('-', '_')}: ", source)
             assert written, f"{name(path)}: {words[0]} has no {option}"
+
+
+def test_keys_of_recipes_exist() -> None:
+    text = (ROOT / "training" / "README.md").read_text("utf-8")
+    keys = re.findall(rf"`((?:{'|'.join(Recipe.model_fields)})(?:\.[a-z_]+)+)`", text)
+    assert len(keys) > 10
+    for key in keys:
+        section: object = Recipe
+        for part in key.split("."):
+            fields = fields_of(section)
+            assert part in fields, f"training/README.md: recipes have no key {key}"
+            section = fields[part].annotation
+
+
+def fields_of(annotation: object) -> dict[str, FieldInfo]:
+    """Fields of a section, or of the section in an optional annotation."""
+    options = (annotation, *get_args(annotation))
+    return next((o.model_fields for o in options if isinstance(o, type(Section))), {})

@@ -32,11 +32,11 @@ from pcseg_core.errors import InputError, PcsegError
 from pcseg_core.files import write_atomic
 from pcseg_core.labels import LabelSpace, to_wire
 from pcseg_core.models.student import Student, StudentConfig
+from pcseg_core.native import library
 from pcseg_core.online.pipeline import Pipeline, Sweep
 from pcseg_core.online.segmenter import Segmenter
 from pcseg_core.projection import project_cloud
 from pcseg_core.sparse import SparseTensor
-from pcseg_core.sparse.native import library
 
 STAGES = ("read", "prepare", "voxelize", "infer", "label", "write", "total")
 # Engine -> backend and precision.

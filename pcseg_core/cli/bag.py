@@ -9,18 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pcseg_core.cli.outputs import check_file
-from pcseg_core.cli.progress import note
+from pcseg_core.cli.simulate import simulate
 from pcseg_core.errors import InputError
+from pcseg_core.progress import note
 
 if TYPE_CHECKING:
     from pcseg_core.data.bag_info import BagReport
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
-
-
-@app.callback()
-def _bag() -> None:
-    """Bags: convert and inspect."""
+app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Bags: convert, inspect, simulate, play."
+)
+app.command()(simulate)
 
 
 @app.command("from-kitti")

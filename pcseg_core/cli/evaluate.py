@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pcseg_core.cli.outputs import PICTURES, check_file
-from pcseg_core.cli.progress import note, progress_bar
 from pcseg_core.errors import InputError
+from pcseg_core.progress import bar, note
 
 if TYPE_CHECKING:
     from pcseg_core.data import Recording
@@ -110,9 +110,10 @@ Labels = Annotated[
     ),
 ]
 Teacher = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
-        help="Recipe whose teacher labels images, for the agreement with the cameras.",
+        help="Recipe (name or file) whose teacher labels images, for the agreement with the "
+        "cameras.",
         rich_help_panel=_REPLAY,
     ),
 ]
@@ -238,7 +239,7 @@ def _against_labels(
 
     grouping(segmenter.label_space, LabelSpace.load(label_space))  # fails before the long part
     fitted, remark = _fit_baselines(run, segmenter) if with_baselines else ({}, "not asked for")
-    with progress_bar("measuring sweeps") as progress:
+    with bar("measuring sweeps") as progress:
         report = measure(
             Pipeline(segmenter),
             recording,
@@ -261,7 +262,7 @@ def _fit_baselines(run: Path, segmenter: Segmenter) -> tuple[dict[str, Baseline]
     folder = run_directory(run)
     if not (folder / "pseudo_labels").is_dir():
         return {}, f"{folder}/pseudo_labels, to which they are fitted, is missing"
-    with progress_bar("fitting baselines") as progress:
+    with bar("fitting baselines") as progress:
         return fit_baselines(folder, device=str(segmenter.device), progress=progress), None
 
 
@@ -270,7 +271,7 @@ def _against_boxes(segmenter: Segmenter, source: str) -> BoxReport:
     from pcseg_core.evaluation import evaluate_boxes
     from pcseg_core.online.pipeline import Pipeline
 
-    with progress_bar("measuring against boxes") as progress:
+    with bar("measuring against boxes") as progress:
         return evaluate_boxes(Pipeline(segmenter), open_recording(source), progress=progress)
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl
 
-from pcseg_core.cli.progress import note, progress_bar
 from pcseg_core.errors import InputError
+from pcseg_core.progress import bar, note
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -36,7 +36,7 @@ class ReplayOptions:
     deskew: bool
     cameras: bool
     labels: Path | None
-    teacher: Path | None
+    teacher: str | None
     label_space: str
     device: str
     backend: str
@@ -87,7 +87,7 @@ def evaluate_recording(
         same = recipe is not None and recipe.teacher == setup.teacher
         fused = teacher if same else _load_teacher(setup.teacher, setup)
         methods = _offline(options, setup, fused)
-    with progress_bar("measuring sweeps") as progress:
+    with bar("measuring sweeps") as progress:
         report = evaluate_replay(recording, methods, truth, progress)
     for remark in report.notes:
         note(remark)
@@ -135,8 +135,9 @@ def _setup(options: ReplayOptions, recipe: Recipe | None) -> NodeSetup:
 
 def _recipe(options: ReplayOptions) -> Recipe | None:
     from pcseg_core.learning.recipe import load_recipe
+    from pcseg_core.recipes import recipe_file
 
-    return load_recipe(options.teacher) if options.teacher else None
+    return load_recipe(recipe_file(options.teacher)) if options.teacher else None
 
 
 def _open(source: str, setup: NodeSetup) -> Recording:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pcseg_core.cli.progress import note, progress_bar
+from pcseg_core.cli.options import RecipeName
+from pcseg_core.progress import bar, note
 
 if TYPE_CHECKING:
     from pcseg_core.online.auto_labels import AutoLabels
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
 
 def label(
     source: Annotated[str, typer.Argument(help="A bag, or reader:path (kitti-raw:PATH, ...).")],
-    recipe: Annotated[Path, typer.Option(help="Recipe whose teacher labels the images.")],
-    out: Annotated[Path, typer.Option(help="New folder, or the folder of an interrupted run.")],
+    recipe: RecipeName,
+    out: Annotated[Path, typer.Option(help="Folder of labels, new or to resume.")],
     checkpoint: Annotated[
         str | None, typer.Option(help="Student whose labels are written to student/.")
     ] = None,
@@ -46,9 +47,10 @@ def label(
     )
     from pcseg_core.online.pipeline import Pipeline
     from pcseg_core.online.segmenter import Segmenter, choose_device
+    from pcseg_core.recipes import recipe_file
     from pcseg_core.vision.pixel_classes import load_teacher
 
-    chosen = load_recipe(recipe)
+    chosen = load_recipe(recipe_file(recipe))
     settings = LabelSettings(
         source=source,
         teacher=chosen.teacher,
@@ -60,7 +62,7 @@ def label(
     teacher = load_teacher(chosen.teacher, str(choose_device(device)))
     student = Pipeline(Segmenter.load(checkpoint, device=device)) if checkpoint else None
     recording = open_recording(source)
-    with progress_bar("labeling") as progress:
+    with bar("labeling") as progress:
         result = label_recording(
             AutoLabeler(teacher, settings, student),
             recording,

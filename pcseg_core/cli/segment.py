@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pcseg_core.cli.progress import note, progress_bar
 from pcseg_core.errors import InputError
+from pcseg_core.progress import bar, note
 
 if TYPE_CHECKING:
     from pcseg_core.online.pipeline import Pipeline
@@ -55,7 +55,7 @@ def segment(
         raise InputError("--cloud-topic and --compress are for bags")
     replay.check_output(out, bag=bag or reader == "bag", force=force)
     pipeline = Pipeline(Segmenter.load(checkpoint, device=device, backend=backend))
-    with progress_bar("labeling") as progress:
+    with bar("labeling") as progress:
         if reader == "bag":
             result = replay.segment_bag(
                 pipeline,

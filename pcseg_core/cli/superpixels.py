@@ -52,8 +52,8 @@ def superpixels(
 
     Interrupt it at any time: the same command goes on.
     """
-    from pcseg_core.cli.progress import progress_bar
     from pcseg_core.data import open_recording
+    from pcseg_core.progress import bar
     from pcseg_core.vision.image_cache import SuperpixelCache
 
     if (out is None) == (images is None):
@@ -65,7 +65,7 @@ def superpixels(
     assert out is not None
     maker = _maker(generator, weights, masks, segments, compactness, min_area, label_space, device)
     cache = SuperpixelCache(out, maker)
-    with progress_bar(f"superpixels of {recording.name}") as progress:
+    with bar(f"superpixels of {recording.name}") as progress:
         counts = cache.fill(recording, progress)
     _report(counts, out)
 
@@ -136,7 +136,7 @@ def _export(recording: Recording, folder: Path) -> Counter[str]:
 
 
 def _report(counts: Counter[str], folder: Path) -> None:
-    from pcseg_core.cli.progress import note
+    from pcseg_core.progress import note
 
     typer.echo(f"{folder}: {counts['made']} images done, {counts['kept']} were there before")
     skipped = {reason: n for reason, n in counts.items() if reason not in ("made", "kept")}

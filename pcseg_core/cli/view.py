@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pcseg_core.cli.outputs import PICTURES, check_file
-from pcseg_core.cli.progress import console, progress_bar
 from pcseg_core.errors import InputError
+from pcseg_core.progress import bar, console
 
 if TYPE_CHECKING:
     from pcseg_core.labels import LabelSpace
@@ -63,7 +63,7 @@ def _record(scene: _Scene, sweep: int | None, every: int, save: Path | None) -> 
     from pcseg_core.viewer.rerun import record
 
     indices = list(range(0, len(scene), every)) if sweep is None else [scene.index(sweep)]
-    with progress_bar("recording") as progress:
+    with bar("recording") as progress:
 
         def counted() -> Iterator[View]:
             for done, one in enumerate(scene.views(indices)):

@@ -29,12 +29,12 @@ from pcseg_core.data.bag_reader import (
 from pcseg_core.data.calibration import Calibration, load_calibration
 from pcseg_core.data.images import RGB, check_size, decode_image, image_from_message
 from pcseg_core.data.odometry import cached_trajectory
-from pcseg_core.data.progress import tracked
 from pcseg_core.data.sample import CameraFrame, Sample
 from pcseg_core.data.stamps import longest_increasing, nearest
 from pcseg_core.errors import InputError
 from pcseg_core.geometry import Trajectory
 from pcseg_core.labels import WIRE_UNLABELED, LabelSpace
+from pcseg_core.progress import tracked
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pcseg_core.data.progress import tracked
 from pcseg_core.data.stamps import longest_increasing
 from pcseg_core.errors import InputError, PcsegError, require
+from pcseg_core.progress import tracked
 
 CLOUD = "sensor_msgs/msg/PointCloud2"
 IMAGE = "sensor_msgs/msg/Image"

@@ -4,16 +4,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.spatial.transform import Rotation
 
 from pcseg_core.camera import CameraModel
 from pcseg_core.cloud import PointCloud
 from pcseg_core.data.images import image_size
 from pcseg_core.errors import InputError
-from pcseg_core.geometry import invert
+from pcseg_core.geometry import from_rotation
 
 Float64 = npt.NDArray[np.float64]
 
@@ -182,21 +182,13 @@ def oxts_poses(paths: list[Path]) -> Float64:
         InputError: a file is missing or does not start with six finite numbers.
     """
     rows = np.stack([_oxts_packet(path) for path in paths])
-    latitude, longitude, altitude, roll, pitch, yaw = rows.T
+    latitude, longitude, altitude = rows.T[:3]
     scale = np.cos(np.radians(latitude[0]))
     east = scale * EARTH_RADIUS_M * np.radians(longitude)
     north = scale * EARTH_RADIUS_M * np.log(np.tan(np.radians(90.0 + latitude) / 2))
-    poses = np.tile(np.eye(4), (len(rows), 1, 1))
-    poses[:, :3, :3] = _rz(yaw) @ _ry(pitch) @ _rx(roll)
     place = np.stack([east, north, altitude], axis=1)
-    poses[:, :3, 3] = place - place[0]
-    return poses
-
-
-def relative_to_first(poses: Float64) -> Float64:
-    """Poses in the frame of the first one."""
-    moved: Float64 = invert(poses[0]) @ poses
-    return moved
+    rotation = Rotation.from_euler("xyz", rows[:, 3:]).as_matrix()  # roll, pitch, yaw
+    return from_rotation(rotation, place - place[0])
 
 
 def _oxts_packet(path: Path) -> Float64:
@@ -221,24 +213,3 @@ def _text(path: Path) -> str:
         return path.read_text(encoding="utf-8").rstrip("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot read it: {error}") from error
-
-
-def _axis(angle: Float64, first: int, second: int) -> Float64:
-    """(M, 3, 3) rotations by `angle` (M,) that turn axis `first` toward axis `second`."""
-    R: npt.NDArray[Any] = np.tile(np.eye(3), (len(angle), 1, 1))
-    R[:, first, first] = R[:, second, second] = np.cos(angle)
-    R[:, second, first] = np.sin(angle)
-    R[:, first, second] = -np.sin(angle)
-    return R
-
-
-def _rx(angle: Float64) -> Float64:
-    return _axis(angle, 1, 2)
-
-
-def _ry(angle: Float64) -> Float64:
-    return _axis(angle, 2, 0)
-
-
-def _rz(angle: Float64) -> Float64:
-    return _axis(angle, 0, 1)

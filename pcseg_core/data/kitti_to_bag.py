@@ -14,10 +14,10 @@ from pcseg_core.cloud import EncodedCloud, encode_cloud
 from pcseg_core.data.bag_writer import BagWriter, Format
 from pcseg_core.data.kitti import KittiRawRecording
 from pcseg_core.data.kitti_files import LIDAR_FRAME
-from pcseg_core.data.progress import tracked
 from pcseg_core.data.sample import CameraFrame, Sample
 from pcseg_core.errors import InputError
 from pcseg_core.geometry import compose, invert
+from pcseg_core.progress import tracked
 
 CLOUD_TOPIC = "/velodyne_points"
 ODOMETRY_TOPIC = "/odometry"

@@ -14,12 +14,12 @@ import numpy.typing as npt
 
 from pcseg_core.bundled import BUNDLED
 from pcseg_core.data import open_recording
-from pcseg_core.data.progress import tracked
 from pcseg_core.errors import InputError, MissingDependency
 from pcseg_core.evaluation.methods import Prediction
 from pcseg_core.labels import LabelSpace
 from pcseg_core.online.pipeline import Pipeline, PipelineConfig, Sweep
 from pcseg_core.online.segmenter import Precision, Segmenter
+from pcseg_core.progress import tracked
 
 if TYPE_CHECKING:
     from pcseg_core.vision.pixel_classes import TeacherConfig

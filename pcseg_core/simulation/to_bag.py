@@ -18,12 +18,12 @@ from PIL import Image
 
 from pcseg_core.cloud import EncodedCloud, encode_cloud
 from pcseg_core.data.bag_writer import BagWriter, Format
-from pcseg_core.data.progress import tracked
 from pcseg_core.data.sample import CameraFrame, Sample
 from pcseg_core.errors import InputError
 from pcseg_core.files import write_atomic
 from pcseg_core.geometry import compose, invert
 from pcseg_core.labels import to_wire
+from pcseg_core.progress import tracked
 from pcseg_core.simulation.recording import SimulatedDrive
 
 CLOUD_TOPIC = "/lidar/points"

@@ -8,7 +8,6 @@ Ids say nothing across images: `segment_offsets` makes them unique within a batc
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -238,57 +237,3 @@ def segments_at(
     found = np.full(len(uv), IGNORE, np.int32)
     found[inside] = ids[row, column]
     return found
-
-
-def segment_offsets(maps: Sequence[SegmentMap]) -> npt.NDArray[np.int64]:
-    """(B + 1,) number that makes the ids of each image unique in a batch; the last is their sum.
-
-    Offsets follow from each image's own count. A fixed number per image would let the ids of an
-    image with more segments than that run into the next image's.
-    """
-    return np.cumsum([0, *(segments.count for segments in maps)], dtype=np.int64)
-
-
-@dataclass(frozen=True)
-class SegmentPairs:
-    """Points of a sweep with the segments they fall into; a point has one pair per camera.
-
-    Attributes:
-        point: (P,) int64 positions of points in the sweep, not decreasing within a camera.
-        segment: (P,) int64 ids, unique over the cameras (see `segment_offsets`).
-        camera: (P,) int64 number of the camera.
-    """
-
-    point: npt.NDArray[np.int64]
-    segment: npt.NDArray[np.int64]
-    camera: npt.NDArray[np.int64]
-
-
-def pair_points(
-    maps: Sequence[SegmentMap],
-    uv: Sequence[npt.NDArray[Any]],
-    visible: Sequence[npt.NDArray[np.bool_]],
-    sizes: Sequence[tuple[int, int]] | None = None,
-    min_points: int = 1,
-) -> SegmentPairs:
-    """Pair the points of one sweep with the segments of all its cameras.
-
-    Args:
-        maps: segments of each camera's image.
-        uv: per camera (N, 2) pixel coordinates of all points.
-        visible: per camera (N,) bool, the points to pair.
-        sizes: per camera (width, height) of the image that `uv` means; None: the maps'.
-        min_points: segments with fewer points in all are left out.
-    """
-    offsets = segment_offsets(maps)
-    points, segments, cameras = [], [], []
-    for k, segment_map in enumerate(maps):
-        seen = np.flatnonzero(visible[k])
-        found = segments_at(segment_map.ids, uv[k][seen], sizes[k] if sizes else None)
-        hit = found != IGNORE
-        points.append(seen[hit])
-        segments.append(found[hit] + offsets[k])
-        cameras.append(np.full(hit.sum(), k))
-    columns = [np.concatenate([np.zeros(0, np.int64), *c]) for c in (points, segments, cameras)]
-    enough = np.bincount(columns[1], minlength=offsets[-1])[columns[1]] >= min_points
-    return SegmentPairs(*(column[enough].astype(np.int64) for column in columns))

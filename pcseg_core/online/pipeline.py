@@ -17,15 +17,11 @@ import numpy.typing as npt
 from pydantic import Field
 
 from pcseg_core.config import LIVE, Section
+from pcseg_core.distill.evidence import PixelEvidence
 from pcseg_core.errors import PcsegError
 from pcseg_core.geometry import undo_motion
 from pcseg_core.labels import IGNORE, LabelSpace
-from pcseg_core.online.camera_fusion import (
-    CameraFusionConfig,
-    CameraLabeler,
-    PixelEvidence,
-    fuse_cameras,
-)
+from pcseg_core.online.camera_fusion import CameraFusionConfig, CameraLabeler, fuse_cameras
 from pcseg_core.online.temporal import TemporalBuffer, TemporalBufferConfig
 
 if TYPE_CHECKING:

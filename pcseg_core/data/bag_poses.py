@@ -23,7 +23,7 @@ POSES = ("auto", "recorded", "tf", "odometry", "kiss-icp", "none")
 
 @dataclass(frozen=True)
 class FoundPoses:
-    """T_world_lidar and where it comes from; `problem` says why there is none."""
+    """T_world_lidar and its source; `problem` is the reason if there are no poses."""
 
     source: str
     trajectory: Trajectory | None
@@ -51,7 +51,7 @@ def find_poses(
         estimate: runs LiDAR odometry.
 
     Raises:
-        InputError: the mode is unknown, or there are no poses of the kind that it names.
+        InputError: the mode is unknown, or the bag has no poses of that kind.
     """
     if mode == "none":
         return FoundPoses("none", None)
@@ -129,10 +129,10 @@ def build_tree(transforms: Sequence[tuple[str, Any]]) -> TfTree:
 
 
 def odometry_trajectory(bag: BagFile, topic: str, tree: TfTree, lidar_frame: str) -> Trajectory:
-    """T_odom_lidar from a nav_msgs/Odometry topic and the static place of the LiDAR.
+    """T_odom_lidar from a nav_msgs/Odometry topic and the static extrinsics of the LiDAR.
 
     Raises:
-        InputError: the moving frame is not named, or nothing connects it with the LiDAR.
+        InputError: the child frame is empty, or no transform connects it with the LiDAR.
     """
     messages = [bag.deserialize(raw, ODOMETRY) for _, _, raw in bag.messages([topic])]
     stamps = np.array([stamp_ns(message.header) for message in messages], dtype=np.int64)

@@ -15,7 +15,6 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from pcseg_core.cli import (
-    ablate,
     bag,
     demo,
     distill,
@@ -26,6 +25,7 @@ from pcseg_core.cli import (
     pretrain,
     probe,
     prompt,
+    recipe,
     segment,
     superpixels,
     view,
@@ -126,7 +126,7 @@ class BagGroup(TyperGroup):
 
 app = typer.Typer(cls=PcsegGroup, no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(bag.app, name="bag", cls=BagGroup)
-app.add_typer(ablate.app, name="ablate")
+app.add_typer(recipe.app, name="recipe")
 for _command in (  # in the order of the help
     distill.distill,
     evaluate.evaluate,

@@ -48,7 +48,7 @@ def words(
     if text is None:
         raise InputError(
             f"{run} knows no words: it was trained without a text head; train one with a recipe "
-            "that has a 'text' section, such as pcseg_core/recipes/kitti_words.yaml"
+            "that has a 'text' section, such as --recipe kitti-words"
         )
     if add:
         _add(run, text, add, model, weights, tuple(template or ()), out)

@@ -13,7 +13,7 @@ from pcseg_core.errors import InputError
 from pcseg_core.online.prototypes import Picture
 from pcseg_core.vision.encoders import EncoderConfig, load_encoder
 from pcseg_core.vision.pixel_classes import TeacherConfig, load_teacher
-from pcseg_core.vision.pixel_features import PixelFeatures
+from pcseg_core.vision.pixel_features import FeatureSource
 
 _SUFFIXES = (".png", ".jpg", ".jpeg")
 _MASK = ".mask"
@@ -45,7 +45,7 @@ def _read(file: Path) -> Picture:
     return Picture(read_image(file), read_image(mask).max(2) > 0)
 
 
-def encoder_of(recipe: Mapping[str, Any], device: str = "cpu") -> PixelFeatures:
+def encoder_of(recipe: Mapping[str, Any], device: str = "cpu") -> FeatureSource:
     """The encoder whose features the student of a recipe regresses.
 
     Raises:

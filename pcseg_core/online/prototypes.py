@@ -22,7 +22,7 @@ from pcseg_core.online.prompts import spread_color
 from pcseg_core.text_table import word_key
 
 if TYPE_CHECKING:
-    from pcseg_core.vision.pixel_features import PixelFeatures
+    from pcseg_core.vision.pixel_features import FeatureSource
 
 _PIXELS_PER_PICTURE = 2000
 _ROUNDS = 200
@@ -68,7 +68,7 @@ class Prototypes:
 
 
 def fit_prototypes(
-    encoder: PixelFeatures, pictures: Mapping[str, Sequence[Picture]], seed: int = 0
+    encoder: FeatureSource, pictures: Mapping[str, Sequence[Picture]], seed: int = 0
 ) -> Prototypes:
     """Learn classes from a few pictures each.
 
@@ -96,7 +96,7 @@ def fit_prototypes(
     return Prototypes(tuple(pictures), weight, bias)
 
 
-def _pixels(encoder: PixelFeatures, picture: Picture, name: str) -> np.ndarray:
+def _pixels(encoder: FeatureSource, picture: Picture, name: str) -> np.ndarray:
     """(n, D) features of the pixels of a picture that show its class."""
     features = encoder.features(picture.image)
     flat = features.reshape(len(features), -1).T

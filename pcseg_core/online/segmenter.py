@@ -211,7 +211,7 @@ class Segmenter:
             raise InputError(
                 f"this checkpoint answers its own classes only ({names}), no words: it was trained "
                 "without a text head; train one with a recipe that has a 'text' section, such as "
-                "training/recipes/kitti_words.yaml"
+                "--recipe kitti-words"
             )
         return head, self.text
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pixel features: what a frozen image encoder offers, and their cache on disk."""
+"""Interfaces of frozen image encoders."""
 
 from __future__ import annotations
 
@@ -9,7 +9,17 @@ import numpy as np
 import numpy.typing as npt
 
 
-class PixelFeatures(Protocol):
+class FeatureSource(Protocol):
+    """Anything that gives features of pixels."""
+
+    def features(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """(H, W, 3) uint8 RGB -> (D, h, w) float32.
+
+        The map covers the whole image at lower resolution; pixel centers scale with it.
+        """
+
+
+class PixelFeatures(FeatureSource, Protocol):
     """A frozen encoder of images.
 
     Attributes:
@@ -22,9 +32,3 @@ class PixelFeatures(Protocol):
     channels: int
     name: str
     parameters: dict[str, Any]
-
-    def features(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """(H, W, 3) uint8 RGB -> (D, h, w) float32.
-
-        The map covers the whole image at lower resolution; pixel centers scale with it.
-        """

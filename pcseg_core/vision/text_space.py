@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from pydantic import Field, model_validator
 
+from pcseg_core.bundled import find_file
 from pcseg_core.config import Section
 from pcseg_core.errors import InputError, require
 from pcseg_core.text_table import TextTable, unit_rows, word_key
@@ -119,10 +120,17 @@ class TextSpaceConfig(Section):
     seed: int = Field(0, ge=0, description="Of the random directions")
 
     def relative_to(self, folder: Path) -> TextSpaceConfig:
-        """The same with relative paths taken from a folder, such as that of the recipe."""
+        """The same with absolute paths, see `find_file`.
+
+        Args:
+            folder: of the file that names the paths.
+
+        Raises:
+            InputError: a file does not exist.
+        """
 
         def resolved(path: Path) -> Path:
-            return (folder / path.expanduser()).resolve()
+            return find_file(path, folder)
 
         tables = tuple(
             TableFile(

@@ -46,7 +46,7 @@ def words(
     text = load_text(run)
     if text is None:
         raise InputError(
-            f"{run} knows no words: it was trained without a text head; train one with a recipe "
+            f"{run} has no words: it was trained without a text head; train one with a recipe "
             "that has a 'text' section, such as --recipe kitti-words"
         )
     if add:

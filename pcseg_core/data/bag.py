@@ -103,9 +103,9 @@ class BagRecording:
         self.name = self.path.name
         self.skipped: Counter[str] = Counter()
         self.problems: list[str] = []
-        beside = self.path / "labels.yaml"
-        if label_space is None and beside.is_file():
-            label_space = str(beside)
+        stored = self.path / "labels.yaml"
+        if label_space is None and stored.is_file():
+            label_space = str(stored)
         self.label_space = (
             LabelSpace.load(label_space) if isinstance(label_space, str) else label_space
         )

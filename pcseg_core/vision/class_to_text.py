@@ -39,7 +39,7 @@ def class_words(
         words[c.name] = tuple(given.get(c.name, known))
         if c.name not in given and not known:
             raise InputError(
-                f"class '{c.name}' of label space '{classes.name}': text space '{text.name}' knows "
+                f"class '{c.name}' of label space '{classes.name}': text space '{text.name}' has "
                 "neither its name nor its synonyms; give words for it under text.classes, or let "
                 "text.space.generate make a direction for its name"
             )

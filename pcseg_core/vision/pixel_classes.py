@@ -49,7 +49,7 @@ class TeacherConfig(Section):
     )
     weights: Path = Field(
         description="Path of the teacher's weights (safetensors); bundled:simulation_teacher is "
-        "the one that comes with the package and knows simulated images"
+        "part of the package and trained on simulated images"
     )
     label_space: str = Field("cityscapes", description="Label space of the teacher's outputs")
     scales: tuple[float, ...] = Field(

@@ -244,7 +244,7 @@ def load_open_clip(model: str, weights: Path | None, device: str = "cpu") -> Any
     open_clip = require("open_clip", "vision")
     if model not in open_clip.list_models():
         known = ", ".join(m for m in open_clip.list_models() if m.startswith(model[:4]))
-        raise InputError(f"open_clip knows no model '{model}'; similar: {known or 'none'}")
+        raise InputError(f"open_clip has no model '{model}'; similar: {known or 'none'}")
     state = read_weights(weights, f"{OPEN_CLIP_SOURCE}; this is for {model}")
     network = open_clip.create_model(model, pretrained=None)
     tensors = {k: v.float() for k, v in state.items() if k.rpartition(".")[2] not in _DERIVED}

@@ -103,21 +103,9 @@ class BagRecording:
         self.name = self.path.name
         self.skipped: Counter[str] = Counter()
         self.problems: list[str] = []
-        stored = self.path / "labels.yaml"
-        if label_space is None and stored.is_file():
-            label_space = str(stored)
-        self.label_space = (
-            LabelSpace.load(label_space) if isinstance(label_space, str) else label_space
-        )
+        self.label_space = self._label_space(label_space)
         self.bag = BagFile(path)
-        self.cloud_topic = self._choose_cloud_topic(cloud_topic)
-        kinds = (IMAGE, COMPRESSED_IMAGE, CAMERA_INFO, ODOMETRY)
-        self.indices, transforms = self.bag.index(
-            [self.cloud_topic, *self.bag.of_type(*kinds)], self.skipped
-        )
-        self.tree = build_tree(transforms)
-        self.clouds = self._ordered_clouds()
-        self.lidar_frame = self.clouds.frame_id
+        self._scan(cloud_topic)
         self._reading: dict[str, Any] = {
             "intensity_scale": None if intensity_scale is None else float(intensity_scale),
             "time_field": time_field,
@@ -126,10 +114,9 @@ class BagRecording:
         }
         if intensity_scale is None:
             self._reading["intensity_scale"] = self._guess_scale()
-        known = (
-            load_calibration(calibration) if isinstance(calibration, (str, Path)) else calibration
-        )
-        self.cameras = self._find_cameras(camera_topics, known)
+        if isinstance(calibration, (str, Path)):
+            calibration = load_calibration(calibration)
+        self.cameras = self._find_cameras(camera_topics, calibration)
         self.pose_source, self.trajectory = self._find_poses(poses, fixed_frame)
         self._drop_uncovered()
         self._pairs = [self._pair(camera, float(max_image_offset_s)) for camera in self.cameras]
@@ -186,6 +173,23 @@ class BagRecording:
             stamp = int(self.clouds.stamps_ns[index])
             raise InputError(f"{self.path}, {self.cloud_topic} at {stamp} ns: {error}") from error
         return cloud
+
+    def _label_space(self, given: str | LabelSpace | None) -> LabelSpace | None:
+        stored = self.path / "labels.yaml"
+        if given is None and stored.is_file():
+            given = str(stored)
+        return LabelSpace.load(given) if isinstance(given, str) else given
+
+    def _scan(self, cloud_topic: str | None) -> None:
+        """Index the topics in use and read all transforms."""
+        self.cloud_topic = self._choose_cloud_topic(cloud_topic)
+        kinds = (IMAGE, COMPRESSED_IMAGE, CAMERA_INFO, ODOMETRY)
+        self.indices, transforms = self.bag.index(
+            [self.cloud_topic, *self.bag.of_type(*kinds)], self.skipped
+        )
+        self.tree = build_tree(transforms)
+        self.clouds = self._ordered_clouds()
+        self.lidar_frame = self.clouds.frame_id
 
     def _choose_cloud_topic(self, wanted: str | None) -> str:
         topics = self.bag.of_type(CLOUD)

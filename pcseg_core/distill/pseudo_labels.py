@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from pydantic import Field
@@ -15,7 +15,9 @@ from pcseg_core.distill.consolidation import ConsolidationConfig
 from pcseg_core.distill.evidence import Evidence, world_keys
 from pcseg_core.labels import IGNORE
 from pcseg_core.projection import project_sample
-from pcseg_core.vision.pixel_classes import PixelClasses
+
+if TYPE_CHECKING:
+    from pcseg_core.vision.pixel_classes import PixelClasses  # imports torch
 
 
 class PseudoLabelConfig(Section):

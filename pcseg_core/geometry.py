@@ -221,7 +221,9 @@ class Trajectory:
         fraction = ((stamps - self.stamps_ns[left]) / span)[:, None]
         start, end = self._translations[left], self._translations[left + 1]
         rotation = slerp(self._quaternions[left], self._quaternions[left + 1], fraction[:, 0])
-        moved = from_rotation(_quaternion_matrix(rotation), start + fraction * (end - start))
+        # This form gives a pose itself at its stamp, whichever interval is taken.
+        place = (1.0 - fraction) * start + fraction * end
+        moved = from_rotation(_quaternion_matrix(rotation), place)
         return moved if self._mount is None else moved @ self._mount
 
     def relative(self, a_ns: int, b_ns: int) -> Float64:

@@ -30,7 +30,7 @@ from pcseg_core.models.minkunet import MinkUNet
 from pcseg_core.models.student import Points, Student, StudentConfig
 from pcseg_core.online.prompts import PromptHead, PromptSet
 from pcseg_core.online.prototypes import PrototypeHead, Prototypes
-from pcseg_core.sparse import SparseTensor, get_backend
+from pcseg_core.sparse import SparseTensor, get_backend, set_backend
 from pcseg_core.sparse.native import library
 
 Precision = Literal["auto", "fp32", "bf16"]
@@ -104,7 +104,11 @@ class Segmenter:
 
     @classmethod
     def load(
-        cls, path: str | Path, device: str = "auto", precision: Precision = "auto"
+        cls,
+        path: str | Path,
+        device: str = "auto",
+        precision: Precision = "auto",
+        backend: str = "auto",
     ) -> Segmenter:
         """Load a checkpoint file, the run directory that holds it, or the bundled one.
 
@@ -113,10 +117,12 @@ class Segmenter:
             device: "auto", "cpu", "cuda" or "cuda:N".
             precision: of the arithmetic on a CPU; "auto" takes bfloat16 where the CPU multiplies
                 it itself (avx512_bf16), else float32.
+            backend: implementation of the sparse convolutions, for the whole process.
 
         Raises:
             InputError: no checkpoint, a damaged one, or no such device.
         """
+        set_backend(backend)
         state, meta = load_checkpoint(Path(path))
         config = parse_section(meta.student, StudentConfig, f"checkpoint {path}")
         space = LabelSpace.from_dict(meta.label_space)

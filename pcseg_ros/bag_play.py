@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`pcseg bag play`: publish a bag over DDS, byte for byte, where `ros2 bag` is not installed."""
+"""`pcseg bag play`: publish the messages of a bag without `ros2 bag`."""
 
 from __future__ import annotations
 
@@ -40,16 +40,16 @@ def play(
     rate: Annotated[float, typer.Option(min=0.01, help="Speed; 1 is as recorded.")] = 1.0,
     loop: Annotated[bool, typer.Option("--loop", help="Start again at the end.")] = False,
     topics: Annotated[
-        list[str] | None, typer.Option(help="Only this topic; may be given several times.")
+        list[str] | None, typer.Option(help="Only this topic; repeat for several.")
     ] = None,
     wait_for_subscriber: Annotated[
-        bool, typer.Option("--wait-for-subscriber", help="Begin when somebody subscribes.")
+        bool, typer.Option("--wait-for-subscriber", help="Begin when a topic is subscribed.")
     ] = False,
     clock: Annotated[
         float, typer.Option(min=0.0, help="Publish /clock at this rate (Hz); 0 for no /clock.")
     ] = 0.0,
 ) -> None:
-    """Publish the messages of a bag over ROS 2 at the pace at which they were recorded."""
+    """Publish the messages of a bag over ROS 2 at the recorded rate."""
     with _ros() as node:
         player = BagPlayer(node, BagFile(bag), topics or None, clock_hz=clock)
         for line in player.warnings:
@@ -69,18 +69,18 @@ class BagPlayer:
     """Publishes the messages of a bag without deserializing them.
 
     Args:
-        node: makes the publishers; it need not spin.
-        bag: where messages come from.
+        node: creates the publishers; it need not spin.
+        bag: source of the messages.
         topics: only these; None for all whose message type is installed.
-        clock_hz: rate of /clock, which carries the time of recording; 0 for none.
+        clock_hz: rate of /clock, which is the time of recording; 0 for no /clock.
 
     Attributes:
-        topics: topics that are published.
-        warnings: what is not published, and why.
-        published: messages so far by topic.
+        topics: published topics.
+        warnings: why topics are left out.
+        published: number of messages by topic.
 
     Raises:
-        InputError: a chosen topic is not in the bag, or nothing is left to play.
+        InputError: a chosen topic is not in the bag, or no topic can be published.
     """
 
     def __init__(
@@ -97,9 +97,9 @@ class BagPlayer:
         self._clock_hz = clock_hz
 
     def wait_for_subscriber(self) -> None:
-        """Return when somebody subscribes one of the topics that are not latched.
+        """Return soon after one of the topics that are not latched has a subscriber.
 
-        A moment later, in fact: others who are there already may take a second to match.
+        The delay lets other subscribers match, which takes up to a second.
         """
         lively = [
             p
@@ -111,10 +111,10 @@ class BagPlayer:
         time.sleep(_SETTLE_S)
 
     def run(self, rate: float = 1.0) -> None:
-        """Publish everything once, at `rate` times the pace of the recording.
+        """Publish all messages once, at `rate` times the recorded rate.
 
         Raises:
-            InputError: the bag turns out to be corrupt; what came before has been published.
+            InputError: the bag is corrupt; the messages before the damage have been published.
         """
         with ExitStack() as stack:
             advance = _progress(stack, self._bag, self.topics)
@@ -127,7 +127,7 @@ class BagPlayer:
                 advance()
 
     def flush(self) -> None:
-        """Wait until reliable subscribers have what was published, for two seconds at most."""
+        """Wait until reliable subscribers have all messages, two seconds at most."""
         for publisher in self._publishers.values():
             if publisher.get_subscription_count():
                 publisher.wait_for_all_acked(_LAST_WORDS)
@@ -146,7 +146,7 @@ class BagPlayer:
 
 
 class _Pace:
-    """Maps times of recording to times of publishing, and keeps /clock going in between."""
+    """Maps times of recording to times of publishing, and publishes /clock."""
 
     def __init__(
         self, begin_ns: int, rate: float, clock: Publisher | None, clock_hz: float
@@ -159,7 +159,7 @@ class _Pace:
         self._next_tick_ns = begin_ns
 
     def wait_until(self, bag_ns: int) -> None:
-        """Sleep until a message is due; a late one is due at once."""
+        """Sleep until a message is due."""
         while self._clock is not None and self._next_tick_ns <= bag_ns:
             self._sleep_until(self._next_tick_ns)
             self._clock.publish(Clock(clock=Time(nanoseconds=self._next_tick_ns).to_msg()))
@@ -172,7 +172,7 @@ class _Pace:
 
 
 def _choose(bag: BagFile, topics: Collection[str] | None) -> dict[str, Any]:
-    """Topic -> its connection, for the topics that have messages."""
+    """Topic -> its connection, of the topics with messages."""
     present = {c.topic: c for c in bag.connections if c.msgcount}
     unknown = [topic for topic in topics or () if topic not in present]
     if unknown:
@@ -192,7 +192,7 @@ def message_class(msgtype: str) -> Any:
 
 
 def _offered_qos(connection: Any) -> QoSProfile:
-    """Reliability and durability as recorded; reliable and volatile where unknown."""
+    """Reliability and durability as recorded; reliable and volatile if unknown."""
     recorded = connection.ext.offered_qos_profiles
     reliable = not recorded or any(q.reliability.name != "BEST_EFFORT" for q in recorded)
     latched = any(q.durability.name == "TRANSIENT_LOCAL" for q in recorded)
@@ -205,7 +205,7 @@ def _offered_qos(connection: Any) -> QoSProfile:
 
 
 def _progress(stack: ExitStack, bag: BagFile, topics: Collection[str]) -> Any:
-    """A progress bar on a terminal; returns what advances it."""
+    """A progress bar on a terminal; returns the function that advances it."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -225,7 +225,7 @@ def _progress(stack: ExitStack, bag: BagFile, topics: Collection[str]) -> Any:
 
 @contextmanager
 def _ros() -> Iterator[Node]:
-    """A node for the block; Ctrl-C ends the block quietly."""
+    """A node for the block; Ctrl-C ends the block without an error."""
     rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
     node = rclpy.create_node("bag_player", start_parameter_services=False, enable_rosout=False)
     try:

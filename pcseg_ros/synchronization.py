@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sweeps with their images by message_filters, with the doors of our own synchronizer."""
+"""Choice of the synchronizer of sweeps and images, and an adapter of message_filters."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from pcseg_core.errors import InputError
 from pcseg_core.online.synchronizer import Match, Synchronizer
 from pcseg_ros import conversions
 from pcseg_ros.config import CameraParameters
-from pcseg_ros.rig import JUMP_NS
+from pcseg_ros.sensor_poses import JUMP_NS
 
 _QUEUE = 10
 
 
 class FilteredSynchronizer:
-    """The exact or approximate synchronizer of message_filters.
+    """The exact or approximate synchronizer of message_filters, used as a `Synchronizer`.
 
-    Only sweeps that every camera has an image for come out. The work per message grows with the
-    queue to the power of the number of cameras: `nearest` is for many of them.
+    Only sweeps with an image of every camera are given out. The work per message grows with the
+    queue length to the power of the number of cameras; `nearest` suits many cameras.
 
     Attributes:
-        cameras, counters, missing: as of `pcseg_core.online.synchronizer.Synchronizer`; what
-            message_filters drops it does not tell.
+        cameras, counters, missing: see `pcseg_core.online.synchronizer.Synchronizer`; messages
+            that message_filters drops are not counted.
     """
 
     def __init__(self, cameras: Sequence[str], tolerance_s: float, exact: bool) -> None:
@@ -42,13 +42,13 @@ class FilteredSynchronizer:
             else ApproximateTimeSynchronizer(filters, _QUEUE, tolerance_s)
         )
         self._synchronizer.registerCallback(self._on_match)
-        self._arrivals: dict[int, tuple[Any, float]] = {}  # stamp -> what was added with it
+        self._arrivals: dict[int, tuple[Any, float]] = {}  # stamp -> item and time of arrival
         self._newest_ns = 0
         self._ready: list[tuple[Any, ...]] = []
 
     @property
     def next_deadline_s(self) -> float | None:
-        """There is none."""
+        """None: sweeps have no deadline."""
         return None
 
     def reset(self) -> None:
@@ -59,11 +59,11 @@ class FilteredSynchronizer:
         self._newest_ns = 0
 
     def add_image(self, camera: str, stamp_ns: int, item: Any) -> None:
-        """Take an image message."""
+        """Add an image message."""
         self._filters[camera].signalMessage(item)
 
     def add_sweep(self, stamp_ns: int, item: Any, now_s: float) -> None:
-        """Take a sweep with its message as `item.msg`."""
+        """Add a sweep, with its message as `item.msg`."""
         if stamp_ns < self._newest_ns - JUMP_NS:
             self.counters["sweep_jump"] += 1
             self.reset()
@@ -92,8 +92,11 @@ class FilteredSynchronizer:
         self._ready.append(messages)
 
 
-def create_synchronizer(config: CameraParameters, cameras: Sequence[str]) -> Any:
-    """The synchronizer that the parameters ask for.
+AnySynchronizer = Synchronizer[Any, Any] | FilteredSynchronizer
+
+
+def create_synchronizer(config: CameraParameters, cameras: Sequence[str]) -> AnySynchronizer:
+    """The configured synchronizer.
 
     Raises:
         InputError: message_filters is needed and not installed.

@@ -5,19 +5,17 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from pcseg_core.cloud import PointCloud
-from pcseg_core.distill.pseudo_labels import Evidence, PseudoLabelConfig, label_points, sample_map
+from pcseg_core.distill.evidence import PixelEvidence
 from pcseg_core.labels import LabelSpace
-from pcseg_core.online.camera_fusion import CameraLabeler, PixelEvidence
+from pcseg_core.online.camera_fusion import CameraLabeler, label_by_cameras
 from pcseg_core.online.pipeline import CameraObserver, LabeledSweep, Sweep
-from pcseg_core.projection import project_cloud
 from pcseg_ros.config import TeacherParameters
 from pcseg_ros.inputs import NodeSweep
 from pcseg_ros.worker import LatestWorker
@@ -55,7 +53,7 @@ class PendingEvidence:
 
     def labels(self) -> LabeledSweep:
         """The sweep labeled by the evidence alone."""
-        labels, confidence = projected_labels(self.cloud.xyz, self.evidence or [], len(self.space))
+        labels, confidence = label_by_cameras(self.cloud.xyz, self.evidence or [])
         return LabeledSweep(self.cloud, labels.astype(np.int32), confidence, self.space)
 
 
@@ -117,31 +115,3 @@ class CameraTeacher(CameraObserver):
     def _give_up(self, pending: PendingEvidence, error: Exception) -> None:
         pending.finish(None)
         self._on_error(error)
-
-
-def projected_labels(
-    xyz: npt.NDArray[Any], images: Sequence[PixelEvidence], classes: int
-) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.float32]]:
-    """Labels of points from images alone, with the cameras weighted as in training.
-
-    Args:
-        xyz: (N, 3) points in the LiDAR frame [m].
-        images: pixel classes.
-        classes: number C of classes.
-
-    Returns:
-        (N,) labels, -1 where no image sees the point, and (N,) confidence in 0..1.
-    """
-    border_px = PseudoLabelConfig().border_px
-    sums = np.zeros((len(xyz), classes), np.float32)
-    weights = np.zeros(len(xyz), np.float32)
-    for image in images:
-        projection = project_cloud(xyz, image.T_cam_lidar, image.camera, border_px=border_px)
-        seen = np.flatnonzero(projection.visible & (projection.weight > 0))
-        weight = projection.weight[seen]
-        size = (image.camera.width, image.camera.height)
-        votes = sample_map(image.probabilities, projection.uv[seen], size)
-        sums[seen] += weight[:, None] * votes
-        weights[seen] += weight
-    index = np.flatnonzero(weights > 0).astype(np.int32)
-    return label_points(Evidence(index, weights[index], sums[index]), len(xyz))

@@ -211,5 +211,5 @@ class NodeConfig(PipelineConfig):
             "fixed_frame": motion.fixed_frame if motion.source == "tf" else None,
             "time_field": motion.time_field,
             "stamp_reference": motion.stamp_reference,
-            "intensity_scale": self.intensity_scale or None,
+            "intensity_scale": self.intensity_scale,
         }

@@ -119,8 +119,8 @@ def is_of_every_node(name: str) -> bool:
     return name in common or name.startswith("qos_overrides.")
 
 
-def nested(values: Mapping[str, Any]) -> dict[str, Any]:
-    """{"a.b": 1} as {"a": {"b": 1}}.
+def nested(values: Mapping[str, Any], source: str = "parameters") -> dict[str, Any]:
+    """{"a.b": 1} as {"a": {"b": 1}}; `source` names the values in the error message.
 
     Raises:
         InputError: a name is both a value and a section.
@@ -132,7 +132,7 @@ def nested(values: Mapping[str, Any]) -> dict[str, Any]:
         for parent in parents:
             inner = inner.setdefault(parent, {})
             if not isinstance(inner, dict):
-                raise InputError(f"parameter '{name}': '{parent}' is also given as a value")
+                raise InputError(f"{source}: '{parent}' of '{name}' is also given as a value")
         inner[key] = value
     return result
 
@@ -159,7 +159,7 @@ def read(path: str | os.PathLike[str]) -> NodeConfig:
     for values in chosen:
         given |= _flat(values)
     own = {name: value for name, value in given.items() if not is_of_every_node(name)}
-    return parse_section(nested(own), NodeConfig, source=str(path))
+    return parse_section(nested(own, str(path)), NodeConfig, source=str(path))
 
 
 def _own_first(section: type[Section]) -> list[str]:

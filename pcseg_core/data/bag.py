@@ -88,11 +88,13 @@ class BagRecording:
             poses: "auto": /tf, else Odometry, else kiss-icp where it is installed; "recorded":
                 without kiss-icp; "tf", "odometry", "kiss-icp": that or an error; "none"; or the
                 path of a TUM file with T_world_lidar.
-            calibration: extrinsics (and intrinsics) to use instead of the bag's, or their file.
+            calibration: extrinsics (and intrinsics) to use instead of the bag's, or their file;
+                its `T_body_lidar` is used with Odometry.
             max_image_offset_s: largest difference of stamps between a sweep and its image.
             label_space: space of the clouds' field `label`, if they have one; None takes the one
                 in the bag's `labels.yaml`, as `pcseg segment` writes it.
-            intensity_scale: see `read_cloud`; None guesses one for the whole bag.
+            intensity_scale: see `read_cloud`; None guesses one for the whole bag, 0 guesses one
+                for every sweep, as the node does.
             time_field, time_unit, stamp_reference: see `read_cloud`.
 
         Raises:
@@ -119,7 +121,7 @@ class BagRecording:
         self.clouds = self._ordered_clouds()
         self.lidar_frame = self.clouds.frame_id
         self._reading: dict[str, Any] = {
-            "intensity_scale": None if intensity_scale is None else float(intensity_scale),
+            "intensity_scale": float(intensity_scale or 0) or None,
             "time_field": time_field,
             "time_unit": time_unit,
             "stamp_reference": stamp_reference,
@@ -130,7 +132,8 @@ class BagRecording:
             load_calibration(calibration) if isinstance(calibration, (str, Path)) else calibration
         )
         self.cameras = self._find_cameras(camera_topics, known)
-        self.pose_source, self.trajectory = self._find_poses(poses, fixed_frame)
+        place = None if known is None else known.body()
+        self.pose_source, self.trajectory = self._find_poses(poses, fixed_frame, place)
         self._drop_uncovered()
         self._pairs = [self._pair(camera, float(max_image_offset_s)) for camera in self.cameras]
         self.scenes: Sequence[str] = [self.name] * len(self.clouds)
@@ -269,10 +272,11 @@ class BagRecording:
         info = self.bag.read(self.indices[camera.info], 0)
         return CameraModel.from_camera_info(info, rectified=camera.rectified)
 
-    def _find_poses(self, mode: str, fixed_frame: str | None) -> tuple[str, Trajectory | None]:
-        found = find_poses(
-            mode, self.bag, self.indices, self.tree, self.clouds, fixed_frame, self._estimate
-        )
+    def _find_poses(
+        self, mode: str, fixed_frame: str | None, T_body_lidar: npt.NDArray[np.float64] | None
+    ) -> tuple[str, Trajectory | None]:
+        inputs = (self.bag, self.indices, self.tree, self.clouds)
+        found = find_poses(mode, *inputs, fixed_frame, self._estimate, T_body_lidar)
         if found.problem:
             self.problems.append(found.problem)
         return found.source, found.trajectory

@@ -38,6 +38,7 @@ class FakeSegmentation:
 
     labels: np.ndarray
     confidence: np.ndarray
+    timings_ms: dict[str, float]
     probabilities: np.ndarray | None
     label_space: LabelSpace
 
@@ -82,7 +83,7 @@ class FakeSegmenter:
             known = np.flatnonzero(labels >= 0)
             every[known, labels[known]] = confidence[known]
             every = every.astype(np.float32)
-        return FakeSegmentation(labels, confidence, every, self.label_space)
+        return FakeSegmentation(labels, confidence, {}, every, self.label_space)
 
 
 def make_fake(config: Any) -> FakeSegmenter:

@@ -17,9 +17,10 @@ pytest.importorskip("rclpy", reason="needs ROS 2 (rclpy)")
 from pcseg_core.camera import CameraModel
 from pcseg_core.cloud import PointCloud
 from pcseg_core.data.sample import CameraFrame
+from pcseg_core.distill.evidence import PixelEvidence
 from pcseg_core.labels import IGNORE, LabelSpace
-from pcseg_core.online.camera_fusion import PixelEvidence
-from pcseg_ros.camera_teacher import CameraTeacher, PendingEvidence, projected_labels
+from pcseg_core.online.camera_fusion import label_by_cameras
+from pcseg_ros.camera_teacher import CameraTeacher, PendingEvidence
 from pcseg_ros.config import TeacherParameters
 from pcseg_ros.inputs import NodeSweep
 
@@ -82,19 +83,18 @@ def test_labels_are_those_of_the_pixels_and_unseen_points_have_none() -> None:
     sweep = sweep_of(POINTS)
     evidence = harness.observe(sweep)()
     assert evidence is not None and not harness.errors
-    labels, confidence = projected_labels(sweep.cloud.xyz, evidence, len(SPACE))
-    assert labels.tolist() == [SPACE.index("vehicle"), SPACE.index("vegetation"), IGNORE, IGNORE]
-    np.testing.assert_allclose(confidence, [0.8, 0.6, 0, 0], atol=1e-6)
     assert harness.teacher.stop(5)
-    (done,) = harness.done
-    np.testing.assert_array_equal(done.labels().labels, labels)
+    labeled = harness.done[0].labels()
+    vehicle, vegetation = SPACE.index("vehicle"), SPACE.index("vegetation")
+    assert labeled.labels.tolist() == [vehicle, vegetation, IGNORE, IGNORE]
+    np.testing.assert_allclose(labeled.confidence, [0.8, 0.6, 0, 0], atol=1e-6)
 
 
 def test_cameras_vote() -> None:
     sure, unsure = np.zeros((2, len(SPACE), 48, 64), np.float32)
     sure[3], unsure[5] = 0.9, 0.5
     evidence = [PixelEvidence(p, CAMERA, np.eye(4)) for p in (unsure, sure)]
-    labels, confidence = projected_labels(POINTS[:1].astype(np.float32), evidence, len(SPACE))
+    labels, confidence = label_by_cameras(POINTS[:1].astype(np.float32), evidence)
     assert labels.tolist() == [3] and confidence[0] == pytest.approx(0.45)
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import importlib
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,6 +21,7 @@ from rclpy.signals import SignalHandlerOptions
 from rclpy.time import Time
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rosbags.interfaces import Connection, ConnectionExtRosbag2
 from rosgraph_msgs.msg import Clock
 
 from pcseg_core.data.bag_reader import BagFile
@@ -132,8 +133,10 @@ class BagPlayer:
             if publisher.get_subscription_count():
                 publisher.wait_for_all_acked(_LAST_WORDS)
 
-    def _create_publishers(self, node: Node, chosen: dict[str, Any]) -> dict[str, Publisher]:
-        publishers = {}
+    def _create_publishers(
+        self, node: Node, chosen: dict[str, Connection]
+    ) -> dict[str, Publisher[Any]]:
+        publishers: dict[str, Publisher[Any]] = {}
         for topic, connection in chosen.items():
             kind = message_class(connection.msgtype)
             if kind is None:
@@ -171,7 +174,7 @@ class _Pace:
         time.sleep(max(0.0, due_s - time.monotonic()))
 
 
-def _choose(bag: BagFile, topics: Collection[str] | None) -> dict[str, Any]:
+def _choose(bag: BagFile, topics: Collection[str] | None) -> dict[str, Connection]:
     """Topic -> its connection, of the topics with messages."""
     present = {c.topic: c for c in bag.connections if c.msgcount}
     unknown = [topic for topic in topics or () if topic not in present]
@@ -182,7 +185,7 @@ def _choose(bag: BagFile, topics: Collection[str] | None) -> dict[str, Any]:
     return {topic: c for topic, c in present.items() if topics is None or topic in topics}
 
 
-def message_class(msgtype: str) -> Any:
+def message_class(msgtype: str) -> type | None:
     """Class of a type like "sensor_msgs/msg/PointCloud2"; None if it is not installed."""
     package, _, name = msgtype.partition("/msg/")
     try:
@@ -191,8 +194,9 @@ def message_class(msgtype: str) -> Any:
         return None
 
 
-def _offered_qos(connection: Any) -> QoSProfile:
+def _offered_qos(connection: Connection) -> QoSProfile:
     """Reliability and durability as recorded; reliable and volatile if unknown."""
+    assert isinstance(connection.ext, ConnectionExtRosbag2)
     recorded = connection.ext.offered_qos_profiles
     reliable = not recorded or any(q.reliability.name != "BEST_EFFORT" for q in recorded)
     latched = any(q.durability.name == "TRANSIENT_LOCAL" for q in recorded)
@@ -204,7 +208,7 @@ def _offered_qos(connection: Any) -> QoSProfile:
     )
 
 
-def _progress(stack: ExitStack, bag: BagFile, topics: Collection[str]) -> Any:
+def _progress(stack: ExitStack, bag: BagFile, topics: Collection[str]) -> Callable[[], None]:
     """A progress bar on a terminal; returns the function that advances it."""
     columns = (
         TextColumn("{task.description}"),

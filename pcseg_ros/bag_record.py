@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import rclpy
 import typer
@@ -73,7 +73,7 @@ class BagRecorder:
                 continue
             self._subscribe(topic, msgtype, kind, [p.qos_profile for p in publishers])
 
-    def _subscribe(self, topic: str, msgtype: str, kind: Any, offered: list[QoSProfile]) -> None:
+    def _subscribe(self, topic: str, msgtype: str, kind: type, offered: list[QoSProfile]) -> None:
         reliable = all(q.reliability == ReliabilityPolicy.RELIABLE for q in offered)
         latched = all(q.durability == DurabilityPolicy.TRANSIENT_LOCAL for q in offered)
         wanted = QoSProfile(

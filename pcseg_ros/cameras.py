@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from rclpy.node import Node
+from rclpy.subscription import Subscription
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from pcseg_core.camera import CameraModel
@@ -52,7 +53,7 @@ class Camera:
         self._problem = f"no CameraInfo on {info_topic}"
         kind = CompressedImage if topic.endswith("/compressed") else Image
         self._images = SensorSubscription(node, kind, topic, lambda msg: on_image(name, msg))
-        self._infos: Any = None
+        self._infos: Subscription[CameraInfo] | None = None
         if model is None:
             self._infos = node.create_subscription(
                 CameraInfo, info_topic, self._on_info, qos.sensor(reliable=False)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from geometry_msgs.msg import Transform
+from geometry_msgs.msg import Point, Quaternion, Transform, Vector3
 from nav_msgs.msg import Odometry
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2, PointField
 from std_msgs.msg import Header
@@ -84,7 +84,7 @@ def read_odometry(msg: Odometry) -> npt.NDArray[np.float64]:
     return _pose(msg.pose.pose.position, msg.pose.pose.orientation)
 
 
-def _pose(t: Any, q: Any) -> npt.NDArray[np.float64]:
+def _pose(t: Point | Vector3, q: Quaternion) -> npt.NDArray[np.float64]:
     return from_quaternion((q.x, q.y, q.z, q.w), (t.x, t.y, t.z))
 
 

@@ -20,9 +20,10 @@ from pcseg_ros import conversions, diagnostics
 from pcseg_ros.camera_teacher import CameraTeacher, PendingEvidence
 from pcseg_ros.config import NodeConfig
 from pcseg_ros.diagnostics import LOG_PERIOD_S, SweepStatistics
-from pcseg_ros.inputs import Inputs, ReceivedSweep
+from pcseg_ros.inputs import Inputs
 from pcseg_ros.outputs import Drawing, OverlayThread, SweepOutputs
 from pcseg_ros.parameters import SectionParameters
+from pcseg_ros.synchronization import ReceivedSweep
 from pcseg_ros.worker import LatestWorker
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from rclpy.clock import Clock, ClockType, JumpThreshold
 from rclpy.duration import Duration
@@ -25,26 +25,9 @@ from pcseg_ros.diagnostics import SweepStatistics
 from pcseg_ros.pose_inputs import PoseInputs
 from pcseg_ros.qos import SensorSubscription
 from pcseg_ros.sensor_poses import JUMP_NS
-from pcseg_ros.synchronization import create_synchronizer
+from pcseg_ros.synchronization import ReceivedSweep, create_synchronizer
 
 _MIN_WAIT_NS = 1_000_000
-
-
-@dataclass
-class ReceivedSweep:
-    """Messages of one sweep.
-
-    Attributes:
-        msg: the sweep.
-        received_s: time of its arrival (monotonic clock, s).
-        images: camera name -> its image.
-        matched_s: time when the images were complete or no longer waited for.
-    """
-
-    msg: PointCloud2
-    received_s: float
-    images: dict[str, AnyImage] = field(default_factory=dict)
-    matched_s: float = 0.0
 
 
 @dataclass(kw_only=True)

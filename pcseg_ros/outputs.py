@@ -5,11 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from rclpy.lifecycle import LifecycleNode
+from rclpy.lifecycle import LifecycleNode, LifecyclePublisher
+from rclpy.publisher import Publisher
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import Image, PointCloud2
 from std_msgs.msg import Float64, Header
@@ -22,9 +23,10 @@ from pcseg_core.online.pipeline import LabeledSweep
 from pcseg_core.projection import project_cloud
 from pcseg_ros import conversions, qos, topics
 from pcseg_ros.config import NodeConfig
-from pcseg_ros.inputs import ReceivedSweep
+from pcseg_ros.synchronization import ReceivedSweep
 from pcseg_ros.worker import LatestWorker
 
+Message = TypeVar("Message")
 _UNLABELED_COLOR = (200, 200, 200)
 
 
@@ -55,8 +57,8 @@ class SweepOutputs:
         for publisher in (self._labeled, self._filtered, self._teacher, *self._overlays.values()):
             if publisher is not None:
                 self._node.destroy_lifecycle_publisher(publisher)
-        for publisher in self._times.values():
-            self._node.destroy_publisher(publisher)
+        for times in self._times.values():
+            self._node.destroy_publisher(times)
 
     def wanted(self) -> bool:
         """There are subscribers of the labels."""
@@ -101,7 +103,7 @@ class SweepOutputs:
             if publisher is not None and _has_subscribers(publisher):
                 publisher.publish(Float64(data=float(duration)))
 
-    def _create(self, kind: type, topic: str) -> Any:
+    def _create(self, kind: type[Message], topic: str) -> LifecyclePublisher[Message]:
         overrides = QoSOverridingOptions.with_default_policies()
         return self._node.create_lifecycle_publisher(
             kind, topic, qos.result(), qos_overriding_options=overrides
@@ -185,5 +187,5 @@ def _of_classes(
     return np.isin(labels, [space.index(name) for name in names if name in space.names])
 
 
-def _has_subscribers(publisher: Any) -> bool:
+def _has_subscribers(publisher: Publisher[Any]) -> bool:
     return bool(publisher.get_subscription_count())

@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from nav_msgs.msg import Odometry
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
+from rclpy.subscription import Subscription
 
 from pcseg_core.data.calibration import Calibration
 from pcseg_core.errors import InputError
@@ -36,7 +35,7 @@ class PoseInputs:
         self._node = node
         self._transforms: TransformBuffer | None = None
         self._odometry: OdometryMotion | None = None
-        self._subscription: Any = None
+        self._subscription: Subscription[Odometry] | None = None
         self.poses = SensorPoses(None, None, None)
         moves = config.temporal.enabled or config.motion.deskew
         if not (moves or config.cameras.topics):

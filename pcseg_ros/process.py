@@ -9,9 +9,12 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from types import FrameType
-from typing import NoReturn, Protocol
+from typing import TYPE_CHECKING, NoReturn
 
 from pcseg_core.errors import PcsegError
+
+if TYPE_CHECKING:
+    from pcseg_ros.segment_node import SegmentNode
 
 # A signal must end the process within two seconds; this is the part of it spent on threads.
 _PATIENCE_S = 1.0
@@ -36,21 +39,8 @@ def keep_freed_memory() -> None:
         libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-class ServedNode(Protocol):
-    """A node that `serve` spins."""
-
-    def start(self) -> None:
-        """Called once before spinning."""
-
-    def close(self, timeout_s: float) -> bool:
-        """End all threads of the node; False if one still runs after `timeout_s`."""
-
-    def destroy_node(self) -> None:
-        """See `rclpy.node.Node.destroy_node`."""
-
-
-def serve(make_node: Callable[[], ServedNode], args: Sequence[str] | None = None) -> int:
-    """Create a node and spin it until SIGINT, SIGTERM or the end of the context.
+def serve(make_node: Callable[[], SegmentNode], args: Sequence[str] | None = None) -> int:
+    """Create and start a node, and spin it until SIGINT, SIGTERM or the end of the context.
 
     Returns:
         Exit code: 0 after a signal, 2 if arguments or parameters are wrong.
@@ -65,7 +55,7 @@ def serve(make_node: Callable[[], ServedNode], args: Sequence[str] | None = None
         return 0
     except Exception as error:  # rclpy has its own exception for each kind of wrong argument
         return _complain(error)
-    node: ServedNode | None = None
+    node: SegmentNode | None = None
     code = 0
     try:
         node = make_node()
@@ -125,7 +115,7 @@ def leave(code: int) -> NoReturn:
     os._exit(code)
 
 
-def _end(node: ServedNode | None, code: int) -> None:
+def _end(node: SegmentNode | None, code: int) -> None:
     import rclpy
 
     if node is not None:

@@ -4,17 +4,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Generic, Literal, TypeVar
 
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSPolicyKind, QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
+from rclpy.subscription import Subscription
 
 try:
     from rclpy.event_handler import SubscriptionEventCallbacks
 except ImportError:  # Humble
     from rclpy.qos_event import SubscriptionEventCallbacks
 
+Message = TypeVar("Message")
 Reliability = Literal["auto", "reliable", "best_effort"]
 
 
@@ -49,7 +51,7 @@ def latched(depth: int = 1) -> QoSProfile:
     )
 
 
-class SensorSubscription:
+class SensorSubscription(Generic[Message]):
     """Subscription that is as reliable as its publishers allow.
 
     A best effort subscription matches every publisher, but with the default settings of Fast DDS
@@ -65,9 +67,9 @@ class SensorSubscription:
     def __init__(
         self,
         node: Node,
-        kind: type,
+        kind: type[Message],
         topic: str,
-        callback: Callable[[Any], None],
+        callback: Callable[[Message], None],
         reliability: Reliability = "auto",
     ) -> None:
         self._node = node
@@ -86,7 +88,7 @@ class SensorSubscription:
         self._ended = True
         self._node.destroy_subscription(self._subscription)
 
-    def _create(self, reliable: bool) -> Any:
+    def _create(self, reliable: bool) -> Subscription[Message]:
         return self._node.create_subscription(
             *self._arguments,
             sensor(reliable),
@@ -96,7 +98,7 @@ class SensorSubscription:
             ),
         )
 
-    def _on_incompatible(self, event: Any) -> None:
+    def _on_incompatible(self, event: object) -> None:
         if not self._may_fall_back:
             self._node.get_logger().warning(
                 f"a publisher of {self.topic_name} offers less than this subscription requests; "

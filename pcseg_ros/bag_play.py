@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
 import rclpy
 import typer
@@ -27,6 +27,7 @@ from rosgraph_msgs.msg import Clock
 from pcseg_core.data.bag_reader import BagFile
 from pcseg_core.errors import InputError
 
+Publishers: TypeAlias = "dict[str, Publisher[Any]]"
 _NS = 1_000_000_000
 _POLL_S = 0.05
 _SETTLE_S = 1.5
@@ -133,10 +134,8 @@ class BagPlayer:
             if publisher.get_subscription_count():
                 publisher.wait_for_all_acked(_LAST_WORDS)
 
-    def _create_publishers(
-        self, node: Node, chosen: dict[str, Connection]
-    ) -> dict[str, Publisher[Any]]:
-        publishers: dict[str, Publisher[Any]] = {}
+    def _create_publishers(self, node: Node, chosen: dict[str, Connection]) -> Publishers:
+        publishers: Publishers = {}
         for topic, connection in chosen.items():
             kind = message_class(connection.msgtype)
             if kind is None:

@@ -88,11 +88,13 @@ class BagRecording:
             poses: "auto": /tf, else Odometry, else kiss-icp if it is installed; "recorded": the
                 same without kiss-icp; "tf", "odometry", "kiss-icp": this source or an error;
                 "none"; or the path of a TUM file with T_world_lidar.
-            calibration: extrinsics (and intrinsics) that replace the bag's, or their file.
+            calibration: extrinsics (and intrinsics) that replace the bag's, or their file; its
+                `T_body_lidar` is used with Odometry.
             max_image_offset_s: maximum stamp difference between a sweep and its image [s].
             label_space: space of the field `label` of the clouds, if they have one; None takes the
                 space in the bag's `labels.yaml`, as written by `pcseg segment`.
-            intensity_scale: see `read_cloud`; None guesses one scale for the whole bag.
+            intensity_scale: see `read_cloud`; None guesses one scale for the whole bag, 0 guesses
+                one for every sweep, as the node does.
             time_field, time_unit, stamp_reference: see `read_cloud`.
 
         Raises:
@@ -107,7 +109,7 @@ class BagRecording:
         self.bag = BagFile(path)
         self._scan(cloud_topic)
         self._reading: dict[str, Any] = {
-            "intensity_scale": None if intensity_scale is None else float(intensity_scale),
+            "intensity_scale": float(intensity_scale or 0) or None,
             "time_field": time_field,
             "time_unit": time_unit,
             "stamp_reference": stamp_reference,
@@ -117,7 +119,8 @@ class BagRecording:
         if isinstance(calibration, (str, Path)):
             calibration = load_calibration(calibration)
         self.cameras = self._find_cameras(camera_topics, calibration)
-        self.pose_source, self.trajectory = self._find_poses(poses, fixed_frame)
+        body = None if calibration is None else calibration.body()
+        self.pose_source, self.trajectory = self._find_poses(poses, fixed_frame, body)
         self._drop_uncovered()
         self._pairs = [self._pair(camera, float(max_image_offset_s)) for camera in self.cameras]
         self.scenes: Sequence[str] = [self.name] * len(self.clouds)
@@ -273,10 +276,11 @@ class BagRecording:
         info = self.bag.read(self.indices[camera.info], 0)
         return CameraModel.from_camera_info(info, rectified=camera.rectified)
 
-    def _find_poses(self, mode: str, fixed_frame: str | None) -> tuple[str, Trajectory | None]:
-        found = find_poses(
-            mode, self.bag, self.indices, self.tree, self.clouds, fixed_frame, self._estimate
-        )
+    def _find_poses(
+        self, mode: str, fixed_frame: str | None, T_body_lidar: npt.NDArray[np.float64] | None
+    ) -> tuple[str, Trajectory | None]:
+        inputs = (self.bag, self.indices, self.tree, self.clouds)
+        found = find_poses(mode, *inputs, fixed_frame, self._estimate, T_body_lidar)
         if found.problem:
             self.problems.append(found.problem)
         return found.source, found.trajectory

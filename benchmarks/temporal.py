@@ -36,7 +36,7 @@ from pcseg_core.online.pipeline import MotionConfig, PipelineConfig, SmoothingCo
 from pcseg_core.online.segmenter import Segmenter
 from pcseg_core.progress import tracked
 from pcseg_core.simulation.recording import SimulatedDrive
-from pcseg_ros.memory import keep_freed_memory
+from pcseg_ros.process import keep_freed_memory
 
 METHODS = ("single sweep", "smoothed")
 PARTS = ("all", "standing", "moving", "wake")

@@ -101,7 +101,7 @@ class PcsegGroup(TyperGroup):
             raise typer.Exit(2) from None
         except Exception as error:
             if debug or type(error).__module__.startswith(("click", "typer")):
-                raise  # typer reports wrong arguments, and exits, by exceptions
+                raise  # typer uses exceptions for wrong arguments and to exit
             kind = type(error).__name__
             _complain(f"{kind}: {error}; this is a bug, `pcseg --debug ...` shows where")
             raise typer.Exit(1) from None

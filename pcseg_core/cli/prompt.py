@@ -25,20 +25,20 @@ def prompt(
         list[str] | None,
         typer.Option(
             help="A word, a group 'name: word, word', or '*' for everything else; give it once "
-            "per class. Left out: the checkpoint's own classes."
+            "per class. Default: the classes of the checkpoint."
         ),
     ] = None,
     pictures: Annotated[
         Path | None,
         typer.Option(
             help="Classes by example pictures instead of words: FOLDER/CLASS/NAME.png, and "
-            "NAME.mask.png where the class is not all of the picture."
+            "NAME.mask.png if the class does not fill the picture."
         ),
     ] = None,
-    sweep: Annotated[int, typer.Option(help="Which sweep; -1 is the last.")] = 0,
+    sweep: Annotated[int, typer.Option(help="Index of the sweep; -1 is the last.")] = 0,
     picture: Annotated[Path | None, typer.Option(help="Draw the sweep into this PNG.")] = None,
     json_: Annotated[
-        Path | None, typer.Option("--json", help="Write the share of each class there as JSON.")
+        Path | None, typer.Option("--json", help="Write the share of each class to this JSON file.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     backend: Annotated[

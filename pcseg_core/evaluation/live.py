@@ -55,9 +55,6 @@ class NodeParameters(Protocol):
     def prompts(self) -> tuple[str, ...]: ...
 
     @property
-    def intensity_scale(self) -> float: ...
-
-    @property
     def teacher(self) -> TeacherParameters: ...
 
     def recording_options(self) -> Mapping[str, object]:
@@ -168,7 +165,7 @@ def read_parameters(path: Path) -> NodeSetup:
     read: Callable[[Path], NodeParameters] = plugin.load()
     config = read(path)
     assert isinstance(config, PipelineConfig)
-    options = {**config.recording_options(), "intensity_scale": config.intensity_scale}
+    options = dict(config.recording_options())
     if not options.get("camera_topics") and not config.teacher.fuse:
         options.pop("camera_topics", None)  # the images may serve to measure the agreement
     return NodeSetup(

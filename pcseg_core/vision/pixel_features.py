@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 
 class FeatureSource(Protocol):
-    """Anything that gives features of pixels."""
+    """A source of features of pixels."""
 
     def features(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """(H, W, 3) uint8 RGB -> (D, h, w) float32.
@@ -24,9 +24,8 @@ class PixelFeatures(FeatureSource, Protocol):
 
     Attributes:
         channels: number D of features per pixel.
-        name: short name of the network, for example "resnet50".
-        parameters: everything that its features depend on, as JSON can write it (weights by
-            checksum).
+        name: short name of the network, such as "resnet50".
+        parameters: all parameters of its features as JSON values (weights by checksum).
     """
 
     channels: int

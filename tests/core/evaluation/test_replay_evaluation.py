@@ -200,13 +200,11 @@ class FakeNode(PipelineConfig):
     backend: str = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     prompts: tuple[str, ...] = ()
-    intensity_scale: float = 0.0
     teacher: FakeTeacher = FakeTeacher()
     topics: tuple[str, ...] = ()
 
     def recording_options(self) -> dict[str, object]:
-        topics = list(self.topics)
-        return {"max_image_offset_s": 0.2, "intensity_scale": None, "camera_topics": topics}
+        return {"max_image_offset_s": 0.2, "camera_topics": list(self.topics)}
 
 
 @dataclass
@@ -303,7 +301,7 @@ def test_a_bag_is_decoded_and_paired_as_the_node_does(
     monkeypatch.setattr("pcseg_core.data.open_recording", note)
     params = tmp_path / "node.yaml"
     params.touch()
-    node(FakeNode(intensity_scale=0.1, topics=("/camera",)))
+    node(FakeNode(topics=("/camera",)))
     evaluate(bag, "--params", params)
     evaluate(f"bag:{bag}?max_image_offset_s=0.3", "--params", params)
     node(FakeNode())
@@ -311,9 +309,9 @@ def test_a_bag_is_decoded_and_paired_as_the_node_does(
     evaluate(bag, "--checkpoint", "bundled")
     evaluate(DRIVE, "--checkpoint", "bundled")
     assert opened == [
-        {"max_image_offset_s": 0.2, "intensity_scale": 0.1, "camera_topics": ["/camera"]},
-        {"intensity_scale": 0.1, "camera_topics": ["/camera"]},
-        {"max_image_offset_s": 0.2, "intensity_scale": 0.0},
+        {"max_image_offset_s": 0.2, "camera_topics": ["/camera"]},
+        {"camera_topics": ["/camera"]},
+        {"max_image_offset_s": 0.2},
         {"max_image_offset_s": 0.05, "intensity_scale": 0.0},
         {},
     ]

@@ -1,31 +1,52 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sweeps with their images by message_filters, with the doors of our own synchronizer."""
+"""Synchronization of sweeps and images: by the core, or by message_filters."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, TypeAlias
+
+from sensor_msgs.msg import PointCloud2
 
 from pcseg_core.errors import InputError
 from pcseg_core.online.synchronizer import Match, Synchronizer
 from pcseg_ros import conversions
+from pcseg_ros.cameras import AnyImage
 from pcseg_ros.config import CameraParameters
-from pcseg_ros.rig import JUMP_NS
+from pcseg_ros.sensor_poses import JUMP_NS
 
 _QUEUE = 10
 
 
-class FilteredSynchronizer:
-    """The exact or approximate synchronizer of message_filters.
-
-    Only sweeps that every camera has an image for come out. The work per message grows with the
-    queue to the power of the number of cameras: `nearest` is for many of them.
+@dataclass
+class ReceivedSweep:
+    """Messages of one sweep.
 
     Attributes:
-        cameras, counters, missing: as of `pcseg_core.online.synchronizer.Synchronizer`; what
-            message_filters drops it does not tell.
+        msg: the sweep.
+        received_s: time of its arrival (monotonic clock, s).
+        images: camera name -> its image.
+        matched_s: time when the images were complete or no longer waited for.
+    """
+
+    msg: PointCloud2
+    received_s: float
+    images: dict[str, AnyImage] = field(default_factory=dict)
+    matched_s: float = 0.0
+
+
+class FilteredSynchronizer:
+    """The exact or approximate synchronizer of message_filters, used as a `Synchronizer`.
+
+    Only sweeps with an image of every camera are given out. The work per message grows with the
+    queue length to the power of the number of cameras; `nearest` suits many cameras.
+
+    Attributes:
+        cameras, counters, missing: see `pcseg_core.online.synchronizer.Synchronizer`; messages
+            that message_filters drops are not counted.
     """
 
     def __init__(self, cameras: Sequence[str], tolerance_s: float, exact: bool) -> None:
@@ -42,13 +63,13 @@ class FilteredSynchronizer:
             else ApproximateTimeSynchronizer(filters, _QUEUE, tolerance_s)
         )
         self._synchronizer.registerCallback(self._on_match)
-        self._arrivals: dict[int, tuple[Any, float]] = {}  # stamp -> what was added with it
+        self._arrivals: dict[int, tuple[ReceivedSweep, float]] = {}  # by stamp, with the time
         self._newest_ns = 0
         self._ready: list[tuple[Any, ...]] = []
 
     @property
     def next_deadline_s(self) -> float | None:
-        """There is none."""
+        """None: sweeps have no deadline."""
         return None
 
     def reset(self) -> None:
@@ -58,12 +79,12 @@ class FilteredSynchronizer:
         self._arrivals.clear()
         self._newest_ns = 0
 
-    def add_image(self, camera: str, stamp_ns: int, item: Any) -> None:
-        """Take an image message."""
+    def add_image(self, camera: str, stamp_ns: int, item: AnyImage) -> None:
+        """Add an image message."""
         self._filters[camera].signalMessage(item)
 
-    def add_sweep(self, stamp_ns: int, item: Any, now_s: float) -> None:
-        """Take a sweep with its message as `item.msg`."""
+    def add_sweep(self, stamp_ns: int, item: ReceivedSweep, now_s: float) -> None:
+        """Add a sweep."""
         if stamp_ns < self._newest_ns - JUMP_NS:
             self.counters["sweep_jump"] += 1
             self.reset()
@@ -74,14 +95,14 @@ class FilteredSynchronizer:
             self.counters["sweep_overflow"] += 1
         self._filters[""].signalMessage(item.msg)
 
-    def poll(self, now_s: float) -> list[Match[Any, Any]]:
+    def poll(self, now_s: float) -> list[Match[ReceivedSweep, AnyImage]]:
         """Sweeps that have all their images."""
         matches = []
         for cloud, *images in self._ready:
             stamp = conversions.stamp_ns(cloud.header)
-            item, arrived_s = self._arrivals.pop(stamp, (None, now_s))
-            if item is None:
+            if stamp not in self._arrivals:
                 continue
+            item, arrived_s = self._arrivals.pop(stamp)
             named = dict(zip(self.cameras, images))
             stamps = {name: conversions.stamp_ns(image.header) for name, image in named.items()}
             matches.append(Match(stamp, item, named, stamps, (), now_s - arrived_s))
@@ -92,14 +113,17 @@ class FilteredSynchronizer:
         self._ready.append(messages)
 
 
-def create_synchronizer(config: CameraParameters, cameras: Sequence[str]) -> Any:
-    """The synchronizer that the parameters ask for.
+AnySynchronizer: TypeAlias = "Synchronizer[ReceivedSweep, AnyImage] | FilteredSynchronizer"
+
+
+def create_synchronizer(config: CameraParameters, cameras: Sequence[str]) -> AnySynchronizer:
+    """The configured synchronizer.
 
     Raises:
         InputError: message_filters is needed and not installed.
     """
     if config.sync == "nearest":
-        return Synchronizer[Any, Any](cameras, config.tolerance_s, config.deadline_s)
+        return Synchronizer[ReceivedSweep, AnyImage](cameras, config.tolerance_s, config.deadline_s)
     if find_spec("message_filters") is None:
         raise InputError(
             f"cameras.sync '{config.sync}' needs message_filters, which is not installed; use "

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks that come with the package (trained on simulated drives), and files named by users."""
+"""Model files by name: networks shipped with the package, and weights that a recipe refers to."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path
 from pcseg_core.errors import InputError
 
 BUNDLED = "bundled"
-"""In place of a checkpoint's path: the one that comes with the package."""
+"""Use in place of a path: the checkpoint shipped with the package."""
 
 WEIGHTS_VARIABLE = "PCSEG_WEIGHTS"
-"""Environment variable: folders with weights of image networks, separated by ":"."""
+"""Environment variable: folders with model weights, separated by `os.pathsep`."""
 
 _CHECKPOINT = "street"
 _SUFFIX = ".safetensors"
@@ -23,7 +23,7 @@ def bundled_file(path: str | Path) -> Path | None:
     """File that "bundled" (the checkpoint) or "bundled:NAME" stands for; None for other paths.
 
     Raises:
-        InputError: nothing of that name comes with the package.
+        InputError: the package ships no file of that name.
     """
     word, _, name = str(path).partition(":")
     if word != BUNDLED:
@@ -36,29 +36,37 @@ def bundled_file(path: str | Path) -> Path | None:
     return file
 
 
-def find_file(path: str | Path, base: Path | None = None) -> Path:
-    """Absolute path of a file that a recipe or a parameter names.
+def find_file(path: str | Path, base: Path) -> Path:
+    """Locate a file or folder that a configuration refers to, such as model weights.
 
     Args:
-        path: "bundled:NAME" is a file of the package. A relative path is looked up in `base`, in
-            the current folder and in the folders of the environment variable PCSEG_WEIGHTS.
-        base: folder of the file that names it.
+        path: "bundled:NAME", an absolute path, or a path relative to one of, in this order:
+            `base`, the current folder, the folders in the environment variable PCSEG_WEIGHTS.
+        base: folder of the configuration file.
+
+    Returns:
+        An absolute path that exists.
 
     Raises:
-        InputError: no such file; the message lists where it was looked for.
+        InputError: no such file; the message lists the places that were searched.
     """
-    known = bundled_file(path)
-    if known is not None:
-        return known
-    given = Path(path).expanduser()
-    folders = [Path(f) for f in os.environ.get(WEIGHTS_VARIABLE, "").split(os.pathsep) if f]
-    places = [*([base] if base else []), Path(), *folders]
-    candidates = list(dict.fromkeys((p.expanduser() / given).resolve() for p in places))
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate
-    looked = ", ".join(map(str, candidates))
+    if bundled := bundled_file(path):
+        return bundled
+    wanted = Path(path).expanduser()
+    folders = (base, Path.cwd(), *_weights_folders())
+    # Symbolic links stay: the name of a link tells the format of a file, its target's may not.
+    places = [Path(os.path.abspath(folder / wanted)) for folder in folders]  # noqa: PTH100
+    for place in places:
+        if place.exists():
+            return place
+    searched = ", ".join(dict.fromkeys(map(str, places)))
     raise InputError(
-        f"{path}: no such file, looked for {looked}; put it there, or set {WEIGHTS_VARIABLE} to "
-        "the folder that holds it (`pcseg recipe show NAME` says where to get files of a recipe)"
+        f"{path}: no such file; searched {searched}; set the environment variable "
+        f"{WEIGHTS_VARIABLE} to the folder that holds it (several folders: separate them with "
+        f"'{os.pathsep}')"
     )
+
+
+def _weights_folders() -> list[Path]:
+    value = os.environ.get(WEIGHTS_VARIABLE, "")
+    return [Path(folder).expanduser() for folder in value.split(os.pathsep) if folder]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the studies share: rows that are computed one by one and stored, data, tables, pictures."""
+"""Common parts of the studies: rows that are stored one by one, data, options, pictures."""
 
 from __future__ import annotations
 
@@ -33,7 +33,10 @@ JsonOut = Annotated[
     Path, typer.Option("--json", help="Rows and summary. Interrupted studies resume from it.")
 ]
 Work = Annotated[
-    Path | None, typer.Option(help="Folder of caches and runs.  [default: beside the JSON]")
+    Path | None,
+    typer.Option(
+        help="Folder of caches and runs.  [default: the JSON path, with the suffix .work]"
+    ),
 ]
 Picture = Annotated[Path | None, typer.Option(help="Draw the rows into this picture.")]
 Seeds = Annotated[int, typer.Option(min=1, help="Seeds of every row.")]
@@ -153,7 +156,7 @@ class Study(ABC):
 
     @abstractmethod
     def content(self) -> dict[str, Any]:
-        """What the JSON file holds beside settings and rows."""
+        """Content of the JSON file besides settings and rows."""
 
     def run(
         self, seeds: int, tell: Callable[[str], None] = print, limit: int | None = None

@@ -17,7 +17,6 @@ from pydantic import Field
 
 from benchmarks.studies import study
 from pcseg_core.cli.outputs import check_file
-from pcseg_core.cli.progress import progress_bar
 from pcseg_core.config import Section
 from pcseg_core.data.semantic_kitti import SemanticKittiRecording
 from pcseg_core.errors import InputError
@@ -27,7 +26,7 @@ from pcseg_core.online.example_pictures import encoder_of, read_pictures
 from pcseg_core.online.prompts import EVERYTHING_ELSE, PromptSet
 from pcseg_core.online.prototypes import fit_prototypes
 from pcseg_core.online.segmenter import Segmenter
-from pcseg_core.sparse import use_backend
+from pcseg_core.progress import bar
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -273,18 +272,17 @@ def words_study(
     if not semantic_kitti.is_dir():
         raise InputError(f"--semantic-kitti {semantic_kitti}: no such folder")
     check_file(json_, (".json",))
-    with use_backend(backend):
-        segmenter = Segmenter.load(run, device=device)
-        recording = SemanticKittiRecording(semantic_kitti, lidar_only=True)
-        if images is not None:
-            encoder = encoder_of(segmenter.meta.recipe)
-            segmenter.set_prototypes(fit_prototypes(encoder, read_pictures(images)))
-            report = measure_classes(segmenter, recording, label_space, str(run))
-        else:
-            with progress_bar("measuring words") as progress:
-                report = measure_words(
-                    segmenter, recording, words or [], label_space, str(run), progress
-                )
+    segmenter = Segmenter.load(run, device=device, backend=backend)
+    recording = SemanticKittiRecording(semantic_kitti, lidar_only=True)
+    if images is not None:
+        encoder = encoder_of(segmenter.meta.recipe)
+        segmenter.set_prototypes(fit_prototypes(encoder, read_pictures(images)))
+        report = measure_classes(segmenter, recording, label_space, str(run))
+    else:
+        with bar("measuring words") as progress:
+            report = measure_words(
+                segmenter, recording, words or [], label_space, str(run), progress
+            )
     show(report)
     if json_:
         write_atomic(json_, report.model_dump_json(indent=1) + "\n")

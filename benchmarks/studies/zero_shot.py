@@ -17,7 +17,6 @@ import typer
 from benchmarks.studies import study
 from benchmarks.studies.study import Data, JsonOut, Picture, Row, Seeds, Work
 from pcseg_core.cli.options import Device, Steps, adjusted
-from pcseg_core.cli.progress import note
 from pcseg_core.distill.alignment import AlignmentConfig
 from pcseg_core.distill.consolidation import ConsolidationConfig
 from pcseg_core.errors import InputError
@@ -27,6 +26,7 @@ from pcseg_core.learning.probe import Scan
 from pcseg_core.learning.recipe import Recipe, SelfTrainingConfig, load_recipe
 from pcseg_core.learning.zero_shot import zero_shot
 from pcseg_core.learning.zero_shot_split import Split, load_split
+from pcseg_core.progress import note
 from pcseg_core.recipes import recipe_file
 
 SEEN_ONLY = "seen labels alone"
@@ -78,7 +78,7 @@ def folder_data(path: Path, test: Sequence[str]) -> Data:
     if not found:
         raise InputError(
             f"{path}: no labeled sequence with calib.txt below it; expected SemanticKITTI "
-            "sequences with images beside their labels, or a source (reader:path) and --test"
+            "sequences with images and labels, or a source (reader:path) and --test"
         )
     if test:
         tested = [Path(t.partition(":")[2] or t).resolve() for t in test]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options that the training commands share, and what they mean."""
+"""Options and steps that the training commands share."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 
 
 class TrainingRecipe(Protocol):
-    """What all recipes have in common."""
+    """Common part of all recipes."""
 
     @property
     def optimizer(self) -> OptimizerConfig:

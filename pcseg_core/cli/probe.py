@@ -12,8 +12,8 @@ import typer
 
 from pcseg_core.cli.options import Device
 from pcseg_core.cli.outputs import PICTURES, check_file
-from pcseg_core.cli.progress import note, progress_bar
 from pcseg_core.errors import InputError
+from pcseg_core.progress import bar, note
 
 if TYPE_CHECKING:
     from pcseg_core.data import Recording
@@ -55,40 +55,41 @@ def probe(
     """
     check_file(json_)
     check_file(picture, PICTURES)
-    from pcseg_core.checkpoint import load_checkpoint
     from pcseg_core.files import write_atomic
     from pcseg_core.labels import LabelSpace
-    from pcseg_core.learning import probe as protocol
-    from pcseg_core.learning.runs import on_gpu
 
     space = LabelSpace.load(label_space)
-    reach = min(load_checkpoint(run)[1].student.get("max_range_m", 80.0) for run in runs)
-    scans = {name: read(source, space, reach) for name, source in (("fit", fit), ("test", test))}
-    with progress_bar("probing") as progress:
-        results = protocol.probe(
-            runs,
-            scans["fit"],
-            scans["test"],
-            space,
-            "cuda" if on_gpu(device) else "cpu",
-            max_points,
-            progress,
-        )
-    content = {
-        "runs": [str(run) for run in runs],
-        "fit": fit,
-        "test": test,
-        "label_space": space.name,
-        "classes": list(space.names),
-        "fit_scans": len(scans["fit"]),
-        "test_scans": len(scans["test"]),
-        **protocol.summary(results, space),
-    }
+    content = _measure(runs, fit, test, space, max_points, device)
     show(content)
     if json_:
         write_atomic(json_, json.dumps(content, indent=1) + "\n")
     if picture:
         draw(content, space, picture)
+
+
+def _measure(
+    runs: list[Path], fit: str, test: str, space: LabelSpace, max_points: int, device: str
+) -> dict[str, Any]:
+    from pcseg_core.checkpoint import load_checkpoint
+    from pcseg_core.learning.probe import probe as run_probe
+    from pcseg_core.learning.probe import summary
+    from pcseg_core.learning.runs import on_gpu
+
+    reach = min(load_checkpoint(run)[1].student.get("max_range_m", 80.0) for run in runs)
+    fitted, tested = read(fit, space, reach), read(test, space, reach)
+    place = "cuda" if on_gpu(device) else "cpu"
+    with bar("probing") as progress:
+        results = run_probe(runs, fitted, tested, space, place, max_points, progress)
+    return {
+        "runs": [str(run) for run in runs],
+        "fit": fit,
+        "test": test,
+        "label_space": space.name,
+        "classes": list(space.names),
+        "fit_scans": len(fitted),
+        "test_scans": len(tested),
+        **summary(results, space),
+    }
 
 
 def read(source: str, space: LabelSpace, reach: float) -> list[Scan]:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pcseg_core.cli.outputs import PICTURES, check_file
-from pcseg_core.cli.progress import console
 from pcseg_core.errors import InputError
+from pcseg_core.progress import console
 
 if TYPE_CHECKING:
     from pcseg_core.online.segmenter import Segmenter
@@ -25,20 +25,20 @@ def prompt(
         list[str] | None,
         typer.Option(
             help="A word, a group 'name: word, word', or '*' for everything else; give it once "
-            "per class. Left out: the checkpoint's own classes."
+            "per class. Default: the classes of the checkpoint."
         ),
     ] = None,
     pictures: Annotated[
         Path | None,
         typer.Option(
             help="Classes by example pictures instead of words: FOLDER/CLASS/NAME.png, and "
-            "NAME.mask.png where the class is not all of the picture."
+            "NAME.mask.png if the class does not fill the picture."
         ),
     ] = None,
-    sweep: Annotated[int, typer.Option(help="Which sweep; -1 is the last.")] = 0,
+    sweep: Annotated[int, typer.Option(help="Index of the sweep; -1 is the last.")] = 0,
     picture: Annotated[Path | None, typer.Option(help="Draw the sweep into this PNG.")] = None,
     json_: Annotated[
-        Path | None, typer.Option("--json", help="Write the share of each class there as JSON.")
+        Path | None, typer.Option("--json", help="Write the share of each class to this JSON file.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     backend: Annotated[
@@ -51,15 +51,13 @@ def prompt(
     check_file(picture, PICTURES)
     check_file(json_, (".json",))
     from pcseg_core.online.segmenter import Segmenter
-    from pcseg_core.sparse import use_backend
 
-    segmenter = Segmenter.load(run, device=device)
+    segmenter = Segmenter.load(run, device=device, backend=backend)
     if words:
         segmenter.set_prompts(words)
     if pictures is not None:
         _learn(segmenter, pictures)
-    with use_backend(backend):
-        _try(segmenter, source, sweep, picture, json_)
+    _try(segmenter, source, sweep, picture, json_)
 
 
 def _learn(segmenter: Segmenter, pictures: Path) -> None:
@@ -88,10 +86,12 @@ def _try(
     if json_:
         write_atomic(json_, json.dumps({"sweep": sample.name, "classes": shares}, indent=1) + "\n")
     if picture is not None:
+        from pcseg_core.online.pipeline import Pipeline
         from pcseg_core.viewer.picture import draw
         from pcseg_core.viewer.rerun import sample_view
 
-        draw(sample_view(sample, segmenter.label_space, segmenter), segmenter.label_space, picture)
+        view = sample_view(sample, segmenter.label_space, Pipeline(segmenter))
+        draw(view, segmenter.label_space, picture)
         console.print(f"wrote {picture}", highlight=False)
 
 

@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writing rosbag2 recordings (mcap or sqlite3) that any ROS 2 tool opens, without ROS."""
+"""Write rosbag2 files (mcap or sqlite3) for any ROS 2 tool, without ROS."""
 
 from __future__ import annotations
 
+import glob
 import os
-import shutil
-import tempfile
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -17,9 +16,11 @@ import numpy.typing as npt
 
 from pcseg_core.camera import CameraModel
 from pcseg_core.cloud import EncodedCloud
+from pcseg_core.config import read_yaml
 from pcseg_core.data import bag_reader, messages
 from pcseg_core.data.bag_reader import type_store
-from pcseg_core.errors import InputError, PcsegError, require
+from pcseg_core.errors import InputError, require
+from pcseg_core.files import FolderKind, check_new_folder, new_folder
 
 Format = Literal["mcap", "sqlite3"]
 METADATA_VERSION: Literal[8] = 8  # read by Humble and later; 9 is Jazzy's
@@ -27,10 +28,10 @@ _QOS_DEPTH = 10
 
 
 class BagWriter:
-    """A new bag, written beside its final place and put there when it is complete.
+    """A new bag, written atomically.
 
-    Used as a context manager: when the block raises, nothing is left. Messages are recorded at
-    their header stamps unless `bag_ns` says otherwise; any order is allowed.
+    Use it as a context manager: when the block raises, no bag is left. Messages are recorded at
+    their header stamps by default; any order is allowed.
     """
 
     def __init__(
@@ -46,39 +47,25 @@ class BagWriter:
             path: the new bag's folder.
             format: storage, "mcap" or "sqlite3".
             compress: zstd, by chunk (mcap) or by message (sqlite3).
-            force: replace a bag that is at `path`; anything else there is never replaced.
+            force: replace a bag at `path`; other content is never replaced.
 
         Raises:
-            InputError: the path is taken or cannot be written, or the format is unknown.
+            InputError: the path is taken, or the format is unknown.
         """
         self.path = Path(path).absolute()
         if format not in ("mcap", "sqlite3"):
             raise InputError(f"bag format '{format}': expected mcap or sqlite3")
-        _check_place(self.path, force)
+        check_new_folder(self.path, bag_folder(self.path), force=force)
         self.counts: dict[str, int] = {}
         self._connections: dict[str, Any] = {}
         self._format = format
         self._compress = compress
-        self._folder: Path | None = None
+        self._force = force
         self._writer: Any = None
+        self._context = self._writing()
 
     def __enter__(self) -> BagWriter:
-        rosbag2 = require("rosbags.rosbag2", "core")
-        plugin = rosbag2.StoragePlugin[self._format.upper()]
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            folder = tempfile.mkdtemp(prefix=f".{self.path.name[:100]}.", dir=self.path.parent)
-        except OSError as error:
-            raise InputError(f"cannot write {self.path}: {error.strerror or error}") from error
-        self._folder = Path(folder)
-        self._writer = rosbag2.Writer(
-            self._folder / self.path.name, version=METADATA_VERSION, storage_plugin=plugin
-        )
-        if self._compress:
-            mode = rosbag2.CompressionMode
-            chosen = mode.STORAGE if self._format == "mcap" else mode.MESSAGE
-            self._writer.set_compression(chosen, rosbag2.CompressionFormat.ZSTD)
-        self._writer.open()
+        self._context.__enter__()
         return self
 
     def __exit__(
@@ -87,16 +74,27 @@ class BagWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        assert self._folder is not None
-        try:
-            if kind is None:
-                self._writer.close()
-                _put(self._folder / self.path.name, self.path)
-            else:
-                with suppress(Exception):  # the folder goes anyway
+        self._context.__exit__(kind, error, trace)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Open the writer for the block."""
+        rosbag2 = require("rosbags.rosbag2", "core")
+        plugin = rosbag2.StoragePlugin[self._format.upper()]
+        with new_folder(self.path, bag_folder(self.path), force=self._force) as folder:
+            self._writer = rosbag2.Writer(folder, version=METADATA_VERSION, storage_plugin=plugin)
+            if self._compress:
+                mode = rosbag2.CompressionMode
+                chosen = mode.STORAGE if self._format == "mcap" else mode.MESSAGE
+                self._writer.set_compression(chosen, rosbag2.CompressionFormat.ZSTD)
+            self._writer.open()
+            try:
+                yield
+            except BaseException:
+                with suppress(Exception):  # the folder is removed in any case
                     self._writer.storage.abort()
-        finally:
-            shutil.rmtree(self._folder, ignore_errors=True)
+                raise
+            self._writer.close()
 
     def write_cloud(
         self,
@@ -106,7 +104,7 @@ class BagWriter:
         stamp_ns: int,
         bag_ns: int | None = None,
     ) -> None:
-        """Write a sensor_msgs/PointCloud2 (`bag_ns`: time of recording, else its stamp)."""
+        """Write a sensor_msgs/PointCloud2 (`bag_ns`: recording time, default its stamp)."""
         message = messages.cloud(cloud, frame_id, stamp_ns)
         self.write_message(topic, bag_reader.CLOUD, message, _first(bag_ns, stamp_ns))
 
@@ -131,7 +129,7 @@ class BagWriter:
         stamp_ns: int,
         bag_ns: int | None = None,
     ) -> None:
-        """Write a sensor_msgs/CompressedImage: a whole file, `format` "png" or "jpeg"."""
+        """Write a sensor_msgs/CompressedImage of an image file; `format` is "png" or "jpeg"."""
         message = messages.compressed_image(data, format, frame_id, stamp_ns)
         self.write_message(topic, bag_reader.COMPRESSED_IMAGE, message, _first(bag_ns, stamp_ns))
 
@@ -143,7 +141,7 @@ class BagWriter:
         stamp_ns: int,
         bag_ns: int | None = None,
     ) -> None:
-        """Write a sensor_msgs/CameraInfo; a cut-out or binned camera as one of its image's size."""
+        """Write a sensor_msgs/CameraInfo; see `messages.camera_info`."""
         message = messages.camera_info(camera, frame_id, stamp_ns)
         self.write_message(topic, bag_reader.CAMERA_INFO, message, _first(bag_ns, stamp_ns))
 
@@ -159,8 +157,8 @@ class BagWriter:
         Args:
             transforms: (parent, child) -> T_parent_child (4, 4).
             stamp_ns: their stamp.
-            static: they never change.
-            bag_ns: time of recording; None takes the stamp.
+            static: write to /tf_static.
+            bag_ns: recording time; None takes the stamp.
         """
         topic = "/tf_static" if static else "/tf"
         message = messages.tf(transforms, stamp_ns)
@@ -185,8 +183,8 @@ class BagWriter:
             frame_id: fixed frame, such as odom.
             child_frame_id: moving frame, such as base_link.
             stamp_ns: its stamp.
-            linear, angular: velocity in the moving frame, m/s and rad/s.
-            bag_ns: time of recording; None takes the stamp.
+            linear, angular: velocity in the moving frame [m/s, rad/s].
+            bag_ns: recording time; None takes the stamp.
         """
         message = messages.odometry(pose, frame_id, child_frame_id, stamp_ns, linear, angular)
         self.write_message(topic, bag_reader.ODOMETRY, message, _first(bag_ns, stamp_ns))
@@ -210,15 +208,15 @@ class BagWriter:
         self._write(topic, bag_ns, raw)
 
     def pass_through(self, connection: Any, bag_ns: int, raw: bytes | memoryview) -> None:
-        """Write a serialized message of another bag as it is, with its type and QoS.
+        """Copy a serialized message of another bag, with its type and QoS.
 
         Args:
-            connection: its connection, as `BagFile.messages` gives it.
-            bag_ns: time of recording.
+            connection: its connection from `BagFile.messages`.
+            bag_ns: recording time.
             raw: serialized message.
 
         Raises:
-            InputError: the other bag has no definition of the type, and it is no standard one.
+            InputError: the type is not a standard type and the bag has no definition of it.
         """
         topic = connection.topic
         if topic not in self._connections:
@@ -262,7 +260,7 @@ class BagWriter:
 
 
 def _store_with(connection: Any) -> Any:
-    """A type store with the definition that comes with a connection (mcap has no type hash)."""
+    """A type store with the message definition of a connection (mcap has no type hash)."""
     if not connection.msgdef.data:
         return type_store()
     typesys = require("rosbags.typesys", "core")
@@ -281,7 +279,7 @@ def _first(bag_ns: int | None, stamp_ns: int) -> int:
 
 
 def _qos(latched: bool) -> Any:
-    """Reliable, keep last; transient local for what must reach late subscribers."""
+    """Reliable, keep last; transient local for latched topics."""
     rosbags = require("rosbags.interfaces", "core")
     never = rosbags.QosTime(sec=9223372036, nsec=854775807)  # RMW_DURATION_INFINITE
     durability = rosbags.QosDurability
@@ -298,23 +296,25 @@ def _qos(latched: bool) -> Any:
     )
 
 
-def _check_place(path: Path, force: bool) -> None:
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
-        return
-    if not (path / "metadata.yaml").is_file():
-        raise InputError(f"{path} exists and is not a bag; choose another path")
-    if not force:
-        raise InputError(f"{path} exists; choose another path, or use --force to replace it")
-
-
-def _put(written: Path, target: Path) -> None:
-    """Move the finished bag to its place; what was there goes only when the new one stands."""
-    old = written.parent / "replaced"
+def bag_folder(path: Path) -> FolderKind:
+    """The kind of folder that a bag at `path` is, with the files that its metadata names."""
+    metadata = path / "metadata.yaml"
     try:
-        if target.exists():
-            target.rename(old)
-        written.rename(target)
-    except OSError as error:
-        if old.exists() and not target.exists():
-            old.rename(target)
-        raise PcsegError(f"cannot put the bag at {target}: {error.strerror or error}") from error
+        files = _data_files(metadata)
+    except InputError:
+        files = []
+    contents = (*map(glob.escape, files), "labels.yaml")
+    return FolderKind("bag", metadata.name, _data_files, contents)
+
+
+def _data_files(metadata: Path) -> list[str]:
+    """Names of the data files of a bag.
+
+    Raises:
+        InputError: the metadata is not that of a rosbag2.
+    """
+    about = read_yaml(metadata).get("rosbag2_bagfile_information")
+    paths = about.get("relative_file_paths") if isinstance(about, dict) else None
+    if not isinstance(paths, list):
+        raise InputError(f"its {metadata.name} is not of rosbag2")
+    return [str(path).rsplit("/", 1)[-1] for path in paths]

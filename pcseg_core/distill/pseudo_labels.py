@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -16,7 +16,9 @@ from pcseg_core.distill.evidence import Evidence, PixelEvidence, world_keys
 from pcseg_core.geometry import deskew
 from pcseg_core.labels import IGNORE
 from pcseg_core.projection import project_cloud
-from pcseg_core.vision.pixel_classes import PixelClasses
+
+if TYPE_CHECKING:
+    from pcseg_core.vision.pixel_classes import PixelClasses  # imports torch
 
 
 class PseudoLabelConfig(Section):

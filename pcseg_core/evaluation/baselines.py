@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a student must beat: the majority class, and linear classifiers without a trained network.
+"""Baselines of a student: the majority class, and linear classifiers without a trained network.
 
-All are fitted to the pseudo labels that the student was trained on, found in its run directory,
-with the same confidence threshold and the same class weights.
+All are fitted to the pseudo labels in the run directory of the student, with the confidence
+threshold and the class weights of its training.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy.typing as npt
 from pcseg_core.checkpoint import load_checkpoint
 from pcseg_core.distill.losses import class_weights
 from pcseg_core.errors import InputError
+from pcseg_core.labels import IGNORE
 from pcseg_core.learning.linear import logistic_regression
 from pcseg_core.learning.probe import Features, UntrainedNetwork, raw_inputs
 from pcseg_core.models.student import StudentConfig
@@ -29,7 +30,7 @@ Array = npt.NDArray[Any]
 
 _FIT_POINTS = 200_000
 _CALIBRATION_SWEEPS = 8
-_NETWORK_SWEEPS = 24  # one pass of the untrained network over each; fewer points than all sweeps
+_NETWORK_SWEEPS = 24  # the untrained network runs on each
 
 
 class PseudoLabels:
@@ -37,7 +38,7 @@ class PseudoLabels:
 
     Args:
         run: run directory with `pseudo_labels/*.npz`.
-        minimum: labels of a lower confidence are left out, as in the student's training.
+        minimum: labels of a lower confidence are ignored, as in the training.
 
     Raises:
         InputError: the run directory has no pseudo labels.
@@ -54,9 +55,9 @@ class PseudoLabels:
         return len(self.files)
 
     def labels(self, index: int) -> Array:
-        """Class ids (N,) int64 of a sweep, -1 where the student was not trained."""
+        """Class ids (N,) int64 of a sweep, IGNORE for points left out of the training."""
         label, confidence = self._read(index, "label", "confidence")
-        return np.where(confidence >= self.minimum, label, -1).astype(np.int64)
+        return np.where(confidence >= self.minimum, label, IGNORE).astype(np.int64)
 
     def confidence(self, index: int) -> Array:
         """Confidence (N,) float32 in 0..1 of a sweep's labels."""
@@ -79,13 +80,13 @@ class PseudoLabels:
                 return [stored[name] for name in names]
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise InputError(
-                f"{path}: not a pseudo-label file ({error}); run `pcseg distill` again to make it "
-                "anew, or evaluate with --no-baselines"
+                f"{path}: not a pseudo-label file ({error}); run `pcseg distill` again, or "
+                "evaluate with --no-baselines"
             ) from error
 
 
 class Majority:
-    """Gives every point the commonest class of the pseudo labels."""
+    """Predicts the most frequent class of the pseudo labels for every point."""
 
     def __init__(self, counts: Array) -> None:
         self.label = int(np.argmax(counts))
@@ -99,7 +100,7 @@ class LinearClassifier:
 
     Args:
         features: maps xyz (N, 3) and intensity (N,) to features (N, D).
-        weight, bias: (D, C) and (C,), for the features as they come.
+        weight, bias: (D, C) and (C,), for features that are not standardized.
         max_range_m: points beyond it get no label, as with the student.
     """
 
@@ -112,7 +113,7 @@ class LinearClassifier:
         reach = np.linalg.norm(xyz, axis=1)  # NaN and infinite points fail the comparison
         usable = np.flatnonzero(reach <= self.max_range_m)
         intensity = cloud.intensity if cloud.intensity is not None else np.zeros(len(xyz))
-        labels = np.full(len(xyz), -1, np.int64)
+        labels = np.full(len(xyz), IGNORE, np.int64)
         if len(usable):
             values = self.features(xyz[usable], np.nan_to_num(intensity[usable]))
             labels[usable] = np.argmax(values @ self.weight + self.bias, axis=1)
@@ -170,7 +171,7 @@ def _fit(
     seed: int,
     progress: Callable[[int, int], None] | None,
 ) -> LinearClassifier:
-    """Gather features of a sample of labeled points of the sweeps and fit a classifier."""
+    """Fit a classifier to a random sample of the labeled points of the sweeps."""
     rng = np.random.default_rng(seed)
     per_sweep = counts[list(sweeps)].sum(axis=1)
     share = min(1.0, _FIT_POINTS / max(per_sweep.sum(), 1))

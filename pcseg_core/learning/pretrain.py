@@ -24,17 +24,9 @@ from pcseg_core.learning.objectives.contrast import PixelContrast, TemporalContr
 from pcseg_core.learning.objectives.regression import Regression
 from pcseg_core.learning.pairs import PairedSectors
 from pcseg_core.learning.recipe import Recipe
-from pcseg_core.learning.runs import (
-    claim,
-    finish,
-    identity,
-    observe,
-    on_gpu,
-    progress,
-    torch_device,
-    train,
-)
+from pcseg_core.learning.runs import claim, finish, identity, observe, on_gpu, torch_device, train
 from pcseg_core.models.student import Student
+from pcseg_core.progress import bar
 from pcseg_core.vision.encoders import load_encoder
 
 NO_CLASSES = LabelSpace("pretrained", (LabelClass(0, "unlabeled", (160, 160, 160)),))
@@ -112,8 +104,8 @@ def prepare(
     observations = observe(observer, recordings, "preparing views")
     segments: dict[int, Path] = {}
     if recipe.across_sweeps:
-        with progress("preparing segments") as tell:
-            segments = segment_files(observations, recipe.temporal, folder / "segments", tell)
+        with bar("preparing segments") as progress:
+            segments = segment_files(observations, recipe.temporal, folder / "segments", progress)
     skipped = sum((recording.skipped for recording in recordings.values()), observer.skipped)
     return observations, segments, skipped
 

@@ -6,8 +6,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,6 @@ import yaml
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import callbacks
 from lightning.pytorch.loggers import CSVLogger
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pcseg_core.checkpoint import FILE_NAME, CheckpointMeta, CheckpointText, save_checkpoint
 from pcseg_core.config import Section, read_yaml
@@ -29,8 +26,7 @@ from pcseg_core.files import FolderKind, atomic_path, claim_folder, write_atomic
 from pcseg_core.labels import LabelSpace
 from pcseg_core.learning.module import TrainingModule
 from pcseg_core.models.student import Student
-
-console = Console(stderr=True)
+from pcseg_core.progress import bar, note
 
 _RECIPE, _LAST = "recipe.yaml", "last.ckpt"
 
@@ -97,55 +93,40 @@ def on_gpu(device: str) -> bool:
     return device == "cuda" or (device == "auto" and torch.cuda.is_available())
 
 
-def bar(*columns: TextColumn) -> Progress:
-    """A progress bar on stderr."""
-    usual = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    return Progress(*usual, TimeRemainingColumn(), *columns, console=console, refresh_per_second=2)
-
-
-@contextmanager
-def progress(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar, moved by calls with (done, total)."""
-    with bar() as shown:
-        task = shown.add_task(title, total=None)
-        yield lambda done, total: shown.update(task, completed=done, total=total)
-
-
 def observe(
     observer: Observer, recordings: Mapping[str, Recording], title: str, every: int = 1
 ) -> list[StoredObservation]:
     """Observe recordings with a progress bar; print what was skipped. See `Observer.observe`."""
-    with progress(title) as tell:
-        found = observer.observe(recordings, tell, every)
+    with bar(title) as progress:
+        found = observer.observe(recordings, progress, every)
     for reason, count in observer.skipped.most_common():
-        console.print(f"[yellow]skipped {count}:[/] {reason}", highlight=False)
+        note(f"skipped {count}: {reason}")
     return found
 
 
 class TrainingBar(callbacks.Callback):
-    """One line with the step and the losses."""
+    """Shows the step and the losses."""
 
     def __init__(self, total: int) -> None:
-        self.progress = bar(TextColumn("{task.fields[figures]}"))
-        self.task = self.progress.add_task("training", total=total, figures="")
+        self.bar = bar("training", total)
 
     def on_train_start(self, trainer: lightning.Trainer, *_: Any) -> None:
         """Show the bar, at the first step of a resumed run."""
-        self.progress.update(self.task, completed=trainer.global_step)
-        self.progress.start()
+        self.bar.start()
+        self.bar(trainer.global_step)
 
     def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
-        """Move the bar."""
-        figures = " ".join(f"{k} {float(v):.3f}" for k, v in trainer.progress_bar_metrics.items())
-        self.progress.update(self.task, completed=trainer.global_step, figures=figures)
+        """Update the bar."""
+        losses = trainer.progress_bar_metrics.items()
+        self.bar(trainer.global_step, figures=" ".join(f"{k} {float(v):.3f}" for k, v in losses))
 
     def on_train_end(self, *_: Any) -> None:
-        """Restore the terminal."""
-        self.progress.stop()
+        """Close the bar."""
+        self.bar.stop()
 
     def on_exception(self, *_: Any) -> None:
-        """Restore the terminal."""
-        self.progress.stop()
+        """Close the bar."""
+        self.bar.stop()
 
 
 class _AtomicCheckpoints(TorchCheckpointIO):

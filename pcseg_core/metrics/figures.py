@@ -17,9 +17,11 @@ from pcseg_core.metrics.confusion import Confusion
 class Figures(BaseModel):
     """Figures of one method over a set of points; None where a figure does not apply.
 
-    `iou` maps class names to IoU, None for classes neither true nor predicted; the mean is taken
-    over the classes present in the truth. `miou_merged_ground` counts road, sidewalk and terrain
-    as one class.
+    Attributes:
+        miou: mean IoU over the classes present in the truth.
+        accuracy: share of points whose class is right.
+        miou_merged_ground, accuracy_merged_ground: with road, sidewalk and terrain as one class.
+        iou: class name -> IoU, None for classes neither true nor predicted.
     """
 
     model_config = ConfigDict(extra="forbid")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MinkUNet for inference on the CPU: folded, fused, in buffers that are kept between calls."""
+"""MinkUNet for inference on the CPU: folded batch norm, fused layers, reused buffers."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from pcseg_core.errors import InputError
 from pcseg_core.models.minkunet import BasicBlock, ConvBlock, MinkUNet, Up
+from pcseg_core.native import library
+from pcseg_core.native import tensors as native
 from pcseg_core.sparse import BatchNorm, SparseConv3d, SparseTensor
 from pcseg_core.sparse.maps import KernelMap, KernelMapCache
-from pcseg_core.sparse.native import library
 
 Precision = Literal["fp32", "bf16"]
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -24,7 +25,7 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """A convolution with its batch norm folded in, in the native library's layout."""
+    """A convolution with folded batch norm, in the layout of the native library."""
 
     packed: Tensor
     bias: Tensor
@@ -48,7 +49,7 @@ class Layer:
         """Pack plain weights (K, cin, cout), times scale (cout,), and bias (cout,)."""
         weight = weight.detach().float().cpu()
         scale = None if scale is None else scale.detach().float().cpu()
-        packed = library.pack(weight, dtype, scale=scale)
+        packed = native.pack(weight, dtype, scale=scale)
         copy = bias.detach().to("cpu", torch.float32, copy=True)
         return cls(packed, copy, *weight.shape[1:])
 
@@ -60,7 +61,7 @@ class Layer:
         residual: Tensor | None = None,
         relu: bool = True,
     ) -> Tensor:
-        return library.conv(x, table, self.packed, out, self.cin, self.bias, residual, relu)
+        return native.conv(x, table, self.packed, out, self.cin, self.bias, residual, relu)
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,18 +82,18 @@ class Block:
         return cls(first, Layer.fold(block.conv2, block.norm2, dtype), shortcut)
 
     def __call__(self, x: Tensor, table: Tensor, middle: Tensor, out: Tensor) -> Tensor:
-        """From x to `out`, which may lie on x: only conv1 reads rows other than its own."""
+        """From x to `out`; both may share memory, since only conv1 reads other rows."""
         self.conv1(x, table, middle)
         kept = x if self.shortcut is None else self.shortcut(x, None, out, relu=False)
         return self.conv2(middle, table, out, residual=kept)
 
 
 class Buffers:
-    """One piece of memory for the features of a whole pass, kept between calls.
+    """One buffer for the features of a whole pass, reused by later calls.
 
-    First lie the joined features of levels 0 to 3 (decoder's half left, encoder's right), finest
-    first. The scratch of a level lies right behind its joined features, over those of the deeper
-    levels: on the way down they are not written yet, on the way up they are no longer needed.
+    It starts with the joined features of levels 0 to 3 (decoder's half left, encoder's right),
+    finest first. The scratch of a level starts behind its joined features and overlaps those of the
+    deeper levels, which are not yet written on the way down and no longer needed on the way up.
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
@@ -100,11 +101,11 @@ class Buffers:
         self._starts: list[int] = []
 
     def plan(self, rows: list[int], joined: list[int], scratch: list[int]) -> list[Tensor]:
-        """Lay out a pass and return the joined features, one matrix per level that has them.
+        """Lay out a pass; returns the joined features, one matrix per level except the last.
 
         Args:
             rows: voxels per level.
-            joined: width of the joined features of each level but the last.
+            joined: width of the joined features of each level except the last.
             scratch: width of the scratch of each level.
         """
         sizes = [n * width for n, width in zip(rows, joined, strict=False)]
@@ -114,7 +115,7 @@ class Buffers:
         total = max(a + b for a, b in zip(self._starts, pieces, strict=True))
         if self._flat.numel() < total:
             dtype = self._flat.dtype
-            self._flat = torch.empty(0, dtype=dtype)  # release before asking for more
+            self._flat = torch.empty(0, dtype=dtype)  # release before the larger allocation
             self._flat = torch.empty(total, dtype=dtype)
         flat = [self._flat[end - size : end] for end, size in zip(ends, sizes, strict=True)]
         return [piece.view(n, -1) for piece, n in zip(flat, rows, strict=False)]
@@ -134,11 +135,11 @@ def _fold_blocks(blocks: nn.Module, dtype: torch.dtype) -> list[Block]:
 
 
 class CompiledMinkUNet:
-    """A frozen copy of a MinkUNet that runs whole on the native library.
+    """A frozen copy of a MinkUNet that runs on the native library.
 
-    Batch norm is folded into the weights; bias, residual and rectifier happen where a convolution
-    stores its sums; skip connections are written straight into the buffer that joins them. Calls
-    from several threads run one after the other.
+    Batch norm is folded into the weights. Convolutions add bias and residual and apply the
+    rectifier when they store their sums, and write skip connections directly into the joined
+    features. Calls from several threads run one after the other.
     """
 
     def __init__(self, model: MinkUNet, precision: Precision = "fp32") -> None:
@@ -175,7 +176,7 @@ class CompiledMinkUNet:
             return self._run(x).to(torch.float32, copy=True)
 
     def with_head(self, weight: Tensor, bias: Tensor) -> Callable[[SparseTensor], Tensor]:
-        """The network with another last layer in place of its classifier.
+        """The network with another layer in place of its classifier.
 
         Args:
             weight: (feature_channels, K).
@@ -194,7 +195,7 @@ class CompiledMinkUNet:
         return run
 
     def _run(self, x: SparseTensor) -> Tensor:
-        """The network up to the classifier; the result lies in a buffer."""
+        """The network up to the classifier; the result is a view of the buffer."""
         if x.stride != 1 or x.feats.shape[1] != self.in_channels or x.feats.device.type != "cpu":
             raise InputError(
                 f"compiled MinkUNet: expected {self.in_channels} channels of stride 1 on the CPU, "
@@ -242,7 +243,7 @@ class CompiledMinkUNet:
         return feats
 
     def _input(self, feats: Tensor) -> Tensor:
-        """The input in the network's precision, rows padded to an even number of channels."""
+        """The input in the precision of the network, padded to an even number of channels."""
         if self._dtype == torch.float32:
             return feats.detach().float().contiguous()
         rows, channels = feats.shape
@@ -263,12 +264,12 @@ def _between(cache: KernelMapCache, level: int) -> KernelMap:
 def compile_inference(model: MinkUNet, precision: Precision = "fp32") -> CompiledMinkUNet:
     """Prepare a trained network for inference on the CPU.
 
-    The weights are copied; later changes to `model` do not reach the result, and `model` may be
-    deleted. "bf16" halves memory and is about twice as fast where the CPU multiplies bfloat16
-    itself (avx512_bf16); elsewhere it is emulated and slower than "fp32".
+    The weights are copied: later changes to `model` have no effect, and `model` may be deleted.
+    "bf16" halves the memory and is about twice as fast on CPUs with avx512_bf16; on others it is
+    emulated and slower than "fp32".
 
     Raises:
-        InputError: the native library is absent (the message says how to build it), or the
+        InputError: the native library is unavailable (the message tells how to build it), or the
             precision is unknown.
     """
     if precision not in _DTYPES:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Example pictures of classes on disk, and the encoder they are to be seen with."""
+"""Example pictures of classes on disk, and the encoder that their features come from."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from typing import Any
 from pcseg_core.config import parse_section
 from pcseg_core.data.images import read_image
 from pcseg_core.errors import InputError
-from pcseg_core.online.prototypes import FeatureSource, Picture
+from pcseg_core.online.prototypes import Picture
 from pcseg_core.vision.encoders import EncoderConfig, load_encoder
 from pcseg_core.vision.pixel_classes import TeacherConfig, load_teacher
+from pcseg_core.vision.pixel_features import FeatureSource
 
 _SUFFIXES = (".png", ".jpg", ".jpeg")
 _MASK = ".mask"
 
 
 def read_pictures(folder: Path) -> dict[str, list[Picture]]:
-    """Examples from FOLDER/CLASS/NAME.png (or .jpg), with NAME.mask.png where a mask is.
+    """Read examples FOLDER/CLASS/NAME.png (or .jpg), each with an optional NAME.mask.png.
 
     Raises:
         InputError: no such folder, or no pictures in it.
@@ -48,7 +49,7 @@ def encoder_of(recipe: Mapping[str, Any], device: str = "cpu") -> FeatureSource:
     """The encoder whose features the student of a recipe regresses.
 
     Raises:
-        InputError: the recipe names none, or its weights are not where they were.
+        InputError: the recipe names no encoder, or its weights are missing.
     """
     if recipe.get("encoder"):
         return load_encoder(parse_section(recipe["encoder"], EncoderConfig, "encoder"), device)

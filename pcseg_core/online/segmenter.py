@@ -28,14 +28,15 @@ from pcseg_core.labels import IGNORE, LabelSpace
 from pcseg_core.models.inference import CompiledMinkUNet, compile_inference
 from pcseg_core.models.minkunet import MinkUNet
 from pcseg_core.models.student import Points, Student, StudentConfig
+from pcseg_core.native import library
 from pcseg_core.online.prompts import PromptHead, PromptSet
 from pcseg_core.online.prototypes import PrototypeHead, Prototypes
-from pcseg_core.sparse import SparseTensor, get_backend
-from pcseg_core.sparse.native import library
+from pcseg_core.sparse import SparseTensor
+from pcseg_core.sparse.backends import resolve
 
 Precision = Literal["auto", "fp32", "bf16"]
 
-_FUSED_WORDS = 128  # with more, the logits of a sweep are better held in pieces
+_FUSED_WORDS = 128  # with more words, the logits are computed in blocks
 
 
 @dataclass
@@ -44,11 +45,11 @@ class Segmentation:
 
     Attributes:
         labels: (N,) int32 class ids; IGNORE for points that are not finite or out of range.
-        confidence: (N,) float32 probability of the label in 0..1; 0 where there is none.
+        confidence: (N,) float32 probability of the label in 0..1; 0 without a label.
         timings_ms: wall time of each stage [ms].
-        probabilities: (N, C) float32 of every class, rows sum to 1, 0 where there is no label;
-            None where they were not asked for.
-        label_space: classes of the labels; prompts may have changed those of the segmenter since.
+        probabilities: (N, C) float32 of all classes, rows sum to 1, 0 without a label; None if
+            they were not requested.
+        label_space: classes of the labels; the segmenter's may have changed since.
     """
 
     labels: np.ndarray
@@ -60,7 +61,7 @@ class Segmentation:
 
 @dataclass(frozen=True, eq=False)
 class Classes:
-    """What the segmenter answers at the moment; replaced whole, so that a sweep sees one state.
+    """Active classes; swapped atomically.
 
     Attributes:
         label_space: the classes.
@@ -76,13 +77,14 @@ class Classes:
 class Segmenter:
     """A trained student with its label space.
 
-    The classes may be changed while another thread segments: a sweep is labeled wholly with the
-    classes from before or from after.
+    The classes may be changed while another thread segments: a sweep is labeled with either the
+    old or the new classes.
 
     Attributes:
-        meta: what the checkpoint says of itself.
+        meta: metadata of the checkpoint.
         device: where the network runs.
-        text: the words that the checkpoint knows, or None.
+        backend: implementation of the sparse convolutions in use, never "auto".
+        text: words of the checkpoint, or None.
     """
 
     def __init__(
@@ -93,36 +95,44 @@ class Segmenter:
         device: str = "auto",
         precision: Precision = "auto",
         text: CheckpointText | None = None,
+        backend: str = "auto",
     ) -> None:
         self.meta = meta
         self.text = text
         self.device = choose_device(device)
+        self.backend = resolve(backend, self.device)
         self.student = student.to(self.device).eval()
-        self._network = prepare_network(self.student.network, self.device, precision)
+        self._network = prepare_network(self.student.network, self.backend, precision)
         self._trained = Classes(label_space, (), self._trained_probabilities)
         self._classes = self._trained
 
     @classmethod
     def load(
-        cls, path: str | Path, device: str = "auto", precision: Precision = "auto"
+        cls,
+        path: str | Path,
+        device: str = "auto",
+        precision: Precision = "auto",
+        backend: str = "auto",
     ) -> Segmenter:
         """Load a checkpoint file, the run directory that holds it, or the bundled one.
 
         Args:
             path: checkpoint file, run directory, or "bundled".
             device: "auto", "cpu", "cuda" or "cuda:N".
-            precision: of the arithmetic on a CPU; "auto" takes bfloat16 where the CPU multiplies
-                it itself (avx512_bf16), else float32.
+            precision: arithmetic of the native backend: "fp32", "bf16", or "auto" for bfloat16
+                where the CPU has instructions for it (avx512_bf16), else float32.
+            backend: implementation of the sparse convolutions: "torch", "native", "torchsparse",
+                or "auto" for the fastest one available on the device.
 
         Raises:
-            InputError: no checkpoint, a damaged one, or no such device.
+            InputError: no checkpoint, a damaged one, no such device, or an unavailable backend.
         """
         state, meta = load_checkpoint(Path(path))
         config = parse_section(meta.student, StudentConfig, f"checkpoint {path}")
         space = LabelSpace.from_dict(meta.label_space)
         student = Student(config, len(space))
         load_strictly(student, state, path)
-        return cls(student, space, meta, device, precision, load_text(Path(path)))
+        return cls(student, space, meta, device, precision, load_text(Path(path)), backend)
 
     @property
     def label_space(self) -> LabelSpace:
@@ -131,22 +141,22 @@ class Segmenter:
 
     @property
     def prompts(self) -> tuple[str, ...]:
-        """The prompts in force, as they were given; empty for the classes of the checkpoint."""
+        """The active prompts as given; empty for the classes of the checkpoint."""
         return self._classes.prompts
 
     def set_prompts(self, prompts: Sequence[str] | None) -> LabelSpace:
-        """Take words as the classes, from the next sweep on.
+        """Use words as the classes from the next sweep on.
 
         Args:
-            prompts: each a word ("tree"), a group of words ("vehicle: car, truck") or "*"
-                ("everything else") for what no other names; None for the checkpoint's own classes.
+            prompts: each a word ("tree"), a group of words ("vehicle: car, truck") or "*" for
+                everything that no other prompt names; None for the classes of the checkpoint.
 
         Returns:
             The new label space: ids in the order of the prompts.
 
         Raises:
             InputError: no prompts, a word without a vector, or a checkpoint without a text head;
-                the classes stay as they were.
+                the classes do not change.
         """
         if prompts is None:
             self._classes = self._trained
@@ -160,7 +170,7 @@ class Segmenter:
         return space
 
     def _answering(self, classify: PromptHead) -> Callable[[SparseTensor], Tensor]:
-        """The network with the words as its last layer, fused where it is native."""
+        """The network with the words as its last layer, fused on the native backend."""
         network = self._network
         if isinstance(network, CompiledMinkUNet) and classify.rows <= _FUSED_WORDS:
             product = network.with_head(classify.matrix, classify.offset)
@@ -168,13 +178,14 @@ class Segmenter:
         return lambda sparse: classify(network.features(sparse))
 
     def set_prototypes(self, prototypes: Prototypes) -> LabelSpace:
-        """Take classes learned from pictures, from the next sweep on.
+        """Use classes learned from example pictures from the next sweep on.
 
         Args:
             prototypes: fitted to the image encoder whose features the checkpoint regresses.
 
         Raises:
-            InputError: the checkpoint regresses no image features, or others; the classes stay.
+            InputError: the checkpoint regresses no or other image features; the classes do not
+                change.
         """
         regression = self.student.regression
         size = self.student.config.feature_channels
@@ -209,11 +220,11 @@ class Segmenter:
 
     @torch.inference_mode()
     def segment(self, cloud: PointCloud, probabilities: bool = False) -> Segmentation:
-        """Label every point of a sweep; order and number of points are kept.
+        """Label every point of a sweep; keeps the order and number of points.
 
         Args:
             cloud: the sweep.
-            probabilities: also give those of every class, for fusion over time or with cameras.
+            probabilities: return the probabilities of all classes too, for fusion.
         """
         timings: dict[str, float] = {}
         classes = self._classes
@@ -226,7 +237,7 @@ class Segmenter:
         if len(kept):
             with _stage("voxelize", timings):
                 voxels = self.student.voxelize(points)
-                sparse = self.student.sparse_input(points, voxels)
+                sparse = self.student.sparse_input(points, voxels, self.backend)
             with _stage("infer", timings):
                 likely = classes.probabilities(sparse)
             with _stage("label", timings):
@@ -238,10 +249,10 @@ class Segmenter:
         return Segmentation(labels, confidence, timings, every, classes.label_space)
 
     def _points(self, cloud: PointCloud) -> tuple[np.ndarray, Points]:
-        """Positions of the usable points, and the points themselves."""
+        """Indices of the usable points, and the points."""
         xyz = np.ascontiguousarray(cloud.xyz, np.float32)
         limit = self.student.config.max_range_m
-        with np.errstate(invalid="ignore", over="ignore"):  # NaN and huge values are what it drops
+        with np.errstate(invalid="ignore", over="ignore"):  # NaN and huge values are dropped
             usable = np.einsum("ij,ij->i", xyz, xyz) <= limit * limit
         kept = np.flatnonzero(usable)
         intensity = cloud.intensity
@@ -259,11 +270,10 @@ class Segmenter:
 
 
 def prepare_network(
-    network: MinkUNet, device: torch.device, precision: Precision
+    network: MinkUNet, backend: str, precision: Precision
 ) -> MinkUNet | CompiledMinkUNet:
-    """The fused native network on a CPU that has the library, else the module itself."""
-    absent = isinstance(library.load(), str)
-    if device.type != "cpu" or get_backend() not in ("auto", "native") or absent:
+    """The fused network for the native backend, the module itself for the others."""
+    if backend != "native":
         return network
     if precision == "auto":
         precision = "bf16" if library.has_bfloat16() else "fp32"
@@ -271,10 +281,10 @@ def prepare_network(
 
 
 def choose_device(device: str) -> torch.device:
-    """ "auto" takes CUDA where there is one.
+    """The device of a name; "auto" prefers CUDA.
 
     Raises:
-        InputError: the device does not exist here.
+        InputError: the device does not exist on this machine.
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

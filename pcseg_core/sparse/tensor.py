@@ -8,33 +8,41 @@ from torch import Tensor
 
 from pcseg_core.errors import InputError
 from pcseg_core.sparse import keys as packing
+from pcseg_core.sparse.backends import map_builder
 from pcseg_core.sparse.maps import KernelMapCache
 
 
 class SparseTensor:
-    """Features (M, C) on M voxels, with the kernel maps of the whole network they go through.
+    """Features (M, C) on M voxels, with the kernel maps of the network.
 
     Attributes:
         feats: (M, C) floating point.
         stride: edge of a voxel in voxels of the input grid, a power of two.
-        cache: keys and kernel maps, shared by all tensors that come from the same input.
+        cache: keys, kernel maps and backend, shared by all tensors of the same input.
     """
 
     def __init__(
-        self, coords: Tensor, feats: Tensor, stride: int = 1, cache: KernelMapCache | None = None
+        self,
+        coords: Tensor,
+        feats: Tensor,
+        stride: int = 1,
+        cache: KernelMapCache | None = None,
+        backend: str = "auto",
     ) -> None:
-        """Check an input and take it over.
+        """Check and wrap an input.
 
         Args:
             coords: (M, 4) integer [batch, x, y, z], sorted in that order without duplicates, as
-                `voxelize` gives them; `sort` brings others into this order.
+                returned by `voxelize`; see also `sort`.
             feats: (M, C) floating point, finite, on the same device.
             stride: 1 for an input; another stride needs a cache.
             cache: kernel maps of the same voxels, to be shared with another tensor.
+            backend: runs all convolutions on these voxels: "auto", "torch", "native" or
+                "torchsparse". With a cache, the backend of the cache is used.
 
         Raises:
             InputError: no voxels, unsorted or duplicate or out-of-range coordinates, values that
-                are not finite, or shapes that do not match.
+                are not finite, shapes that do not match, or an unavailable backend.
         """
         _check_feats(feats, len(coords))
         if coords.device != feats.device:
@@ -45,7 +53,8 @@ class SparseTensor:
         if cache is None:
             if stride != 1:
                 raise InputError(f"sparse tensor: stride {stride} needs the cache of its input")
-            cache = _new_cache(_checked_keys(coords))
+            builder = map_builder(backend, coords.device)
+            cache = KernelMapCache(_checked_keys(coords), builder, backend)
         elif not torch.equal(cache.coords(stride), coords.to(torch.int32)):
             raise InputError(
                 f"sparse tensor: the coordinates are not those of the cache at stride {stride}"
@@ -54,16 +63,18 @@ class SparseTensor:
 
     @classmethod
     def of(cls, feats: Tensor, stride: int, cache: KernelMapCache) -> SparseTensor:
-        """A tensor on known voxels, unchecked: what modules use for their outputs."""
+        """A tensor on known voxels, without checks; for the outputs of modules."""
         tensor = cls.__new__(cls)
         tensor.feats, tensor.stride, tensor.cache = feats, stride, cache
         return tensor
 
     @classmethod
-    def sort(cls, coords: Tensor, feats: Tensor) -> tuple[SparseTensor, Tensor]:
-        """Sort voxels given in any order; also returns the order (M,) that was applied."""
+    def sort(
+        cls, coords: Tensor, feats: Tensor, backend: str = "auto"
+    ) -> tuple[SparseTensor, Tensor]:
+        """Sort voxels of any order; also returns the permutation (M,)."""
         order = torch.argsort(packing.pack(coords))
-        return cls(coords[order], feats[order]), order
+        return cls(coords[order], feats[order], backend=backend), order
 
     @property
     def coords(self) -> Tensor:
@@ -80,12 +91,6 @@ class SparseTensor:
     def __repr__(self) -> str:
         shape, dtype = tuple(self.feats.shape), self.feats.dtype
         return f"SparseTensor(feats={shape} {dtype}, stride={self.stride})"
-
-
-def _new_cache(keys: Tensor) -> KernelMapCache:
-    from pcseg_core.sparse.backends import map_builder
-
-    return KernelMapCache(keys, map_builder(keys.device))
 
 
 def _checked_keys(coords: Tensor) -> Tensor:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The networks that come with the package."""
+"""Networks shipped with the package, and the search for model weights."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-from pcseg_core.bundled import WEIGHTS_VARIABLE, bundled_file, find_file
+from pcseg_core.bundled import bundled_file, find_file
 from pcseg_core.checkpoint import load_checkpoint
 from pcseg_core.errors import InputError
 from pcseg_core.evaluation.evaluator import evaluate
 from pcseg_core.labels import LabelSpace
 from pcseg_core.learning.recipe import Recipe, load_recipe
 from pcseg_core.metrics.confusion import Confusion
+from pcseg_core.online.pipeline import Pipeline
 from pcseg_core.online.segmenter import Segmenter
-from pcseg_core.recipes import recipe_file
 from pcseg_core.simulation.recording import SimulatedDrive
 from pcseg_core.vision.pixel_classes import TeacherConfig, load_teacher
 
+RECIPE = Path(__file__).parents[2] / "pcseg_core" / "recipes" / "simulated.yaml"
 TEACHER = "bundled:simulation_teacher"
 
 
@@ -38,7 +39,7 @@ def test_the_checkpoint_was_made_from_simulated_drives_by_its_recipe() -> None:
     text = json.dumps(meta.recipe)  # with the names of its time
     for old, new in (("carry_", "propagate_"), ("doubt", "observation_noise")):
         text = text.replace(f'"{old}', f'"{new}')
-    assert Recipe.model_validate_json(text) == load_recipe(recipe_file("simulated"))
+    assert Recipe.model_validate_json(text) == load_recipe(RECIPE)
     assert meta.label_space["name"] == "street"
 
 
@@ -54,7 +55,7 @@ def test_the_teacher_says_that_it_saw_simulated_drives_alone() -> None:
 
 def test_both_know_a_town_that_they_never_saw() -> None:
     drive = SimulatedDrive(7001, sweeps=1, beams=64, columns=1024, width=320, height=192)
-    report = evaluate(Segmenter.load("bundled"), drive)
+    report = evaluate(Pipeline(Segmenter.load("bundled")), drive)
     assert report.accuracy is not None and report.accuracy > 0.7
     config = TeacherConfig(weights=TEACHER, label_space="simulation", scales=(1.0,), flip=False)
     teacher, frame = load_teacher(config), drive[0].cameras[0]
@@ -70,22 +71,33 @@ def test_unknown_names_list_what_there_is() -> None:
         bundled_file("bundled:nothing")
 
 
-def test_files_are_found_beside_the_recipe_then_here_then_in_pcseg_weights(
+def test_weights_are_searched_in_a_documented_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    base, here, first, second = (tmp_path / name for name in ("base", "here", "first", "second"))
-    for folder in (base, here, first, second):
+    base, current, first, second = (tmp_path / name for name in ("base", "here", "one", "two"))
+    for folder in (base, current, first, second):
         folder.mkdir()
-        (folder / "w.bin").touch()
-    monkeypatch.chdir(here)
-    monkeypatch.setenv(WEIGHTS_VARIABLE, os.pathsep.join(map(str, (first, second))))
-    for folder in (base, here, first, second):
-        assert find_file("w.bin", base) == folder / "w.bin"
-        assert find_file(folder / "w.bin", base) == folder / "w.bin"
-        (folder / "w.bin").unlink()
-    with pytest.raises(InputError, match=f"no such file.*{base}.*{here}.*{first}.*{second}"):
-        find_file("w.bin", base)
-    assert find_file(TEACHER, base) == bundled_file(TEACHER)
-    monkeypatch.delenv(WEIGHTS_VARIABLE)
-    with pytest.raises(InputError, match=f"set {WEIGHTS_VARIABLE}"):
-        find_file(tmp_path / "absent.bin")
+        (folder / "net.safetensors").touch()
+    monkeypatch.chdir(current)
+    monkeypatch.setenv("PCSEG_WEIGHTS", os.pathsep.join(["", str(first), str(second)]))
+    for folder in (base, current, first, second):
+        assert find_file("net.safetensors", base) == folder / "net.safetensors"
+        (folder / "net.safetensors").unlink()
+    monkeypatch.setenv("PCSEG_WEIGHTS", str(first))
+    with pytest.raises(InputError, match="net.safetensors: no such file.*PCSEG_WEIGHTS") as error:
+        find_file("net.safetensors", base)
+    assert all(str(folder) in str(error.value) for folder in (base, current, first))
+    assert str(second) not in str(error.value)
+
+
+def test_absolute_and_bundled_weights_need_no_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "net.safetensors").touch()
+    assert find_file(tmp_path / "net.safetensors", Path("/")) == tmp_path / "net.safetensors"
+    assert find_file("~/net.safetensors", Path("/")) == tmp_path / "net.safetensors"
+    assert find_file(TEACHER, tmp_path) == bundled_file(TEACHER)
+    with pytest.raises(InputError) as error:
+        find_file("/nowhere/net.safetensors", tmp_path)
+    assert str(error.value).count("/nowhere/net.safetensors") == 2  # the input and one place

@@ -111,3 +111,22 @@ def test_the_parameter_file_is_one_that_rcl_reads() -> None:
     assert SectionParameters(node, NodeConfig).current() == NodeConfig()
     node.destroy_node()
     context.try_shutdown()
+
+
+def test_a_parameter_file_with_a_renamed_parameter_is_refused(tmp_path: Path) -> None:
+    rclpy = pytest.importorskip("rclpy", reason="needs ROS 2 (rclpy)")
+    from pcseg_core.errors import InputError
+    from pcseg_ros.config import NodeConfig
+    from pcseg_ros.parameters import SectionParameters
+
+    file = tmp_path / "params.yaml"
+    file.write_text("/**: {ros__parameters: {motion: {stamp_is: end}}}")
+    context = rclpy.context.Context()
+    rclpy.init(context=context, args=["--ros-args", "--params-file", str(file)])
+    node = rclpy.create_node(
+        "probe", context=context, automatically_declare_parameters_from_overrides=True
+    )
+    with pytest.raises(InputError, match=r"'motion\.stamp_is' is now called 'stamp_reference'"):
+        SectionParameters(node, NodeConfig)
+    node.destroy_node()
+    context.try_shutdown()

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import platform
-import re
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +18,6 @@ from pcseg_core.checkpoint import CheckpointMeta, CheckpointText, save_checkpoin
 from pcseg_core.labels import LabelSpace
 from pcseg_core.models.student import Student, StudentConfig
 from pcseg_core.online.segmenter import Segmenter
-from pcseg_core.sparse import use_backend
 from pcseg_core.vision.text_space import GeneratedText, table_of
 from pcseg_ros.conversions import read_sweep
 
@@ -44,8 +41,8 @@ def test_labels_are_those_of_the_segmenter(client: Client, run_folder: Path) -> 
         node = client.attach(process)
         sent = sweep(3000)
         answer = node.exchange(sent)
-        with use_backend("torch"):
-            expected = Segmenter.load(run_folder, device="cpu").segment(read_sweep(sent, 0.0))
+        segmenter = Segmenter.load(run_folder, device="cpu", backend="torch")
+        expected = segmenter.segment(read_sweep(sent, 0.0))
         np.testing.assert_array_equal(positions(answer), positions(sent))
         same = field_of(answer, "label") == expected.labels
         assert same.mean() > 0.999  # a tie may fall either way
@@ -81,33 +78,6 @@ def test_without_a_checkpoint_the_bundled_one_runs(client: Client) -> None:
         assert "checkpoint 'bundled' with the classes road, " in process.output
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
-def test_memory_comes_at_once_when_sweeps_have_shown_what_they_need(
-    client: Client, run_folder: Path
-) -> None:
-    """64 MiB more after 20 sweeps, and no more with the sweeps after them."""
-    parameters = (f"checkpoint:={run_folder}", "backend:=torch", "device:=cpu")
-    with NodeProcess(*parameters, program=PROGRAM) as process:
-        node, number = client.attach(process), iter(range(1, 100))
-
-        def after(sweeps: int) -> float:
-            """Resident memory, MiB."""
-            for _ in range(sweeps):
-                node.exchange(sweep(3000, stamp=(next(number), 0)))
-            return resident()
-
-        def resident() -> float:
-            status = Path(f"/proc/{process.process.pid}/status").read_text(encoding="ascii")
-            return int(re.findall(r"VmRSS:\s*(\d+) kB", status)[0]) / 1024
-
-        usual = after(19)
-        assert after(1) < usual + 100
-        wait_for(lambda: resident() > usual + 60, "the reserve")
-        reserved = after(5)
-        assert reserved < usual + 100
-        assert after(40) - reserved < 5
-
-
 @pytest.fixture(scope="module")
 def words_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("words")
@@ -127,37 +97,34 @@ def test_words_become_the_classes_of_the_next_sweep(client: Client, words_folder
     parameters = (f"checkpoint:={words_folder}", "backend:=torch", "device:=cpu")
     with NodeProcess(*parameters, program=PROGRAM) as process:
         node = client.attach(process)
-        with use_backend("torch"):
-            segmenter = Segmenter.load(words_folder, device="cpu")
-            sent = sweep(3000)
+        segmenter = Segmenter.load(words_folder, device="cpu", backend="torch")
+        sent = sweep(3000)
 
-            def agrees() -> bool:
-                answer = field_of(node.exchange(sent), "label")
-                return bool(
-                    (answer == segmenter.segment(read_sweep(sent, 0.0)).labels).mean() > 0.99
-                )
+        def agrees() -> bool:
+            answer = field_of(node.exchange(sent), "label")
+            return bool((answer == segmenter.segment(read_sweep(sent, 0.0)).labels).mean() > 0.99)
 
+        assert agrees()
+        prompts = ["машина: vehicle, машина", "tree", "*"]
+        segmenter.set_prompts(prompts)
+        assert node.set_parameter("prompts", prompts).successful
+        assert agrees()
+        wait_for(
+            lambda: (
+                list(node.get_parameter("class_names").string_array_value)
+                == list(segmenter.label_space.names)
+            ),
+            "names of the classes",
+        )
+        for wrong, reason in (
+            (["tree", "quagga"], "quagga"),
+            ([], "empty"),
+            ([f"unknown{i}" for i in range(300)], "unknown0"),
+        ):
+            refused = node.set_parameter("prompts", wrong)
+            assert not refused.successful and reason in refused.reason
+            assert list(node.get_parameter("prompts").string_array_value) == prompts
             assert agrees()
-            prompts = ["машина: vehicle, машина", "tree", "*"]
-            segmenter.set_prompts(prompts)
-            assert node.set_parameter("prompts", prompts).successful
-            assert agrees()
-            wait_for(
-                lambda: (
-                    list(node.get_parameter("class_names").string_array_value)
-                    == list(segmenter.label_space.names)
-                ),
-                "names of the classes",
-            )
-            for wrong, reason in (
-                (["tree", "quagga"], "quagga"),
-                ([], "empty"),
-                ([f"unknown{i}" for i in range(300)], "unknown0"),
-            ):
-                refused = node.set_parameter("prompts", wrong)
-                assert not refused.successful and reason in refused.reason
-                assert list(node.get_parameter("prompts").string_array_value) == prompts
-                assert agrees()
 
 
 def test_prompts_need_a_checkpoint_that_knows_words(client: Client, run_folder: Path) -> None:

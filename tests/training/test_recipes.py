@@ -85,7 +85,7 @@ def test_missing_weights_are_an_error_that_lists_where_they_were_looked_for(weig
 def test_the_real_weights_are_found(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(WEIGHTS_VARIABLE, str(shared_data / "weights"))
     recipe = load_recipe(recipe_file("kitti-words"))
-    assert recipe.teacher.weights == (shared_data / "weights" / FILES[0]).resolve()
+    assert recipe.teacher.weights == shared_data / "weights" / FILES[0]
 
 
 def test_unknown_names_list_the_known_ones(tmp_path: Path) -> None:

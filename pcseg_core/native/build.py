@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compile the native library: ``python -m pcseg_core.native.build``.
+
+This file needs the standard library alone; setup.py runs it by its path::
+
+    native = runpy.run_path("pcseg_core/native/build.py")
+    setup(**native["setup_arguments"]())
+
+The library has a plain C interface: one build serves every version of Python and torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+SOURCES = Path(__file__).resolve().parent
+LIBRARY = "libpcseg_native.so"
+FLAGS = ("-std=gnu++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast", "-w")
+# Each kernel file is compiled for its instruction set; the library chooses one at run time.
+_AVX2 = ("-mavx2", "-mfma")
+_AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")
+FILE_FLAGS = {
+    "kernels_avx2.cpp": _AVX2,
+    "kernels_avx512.cpp": _AVX512,
+    "kernels_avx512bf16.cpp": (*_AVX512, "-mavx512bf16"),
+}
+X86 = ("x86_64", "amd64")
+
+
+class BuildError(RuntimeError):
+    """The library could not be built; the message gives the reason."""
+
+
+def source_hash() -> str:
+    """Hash of the sources; it is compiled into the library to detect stale builds."""
+    digest = hashlib.sha256()
+    for path in sorted([*SOURCES.glob("*.cpp"), *SOURCES.glob("*.h")]):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def find_compiler() -> list[str]:
+    """The C++ compiler's command: $CXX, else the first of c++, g++, clang++.
+
+    Raises:
+        BuildError: no compiler was found.
+    """
+    command = shlex.split(os.environ.get("CXX", ""))
+    for candidate in [command] if command else [["c++"], ["g++"], ["clang++"]]:
+        if shutil.which(candidate[0]):
+            return candidate
+    raise BuildError("no C++ compiler found; install g++ or set CXX")
+
+
+def build(folder: Path = SOURCES, extra_flags: tuple[str, ...] = ()) -> Path:
+    """Compile the library into a folder atomically and return its path.
+
+    Args:
+        folder: folder of the library.
+        extra_flags: additional flags for compiler and linker, such as "-fsanitize=address".
+
+    Raises:
+        BuildError: no compiler was found, or it failed (with its output).
+    """
+    if not sys.platform.startswith("linux"):
+        raise BuildError(f"the native library is for Linux, this is {sys.platform}")
+    compiler = find_compiler()
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".native") as temporary:
+        objects = _compile(compiler, Path(temporary), extra_flags)
+        library = Path(temporary) / LIBRARY
+        _run([*compiler, "-shared", "-pthread", *extra_flags, *objects, "-o", str(library)])
+        return library.replace(folder / LIBRARY)
+
+
+def _compile(compiler: list[str], folder: Path, extra_flags: tuple[str, ...]) -> list[str]:
+    sources = sorted(SOURCES.glob("*.cpp"))
+    if platform.machine().lower() not in X86:
+        sources = [path for path in sources if path.name not in FILE_FLAGS]
+    define = f'-DPCSEG_SOURCE_HASH="{source_hash()}"'
+    objects = []
+    running: list[tuple[list[str], subprocess.Popen[str]]] = []
+    for source in sources:
+        objects.append(str(folder / f"{source.stem}.o"))
+        flags = (*FLAGS, *FILE_FLAGS.get(source.name, ()), *extra_flags, define)
+        command = [*compiler, *flags, "-c", str(source), "-o", objects[-1]]
+        running.append((command, _start(command)))
+    for command, process in running:
+        _finish(command, process)
+    return objects
+
+
+def _start(command: list[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def _finish(command: list[str], process: subprocess.Popen[str]) -> None:
+    output, _ = process.communicate()
+    if process.returncode:
+        raise BuildError(f"the compiler failed:\n{shlex.join(command)}\n{output[-4000:]}")
+
+
+def _run(command: list[str]) -> None:
+    _finish(command, _start(command))
+
+
+def setup_arguments() -> dict[str, Any]:
+    """Arguments for `setuptools.setup` that build the library with the package.
+
+    A failed build is a warning: without the library the package runs on plain torch.
+    """
+    from setuptools import Distribution
+    from setuptools.command.build_py import build_py
+
+    class BuildWithNative(build_py):
+        def run(self) -> None:
+            super().run()
+            editable = getattr(self, "editable_mode", False)
+            place = "pcseg_core/native"
+            try:
+                build(SOURCES if editable else Path(self.build_lib) / place)
+            except (BuildError, OSError) as error:
+                self.warn(f"the native library was not built, plain torch is used: {error}")
+
+    class PlatformDistribution(Distribution):
+        def has_ext_modules(self) -> bool:
+            return True  # the wheel holds machine code
+
+    return {"cmdclass": {"build_py": BuildWithNative}, "distclass": PlatformDistribution}
+
+
+def main() -> int:
+    """Build in place, or into --out."""
+    parser = argparse.ArgumentParser(description="Build the native sparse convolution library.")
+    parser.add_argument("--out", type=Path, default=SOURCES, help="folder of the library")
+    parser.add_argument("--flag", action="append", default=[], help="extra compiler flag")
+    arguments = parser.parse_args()
+    try:
+        print(build(arguments.out, tuple(arguments.flag)))
+    except BuildError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,269 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Call the native library on CPU tensors.
+
+Arguments are checked here and again in C++.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from ctypes import byref, c_int64, c_void_p
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pcseg_core.native import library as native
+from pcseg_core.native.checks import (
+    require,
+    require_keys,
+    require_matrix,
+    require_table,
+    require_vector,
+)
+from pcseg_core.native.library import ConvArgs, GradArgs, best_isa, check
+
+DTYPES = {torch.float32: 0, torch.bfloat16: 1}
+
+
+@functools.cache
+def _library() -> ctypes.CDLL:
+    """The library, its threads taken from torch's OpenMP pool."""
+    library = native.library()
+    library.pcseg_use_openmp(_torch_openmp())
+    return library
+
+
+def _torch_openmp() -> int | None:
+    """Address of GOMP_parallel in the OpenMP library that torch runs on; None if not found.
+
+    With two pools, the threads of one would compete with those of the other.
+    """
+    try:
+        maps = Path("/proc/self/maps").read_text(encoding="utf-8")
+        folder = str(Path(torch.__file__).parent.parent)
+        mapped = {line.split(maxsplit=5)[-1] for line in maps.splitlines() if "omp" in line}
+        for path in sorted(mapped, key=lambda name: not name.startswith(folder)):
+            if Path(path).name.startswith(("libgomp", "libiomp", "libomp")):
+                function = ctypes.CDLL(path).GOMP_parallel
+                return ctypes.cast(function, c_void_p).value
+    except (OSError, AttributeError):
+        pass
+    return None
+
+
+def _row_step(tensor: Tensor) -> int:
+    """Elements between rows; the stride that torch reports for a single row is arbitrary."""
+    return max(tensor.stride(0), tensor.shape[1]) if len(tensor) > 1 else tensor.shape[1]
+
+
+def _pointer(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def coarsen(keys: Tensor) -> Tensor:
+    """Sorted keys of the occupied cells of the next coarser grid; see `maps.coarsen`."""
+    require_keys(keys)
+    keys = keys.contiguous()
+    out = torch.empty_like(keys)
+    count = c_int64()
+    threads = torch.get_num_threads()
+    check(_library().pcseg_coarsen(_pointer(keys), len(keys), _pointer(out), byref(count), threads))
+    return out[: count.value].clone()
+
+
+def build_table(keys_in: Tensor, keys_out: Tensor, kernel_size: int, stride: int) -> Tensor:
+    """Neighbor table (K, n_out) int32; see `maps.build_table`."""
+    require_keys(keys_in)
+    require_keys(keys_out)
+    require(kernel_size in range(1, 6), f"kernel size {kernel_size} is not within 1 to 5")
+    keys_in, keys_out = keys_in.contiguous(), keys_out.contiguous()
+    table = torch.empty((kernel_size**3, len(keys_out)), dtype=torch.int32)
+    status = _library().pcseg_build_table(
+        _pointer(keys_in),
+        len(keys_in),
+        _pointer(keys_out),
+        len(keys_out),
+        kernel_size,
+        stride,
+        _pointer(table),
+        torch.get_num_threads(),
+    )
+    check(status)
+    return table
+
+
+def invert_table(table: Tensor, n_in: int) -> Tensor:
+    """The table (K, n_in) of the transposed convolution; see `maps.KernelMap.inverse`."""
+    require_table(table)
+    require(n_in >= 0, f"{n_in} input rows")
+    inverse = torch.empty((len(table), n_in), dtype=torch.int32)
+    status = _library().pcseg_invert_table(
+        _pointer(table), *table.shape, n_in, _pointer(inverse), torch.get_num_threads()
+    )
+    check(status)
+    return inverse
+
+
+def pack(
+    weight: Tensor,
+    dtype: torch.dtype = torch.float32,
+    transpose: bool = False,
+    flip: bool = False,
+    scale: Tensor | None = None,
+    isa: int | None = None,
+) -> Tensor:
+    """Reorder weights into what `conv` reads.
+
+    Args:
+        weight: (K, Cin, Cout) float32.
+        dtype: of the features, float32 or bfloat16.
+        transpose: the weights are (K, Cout, Cin).
+        flip: take the offsets in reverse order.
+        scale: (Cout,) float32 factor on the output channels.
+    """
+    isa = best_isa() if isa is None else isa
+    require(
+        weight.ndim == 3 and weight.dtype == torch.float32 and weight.device.type == "cpu",
+        f"weights must be (K, Cin, Cout) float32 on the CPU, got {weight.dtype} "
+        f"{tuple(weight.shape)}",
+    )
+    require(dtype in DTYPES, f"no layout for {dtype}")
+    weight = weight.contiguous()
+    offsets, cin, cout = weight.shape
+    if transpose:
+        cin, cout = cout, cin
+    require_vector(scale, "the scale", cout)
+    code = DTYPES[dtype]
+    size = _library().pcseg_packed_bytes(isa, offsets, cin, cout, code)
+    packed = torch.empty(max(size, 1), dtype=torch.uint8)
+    threads = torch.get_num_threads()
+    status = _library().pcseg_pack(
+        isa,
+        _pointer(weight),
+        _pointer(scale),
+        offsets,
+        cin,
+        cout,
+        code,
+        transpose,
+        flip,
+        _pointer(packed),
+        threads,
+    )
+    check(status)
+    return packed
+
+
+def conv(
+    x: Tensor,
+    table: Tensor | None,
+    packed: Tensor,
+    out: Tensor,
+    cin: int,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    relu: bool = False,
+    isa: int | None = None,
+) -> Tensor:
+    """out = relu(sum over offsets of x[table[k]] @ weight[k] + bias + residual).
+
+    Args:
+        x: (n_in, >= cin) float32 or bfloat16; the last dimension is contiguous. bfloat16 rows are
+            an even number of elements apart and zero beyond cin.
+        table: (K, n_out) int32; None for K = 1 with output row i from input row i. Rows
+            outside [0, n_in) count as absent.
+        packed: weights from `pack`, of the dtype of x.
+        out: (n_out, cout), overwritten; last dimension contiguous.
+        cin: input channels.
+        bias: (cout,) float32.
+        residual: (n_out, cout) of the dtype of x; may be `out` itself.
+    """
+    isa = best_isa() if isa is None else isa
+    offsets = 1 if table is None else len(table)
+    _require_conv(x, table, packed, out, cin, bias, residual, isa)
+    if len(out) == 0:
+        return out
+    args = ConvArgs(
+        _pointer(x),
+        _pointer(table),
+        _pointer(packed),
+        _pointer(bias),
+        _pointer(residual),
+        _pointer(out),
+        len(x),
+        len(out),
+        _row_step(x),
+        0 if residual is None else _row_step(residual),
+        _row_step(out),
+        offsets,
+        cin,
+        out.shape[1],
+        DTYPES[x.dtype],
+        DTYPES[out.dtype],
+        relu,
+    )
+    check(_library().pcseg_conv(isa, byref(args), torch.get_num_threads()))
+    return out
+
+
+def _require_conv(
+    x: Tensor,
+    table: Tensor | None,
+    packed: Tensor,
+    out: Tensor,
+    cin: int,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    isa: int,
+) -> None:
+    require_matrix(x, "x", tuple(DTYPES))
+    require_matrix(out, "the output", tuple(DTYPES))
+    require(0 < cin <= x.shape[1], f"{cin} channels of rows that hold {x.shape[1]}")
+    offsets = 1
+    if table is not None:
+        require_table(table)
+        offsets = len(table)
+        require(table.shape[1] == len(out), f"{len(out)} output rows, table of {table.shape[1]}")
+    if residual is not None:
+        require_matrix(residual, "the residual", (x.dtype,))
+        require(residual.shape == out.shape, "residual and output differ in shape")
+    require_vector(bias, "the bias", out.shape[1])
+    size = _library().pcseg_packed_bytes(isa, offsets, cin, out.shape[1], DTYPES[x.dtype])
+    fits = packed.dtype == torch.uint8 and packed.is_contiguous() and packed.numel() == size
+    require(
+        size > 0 and fits,
+        f"{packed.numel()} bytes of packed weights do not belong to {offsets} offsets, {cin} "
+        f"input and {out.shape[1]} output channels of {x.dtype}",
+    )
+
+
+def grad_weight(
+    x: Tensor, dy: Tensor, table: Tensor | None, offsets: int, isa: int | None = None
+) -> Tensor:
+    """Gradient (K, Cin, Cout) of the weights, from x (n_in, Cin) and dy (n_out, Cout) float32."""
+    isa = best_isa() if isa is None else isa
+    for tensor, name in ((x, "x"), (dy, "the gradient")):
+        require_matrix(tensor, name, (torch.float32,))
+        require(tensor.is_contiguous(), f"{name} must be contiguous")
+    if table is not None:
+        require_table(table)
+        require(table.shape == (offsets, len(dy)), "table and gradient differ in rows")
+    require(0 < offsets <= 125, f"{offsets} offsets are not within 1 to 125")
+    if len(dy) == 0:
+        return torch.zeros((offsets, x.shape[1], dy.shape[1]))
+    grad = torch.empty((offsets, x.shape[1], dy.shape[1]))
+    args = GradArgs(
+        _pointer(x),
+        _pointer(dy),
+        _pointer(table),
+        _pointer(grad),
+        len(x),
+        len(dy),
+        offsets,
+        x.shape[1],
+        dy.shape[1],
+    )
+    check(_library().pcseg_grad_weight(isa, byref(args), torch.get_num_threads()))
+    return grad

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reductions of matrices with short rows, such as class probabilities (N, C).
+
+The native library runs them where it was built; numpy runs them otherwise, several times slower
+because its loops run along the rows. On x86-64 both give the same bits; a compiler that contracts
+multiplications and additions (other CPUs) changes the last bits.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.sparse import csc_matrix
+
+from pcseg_core.errors import InputError
+from pcseg_core.native.library import check, optional_library
+
+Array = npt.NDArray[Any]
+Int32 = npt.NDArray[np.int32]
+Float32 = npt.NDArray[np.float32]
+
+
+def top(values: Float32) -> tuple[Int32, Float32]:
+    """Column (M,) of the largest value of each row (M, C), the first of equals; and that value."""
+    library = optional_library()
+    if library is None or values.strides[1] != values.itemsize:
+        return _numpy_top(values)
+    winner, most = np.empty(len(values), np.int32), np.empty(len(values), np.float32)
+    step = max(values.strides[0] // values.itemsize, values.shape[1])
+    check(
+        library.pcseg_row_top(
+            values.ctypes.data, *values.shape, step, winner.ctypes.data, most.ctypes.data
+        )
+    )
+    return winner, most
+
+
+def means(values: Float32, used: Array, group: Int32, groups: int) -> Float32:
+    """(G, C) mean of the used rows of each group.
+
+    Args:
+        values: (N, C) C-contiguous.
+        used: (K,) int64 positions of the used rows, ascending.
+        group: (K,) group of each used row.
+        groups: number G of groups; the mean of a group without rows is 0.
+    """
+    library = optional_library()
+    if library is None or not values.flags.c_contiguous:
+        return _numpy_means(values, used, group, groups)
+    used, group = np.ascontiguousarray(used, np.int64), np.ascontiguousarray(group, np.int32)
+    found = np.empty((groups, values.shape[1]), np.float32)
+    check(
+        library.pcseg_row_means(
+            values.ctypes.data,
+            *values.shape,
+            used.ctypes.data,
+            group.ctypes.data,
+            len(used),
+            groups,
+            found.ctypes.data,
+        )
+    )
+    return found
+
+
+def accumulate(
+    store: Float32, at: Array, fade: Float32, observed: Float32, share: float
+) -> tuple[Int32, Float32]:
+    """Multiply rows of a store by a factor, then add an observation to each.
+
+    Args:
+        store: (R, C + 2) sums; number of observations; column of the largest sum. C-contiguous,
+            changed in place.
+        at: (M,) int64 distinct rows of the store.
+        fade: (M,) factors.
+        observed: (M, C); may be overwritten.
+        share: weight in 0..1 of each observation after the first in the returned distances.
+
+    Returns:
+        Column (M,) of the largest sum, and (M, C) distance of each sum from the largest one,
+        divided by the number n of observations and multiplied by 1 + share (n - 1).
+
+    Raises:
+        InputError: rows out of range.
+    """
+    library = optional_library()
+    if library is None:
+        return _numpy_accumulate(store, at, fade, observed, share)
+    at, fade = np.ascontiguousarray(at, np.int64), np.ascontiguousarray(fade, np.float32)
+    below, winner = np.ascontiguousarray(observed, np.float32), np.empty(len(at), np.int32)
+    check(
+        library.pcseg_row_accumulate(
+            store.ctypes.data,
+            len(store),
+            below.shape[1],
+            at.ctypes.data,
+            fade.ctypes.data,
+            below.ctypes.data,
+            len(at),
+            share,
+            winner.ctypes.data,
+        )
+    )
+    return winner, below
+
+
+def _numpy_top(values: Float32) -> tuple[Int32, Float32]:
+    winner, most = np.zeros(len(values), np.int32), values[:, 0].copy()
+    for k in range(1, values.shape[1]):
+        np.copyto(winner, k, where=values[:, k] > most)
+        np.maximum(most, values[:, k], out=most)
+    return winner, most
+
+
+def _numpy_means(values: Float32, used: Array, group: Int32, groups: int) -> Float32:
+    n = len(values)
+    starts = np.zeros(n + 1, np.int32)
+    starts[used + 1] = 1
+    np.cumsum(starts, out=starts)
+    sums: Float32 = (
+        csc_matrix((np.ones(len(used), np.float32), group, starts), (groups, n)) @ values
+    )
+    sizes = np.bincount(group, minlength=groups).clip(1).astype(np.float32)
+    sums *= np.reciprocal(sizes)[:, None]
+    return sums
+
+
+def _numpy_accumulate(
+    store: Float32, at: Array, fade: Float32, observed: Float32, share: float
+) -> tuple[Int32, Float32]:
+    if len(at) and not 0 <= at.min() <= at.max() < len(store):
+        raise InputError(f"rows {at.min()} to {at.max()} of a store of {len(store)}")
+    state = store.take(at, axis=0)
+    state *= fade[:, None]
+    sums, number = state[:, :-2], state[:, -2]
+    sums += observed
+    number += 1
+    winner, most = _numpy_top(sums)
+    state[:, -1] = winner
+    store[at] = state
+    worth = (1 + np.float32(share) * (number - 1)) / number
+    return winner, (sums - most[:, None]) * worth[:, None]

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pcseg_core.learning.pretrain_recipe import PretrainRecipe, SuperpixelConfig
 from small_runs import SMALL, STREET, semantic_kitti, write_run
 
 from benchmarks.studies import contrast
 from benchmarks.studies.study import Data
 from pcseg_core.errors import InputError
-from pcseg_core.learning.pretrain_recipe import PretrainRecipe, SuperpixelConfig
 from pcseg_core.vision.encoders import EncoderConfig
 from pcseg_core.vision.pixel_classes import TeacherConfig
 

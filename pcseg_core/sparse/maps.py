@@ -114,7 +114,8 @@ def _doubled(keys: Tensor) -> Tensor:
 
 def coarsen(keys: Tensor) -> Tensor:
     """Sorted keys of the occupied cells of the next coarser grid."""
-    return torch.unique(packing.halve(keys))
+    result: Tensor = torch.unique(packing.halve(keys))
+    return result
 
 
 def invert_table(table: Tensor, n_in: int) -> Tensor:

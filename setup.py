@@ -10,5 +10,5 @@ from pathlib import Path
 
 from setuptools import setup
 
-native = runpy.run_path(str(Path(__file__).parent / "pcseg_core/sparse/native/build.py"))
+native = runpy.run_path(str(Path(__file__).parent / "pcseg_core/native/build.py"))
 setup(**native["setup_arguments"]())

@@ -29,8 +29,8 @@ from benchmarks.sweeps import load_sweep
 from pcseg_core.errors import InputError, PcsegError
 from pcseg_core.files import write_atomic
 from pcseg_core.models.minkunet import PLANES, scaled
+from pcseg_core.native import library
 from pcseg_core.sparse import SparseConv3d, SparseTensor
-from pcseg_core.sparse.native import library
 
 Row = dict[str, Any]
 SCALING_VOXELS = (10_000, 30_000, 100_000, 300_000, 1_000_000)

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from benchmarks.measure import threads
 from pcseg_core.models.inference import compile_inference
 from pcseg_core.models.minkunet import MinkUNet
-from pcseg_core.sparse import SparseConv3d, SparseTensor, mean_features, use_backend, voxelize
+from pcseg_core.sparse import SparseConv3d, SparseTensor, mean_features, voxelize
+from pcseg_core.sparse.maps import KernelMapCache
 
 CLASSES = 19
 LEVELS = 5
@@ -26,9 +27,9 @@ class Grid:
     coords: Tensor
     feats: Tensor
 
-    def tensor(self) -> SparseTensor:
-        """A fresh tensor: its kernel maps are not built yet."""
-        return SparseTensor(self.coords, self.feats)
+    def tensor(self, backend: str = "auto") -> SparseTensor:
+        """A new tensor without kernel maps."""
+        return SparseTensor(self.coords, self.feats, backend=backend)
 
 
 def grid_of(points: Tensor, voxel: float, batch: Tensor | None = None) -> Grid:
@@ -84,8 +85,7 @@ def torch_engine(net: MinkUNet) -> Forward:
 
     @torch.no_grad()
     def run(grid: Grid) -> Tensor:
-        with use_backend("torch"):
-            return net(grid.tensor()).feats
+        return net(grid.tensor("torch")).feats
 
     return run
 
@@ -109,9 +109,8 @@ def training_step(net: MinkUNet, grid: Grid, backend: str) -> Callable[[], objec
 
     def run() -> None:
         net.zero_grad()
-        with use_backend(backend):
-            logits = net(grid.tensor()).feats
-            nn.functional.cross_entropy(logits, labels).backward()
+        logits = net(grid.tensor(backend)).feats
+        nn.functional.cross_entropy(logits, labels).backward()
 
     return run
 
@@ -120,12 +119,11 @@ def build_maps(grid: Grid, backend: str) -> Callable[[], object]:
     """All kernel maps of a MinkUNet: five levels, the four steps between them and back."""
 
     def run() -> None:
-        with use_backend(backend):
-            cache = grid.tensor().cache
-            for level in range(LEVELS):
-                assert cache.kernel_map(1 << level, 3, 1).table is not None
-                if level + 1 < LEVELS:
-                    assert cache.kernel_map(1 << level, 2, 2).inverse is not None
+        cache = grid.tensor(backend).cache
+        for level in range(LEVELS):
+            assert cache.kernel_map(1 << level, 3, 1).table is not None
+            if level + 1 < LEVELS:
+                assert cache.kernel_map(1 << level, 2, 2).inverse is not None
 
     return run
 
@@ -142,7 +140,8 @@ def layer_engines(
         layer = Layer.of(conv.weight, torch.zeros(conv.out_channels), dtype)
         feats, out = x.feats.to(dtype), torch.empty(len(x), conv.out_channels, dtype=dtype)
         engines[name] = partial(layer, feats, table, out)
-    engines["torch fp32"] = partial(_torch_layer, conv, x)
+    plain = KernelMapCache(x.cache.keys(1), backend="torch")
+    engines["torch fp32"] = partial(_torch_layer, conv, SparseTensor.of(x.feats, x.stride, plain))
     if with_spconv:
         engines["spconv fp32"] = _spconv_layer(conv, x)
     return engines
@@ -150,8 +149,7 @@ def layer_engines(
 
 @torch.no_grad()
 def _torch_layer(conv: SparseConv3d, x: SparseTensor) -> Tensor:
-    with use_backend("torch"):
-        return conv(x).feats
+    return conv(x).feats
 
 
 def _spconv_layer(conv: SparseConv3d, x: SparseTensor) -> Callable[[], object]:

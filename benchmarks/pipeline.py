@@ -30,10 +30,10 @@ from pcseg_core.errors import InputError, PcsegError
 from pcseg_core.files import write_atomic
 from pcseg_core.labels import LabelSpace, to_wire
 from pcseg_core.models.student import Student, StudentConfig
+from pcseg_core.native import library
 from pcseg_core.online.segmenter import Segmenter
 from pcseg_core.projection import project_cloud
-from pcseg_core.sparse import SparseTensor, use_backend
-from pcseg_core.sparse.native import library
+from pcseg_core.sparse import SparseTensor
 
 STAGES = ("read", "prepare", "voxelize", "infer", "label", "write", "total")
 # Engine -> backend of our modules and precision.
@@ -80,8 +80,7 @@ def engine(name: str, student: Student, meta: CheckpointMeta) -> Callable[[Encod
     """A function that runs the pipeline with one engine."""
     backend, precision = ENGINES[name]
     space = LabelSpace.from_dict(meta.label_space)
-    with use_backend(backend):
-        segmenter = Segmenter(student, space, meta, "cpu", precision)  # type: ignore[arg-type]
+    segmenter = Segmenter(student, space, meta, "cpu", precision, backend=backend)  # type: ignore[arg-type]
     if name == PEER:
         from benchmarks.spconv_peer import SpconvUNet
 
@@ -89,8 +88,7 @@ def engine(name: str, student: Student, meta: CheckpointMeta) -> Callable[[Encod
         segmenter._network = lambda x: SparseTensor(x.coords, _one_thread(peer, x))
 
     def run(sweep: EncodedCloud) -> dict[str, float]:
-        with use_backend(backend):
-            return run_once(segmenter, sweep)
+        return run_once(segmenter, sweep)
 
     return run
 

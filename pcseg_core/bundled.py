@@ -1,15 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks that come with the package, all trained on simulated drives alone."""
+"""Model files by name: networks shipped with the package, and weights that a recipe refers to."""
 
 from __future__ import annotations
 
+import os
 from importlib.resources import files
 from pathlib import Path
 
 from pcseg_core.errors import InputError
 
 BUNDLED = "bundled"
-"""In place of a checkpoint's path: the one that comes with the package."""
+"""Use in place of a path: the checkpoint shipped with the package."""
+
+WEIGHTS_VARIABLE = "PCSEG_WEIGHTS"
+"""Environment variable: folders with model weights, separated by `os.pathsep`."""
 
 _CHECKPOINT = "street"
 _SUFFIX = ".safetensors"
@@ -19,7 +23,7 @@ def bundled_file(path: str | Path) -> Path | None:
     """File that "bundled" (the checkpoint) or "bundled:NAME" stands for; None for other paths.
 
     Raises:
-        InputError: nothing of that name comes with the package.
+        InputError: the package ships no file of that name.
     """
     word, _, name = str(path).partition(":")
     if word != BUNDLED:
@@ -30,3 +34,39 @@ def bundled_file(path: str | Path) -> Path | None:
         known = ", ".join(sorted(f"{BUNDLED}:{p.stem}" for p in folder.glob(f"*{_SUFFIX}")))
         raise InputError(f"{path}: not with this package, which has: {known or 'none'}")
     return file
+
+
+def find_file(path: str | Path, base: Path) -> Path:
+    """Locate a file or folder that a configuration refers to, such as model weights.
+
+    Args:
+        path: "bundled:NAME", an absolute path, or a path relative to one of, in this order:
+            `base`, the current folder, the folders in the environment variable PCSEG_WEIGHTS.
+        base: folder of the configuration file.
+
+    Returns:
+        An absolute path that exists.
+
+    Raises:
+        InputError: no such file; the message lists the places that were searched.
+    """
+    if bundled := bundled_file(path):
+        return bundled
+    wanted = Path(path).expanduser()
+    folders = (base, Path.cwd(), *_weights_folders())
+    # Symbolic links stay: the name of a link tells the format of a file, its target's may not.
+    places = [Path(os.path.abspath(folder / wanted)) for folder in folders]  # noqa: PTH100
+    for place in places:
+        if place.exists():
+            return place
+    searched = ", ".join(dict.fromkeys(map(str, places)))
+    raise InputError(
+        f"{path}: no such file; searched {searched}; set the environment variable "
+        f"{WEIGHTS_VARIABLE} to the folder that holds it (several folders: separate them with "
+        f"'{os.pathsep}')"
+    )
+
+
+def _weights_folders() -> list[Path]:
+    value = os.environ.get(WEIGHTS_VARIABLE, "")
+    return [Path(folder).expanduser() for folder in value.split(os.pathsep) if folder]

@@ -22,11 +22,9 @@ def load_segmenter(config: NodeConfig) -> Any:
     """
     # These bring torch, which takes seconds: the node is on the graph before.
     from pcseg_core.online.segmenter import Segmenter
-    from pcseg_core.sparse import set_backend
 
-    set_backend(config.backend)  # for the whole process, which is this node's
     checkpoint = config.checkpoint or BUNDLED
-    segmenter = Segmenter.load(checkpoint, config.device, config.precision)
+    segmenter = Segmenter.load(checkpoint, config.device, config.precision, config.backend)
     segmenter.segment(_warm_up_cloud())  # libraries allocate and tune on first use
     return segmenter
 

@@ -119,8 +119,6 @@ def evaluate(
     (road, sidewalk, structure, vegetation, terrain, vehicle, person, pole), `miou_merged_ground`
     with road, sidewalk and terrain as one.
     """
-    from pcseg_core.sparse import use_backend
-
     if checkpoint is not None:
         if semantic_kitti or source or boxes:
             raise InputError(
@@ -142,9 +140,9 @@ def evaluate(
             teacher,
             label_space,
             device,
+            backend,
         )
-        with use_backend(backend):
-            evaluate_recording(run, options, json_, picture)
+        evaluate_recording(run, options, json_, picture)
         return
     if compare or live or params or temporal or cameras or labels or teacher:
         raise InputError(
@@ -180,17 +178,15 @@ def _on_labels(
     """Measure on labeled sweeps and on boxes."""
     _check(semantic_kitti, source, boxes, json_, picture)
     from pcseg_core.online.segmenter import Segmenter
-    from pcseg_core.sparse import use_backend
 
     report: Report | None = None
     box_report: BoxReport | None = None
-    segmenter = Segmenter.load(run, device=device)
-    with use_backend(backend):
-        if semantic_kitti or source:
-            recording = _open(semantic_kitti, source)
-            report = _against_labels(run, segmenter, recording, label_space, baselines)
-        if boxes:
-            box_report = _against_boxes(segmenter, boxes)
+    segmenter = Segmenter.load(run, device=device, backend=backend)
+    if semantic_kitti or source:
+        recording = _open(semantic_kitti, source)
+        report = _against_labels(run, segmenter, recording, label_space, baselines)
+    if boxes:
+        box_report = _against_boxes(segmenter, boxes)
     _write(run, report, box_report, json_, picture)
 
 

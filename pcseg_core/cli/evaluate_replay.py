@@ -36,6 +36,7 @@ class ReplayOptions:
     teacher: Path | None
     label_space: str
     device: str
+    backend: str
 
     def check(self) -> None:
         """Refuse what does not go together, before the long part."""
@@ -153,7 +154,7 @@ def _offline(
 
     chains: list[list[Contender]] = []
     for name, checkpoint in _named(options).items():
-        segmenter = Segmenter.load(checkpoint, device=options.device)
+        segmenter = Segmenter.load(checkpoint, device=options.device, backend=options.backend)
         more = options.temporal or options.cameras
         network = Network(name, checkpoint, segmenter, probabilities=more)
         inner: Network | WithCameras = network

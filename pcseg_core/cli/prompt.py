@@ -67,19 +67,17 @@ def prompt(
     check_file(picture, PICTURES)
     check_file(json_, (".json",))
     from pcseg_core.online.segmenter import Segmenter
-    from pcseg_core.sparse import use_backend
 
-    segmenter = Segmenter.load(run, device=device)
+    segmenter = Segmenter.load(run, device=device, backend=backend)
     if words:
         segmenter.set_prompts(words)
     if pictures is not None:
         _learn(segmenter, pictures)
-    with use_backend(backend):
-        if semantic_kitti is not None:
-            _measure(segmenter, semantic_kitti, words or [], label_space, json_, str(run))
-        else:
-            assert source is not None
-            _try(segmenter, source, sweep, picture, json_)
+    if semantic_kitti is not None:
+        _measure(segmenter, semantic_kitti, words or [], label_space, json_, str(run))
+    else:
+        assert source is not None
+        _try(segmenter, source, sweep, picture, json_)
 
 
 def _learn(segmenter: Segmenter, pictures: Path) -> None:

@@ -46,13 +46,12 @@ def segment(
     from pcseg_core.data import open_recording
     from pcseg_core.online import replay
     from pcseg_core.online.segmenter import Segmenter
-    from pcseg_core.sparse import use_backend
 
     reader, place = _kind(source)
     if reader != "bag" and (cloud_topic or compress):
         raise InputError("--cloud-topic and --compress are for bags")
-    segmenter = Segmenter.load(checkpoint, device=device)
-    with use_backend(backend), progress_bar("labeling") as progress:
+    segmenter = Segmenter.load(checkpoint, device=device, backend=backend)
+    with progress_bar("labeling") as progress:
         if reader == "bag":
             result = replay.segment_bag(
                 segmenter,

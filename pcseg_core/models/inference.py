@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from pcseg_core.errors import InputError
 from pcseg_core.models.minkunet import BasicBlock, ConvBlock, MinkUNet, Up
+from pcseg_core.native import library
+from pcseg_core.native import tensors as native
 from pcseg_core.sparse import BatchNorm, SparseConv3d, SparseTensor
 from pcseg_core.sparse.maps import KernelMap, KernelMapCache
-from pcseg_core.sparse.native import library
 
 Precision = Literal["fp32", "bf16"]
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -48,7 +49,7 @@ class Layer:
         """Pack plain weights (K, cin, cout), times scale (cout,), and bias (cout,)."""
         weight = weight.detach().float().cpu()
         scale = None if scale is None else scale.detach().float().cpu()
-        packed = library.pack(weight, dtype, scale=scale)
+        packed = native.pack(weight, dtype, scale=scale)
         copy = bias.detach().to("cpu", torch.float32, copy=True)
         return cls(packed, copy, *weight.shape[1:])
 
@@ -60,7 +61,7 @@ class Layer:
         residual: Tensor | None = None,
         relu: bool = True,
     ) -> Tensor:
-        return library.conv(x, table, self.packed, out, self.cin, self.bias, residual, relu)
+        return native.conv(x, table, self.packed, out, self.cin, self.bias, residual, relu)
 
 
 @dataclass(frozen=True, eq=False)

@@ -164,9 +164,16 @@ class Student(nn.Module):
             features.append((voxels.grid - voxels.grid.floor() - 0.5) / _OFFSET_SCALE)
         return torch.cat(features, 1)
 
-    def sparse_input(self, points: Points, voxels: Voxels) -> SparseTensor:
-        """The network's input: mean input features of each voxel."""
-        return SparseTensor(voxels.coords, mean_features(self.inputs(points, voxels), voxels))
+    def sparse_input(self, points: Points, voxels: Voxels, backend: str = "auto") -> SparseTensor:
+        """The network's input: mean input features of each voxel.
+
+        Args:
+            points: points of the sweeps.
+            voxels: their voxels.
+            backend: runs the convolutions; see `pcseg_core.sparse.backends`.
+        """
+        features = mean_features(self.inputs(points, voxels), voxels)
+        return SparseTensor(voxels.coords, features, backend=backend)
 
     def forward(self, points: Points) -> StudentOutput:
         """Logits and features of every occupied voxel."""

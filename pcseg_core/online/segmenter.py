@@ -28,10 +28,11 @@ from pcseg_core.labels import IGNORE, LabelSpace
 from pcseg_core.models.inference import CompiledMinkUNet, compile_inference
 from pcseg_core.models.minkunet import MinkUNet
 from pcseg_core.models.student import Points, Student, StudentConfig
+from pcseg_core.native import library
 from pcseg_core.online.prompts import PromptHead, PromptSet
 from pcseg_core.online.prototypes import PrototypeHead, Prototypes
-from pcseg_core.sparse import SparseTensor, get_backend
-from pcseg_core.sparse.native import library
+from pcseg_core.sparse import SparseTensor
+from pcseg_core.sparse.backends import resolve
 
 Precision = Literal["auto", "fp32", "bf16"]
 
@@ -82,6 +83,7 @@ class Segmenter:
     Attributes:
         meta: what the checkpoint says of itself.
         device: where the network runs.
+        backend: implementation of the sparse convolutions that runs, never "auto".
         text: the words that the checkpoint knows, or None.
     """
 
@@ -93,36 +95,44 @@ class Segmenter:
         device: str = "auto",
         precision: Precision = "auto",
         text: CheckpointText | None = None,
+        backend: str = "auto",
     ) -> None:
         self.meta = meta
         self.text = text
         self.device = choose_device(device)
+        self.backend = resolve(backend, self.device)
         self.student = student.to(self.device).eval()
-        self._network = prepare_network(self.student.network, self.device, precision)
+        self._network = prepare_network(self.student.network, self.backend, precision)
         self._trained = Classes(label_space, (), self._trained_probabilities)
         self._classes = self._trained
 
     @classmethod
     def load(
-        cls, path: str | Path, device: str = "auto", precision: Precision = "auto"
+        cls,
+        path: str | Path,
+        device: str = "auto",
+        precision: Precision = "auto",
+        backend: str = "auto",
     ) -> Segmenter:
         """Load a checkpoint file, the run directory that holds it, or the bundled one.
 
         Args:
             path: checkpoint file, run directory, or "bundled".
             device: "auto", "cpu", "cuda" or "cuda:N".
-            precision: of the arithmetic on a CPU; "auto" takes bfloat16 where the CPU multiplies
-                it itself (avx512_bf16), else float32.
+            precision: arithmetic of the native backend: "fp32", "bf16", or "auto" for bfloat16
+                where the CPU has instructions for it (avx512_bf16), else float32.
+            backend: implementation of the sparse convolutions: "torch", "native", "torchsparse",
+                or "auto" for the fastest one available on the device.
 
         Raises:
-            InputError: no checkpoint, a damaged one, or no such device.
+            InputError: no checkpoint, a damaged one, no such device, or an unavailable backend.
         """
         state, meta = load_checkpoint(Path(path))
         config = parse_section(meta.student, StudentConfig, f"checkpoint {path}")
         space = LabelSpace.from_dict(meta.label_space)
         student = Student(config, len(space))
         load_strictly(student, state, path)
-        return cls(student, space, meta, device, precision, load_text(Path(path)))
+        return cls(student, space, meta, device, precision, load_text(Path(path)), backend)
 
     @property
     def label_space(self) -> LabelSpace:
@@ -226,7 +236,7 @@ class Segmenter:
         if len(kept):
             with _stage("voxelize", timings):
                 voxels = self.student.voxelize(points)
-                sparse = self.student.sparse_input(points, voxels)
+                sparse = self.student.sparse_input(points, voxels, self.backend)
             with _stage("infer", timings):
                 likely = classes.probabilities(sparse)
             with _stage("label", timings):
@@ -259,11 +269,10 @@ class Segmenter:
 
 
 def prepare_network(
-    network: MinkUNet, device: torch.device, precision: Precision
+    network: MinkUNet, backend: str, precision: Precision
 ) -> MinkUNet | CompiledMinkUNet:
-    """The fused native network on a CPU that has the library, else the module itself."""
-    absent = isinstance(library.load(), str)
-    if device.type != "cpu" or get_backend() not in ("auto", "native") or absent:
+    """The fused network for the native backend, the module itself for the others."""
+    if backend != "native":
         return network
     if precision == "auto":
         precision = "bf16" if library.has_bfloat16() else "fp32"

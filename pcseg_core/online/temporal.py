@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
@@ -15,7 +14,7 @@ from pcseg_core.config import Section
 from pcseg_core.errors import InputError
 from pcseg_core.geometry import invert, transform
 from pcseg_core.labels import IGNORE
-from pcseg_core.online import rows
+from pcseg_core.online import row_reductions
 from pcseg_core.online.free_space import FreeSpace
 from pcseg_core.online.voxel_table import VoxelTable, voxel_keys
 
@@ -94,8 +93,6 @@ class TemporalBuffer:
         self._table = VoxelTable(
             min(config.capacity, VoxelTable.fitting(1e6 * config.memory_mb, columns)), columns
         )
-        # What only the next sweep needs is made when this one is done; ends with the buffer.
-        self._beside = ThreadPoolExecutor(1, "temporal-buffer")
         self.reset()
 
     def reset(self) -> None:
@@ -104,7 +101,7 @@ class TemporalBuffer:
         self._start_ns: int | None = None
         self._last_ns = 0
         self._last_pose: Array = np.eye(4)
-        self._free: Future[FreeSpace] | None = None
+        self._free: FreeSpace | None = None
 
     def update(
         self, xyz: Array, looks: Looks, T_odom_lidar: Array, stamp_ns: int
@@ -146,17 +143,17 @@ class TemporalBuffer:
             used, voxel = used[kept], voxel[kept]
         labels = np.full(len(xyz), IGNORE, np.int32)
         confidence = np.zeros(len(xyz), np.float32)
-        labels[others], confidence[others] = rows.top(probabilities[others])
+        labels[others], confidence[others] = row_reductions.top(probabilities[others])
         if len(used):
-            look = rows.means(probabilities, used, voxel, len(hit))
+            look = row_reductions.means(probabilities, used, voxel, len(hit))
             winner, share = self._fuse(hit, look, points[:, first], before, now)
             labels[used] = winner.take(voxel)
             confidence[used] = share.take(voxel)
-        self._free = self._see_free_space(points)
+        self._free = self._free_space(points)
         return labels, confidence
 
     def _fuse(
-        self, hit: Array, look: Float32, points: Array, before: Future[FreeSpace] | None, now: float
+        self, hit: Array, look: Float32, points: Array, before: FreeSpace | None, now: float
     ) -> tuple[npt.NDArray[np.int32], Float32]:
         """Class (M,) and probability of each voxel that was hit, of which `look` (M, C) is the
         mean look and `points` (3, M) a point."""
@@ -165,29 +162,30 @@ class TemporalBuffer:
         age = np.float32(now) - table.seen[hit]
         fade = np.exp(age / np.float32(-self.config.memory_s))
         if before is not None:
-            fade[self._arrived(hit, look, points, before.result())] = 0
+            fade[self._arrived(hit, look, points, before)] = 0
         table.seen[hit] = now
         # Observations of one place err alike: n of them count as 1 + (n - 1)(1 - correlation).
-        winner, below = rows.accumulate(table.rows, hit, fade, look, 1.0 - self.config.correlation)
+        winner, below = row_reductions.accumulate(
+            table.rows, hit, fade, look, 1.0 - self.config.correlation
+        )
         total = np.exp(below, out=below) @ np.ones(self.classes, np.float32)
         return winner, np.reciprocal(total, dtype=np.float32)
 
     def _arrived(self, hit: Array, look: Float32, points: Array, before: FreeSpace) -> Array:
         """Positions of voxels that were free and are now hit by something else than they were."""
         flat, end = self._table.rows.reshape(-1), (hit + 1) * (self.classes + 2)
-        differs = flat.take(end - 1) != rows.top(look)[0]
+        differs = flat.take(end - 1) != row_reductions.top(look)[0]
         suspects = np.flatnonzero(differs & (flat.take(end - 2) > 0))
         seen_from_before = transform(self._motion, points[:, suspects].T).T
         arrived = suspects[before.passed(seen_from_before, self.config.gate_m)]
         self.counters["gated"] += len(arrived)
         return arrived
 
-    def _see_free_space(self, points: Array) -> Future[FreeSpace] | None:
-        """What this sweep saw to be empty, for the gate of the next."""
+    def _free_space(self, points: Array) -> FreeSpace | None:
+        """Free space seen by this sweep, for the gate of the next."""
         if not self.config.gate_m or not points.shape[1]:
             return None
-        half = points[:, ::2]  # the cells are wider than the gaps
-        return self._beside.submit(FreeSpace, half)
+        return FreeSpace(points[:, ::2])  # half the points still cover every cell
 
     def _advance(self, pose: Array, stamp_ns: int) -> float:
         """Time since the start [s]; starts anew where time or place jumps."""

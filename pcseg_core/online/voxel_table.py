@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pcseg_core.online.rows import loaded_library
+from pcseg_core.native.library import VoxelTable as NativeTable
+from pcseg_core.native.library import check, optional_library
 
 Array = npt.NDArray[Any]
 Int64 = npt.NDArray[np.int64]
@@ -101,17 +102,17 @@ class VoxelTable:
             may have belong to other keys of this call, and (M,) a position in keys of each row.
         """
         keys = np.ascontiguousarray(keys, np.int64)
-        library = loaded_library()
+        library = optional_library()
         if library is None:
-            return self._plain_locate(keys, expired)
+            return self._numpy_locate(keys, expired)
         n = len(keys)
         hit, first, voxel = np.empty(n, np.int64), np.empty(n, np.int64), np.empty(n, np.int32)
-        table = library.VoxelTable(
+        table = NativeTable(
             self._slots.ctypes.data, self.rows.ctypes.data, self._bits, self.rows.shape[1]
         )
         count = ctypes.c_int64()
-        library.check(
-            library.load().pcseg_voxel_locate(
+        check(
+            library.pcseg_voxel_locate(
                 ctypes.byref(table),
                 keys.ctypes.data,
                 n,
@@ -124,7 +125,7 @@ class VoxelTable:
         )
         return hit[: count.value], voxel, first[: count.value]
 
-    def _plain_locate(
+    def _numpy_locate(
         self, keys: Int64, expired: float
     ) -> tuple[Int64, npt.NDArray[np.int32], npt.NDArray[np.intp]]:
         """`locate` in numpy."""

@@ -1,13 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sparse voxel grids, convolutions on them and the backends that run those."""
 
-from pcseg_core.sparse.backends import (
-    BackendReport,
-    backends_report,
-    get_backend,
-    set_backend,
-    use_backend,
-)
+from pcseg_core.sparse.backends import BackendReport, backends_report
 from pcseg_core.sparse.modules import BatchNorm, ReLU, SparseConv3d, concatenate, pool
 from pcseg_core.sparse.tensor import SparseTensor
 from pcseg_core.sparse.voxels import Voxels, devoxelize, mean_features, voxelize
@@ -22,10 +16,7 @@ __all__ = [
     "backends_report",
     "concatenate",
     "devoxelize",
-    "get_backend",
     "mean_features",
     "pool",
-    "set_backend",
-    "use_backend",
     "voxelize",
 ]

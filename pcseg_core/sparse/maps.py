@@ -137,8 +137,17 @@ class MapBuilder:
 class KernelMapCache:
     """Voxel keys of every stride and the kernel maps between them, shared by a whole network."""
 
-    def __init__(self, keys: Tensor, builder: MapBuilder | None = None) -> None:
-        """Start from the sorted, unique keys of stride 1, (M,) int64."""
+    def __init__(
+        self, keys: Tensor, builder: MapBuilder | None = None, backend: str = "auto"
+    ) -> None:
+        """Start from the sorted, unique keys of stride 1, (M,) int64.
+
+        Args:
+            keys: of the voxels.
+            builder: builds the maps; None for plain torch.
+            backend: name of the backend of all convolutions on these voxels; see `backends`.
+        """
+        self.backend = backend
         self._keys: dict[int, Tensor] = {1: keys}
         self._coords: dict[int, Tensor] = {}
         self._maps: dict[tuple[int, int, int], KernelMap] = {}

@@ -79,7 +79,8 @@ class SparseConv3d(nn.Module):
                 f"sparse convolution: expected {self.in_channels} channels, got {x.feats.shape[1]}"
             )
         kernel_map, stride = self.kernel_map(x)
-        feats = backends.select(x.feats).conv(x.feats, self.weight, self.bias, kernel_map)
+        backend = backends.select(x.cache.backend, x.feats)
+        feats = backend.conv(x.feats, self.weight, self.bias, kernel_map)
         return SparseTensor.of(feats, stride, x.cache)
 
     def extra_repr(self) -> str:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pcseg_core.errors import InputError
 from pcseg_core.sparse import keys as packing
+from pcseg_core.sparse.backends import map_builder
 from pcseg_core.sparse.maps import KernelMapCache
 
 
@@ -21,9 +22,14 @@ class SparseTensor:
     """
 
     def __init__(
-        self, coords: Tensor, feats: Tensor, stride: int = 1, cache: KernelMapCache | None = None
+        self,
+        coords: Tensor,
+        feats: Tensor,
+        stride: int = 1,
+        cache: KernelMapCache | None = None,
+        backend: str = "auto",
     ) -> None:
-        """Check an input and take it over.
+        """Check and wrap an input.
 
         Args:
             coords: (M, 4) integer [batch, x, y, z], sorted in that order without duplicates, as
@@ -31,10 +37,12 @@ class SparseTensor:
             feats: (M, C) floating point, finite, on the same device.
             stride: 1 for an input; another stride needs a cache.
             cache: kernel maps of the same voxels, to be shared with another tensor.
+            backend: runs all convolutions on these voxels: "auto", "torch", "native" or
+                "torchsparse". With a cache, the backend of the cache is used.
 
         Raises:
             InputError: no voxels, unsorted or duplicate or out-of-range coordinates, values that
-                are not finite, or shapes that do not match.
+                are not finite, shapes that do not match, or an unavailable backend.
         """
         _check_feats(feats, len(coords))
         if coords.device != feats.device:
@@ -45,7 +53,8 @@ class SparseTensor:
         if cache is None:
             if stride != 1:
                 raise InputError(f"sparse tensor: stride {stride} needs the cache of its input")
-            cache = _new_cache(_checked_keys(coords))
+            builder = map_builder(backend, coords.device)
+            cache = KernelMapCache(_checked_keys(coords), builder, backend)
         elif not torch.equal(cache.coords(stride), coords.to(torch.int32)):
             raise InputError(
                 f"sparse tensor: the coordinates are not those of the cache at stride {stride}"
@@ -60,10 +69,12 @@ class SparseTensor:
         return tensor
 
     @classmethod
-    def sort(cls, coords: Tensor, feats: Tensor) -> tuple[SparseTensor, Tensor]:
+    def sort(
+        cls, coords: Tensor, feats: Tensor, backend: str = "auto"
+    ) -> tuple[SparseTensor, Tensor]:
         """Sort voxels given in any order; also returns the order (M,) that was applied."""
         order = torch.argsort(packing.pack(coords))
-        return cls(coords[order], feats[order]), order
+        return cls(coords[order], feats[order], backend=backend), order
 
     @property
     def coords(self) -> Tensor:
@@ -80,12 +91,6 @@ class SparseTensor:
     def __repr__(self) -> str:
         shape, dtype = tuple(self.feats.shape), self.feats.dtype
         return f"SparseTensor(feats={shape} {dtype}, stride={self.stride})"
-
-
-def _new_cache(keys: Tensor) -> KernelMapCache:
-    from pcseg_core.sparse.backends import map_builder
-
-    return KernelMapCache(keys, map_builder(keys.device))
 
 
 def _checked_keys(coords: Tensor) -> Tensor:

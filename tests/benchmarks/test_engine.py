@@ -13,8 +13,8 @@ import torch
 from benchmarks import engine, engine_cases
 from benchmarks.engine_report import tables
 from pcseg_core.models.minkunet import MinkUNet
+from pcseg_core.native import library
 from pcseg_core.sparse import SparseTensor
-from pcseg_core.sparse.native import library
 
 
 @pytest.fixture

@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The networks that come with the package."""
+"""Networks shipped with the package, and the search for model weights."""
 
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 from safetensors import safe_open
 
-from pcseg_core.bundled import bundled_file
+from pcseg_core.bundled import bundled_file, find_file
 from pcseg_core.checkpoint import load_checkpoint
 from pcseg_core.errors import InputError
 from pcseg_core.evaluation.evaluator import evaluate
@@ -64,3 +65,35 @@ def test_unknown_names_list_what_there_is() -> None:
     assert bundled_file("runs/first") is None
     with pytest.raises(InputError, match="bundled:simulation_teacher, bundled:street"):
         bundled_file("bundled:nothing")
+
+
+def test_weights_are_searched_in_a_documented_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, current, first, second = (tmp_path / name for name in ("base", "here", "one", "two"))
+    for folder in (base, current, first, second):
+        folder.mkdir()
+        (folder / "net.safetensors").touch()
+    monkeypatch.chdir(current)
+    monkeypatch.setenv("PCSEG_WEIGHTS", os.pathsep.join(["", str(first), str(second)]))
+    for folder in (base, current, first, second):
+        assert find_file("net.safetensors", base) == folder / "net.safetensors"
+        (folder / "net.safetensors").unlink()
+    monkeypatch.setenv("PCSEG_WEIGHTS", str(first))
+    with pytest.raises(InputError, match="net.safetensors: no such file.*PCSEG_WEIGHTS") as error:
+        find_file("net.safetensors", base)
+    assert all(str(folder) in str(error.value) for folder in (base, current, first))
+    assert str(second) not in str(error.value)
+
+
+def test_absolute_and_bundled_weights_need_no_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "net.safetensors").touch()
+    assert find_file(tmp_path / "net.safetensors", Path("/")) == tmp_path / "net.safetensors"
+    assert find_file("~/net.safetensors", Path("/")) == tmp_path / "net.safetensors"
+    assert find_file(TEACHER, tmp_path) == bundled_file(TEACHER)
+    with pytest.raises(InputError) as error:
+        find_file("/nowhere/net.safetensors", tmp_path)
+    assert str(error.value).count("/nowhere/net.safetensors") == 2  # the input and one place

@@ -20,7 +20,6 @@ from pcseg_core.checkpoint import CheckpointMeta, CheckpointText, save_checkpoin
 from pcseg_core.labels import LabelSpace
 from pcseg_core.models.student import Student, StudentConfig
 from pcseg_core.online.segmenter import Segmenter
-from pcseg_core.sparse import use_backend
 from pcseg_core.vision.text_space import GeneratedText, table_of
 from pcseg_ros.conversions import read_sweep
 
@@ -44,8 +43,8 @@ def test_labels_are_those_of_the_segmenter(client: Client, run_folder: Path) -> 
         node = client.attach(process)
         sent = sweep(3000)
         answer = node.exchange(sent)
-        with use_backend("torch"):
-            expected = Segmenter.load(run_folder, device="cpu").segment(read_sweep(sent, 0.0))
+        segmenter = Segmenter.load(run_folder, device="cpu", backend="torch")
+        expected = segmenter.segment(read_sweep(sent, 0.0))
         np.testing.assert_array_equal(positions(answer), positions(sent))
         same = field_of(answer, "label") == expected.labels
         assert same.mean() > 0.999  # a tie may fall either way
@@ -127,37 +126,34 @@ def test_words_become_the_classes_of_the_next_sweep(client: Client, words_folder
     parameters = (f"checkpoint:={words_folder}", "backend:=torch", "device:=cpu")
     with NodeProcess(*parameters, program=PROGRAM) as process:
         node = client.attach(process)
-        with use_backend("torch"):
-            segmenter = Segmenter.load(words_folder, device="cpu")
-            sent = sweep(3000)
+        segmenter = Segmenter.load(words_folder, device="cpu", backend="torch")
+        sent = sweep(3000)
 
-            def agrees() -> bool:
-                answer = field_of(node.exchange(sent), "label")
-                return bool(
-                    (answer == segmenter.segment(read_sweep(sent, 0.0)).labels).mean() > 0.99
-                )
+        def agrees() -> bool:
+            answer = field_of(node.exchange(sent), "label")
+            return bool((answer == segmenter.segment(read_sweep(sent, 0.0)).labels).mean() > 0.99)
 
+        assert agrees()
+        prompts = ["машина: vehicle, машина", "tree", "*"]
+        segmenter.set_prompts(prompts)
+        assert node.set_parameter("prompts", prompts).successful
+        assert agrees()
+        wait_for(
+            lambda: (
+                list(node.get_parameter("class_names").string_array_value)
+                == list(segmenter.label_space.names)
+            ),
+            "names of the classes",
+        )
+        for wrong, reason in (
+            (["tree", "quagga"], "quagga"),
+            ([], "empty"),
+            ([f"unknown{i}" for i in range(300)], "unknown0"),
+        ):
+            refused = node.set_parameter("prompts", wrong)
+            assert not refused.successful and reason in refused.reason
+            assert list(node.get_parameter("prompts").string_array_value) == prompts
             assert agrees()
-            prompts = ["машина: vehicle, машина", "tree", "*"]
-            segmenter.set_prompts(prompts)
-            assert node.set_parameter("prompts", prompts).successful
-            assert agrees()
-            wait_for(
-                lambda: (
-                    list(node.get_parameter("class_names").string_array_value)
-                    == list(segmenter.label_space.names)
-                ),
-                "names of the classes",
-            )
-            for wrong, reason in (
-                (["tree", "quagga"], "quagga"),
-                ([], "empty"),
-                ([f"unknown{i}" for i in range(300)], "unknown0"),
-            ):
-                refused = node.set_parameter("prompts", wrong)
-                assert not refused.successful and reason in refused.reason
-                assert list(node.get_parameter("prompts").string_array_value) == prompts
-                assert agrees()
 
 
 def test_prompts_need_a_checkpoint_that_knows_words(client: Client, run_folder: Path) -> None:

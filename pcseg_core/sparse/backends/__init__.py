@@ -1,30 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Choice of the code that runs sparse convolutions.
+"""Backends of the sparse convolutions.
 
-`set_backend` or the environment variable PCSEG_BACKEND picks one; "auto" takes, for each tensor,
-the fastest one that can run it: torchsparse then torch on CUDA, native then torch elsewhere.
+A backend is chosen per input tensor (`SparseTensor(..., backend=...)`) and holds for everything
+computed from that tensor. "auto" takes the fastest backend that supports the device and dtype:
+torchsparse, then torch on CUDA; native, then torch elsewhere.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from pcseg_core.errors import InputError
+from pcseg_core.native import library
 from pcseg_core.sparse.backends import native_backend, torch_backend, torchsparse_backend
 from pcseg_core.sparse.maps import KernelMap, MapBuilder
-from pcseg_core.sparse.native import library
 
 NAMES = ("auto", "torch", "native", "torchsparse")
+_INPUTS = {"native": "float32 on the CPU", "torchsparse": "float32 and float16 on CUDA"}
+_DEVICES = {"native": "cpu", "torchsparse": "cuda"}
 
 
 class Backend(Protocol):
-    """Code for one convolution; differentiable in feats, weight and bias."""
+    """One convolution, differentiable in feats, weight and bias."""
 
     def conv(
         self, feats: Tensor, weight: Tensor, bias: Tensor | None, kernel_map: KernelMap
@@ -41,34 +41,51 @@ class BackendReport(NamedTuple):
     note: str
 
 
-_chosen = os.environ.get("PCSEG_BACKEND", "auto")
-
-
-def set_backend(name: str) -> None:
-    """Use this backend from now on: "auto" or a name that `backends_report` says is available.
+def resolve(name: str, device: torch.device) -> str:
+    """The backend that runs float32 on a device: `name`, or the choice of "auto".
 
     Raises:
-        InputError: the name is unknown or the backend cannot run here (the message says why).
+        InputError: the name is unknown, or the backend is unavailable here or on this device; the
+            message gives the reason.
     """
-    global _chosen
     _check(name)
-    _chosen = name
+    if name == "auto":
+        fast = "torchsparse" if device.type == "cuda" else "native"
+        return fast if device.type == _DEVICES[fast] and _problem(fast) is None else "torch"
+    if device.type != _DEVICES.get(name, device.type):
+        raise InputError(
+            f"sparse backend '{name}' runs {_INPUTS[name]}, not on {device}; choose another "
+            "device, or backend 'auto'"
+        )
+    return name
 
 
-def get_backend() -> str:
-    """The name that was set, "auto" unless changed."""
-    return _chosen
+def select(name: str, feats: Tensor) -> Backend:
+    """The code that runs a convolution on these features.
+
+    Raises:
+        InputError: the backend is unknown, unavailable, or does not support the features.
+    """
+    _check(name)
+    if name == "torch":
+        return torch_backend
+    for other, backend in (("torchsparse", torchsparse_backend), ("native", native_backend)):
+        if name in ("auto", other) and backend.can_run(feats) and _problem(other) is None:
+            return backend
+    if name != "auto":
+        raise InputError(
+            f"sparse backend '{name}' runs {_INPUTS[name]}, not {feats.dtype} on {feats.device}; "
+            "backend 'auto' picks one that can"
+        )
+    return torch_backend
 
 
-@contextmanager
-def use_backend(name: str) -> Iterator[None]:
-    """Use a backend within a block."""
-    before = _chosen
-    set_backend(name)
-    try:
-        yield
-    finally:
-        set_backend(before)
+def map_builder(name: str, device: torch.device) -> MapBuilder:
+    """The code that builds kernel maps of keys on this device."""
+    _check(name)
+    if device.type == "cpu" and name != "torch" and _problem("native") is None:
+        return native_backend.MAP_BUILDER
+    return MapBuilder()
 
 
 def _check(name: str) -> None:
@@ -80,38 +97,14 @@ def _check(name: str) -> None:
 
 
 def _problem(name: str) -> str | None:
-    """Why a backend cannot be used here, None if it can."""
+    """Why a backend is unavailable; None if it is available."""
     loaders = {"native": library.load, "torchsparse": torchsparse_backend.load}
     loaded = loaders[name]() if name in loaders else None
     return loaded if isinstance(loaded, str) else None
 
 
-def select(feats: Tensor) -> Backend:
-    """The backend that runs a convolution on these features."""
-    _check(_chosen)
-    if _chosen == "torch":
-        return torch_backend
-    for name, backend in (("torchsparse", torchsparse_backend), ("native", native_backend)):
-        if _chosen in ("auto", name) and backend.can_run(feats) and _problem(name) is None:
-            return backend
-    if _chosen != "auto":
-        takes = "float32 on the CPU" if _chosen == "native" else "float32 and float16 on CUDA"
-        raise InputError(
-            f"sparse backend '{_chosen}' runs {takes}, not {feats.dtype} on {feats.device}; "
-            "use_backend('auto') picks one that can"
-        )
-    return torch_backend
-
-
-def map_builder(device: torch.device) -> MapBuilder:
-    """The code that builds kernel maps of keys on this device."""
-    if device.type == "cpu" and _chosen != "torch" and _problem("native") is None:
-        return native_backend.MAP_BUILDER
-    return MapBuilder()
-
-
 def backends_report() -> list[BackendReport]:
-    """What can run here, and what would make it faster; the fastest first."""
+    """Available backends and how to get faster ones; the fastest first."""
     cuda = torch.cuda.is_available()
     missing = _problem("torchsparse") if cuda else "torch sees no CUDA device"
     note = missing or "implicit-GEMM kernels of torchsparse 2.1"

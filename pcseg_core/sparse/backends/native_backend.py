@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pcseg_core.native import tensors as native
 from pcseg_core.sparse.backends import torch_backend
 from pcseg_core.sparse.maps import KernelMap, MapBuilder
-from pcseg_core.sparse.native import library
 
-MAP_BUILDER = MapBuilder(library.coarsen, library.build_table, library.invert_table)
+MAP_BUILDER = MapBuilder(native.coarsen, native.build_table, native.invert_table)
 
 
 def conv(feats: Tensor, weight: Tensor, bias: Tensor | None, kernel_map: KernelMap) -> Tensor:
@@ -37,8 +37,8 @@ class _Conv(torch.autograd.Function):
         ctx.kernel_map = kernel_map
         feats = feats.contiguous()
         out = feats.new_empty(kernel_map.n_out, weight.shape[2])
-        packed = library.pack(weight)
-        return library.conv(feats, _table(kernel_map), packed, out, feats.shape[1], bias)
+        packed = native.pack(weight)
+        return native.conv(feats, _table(kernel_map), packed, out, feats.shape[1], bias)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -53,7 +53,7 @@ class _Conv(torch.autograd.Function):
             grad_feats = _grad_feats(grad, weight, kernel_map)
         if ctx.needs_input_grad[1]:
             table = _table(kernel_map)
-            grad_weight = library.grad_weight(feats.contiguous(), grad, table, len(weight))
+            grad_weight = native.grad_weight(feats.contiguous(), grad, table, len(weight))
         if ctx.needs_input_grad[2]:
             grad_bias = grad.sum(0)
         return grad_feats, grad_weight, grad_bias, None
@@ -63,9 +63,9 @@ def _grad_feats(grad: Tensor, weight: Tensor, kernel_map: KernelMap) -> Tensor:
     """The transposed convolution; a mutual map is its own inverse with the offsets reversed."""
     mutual = kernel_map.is_symmetric
     table = _table(kernel_map if mutual else kernel_map.inverse)
-    packed = library.pack(weight, transpose=True, flip=mutual)
+    packed = native.pack(weight, transpose=True, flip=mutual)
     out = grad.new_empty(kernel_map.n_in, weight.shape[1])
-    return library.conv(grad, table, packed, out, grad.shape[1])
+    return native.conv(grad, table, packed, out, grad.shape[1])
 
 
 def _table(kernel_map: KernelMap) -> Tensor | None:

@@ -2,19 +2,23 @@
 """The segmenter on awkward clouds, and checkpoints that are not what they should be."""
 
 import gc
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from pcseg_core.checkpoint import FILE_NAME, CheckpointMeta, load_checkpoint, save_checkpoint
 from pcseg_core.cloud import PointCloud
 from pcseg_core.errors import InputError
 from pcseg_core.labels import IGNORE, LabelSpace
 from pcseg_core.models.student import Points, Student, StudentConfig
+from pcseg_core.native import library, tensors
 from pcseg_core.online.segmenter import Segmenter
+from pcseg_core.sparse.backends import torch_backend
 
 
 @pytest.fixture(scope="module")
@@ -182,3 +186,46 @@ def test_student_inputs_and_voxels(voxels: str) -> None:
     output = student(points)
     assert output.logits.shape == (len(output.voxels), 3)
     assert output.regressed.shape == (len(output.voxels), 7)
+
+
+def test_segmenters_with_different_backends_live_in_one_process(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if isinstance(library.load(), str):
+        pytest.skip("the native library was not built")
+    calls: list[str] = []
+    for module, name in ((torch_backend, "torch"), (tensors, "native")):
+        monkeypatch.setattr(module, "conv", recorded(module.conv, name, calls))
+    native = Segmenter.load(run, "cpu", "fp32", backend="native")
+    plain = Segmenter.load(run, "cpu", backend="torch")
+    assert (native.backend, plain.backend) == ("native", "torch")
+    assert Segmenter.load(run, "cpu").backend == "native"
+    results = []
+    for segmenter in (native, plain, native):
+        calls.clear()
+        results.append(segmenter.segment(cloud(3000), probabilities=True))
+        assert set(calls) == {segmenter.backend}
+    fast, reference, again = (result.probabilities for result in results)
+    np.testing.assert_allclose(fast, reference, atol=1e-5)
+    assert np.array_equal(fast, again)
+
+
+def recorded(function: Callable[..., Tensor], name: str, calls: list[str]) -> Callable[..., Tensor]:
+    """The function; its calls are noted."""
+
+    def run(*arguments: object, **named: object) -> Tensor:
+        calls.append(name)
+        return function(*arguments, **named)
+
+    return run
+
+
+def test_an_unavailable_backend_is_an_error_at_load(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(InputError, match="'cudnn': expected one of auto, torch, native"):
+        Segmenter.load(run, "cpu", backend="cudnn")
+    monkeypatch.setattr(library, "load", lambda: "not built")
+    assert Segmenter.load(run, "cpu").backend == "torch"
+    with pytest.raises(InputError, match="'native' cannot be used: not built"):
+        Segmenter.load(run, "cpu", backend="native")

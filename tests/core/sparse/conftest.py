@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import pytest
 
-from pcseg_core.sparse.native import library
+from pcseg_core.native import library
 
 
 @pytest.fixture

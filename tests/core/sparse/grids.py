@@ -12,14 +12,19 @@ EDGE = 8  # cells along each axis of the dense grid; negative coordinates in its
 
 
 def random_grid(
-    channels: int, batch: int = 2, density: float = 0.3, seed: int = 0, dtype=torch.float64
+    channels: int,
+    batch: int = 2,
+    density: float = 0.3,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float64,
+    backend: str = "auto",
 ) -> SparseTensor:
     generator = torch.Generator().manual_seed(seed)
     occupied = torch.rand(batch, EDGE, EDGE, EDGE, generator=generator) < density
     coords = occupied.nonzero()
     coords[:, 1:] -= EDGE // 2
     feats = torch.randn(len(coords), channels, generator=generator, dtype=torch.float64)
-    return SparseTensor(coords, feats.to(dtype))
+    return SparseTensor(coords, feats.to(dtype), backend=backend)
 
 
 def to_dense(x: SparseTensor, batch: int = 2) -> Tensor:

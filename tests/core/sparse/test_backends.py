@@ -12,9 +12,9 @@ from grids import random_grid
 from torch import Tensor
 
 from pcseg_core.errors import InputError
-from pcseg_core.sparse import SparseConv3d, backends_report, set_backend, use_backend
+from pcseg_core.native import library
+from pcseg_core.sparse import SparseConv3d, backends, backends_report
 from pcseg_core.sparse.backends import torch_backend, torchsparse_backend
-from pcseg_core.sparse.native import library
 
 
 def forward(
@@ -63,11 +63,10 @@ def test_torchsparse_adapter_equals_torch(kernel_size: int, stride: int) -> None
     parameters = [*down.parameters(), *up.parameters()]
     results = []
     for backend in ("torch", "torchsparse"):
-        x = random_grid(3)
+        x = random_grid(3, backend=backend)
         feats = x.feats.requires_grad_()
-        with use_backend(backend):
-            out = up(down(x)).feats
-            grads = torch.autograd.grad(out.square().sum(), [feats, *parameters])
+        out = up(down(x)).feats
+        grads = torch.autograd.grad(out.square().sum(), [feats, *parameters])
         results.append([out, *grads])
     for plain, adapted in zip(*results, strict=True):
         torch.testing.assert_close(adapted, plain)
@@ -75,23 +74,21 @@ def test_torchsparse_adapter_equals_torch(kernel_size: int, stride: int) -> None
 
 def test_unknown_and_absent_backends_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="'cudnn': expected one of auto, torch"):
-        set_backend("cudnn")
+        random_grid(3, backend="cudnn")
     monkeypatch.setitem(sys.modules, "torchsparse", None)
     torchsparse_backend.load.cache_clear()
     with pytest.raises(InputError, match="'torchsparse' cannot be used"):
-        set_backend("torchsparse")
+        random_grid(3, backend="torchsparse")
     torchsparse_backend.load.cache_clear()
 
 
 def test_without_the_native_library_torch_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    from pcseg_core.sparse import backends
-
     monkeypatch.setattr(library, "load", lambda: "not built")
-    with use_backend("auto"):
-        assert backends.select(torch.zeros(1, 1)) is torch_backend
-        assert SparseConv3d(3, 4)(random_grid(3, dtype=torch.float32)).feats.shape[1] == 4
+    assert backends.select("auto", torch.zeros(1, 1)) is torch_backend
+    assert backends.resolve("auto", torch.device("cpu")) == "torch"
+    assert SparseConv3d(3, 4)(random_grid(3, dtype=torch.float32)).feats.shape[1] == 4
     with pytest.raises(InputError, match="not built"):
-        set_backend("native")
+        backends.resolve("native", torch.device("cpu"))
     report = {row.name: row for row in backends_report()}
     assert not report["native"].available and "not built" in report["native"].note
 

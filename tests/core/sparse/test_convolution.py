@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pcseg_core.errors import InputError
-from pcseg_core.sparse import SparseConv3d, SparseTensor, concatenate, pool, use_backend
+from pcseg_core.sparse import SparseConv3d, SparseTensor, concatenate, pool
 
 
 def dense_reference(conv: SparseConv3d, x: SparseTensor, out: SparseTensor) -> Tensor:
@@ -27,16 +27,15 @@ def dense_reference(conv: SparseConv3d, x: SparseTensor, out: SparseTensor) -> T
 @pytest.mark.parametrize("bias", [False, True])
 def test_equals_dense_with_gradients(kernel_size: int, stride: int, bias: bool) -> None:
     torch.manual_seed(0)
-    x = random_grid(3)
+    x = random_grid(3, backend="torch")
     conv = SparseConv3d(3, 5, kernel_size, stride, bias).double()
     feats = x.feats.requires_grad_()
-    with use_backend("torch"):
-        out = conv(x)
-        expected = dense_reference(conv, x, out)
-        torch.testing.assert_close(out.feats, expected)
-        cotangent = torch.randn_like(expected)
-        wanted = torch.autograd.grad(expected, [feats, *conv.parameters()], cotangent)
-        given = torch.autograd.grad(out.feats, [feats, *conv.parameters()], cotangent)
+    out = conv(x)
+    expected = dense_reference(conv, x, out)
+    torch.testing.assert_close(out.feats, expected)
+    cotangent = torch.randn_like(expected)
+    wanted = torch.autograd.grad(expected, [feats, *conv.parameters()], cotangent)
+    given = torch.autograd.grad(out.feats, [feats, *conv.parameters()], cotangent)
     for mine, reference in zip(given, wanted, strict=True):
         torch.testing.assert_close(mine, reference)
 
@@ -52,38 +51,35 @@ def test_stride_two_gives_the_occupied_cells() -> None:
 def test_transposed_is_the_adjoint(kernel_size: int) -> None:
     """<conv(x), y> = <x, transposed(y)> with the weights of each offset transposed."""
     torch.manual_seed(0)
-    x = random_grid(3)
+    x = random_grid(3, backend="torch")
     down = SparseConv3d(3, 4, kernel_size, 2).double()
     up = SparseConv3d(4, 3, kernel_size, 2, transposed=True).double()
     up.weight.data = down.weight.data.transpose(1, 2).contiguous()
-    with use_backend("torch"):
-        coarse = down(x)
-        y = coarse.replace(torch.randn_like(coarse.feats))
-        back = up(y)
+    coarse = down(x)
+    y = coarse.replace(torch.randn_like(coarse.feats))
+    back = up(y)
     assert back.stride == 1 and back.cache is x.cache
     torch.testing.assert_close((coarse.feats * y.feats).sum(), (x.feats * back.feats).sum())
 
 
 def test_transposed_equals_dense() -> None:
     torch.manual_seed(0)
-    x = random_grid(2)
+    x = random_grid(2, backend="torch")
     up = SparseConv3d(4, 3, 2, 2, bias=True, transposed=True).double()
-    with use_backend("torch"):
-        coarse = SparseConv3d(2, 4, 2, 2).double()(x)
-        out = up(coarse)
-        weight = dense_weight(up.weight, 2).transpose(0, 1)
-        dense = functional.conv_transpose3d(to_dense(coarse), weight, up.bias, stride=2)
-        torch.testing.assert_close(out.feats, sample(dense, x))
+    coarse = SparseConv3d(2, 4, 2, 2).double()(x)
+    out = up(coarse)
+    weight = dense_weight(up.weight, 2).transpose(0, 1)
+    dense = functional.conv_transpose3d(to_dense(coarse), weight, up.bias, stride=2)
+    torch.testing.assert_close(out.feats, sample(dense, x))
 
 
 def test_gradcheck() -> None:
-    x = random_grid(2, batch=1, density=0.05)
+    x = random_grid(2, batch=1, density=0.05, backend="torch")
     conv = SparseConv3d(2, 2, 3, bias=True).double()
 
     def run(feats: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        with use_backend("torch"):
-            parameters = {"weight": weight, "bias": bias}
-            return torch.func.functional_call(conv, parameters, (x.replace(feats),)).feats
+        parameters = {"weight": weight, "bias": bias}
+        return torch.func.functional_call(conv, parameters, (x.replace(feats),)).feats
 
     assert torch.autograd.gradcheck(run, (x.feats.requires_grad_(), conv.weight, conv.bias))
 
@@ -91,15 +87,14 @@ def test_gradcheck() -> None:
 def test_sweeps_of_a_batch_do_not_mix() -> None:
     torch.manual_seed(0)
     conv = SparseConv3d(3, 4, 5).double()
-    both = random_grid(3, batch=2)
-    with use_backend("torch"):
-        together = conv(both)
-        for index in range(2):
-            rows = both.coords[:, 0] == index
-            coords = both.coords[rows].clone()
-            coords[:, 0] = 0
-            alone = conv(SparseTensor(coords, both.feats[rows]))
-            torch.testing.assert_close(alone.feats, together.feats[rows])
+    both = random_grid(3, batch=2, backend="torch")
+    together = conv(both)
+    for index in range(2):
+        rows = both.coords[:, 0] == index
+        coords = both.coords[rows].clone()
+        coords[:, 0] = 0
+        alone = conv(SparseTensor(coords, both.feats[rows], backend="torch"))
+        torch.testing.assert_close(alone.feats, together.feats[rows])
 
 
 def test_neighbors_at_the_limits_of_the_coordinates() -> None:
@@ -126,12 +121,11 @@ def test_pool_averages_the_occupied_cells() -> None:
 
 
 def test_autocast_runs_in_lower_precision() -> None:
-    x = random_grid(16, dtype=torch.float32)
+    x = random_grid(16, dtype=torch.float32, backend="torch")
     conv = SparseConv3d(16, 16)
-    with use_backend("torch"):
-        full = conv(x).feats
-        with torch.autocast("cpu", torch.bfloat16):
-            low = conv(x).feats
+    full = conv(x).feats
+    with torch.autocast("cpu", torch.bfloat16):
+        low = conv(x).feats
     assert low.dtype == torch.bfloat16
     torch.testing.assert_close(low.float(), full, rtol=0.05, atol=0.05)
 

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pcseg_core.errors import InputError
-from pcseg_core.sparse import SparseConv3d, SparseTensor, use_backend
+from pcseg_core.native import library, tensors
+from pcseg_core.sparse import SparseConv3d, SparseTensor, backends
 from pcseg_core.sparse import keys as packing
 from pcseg_core.sparse.maps import MapBuilder, build_table, coarsen, invert_table
-from pcseg_core.sparse.native import library
 
 pytestmark = pytest.mark.usefixtures("native")
 
@@ -38,13 +38,13 @@ def test_maps_equal_the_plain_ones(count: int, extent: int, threads: int) -> Non
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        coarse = library.coarsen(keys)
+        coarse = tensors.coarsen(keys)
         assert torch.equal(coarse, coarsen(keys))
         for kernel_size in (1, 2, 3, 5):
             for stride, out in ((1, keys), (2, coarse)):
-                table = library.build_table(keys, out, kernel_size, stride)
+                table = tensors.build_table(keys, out, kernel_size, stride)
                 assert torch.equal(table, build_table(keys, out, kernel_size, stride))
-                inverse = library.invert_table(table, len(keys))
+                inverse = tensors.invert_table(table, len(keys))
                 assert torch.equal(inverse, invert_table(table, len(keys)))
     finally:
         torch.set_num_threads(before)
@@ -105,8 +105,8 @@ def test_any_shape_equals_the_definition(
         expected = expected.clamp(min=0)
     # A column of a wider buffer, with a guard that must stay untouched.
     buffer = torch.full((n_out, cout + 3), 7.0)
-    packed = library.pack(weight, isa=isa)
-    library.conv(x, table, packed, buffer[:, 1:-2], cin, shift, kept, relu, isa=isa)
+    packed = tensors.pack(weight, isa=isa)
+    tensors.conv(x, table, packed, buffer[:, 1:-2], cin, shift, kept, relu, isa=isa)
     tolerance = 1e-5 * (offsets * cin) ** 0.5
     torch.testing.assert_close(buffer[:, 1:-2].double(), expected, rtol=1e-5, atol=tolerance)
     assert bool((buffer[:, 0] == 7).all()) and bool((buffer[:, -2:] == 7).all())
@@ -115,9 +115,9 @@ def test_any_shape_equals_the_definition(
     low = torch.zeros(n_in, even, dtype=torch.bfloat16)
     low[:, :cin] = x.bfloat16()
     low_kept = None if kept is None else kept.bfloat16()
-    packed = library.pack(weight, torch.bfloat16, isa=isa)
+    packed = tensors.pack(weight, torch.bfloat16, isa=isa)
     out = torch.empty(n_out, cout, dtype=torch.bfloat16)
-    library.conv(low, table, packed, out, cin, shift, low_kept, relu, isa=isa)
+    tensors.conv(low, table, packed, out, cin, shift, low_kept, relu, isa=isa)
     scale = float(expected.abs().max()) + 1
     assert float((out.double() - expected).abs().max()) < 0.02 * scale
 
@@ -135,7 +135,7 @@ def test_weight_gradient_equals_the_definition(
     for source in table.long():
         there = source >= 0
         expected.append(x.double()[source[there]].T @ dy.double()[there])
-    grad = library.grad_weight(x, dy, table, offsets, isa=isa)
+    grad = tensors.grad_weight(x, dy, table, offsets, isa=isa)
     torch.testing.assert_close(grad.double(), torch.stack(expected), rtol=1e-5, atol=1e-3)
 
 
@@ -153,12 +153,11 @@ def test_module_equals_the_torch_backend(
     parameters = [*down.parameters(), *up.parameters()]
     results = []
     for backend in ("torch", "native"):
-        with use_backend(backend):
-            x = random_grid(cin, dtype=torch.float32)
-            feats = x.feats.requires_grad_()
-            out = up(down(x)).feats
-            grads = torch.autograd.grad(out.square().mean(), [feats, *parameters])
-            results.append([out.detach(), *grads])
+        x = random_grid(cin, dtype=torch.float32, backend=backend)
+        feats = x.feats.requires_grad_()
+        out = up(down(x)).feats
+        grads = torch.autograd.grad(out.square().mean(), [feats, *parameters])
+        results.append([out.detach(), *grads])
     for plain, fast in zip(*results, strict=True):
         torch.testing.assert_close(fast, plain, rtol=1e-4, atol=1e-5)
 
@@ -174,8 +173,7 @@ def test_same_bits_for_any_number_of_threads() -> None:
         for threads in (1, 2, 5):
             torch.set_num_threads(threads)
             feats = x.feats.clone().requires_grad_()
-            with use_backend("native"):
-                out = conv(SparseTensor(x.coords, feats)).feats
+            out = conv(SparseTensor(x.coords, feats, backend="native")).feats
             grads = torch.autograd.grad(out.square().sum(), [feats, conv.weight])
             results.append([out, *grads])
     finally:
@@ -188,39 +186,40 @@ def test_rows_outside_the_input_count_as_absent() -> None:
     """A corrupt table cannot make the library read outside the input."""
     x, weight = torch.ones(4, 8), torch.ones(2, 8, 5)
     table = torch.tensor([[0, 1, 4, -1], [2**31 - 1, -(2**31), 1 << 20, 3]], dtype=torch.int32)
-    out = library.conv(x, table, library.pack(weight), torch.empty(4, 5), 8)
+    out = tensors.conv(x, table, tensors.pack(weight), torch.empty(4, 5), 8)
     assert out[:, 0].tolist() == [8.0, 8.0, 0.0, 8.0]
-    grad = library.grad_weight(x, torch.ones(4, 5), table, 2)
+    grad = tensors.grad_weight(x, torch.ones(4, 5), table, 2)
     assert grad[:, 0, 0].tolist() == [2.0, 1.0]
 
 
 def test_bad_arguments_are_refused() -> None:
     x, weight = torch.ones(4, 8), torch.ones(1, 8, 5)
-    packed = library.pack(weight)
+    packed = tensors.pack(weight)
     with pytest.raises(InputError, match="refused"):  # rows differ without a table
-        library.conv(x, None, packed, torch.empty(5, 5), 8)
+        tensors.conv(x, None, packed, torch.empty(5, 5), 8)
     with pytest.raises(InputError, match="9 channels of rows that hold 8"):
-        library.conv(x, None, packed, torch.empty(4, 5), 9)
+        tensors.conv(x, None, packed, torch.empty(4, 5), 9)
     odd = torch.ones(4, 7, dtype=torch.bfloat16)
     with pytest.raises(InputError, match="refused"):
-        low = library.pack(torch.ones(1, 7, 5), torch.bfloat16)
-        library.conv(odd, None, low, torch.empty(4, 5), 7)
+        low = tensors.pack(torch.ones(1, 7, 5), torch.bfloat16)
+        tensors.conv(odd, None, low, torch.empty(4, 5), 7)
     with pytest.raises(InputError, match="do not belong"):
-        library.conv(x, None, packed, torch.empty(4, 60), 8)
+        tensors.conv(x, None, packed, torch.empty(4, 60), 8)
     with pytest.raises(InputError, match="refused"):
-        library.pack(torch.ones(126, 1, 1))
-    with use_backend("native"), pytest.raises(InputError, match="float32 on the CPU"):
-        SparseConv3d(3, 4).double()(random_grid(3))
+        tensors.pack(torch.ones(126, 1, 1))
+    with pytest.raises(InputError, match="float32 on the CPU"):
+        SparseConv3d(3, 4).double()(random_grid(3, backend="native"))
 
 
 def test_auto_takes_the_native_backend_for_float32_only() -> None:
-    from pcseg_core.sparse import backends
-
-    with use_backend("auto"):
-        assert backends.select(torch.zeros(1, 1)) is backends.native_backend
-        assert backends.select(torch.zeros(1, 1).double()) is backends.torch_backend
-        with torch.autocast("cpu", torch.bfloat16):
-            assert backends.select(torch.zeros(1, 1)) is backends.torch_backend
-    with use_backend("torch"):
-        assert backends.select(torch.zeros(1, 1)) is backends.torch_backend
-        assert backends.map_builder(torch.device("cpu")) == MapBuilder()
+    single = torch.zeros(1, 1)
+    assert backends.select("auto", single) is backends.native_backend
+    assert backends.select("auto", single.double()) is backends.torch_backend
+    with torch.autocast("cpu", torch.bfloat16):
+        assert backends.select("auto", single) is backends.torch_backend
+    assert backends.select("torch", single) is backends.torch_backend
+    assert backends.map_builder("torch", torch.device("cpu")) == MapBuilder()
+    assert backends.resolve("auto", torch.device("cpu")) == "native"
+    assert backends.resolve("auto", torch.device("meta")) == "torch"
+    with pytest.raises(InputError, match="'native' runs float32 on the CPU, not on cuda"):
+        backends.resolve("native", torch.device("cuda"))

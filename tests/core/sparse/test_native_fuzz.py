@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pcseg_core.errors import InputError
-from pcseg_core.sparse.native import library
+from pcseg_core.native import tensors
 
 pytestmark = pytest.mark.usefixtures("native")
 fuzz = settings(
@@ -85,7 +85,7 @@ def test_convolution(data: st.DataObject) -> None:
         "relu": data.draw(st.booleans()),
     }
     weight = torch.ones(offsets, max(cin, 1), max(cout, 1))
-    arguments["packed"] = library.pack(weight, dtype)
+    arguments["packed"] = tensors.pack(weight, dtype)
     consistent = cin > 0 and cout > 0
     spoiled = data.draw(st.sampled_from([None, "x", "table", "out", "cin", "bias", "residual"]))
     if spoiled == "table":
@@ -94,14 +94,14 @@ def test_convolution(data: st.DataObject) -> None:
         arguments["cin"] = data.draw(st.integers(-3, 70000))
     elif spoiled is not None:
         arguments[spoiled] = data.draw(matrices())
-    accepted = attempt(library.conv, **arguments)
+    accepted = attempt(tensors.conv, **arguments)
     assert accepted or not consistent or spoiled is not None
 
 
 @fuzz
 @given(matrices(), matrices(), tables(), st.integers(-1, 130))
 def test_weight_gradient(x: Tensor, dy: Tensor, table: Tensor | None, offsets: int) -> None:
-    attempt(library.grad_weight, x, dy, table, offsets)
+    attempt(tensors.grad_weight, x, dy, table, offsets)
 
 
 @fuzz
@@ -114,22 +114,22 @@ def test_weight_gradient(x: Tensor, dy: Tensor, table: Tensor | None, offsets: i
 def test_maps_of_arbitrary_keys(a: list[int], b: list[int], kernel_size: int, stride: int) -> None:
     """Unsorted, repeated, negative keys give a wrong map at worst."""
     keys, others = torch.tensor(a, dtype=torch.int64), torch.tensor(b, dtype=torch.int64)
-    if attempt(library.coarsen, keys):
-        assert len(library.coarsen(keys)) <= len(keys)
+    if attempt(tensors.coarsen, keys):
+        assert len(tensors.coarsen(keys)) <= len(keys)
     for out in (keys, others):
-        if attempt(library.build_table, keys, out, kernel_size, stride):
-            table = library.build_table(keys, out, kernel_size, stride)
+        if attempt(tensors.build_table, keys, out, kernel_size, stride):
+            table = tensors.build_table(keys, out, kernel_size, stride)
             assert table.numel() == 0 or int(table.max()) < len(keys)
-            attempt(library.invert_table, table, len(keys))
+            attempt(tensors.invert_table, table, len(keys))
 
 
 @fuzz
 @given(matrices(), tables(), st.integers(-3, 400))
 def test_other_types_are_refused(matrix: Tensor, table: Tensor | None, n_in: int) -> None:
-    attempt(library.coarsen, matrix)
-    attempt(library.build_table, matrix, matrix, 3, 1)
-    attempt(library.pack, matrix[None])
-    attempt(library.pack, matrix)
-    attempt(library.pack, torch.ones(1, 4, 4), torch.float16)
+    attempt(tensors.coarsen, matrix)
+    attempt(tensors.build_table, matrix, matrix, 3, 1)
+    attempt(tensors.pack, matrix[None])
+    attempt(tensors.pack, matrix)
+    attempt(tensors.pack, torch.ones(1, 4, 4), torch.float16)
     if table is not None:
-        attempt(library.invert_table, table, n_in)
+        attempt(tensors.invert_table, table, n_in)

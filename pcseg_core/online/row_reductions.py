@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reductions of short rows, such as class probabilities: native or numpy.
+"""Reductions of matrices with short rows, such as class probabilities (N, C).
 
-numpy takes several times as long, for its loops run along the rows. The native library is used
-where the process has it already, as every process with a `Segmenter` does. Loading it here would
-bring torch, which takes seconds, in the middle of a sweep.
+The native library runs them where it was built; numpy runs them otherwise, several times slower
+because its loops run along the rows. On x86-64 both give the same bits; a compiler that contracts
+multiplications and additions (other CPUs) changes the last bits.
 """
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ import numpy.typing as npt
 from scipy.sparse import csc_matrix
 
 from pcseg_core.errors import InputError
+from pcseg_core.native.library import check, optional_library
 
 Array = npt.NDArray[Any]
 Int32 = npt.NDArray[np.int32]
@@ -24,13 +24,13 @@ Float32 = npt.NDArray[np.float32]
 
 def top(values: Float32) -> tuple[Int32, Float32]:
     """Column (M,) of the largest value of each row (M, C), the first of equals; and that value."""
-    library = loaded_library()
+    library = optional_library()
     if library is None or values.strides[1] != values.itemsize:
-        return _plain_top(values)
+        return _numpy_top(values)
     winner, most = np.empty(len(values), np.int32), np.empty(len(values), np.float32)
     step = max(values.strides[0] // values.itemsize, values.shape[1])
-    library.check(
-        library.load().pcseg_row_top(
+    check(
+        library.pcseg_row_top(
             values.ctypes.data, *values.shape, step, winner.ctypes.data, most.ctypes.data
         )
     )
@@ -38,21 +38,21 @@ def top(values: Float32) -> tuple[Int32, Float32]:
 
 
 def means(values: Float32, used: Array, group: Int32, groups: int) -> Float32:
-    """(G, C) mean, for each group, of those rows of values (N, C) that are used.
+    """(G, C) mean of the used rows of each group.
 
     Args:
-        values: C-contiguous.
-        used: (K,) int64 positions of the rows, ascending.
-        group: (K,) group of each.
-        groups: number G of groups; one without rows has a mean of 0.
+        values: (N, C) C-contiguous.
+        used: (K,) int64 positions of the used rows, ascending.
+        group: (K,) group of each used row.
+        groups: number G of groups; the mean of a group without rows is 0.
     """
-    library = loaded_library()
+    library = optional_library()
     if library is None or not values.flags.c_contiguous:
-        return _plain_means(values, used, group, groups)
+        return _numpy_means(values, used, group, groups)
     used, group = np.ascontiguousarray(used, np.int64), np.ascontiguousarray(group, np.int32)
     found = np.empty((groups, values.shape[1]), np.float32)
-    library.check(
-        library.load().pcseg_row_means(
+    check(
+        library.pcseg_row_means(
             values.ctypes.data,
             *values.shape,
             used.ctypes.data,
@@ -66,31 +66,32 @@ def means(values: Float32, used: Array, group: Int32, groups: int) -> Float32:
 
 
 def accumulate(
-    store: Float32, at: Array, fade: Float32, look: Float32, share: float
+    store: Float32, at: Array, fade: Float32, observed: Float32, share: float
 ) -> tuple[Int32, Float32]:
-    """Add looks to rows of a store, which are faded before.
+    """Multiply rows of a store by a factor, then add an observation to each.
 
     Args:
-        store: (R, C + 2) sums; number of looks; column of the largest sum. C-contiguous, changed.
-        at: (M,) int64 distinct rows.
-        fade: (M,) factors of what the rows were.
-        look: (M, C); may be overwritten.
-        share: of each look beyond the first that counts in what is returned.
+        store: (R, C + 2) sums; number of observations; column of the largest sum. C-contiguous,
+            changed in place.
+        at: (M,) int64 distinct rows of the store.
+        fade: (M,) factors.
+        observed: (M, C); may be overwritten.
+        share: weight in 0..1 of each observation after the first in the returned distances.
 
     Returns:
-        Column (M,) of the largest sum, and (M, C) how far each sum is below it, divided by the
-        number n of looks and times 1 + share (n - 1).
+        Column (M,) of the largest sum, and (M, C) distance of each sum from the largest one,
+        divided by the number n of observations and multiplied by 1 + share (n - 1).
 
     Raises:
-        InputError: rows that do not exist.
+        InputError: rows out of range.
     """
-    library = loaded_library()
+    library = optional_library()
     if library is None:
-        return _plain_accumulate(store, at, fade, look, share)
+        return _numpy_accumulate(store, at, fade, observed, share)
     at, fade = np.ascontiguousarray(at, np.int64), np.ascontiguousarray(fade, np.float32)
-    below, winner = np.ascontiguousarray(look, np.float32), np.empty(len(at), np.int32)
-    library.check(
-        library.load().pcseg_row_accumulate(
+    below, winner = np.ascontiguousarray(observed, np.float32), np.empty(len(at), np.int32)
+    check(
+        library.pcseg_row_accumulate(
             store.ctypes.data,
             len(store),
             below.shape[1],
@@ -105,14 +106,7 @@ def accumulate(
     return winner, below
 
 
-def loaded_library() -> Any | None:
-    """The module that calls the native library, if it is imported and the library was built."""
-    module = sys.modules.get("pcseg_core.sparse.native.library")
-    load = getattr(module, "load", None)  # absent while another thread imports it
-    return None if load is None or isinstance(load(), str) else module
-
-
-def _plain_top(values: Float32) -> tuple[Int32, Float32]:
+def _numpy_top(values: Float32) -> tuple[Int32, Float32]:
     winner, most = np.zeros(len(values), np.int32), values[:, 0].copy()
     for k in range(1, values.shape[1]):
         np.copyto(winner, k, where=values[:, k] > most)
@@ -120,7 +114,7 @@ def _plain_top(values: Float32) -> tuple[Int32, Float32]:
     return winner, most
 
 
-def _plain_means(values: Float32, used: Array, group: Int32, groups: int) -> Float32:
+def _numpy_means(values: Float32, used: Array, group: Int32, groups: int) -> Float32:
     n = len(values)
     starts = np.zeros(n + 1, np.int32)
     starts[used + 1] = 1
@@ -128,21 +122,22 @@ def _plain_means(values: Float32, used: Array, group: Int32, groups: int) -> Flo
     sums: Float32 = (
         csc_matrix((np.ones(len(used), np.float32), group, starts), (groups, n)) @ values
     )
-    sums /= np.bincount(group, minlength=groups).clip(1).astype(np.float32)[:, None]
+    sizes = np.bincount(group, minlength=groups).clip(1).astype(np.float32)
+    sums *= np.reciprocal(sizes)[:, None]
     return sums
 
 
-def _plain_accumulate(
-    store: Float32, at: Array, fade: Float32, look: Float32, share: float
+def _numpy_accumulate(
+    store: Float32, at: Array, fade: Float32, observed: Float32, share: float
 ) -> tuple[Int32, Float32]:
     if len(at) and not 0 <= at.min() <= at.max() < len(store):
         raise InputError(f"rows {at.min()} to {at.max()} of a store of {len(store)}")
     state = store.take(at, axis=0)
     state *= fade[:, None]
     sums, number = state[:, :-2], state[:, -2]
-    sums += look
+    sums += observed
     number += 1
-    winner, most = _plain_top(sums)
+    winner, most = _numpy_top(sums)
     state[:, -1] = winner
     store[at] = state
     worth = (1 + np.float32(share) * (number - 1)) / number

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of what is handed to the native library: it walks raw memory."""
+"""Checks of the arguments of the native library, which reads raw memory."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pcseg_core.errors import InputError
 
 
 def require(holds: bool, what: str) -> None:
-    """Raise an InputError that says `what` is wrong."""
+    """Raise an InputError with the text `what` unless the condition holds."""
     if not holds:
         raise InputError(f"native library: {what}")
 
 
 def require_matrix(tensor: Tensor, name: str, dtypes: tuple[torch.dtype, ...]) -> None:
-    """Memory that C++ may walk: on the CPU, rows of contiguous elements that do not overlap."""
+    """A CPU matrix of one of the dtypes; its rows are contiguous and do not overlap."""
     require(
         tensor.device.type == "cpu"
         and tensor.dtype in dtypes

@@ -1,137 +1,44 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calls into the native library through ctypes, on contiguous CPU tensors.
+"""Call the native library on CPU tensors.
 
-Arguments are checked here and again in C++. ctypes releases the interpreter lock during a call.
+Arguments are checked here and again in C++.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
-import os
-from ctypes import POINTER, byref, c_char_p, c_float, c_int32, c_int64, c_void_p
+from ctypes import byref, c_int64, c_void_p
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from pcseg_core.errors import InputError
-from pcseg_core.sparse.native.checks import (
+from pcseg_core.native import library as native
+from pcseg_core.native.checks import (
     require,
     require_keys,
     require_matrix,
     require_table,
     require_vector,
 )
+from pcseg_core.native.library import ConvArgs, GradArgs, best_isa, check
 
-REBUILD = "run: python -m pcseg_core.sparse.native.build"
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}
-_STATUS = {1: "the native library refused its arguments", 2: "out of memory in the native library"}
-
-
-class ConvArgs(ctypes.Structure):
-    """Mirror of ConvArgs in native.h."""
-
-    _fields_ = (
-        ("x", c_void_p),
-        ("table", c_void_p),
-        ("weight", c_void_p),
-        ("bias", c_void_p),
-        ("residual", c_void_p),
-        ("out", c_void_p),
-        ("n_in", c_int64),
-        ("n_out", c_int64),
-        ("ldx", c_int64),
-        ("ldres", c_int64),
-        ("ldout", c_int64),
-        ("offsets", c_int32),
-        ("cin", c_int32),
-        ("cout", c_int32),
-        ("dtype", c_int32),
-        ("out_dtype", c_int32),
-        ("relu", c_int32),
-    )
-
-
-class GradArgs(ctypes.Structure):
-    """Mirror of GradArgs in native.h."""
-
-    _fields_ = (
-        ("x", c_void_p),
-        ("dy", c_void_p),
-        ("table", c_void_p),
-        ("grad", c_void_p),
-        ("n_in", c_int64),
-        ("n_out", c_int64),
-        ("offsets", c_int32),
-        ("cin", c_int32),
-        ("cout", c_int32),
-    )
-
-
-class VoxelTable(ctypes.Structure):
-    """Mirror of VoxelTable in native.h."""
-
-    _fields_ = (("slots", c_void_p), ("rows", c_void_p), ("bits", c_int32), ("columns", c_int32))
-
-
-_SIGNATURES = {
-    "pcseg_isa_name": (c_char_p, [c_int32]),
-    "pcseg_has_bfloat16": (c_int32, [c_int32]),
-    "pcseg_packed_bytes": (c_int64, [c_int32] * 5),
-    "pcseg_pack": (c_int32, [c_int32, c_void_p, c_void_p, *[c_int32] * 6, c_void_p, c_int32]),
-    "pcseg_conv": (c_int32, [c_int32, POINTER(ConvArgs), c_int32]),
-    "pcseg_grad_weight": (c_int32, [c_int32, POINTER(GradArgs), c_int32]),
-    "pcseg_coarsen": (c_int32, [c_void_p, c_int64, c_void_p, POINTER(c_int64), c_int32]),
-    "pcseg_build_table": (
-        c_int32,
-        [c_void_p, c_int64, c_void_p, c_int64, c_int32, c_int32, c_void_p, c_int32],
-    ),
-    "pcseg_invert_table": (c_int32, [c_void_p, c_int32, c_int64, c_int64, c_void_p, c_int32]),
-    "pcseg_row_top": (c_int32, [c_void_p, c_int64, c_int32, c_int64, c_void_p, c_void_p]),
-    "pcseg_row_means": (
-        c_int32,
-        [c_void_p, c_int64, c_int32, c_void_p, c_void_p, c_int64, c_int64, c_void_p],
-    ),
-    "pcseg_row_accumulate": (
-        c_int32,
-        [c_void_p, c_int64, c_int32, *[c_void_p] * 3, c_int64, c_float, c_void_p],
-    ),
-    "pcseg_voxel_locate": (
-        c_int32,
-        [POINTER(VoxelTable), c_void_p, c_int64, c_float, *[c_void_p] * 3, POINTER(c_int64)],
-    ),
-    "pcseg_use_openmp": (None, [c_void_p]),
-}
 
 
 @functools.cache
-def load() -> ctypes.CDLL | str:
-    """The library, or one line that says why there is none."""
-    from pcseg_core.sparse.native import build  # here, so that it can also run as a program
-
-    path = Path(os.environ.get("PCSEG_NATIVE_LIBRARY", build.SOURCES / build.LIBRARY))
-    if not path.exists():
-        return f"the native library was not built (a C++ compiler is needed); {REBUILD}"
-    try:
-        library = ctypes.CDLL(str(path))
-        library.pcseg_source_hash.restype = c_char_p
-        built_from = library.pcseg_source_hash().decode()
-        for name, (result, arguments) in _SIGNATURES.items():
-            function = getattr(library, name)
-            function.restype, function.argtypes = result, arguments
-    except (OSError, AttributeError) as error:
-        return f"{path.name} cannot be used ({error}); {REBUILD}"
-    if (build.SOURCES / "api.cpp").exists() and built_from != build.source_hash():
-        return f"{path.name} was built from other sources; {REBUILD}"
+def _library() -> ctypes.CDLL:
+    """The library, its threads taken from torch's OpenMP pool."""
+    library = native.library()
     library.pcseg_use_openmp(_torch_openmp())
     return library
 
 
 def _torch_openmp() -> int | None:
-    """Address of GOMP_parallel in the OpenMP library that torch runs on, if it can be found.
+    """Address of GOMP_parallel in the OpenMP library that torch runs on; None if not found.
 
-    Work that runs on torch's own threads neither competes with them nor waits behind them.
+    With two pools, the threads of one would compete with those of the other.
     """
     try:
         maps = Path("/proc/self/maps").read_text(encoding="utf-8")
@@ -144,54 +51,6 @@ def _torch_openmp() -> int | None:
     except (OSError, AttributeError):
         pass
     return None
-
-
-def library() -> ctypes.CDLL:
-    """The library.
-
-    Raises:
-        InputError: it is not there (the message says why and how to build it).
-    """
-    loaded = load()
-    if isinstance(loaded, str):
-        raise InputError(loaded)
-    return loaded
-
-
-@functools.cache
-def isa_names() -> tuple[str, ...]:
-    """Instruction sets this CPU can run, slowest first, as the library numbers them."""
-    names: list[str] = []
-    while (name := library().pcseg_isa_name(len(names))) is not None:
-        names.append(name.decode())
-    return tuple(names)
-
-
-@functools.cache
-def best_isa() -> int:
-    """Number of the fastest instruction set, or of the one that PCSEG_ISA names."""
-    names = isa_names()
-    wanted = os.environ.get("PCSEG_ISA")
-    if wanted is None:
-        return len(names) - 1
-    if wanted not in names:
-        raise InputError(f"PCSEG_ISA={wanted}: this machine runs {', '.join(names)}")
-    return names.index(wanted)
-
-
-def has_bfloat16(isa: int | None = None) -> bool:
-    """Whether bfloat16 products are done by the CPU itself."""
-    return bool(library().pcseg_has_bfloat16(best_isa() if isa is None else isa))
-
-
-def check(status: int) -> None:
-    """Raise what a status of the library means.
-
-    Raises:
-        InputError: anything but 0.
-    """
-    if status:
-        raise InputError(_STATUS.get(status, f"native library: status {status}"))
 
 
 def _row_step(tensor: Tensor) -> int:
@@ -210,7 +69,7 @@ def coarsen(keys: Tensor) -> Tensor:
     out = torch.empty_like(keys)
     count = c_int64()
     threads = torch.get_num_threads()
-    check(library().pcseg_coarsen(_pointer(keys), len(keys), _pointer(out), byref(count), threads))
+    check(_library().pcseg_coarsen(_pointer(keys), len(keys), _pointer(out), byref(count), threads))
     return out[: count.value].clone()
 
 
@@ -221,7 +80,7 @@ def build_table(keys_in: Tensor, keys_out: Tensor, kernel_size: int, stride: int
     require(kernel_size in range(1, 6), f"kernel size {kernel_size} is not within 1 to 5")
     keys_in, keys_out = keys_in.contiguous(), keys_out.contiguous()
     table = torch.empty((kernel_size**3, len(keys_out)), dtype=torch.int32)
-    status = library().pcseg_build_table(
+    status = _library().pcseg_build_table(
         _pointer(keys_in),
         len(keys_in),
         _pointer(keys_out),
@@ -240,7 +99,7 @@ def invert_table(table: Tensor, n_in: int) -> Tensor:
     require_table(table)
     require(n_in >= 0, f"{n_in} input rows")
     inverse = torch.empty((len(table), n_in), dtype=torch.int32)
-    status = library().pcseg_invert_table(
+    status = _library().pcseg_invert_table(
         _pointer(table), *table.shape, n_in, _pointer(inverse), torch.get_num_threads()
     )
     check(status)
@@ -277,10 +136,10 @@ def pack(
         cin, cout = cout, cin
     require_vector(scale, "the scale", cout)
     code = DTYPES[dtype]
-    size = library().pcseg_packed_bytes(isa, offsets, cin, cout, code)
+    size = _library().pcseg_packed_bytes(isa, offsets, cin, cout, code)
     packed = torch.empty(max(size, 1), dtype=torch.uint8)
     threads = torch.get_num_threads()
-    status = library().pcseg_pack(
+    status = _library().pcseg_pack(
         isa,
         _pointer(weight),
         _pointer(scale),
@@ -345,7 +204,7 @@ def conv(
         DTYPES[out.dtype],
         relu,
     )
-    check(library().pcseg_conv(isa, byref(args), torch.get_num_threads()))
+    check(_library().pcseg_conv(isa, byref(args), torch.get_num_threads()))
     return out
 
 
@@ -371,7 +230,7 @@ def _require_conv(
         require_matrix(residual, "the residual", (x.dtype,))
         require(residual.shape == out.shape, "residual and output differ in shape")
     require_vector(bias, "the bias", out.shape[1])
-    size = library().pcseg_packed_bytes(isa, offsets, cin, out.shape[1], DTYPES[x.dtype])
+    size = _library().pcseg_packed_bytes(isa, offsets, cin, out.shape[1], DTYPES[x.dtype])
     fits = packed.dtype == torch.uint8 and packed.is_contiguous() and packed.numel() == size
     require(
         size > 0 and fits,
@@ -406,5 +265,5 @@ def grad_weight(
         x.shape[1],
         dy.shape[1],
     )
-    check(library().pcseg_grad_weight(isa, byref(args), torch.get_num_threads()))
+    check(_library().pcseg_grad_weight(isa, byref(args), torch.get_num_threads()))
     return grad

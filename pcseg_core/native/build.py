@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compile the native library: ``python -m pcseg_core.sparse.native.build``.
+"""Compile the native library: ``python -m pcseg_core.native.build``.
 
 Only the standard library is used, so that setup.py can run this file by its path before anything
 is installed::
 
-    native = runpy.run_path("pcseg_core/sparse/native/build.py")
+    native = runpy.run_path("pcseg_core/native/build.py")
     setup(**native["setup_arguments"]())
 
 The library has a plain C interface: one build serves every version of Python and torch.
@@ -127,7 +127,7 @@ def setup_arguments() -> dict[str, Any]:
         def run(self) -> None:
             super().run()
             editable = getattr(self, "editable_mode", False)
-            place = "pcseg_core/sparse/native"
+            place = "pcseg_core/native"
             try:
                 build(SOURCES if editable else Path(self.build_lib) / place)
             except (BuildError, OSError) as error:

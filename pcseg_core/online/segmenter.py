@@ -34,7 +34,7 @@ from pcseg_core.online.prototypes import PrototypeHead, Prototypes
 from pcseg_core.sparse import SparseTensor
 from pcseg_core.sparse.backends import resolve
 
-Precision = Literal["auto", "fp32", "bf16"]
+Precision = Literal["auto", "fp32", "fp16", "bf16"]
 
 _FUSED_WORDS = 128  # with more, the logits of a sweep are better held in pieces
 
@@ -119,10 +119,11 @@ class Segmenter:
         Args:
             path: checkpoint file, run directory, or "bundled".
             device: "auto", "cpu", "cuda" or "cuda:N".
-            precision: arithmetic of the native backend: "fp32", "bf16", or "auto" for bfloat16
-                where the CPU has instructions for it (avx512_bf16), else float32.
-            backend: implementation of the sparse convolutions: "torch", "native", "torchsparse",
-                or "auto" for the fastest one available on the device.
+            precision: arithmetic of the native and triton backends: "fp32", "bf16", on a GPU
+                "fp16", or "auto": float16 on a GPU, bfloat16 where the CPU has instructions for
+                it (avx512_bf16), else float32.
+            backend: implementation of the sparse convolutions: "torch", "native", "triton",
+                "torchsparse", or "auto" for the fastest one available on the device.
 
         Raises:
             InputError: no checkpoint, a damaged one, no such device, or an unavailable backend.
@@ -170,7 +171,7 @@ class Segmenter:
         return space
 
     def _answering(self, classify: PromptHead) -> Callable[[SparseTensor], Tensor]:
-        """The network with the words as its last layer, fused where it is native."""
+        """The network with the words as its last layer, fused where the network is."""
         network = self._network
         if isinstance(network, CompiledMinkUNet) and classify.rows <= _FUSED_WORDS:
             product = network.with_head(classify.matrix, classify.offset)
@@ -271,7 +272,9 @@ class Segmenter:
 def prepare_network(
     network: MinkUNet, backend: str, precision: Precision
 ) -> MinkUNet | CompiledMinkUNet:
-    """The fused network for the native backend, the module itself for the others."""
+    """The fused network for the native and triton backends, the module itself for the others."""
+    if backend == "triton":
+        return compile_inference(network, "fp16" if precision == "auto" else precision, backend)
     if backend != "native":
         return network
     if precision == "auto":

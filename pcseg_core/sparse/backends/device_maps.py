@@ -28,7 +28,7 @@ def build_table(keys_in: Tensor, keys_out: Tensor, kernel_size: int, stride: int
     step = max(1, _MAX_SEARCHED // len(base))
     for start in range(0, len(shifts), step):
         wanted = base + shifts[start : start + step, None]
-        row = torch.searchsorted(keys_in, wanted, out_int32=True).clamp_(max=len(keys_in) - 1)
+        row = torch.searchsorted(keys_in, wanted).clamp_(max=len(keys_in) - 1)
         table[start : start + step] = torch.where(keys_in[row] == wanted, row, -1)
     return table
 

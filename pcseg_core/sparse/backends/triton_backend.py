@@ -255,7 +255,7 @@ def sorted_table(kernel_map: KernelMap) -> tuple[Tensor, Tensor]:
         table = kernel_map.table
         order = torch.arange(kernel_map.n_out, dtype=torch.int32, device=table.device)
         if kernel_map.n_out >= _MIN_SORTED and 1 < len(table) <= _SORT_BITS:
-            bits = order.new_ones(len(table)).cumsum(0, dtype=torch.int32) - 1
+            bits = torch.arange(len(table), dtype=torch.int32, device=table.device)
             present = (table >= 0).to(torch.int32) << bits[:, None]
             places = torch.sort(present.sum(0, dtype=torch.int32), stable=True).indices
             table, order = table.index_select(1, places), places.to(torch.int32)

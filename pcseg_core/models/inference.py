@@ -24,7 +24,10 @@ from pcseg_core.sparse.maps import KernelMap, KernelMapCache
 
 Precision = Literal["fp32", "fp16", "bf16"]
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-_LAYERS = {"native": NativeLayer, "triton": TritonLayer}
+_LAYERS: dict[str, Callable[[Tensor, Tensor, torch.dtype, Tensor | None], Layer]] = {
+    "native": NativeLayer.of,
+    "triton": TritonLayer.of,
+}
 
 
 def fold(conv: SparseConv3d, norm: BatchNorm, make: MakeLayer) -> Layer:
@@ -159,7 +162,7 @@ class CompiledMinkUNet:
         Returns:
             A function from voxels to (M, K) float32.
         """
-        layer = self._make(weight[None], bias, None)
+        layer = self._make(weight[None].to(self.device), bias.to(self.device), None)
 
         def run(x: SparseTensor) -> Tensor:
             with self._lock:
@@ -268,7 +271,7 @@ def compile_inference(
     dtype, layer = _DTYPES[precision], _LAYERS[backend]
 
     def make(weight: Tensor, bias: Tensor, scale: Tensor | None) -> Layer:
-        return layer.of(weight, bias, dtype, scale)
+        return layer(weight, bias, dtype, scale)
 
     with torch.no_grad():
         return CompiledMinkUNet(model, precision, make)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sparse convolution engines side by side on one sweep.
+"""Compare sparse convolution engines on one sweep.
 
     python -m benchmarks.engine --sweep FILE --voxel 0.05 --json OUT
 
-Engines take turns within each round, so that their ratios hold on a machine whose speed drifts.
-Voxelization is outside, kernel maps are inside every network time.
+Engines take turns within each round, so their ratios hold if the speed of the machine drifts. Times
+of networks include kernel maps, not voxelization.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def _difference(given: Tensor, reference: Tensor) -> Row:
 
 
 def _row(kind: str, what: str, width: float, name: str, ms: float, all_ms: dict[str, float]) -> Row:
-    """Names, time, and how many times faster than spconv and than the torch backend."""
+    """Names, time, and speed relative to spconv and the torch backend."""
     engine, precision, *count = name.split()
     row: Row = {"kind": kind, "network": what, "width": width, "engine": engine}
     row |= {"precision": precision, "median_ms": ms}
@@ -111,7 +111,7 @@ def map_rows(grid: cases.Grid, rounds: int) -> list[Row]:
 
 
 def layer_rows(grid: cases.Grid, width: float, with_spconv: bool, rounds: int) -> list[Row]:
-    """A 3x3x3 convolution per level, of the decoder's width there."""
+    """A 3x3x3 convolution per level, with the width of the decoder."""
     cache, rows = grid.tensor().cache, []
     widths = [scaled(planes, width) for planes in (*reversed(PLANES[4:]), PLANES[3])]
     for level, channels in enumerate(widths):
@@ -146,7 +146,7 @@ def scaling_rows(points: Tensor, voxel: float, width: float, rounds: int) -> lis
 
 
 def _of_size(points: Tensor, voxel: float, target: int, whole: int) -> cases.Grid:
-    """About `target` voxels: a sector of the sweep, or a batch of turned copies."""
+    """About `target` voxels: a sector of the sweep, or a batch of rotated copies."""
     if target >= whole:
         return cases.repeated(points, voxel, round(target / whole))
     azimuth = torch.atan2(points[:, 1], points[:, 0])
@@ -155,7 +155,7 @@ def _of_size(points: Tensor, voxel: float, target: int, whole: int) -> cases.Gri
 
 
 def run(arguments: argparse.Namespace) -> list[Row]:
-    """All rows that the arguments ask for."""
+    """All requested rows."""
     points = torch.from_numpy(load_sweep(arguments.sweep))
     grid = cases.grid_of(points, arguments.voxel)
     print(f"{len(points)} points, {len(grid.coords)} voxels at {arguments.voxel} m", flush=True)
@@ -201,14 +201,14 @@ def parse(given: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.engine", description=__doc__)
     parser.add_argument("--sweep", required=True, help="KITTI or nuScenes .bin, PCD or npz")
     parser.add_argument("--voxel", type=float, default=0.05, help="edge of a voxel [m]")
-    parser.add_argument("--json", type=Path, help="write the rows here")
-    parser.add_argument("--picture", type=Path, help="write a bar chart here (PNG or SVG)")
+    parser.add_argument("--json", type=Path, help="write the rows to this file")
+    parser.add_argument("--picture", type=Path, help="write a bar chart to this file (PNG or SVG)")
     parser.add_argument("--networks", default="18:0.5,34:1.0", help="depth:width, comma-separated")
-    parser.add_argument("--rounds", type=int, default=5, help="times are medians of this many")
+    parser.add_argument("--rounds", type=int, default=5, help="number of rounds; times are medians")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--scaling", action="store_true", help="10 thousand to a million voxels")
-    parser.add_argument("--no-spconv", action="store_true", help="leave the peer out")
-    parser.add_argument("--no-rss", action="store_true", help="leave peak memory out")
+    parser.add_argument("--no-spconv", action="store_true", help="skip spconv")
+    parser.add_argument("--no-rss", action="store_true", help="skip peak memory")
     return parser.parse_args(given)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the engine benchmark runs: networks, layers, kernel maps and training steps."""
+"""Cases of the engine benchmark: networks, layers, kernel maps and training steps."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ class Grid:
 
 
 def grid_of(points: Tensor, voxel: float, batch: Tensor | None = None) -> Grid:
-    """Voxelize points (N, 4) at an edge in m."""
+    """Voxelize points (N, 4) with an edge [m]."""
     voxels = voxelize(points[:, :3], voxel, batch)
     scale = torch.tensor([30.0, 30.0, 2.0, 0.3])
     return Grid(voxels.coords, mean_features(points / scale, voxels))
 
 
 def network(depth: int, width: float, grid: Grid) -> MinkUNet:
-    """A network with random weights whose batch norms fit the grid, so that values stay tame."""
+    """A network with random weights and batch norms fitted to the grid."""
     torch.manual_seed(0)
     net = MinkUNet(grid.feats.shape[1], CLASSES, depth, width).train()
     norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm1d)]
@@ -91,7 +91,7 @@ def torch_engine(net: MinkUNet) -> Forward:
 
 
 def spconv_engine(net: MinkUNet, count: int) -> Forward:
-    """The network in spconv, on this many threads."""
+    """The network in spconv with a number of threads."""
     from benchmarks.spconv_peer import SpconvUNet
 
     peer = SpconvUNet(net)
@@ -160,14 +160,14 @@ def _spconv_layer(conv: SparseConv3d, x: SparseTensor) -> Callable[[], object]:
 
     @torch.no_grad()
     def run() -> object:
-        with threads(1):  # with more it gives wrong results
+        with threads(1):  # more threads give wrong results
             return layer(sparse)
 
     return run
 
 
 def repeated(points: Tensor, voxel: float, copies: int) -> Grid:
-    """A batch of the sweep, each copy turned about the vertical by its share of a circle."""
+    """A batch of copies of the sweep, evenly rotated about the vertical."""
     turned = []
     for index in range(copies):
         angle = torch.tensor(2 * torch.pi * index / copies)

@@ -45,7 +45,7 @@ def tables(rows: list[Row]) -> str:
 
 
 def picture(rows: list[Row], path: Path) -> None:
-    """Bars per network and engine; time over voxels where the rows are of a scaling run."""
+    """Bars per network and engine, or time over voxels for a scaling run."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Peak memory of one engine, in a process of its own."""
+"""Peak memory of one engine in a child process."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def peak_rss_mb(
 
     Args:
         engine: "native fp32", "native bf16", "torch fp32" or "spconv fp32".
-        copies: how often the sweep is taken, rotated, as a batch.
+        copies: number of rotated copies of the sweep in the batch.
 
     Raises:
-        PcsegError: the process failed; the message ends with what it said.
+        PcsegError: the process failed; the message ends with its output.
     """
     command = [sys.executable, "-m", "benchmarks.engine_rss", sweep, str(voxel), engine]
     command += [str(depth), str(width), str(copies), str(torch.get_num_threads())]
@@ -73,7 +73,7 @@ def main() -> None:
 
 
 def _peak_mb() -> float:
-    """Not getrusage: its maximum is inherited from the process that started this one."""
+    """Peak memory of this process; `getrusage` would include the parent's."""
     status = Path("/proc/self/status").read_text(encoding="ascii")
     return next(int(line.split()[1]) for line in status.splitlines() if "VmHWM" in line) / 1024
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Timing that survives a busy machine: engines take turns, medians are compared within one run."""
+"""Timing on busy machines: actions take turns, medians are compared within one run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """Let torch use this many threads within a block."""
+    """Set the number of torch threads within a block."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -43,10 +43,10 @@ def interleaved(
 
 
 class DensePeak:
-    """How fast this machine multiplies dense matrices, measured among the engines.
+    """Speed of dense matrix products on this machine, measured between the engines.
 
-    fp32 is the faster of torch's matrix product at its default precision and at "medium", where
-    "medium" counts only if its result is as exact as float32 (it may use bfloat16 elsewhere).
+    fp32 is the faster of torch's matrix products at the default precision and at "medium"; "medium"
+    counts only if its result is as exact as float32 (on some CPUs it uses bfloat16).
     """
 
     SIZE = 2048
@@ -85,7 +85,7 @@ class DensePeak:
 
 @contextmanager
 def matmul_precision(mode: str) -> Iterator[None]:
-    """torch's float32 matrix products at this precision within a block."""
+    """Set the precision of float32 matrix products of torch within a block."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(mode)
     try:

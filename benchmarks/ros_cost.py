@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ROS adds to a sweep: message in to core, core to message out.
+"""Time that ROS adds to a sweep: from message to arrays, and from labels to message.
 
     python -m benchmarks.ros_cost --points 125000 --json OUT
 
 Stages: `deserialize` (bytes from DDS to a message), `read` (message to arrays), `encode` (labels
-and confidence to a message) and `publish` (message to DDS, with a subscriber in this process). Wall
-time is what a busy machine makes of it; CPU time of the thread is what the work costs.
+and confidence to a message) and `publish` (message to DDS, with a subscriber in this process).
+Judge by the CPU time of the thread; the wall time depends on the load of the machine.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import numpy as np
 from benchmarks.sweeps import load_sweep
 from pcseg_core.cloud import encode_cloud
 from pcseg_core.files import write_atomic
-from pcseg_ros.memory import keep_freed_memory
+from pcseg_ros.process import keep_freed_memory
 
 LIMIT_MS = 5.0
 
@@ -56,7 +56,7 @@ class Clock:
         self.cpu: dict[str, list[float]] = {}
 
     def time(self, stage: str, work: Callable[[], Any]) -> Any:
-        """Do it and note how long it took."""
+        """Run a stage and record its times."""
         wall, cpu = time.perf_counter(), time.thread_time()
         result = work()
         self.cpu.setdefault(stage, []).append(1e3 * (time.thread_time() - cpu))
@@ -64,7 +64,7 @@ class Clock:
         return result
 
     def table(self) -> dict[str, dict[str, float]]:
-        """Medians by stage, and of the sums of all stages."""
+        """Medians of each stage, and of the sum of all stages."""
         result: dict[str, dict[str, float]] = {}
         for kind, times in (("wall_ms", self.wall), ("cpu_ms", self.cpu)):
             totals = [sum(run) for run in zip(*times.values())]
@@ -74,7 +74,7 @@ class Clock:
 
 
 def measure(points: np.ndarray, rounds: int) -> dict[str, dict[str, float]]:
-    """Medians of all stages; the first rounds do not count."""
+    """Medians of all stages, without the first rounds."""
     import rclpy
     from rclpy.serialization import deserialize_message, serialize_message
     from sensor_msgs.msg import PointCloud2
@@ -105,7 +105,7 @@ def measure(points: np.ndarray, rounds: int) -> dict[str, dict[str, float]]:
 
 
 def main() -> int:
-    """Measure, print, write; 1 if the median is over the limit in CPU time."""
+    """Measure, print, write; 1 if the median CPU time exceeds the limit."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sweep", type=Path, help="(N, 4) sweep; random points without")
     parser.add_argument("--points", type=int, default=125_000)

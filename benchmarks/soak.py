@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The real node under a bag in a loop for a long time: memory, threads, files, latency.
+"""Memory, threads, files and latency of the node while it processes a bag in a loop.
 
     python -m benchmarks.soak BAG --minutes 30 --json OUT [--parameter temporal.enabled:=true ...]
 
-Node and player are processes of their own and talk over DDS. The first minutes (--warm-up) do not
-count: libraries allocate and buffers fill. Growth is the median of the last tenth of the samples
-less that of the tenth after the warm-up, so that single sweeps in work do not matter.
+Node and player are subprocesses that communicate over DDS. The warm-up (--warm-up) does not count:
+libraries allocate, and the heap grows until it holds the buffers of all sweeps. Growth is the
+median of the last tenth of the samples minus that of the first tenth after the warm-up, so that
+single sweeps do not matter.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ import numpy as np
 from pcseg_core.data.bag import BagRecording
 from pcseg_core.errors import PcsegError
 from pcseg_core.files import write_atomic
-from pcseg_ros.children import quiet_domain, run_module
+from pcseg_ros.subprocesses import applied, local_domain, run_module
 
 NODE = "pcseg_ros"
 _START_S = 180.0
@@ -45,9 +46,14 @@ def process_state(pid: int) -> dict[str, float]:
 
 
 class Watcher:
-    """Subscribes the labeled clouds and the report of the node."""
+    """Subscribes the labeled clouds and the reports of the node.
 
-    def __init__(self, overlays: list[str]) -> None:
+    Args:
+        overlays: cameras whose overlays are subscribed too.
+        environment: with the ROS domain.
+    """
+
+    def __init__(self, overlays: list[str], environment: Mapping[str, str]) -> None:
         import rclpy
         from rclpy.executors import SingleThreadedExecutor
         from rclpy.qos import QoSProfile
@@ -55,7 +61,8 @@ class Watcher:
 
         from pcseg_ros.health import NodeHealth
 
-        rclpy.init(args=[])
+        with applied(environment):
+            rclpy.init(args=[])
         self.node = rclpy.create_node("soak", start_parameter_services=False, enable_rosout=False)
         self.sweeps = self.overlays = 0
         self.node.create_subscription(
@@ -74,7 +81,7 @@ class Watcher:
         self.overlays += 1
 
     def spin(self, until: Callable[[], bool], limit_s: float) -> bool:
-        """Spin until a condition holds, or for a time; whether it does."""
+        """Spin until a condition holds, or for a time. True if it holds."""
         end = time.monotonic() + limit_s
         while not until() and time.monotonic() < end:
             self._executor.spin_once(timeout_sec=0.1)
@@ -90,30 +97,31 @@ def soak(
     more: list[str],
     overlays: list[str],
 ) -> list[dict[str, float]]:
-    """Samples of the running node, one each `period_s`."""
+    """Samples of the running node, one every `period_s`."""
     topic = BagRecording(bag, camera_topics=[], poses="none").cloud_topic
     samples: list[dict[str, float]] = []
     logs = Path(os.environ.get("TMPDIR", "/tmp")) / f"soak-{os.getpid()}"
-    with quiet_domain() as environment:
-        watcher = Watcher(overlays)
-        given = [f"checkpoint:={checkpoint}", *more] if checkpoint else more
-        parameters = [part for text in given for part in ("-p", text)]
-        remapped = ["-r", f"points:={topic}", "-r", "__ns:=/soak", "-r", "odometry:=/odometry"]
-        command = [NODE, "--ros-args", *parameters, *remapped]
-        with run_module(command, environment, logs / "node.log") as node:
-            health = watcher.health
-            watcher.spin(lambda: health.active or bool(health.fault) or not node(), _START_S)
-            if not health.active:
-                raise PcsegError(f"the node did not become active; see {logs / 'node.log'}")
-            play = ["pcseg_ros.bag_play", str(bag), "--loop", "--rate", str(rate)]
-            with run_module([*play, "--wait-for-subscriber"], environment, logs / "player.log"):
-                begin = time.monotonic()
-                while (elapsed := time.monotonic() - begin) < 60 * minutes:
-                    watcher.spin(lambda: False, period_s)
-                    if not node():
-                        raise PcsegError(f"the node ended after {elapsed:.0f} s; see {logs}")
-                    samples.append(_sample(elapsed, node.pid, watcher))
-                    _show(samples[-1], minutes)
+    environment = local_domain()
+    watcher = Watcher(overlays, environment)
+    given = [f"checkpoint:={checkpoint}", *more] if checkpoint else more
+    parameters = [part for text in given for part in ("-p", text)]
+    remapped = ["-r", f"points:={topic}", "-r", "__ns:=/soak", "-r", "odometry:=/odometry"]
+    command = [NODE, "--ros-args", *parameters, *remapped]
+    with run_module(command, environment, logs / "node.log") as node:
+        health = watcher.health
+        failed = lambda: bool(health.fault) or node.poll() is not None  # noqa: E731
+        watcher.spin(lambda: health.active or failed(), _START_S)
+        if not health.active:
+            raise PcsegError(f"the node did not become active; see {logs / 'node.log'}")
+        play = ["pcseg_ros.bag_play", str(bag), "--loop", "--rate", str(rate)]
+        with run_module([*play, "--wait-for-subscriber"], environment, logs / "player.log"):
+            begin = time.monotonic()
+            while (elapsed := time.monotonic() - begin) < 60 * minutes:
+                watcher.spin(lambda: False, period_s)
+                if node.poll() is not None:
+                    raise PcsegError(f"the node ended after {elapsed:.0f} s; see {logs}")
+                samples.append(_sample(elapsed, node.pid, watcher))
+                _show(samples[-1], minutes)
     return samples
 
 
@@ -144,7 +152,7 @@ def _show(sample: dict[str, float], minutes: float) -> None:
 
 
 def judge(samples: list[dict[str, float]], warm_up_s: float) -> dict[str, float]:
-    """Growth from after the warm-up to the end, and the latencies then and now."""
+    """Growth from the end of the warm-up to the end of the run, and the latencies at both."""
     kept = [s for s in samples if s["time_s"] >= warm_up_s]
     if len(kept) < 10:
         raise PcsegError("too short: at least 10 samples are needed after the warm-up")
@@ -166,7 +174,7 @@ def main() -> int:
     parser.add_argument("bag", type=Path)
     parser.add_argument("--checkpoint", default="", help="run directory; the bundled one if empty")
     parser.add_argument("--minutes", type=float, default=30.0)
-    parser.add_argument("--warm-up", type=float, default=2.0, help="minutes that do not count")
+    parser.add_argument("--warm-up", type=float, default=10.0, help="minutes that do not count")
     parser.add_argument("--period", type=float, default=5.0, help="between samples, s")
     parser.add_argument("--rate", type=float, default=1.0, help="speed of the bag")
     parser.add_argument("--parameter", action="append", default=[], help="name:=value, of the node")

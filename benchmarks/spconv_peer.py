@@ -19,7 +19,7 @@ def _spconv() -> Any:
 
 
 def layer(conv: SparseConv3d, key: str) -> nn.Module:
-    """spconv's layer for one of ours. `key` names the kernel map that layers share."""
+    """The spconv layer of a convolution. Layers with the same `key` share a kernel map."""
     sp = _spconv()
     size, cin, cout = conv.kernel_size, conv.in_channels, conv.out_channels
     if conv.transposed:
@@ -34,7 +34,7 @@ def layer(conv: SparseConv3d, key: str) -> nn.Module:
 
 
 class _Pair(nn.Module):
-    """Convolution, batch norm and, unless told otherwise, a rectifier."""
+    """Convolution, batch norm and, by default, a rectifier."""
 
     def __init__(self, conv: SparseConv3d, norm: nn.Module, key: str, relu: bool = True) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class _Block(nn.Module):
 
 
 class SpconvUNet(nn.Module):
-    """A MinkUNet copied into spconv's layers, in evaluation mode."""
+    """A copy of a MinkUNet in spconv, in evaluation mode."""
 
     def __init__(self, model: MinkUNet) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ class SpconvUNet(nn.Module):
 
     @torch.no_grad()
     def forward(self, coords: Tensor, feats: Tensor) -> Tensor:
-        """Logits (M, out) of voxels (M, 4) [batch, x, y, z]; the index tables are built anew."""
+        """Logits (M, out) of voxels (M, 4) [batch, x, y, z]; builds new index tables."""
         x = tensor(coords, feats)
         x, skips = self.stem(x), []
         for stage in self.down:
@@ -108,7 +108,7 @@ class SpconvUNet(nn.Module):
 
 
 def tensor(coords: Tensor, feats: Tensor) -> Any:
-    """spconv wants coordinates from zero; a shift by the coarsest voxel keeps the cells."""
+    """spconv needs coordinates from zero; a shift by coarsest voxels keeps the cells."""
     low = coords[:, 1:].amin(0).div(16, rounding_mode="floor") * 16
     moved = torch.cat([coords[:, :1], coords[:, 1:] - low], 1).int()
     shape = (moved[:, 1:].amax(0) + 16).div(16, rounding_mode="floor") * 16

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SLIC implementations side by side: time against explained color variance.
+"""Compare SLIC implementations: time and explained color variance.
 
     python -m benchmarks.superpixels IMAGE... --json OUT
 
-Each is asked for about as many segments as the others end with, since more segments explain more.
-Implementations take turns on each image. OpenCV's need opencv-contrib-python-headless, the
-reference scikit-image; what is not installed is left out.
+All get about the same number of segments, since more segments explain more. Implementations take
+turns on each image. OpenCV needs opencv-contrib-python-headless, the reference scikit-image;
+implementations that are not installed are skipped.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Segment = Callable[[np.ndarray], np.ndarray]
 
 
 def explained_variance(image: np.ndarray, ids: np.ndarray) -> float:
-    """Share of the image's CIELAB variance that the mean colors of segments explain, 0..1.
+    """Share of the CIELAB variance explained by the mean colors of the segments, 0..1.
 
     Moore et al., Superpixel lattices, CVPR 2008.
     """
@@ -71,7 +71,7 @@ def _opencv(image: np.ndarray, segments: int, kind: str) -> np.ndarray:
 
 
 def implementations(segments: int) -> dict[str, Segment]:
-    """What is installed here; the reference makes fewer segments than it is asked for."""
+    """Installed implementations; the reference makes fewer segments than requested."""
     found: dict[str, Segment] = {"pcseg": lambda image: Slic(segments).segment(image).ids}
     if find_spec("skimage"):
         asked = round(1.6 * segments)

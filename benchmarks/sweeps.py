@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Any sweep from a file: KITTI or nuScenes .bin, PCD, npz."""
+"""Load a sweep from a file: KITTI or nuScenes .bin, PCD, npz."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _PCD_TYPES = {"F": "f", "I": "i", "U": "u"}
 
 
 def load_sweep(path: str | Path) -> np.ndarray:
-    """Points (N, 4) float32: x, y, z in m and intensity (0 where the file has none), finite.
+    """Finite points (N, 4) float32: x, y, z [m] and intensity (0 without intensity).
 
     Raises:
-        InputError: the file is missing, of another kind, damaged or without points.
+        InputError: the file is missing, unknown, damaged or without points.
     """
     path = Path(path)
     readers = {".bin": _read_bin, ".pcd": _read_pcd, ".npz": _read_npz}

@@ -24,7 +24,6 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from pcseg_core.data import Recording, Sample, open_recording, readable
-from pcseg_core.data.progress import tracked
 from pcseg_core.errors import InputError, PcsegError
 from pcseg_core.evaluation.contenders import Moment
 from pcseg_core.evaluation.evaluator import truth_of
@@ -35,8 +34,9 @@ from pcseg_core.metrics.confusion import Confusion
 from pcseg_core.metrics.flicker import Flicker, Pairing
 from pcseg_core.online.segmenter import Segmenter
 from pcseg_core.online.temporal import TemporalBuffer, TemporalBufferConfig
+from pcseg_core.progress import tracked
 from pcseg_core.simulation.recording import SimulatedDrive
-from pcseg_ros.memory import keep_freed_memory
+from pcseg_ros.process import keep_freed_memory
 
 METHODS = ("single sweep", "smoothed")
 PARTS = ("all", "standing", "moving", "wake")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Camera models of sensor_msgs/CameraInfo: between points in a camera frame and pixels.
+"""Camera models of sensor_msgs/CameraInfo: projection of points to pixels and back.
 
 Frames are optical (REP-103): z forward, x right, y down. The integer pixel coordinate (u, v) is
 the center of a pixel, so an image spans -0.5 to width - 0.5.
@@ -22,7 +22,7 @@ Float64 = npt.NDArray[np.float64]
 
 
 class CameraInfoLike(Protocol):
-    """What is read of a sensor_msgs/CameraInfo; ROS 1 messages have K, D, R, P in capitals."""
+    """Fields read from a sensor_msgs/CameraInfo; ROS 1 messages have K, D, R, P in capitals."""
 
     width: int
     height: int
@@ -33,20 +33,20 @@ class CameraInfoLike(Protocol):
 class CameraModel:
     """A pinhole or fisheye camera.
 
-    Points are given in the message's `frame_id`. As in image_geometry, `P` projects that frame
-    into the rectified image, and a raw pixel is the rectified ray turned back by `R` and distorted
-    by `D`, then mapped by `K`. For one camera that is not part of a stereo pair, `R` is the
-    identity and `P` repeats `K`.
+    Points are in the message's `frame_id`. As in image_geometry, `P` projects that frame into the
+    rectified image. A raw pixel is the rectified ray, rotated by the inverse of `R`, distorted by
+    `D` and mapped by `K`. For a camera that is not part of a stereo pair, `R` is the identity and
+    `P` repeats `K`.
 
     Attributes:
-        width, height: of the images that arrive (after region of interest and binning), pixels.
+        width, height: image size after region of interest and binning [px].
         K: (3, 3) camera matrix of those images.
         D: distortion coefficients in OpenCV's order.
         distortion_model: "none", "plumb_bob", "rational_polynomial" or "equidistant".
         R: (3, 3) rotation from the raw camera frame into the rectified one.
         P: (3, 4) projection into the rectified image, or None.
-        roi: (x, y, width, height) of the image on the full sensor; all 0: the whole.
-        binning: (x, y) pixels of the sensor that make one pixel of the image.
+        roi: (x, y, width, height) of the image on the full sensor; all 0 for the full sensor.
+        binning: (x, y) sensor pixels per image pixel.
     """
 
     width: int
@@ -72,7 +72,7 @@ class CameraModel:
                 "camera: the focal length in K is not positive, so the camera is not calibrated; "
                 "calibrate it, or give the calibration of the recording"
             )
-        create_distortion(self.distortion_model, self.D)  # raises for what it does not know
+        create_distortion(self.distortion_model, self.D)  # raises for unknown models
 
     @classmethod
     def pinhole(
@@ -89,12 +89,12 @@ class CameraModel:
 
     @classmethod
     def from_camera_info(cls, info: CameraInfoLike, rectified: bool = False) -> CameraModel:
-        """Read a CameraInfo; region of interest and binning are applied as REP-104 says.
+        """Read a CameraInfo, with region of interest and binning as in REP-104.
 
         Args:
             info: the message; `roi` and `binning_x`, `binning_y` may be absent.
-            rectified: its images are rectified (image_rect): use P and no distortion. Otherwise
-                they are raw: use K, D and R.
+            rectified: True for rectified images (image_rect): uses P without distortion. False
+                for raw images: uses K, D and R.
 
         Raises:
             InputError: the camera is not calibrated, or its distortion model is unknown.
@@ -122,9 +122,8 @@ class CameraModel:
 
         Returns:
             uv (N, 2) float64 [px], NaN where invalid, and valid (N,) bool: finite, in front of the
-            camera and within the range where the distortion is monotone, so that nothing far off
-            the axis folds back into the image. Valid pixels may lie outside the image: see
-            `contains`.
+            camera and within the monotone range of the distortion. Beyond that range points would
+            fold back into the image. Valid pixels may lie outside the image: see `contains`.
         """
         points = np.asarray(xyz_cam, dtype=np.float64).reshape(-1, 3)
         q = points if self._is_plain else points @ self.R + self._offset
@@ -144,11 +143,11 @@ class CameraModel:
 
         Args:
             uv: (N, 2) pixel coordinates, sub-pixel allowed.
-            depth: (N,) or one number: z in the camera frame, m. None gives rays.
+            depth: (N,) or one number: z in the camera frame [m]. None gives rays.
 
         Returns:
             (N, 3): unit directions in the camera frame, or points in the camera frame. NaN for
-            pixels beyond what the lens can image (see `project`).
+            pixels outside the valid range of the lens (see `project`).
         """
         pixels = np.asarray(uv, dtype=np.float64).reshape(-1, 2)
         yd = (pixels[:, 1] - self.K[1, 2]) / self.K[1, 1]
@@ -172,7 +171,7 @@ class CameraModel:
         return inside
 
     def scaled(self, width: int, height: int) -> CameraModel:
-        """The camera of the same image resized, its outer edges kept (as cv2.resize does)."""
+        """The camera of the resized image, with the same outer edges (as cv2.resize does)."""
         sx, sy = width / self.width, height / self.height
         view = np.array([[sx, 0.0, 0.5 * sx - 0.5], [0.0, sy, 0.5 * sy - 0.5], [0.0, 0.0, 1.0]])
         P = None if self.P is None else view @ self.P
@@ -184,7 +183,7 @@ class CameraModel:
 
     @cached_property
     def _offset(self) -> Float64:
-        """Translation of P, expressed in the raw camera frame, m."""
+        """Translation of P in the raw camera frame [m]."""
         if self.P is None:
             return np.zeros(3)
         offset: Float64 = self.R.T @ np.linalg.solve(self.P[:, :3], self.P[:, 3])
@@ -229,6 +228,6 @@ def _binning(info: Any) -> tuple[int, int]:
 
 
 def _view(roi: tuple[int, int, int, int], binning: tuple[int, int]) -> Float64:
-    """Matrix from pixels of the full sensor to pixels of the image (REP-104, image_geometry)."""
+    """Matrix from sensor pixels to image pixels (REP-104, image_geometry)."""
     bx, by = binning
     return np.array([[1 / bx, 0.0, -roi[0] / bx], [0.0, 1 / by, -roi[1] / by], [0.0, 0.0, 1.0]])

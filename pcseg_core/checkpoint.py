@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checkpoints: tensors in safetensors, everything else as JSON in the same file's header.
 
-Nothing in a checkpoint is ever executed, so one from a stranger can be opened safely.
+Loading a checkpoint never executes code, so checkpoints from untrusted sources are safe to load.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _TEXT = (_VECTORS, _CENTER)
 
 
 class CheckpointMeta(Section):
-    """What a checkpoint says of itself."""
+    """Metadata of a checkpoint."""
 
     format_version: Literal[1] = Field(1, description="Version of this layout")
     student: dict[str, Any] = Field(description="Configuration of the student network")
@@ -48,15 +48,15 @@ class CheckpointMeta(Section):
 
 @dataclass(frozen=True, eq=False)
 class CheckpointText:
-    """What a checkpoint knows of words, so that running it needs no text encoder.
+    """Words of a checkpoint with their vectors; inference then needs no text encoder.
 
     Attributes:
-        table: its words with their vectors.
-        classes: what the text head was trained to tell apart: name -> words that mean it; the
-            mean of their vectors, normalized, is the vector of the class.
+        table: words with their vectors.
+        classes: classes that the text head was trained on: name -> words. The vector of a class
+            is the normalized mean of the vectors of its words.
         temperature: of the cosine classifier.
-        from_classes: whether the text head learned the vectors of those classes, rather than
-            dense features of an image encoder.
+        from_classes: True if the text head regresses the vectors of these classes, False if it
+            regresses dense features of an image encoder.
     """
 
     table: TextTable
@@ -71,13 +71,13 @@ def save_checkpoint(
     meta: CheckpointMeta,
     text: CheckpointText | None = None,
 ) -> None:
-    """Write a checkpoint; the file appears whole or not at all.
+    """Write a checkpoint atomically.
 
     Args:
         path: the file.
         state: tensors of the student.
-        meta: what the checkpoint says of itself; `meta.text` comes from `text`.
-        text: the words it knows.
+        meta: metadata; `meta.text` is taken from `text`.
+        text: words with their vectors.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     if text is not None:
@@ -96,20 +96,20 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], CheckpointMeta]:
     """Read a checkpoint file, the one inside a run directory, or the bundled one ("bundled").
 
     Returns:
-        The student's tensors, and what the checkpoint says of itself.
+        The student's tensors and the metadata.
 
     Raises:
-        InputError: there is none, it is damaged, or something else than pcseg wrote it.
+        InputError: no checkpoint, a damaged file, or a file that pcseg did not write.
     """
     state, meta = _read(checkpoint_file(path))
     return {name: tensor for name, tensor in state.items() if name not in _TEXT}, meta
 
 
 def load_text(path: Path) -> CheckpointText | None:
-    """The words that a checkpoint knows; None for one without.
+    """Words of a checkpoint; None for a checkpoint without words.
 
     Raises:
-        InputError: see load_checkpoint; or its words and vectors do not fit each other.
+        InputError: see `load_checkpoint`, or words and vectors differ in number.
     """
     file = checkpoint_file(path)
     state, meta = _read(file)
@@ -140,7 +140,7 @@ def _read(file: Path) -> tuple[dict[str, Tensor], CheckpointMeta]:
 
 
 def checkpoint_file(path: Path) -> Path:
-    """The file that a user means: the file itself, its run directory, or "bundled"."""
+    """Resolve a checkpoint file, a run directory, or "bundled" to a file."""
     if bundled := bundled_file(path):
         return bundled
     path = Path(path).expanduser()
@@ -148,7 +148,7 @@ def checkpoint_file(path: Path) -> Path:
     if not file.is_file():
         unfinished = path.is_dir() and (path / "recipe.yaml").is_file()
         hint = (
-            "the run has not finished; run `pcseg distill` with the same --out to go on"
+            "the run has not finished; run `pcseg distill` with the same --out to resume it"
             if unfinished
             else f"expected a run directory of `pcseg distill`, a {FILE_NAME} or '{BUNDLED}'"
         )
@@ -166,7 +166,7 @@ def _parse_header(header: str, file: Path) -> CheckpointMeta:
 
 
 def load_strictly(module: Any, state: Mapping[str, Tensor], source: object) -> None:
-    """load_state_dict that names what does not fit.
+    """`load_state_dict` with an error that names the tensors.
 
     Raises:
         InputError: tensors are missing, unknown or of another shape.

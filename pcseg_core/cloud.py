@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Point clouds, and reading them from sensor_msgs/PointCloud2.
 
-The codec takes any object with the attributes of a PointCloud2 message, so that one function
-serves rclpy, rosbags and mcap messages alike. Writing is in `pcseg_core.cloud_writer`; its
-functions can be imported from here too.
+The codec takes any object with the attributes of a PointCloud2 message: messages of rclpy,
+rosbags and mcap alike. `pcseg_core.cloud_writer` writes clouds; its functions are exported here
+too.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ class PointCloud:
     """A sweep, in the sensor frame.
 
     Attributes:
-        xyz: (N, 3) float32, m. Points without a return keep their slot as NaN.
+        xyz: (N, 3) float32 [m]; NaN for points without a return.
         intensity: (N,) float32, 0 to 1, or None.
-        time: (N,) float64, s relative to `stamp_ns`, or None.
+        time: (N,) float64 relative to `stamp_ns` [s], or None.
         ring: (N,) uint16, index of the laser, or None.
         frame_id: name of the sensor frame.
         stamp_ns: header stamp, integer nanoseconds.
-        height, width: organization, row-major, height * width = N; 1 and N when left out.
+        height, width: organization, row-major, height * width = N; default 1 and N.
         extra: further fields by name, (N,) or (N, count).
 
     Arrays may be read-only views of a message: copy before writing into them.
@@ -127,26 +127,26 @@ def read_cloud(
     time_unit: str = "auto",
     stamp_reference: str = "auto",
 ) -> PointCloud:
-    """Read a PointCloud2 message. All points keep their slot, NaN points included.
+    """Read a PointCloud2 message. Keeps the order and number of points, including NaN points.
 
     Arrays are read-only views of the message where type and alignment allow, copies elsewhere.
 
     Args:
         msg: message with x, y and z.
-        intensity_scale: factor that brings the intensity to 0..1 (for example 1/255); None guesses
-            it from this cloud's type and largest value (see `guess_intensity_scale`), so give it
-            for a sensor whose floats exceed 1.
+        intensity_scale: factor that maps the intensity to 0..1 (for example 1/255). None guesses
+            it from the type and the largest value of this cloud (see `guess_intensity_scale`);
+            set it for sensors whose float intensities exceed 1.
         time_field: field with the time of each point; "auto" takes the first of `TIME_NAMES`,
             "none" reads no times.
         time_unit: "s", "ms", "us" or "ns"; "auto" takes s for floats and ns for integers, unless
             only another unit gives a possible epoch or a possible duration of a sweep.
-        stamp_reference: moment of the sweep that the header's stamp refers to: "start", "mid" or
-            "end" shift the times accordingly; "auto" keeps relative times as they are written, and
-            relates absolute times to the stamp.
+        stamp_reference: moment of the sweep that the header's stamp refers to. "start", "mid" and
+            "end" shift the times accordingly; "auto" keeps relative times and converts absolute
+            times to times relative to the stamp.
 
     Raises:
-        InputError: there is no x, y or z, or the layout is wrong (see `structured`), or a chosen
-            time field is missing or has no possible unit.
+        InputError: x, y or z is missing, the layout is wrong (see `structured`), or a chosen time
+            field is missing or has no possible unit.
     """
     points = structured(msg)
     names = points.dtype.names or ()
@@ -180,10 +180,10 @@ def read_cloud(
 
 
 def guess_intensity_scale(values: Array) -> float:
-    """Factor to 0..1 for intensities as drivers write them.
+    """Factor that maps the intensities of common drivers to 0..1.
 
     uint8 is divided by 255 and uint16 by 65535. Other types are 0..1, 0..255 or 0..65535,
-    whichever is the smallest that holds the largest finite value.
+    whichever is the smallest range that contains the largest finite value.
     """
     if values.dtype.kind == "u" and values.dtype.itemsize <= 2:
         return 1.0 / np.iinfo(values.dtype).max
@@ -192,7 +192,7 @@ def guess_intensity_scale(values: Array) -> float:
 
 
 def _header(msg: Any) -> tuple[int, str]:
-    """Stamp [ns] and frame of a message; 0 and "" when it has no header. ROS 1 names work too."""
+    """Stamp [ns] and frame of a message, ROS 1 or 2; 0 and "" without a header."""
     header = getattr(msg, "header", None)
     if header is None:
         return 0, ""
@@ -206,7 +206,7 @@ def _header(msg: Any) -> tuple[int, str]:
 def _native(values: Array) -> Array:
     """Flatten (height, width, ...) to (N, ...), native and aligned, as a view where possible."""
     flat = values.reshape(-1, *values.shape[2:])
-    copy = not flat.flags.aligned  # slow to compute with, and torch takes no such strides
+    copy = not flat.flags.aligned  # slow to compute with, and torch refuses such strides
     return flat.astype(flat.dtype.newbyteorder("="), copy=copy)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The memory layout of sensor_msgs/PointCloud2, read from and written to without its package."""
+"""Memory layout of sensor_msgs/PointCloud2, without its ROS package."""
 
 from __future__ import annotations
 
@@ -20,17 +20,8 @@ DATATYPES = {code: number for number, code in TYPES.items()}
 _MAX_POINT_STEP = 1 << 20  # bytes; beyond, the header is garbage
 
 
-class PointFieldLike(Protocol):
-    """One field of a PointCloud2, as in sensor_msgs/PointField."""
-
-    name: str
-    offset: int
-    datatype: int
-    count: int
-
-
 class PointCloud2Like(Protocol):
-    """What the codec needs of a PointCloud2; `header` and `is_dense` are used where present."""
+    """Attributes of a PointCloud2 that the codec reads; `header` and `is_dense` are optional."""
 
     height: int
     width: int
@@ -53,7 +44,7 @@ class Field:
 
 @dataclass
 class EncodedCloud:
-    """The parts of a PointCloud2 message but its header; `data` is (bytes,) uint8, contiguous."""
+    """A PointCloud2 message without its header; `data` is (bytes,) uint8, contiguous."""
 
     height: int
     width: int
@@ -66,11 +57,11 @@ class EncodedCloud:
 
 
 def structured(msg: PointCloud2Like) -> Array:
-    """View a message's points as a structured array, (height, width), without copying.
+    """View the points of a message as a structured array (height, width), without a copy.
 
-    The dtype has one entry per field, at its own offset and in the message's byte order; a field
-    with a count above 1 is a sub-array. Unnamed fields (padding) and repeats of a name are left
-    out. The view is read-only.
+    The dtype has one entry per field, at its offset and in the message's byte order; a field with
+    a count above 1 is a sub-array. Unnamed fields (padding) and repeated names are skipped. The
+    view is read-only.
 
     Raises:
         InputError: a datatype is unknown, a field reaches beyond point_step, rows are shorter
@@ -94,7 +85,7 @@ def structured(msg: PointCloud2Like) -> Array:
 
 
 def overlay(points: Array, code: Any, offset: int) -> Array:
-    """View one field of type `code` at `offset` in every point, whatever the fields there are."""
+    """View the bytes at `offset` of every point as one field of type `code`."""
     dtype = np.dtype(
         {"names": ["v"], "formats": [code], "offsets": [offset], "itemsize": points.dtype.itemsize}
     )

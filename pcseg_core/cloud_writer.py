@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write sensor_msgs/PointCloud2: further fields for a cloud, or a cloud from arrays."""
+"""Write sensor_msgs/PointCloud2: add fields to a cloud, or encode arrays as a cloud."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ from pcseg_core.errors import InputError
 def append_fields(
     msg: PointCloud2Like, fields: Mapping[str, npt.ArrayLike], replace: bool = True
 ) -> EncodedCloud:
-    """Give every point of a cloud further fields.
+    """Add fields to every point of a cloud.
 
-    All fields, their order and bytes, the byte order and the organization stay as they are; new
-    fields follow, each aligned to its size. Padding at the ends of rows goes. A field that exists
-    already is overwritten where it is, or follows as a new one when its type is another.
+    Existing fields, their order and bytes, the byte order and the organization stay. New fields
+    follow, each aligned to its size. Padding at the ends of rows is removed. An existing field of
+    the same name and type is overwritten in place; one of another type is replaced by a new field
+    at the end.
 
     Args:
         msg: a PointCloud2 message.
@@ -72,7 +73,7 @@ def encode_cloud(
 
     Args:
         fields: name -> values (N,), (height, width) or (N, count), in the order of the fields.
-        height, width: organization; 1 and N when left out.
+        height, width: organization; default 1 and N.
 
     Raises:
         InputError: no fields, lengths that differ, or a type that PointField lacks.
@@ -124,7 +125,7 @@ def _align(offset: int, size: int) -> int:
 
 
 def _layout(columns: Mapping[str, Array], start: int) -> tuple[list[Field], int]:
-    """Place columns after `start`; give their fields and where the last one ends."""
+    """Place columns after `start`; returns their fields and the end of the last one."""
     fields = []
     for name, column in columns.items():
         count = column.shape[1] if column.ndim == 2 else 1
@@ -136,14 +137,14 @@ def _layout(columns: Mapping[str, Array], start: int) -> tuple[list[Field], int]
 
 
 def _holds(existing: Field, column: Array) -> bool:
-    """Whether a field has the type and count to hold a column as it is."""
+    """Whether a field has the type and count of a column."""
     count = column.shape[1] if column.ndim == 2 else 1
     code = column.dtype.kind + str(column.dtype.itemsize)
     return TYPES[existing.datatype] == code and max(1, existing.count) == count
 
 
 def _copy_bytes(points: Array, out: Array, step: int) -> None:
-    """Copy the first `step` bytes of every point: one move a point, whatever its fields are."""
+    """Copy the first `step` bytes of every point."""
     if step and points.size:
         whole = np.dtype((np.void, step))
         overlay(out, whole, 0)[...] = points.view(whole)

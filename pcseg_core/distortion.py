@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Lens distortion between ideal image coordinates (x/z, y/z) and those on the sensor.
 
-The formulas and the order of coefficients are those of OpenCV (calib3d and its fisheye module),
-which sensor_msgs/CameraInfo refers to. A polynomial distortion turns back on itself far enough off
-the axis; every model knows the largest ray for which it is still monotone and accepts none beyond.
+Formulas and order of coefficients are those of OpenCV (calib3d and its fisheye module), which
+sensor_msgs/CameraInfo refers to. Far from the axis a polynomial distortion is no longer monotone;
+every model rejects rays beyond its monotone range.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pcseg_core.errors import InputError
 Float64 = npt.NDArray[np.float64]
 Bool = npt.NDArray[np.bool_]
 
-# Names that drivers use, and the model each stands for.
+# Names used by drivers -> model.
 NAMES = {
     "": "none",
     "none": "none",
@@ -30,10 +30,10 @@ NAMES = {
     "fisheye": "equidistant",
 }
 
-_LIMIT_ANGLE = np.deg2rad(89.5)  # rays nearer to the image plane than this are not imaged
-# Where a distortion turns back its inverse is ill-conditioned; this share of the range is used.
+_LIMIT_ANGLE = np.deg2rad(89.5)  # larger angles to the axis are rejected
+# The inverse is ill-conditioned at the end of the monotone range; this share of it is used.
 _MARGIN = 0.995
-_NEGLIGIBLE = 1e-12  # smaller coefficients only upset the search for roots
+_NEGLIGIBLE = 1e-12  # smaller coefficients only disturb the search for roots
 _TABLE_SIZE = 2048
 _NEWTON_STEPS = 12
 
@@ -45,15 +45,15 @@ class Distortion(Protocol):
         """Distorted coordinates, and whether the ray lies in the monotone range."""
 
     def undistort(self, x: Float64, y: Float64) -> tuple[Float64, Float64]:
-        """Ideal coordinates; NaN where no ray in the monotone range lands."""
+        """Ideal coordinates; NaN where no ray in the monotone range is imaged."""
 
 
 def create_distortion(name: str, coefficients: tuple[float, ...]) -> Distortion:
     """Make the distortion of a CameraInfo.
 
     Raises:
-        InputError: the model is unknown, or has another number of coefficients, or uses a tilted
-            sensor.
+        InputError: the model is unknown, the number of coefficients is wrong, or the sensor is
+            tilted.
     """
     if name not in NAMES:
         known = ", ".join(sorted(filter(None, NAMES)))
@@ -113,8 +113,8 @@ class Polynomial:
     """plumb_bob and rational_polynomial, with thin prism terms: k1 k2 p1 p2 k3 k4 k5 k6 s1..s4.
 
     Attributes:
-        limit: largest radius hypot(x/z, y/z) that is imaged; up to there the distortion is
-            monotone in every direction.
+        limit: largest accepted radius hypot(x/z, y/z); up to it the distortion is monotone in
+            every direction.
     """
 
     def __init__(self, coefficients: tuple[float, ...]) -> None:
@@ -139,7 +139,7 @@ class Polynomial:
         return float(min([np.tan(_LIMIT_ANGLE), *(_MARGIN * np.sqrt(turns))]))
 
     def _directional_limit(self) -> float:
-        """Radius up to which the whole distortion keeps its orientation, in every direction."""
+        """Radius up to which the Jacobian keeps its orientation, in every direction."""
         radius = self._radii()[:, None]
         angle = np.linspace(0.0, 2 * np.pi, 64, endpoint=False)
         x, y = radius * np.cos(angle), radius * np.sin(angle)
@@ -148,7 +148,7 @@ class Polynomial:
         return _MARGIN * float(radius[turned[0] - 1, 0]) if len(turned) else self.limit
 
     def _radii(self) -> Float64:
-        """Radii from 0 to the limit, even in angle."""
+        """Radii from 0 to the limit, evenly spaced in angle."""
         radii: Float64 = np.tan(np.linspace(0.0, np.arctan(self.limit), _TABLE_SIZE))
         return radii
 
@@ -191,9 +191,9 @@ class Polynomial:
         return a, cross + 2 * y * gx, cross + 2 * x * gy, d
 
     def undistort(self, x: Float64, y: Float64) -> tuple[Float64, Float64]:
-        """Newton's method from the exact inverse of the radial part.
+        """Newton's method, started at the exact inverse of the radial part.
 
-        Where that finds nothing, it starts once more from the nearest of a grid of rays.
+        Where it does not converge, it starts again from the nearest ray of a grid.
         """
         radius = np.hypot(x, y)
         start = np.interp(radius, self.distorted_radii, self.radii)
@@ -210,7 +210,7 @@ class Polynomial:
 
     @functools.cached_property
     def _grid(self) -> tuple[Float64, cKDTree]:
-        """Rays (2, N) all over the monotone range, and a tree of where they land."""
+        """Rays (2, N) of the monotone range, and a tree of their distorted coordinates."""
         radius = self.radii[:: _TABLE_SIZE // 128, None]
         angle = np.linspace(0.0, 2 * np.pi, 128, endpoint=False)
         x, y = (radius * np.cos(angle)).ravel(), (radius * np.sin(angle)).ravel()
@@ -219,7 +219,7 @@ class Polynomial:
         return np.stack([x, y]), cKDTree(np.stack(landed, axis=1))
 
     def _newton(self, x: Float64, y: Float64, xn: Float64, yn: Float64) -> tuple[Float64, Float64]:
-        """From (xn, yn) toward the ray that lands on (x, y)."""
+        """Newton steps from (xn, yn) to the ray with the distorted coordinates (x, y)."""
         for _ in range(_NEWTON_STEPS):
             s = xn * xn + yn * yn
             factor, slope = self._radial(s)
@@ -235,13 +235,13 @@ class Polynomial:
         return xn, yn
 
     def _clip(self, x: Float64, y: Float64) -> tuple[Float64, Float64]:
-        """Bring steps that left the monotone range back to its rim."""
+        """Clip steps to the monotone range."""
         with np.errstate(divide="ignore", invalid="ignore"):
             scale = np.minimum(1.0, self.limit * (1 - 1e-12) / np.hypot(x, y))
         return x * scale, y * scale
 
     def _reject(self, x: Float64, y: Float64, xn: Float64, yn: Float64) -> tuple[Float64, Float64]:
-        """NaN where Newton found no ray in the monotone range that lands on x, y."""
+        """NaN where no ray in the monotone range has the distorted coordinates x, y."""
         xd, yd, inside = self.distort(xn, yn)
         with np.errstate(invalid="ignore"):
             good = inside & (np.abs(xd - x) + np.abs(yd - y) < 1e-9 * (1 + np.hypot(x, y)))

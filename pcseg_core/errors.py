@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Errors meant for users: each message names the input, what was expected and what to do."""
+"""Errors for users: each message names the input, the expectation and the remedy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class PcsegError(Exception):
 
 
 class InputError(PcsegError, ValueError):
-    """An input (file, message, parameter) is not what it must be."""
+    """An input (file, message, parameter) is invalid."""
 
 
 class MissingDependency(PcsegError, ImportError):  # noqa: N818
@@ -27,9 +27,8 @@ def require(module: str, extra: str) -> ModuleType:
         extra: the extra of this package that installs it, for example "bags".
 
     Raises:
-        MissingDependency: the module's package is not installed. The message names the pip
-            command. An installed package that fails inside its own imports is reported with
-            its own message, since installing it again would not help.
+        MissingDependency: the package is not installed (the message names the pip command), or it
+            is installed and its import fails (the message repeats the reason).
     """
     try:
         return importlib.import_module(module)

@@ -7,11 +7,13 @@ quaternions are (x, y, z, w), angles are radians, lengths meters and stamps inte
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+from scipy.spatial.transform import Rotation
 
 from pcseg_core.errors import InputError
 
@@ -20,18 +22,18 @@ Float64 = npt.NDArray[np.float64]
 Poses: TypeAlias = Callable[[npt.NDArray[np.int64]], Float64]
 """Stamps (K,) in ns -> poses (K, 4, 4); raises `PcsegError` for a stamp whose pose is unknown."""
 
-# A sweep is deskewed with this many poses, linear in the matrix entries between them. At 10 Hz
-# they lie 0.05 ms apart: there, a turn of 1 rad/s bends a 100 m ray by less than 1e-6 m, and a jump
-# of 1 m/s in the trajectory's speed is cut by 1.3e-5 m. A slerp for each point is far slower.
+# Number of poses to deskew a sweep with; matrix entries are linear between them. At 10 Hz they are
+# 0.05 ms apart: a turn of 1 rad/s then moves a point at 100 m by less than 1e-6 m, and a step of
+# 1 m/s in the speed by 1.3e-5 m. One slerp per point is far slower.
 _DESKEW_POSES = 2048
 _POSE_STEP_NS = 10_000_000  # between the poses that a sweep is deskewed with
-_CHUNK = 8192  # points whose matrices fit in the cache
+_CHUNK = 8192  # number of points whose matrices fit into the cache
 
 
 def transform(T: Array, xyz: Array) -> Array:
-    """Map points (..., 3) with a pose (4, 4), or each with its own (..., 4, 4).
+    """Map points (..., 3) with one pose (4, 4) or one pose per point (..., 4, 4).
 
-    Keeps the dtype of `xyz` when it is a float type; the arithmetic is done in that type.
+    Computes in and returns the dtype of `xyz` if it is a float type, else float64.
     """
     points = np.asarray(xyz)
     if not np.issubdtype(points.dtype, np.floating):
@@ -56,7 +58,7 @@ def invert(T: Array) -> Float64:
 
 
 def compose(*Ts: Array) -> Float64:
-    """Chain poses: `compose(T_a_b, T_b_c)` is `T_a_c`; no pose at all is the identity."""
+    """Chain poses: `compose(T_a_b, T_b_c)` is `T_a_c`; without arguments the identity."""
     result = np.eye(4)
     for pose in Ts:
         result = result @ np.asarray(pose, dtype=np.float64)
@@ -77,61 +79,38 @@ def from_quaternion(xyzw: npt.ArrayLike, translation: npt.ArrayLike = (0.0, 0.0,
     """Poses (..., 4, 4) from quaternions (..., 4) in the order x y z w, of any length but zero.
 
     Raises:
-        InputError: a quaternion is zero or not finite (an uninitialized message, usually).
+        InputError: a quaternion is zero or not finite (usually from an uninitialized message).
     """
     q = np.asarray(xyzw, dtype=np.float64)
-    norm = np.linalg.norm(q, axis=-1, keepdims=True)
-    if q.shape[-1] != 4 or not np.all(norm > 1e-9):
+    length = np.linalg.norm(q, axis=-1)
+    if q.shape[-1] != 4 or not np.all((length > 1e-9) & np.isfinite(length)):
         raise InputError(f"not a rotation: quaternion {q.tolist()}; expected x y z w of length 1")
-    return from_rotation(_quaternion_matrix(q / norm), translation)
+    rotation = Rotation.from_quat(q.reshape(-1, 4)).as_matrix()
+    return from_rotation(rotation.reshape(*q.shape[:-1], 3, 3), translation)
 
 
 def to_quaternion(T: Array) -> tuple[Float64, Float64]:
     """Quaternions (..., 4) x y z w with w >= 0, and translations (..., 3), of poses (..., 4, 4)."""
     pose = np.asarray(T, dtype=np.float64)
-    r = pose[..., :3, :3]
-    # Rows of 4 q q^T (Shepperd 1978); the row with the largest diagonal is the well-conditioned
-    # multiple of q.
-    xx, yy, zz = r[..., 0, 0], r[..., 1, 1], r[..., 2, 2]
-    both, turn = r + np.swapaxes(r, -1, -2), r - np.swapaxes(r, -1, -2)
-    xy, xz, yz = both[..., 0, 1], both[..., 0, 2], both[..., 1, 2]
-    wx, wy, wz = turn[..., 2, 1], turn[..., 0, 2], turn[..., 1, 0]
-    outer = np.stack(
-        [
-            np.stack([1 + xx - yy - zz, xy, xz, wx], axis=-1),
-            np.stack([xy, 1 - xx + yy - zz, yz, wy], axis=-1),
-            np.stack([xz, yz, 1 - xx - yy + zz, wz], axis=-1),
-            np.stack([wx, wy, wz, 1 + xx + yy + zz], axis=-1),
-        ],
-        axis=-2,
-    )
-    best = np.argmax(np.diagonal(outer, axis1=-2, axis2=-1), axis=-1)
-    q = np.take_along_axis(outer, best[..., None, None], axis=-2)[..., 0, :]
-    q = q / np.linalg.norm(q, axis=-1, keepdims=True)
-    q = np.where(q[..., 3:] < 0, -q, q)
-    return q, pose[..., :3, 3].copy()
+    q = Rotation.from_matrix(pose[..., :3, :3].reshape(-1, 3, 3)).as_quat()
+    q = np.where(q[:, 3:] < 0, -q, q)
+    return q.reshape(*pose.shape[:-2], 4), pose[..., :3, 3].copy()
 
 
 def from_euler(
     roll: float, pitch: float, yaw: float, translation: npt.ArrayLike = (0.0, 0.0, 0.0)
 ) -> Float64:
     """Pose from rotations about the fixed x, y and z axes, in that order (the URDF convention)."""
-    cr, cp, cy = np.cos([roll, pitch, yaw])
-    sr, sp, sy = np.sin([roll, pitch, yaw])
-    rotation = [
-        [cy * cp, cy * sp * sr - sy * cr, cy * sp * cr + sy * sr],
-        [sy * cp, sy * sp * sr + cy * cr, sy * sp * cr - cy * sr],
-        [-sp, cp * sr, cp * cr],
-    ]
-    return from_rotation(rotation, translation)
+    return from_rotation(Rotation.from_euler("xyz", (roll, pitch, yaw)).as_matrix(), translation)
 
 
 class Trajectory:
-    """A moving body: poses at stamps, interpolated between them.
+    """Poses of a moving body at stamps, interpolated between them.
 
-    Rotations by slerp (Shoemake 1985), translations linearly. Just outside its ends the motion of
-    the last interval goes on for a short time, since a sweep or an image rarely starts exactly at
-    a pose.
+    Rotations are interpolated by slerp (Shoemake 1985), translations linearly. Shortly before the
+    first and after the last pose, the motion of the nearest interval is extrapolated, since sweeps
+    and images rarely start exactly at a pose. A pose depends on its two neighbors alone, bit for
+    bit.
 
     Attributes:
         stamps_ns: (M,) int64, strictly increasing.
@@ -141,12 +120,12 @@ class Trajectory:
     def __init__(
         self, stamps_ns: npt.ArrayLike, poses: npt.ArrayLike, max_gap_s: float = float("inf")
     ) -> None:
-        """Check and keep the poses.
+        """Check and store the poses.
 
         Args:
             stamps_ns: (M,) integer nanoseconds.
             poses: (M, 4, 4) T_world_body.
-            max_gap_s: longest interval between two poses that is interpolated, s.
+            max_gap_s: longest interval between two poses that is interpolated [s].
 
         Raises:
             InputError: no poses, shapes that differ, values that are not finite or not rigid, or
@@ -156,18 +135,21 @@ class Trajectory:
         self.poses = np.asarray(poses, dtype=np.float64)
         self.max_gap_s = max_gap_s
         self._check()
-        self._quaternions, self._translations = to_quaternion(self.poses)
+        rotation = Rotation.from_matrix(self.poses[:, :3, :3])
+        self._rotations, self._places = rotation.as_matrix(), self.poses[:, :3, 3]
+        if len(self) > 1:  # older versions of scipy have no empty `Rotation`
+            self._turns = (rotation[:-1].inv() * rotation[1:]).as_rotvec()  # from pose to pose
         self._mount: Float64 | None = None
 
     def mounted(self, T_body_sensor: Float64) -> Trajectory:
-        """Trajectory of a sensor at a fixed place on this body.
+        """Trajectory of a sensor mounted on this body.
 
         The motion of the body is interpolated, not that of the sensor.
 
         Args:
             T_body_sensor: (4, 4).
         """
-        sensor = Trajectory(self.stamps_ns, self.poses, self.max_gap_s)
+        sensor = copy.copy(self)
         sensor._mount = T_body_sensor if self._mount is None else self._mount @ T_body_sensor
         sensor.poses = self.poses @ T_body_sensor
         return sensor
@@ -194,7 +176,7 @@ class Trajectory:
         return len(self.stamps_ns)
 
     def covers(self, stamp_ns: int, max_extrapolation_s: float = 0.15) -> bool:
-        """Tell whether `at` gives a pose for this stamp."""
+        """Whether `at` has a pose for this stamp."""
         stamps = np.asarray([stamp_ns], dtype=np.int64)
         return self._uncovered(stamps, max_extrapolation_s) is None
 
@@ -219,9 +201,13 @@ class Trajectory:
         left = self._interval(stamps)
         span = (self.stamps_ns[left + 1] - self.stamps_ns[left]).astype(np.float64)
         fraction = ((stamps - self.stamps_ns[left]) / span)[:, None]
-        start, end = self._translations[left], self._translations[left + 1]
-        rotation = slerp(self._quaternions[left], self._quaternions[left + 1], fraction[:, 0])
-        moved = from_rotation(_quaternion_matrix(rotation), start + fraction * (end - start))
+        # As scipy's `Slerp`, which cannot extrapolate.
+        turn = Rotation.from_rotvec(fraction * self._turns[left]).as_matrix()
+        # At the stamp of a pose the result is that pose, whichever interval it is taken from.
+        end = (fraction == 1.0)[..., None]
+        rotation = np.where(end, self._rotations[left + 1], self._rotations[left] @ turn)
+        place = (1.0 - fraction) * self._places[left] + fraction * self._places[left + 1]
+        moved = from_rotation(rotation, place)
         return moved if self._mount is None else moved @ self._mount
 
     def relative(self, a_ns: int, b_ns: int) -> Float64:
@@ -229,12 +215,12 @@ class Trajectory:
         return compose(invert(self.at(a_ns)), self.at(b_ns))
 
     def _interval(self, stamps: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Index of the pose before each stamp; the nearest interval outside the ends."""
+        """Index of the pose before each stamp; outside the ends that of the nearest interval."""
         after = np.searchsorted(self.stamps_ns, stamps, side="right")
         return np.clip(after - 1, 0, len(self) - 2)
 
     def _uncovered(self, stamps: npt.NDArray[np.int64], max_extrapolation_s: float) -> str | None:
-        """Say which stamp has no pose and why; None when all have one."""
+        """Reason why a stamp has no pose; None if all have one."""
         if len(stamps) == 0:
             return None
         margin = int(max_extrapolation_s * 1e9)
@@ -257,28 +243,14 @@ class Trajectory:
         return None
 
 
-def slerp(a: Array, b: Array, fraction: Array) -> Float64:
-    """Interpolate unit quaternions (K, 4) by fractions (K,) along the shorter arc."""
-    dot = np.sum(a * b, axis=-1)
-    b = np.where((dot < 0)[..., None], -b, b)
-    angle = np.arccos(np.clip(np.abs(dot), 0.0, 1.0))
-    small = angle < 1e-6  # there, linear interpolation is exact to rounding
-    sine = np.where(small, 1.0, np.sin(angle))
-    weight_a = np.where(small, 1.0 - fraction, np.sin((1.0 - fraction) * angle) / sine)
-    weight_b = np.where(small, fraction, np.sin(fraction * angle) / sine)
-    q = weight_a[..., None] * a + weight_b[..., None] * b
-    normalized: Float64 = q / np.linalg.norm(q, axis=-1, keepdims=True)
-    return normalized
-
-
 def deskew(xyz: Array, time_s: Array, trajectory: Trajectory, stamp_ns: int) -> Array:
-    """Move every point of a sweep to where the sensor would have seen it at one stamp.
+    """Correct the points of a sweep for the motion of the sensor.
 
     Args:
-        xyz: (N, 3) points [m], each in the sensor frame of its own moment; NaN stays NaN.
-        time_s: (N,) s relative to `stamp_ns`; a time that is not finite counts as 0.
+        xyz: (N, 3) points [m], each in the sensor frame at its own time; NaN stays NaN.
+        time_s: (N,) relative to `stamp_ns` [s]; a time that is not finite counts as 0.
         trajectory: poses of that sensor, T_world_sensor.
-        stamp_ns: the moment, and sensor frame, that the result refers to.
+        stamp_ns: stamp of the sensor frame of the result.
 
     Returns:
         (N, 3) points in the sensor frame at `stamp_ns`, dtype of `xyz`.
@@ -305,17 +277,17 @@ def undo_motion(xyz: Array, time_s: Array, poses: Poses, stamp_ns: int) -> npt.N
     """Deskew a sweep with poses from any source, one every 10 ms.
 
     Args:
-        xyz: (N, 3) points [m], each in the sensor frame of its own moment.
-        time_s: (N,) s relative to `stamp_ns`; a time that is not finite counts as 0.
-        poses: see `Poses`; asked once for all stamps, and not at all where all times are equal.
-        stamp_ns: the moment, and sensor frame, that the result refers to.
+        xyz: (N, 3) points [m], each in the sensor frame at its own time.
+        time_s: (N,) relative to `stamp_ns` [s]; a time that is not finite counts as 0.
+        poses: see `Poses`; called once for all stamps, and not at all if all times are equal.
+        stamp_ns: stamp of the sensor frame of the result.
 
     Returns:
         (N, 3) float32 points in the sensor frame at `stamp_ns`.
 
     Raises:
         InputError: shapes differ.
-        PcsegError: whatever `poses` raises for a stamp that it does not know.
+        PcsegError: from `poses`, for a stamp without a pose.
     """
     known = np.isfinite(time_s)
     first = stamp_ns + int(1e9 * np.min(time_s, where=known, initial=0.0))
@@ -328,7 +300,7 @@ def undo_motion(xyz: Array, time_s: Array, poses: Poses, stamp_ns: int) -> npt.N
 
 
 def _blend(points: Array, times: Float64, grid: Float64, poses: Float64) -> Array:
-    """Apply to each point the pose at its time, linear between the poses on an even grid."""
+    """Transform each point by the pose at its time, linear between poses on an even grid."""
     dtype = points.dtype if np.issubdtype(points.dtype, np.floating) else np.dtype(np.float64)
     spacing = grid[1] - grid[0]
     start = poses[:-1, :3].astype(dtype)
@@ -346,20 +318,9 @@ def _blend(points: Array, times: Float64, grid: Float64, poses: Float64) -> Arra
 
 
 def _is_rigid(poses: Float64) -> npt.NDArray[np.bool_]:
-    """(M,) bool: finite, with a rotation that neither stretches nor mirrors."""
+    """(M,) bool: finite, with a rotation that neither scales nor mirrors."""
     finite = np.isfinite(poses.reshape(-1, 16).sum(axis=1))
     rotation = np.where(finite[:, None, None], poses, 0.0)[:, :3, :3]
     drift = np.abs(rotation @ np.swapaxes(rotation, 1, 2) - np.eye(3)).max(axis=(1, 2))
     rigid: npt.NDArray[np.bool_] = (drift < 1e-2) & (np.linalg.det(rotation) > 0)
     return rigid
-
-
-def _quaternion_matrix(q: Float64) -> Float64:
-    """Rotation matrices (..., 3, 3) of unit quaternions (..., 4)."""
-    x, y, z, w = q[..., 0], q[..., 1], q[..., 2], q[..., 3]
-    rows = [
-        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
-        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
-        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
-    ]
-    return np.stack([np.stack(row, axis=-1) for row in rows], axis=-2)

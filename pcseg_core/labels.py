@@ -19,7 +19,7 @@ IGNORE = -1
 """Label of a point without a class, in every array of this library."""
 
 WIRE_UNLABELED = 65535
-"""The same on the ROS wire, in the uint32 field `label` of a cloud."""
+"""The same in ROS messages, in the uint32 field `label` of a cloud."""
 
 _FOLDER = Path(__file__).parent / "label_spaces"
 
@@ -35,7 +35,7 @@ class LabelClass:
         id: 0-based position in its space.
         name: unique in its space.
         color: red, green, blue, each 0 to 255.
-        synonyms: other words for it, used as text prompts.
+        synonyms: other words for the class, used as text prompts.
     """
 
     id: int
@@ -46,13 +46,13 @@ class LabelClass:
 
 @dataclass(frozen=True)
 class LabelSpace:
-    """Classes with ids 0 to C-1, the ids data sets use for them, and groupings into other spaces.
+    """Classes with ids 0 to C-1, their raw ids in data sets, and groupings into other spaces.
 
     Attributes:
         name: for example "street".
         classes: in the order of their ids.
-        raw_to_id: ids in the data set's files -> class id, or -1 for ids that are ignored.
-        groupings: destination space -> its class name -> names of classes here that belong to it.
+        raw_to_id: raw id in the data set's files -> class id, or -1 for ignored ids.
+        groupings: destination space -> class name there -> names of classes of this space.
     """
 
     name: str
@@ -62,7 +62,7 @@ class LabelSpace:
 
     @classmethod
     def load(cls, source: str | os.PathLike[str]) -> LabelSpace:
-        """Load a space that comes with the package by name, or any by the path of its YAML file.
+        """Load a space of the package by name, or any space by the path of its YAML file.
 
         Raises:
             InputError: no such space or file, or the file is not a valid label space.
@@ -80,11 +80,11 @@ class LabelSpace:
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> LabelSpace:
-        """Build a space from what `to_dict` gave, or from the content of a YAML file."""
+        """Build a space from the output of `to_dict` or the content of a YAML file."""
         return _parse(content, "label space")
 
     def to_dict(self) -> dict[str, Any]:
-        """Give the space as plain values (for JSON and YAML), in the layout of the YAML files."""
+        """The space as plain values, in the layout of the YAML files."""
         classes = [
             {"name": c.name, "color": list(c.color), "synonyms": list(c.synonyms)}
             for c in self.classes
@@ -124,10 +124,10 @@ class LabelSpace:
         return self.names.index(name)
 
     def from_raw(self, raw: npt.ArrayLike) -> npt.NDArray[np.int16]:
-        """Class ids (int16, -1 ignored) for raw ids as a data set stores them, any shape.
+        """Class ids (int16, -1 ignored) of raw ids of a data set, any shape.
 
-        Only the listed raw ids have a class; others are ignored. Instance numbers must be masked
-        off before (SemanticKITTI: the lower 16 bits are the class).
+        Raw ids that the space does not list are ignored. Remove instance numbers first
+        (SemanticKITTI: the lower 16 bits are the class).
         """
         table = np.full(1 << 16, IGNORE, dtype=np.int16)
         for raw_id, class_id in self.raw_to_id.items():
@@ -144,18 +144,18 @@ class LabelSpace:
 
 
 def available() -> tuple[str, ...]:
-    """Names of the label spaces that come with the package."""
+    """Names of the label spaces of the package."""
     return tuple(sorted(path.stem for path in _FOLDER.glob("*.yaml")))
 
 
 def grouping(src: LabelSpace, dst: LabelSpace) -> Int64:
-    """Class ids of `dst`, (len(src),) int64, for the classes of `src`; -1 where there is none.
+    """Class ids of `dst`, (len(src),) int64, for the classes of `src`; -1 for classes without one.
 
-    Uses the grouping that `src` has for `dst`, else goes through one space in between that both
-    steps are known for (so anything with a grouping into "street" reaches what "street" does).
+    Uses the grouping of `src` for `dst`. Without one, it chains two groupings over one space in
+    between, such as "street".
 
     Raises:
-        InputError: no grouping leads from `src` to `dst`, or one names a class that is not there.
+        InputError: no grouping leads from `src` to `dst`, or one names an unknown class.
     """
     if src.names == dst.names:
         return np.arange(len(src), dtype=np.int64)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The time of each point of a sweep, in the fields and units that drivers use."""
+"""Per-point times of a sweep, in the fields and units of common drivers."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ TIME_NAMES = ("t", "time", "timestamp", "time_stamp", "time_offset", "offset_tim
 
 UNITS_S = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 _STAMP_POSITION = {"start": 0.0, "mid": 0.5, "end": 1.0}
-# Points of one message are recorded within this span, s. A unit that puts them outside is wrong.
+# Possible time span of the points of one message [s].
 _SPAN_S = (5e-4, 2.0)
 _USUAL_SPAN_S = 0.1
-# Times further than this from zero are readings of a clock, not offsets from the stamp, s.
+# Times farther from zero are absolute, not relative to the stamp [s].
 _MAX_RELATIVE_S = 10.0
-# A clock that counts from 1970 reads this between 2001 and 2099, in exactly one unit.
+# Seconds since 1970 of the years 2001 to 2099; an absolute time fits it in one unit only.
 _EPOCH_S = (1e9, 4.1e9)
-# Fewer points than this say nothing about the unit of their times.
+# With fewer points the unit cannot be guessed.
 _MIN_POINTS_FOR_UNIT = 100
 
 
 def find_time_field(names: Iterable[str], time_field: str) -> str | None:
-    """Name of the field with the time of each point; None when there is none, or none is wanted.
+    """Name of the field with the per-point times; None if the cloud has none, or for "none".
 
     Raises:
-        InputError: a field is asked for by name and is not there.
+        InputError: a field is requested by name and missing.
     """
     if time_field == "none":
         return None
@@ -51,13 +51,13 @@ def read_time(values: Array, unit: str, stamp_reference: str, stamp_ns: int) -> 
     """Times in s relative to the stamp.
 
     Args:
-        values: (N,) as stored, any number type. NaN stays NaN, and so becomes 0 (no return) among
-            readings of a clock.
-        unit, stamp_reference: as for `pcseg_core.cloud.read_cloud`.
+        values: (N,) as stored, any number type. NaN stays NaN. In absolute times 0 (no return)
+            becomes NaN.
+        unit, stamp_reference: see `pcseg_core.cloud.read_cloud`.
         stamp_ns: stamp of the message.
 
     Raises:
-        InputError: `unit` or `stamp_reference` is not one of the choices, or no unit is possible.
+        InputError: `unit` or `stamp_reference` is unknown, or no unit is possible.
     """
     if unit not in ("auto", *UNITS_S) or stamp_reference not in ("auto", *_STAMP_POSITION):
         raise InputError(
@@ -76,18 +76,18 @@ def read_time(values: Array, unit: str, stamp_reference: str, stamp_ns: int) -> 
     if unit == "auto":
         unit = _guess_unit(values.dtype, first, last, int(known.sum()))
     scale = UNITS_S[unit]
-    offset = (times - first) * scale  # from the first point, so that no precision is lost
+    offset = (times - first) * scale  # relative to the first point, to keep precision
     if stamp_reference != "auto":
         return offset - _STAMP_POSITION[stamp_reference] * (last - first) * scale
     return offset + _lead(first * scale, stamp_ns)
 
 
 def _lead(first_s: float, stamp_ns: int) -> float:
-    """Time of the first point relative to the stamp, s."""
+    """Time of the first point relative to the stamp [s]."""
     if abs(first_s) <= _MAX_RELATIVE_S:
         return first_s
-    # A clock. When it is not the clock of the stamp, it only tells the order within the sweep, and
-    # most drivers stamp the start of it.
+    # Absolute times. If their clock is not that of the stamp, only their differences count; most
+    # drivers stamp the start of a sweep.
     lead = first_s - stamp_ns * 1e-9
     return lead if abs(lead) <= _SPAN_S[1] else 0.0
 

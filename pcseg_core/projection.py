@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sweeps into images: pixels, depths, and which points the camera really sees."""
+"""Projection of sweeps into images, with an occlusion test."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ _EDGE_CELL_PX = 2  # depth edges are found on a grid of cells of this size
 
 @dataclass
 class Projection:
-    """Where the N points of a sweep fall in one image.
+    """Pixels of the N points of a sweep in one image.
 
     Attributes:
-        uv: (N, 2) float32 pixel coordinates (integer = pixel center); NaN where the point has no
-            pixel. They round to an index inside the image wherever `in_image` holds.
-        depth: (N,) float32, z in the camera frame, m; negative behind the camera, NaN for NaN.
+        uv: (N, 2) float32 pixel coordinates (integer = pixel center); NaN for points without a
+            pixel. Where `in_image` holds they round to an index inside the image.
+        depth: (N,) float32, z in the camera frame [m]; negative behind the camera, NaN for NaN.
         in_image: (N,) bool, in front of the camera and inside the image.
-        visible: (N,) bool, in the image and not hidden behind a nearer surface.
-        weight: (N,) float32, 0 to 1: trust in the pixel, low near the image's border and at depth
-            edges, where a small error of calibration or time picks another surface; 0 where the
-            point is not visible.
+        visible: (N,) bool, in the image and not occluded.
+        weight: (N,) float32 confidence in the pixel, 0 to 1. It is low near the image border and at
+            depth edges, where a small error of calibration or time picks another surface; 0 for
+            points that are not visible.
     """
 
     uv: Float32
@@ -47,7 +47,7 @@ class Projection:
         return len(self.uv)
 
     def pixels(self, mask: Bool | None = None) -> tuple[Array, Array]:
-        """Row and column indices of the points in `mask` (default: the visible ones)."""
+        """Row and column indices of the points in `mask` (default: the visible points)."""
         chosen = self.uv[self.visible if mask is None else mask]
         index = np.rint(chosen).astype(np.int64)
         return index[:, 1], index[:, 0]
@@ -67,24 +67,25 @@ def project_cloud(
     edge_px: int = 4,
     edge_weight: float = 0.25,
 ) -> Projection:
-    """Project points into a camera and test which it sees.
+    """Project points into a camera and test which are visible.
 
-    The test draws every point as a square into a depth buffer. A point is hidden when another one
-    drawn over its pixel is nearer by more than max(tolerance_m, tolerance_ratio * nearer depth).
-    Some pixels apart, a plane that passes the camera at `clearance_m` may add the depth it gains
-    over that distance, so that road and walls seen at a grazing angle do not hide themselves.
+    The test draws every point as a square into a depth buffer. A point is occluded if another
+    point drawn over its pixel is nearer by more than max(tolerance_m, tolerance_ratio * nearer
+    depth). Between pixels some distance apart, the depth may also differ by as much as on a plane
+    that passes the camera at `clearance_m`. Road and walls seen at a grazing angle therefore do
+    not occlude themselves.
 
     Args:
-        xyz: (N, 3) points in the LiDAR frame, m; NaN allowed.
+        xyz: (N, 3) points in the LiDAR frame [m]; NaN allowed.
         T_cam_lidar: (4, 4), LiDAR frame into camera frame.
         camera: model of the image.
-        splat_radius_px: half side of the square; 0 draws one pixel. More for a LiDAR with few
-            beams, whose near surfaces leave wide gaps in the image.
-        min_depth: nearer points are left out, m.
-        tolerance_m, tolerance_ratio: depth difference that still counts as the same surface.
-        clearance_m: distance at which surfaces pass the camera, for example its height, m.
+        splat_radius_px: half side of the square; 0 draws one pixel. Increase it for a LiDAR with
+            few beams, whose points leave wide gaps in the image.
+        min_depth: nearer points are ignored [m].
+        tolerance_m, tolerance_ratio: depth difference within one surface.
+        clearance_m: distance at which surfaces pass the camera, for example its height [m].
         border_px: distance from the image border over which the weight rises from 0 to 1.
-        edge_px: distance at which a depth edge still lowers the weight; 0 switches that off.
+        edge_px: distance at which a depth edge still lowers the weight; 0 turns it off.
         edge_weight: lowest weight at a depth edge, 0 to 1.
     """
     xyz_cam = transform(T_cam_lidar, xyz)
@@ -108,10 +109,11 @@ def project_cloud(
 
 
 def project_sample(sample: Sample, camera_index: int, **options: Any) -> Projection:
-    """Project a sample's sweep into one of its cameras.
+    """Project the sweep of a sample into one of its cameras.
 
-    With a trajectory, every point is moved from its own time to that of the image; without, the
-    rig is taken to stand still. `options` are those of `project_cloud`.
+    With a trajectory, the points are corrected for the motion between their own time and that of
+    the image; without one, the platform is assumed to stand still. `options` are those of
+    `project_cloud`.
 
     Raises:
         InputError: the trajectory does not cover the sweep or the image.
@@ -125,12 +127,12 @@ def project_sample(sample: Sample, camera_index: int, **options: Any) -> Project
 
 @dataclass(frozen=True)
 class _Grid:
-    """The image as a grid to draw points into.
+    """Grid of an image to draw points into.
 
     Attributes:
-        size: height and width of the image, pixels.
-        slope_px_m: on a plane that passes the camera at some distance, inverse depth changes by at
-            most 1 / (focal length * distance) a pixel; this is the divisor.
+        size: height and width of the image [px].
+        slope_px_m: focal length times clearance. On a plane that passes the camera at this
+            distance, inverse depth changes by at most 1 / slope_px_m per pixel.
     """
 
     size: tuple[int, int]
@@ -139,8 +141,8 @@ class _Grid:
     def highest(self, uv: Float32, values: Float32, cell_px: int, reach: int) -> Float32:
         """Highest value drawn within `reach` cells of each point's pixel.
 
-        Values are inverse depths, and lose on their way what a plane might gain. Looking only
-        where points are is far cheaper than filtering the whole grid.
+        Values are inverse depths, reduced over the distance by the slope of a plane. Reading only
+        the cells around points is far cheaper than filtering the whole grid.
         """
         height, width = (-(-length // cell_px) + 1 + 2 * reach for length in self.size)
         cells = np.full(height * width, -np.inf, dtype=np.float32)
@@ -150,7 +152,7 @@ class _Grid:
         result = values.copy()
         for row in range(-reach, reach + 1):
             for column in range(-reach, reach + 1):
-                # Positions are rounded to cells: points may lie further apart than these do.
+                # Positions are rounded to cells: points may be farther apart than their cells.
                 apart = cell_px if row or column else cell_px - 1
                 distance_px = np.hypot(row, column) * cell_px + apart
                 there = cells.take(at + (row * width + column))
@@ -168,7 +170,7 @@ def _hidden(
     tolerance_ratio: float,
 ) -> Bool:
     """(M,) bool: another point around the same pixel is clearly nearer."""
-    # A wide square needs no fine grid: two or three cells a radius bound the work.
+    # Two or three cells per radius are enough and bound the work.
     cell_px = max(1, radius_px // 2)
     behind = depth + np.maximum(tolerance_m, tolerance_ratio * depth).astype(np.float32)
     limit = grid.highest(uv, 1.0 / behind, cell_px, round(radius_px / cell_px))
@@ -177,7 +179,7 @@ def _hidden(
 
 
 def _depth_jump(grid: _Grid, uv: Float32, depth: Float32, radius_px: int) -> Float32:
-    """Largest depth difference, m, to points around the same pixel, beyond that of a plane."""
+    """Largest depth difference to points around the same pixel, minus that of a plane [m]."""
     reach = -(-radius_px // _EDGE_CELL_PX)
     nearest = 1.0 / grid.highest(uv, 1.0 / depth, _EDGE_CELL_PX, reach)
     farthest = -1.0 / np.minimum(grid.highest(uv, -1.0 / depth, _EDGE_CELL_PX, reach), -1e-6)
@@ -192,7 +194,7 @@ def _mask(like: Array, index: Array) -> Bool:
 
 
 def _border_weight(uv: Float32, size: tuple[int, int], border_px: float) -> Float32:
-    """0 at the outer edge of the image, 1 from `border_px` inwards."""
+    """0 at the border of the image, 1 from `border_px` inwards."""
     u, v = uv[:, 0], uv[:, 1]
     height, width = size
     distance = np.minimum(

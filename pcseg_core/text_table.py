@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Words and their vectors in the space of a text encoder."""
+"""Words with their vectors from a text encoder."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _QUALIFIER = re.compile(r"\([^)]*\)")
 
 
 def word_key(word: str) -> str:
-    """A word in the one spelling it is looked up by: NFKC, case folded, '_' and '-' as spaces."""
+    """Normalized spelling for look-ups: NFKC, case folded, '_' and '-' as spaces."""
     folded = unicodedata.normalize("NFKC", word).casefold()
     return _SEPARATORS.sub(" ", folded).strip()
 
@@ -36,20 +36,20 @@ def unit_rows(vectors: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class TextTable:
-    """Words with a unit vector each; the `TextSpace` of a checkpoint, which needs no text encoder.
+    """Words with a unit vector each; the `TextSpace` of a checkpoint, without a text encoder.
 
     Attributes:
-        name: of the space, for example "lvis"; vectors of one name are comparable.
+        name: of the space, for example "lvis"; vectors of the same space are comparable.
         words: in the order of the rows.
         vectors: (W, D) float32 unit rows.
         synonyms: further spellings -> word.
-        generated: words whose vector is no text encoder's, but a fixed random direction.
-        center: (D,) float32 that was subtracted from every encoder's unit vector before it was
-            normalized again; zeros where nothing was.
+        generated: words with a fixed random direction in place of a text encoder's vector.
+        center: (D,) float32 that was subtracted from the encoder's unit vectors before they were
+            normalized again; zeros if none was.
 
     Raises:
-        InputError: no words, another number of vectors than words, or vectors that are not
-            finite or of length 0.
+        InputError: no words, numbers of words and vectors that differ, or vectors that are not
+            finite or have length 0.
     """
 
     name: str
@@ -70,7 +70,9 @@ class TextTable:
         lengths = np.linalg.norm(vectors, axis=1)
         if not np.isfinite(lengths).all() or (lengths == 0).any():
             worst = self.words[int(np.argmin(np.nan_to_num(lengths, nan=-1.0, posinf=-1.0)))]
-            raise InputError(f"text table '{self.name}': the vector of '{worst}' is no direction")
+            raise InputError(
+                f"text table '{self.name}': the vector of '{worst}' is zero or not finite"
+            )
         object.__setattr__(self, "vectors", unit_rows(vectors))
         if self.center is None:
             object.__setattr__(self, "center", np.zeros(shape[1], np.float32))
@@ -85,7 +87,7 @@ class TextTable:
         return len(self.words)
 
     def _index(self) -> dict[str, int]:
-        """Row of every spelling; one that could mean several words means none of them."""
+        """Row of every spelling; ambiguous spellings are left out."""
         rows: dict[str, int] = {}
         for row, word in enumerate(self.words):
             rows.setdefault(word_key(word), row)
@@ -103,8 +105,8 @@ class TextTable:
     def find(self, word: str) -> int | None:
         """Row of a word, or None.
 
-        Case, '_' and '-', and Unicode's compatibility forms make no difference; a qualifier in
-        brackets ("bus (vehicle)") may be left out where that leaves one word only.
+        Ignores case, '_' and '-', and Unicode compatibility forms. A qualifier in brackets
+        ("bus (vehicle)") may be omitted if the word is unique without it.
         """
         rows: dict[str, int] = self._rows  # type: ignore[attr-defined]
         return rows.get(word_key(word))
@@ -117,7 +119,7 @@ class TextTable:
         """(n, D) float32 unit vectors of words.
 
         Raises:
-            InputError: words without a vector; names each of them with the nearest spellings.
+            InputError: words without a vector; the message lists similar words.
         """
         rows = [self.find(word) for word in words]
         unknown = [word for word, row in zip(words, rows) if row is None]
@@ -146,7 +148,7 @@ class TextTable:
         )
 
     def select(self, words: Sequence[str]) -> TextTable:
-        """The table of these words alone."""
+        """A table with only these words."""
         rows = [self.words[i] for i in dict.fromkeys(self._row(w) for w in words)]
         kept = set(rows)
         synonyms = {a: w for a, w in self.synonyms.items() if w in kept}
@@ -161,10 +163,10 @@ class TextTable:
         return row
 
     def join(self, other: TextTable) -> TextTable:
-        """This table and the words of `other` that are not spelled out here.
+        """This table with the words of `other` that it lacks.
 
         Raises:
-            InputError: another size of vectors.
+            InputError: vectors of different sizes.
         """
         if other.channels != self.channels:
             raise InputError(
@@ -183,11 +185,11 @@ class TextTable:
         )
 
     def extended(self, words: Sequence[str], vectors: np.ndarray) -> TextTable:
-        """The table with further words of the same text encoder; words it has keep their vectors.
+        """The table with more words of the same text encoder; known words keep their vectors.
 
         Args:
             words: new words.
-            vectors: (n, D) the encoder's vectors; the table's center is taken off here.
+            vectors: (n, D) of the encoder; the table's center is subtracted here.
 
         Raises:
             InputError: another size of vectors.
@@ -201,17 +203,17 @@ class TextTable:
         return self.join(TextTable(self.name, tuple(words), moved))
 
     def centered(self) -> TextTable:
-        """The table with the mean of its vectors subtracted, so that cosines tell words apart.
+        """The table with the mean of its vectors subtracted.
 
-        Unit vectors of a text encoder lie in a narrow cone: those of unrelated words have
-        cosines of 0.7 and more. Without their mean, unrelated words are near orthogonal.
+        Unit vectors of a text encoder lie in a narrow cone: unrelated words have cosines of 0.7 and
+        more. After subtraction of the mean, unrelated words are nearly orthogonal.
         """
         mean = self.vectors.mean(0)
         moved = unit_rows(self.vectors - mean)
         return TextTable(self.name, self.words, moved, self.synonyms, self.generated, mean)
 
     def header(self) -> dict[str, Any]:
-        """Everything but the arrays, as plain values."""
+        """Plain values of everything except the arrays."""
         return {
             "name": self.name,
             "words": list(self.words),
@@ -223,7 +225,7 @@ class TextTable:
     def from_parts(
         cls, header: Mapping[str, Any], vectors: np.ndarray, center: np.ndarray | None
     ) -> TextTable:
-        """Inverse of `header` and the arrays."""
+        """Build a table from `header` and the arrays."""
         try:
             words, synonyms = tuple(map(str, header["words"])), dict(header["synonyms"])
             return cls(
@@ -238,7 +240,7 @@ class TextTable:
             raise InputError(f"text table: header not understood ({error})") from None
 
     def save(self, path: Path) -> None:
-        """Write as npz, without anything pickled; the file appears whole or not at all."""
+        """Write an npz file without pickled objects, atomically."""
         assert self.center is not None
         with atomic_path(path) as temporary, temporary.open("wb") as file:
             header = np.frombuffer(json.dumps(self.header()).encode(), np.uint8)
@@ -246,7 +248,7 @@ class TextTable:
 
     @classmethod
     def load(cls, path: Path) -> TextTable:
-        """Read what `save` wrote.
+        """Read a file written by `save`.
 
         Raises:
             InputError: no such file, or not a text table.

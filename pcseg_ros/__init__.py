@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ROS 2 adapters of pcseg: thin nodes around `pcseg_core.online`."""
+"""ROS 2 node around `pcseg_core.online.pipeline.Pipeline`, and tools to run it."""

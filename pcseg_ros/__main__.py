@@ -5,13 +5,13 @@ from __future__ import annotations
 
 from typing import NoReturn
 
-from pcseg_ros.memory import keep_freed_memory
+from pcseg_ros.process import keep_freed_memory
 
 
 def main() -> NoReturn:
     """Spin `segment_node` until a signal; ends the process."""
     keep_freed_memory()
-    from pcseg_ros.segment_node import main as run  # after that: it brings numpy
+    from pcseg_ros.segment_node import main as run  # imports numpy, which must come later
 
     run()
 

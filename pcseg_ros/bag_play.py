@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`pcseg bag play`: publish a bag over DDS, byte for byte, where `ros2 bag` is not installed."""
+"""`pcseg bag play`: publish the messages of a bag without `ros2 bag`."""
 
 from __future__ import annotations
 
 import importlib
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
 import rclpy
 import typer
@@ -21,11 +21,13 @@ from rclpy.signals import SignalHandlerOptions
 from rclpy.time import Time
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rosbags.interfaces import Connection, ConnectionExtRosbag2
 from rosgraph_msgs.msg import Clock
 
 from pcseg_core.data.bag_reader import BagFile
 from pcseg_core.errors import InputError
 
+Publishers: TypeAlias = "dict[str, Publisher[Any]]"
 _NS = 1_000_000_000
 _POLL_S = 0.05
 _SETTLE_S = 1.5
@@ -40,16 +42,16 @@ def play(
     rate: Annotated[float, typer.Option(min=0.01, help="Speed; 1 is as recorded.")] = 1.0,
     loop: Annotated[bool, typer.Option("--loop", help="Start again at the end.")] = False,
     topics: Annotated[
-        list[str] | None, typer.Option(help="Only this topic; may be given several times.")
+        list[str] | None, typer.Option(help="Only this topic; repeat for several.")
     ] = None,
     wait_for_subscriber: Annotated[
-        bool, typer.Option("--wait-for-subscriber", help="Begin when somebody subscribes.")
+        bool, typer.Option("--wait-for-subscriber", help="Begin when a topic is subscribed.")
     ] = False,
     clock: Annotated[
         float, typer.Option(min=0.0, help="Publish /clock at this rate (Hz); 0 for no /clock.")
     ] = 0.0,
 ) -> None:
-    """Publish the messages of a bag over ROS 2 at the pace at which they were recorded."""
+    """Publish the messages of a bag over ROS 2 at the recorded rate."""
     with _ros() as node:
         player = BagPlayer(node, BagFile(bag), topics or None, clock_hz=clock)
         for line in player.warnings:
@@ -69,18 +71,18 @@ class BagPlayer:
     """Publishes the messages of a bag without deserializing them.
 
     Args:
-        node: makes the publishers; it need not spin.
-        bag: where messages come from.
+        node: creates the publishers; it need not spin.
+        bag: source of the messages.
         topics: only these; None for all whose message type is installed.
-        clock_hz: rate of /clock, which carries the time of recording; 0 for none.
+        clock_hz: rate of /clock, which is the time of recording; 0 for no /clock.
 
     Attributes:
-        topics: topics that are published.
-        warnings: what is not published, and why.
-        published: messages so far by topic.
+        topics: published topics.
+        warnings: why topics are left out.
+        published: number of messages by topic.
 
     Raises:
-        InputError: a chosen topic is not in the bag, or nothing is left to play.
+        InputError: a chosen topic is not in the bag, or no topic can be published.
     """
 
     def __init__(
@@ -97,9 +99,9 @@ class BagPlayer:
         self._clock_hz = clock_hz
 
     def wait_for_subscriber(self) -> None:
-        """Return when somebody subscribes one of the topics that are not latched.
+        """Return soon after one of the topics that are not latched has a subscriber.
 
-        A moment later, in fact: others who are there already may take a second to match.
+        The delay lets other subscribers match, which takes up to a second.
         """
         lively = [
             p
@@ -111,10 +113,10 @@ class BagPlayer:
         time.sleep(_SETTLE_S)
 
     def run(self, rate: float = 1.0) -> None:
-        """Publish everything once, at `rate` times the pace of the recording.
+        """Publish all messages once, at `rate` times the recorded rate.
 
         Raises:
-            InputError: the bag turns out to be corrupt; what came before has been published.
+            InputError: the bag is corrupt; the messages before the damage have been published.
         """
         with ExitStack() as stack:
             advance = _progress(stack, self._bag, self.topics)
@@ -127,13 +129,13 @@ class BagPlayer:
                 advance()
 
     def flush(self) -> None:
-        """Wait until reliable subscribers have what was published, for two seconds at most."""
+        """Wait until reliable subscribers have all messages, two seconds at most."""
         for publisher in self._publishers.values():
             if publisher.get_subscription_count():
                 publisher.wait_for_all_acked(_LAST_WORDS)
 
-    def _create_publishers(self, node: Node, chosen: dict[str, Any]) -> dict[str, Publisher]:
-        publishers = {}
+    def _create_publishers(self, node: Node, chosen: dict[str, Connection]) -> Publishers:
+        publishers: Publishers = {}
         for topic, connection in chosen.items():
             kind = message_class(connection.msgtype)
             if kind is None:
@@ -146,7 +148,7 @@ class BagPlayer:
 
 
 class _Pace:
-    """Maps times of recording to times of publishing, and keeps /clock going in between."""
+    """Maps times of recording to times of publishing, and publishes /clock."""
 
     def __init__(
         self, begin_ns: int, rate: float, clock: Publisher | None, clock_hz: float
@@ -159,7 +161,7 @@ class _Pace:
         self._next_tick_ns = begin_ns
 
     def wait_until(self, bag_ns: int) -> None:
-        """Sleep until a message is due; a late one is due at once."""
+        """Sleep until a message is due."""
         while self._clock is not None and self._next_tick_ns <= bag_ns:
             self._sleep_until(self._next_tick_ns)
             self._clock.publish(Clock(clock=Time(nanoseconds=self._next_tick_ns).to_msg()))
@@ -171,8 +173,8 @@ class _Pace:
         time.sleep(max(0.0, due_s - time.monotonic()))
 
 
-def _choose(bag: BagFile, topics: Collection[str] | None) -> dict[str, Any]:
-    """Topic -> its connection, for the topics that have messages."""
+def _choose(bag: BagFile, topics: Collection[str] | None) -> dict[str, Connection]:
+    """Topic -> its connection, of the topics with messages."""
     present = {c.topic: c for c in bag.connections if c.msgcount}
     unknown = [topic for topic in topics or () if topic not in present]
     if unknown:
@@ -182,7 +184,7 @@ def _choose(bag: BagFile, topics: Collection[str] | None) -> dict[str, Any]:
     return {topic: c for topic, c in present.items() if topics is None or topic in topics}
 
 
-def message_class(msgtype: str) -> Any:
+def message_class(msgtype: str) -> type | None:
     """Class of a type like "sensor_msgs/msg/PointCloud2"; None if it is not installed."""
     package, _, name = msgtype.partition("/msg/")
     try:
@@ -191,8 +193,9 @@ def message_class(msgtype: str) -> Any:
         return None
 
 
-def _offered_qos(connection: Any) -> QoSProfile:
-    """Reliability and durability as recorded; reliable and volatile where unknown."""
+def _offered_qos(connection: Connection) -> QoSProfile:
+    """Reliability and durability as recorded; reliable and volatile if unknown."""
+    assert isinstance(connection.ext, ConnectionExtRosbag2)
     recorded = connection.ext.offered_qos_profiles
     reliable = not recorded or any(q.reliability.name != "BEST_EFFORT" for q in recorded)
     latched = any(q.durability.name == "TRANSIENT_LOCAL" for q in recorded)
@@ -204,8 +207,8 @@ def _offered_qos(connection: Any) -> QoSProfile:
     )
 
 
-def _progress(stack: ExitStack, bag: BagFile, topics: Collection[str]) -> Any:
-    """A progress bar on a terminal; returns what advances it."""
+def _progress(stack: ExitStack, bag: BagFile, topics: Collection[str]) -> Callable[[], None]:
+    """A progress bar on a terminal; returns the function that advances it."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -225,7 +228,7 @@ def _progress(stack: ExitStack, bag: BagFile, topics: Collection[str]) -> Any:
 
 @contextmanager
 def _ros() -> Iterator[Node]:
-    """A node for the block; Ctrl-C ends the block quietly."""
+    """A node for the block; Ctrl-C ends the block without an error."""
     rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
     node = rclpy.create_node("bag_player", start_parameter_services=False, enable_rosout=False)
     try:

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`pcseg bag record`: topics into a new bag, byte for byte, where `ros2 bag` is not installed."""
+"""`pcseg bag record`: record topics without `ros2 bag`."""
 
 from __future__ import annotations
 
 import contextlib
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import rclpy
 import typer
@@ -27,9 +27,9 @@ _console = Console(stderr=True, soft_wrap=True, highlight=False)
 
 def record(
     out: Annotated[Path, typer.Argument(help="Folder of the new bag.")],
-    topics: Annotated[list[str], typer.Argument(help="Topics to record; they may come later.")],
+    topics: Annotated[list[str], typer.Argument(help="Topics to record; they may appear later.")],
 ) -> None:
-    """Record topics over ROS 2 until Ctrl-C; the bag appears whole at the end."""
+    """Record ROS 2 topics until Ctrl-C, which completes the bag."""
     rclpy.init()
     node = rclpy.create_node("bag_recorder", start_parameter_services=False, enable_rosout=False)
     try:
@@ -45,10 +45,10 @@ def record(
 
 
 class BagRecorder:
-    """Subscribes topics as they appear and writes what arrives, at its time of arrival.
+    """Subscribes topics as they appear and writes their messages, stamped with the arrival.
 
     Args:
-        node: subscribes; whoever spins it writes.
+        node: subscribes; spin it to record.
         writer: an open bag.
         topics: full names. Types that the writer does not know are left out, with a warning.
     """
@@ -60,7 +60,7 @@ class BagRecorder:
         self._timer = node.create_timer(_LOOK_PERIOD_S, self._look)
 
     def _look(self) -> None:
-        """Subscribe what has appeared."""
+        """Subscribe the topics that have appeared."""
         for topic in sorted(self._awaited):
             publishers = self._node.get_publishers_info_by_topic(topic)
             if not publishers:
@@ -69,11 +69,11 @@ class BagRecorder:
             kind = message_class(publishers[0].topic_type)
             msgtype = publishers[0].topic_type
             if kind is None or msgtype not in type_store().fielddefs:
-                _console.print(f"[yellow]warning:[/] {topic} is left out: {msgtype} is not known")
+                _console.print(f"[yellow]warning:[/] {topic} is left out: unknown type {msgtype}")
                 continue
             self._subscribe(topic, msgtype, kind, [p.qos_profile for p in publishers])
 
-    def _subscribe(self, topic: str, msgtype: str, kind: Any, offered: list[QoSProfile]) -> None:
+    def _subscribe(self, topic: str, msgtype: str, kind: type, offered: list[QoSProfile]) -> None:
         reliable = all(q.reliability == ReliabilityPolicy.RELIABLE for q in offered)
         latched = all(q.durability == DurabilityPolicy.TRANSIENT_LOCAL for q in offered)
         wanted = QoSProfile(

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cameras of the node: their topics, their CameraInfo, their images seen from a sweep."""
+"""Cameras of the node: their topics, and their images as frames of a sweep."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TypeAlias
 
 from rclpy.node import Node
+from rclpy.subscription import Subscription
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from pcseg_core.camera import CameraModel
@@ -17,8 +18,10 @@ from pcseg_core.data.sample import CameraFrame
 from pcseg_core.errors import InputError
 from pcseg_ros import conversions, qos
 from pcseg_ros.config import CameraParameters
-from pcseg_ros.rig import Rig
-from pcseg_ros.subscriptions import SensorSubscription
+from pcseg_ros.qos import SensorSubscription
+from pcseg_ros.sensor_poses import SensorPoses
+
+AnyImage: TypeAlias = "Image | CompressedImage"
 
 
 class Camera:
@@ -29,7 +32,7 @@ class Camera:
         name: of the camera.
         topic, info_topic: of its images and their CameraInfo.
         model: from the calibration file; None takes it from CameraInfo.
-        on_image: called with the name and every image.
+        on_image: called with the name and each image.
     """
 
     def __init__(
@@ -39,18 +42,18 @@ class Camera:
         topic: str,
         info_topic: str,
         model: CameraModel | None,
-        on_image: Callable[[str, Any], None],
+        on_image: Callable[[str, AnyImage], None],
     ) -> None:
         self._node = node
         self.name = name
         self.topic = topic
         self._rectified = "rect" in topic.removesuffix("/compressed").rpartition("/")[2]
         self._model = model
-        self._info: Any = None
+        self._info: CameraInfo | None = None
         self._problem = f"no CameraInfo on {info_topic}"
         kind = CompressedImage if topic.endswith("/compressed") else Image
         self._images = SensorSubscription(node, kind, topic, lambda msg: on_image(name, msg))
-        self._infos: Any = None
+        self._infos: Subscription[CameraInfo] | None = None
         if model is None:
             self._infos = node.create_subscription(
                 CameraInfo, info_topic, self._on_info, qos.sensor(reliable=False)
@@ -62,25 +65,27 @@ class Camera:
         if self._infos is not None:
             self._node.destroy_subscription(self._infos)
 
-    def frame(self, msg: Any, cloud: PointCloud, rig: Rig, deadline_s: float) -> CameraFrame:
-        """An image, with the place of its camera: the sweep's LiDAR frame into the image's.
+    def frame(
+        self, msg: AnyImage, cloud: PointCloud, poses: SensorPoses, deadline_s: float
+    ) -> CameraFrame:
+        """An image, with the transform from the sweep's LiDAR frame to the image's camera frame.
 
         Args:
             msg: the image.
             cloud: the sweep.
-            rig: where camera and LiDAR are.
-            deadline_s: of the monotonic clock, until which transforms may be waited for.
+            poses: of camera and LiDAR.
+            deadline_s: time of the monotonic clock until which transforms are waited for.
 
         Raises:
-            InputError: no CameraInfo, one of another size, or an image that does not decode.
-            TransformError: it is not known where the camera was.
+            InputError: no CameraInfo, another image size, or an image that does not decode.
+            TransformError: the pose of the camera is unknown.
         """
         model = self._model
         if model is None:
             raise InputError(self._problem)
         frame, stamp = msg.header.frame_id, conversions.stamp_ns(msg.header)
-        T = rig.wait(
-            lambda: rig.T_cam_lidar(
+        T = poses.wait(
+            lambda: poses.T_cam_lidar(
                 self.name, self.topic, frame, stamp, cloud.frame_id, cloud.stamp_ns
             ),
             deadline_s,
@@ -90,13 +95,13 @@ class Camera:
         return CameraFrame(self.name, stamp, model, T, image)
 
     def _on_info(self, msg: CameraInfo) -> None:
-        """Keep the newest calibration; most messages repeat the one before."""
+        """Keep the newest calibration; most messages repeat the previous one."""
         header, msg.header = msg.header, type(msg.header)()
         if msg == self._info:
             return
         self._info = msg
         try:
-            self._model = CameraModel.from_camera_info(msg, self._rectified)
+            self._model = conversions.read_camera(msg, self._rectified)
         except InputError as error:
             self._model, self._problem = None, str(error)
             self._node.get_logger().error(f"camera {self.name} ({header.frame_id}): {error}")
@@ -106,19 +111,19 @@ def create_cameras(
     node: Node,
     config: CameraParameters,
     calibration: Calibration | None,
-    on_image: Callable[[str, Any], None],
+    on_image: Callable[[str, AnyImage], None],
 ) -> dict[str, Camera]:
     """The configured cameras by name.
 
     Raises:
-        InputError: topics named twice, or not one CameraInfo topic for each.
+        InputError: a topic is named twice, or the numbers of topics differ.
     """
     if len(set(config.topics)) != len(config.topics):
         raise InputError("cameras.topics: each topic may appear once")
     if config.info_topics and len(config.info_topics) != len(config.topics):
         raise InputError(
-            f"cameras.info_topics: {len(config.info_topics)} topics for {len(config.topics)} of "
-            "images; give one for each, or none"
+            f"cameras.info_topics: {len(config.info_topics)} topics for {len(config.topics)} image "
+            "topics; give one for each, or none"
         )
     infos = config.info_topics or tuple(info_topic(topic) for topic in config.topics)
     cameras = {}
@@ -131,13 +136,16 @@ def create_cameras(
 
 
 def camera_names(topics: Sequence[str]) -> list[str]:
-    """Namespaces of image topics, "camera/front" for /camera/front/image_raw; whole where alike."""
+    """Names by the namespaces of image topics; equal ones are replaced by the whole topic.
+
+    For example "camera/front" for /camera/front/image_raw.
+    """
     bases = [topic.removesuffix("/compressed") for topic in topics]
     names = [(base.rpartition("/")[0] or base).strip("/") for base in bases]
     return [n if names.count(n) == 1 else b.strip("/") for n, b in zip(names, bases)]
 
 
 def info_topic(topic: str) -> str:
-    """CameraInfo beside an image topic, as image_transport has it."""
+    """CameraInfo topic of an image topic, by the convention of image_transport."""
     namespace, slash, _ = topic.removesuffix("/compressed").rpartition("/")
     return f"{namespace}{slash}camera_info"

@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tells other nodes what the numbers in the field `label` mean."""
+"""Classes of the node: announced to other nodes, and changed by parameters."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Protocol
 
 from rcl_interfaces.msg import ParameterDescriptor, SetParametersResult
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 from std_msgs.msg import Header
 
+from pcseg_core.errors import PcsegError
 from pcseg_core.labels import LabelSpace
 from pcseg_ros import conversions, qos, topics
 
@@ -18,10 +20,11 @@ PARAMETERS = {
     "class_names": "Class names; the position is the value of the field label",
     "class_colors": "Class colors (#rrggbb) in the order of class_names",
 }
+_ACCEPTED = SetParametersResult(successful=True)
 
 
 class ClassAnnouncer:
-    """Shows the classes of a checkpoint as parameters and, with vision_msgs, as a latched topic."""
+    """Announces the classes as parameters and, if vision_msgs is installed, as a latched topic."""
 
     def __init__(self, node: Node) -> None:
         self._node = node
@@ -33,7 +36,7 @@ class ClassAnnouncer:
         values = (conversions.class_names(space), conversions.class_colors(space))
         self.withdraw()
         for (name, description), value in zip(PARAMETERS.items(), values):
-            # Not `read_only`: such a parameter could not be taken back with the checkpoint.
+            # Not `read_only`: such a parameter could not be undeclared with the checkpoint.
             constraint = "read-only: it belongs to the checkpoint"
             descriptor = ParameterDescriptor(
                 description=description, additional_constraints=constraint
@@ -48,7 +51,7 @@ class ClassAnnouncer:
             self._publisher.publish(message)
 
     def withdraw(self) -> None:
-        """Take back parameters and topic."""
+        """Remove the parameters and the topic."""
         for name in PARAMETERS:
             if self._node.has_parameter(name):
                 self._node.undeclare_parameter(name)
@@ -61,4 +64,80 @@ class ClassAnnouncer:
             if parameter.name in PARAMETERS and self._node.has_parameter(parameter.name):
                 reason = f"'{parameter.name}' is read-only: it belongs to the checkpoint"
                 return SetParametersResult(successful=False, reason=reason)
-        return SetParametersResult(successful=True)
+        return _ACCEPTED
+
+
+class ClassOwner(Protocol):
+    """Has the classes that the parameters change."""
+
+    @property
+    def label_space(self) -> LabelSpace | None:
+        """The current classes; None without a checkpoint."""
+
+    @property
+    def prompted(self) -> bool:
+        """The classes come from `prompts`."""
+
+    def set_prompts(self, prompts: Sequence[str]) -> LabelSpace:
+        """Change the classes; if this raises PcsegError, they stay."""
+
+
+class ClassParameters:
+    """Applies changes of the parameters `prompts` and `filter_classes`.
+
+    Create it before all other parameter callbacks: rclpy asks the one that was added last first,
+    and a change that any of them refuses must not reach the segmenter.
+
+    Args:
+        node: owner of the parameters.
+        owner: owner of the classes.
+        announce: called with new classes, after the answer to the change.
+    """
+
+    def __init__(
+        self, node: Node, owner: ClassOwner, announce: Callable[[LabelSpace], None]
+    ) -> None:
+        self._node = node
+        self._owner = owner
+        self._announce = announce
+        node.add_on_set_parameters_callback(self._check)
+
+    def _check(self, parameters: list[Parameter]) -> SetParametersResult:
+        before = self._owner.label_space
+        if before is None:
+            return _ACCEPTED  # checked when the node is configured
+        given = {p.name: [word for word in p.value or () if word] for p in parameters if _named(p)}
+        try:
+            if "prompts" in given:
+                self._set_prompts(given["prompts"])
+            elif "filter_classes" in given:
+                _check_known(given["filter_classes"], before)
+        except PcsegError as error:
+            return SetParametersResult(successful=False, reason=str(error))
+        return _ACCEPTED
+
+    def _set_prompts(self, prompts: list[str]) -> None:
+        if not prompts:
+            if not self._owner.prompted:
+                return
+            raise PcsegError(
+                "prompts is empty: name at least one class. For the classes of the checkpoint, "
+                "clean the node up, empty prompts and configure it again"
+            )
+        space = self._owner.set_prompts(prompts)
+        # Not here: the parameters with the class names cannot change inside this change.
+        assert self._node.executor is not None
+        self._node.executor.create_task(self._announce, space)
+
+
+def _named(parameter: Parameter) -> bool:
+    return parameter.name in ("prompts", "filter_classes")
+
+
+def _check_known(names: Sequence[str], space: LabelSpace) -> None:
+    unknown = [name for name in names if name not in space.names]
+    if unknown:
+        raise PcsegError(
+            f"filter_classes: unknown class '{unknown[0]}'; expected one of "
+            f"{', '.join(space.names)}"
+        )

@@ -1,132 +1,121 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Configuration of the segmentation node: the source of its ROS parameters. No ROS imports."""
+"""Parameters of the segmentation node. No ROS imports.
+
+The node adds to `PipelineConfig`, which decides the labels, where its inputs come from and what it
+publishes.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Field
 
-from pcseg_core.config import Section
-from pcseg_core.online.temporal import TemporalBufferConfig
+from pcseg_core.config import LIVE, Section
+from pcseg_core.online.pipeline import CameraUseConfig, MotionConfig, PipelineConfig
 
-# Marks a field that may change while the node runs; all others become read-only parameters.
-LIVE: dict[str, Any] = {"live": True}
+if TYPE_CHECKING:
+    from pcseg_core.vision.pixel_classes import TeacherConfig
 
 
 def _without_empty(values: Any) -> Any:
     return [v for v in values if v != ""] if isinstance(values, (list, tuple)) else values
 
 
-# ROS parameter files cannot hold an empty array, whose type would not be known; [""] stands for it.
+# ROS parameter files cannot hold an empty array because its type is unknown; [""] stands for it.
 Words: TypeAlias = Annotated[tuple[str, ...], BeforeValidator(_without_empty)]
 
 
 class CameraParameters(Section):
-    """Cameras beside the LiDAR."""
+    """Image topics and how they are matched to sweeps."""
 
     topics: Words = Field(
         (),
-        description="Image topics: sensor_msgs/Image, or CompressedImage where the name ends in "
-        "/compressed; empty runs without cameras",
+        description="Image topics (sensor_msgs/Image, or CompressedImage if the name ends in "
+        "/compressed); empty uses no cameras",
     )
     info_topics: Words = Field(
-        (), description="CameraInfo topic of each image topic; empty takes camera_info beside them"
+        (),
+        description="CameraInfo topic of each image topic; empty takes camera_info in the "
+        "namespace of the images",
     )
     calibration: str = Field(
         "",
-        description="Calibration file (YAML) with the extrinsics, and intrinsics where there is no "
-        "CameraInfo; empty takes the extrinsics from TF",
+        description="Calibration file (YAML) with the extrinsics, and the intrinsics if there is "
+        "no CameraInfo; empty takes the extrinsics from TF",
     )
     sync: Literal["nearest", "exact", "approximate"] = Field(
         "nearest",
-        description="Which images belong to a sweep: the nearest ones, going on at the deadline "
-        "without those that are missing; or exact and approximate of message_filters, which label "
-        "only sweeps that all cameras have an image for",
+        description="How images are matched to a sweep: nearest takes the nearest image of each "
+        "camera and leaves out cameras that miss the deadline; exact and approximate "
+        "(message_filters) label only sweeps with an image of every camera",
     )
     tolerance_s: float = Field(
-        0.05, ge=0.0, le=10.0, description="Greatest time between a sweep and its images, s"
+        0.05, ge=0.0, le=10.0, description="Maximum time between a sweep and its images, s"
     )
     deadline_s: float = Field(
-        0.05, ge=0.0, le=10.0, description="How long a sweep waits for its images, s"
+        0.05, ge=0.0, le=10.0, description="Maximum time that a sweep waits for its images, s"
     )
 
 
-class MotionParameters(Section):
-    """Where the motion of the platform comes from."""
+class MotionParameters(MotionConfig):
+    """Source of the motion of the platform."""
+
+    renamed: ClassVar[dict[str, str]] = {"stamp_is": "stamp_reference"}
 
     source: Literal["auto", "tf", "odometry", "none"] = Field(
         "auto",
-        description="Motion of the platform: tf, odometry (topic odometry, nav_msgs/Odometry) or "
-        "none, for a rig that stands still; auto takes tf where tf2_ros is installed",
+        description="Motion of the platform: tf, odometry (topic odometry, nav_msgs/Odometry), or "
+        "none for a platform that stands still; auto takes tf if tf2_ros is installed",
     )
     fixed_frame: str = Field(
         "odom", description="Frame in /tf without jumps in which the platform moves (REP-105)"
     )
     timeout_s: float = Field(
-        0.1,
-        ge=0.0,
-        le=5.0,
-        description="How long a sweep waits for transforms that are on their way, s",
-    )
-    required: bool = Field(
-        False,
-        description="Drop sweeps whose motion is not known, instead of labeling them without "
-        "deskewing and smoothing",
-    )
-    deskew: bool = Field(
-        False, description="Correct the points for the motion within the sweep by their times"
-    )
-    time_field: str = Field(
-        "auto", description="Field with the time of each point; auto knows the usual names"
-    )
-    stamp_reference: Literal["auto", "start", "mid", "end"] = Field(
-        "auto", description="Which moment of the sweep its stamp marks"
+        0.1, ge=0.0, le=5.0, description="Maximum time that a sweep waits for late transforms, s"
     )
 
 
-class TemporalParameters(TemporalBufferConfig):
-    """Labels smoothed over time."""
-
-    enabled: bool = Field(
-        False, description="Fuse the classes of the last seconds; needs the motion of the platform"
-    )
-
-
-class TeacherParameters(Section):
+class TeacherParameters(CameraUseConfig):
     """The camera teacher at run time."""
+
+    renamed: ClassVar[dict[str, str]] = {"trust": "camera_weight"}
 
     weights: str = Field(
         "",
-        description="Weights of an ESPNetv2 (safetensors) whose projected labels are published on "
-        "teacher_points beside the node's own (label mode); bundled:simulation_teacher knows "
-        "simulated images; empty for no teacher",
+        description="Weights of an ESPNetv2 (safetensors) whose labels are published on "
+        "teacher_points; bundled:simulation_teacher is trained on simulated images; empty loads "
+        "no teacher",
     )
-    label_space: str = Field("cityscapes", description="Label space of its outputs")
-    scale: float = Field(1.0, gt=0.0, le=2.0, description="Image scale that it works at")
-    fuse: bool = Field(
-        False,
-        description="Fuse what it sees with the node's own classes, where it is done before "
-        "deadline_s; sweeps never wait longer",
+    label_space: str = Field("cityscapes", description="Label space of the teacher's outputs")
+    scale: float = Field(
+        1.0, gt=0.0, le=2.0, description="Factor by which images are resized for the teacher"
     )
     deadline_s: float = Field(
-        0.15, ge=0.0, le=5.0, description="Time from a sweep's arrival that it may wait for it, s"
-    )
-    camera_weight: float = Field(
-        1.0,
+        0.15,
         ge=0.0,
-        le=4.0,
-        description="Weight of a pixel's class beside that of the point; 1 takes both as sure",
+        le=5.0,
+        description="Time from the arrival of a sweep after which it is published without the "
+        "teacher's classes, s",
     )
 
+    def teacher_config(self) -> TeacherConfig | None:
+        """The teacher as `pcseg_core.vision.pixel_classes.load_teacher` takes it, if any."""
+        if not self.weights:
+            return None
+        from pcseg_core.vision.pixel_classes import TeacherConfig  # imports torch
 
-class NodeConfig(Section):
+        values = {"weights": self.weights, "label_space": self.label_space}
+        return TeacherConfig.model_validate({**values, "scales": [self.scale], "flip": False})
+
+
+class NodeConfig(PipelineConfig):
     """Parameters of `segment_node`."""
 
     checkpoint: str = Field(
         "",
-        description="Run directory of `pcseg distill`, or a checkpoint file in it; empty takes the "
-        "one that comes with the package, trained on simulated drives",
+        description="Run directory of `pcseg distill`, or a checkpoint file; empty loads the "
+        "bundled checkpoint, trained on simulated drives",
     )
     device: str = Field(
         "auto",
@@ -138,46 +127,39 @@ class NodeConfig(Section):
     )
     precision: Literal["auto", "fp32", "fp16", "bf16"] = Field(
         "auto",
-        description="Arithmetic of the network; auto takes fp16 on a GPU, bf16 where the CPU "
-        "multiplies it itself (avx512_bf16), else fp32",
+        description="Arithmetic of the network; auto takes fp16 on a GPU, bf16 if the CPU has "
+        "instructions for it (avx512_bf16), else fp32",
     )
     autostart: bool = Field(
-        True, description="Configure and activate at start, without waiting for a lifecycle manager"
+        True, description="Configure and activate at start, without a lifecycle manager"
     )
     intensity_scale: float = Field(
         0.0,
         ge=0.0,
         allow_inf_nan=False,
-        description="Factor that brings the intensity to 0..1, for example 0.00392 for 0..255; "
-        "0 guesses it from every sweep",
+        description="Factor that maps the intensity to 0..1, for example 0.00392 for 0..255; 0 "
+        "guesses it for each sweep",
     )
     input_reliability: Literal["auto", "reliable", "best_effort"] = Field(
         "auto",
-        description="Delivery asked of the publishers of the sweeps; auto asks for reliable and "
-        "takes best effort where a publisher offers no more",
+        description="Reliability of the subscription to the sweeps; auto requests reliable and "
+        "falls back to best effort if a publisher offers no more",
     )
     diagnostics_period_s: float = Field(
         1.0, ge=0.1, le=60.0, description="Time between two messages on /diagnostics, s"
-    )
-    min_confidence: float = Field(
-        0.0,
-        ge=0.0,
-        le=1.0,
-        description="Points labeled with less confidence become unlabeled (65535)",
-        json_schema_extra=LIVE,
     )
     max_age_s: float = Field(
         0.0,
         ge=0.0,
         allow_inf_nan=False,
-        description="Sweeps whose stamp is older than this when inference would start are "
-        "dropped, s; 0 drops none. Needs sensor stamps in the node's clock",
+        description="Drop sweeps whose stamp is older than this when inference would start, s; 0 "
+        "drops none. Requires sensor stamps in the node's clock",
         json_schema_extra=LIVE,
     )
     prompts: Words = Field(
         (),
-        description="Classes in words, for a checkpoint that knows words: one entry a class, "
-        "'vehicle: car, truck, bus' for a group, '*' for everything else; empty at the start takes "
+        description="Classes in words, for a checkpoint with a text head: one entry per class, "
+        "'vehicle: car, truck, bus' for a group, '*' for everything else; empty at start keeps "
         "the classes of the checkpoint",
         json_schema_extra=LIVE,
     )
@@ -186,22 +168,22 @@ class NodeConfig(Section):
     )
     publish_instances: bool = Field(
         False,
-        description="Add the field instance: points of instance_classes that touch each other have "
-        "one number, 0 is none; numbers are not tracked from sweep to sweep",
+        description="Add the field instance, which numbers connected points of one of "
+        "instance_classes from 1; 0 is no instance; numbers are not tracked over sweeps",
         json_schema_extra=LIVE,
     )
     instance_classes: Words = Field(
-        ("vehicle", "person"), description="Classes that have instances", json_schema_extra=LIVE
+        ("vehicle", "person"), description="Classes with instances", json_schema_extra=LIVE
     )
     instance_cell_m: float = Field(
         0.3,
         ge=0.05,
         le=5.0,
-        description="Edge of the cells of the ground plane whose neighbors touch, m",
+        description="Edge of the ground plane cells whose neighbors are connected, m",
         json_schema_extra=LIVE,
     )
     instance_min_points: int = Field(
-        10, ge=1, description="Smaller clusters are no instance", json_schema_extra=LIVE
+        10, ge=1, description="Minimum number of points of an instance", json_schema_extra=LIVE
     )
     filter_classes: Words = Field(
         (),
@@ -209,9 +191,25 @@ class NodeConfig(Section):
         json_schema_extra=LIVE,
     )
     only_when_subscribed: bool = Field(
-        True, description="Skip inference while nobody subscribes", json_schema_extra=LIVE
+        True, description="Skip inference without subscribers", json_schema_extra=LIVE
     )
     cameras: CameraParameters = Field(CameraParameters(), description="Cameras")
     motion: MotionParameters = Field(MotionParameters(), description="Motion of the platform")
-    temporal: TemporalParameters = Field(TemporalParameters(), description="Smoothing over time")
     teacher: TeacherParameters = Field(TeacherParameters(), description="Camera teacher")
+
+    def recording_options(self) -> dict[str, Any]:
+        """Arguments of `BagRecording` that open a bag with the inputs that the node would have.
+
+        Topics are those of the bag: remappings of the node are not known here.
+        """
+        cameras, motion = self.cameras, self.motion
+        return {
+            "camera_topics": [f"/{topic.lstrip('/')}" for topic in cameras.topics],
+            "calibration": cameras.calibration or None,
+            "max_image_offset_s": cameras.tolerance_s,
+            "poses": "recorded" if motion.source == "auto" else motion.source,
+            "fixed_frame": motion.fixed_frame if motion.source == "tf" else None,
+            "time_field": motion.time_field,
+            "stamp_reference": motion.stamp_reference,
+            "intensity_scale": self.intensity_scale,
+        }

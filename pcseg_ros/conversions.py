@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Messages to core types and back: the only file that knows both."""
+"""Conversion of messages to core types and back; no other file reads or fills messages of data."""
 
 from __future__ import annotations
 
@@ -8,15 +8,23 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from geometry_msgs.msg import Transform
+from geometry_msgs.msg import Point, Quaternion, Transform, Vector3
 from nav_msgs.msg import Odometry
-from sensor_msgs.msg import CompressedImage, Image, PointCloud2, PointField
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2, PointField
 from std_msgs.msg import Header
 
-from pcseg_core.cloud import EncodedCloud, PointCloud, append_fields, pack_rgb, read_cloud
+from pcseg_core.camera import CameraModel
+from pcseg_core.cloud import (
+    EncodedCloud,
+    PointCloud,
+    append_fields,
+    pack_rgb,
+    read_cloud,
+    structured,
+)
 from pcseg_core.data.images import decode_image, image_from_message
 from pcseg_core.geometry import from_quaternion
-from pcseg_core.labels import WIRE_UNLABELED, LabelSpace, to_wire
+from pcseg_core.labels import WIRE_UNLABELED, LabelSpace, from_wire, to_wire
 
 
 def read_sweep(
@@ -26,7 +34,7 @@ def read_sweep(
     time_field: str = "none",
     stamp_reference: str = "auto",
 ) -> PointCloud:
-    """Decode a sweep; its arrays view the message. An intensity scale of 0 is guessed.
+    """A sweep, whose arrays view the message; an intensity scale of 0 is guessed.
 
     Raises:
         InputError: the message is malformed or has no x, y and z.
@@ -48,6 +56,20 @@ def read_image(msg: Image | CompressedImage, name: str) -> npt.NDArray[np.uint8]
     return image_from_message(msg, name)
 
 
+def read_camera(msg: CameraInfo, rectified: bool) -> CameraModel:
+    """Model of a camera's raw or rectified images.
+
+    Raises:
+        InputError: the camera is not calibrated, or its distortion model is unknown.
+    """
+    return CameraModel.from_camera_info(msg, rectified)
+
+
+def read_labels(msg: PointCloud2) -> npt.NDArray[np.int32]:
+    """(N,) class ids of a labeled sweep, -1 where unlabeled."""
+    return from_wire(structured(msg)["label"]).ravel()
+
+
 def read_transform(msg: Transform) -> npt.NDArray[np.float64]:
     """(4, 4) pose of the child frame in the parent frame.
 
@@ -62,31 +84,31 @@ def read_odometry(msg: Odometry) -> npt.NDArray[np.float64]:
     return _pose(msg.pose.pose.position, msg.pose.pose.orientation)
 
 
-def _pose(t: Any, q: Any) -> npt.NDArray[np.float64]:
+def _pose(t: Point | Vector3, q: Quaternion) -> npt.NDArray[np.float64]:
     return from_quaternion((q.x, q.y, q.z, q.w), (t.x, t.y, t.z))
 
 
 def labeled_message(
     msg: PointCloud2,
-    labels: Any,
-    confidence: Any,
+    labels: npt.NDArray[Any],
+    confidence: npt.NDArray[Any],
     *,
-    instances: Any = None,
+    instances: npt.NDArray[Any] | None = None,
     space: LabelSpace | None = None,
 ) -> PointCloud2:
-    """The sweep with `label` (uint32), `confidence` (float32), and `instance` (uint32) and `rgb`
-    (float32) where these are given.
+    """The sweep with the fields `label`, `confidence`, and optionally `instance` and `rgb`.
 
-    Header, fields, order and organization stay those of `msg`.
+    Header, other fields, order and organization are those of `msg`.
 
     Args:
-        labels: (N,) integers, -1 where unlabeled (65535 in the message).
-        confidence: (N,) float32, 0 to 1.
-        instances: (N,) uint32, 0 for none; None adds no such field.
-        space: gives the colors of `rgb`; None adds no such field.
+        msg: the sweep.
+        labels: (N,) integers, -1 where unlabeled (uint32 65535 in the message).
+        confidence: (N,) float32 in 0..1.
+        instances: (N,) uint32, 0 for no instance; None adds no such field.
+        space: gives the colors of `rgb` (float32); None adds no such field.
     """
     confidence = np.asarray(confidence, dtype=np.float32)
-    fields: dict[str, Any] = {"label": to_wire(labels), "confidence": confidence}
+    fields: dict[str, npt.NDArray[Any]] = {"label": to_wire(labels), "confidence": confidence}
     if instances is not None:
         fields["instance"] = np.asarray(instances, dtype=np.uint32)
     if space is not None:
@@ -95,18 +117,16 @@ def labeled_message(
 
 
 def filtered_message(msg: PointCloud2, chosen: npt.NDArray[np.bool_]) -> PointCloud2:
-    """The chosen points of a cloud, all fields kept, unorganized.
+    """The chosen points of a cloud with all their fields, unorganized.
 
     Args:
         msg: the cloud.
         chosen: (N,) bool in the order of its points.
     """
-    # Byte by byte: fields may overlap or leave gaps, and are copied as they are.
+    # As bytes: fields may overlap or leave gaps.
     rows = np.frombuffer(msg.data, np.uint8)[: msg.height * msg.row_step]
     points = rows.reshape(msg.height, msg.row_step)[:, : msg.width * msg.point_step]
     kept = points.reshape(-1, msg.point_step)[chosen]
-    data = array.array("B")
-    data.frombytes(np.ascontiguousarray(kept).data)
     return PointCloud2(
         header=msg.header,
         height=1,
@@ -115,26 +135,26 @@ def filtered_message(msg: PointCloud2, chosen: npt.NDArray[np.bool_]) -> PointCl
         is_bigendian=msg.is_bigendian,
         point_step=msg.point_step,
         row_step=len(kept) * msg.point_step,
-        data=data,
+        data=_bytes(kept),
         is_dense=msg.is_dense,
     )
 
 
 def image_message(pixels: npt.NDArray[np.uint8], header: Header) -> Image:
     """(H, W, 3) RGB as a message."""
-    data = array.array("B")
-    data.frombytes(np.ascontiguousarray(pixels).data)
     height, width = pixels.shape[:2]
     return Image(
-        header=header, height=height, width=width, encoding="rgb8", step=3 * width, data=data
+        header=header,
+        height=height,
+        width=width,
+        encoding="rgb8",
+        step=3 * width,
+        data=_bytes(pixels),
     )
 
 
 def cloud_message(header: Header, cloud: EncodedCloud) -> PointCloud2:
     """An encoded cloud as a message."""
-    data = array.array("B")
-    # The one assignment to `data` that is fast on every distribution, Humble included.
-    data.frombytes(cloud.data.data)
     return PointCloud2(
         header=header,
         height=cloud.height,
@@ -146,9 +166,16 @@ def cloud_message(header: Header, cloud: EncodedCloud) -> PointCloud2:
         is_bigendian=cloud.is_bigendian,
         point_step=cloud.point_step,
         row_step=cloud.row_step,
-        data=data,
+        data=_bytes(cloud.data),
         is_dense=cloud.is_dense,
     )
+
+
+def _bytes(values: npt.NDArray[Any]) -> array.array[int]:
+    """The bytes of an array, as the type that rclpy of every distribution assigns quickly."""
+    data = array.array("B")
+    data.frombytes(np.ascontiguousarray(values).data)
+    return data
 
 
 def stamp_ns(header: Header) -> int:

@@ -1,15 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The node's report on /diagnostics (diagnostic_msgs)."""
+"""Counters of the node, and its report on /diagnostics."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import threading
+import time
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 
+import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from rclpy.node import Node
 
-from pcseg_ros.statistics import Summary
+from pcseg_core.online.pipeline import NO_MOTION
 
-# Reasons for which a sweep goes no further.
+__all__ = ["NO_MOTION"]
+
+# Reasons for which a sweep is dropped, with NO_MOTION.
 REPLACED = "replaced by a newer sweep"
 TOO_OLD = "too old"
 MALFORMED = "malformed"
@@ -17,18 +27,106 @@ FAILED = "inference failed"
 OUT_OF_MEMORY = "out of memory"
 DISABLED = "disabled"
 RESET = "reset"
-NO_MOTION = "motion not known"
-NO_EVIDENCE = "camera evidence late"
+UNSUBSCRIBED = "nobody subscribes"
 # Counters of the synchronizer that stand for dropped sweeps.
 SYNCHRONIZER_DROPS = {
     "sweep_out_of_order": "out of order",
     "sweep_duplicate": "stamp seen before",
     "sweep_overflow": "too many waited for images",
 }
-UNSUBSCRIBED = "nobody subscribes"
+LOG_PERIOD_S = 5.0
 
 _INTENDED = (UNSUBSCRIBED, DISABLED, RESET)
 _TOLERATED_DROPS = 0.1
+_WINDOW = 200
+_MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The counters at one moment.
+
+    Attributes:
+        received, published: sweeps since the start.
+        dropped: reason -> sweeps since the start.
+        events: other event -> count since the start.
+        recent_received, recent_published, recent_drops, recent_events: the same since the previous
+            summary.
+        elapsed_s: time since the previous summary.
+        stages: stage -> (p50, p95) of its last 200 durations, in the unit that was recorded.
+    """
+
+    received: int = 0
+    published: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+    events: dict[str, int] = field(default_factory=dict)
+    recent_received: int = 0
+    recent_published: int = 0
+    recent_drops: dict[str, int] = field(default_factory=dict)
+    recent_events: dict[str, int] = field(default_factory=dict)
+    elapsed_s: float = 1.0
+    stages: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+
+class SweepStatistics:
+    """Counts sweeps and keeps the last durations of each stage; any thread."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._received = 0
+        self._published = 0
+        self._dropped: Counter[str] = Counter()
+        self._events: Counter[str] = Counter()
+        self._stages: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=_WINDOW))
+        self._since = clock()
+        self._previous = Summary()
+
+    def receive(self) -> None:
+        """Count a received sweep."""
+        with self._lock:
+            self._received += 1
+
+    def drop(self, reason: str, count: int = 1) -> None:
+        """Count received sweeps that are not labeled."""
+        with self._lock:
+            self._dropped[reason] += count
+
+    def note(self, event: str) -> None:
+        """Count an event that costs no sweep."""
+        with self._lock:
+            self._events[event] += 1
+
+    def complain(self, node: Node, event: str, why: object) -> None:
+        """Count an event that costs no sweep, and log the reason as a warning."""
+        self.note(event)
+        node.get_logger().warning(f"{event}: {why}", throttle_duration_sec=LOG_PERIOD_S)
+
+    def publish(self, stages: Mapping[str, float]) -> None:
+        """Count a published sweep, with the durations of its stages."""
+        with self._lock:
+            self._published += 1
+            for stage, duration in stages.items():
+                self._stages[stage].append(duration)
+
+    def summary(self) -> Summary:
+        """The counters now; the next summary's recent counts start here."""
+        with self._lock:
+            now, before = self._clock(), self._previous
+            result = Summary(
+                received=self._received,
+                published=self._published,
+                dropped=dict(self._dropped),
+                events=dict(self._events),
+                recent_received=self._received - before.received,
+                recent_published=self._published - before.published,
+                recent_drops=dict(self._dropped - Counter(before.dropped)),
+                recent_events=dict(self._events - Counter(before.events)),
+                elapsed_s=max(now - self._since, 1e-9),
+                stages={name: _percentiles(values) for name, values in self._stages.items()},
+            )
+            self._since, self._previous = now, result
+            return result
 
 
 def judge(state: str, fault: str, summary: Summary) -> tuple[bytes, str]:
@@ -51,10 +149,10 @@ def judge(state: str, fault: str, summary: Summary) -> tuple[bytes, str]:
         return DiagnosticStatus.OK, DISABLED
     if not summary.recent_received:
         return DiagnosticStatus.WARN, "no sweeps received"
-    if sum(drops.values()) > _TOLERATED_DROPS * summary.recent_received:
+    frequent = _TOLERATED_DROPS * summary.recent_received
+    if sum(drops.values()) > frequent:
         reasons = ", ".join(f"{reason}: {count}" for reason, count in drops.items())
         return DiagnosticStatus.WARN, f"sweeps dropped ({reasons})"
-    frequent = _TOLERATED_DROPS * summary.recent_received
     events = [f"{event}: {n}" for event, n in summary.recent_events.items() if n > frequent]
     if events:
         return DiagnosticStatus.WARN, "; ".join(events)
@@ -81,8 +179,30 @@ def values_of(summary: Summary) -> dict[str, str]:
     return values
 
 
+def process_values(device: str) -> dict[str, str]:
+    """Threads and memory of this process, and of the GPU if `device` is one."""
+    values = {"threads": str(threading.active_count())}
+    resident = resident_mib()
+    if resident is not None:
+        values["memory (MiB)"] = f"{resident:.0f}"
+    if device.startswith("cuda"):
+        import torch  # the segmenter that runs on the device has imported it
+
+        values["GPU memory (MiB)"] = f"{torch.cuda.memory_reserved() / _MIB:.0f}"
+    return values
+
+
+def resident_mib() -> float | None:
+    """Resident memory of this process, MiB; None on systems without /proc."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except OSError:
+        return None
+    return pages * os.sysconf("SC_PAGE_SIZE") / _MIB
+
+
 def report(name: str, level: bytes, message: str, values: Mapping[str, str]) -> DiagnosticArray:
-    """A DiagnosticArray with one status; the caller stamps it."""
+    """A DiagnosticArray with one status and no stamp."""
     status = DiagnosticStatus(
         name=name,
         level=level,
@@ -90,3 +210,8 @@ def report(name: str, level: bytes, message: str, values: Mapping[str, str]) -> 
         values=[KeyValue(key=key, value=value) for key, value in values.items()],
     )
     return DiagnosticArray(status=[status])
+
+
+def _percentiles(values: deque[float]) -> tuple[float, float]:
+    low, high = np.percentile(np.fromiter(values, dtype=np.float64), (50, 95))
+    return float(low), float(high)

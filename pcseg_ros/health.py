@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a running node says of itself on /diagnostics, and waiting until it works.
+"""State of a running node from /diagnostics, and a program that waits until it is active.
 
     python -m pcseg_ros.health /segment_node
 
-waits until that node is active. The launch files start bags after it: an event of a transition is
-lost where it comes before its subscription has matched, a report comes again.
+The launch files play bags after it. They do not use the event of the transition, which is lost if
+it is published before its subscription has matched; reports are repeated.
 """
 
 from __future__ import annotations
 
 import time
-from typing import Annotated, Any
+from typing import Annotated
 
 import rclpy
 import typer
@@ -29,8 +29,8 @@ class NodeHealth:
     """The newest report of one node.
 
     Args:
-        node: subscribes; whoever spins it keeps the report up to date.
-        name: full name of the node that reports, like "/segment_node".
+        node: subscribes; spin it to receive reports.
+        name: full name of the observed node, like "/segment_node".
 
     Attributes:
         values: keys and values of the report; empty before the first.
@@ -50,7 +50,7 @@ class NodeHealth:
 
     @property
     def active(self) -> bool:
-        """It labels sweeps."""
+        """The node labels sweeps."""
         return self.state == "active"
 
     def _on_report(self, message: DiagnosticArray) -> None:
@@ -64,9 +64,9 @@ class NodeHealth:
 def wait(
     name: Annotated[str, typer.Argument(help="Full name of the node, like /segment_node.")],
 ) -> None:
-    """Return when the node is active; fail where it could not be configured."""
+    """Return when the node is active; fail if it could not be configured."""
     rclpy.init()
-    node: Any = rclpy.create_node(
+    node = rclpy.create_node(
         f"wait_for_{name.rpartition('/')[2]}", start_parameter_services=False, enable_rosout=False
     )
     health, remind_s = NodeHealth(node, name), time.monotonic() + _REMIND_S

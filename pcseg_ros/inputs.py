@@ -1,70 +1,59 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the node listens to: sweeps with their images, transforms, odometry."""
+"""Inputs of the node: sweeps with their images and the poses of the sensors."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
-from nav_msgs.msg import Odometry
 from rclpy.clock import Clock, ClockType, JumpThreshold
 from rclpy.duration import Duration
 from rclpy.node import Node
-from rclpy.qos import QoSProfile
 from sensor_msgs.msg import PointCloud2
 
-from pcseg_core.data.calibration import Calibration, load_calibration
-from pcseg_core.errors import InputError
+from pcseg_core.cloud import PointCloud
+from pcseg_core.data.calibration import load_calibration
+from pcseg_core.data.sample import CameraFrame
+from pcseg_core.errors import PcsegError
+from pcseg_core.geometry import Poses
+from pcseg_core.online.pipeline import Sweep
 from pcseg_ros import conversions, diagnostics, topics
-from pcseg_ros.cameras import create_cameras
+from pcseg_ros.cameras import AnyImage, create_cameras
 from pcseg_ros.config import NodeConfig
-from pcseg_ros.matching import create_synchronizer
-from pcseg_ros.motion import OdometryMotion, TfMotion
-from pcseg_ros.rig import JUMP_NS, Motion, Rig
-from pcseg_ros.statistics import SweepStatistics
-from pcseg_ros.subscriptions import SensorSubscription
-from pcseg_ros.transforms import TransformBuffer, has_tf2
+from pcseg_ros.diagnostics import SweepStatistics
+from pcseg_ros.pose_inputs import PoseInputs
+from pcseg_ros.qos import SensorSubscription
+from pcseg_ros.sensor_poses import JUMP_NS
+from pcseg_ros.synchronization import ReceivedSweep, create_synchronizer
 
-_LEAST_WAIT_NS = 1_000_000
+_MIN_WAIT_NS = 1_000_000
 
 
-@dataclass
-class Sweep:
-    """A sweep waiting for inference.
+@dataclass(kw_only=True)
+class NodeSweep(Sweep):
+    """A decoded sweep, with its messages."""
 
-    Attributes:
-        msg: the message.
-        received_s: when it came in (monotonic clock, s).
-        images: camera -> its image message.
-        matched_s: when it had its images.
-    """
-
-    msg: PointCloud2
-    received_s: float
-    images: dict[str, Any] = field(default_factory=dict)
-    matched_s: float = 0.0
+    received: ReceivedSweep
 
 
 class Inputs:
-    """Subscriptions of the node; the callbacks run in its executor.
+    """Subscriptions of the node; their callbacks run in its executor.
 
     Args:
         node: owner.
         config: parameters.
-        statistics: where sweeps and faults are counted.
-        on_sweep: called with each sweep that has its images or waits no longer for them.
+        statistics: counts sweeps and faults.
+        on_sweep: called with each sweep that has its images, or whose deadline for them is over.
         on_jump: called when time has jumped back.
 
     Raises:
         InputError: parameters that contradict each other, a calibration that cannot be read, or
-            tf2 or message_filters needed and not installed.
+            tf2 or message_filters are needed and not installed.
 
     Attributes:
-        enabled: whether sweeps are taken.
+        enabled: sweeps are taken.
         cameras: by name.
-        rig: where sensors are.
     """
 
     def __init__(
@@ -72,25 +61,24 @@ class Inputs:
         node: Node,
         config: NodeConfig,
         statistics: SweepStatistics,
-        on_sweep: Callable[[Sweep], None],
+        on_sweep: Callable[[ReceivedSweep], None],
         on_jump: Callable[[], None],
     ) -> None:
         self._node = node
+        self._config = config
         self._statistics = statistics
         self._on_sweep = on_sweep
         self._on_jump = on_jump
         self.enabled = False
         self._newest_ns = 0
-        self._told_drops: dict[str, int] = {}
-        self._transforms: TransformBuffer | None = None
-        self._odometry: OdometryMotion | None = None
-        self._odometry_subscription: Any = None
-        calibration = load_calibration(config.cameras.calibration) if _calibrated(config) else None
-        self.rig = self._create_rig(config, calibration)
+        self._counted_drops: dict[str, int] = {}
+        path = config.cameras.calibration
+        calibration = load_calibration(path) if path else None
+        self._pose_inputs = PoseInputs(node, config, calibration)
         self.cameras = create_cameras(node, config.cameras, calibration, self._on_image)
         self._synchronizer = create_synchronizer(config.cameras, tuple(self.cameras))
         steady = Clock(clock_type=ClockType.STEADY_TIME)
-        self._deadline = node.create_timer(1.0, self._give_out, clock=steady)
+        self._deadline = node.create_timer(1.0, self._hand_on, clock=steady)
         self._deadline.cancel()
         self._points = SensorSubscription(
             node, PointCloud2, topics.POINTS, self._on_points, config.input_reliability
@@ -103,9 +91,9 @@ class Inputs:
         )
 
     @property
-    def topic_name(self) -> str:
-        """Full name of the topic of the sweeps."""
-        return self._points.topic_name
+    def topic_names(self) -> list[str]:
+        """Topics of the sweeps and the images."""
+        return [self._points.topic_name, *(camera.topic for camera in self.cameras.values())]
 
     def destroy(self) -> None:
         """End all subscriptions."""
@@ -114,55 +102,60 @@ class Inputs:
         self._points.destroy()
         for camera in self.cameras.values():
             camera.destroy()
-        if self._transforms is not None:
-            self._transforms.destroy()
-        if self._odometry_subscription is not None:
-            self._node.destroy_subscription(self._odometry_subscription)
+        self._pose_inputs.destroy()
 
     def reset(self) -> None:
         """Forget all messages."""
         self._synchronizer.reset()
         self._newest_ns = 0
-        for source in (self._transforms, self._odometry):
-            if source is not None:
-                source.reset()
+        self._pose_inputs.reset()
 
     def counters(self) -> dict[str, int]:
-        """What happened to messages in the synchronizer, in words."""
+        """Events of the synchronizer, in words."""
         return {k.replace("_", " "): v for k, v in self._synchronizer.counters.items()}
 
-    # --- set-up ----------------------------------------------------------------------------------
+    # --- inference thread ------------------------------------------------------------------------
 
-    def _create_rig(self, config: NodeConfig, calibration: Calibration | None) -> Rig:
-        source = config.motion.source
-        wanted = config.cameras.topics or config.temporal.enabled or config.motion.deskew
-        if not wanted:
-            return Rig(None, None, None)
-        if source == "none" and (config.temporal.enabled or config.motion.deskew):
-            raise InputError("temporal.enabled and motion.deskew need motion.source")
-        if source == "auto":
-            source = "tf" if has_tf2() else "odometry"
-        if source == "tf" and not has_tf2():
-            raise InputError("motion.source is tf, but tf2_ros is not installed; use odometry")
-        if has_tf2():
-            self._transforms = TransformBuffer(self._node, lambda: self.rig.notify())
-        elif config.cameras.topics and calibration is None:
-            raise InputError("cameras need cameras.calibration where tf2_ros is not installed")
-        return Rig(self._create_motion(source, config, calibration), self._transforms, calibration)
+    def decode(self, received: ReceivedSweep) -> NodeSweep:
+        """The sweep for the pipeline; images and poses are taken when it asks for them.
 
-    def _create_motion(
-        self, source: str, config: NodeConfig, calibration: Calibration | None
-    ) -> Motion | None:
-        if source == "none":
-            return None
-        if source == "tf":
-            return TfMotion(self._transforms, config.motion.fixed_frame)
-        place = None if calibration is None else calibration.body()
-        self._odometry = OdometryMotion(place, self._transforms)
-        self._odometry_subscription = self._node.create_subscription(
-            Odometry, topics.ODOMETRY, self._on_odometry, QoSProfile(depth=50)
+        Raises:
+            InputError: the message is malformed.
+        """
+        motion = self._config.motion
+        cloud = conversions.read_sweep(
+            received.msg,
+            self._config.intensity_scale,
+            time_field=motion.time_field if motion.deskew else "none",
+            stamp_reference=motion.stamp_reference,
         )
-        return self._odometry
+        frames = None
+        if received.images:
+            frames = lambda: self.frames(received, cloud, received.images)  # noqa: E731
+        return NodeSweep(cloud, frames, self._poses(cloud), received=received)
+
+    def frames(
+        self, received: ReceivedSweep, cloud: PointCloud, cameras: Iterable[str]
+    ) -> list[CameraFrame]:
+        """Decoded images of these cameras; those without a usable image or pose are left out."""
+        frames = []
+        deadline_s = time.monotonic() + self._config.motion.timeout_s
+        poses = self._pose_inputs.poses
+        for name in cameras:
+            image = received.images[name]
+            try:
+                frames.append(self.cameras[name].frame(image, cloud, poses, deadline_s))
+            except PcsegError as error:
+                self._statistics.complain(self._node, f"camera {name} left out", error)
+        return frames
+
+    def _poses(self, cloud: PointCloud) -> Poses | None:
+        """Poses of the LiDAR; late ones are waited for until `motion.timeout_s` from now."""
+        poses = self._pose_inputs.poses
+        if not poses.moves:
+            return None
+        deadline_s = time.monotonic() + self._config.motion.timeout_s
+        return lambda stamps: poses.wait(lambda: poses.poses(cloud.frame_id, stamps), deadline_s)
 
     # --- executor --------------------------------------------------------------------------------
 
@@ -174,31 +167,21 @@ class Inputs:
         if stamp < self._newest_ns - JUMP_NS:
             self._jump("stamps of the sweeps jumped back")
         self._newest_ns = max(stamp, self._newest_ns)
-        sweep = Sweep(msg, now, matched_s=now)
+        sweep = ReceivedSweep(msg, now, matched_s=now)
         if not self.cameras:
             self._on_sweep(sweep)
             return
         self._synchronizer.add_sweep(stamp, sweep, now)
         self._count_drops()
-        self._give_out()
+        self._hand_on()
 
-    def _on_image(self, camera: str, msg: Any) -> None:
+    def _on_image(self, camera: str, msg: AnyImage) -> None:
         if self.enabled:
             self._synchronizer.add_image(camera, conversions.stamp_ns(msg.header), msg)
-            self._give_out()
+            self._hand_on()
 
-    def _on_odometry(self, msg: Odometry) -> None:
-        try:
-            pose = conversions.read_odometry(msg)
-        except InputError as error:
-            self._node.get_logger().error(f"odometry: {error}", throttle_duration_sec=5.0)
-            return
-        assert self._odometry is not None
-        self._odometry.add(msg.child_frame_id, conversions.stamp_ns(msg.header), pose)
-        self.rig.notify()
-
-    def _give_out(self) -> None:
-        """Hand on the sweeps that wait no longer, and be back when the next one must not."""
+    def _hand_on(self) -> None:
+        """Hand on the sweeps that wait no longer; the timer wakes up at the next deadline."""
         self._deadline.cancel()
         now = time.monotonic()
         for match in self._synchronizer.poll(now):
@@ -209,27 +192,24 @@ class Inputs:
         due = self._synchronizer.next_deadline_s
         if due is not None:
             remaining = int(1e9 * (due - now))
-            self._deadline.timer_period_ns = max(remaining, _LEAST_WAIT_NS)
+            self._deadline.timer_period_ns = max(remaining, _MIN_WAIT_NS)
             self._deadline.reset()
 
     def _count_drops(self) -> None:
-        """Sweeps that the synchronizer dropped count as all others do."""
+        """Count the sweeps that the synchronizer dropped like all others."""
         for counter, reason in diagnostics.SYNCHRONIZER_DROPS.items():
             count = self._synchronizer.counters[counter]
-            for _ in range(count - self._told_drops.get(counter, 0)):
-                self._statistics.drop(reason)
-            self._told_drops[counter] = count
+            new = count - self._counted_drops.get(counter, 0)
+            if new:
+                self._statistics.drop(reason, new)
+            self._counted_drops[counter] = count
 
     def _on_clock_jump(self) -> None:
         self.reset()
         self._jump("clock jumped back")
 
-    def _jump(self, what: str) -> None:
-        self._node.get_logger().warning(f"{what}: starting anew", throttle_duration_sec=1.0)
-        self._statistics.note(what)
+    def _jump(self, event: str) -> None:
+        self._node.get_logger().warning(f"{event}: restarting", throttle_duration_sec=1.0)
+        self._statistics.note(event)
         self._newest_ns = 0
         self._on_jump()
-
-
-def _calibrated(config: NodeConfig) -> bool:
-    return bool(config.cameras.calibration)

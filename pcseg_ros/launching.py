@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the launch files start: the node, RViz, a player and a recorder of bags."""
+"""Parts of the launch files: the node, RViz, a player and a recorder of bags."""
 
 from __future__ import annotations
 
@@ -18,28 +18,30 @@ from launch_ros.actions import LifecycleNode, Node
 from launch_ros.parameter_descriptions import ParameterValue
 from launch_ros.substitutions import FindPackageShare
 
-# Arguments that are parameters of the node: name -> (parameter, type, description). Left empty, the
-# value of the parameter file holds.
+from pcseg_ros.config import NodeConfig
+from pcseg_ros.parameter_file import NODE_NAME, ParameterSpec, parameter_specs
+
+# Launch argument -> parameter of the node. If it is empty, the value of the parameter file holds.
 PARAMETERS = {
-    "checkpoint": ("checkpoint", str, "Run directory of `pcseg distill`, or a checkpoint file"),
-    "device": ("device", str, "Where inference runs: auto, cpu, cuda or cuda:N"),
-    "prompts": ("prompts", list, "Classes in words, separated by ';': 'vehicle: car, truck; tree'"),
-    "min_confidence": ("min_confidence", float, "Labels with less confidence are dropped, 0 to 1"),
-    "publish_rgb": ("publish_rgb", bool, "Add the class color as the field rgb: true or false"),
-    "cameras": ("cameras.topics", list, "Image topics, separated by ';'; .../compressed is JPEG"),
-    "calibration": ("cameras.calibration", str, "Calibration file; without one TF is asked"),
-    "motion": ("motion.source", str, "Motion of the platform: auto, tf, odometry or none"),
-    "fixed_frame": ("motion.fixed_frame", str, "Frame without jumps in /tf, usually odom"),
-    "temporal": ("temporal.enabled", bool, "Smooth labels over time: true or false"),
-    "teacher": ("teacher.weights", str, "Camera teacher whose labels are published as well"),
-    "autostart": ("autostart", bool, "Configure and activate at start; false: a manager does"),
-    "use_sim_time": ("use_sim_time", bool, "Take the time from /clock; true with a bag"),
+    "checkpoint": "checkpoint",
+    "device": "device",
+    "prompts": "prompts",
+    "min_confidence": "min_confidence",
+    "publish_rgb": "publish_rgb",
+    "cameras": "cameras.topics",
+    "calibration": "cameras.calibration",
+    "motion": "motion.source",
+    "fixed_frame": "motion.fixed_frame",
+    "temporal": "temporal.enabled",
+    "teacher": "teacher.weights",
+    "autostart": "autostart",
 }
 TOPICS = {
     "cloud_topic": ("points", "Input, sensor_msgs/PointCloud2"),
-    "labeled_topic": ("labeled_points", "Output, the same type"),
-    "odometry_topic": ("odometry", "Input, nav_msgs/Odometry, where motion is odometry"),
+    "labeled_topic": ("labeled_points", "Output, sensor_msgs/PointCloud2"),
+    "odometry_topic": ("odometry", "Input, nav_msgs/Odometry, if motion is odometry"),
 }
+_SPECS = parameter_specs(NodeConfig)
 RECORDED = ("labeled_points", "filtered_points", "teacher_points", "label_info")
 
 
@@ -51,13 +53,14 @@ def node_arguments() -> list[DeclareLaunchArgument]:
         "rviz_config": ("segment.rviz", "Layout of RViz"),
     }
     others = {
+        "use_sim_time": ("", "Take the time from /clock: true or false; empty is true with a bag"),
         "namespace": ("", "Namespace of the node"),
-        "node_name": ("segment_node", "Its name"),
+        "node_name": (NODE_NAME, "Name of the node"),
         "log_level": ("info", "debug, info, warn, error or fatal"),
         "rviz": ("false", "Start RViz: true or false"),
     }
     return [
-        *(_argument(name, "", text) for name, (_, _, text) in PARAMETERS.items()),
+        *(_argument(name, "", _description(_SPECS[p])) for name, p in PARAMETERS.items()),
         *(_argument(name, default, text) for name, (default, text) in TOPICS.items()),
         *(_argument(name, default, text) for name, (default, text) in others.items()),
         *(
@@ -69,22 +72,33 @@ def node_arguments() -> list[DeclareLaunchArgument]:
     ]
 
 
+def _description(spec: ParameterSpec) -> str:
+    notes = [spec.description, spec.constraints]
+    if spec.is_array:
+        notes.append("separated by ';'")
+    elif spec.kind is bool:
+        notes.append("true or false")
+    return "; ".join(note for note in notes if note)
+
+
 def _argument(name: str, default: str, description: str) -> DeclareLaunchArgument:
     return DeclareLaunchArgument(name, default_value=default, description=description)
 
 
 def segment_node(context: LaunchContext, simulated: bool = False) -> LifecycleNode:
-    """The node, as the arguments say.
+    """The node with the parameters of the launch arguments.
 
     Args:
-        context: with the arguments.
+        context: holds the arguments.
         simulated: take the time from /clock unless `use_sim_time` says otherwise.
     """
     given = {
-        parameter: _value(name, kind, context)
-        for name, (parameter, kind, _) in PARAMETERS.items()
+        parameter: _value(name, _SPECS[parameter], context)
+        for name, parameter in PARAMETERS.items()
         if LaunchConfiguration(name).perform(context)
     }
+    if LaunchConfiguration("use_sim_time").perform(context):
+        given["use_sim_time"] = ParameterValue(LaunchConfiguration("use_sim_time"), value_type=bool)
     return LifecycleNode(
         package="pcseg_ros",
         executable="segment_node",
@@ -103,7 +117,7 @@ def segment_node(context: LaunchContext, simulated: bool = False) -> LifecycleNo
 
 
 def rviz_node(context: LaunchContext, simulated: bool = False) -> list[Node]:
-    """RViz, where it is asked for."""
+    """RViz, if the argument `rviz` is true."""
     if LaunchConfiguration("rviz").perform(context).lower() not in ("true", "1"):
         return []
     return [
@@ -121,7 +135,7 @@ def rviz_node(context: LaunchContext, simulated: bool = False) -> list[Node]:
 def when_active(
     node: LifecycleNode, actions: Sequence[LaunchDescriptionEntity]
 ) -> list[LaunchDescriptionEntity]:
-    """The node, and actions that follow once it is active; the launch ends where it cannot be."""
+    """The node, then actions once it is active; the launch ends if it cannot be configured."""
 
     def follow(event: ProcessExited, context: LaunchContext) -> Sequence[LaunchDescriptionEntity]:
         if event.returncode == 0:
@@ -137,10 +151,10 @@ def when_active(
 
 
 def player(bag: str, rate: str, loop: bool) -> ExecuteProcess:
-    """Plays a bag with /clock: `ros2 bag` where it is installed, else our own player."""
+    """Plays a bag with /clock: `ros2 bag` if it is installed, else `pcseg_ros.bag_play`."""
     again = ["--loop"] if loop else []
     if find_spec("ros2bag") is not None:
-        # It does not wait for subscribers; they find it meanwhile.
+        # It does not wait for subscribers; the delay lets them match.
         wait = ["--delay", "2", "--disable-keyboard-controls"]
         command = ["ros2", "bag", "play", bag, "--clock", "100", "--rate", rate, *wait, *again]
     else:
@@ -150,14 +164,14 @@ def player(bag: str, rate: str, loop: bool) -> ExecuteProcess:
 
 
 def recorder(context: LaunchContext, folder: str) -> ExecuteProcess:
-    """Records what the node publishes: `ros2 bag` where it is installed, else our own recorder."""
+    """Records the outputs of the node: `ros2 bag` if installed, else `pcseg_ros.bag_record`."""
     space = LaunchConfiguration("namespace").perform(context).strip("/")
     labeled = LaunchConfiguration("labeled_topic").perform(context)
     names = [labeled, *RECORDED[1:]]
     topics = [n if n.startswith("/") else "/" + "/".join(filter(None, (space, n))) for n in names]
     topics.append("/diagnostics")
     if find_spec("ros2bag") is not None:
-        # Humble knows no --topics; from Jazzy on topics without it are deprecated.
+        # Humble has no --topics; from Jazzy on, topics without it are deprecated.
         named = topics if os.environ.get("ROS_DISTRO") == "humble" else ["--topics", *topics]
         command = ["ros2", "bag", "record", "-o", folder, *named]
     else:
@@ -165,8 +179,9 @@ def recorder(context: LaunchContext, folder: str) -> ExecuteProcess:
     return ExecuteProcess(cmd=command, name="bag_recorder", output="screen", sigterm_timeout="10")
 
 
-def _value(name: str, kind: type, context: LaunchContext) -> object:
-    if kind is list:
+def _value(name: str, spec: ParameterSpec, context: LaunchContext) -> object:
+    if spec.is_array:
         parts = LaunchConfiguration(name).perform(context).split(";")
         return [part.strip() for part in parts if part.strip()]
+    kind = spec.kind if spec.kind in (bool, int, float) else str
     return ParameterValue(LaunchConfiguration(name), value_type=kind)

@@ -1,26 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The networks that the parameters ask for. No ROS imports."""
+"""Loads the networks that the parameters name. No ROS imports; torch is imported when called.
+
+Importing torch takes seconds, so the node is on the graph before.
+"""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pcseg_core.bundled import BUNDLED, bundled_file
+from pcseg_core.bundled import BUNDLED
 from pcseg_core.cloud import PointCloud
-from pcseg_core.labels import LabelSpace
 from pcseg_ros.config import NodeConfig
 
+if TYPE_CHECKING:
+    from pcseg_core.online.segmenter import Segmenter
+    from pcseg_core.vision.pixel_classes import PixelClasses
 
-def load_segmenter(config: NodeConfig) -> Any:
-    """The `Segmenter` of the configured checkpoint.
+
+def load_segmenter(config: NodeConfig) -> Segmenter:
+    """The segmenter of the configured checkpoint.
 
     Raises:
-        InputError: there is no usable checkpoint, or the device or backend is not to be had.
+        InputError: no usable checkpoint, or the device or backend is unavailable.
     """
-    # These bring torch, which takes seconds: the node is on the graph before.
     from pcseg_core.online.segmenter import Segmenter
 
     checkpoint = config.checkpoint or BUNDLED
@@ -29,23 +33,19 @@ def load_segmenter(config: NodeConfig) -> Any:
     return segmenter
 
 
-def load_teacher(config: NodeConfig) -> Any:
-    """The teacher of pixel classes, or None where none is configured.
+def load_teacher(config: NodeConfig) -> PixelClasses | None:
+    """The configured camera teacher, if any.
 
     Raises:
         InputError: its weights or its label space cannot be read.
     """
-    chosen = config.teacher
-    if not chosen.weights:
+    teacher = config.teacher.teacher_config()
+    if teacher is None:
         return None
-    # These bring torch, which takes seconds.
     from pcseg_core.online.segmenter import choose_device
-    from pcseg_core.vision.pixel_classes import ESPNetv2Classes
+    from pcseg_core.vision.pixel_classes import load_teacher as load
 
-    device = str(choose_device(config.device))
-    weights = bundled_file(chosen.weights) or Path(chosen.weights)
-    space = LabelSpace.load(chosen.label_space)
-    return ESPNetv2Classes(weights, space, (chosen.scale,), device=device)
+    return load(teacher, str(choose_device(config.device)))
 
 
 def _warm_up_cloud() -> PointCloud:

@@ -1,68 +1,42 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the node publishes of a sweep. Nothing is computed that nobody subscribes."""
+"""Outputs of the node: labeled clouds, overlays and times, computed only for subscribers."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from rclpy.lifecycle import LifecycleNode
+from rclpy.lifecycle import LifecycleNode, LifecyclePublisher
+from rclpy.publisher import Publisher
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import Image, PointCloud2
-from std_msgs.msg import Float64
+from std_msgs.msg import Float64, Header
 
+from pcseg_core.data.sample import CameraFrame
 from pcseg_core.labels import LabelSpace
 from pcseg_core.online.instances import cluster_instances
 from pcseg_core.online.overlay import draw_labels
-from pcseg_core.projection import Projection
+from pcseg_core.online.pipeline import LabeledSweep
+from pcseg_core.projection import project_cloud
 from pcseg_ros import conversions, qos, topics
 from pcseg_ros.config import NodeConfig
+from pcseg_ros.synchronization import ReceivedSweep
+from pcseg_ros.worker import LatestWorker
 
-
-@dataclass
-class CameraView:
-    """An image with a sweep in it.
-
-    Attributes:
-        image: (H, W, 3) RGB.
-        projection: of the sweep's points into it.
-        header: of its message.
-    """
-
-    image: npt.NDArray[np.uint8]
-    projection: Projection
-    header: Any
-
-
-@dataclass
-class LabeledSweep:
-    """A sweep with its labels.
-
-    Attributes:
-        msg: the message that came in.
-        xyz: (N, 3) points as the network saw them, m.
-        labels: (N,) class ids, -1 where there is none or its confidence is too low.
-        confidence: (N,) float32.
-        space: what the ids mean.
-    """
-
-    msg: PointCloud2
-    xyz: npt.NDArray[Any]
-    labels: npt.NDArray[Any]
-    confidence: npt.NDArray[np.float32]
-    space: LabelSpace
+Message = TypeVar("Message")
+_UNLABELED_COLOR = (200, 200, 200)
 
 
 class SweepOutputs:
-    """Publishers of labeled clouds, overlays and times.
+    """Publishers of the node.
 
     Args:
-        node: owner; overlays and clouds go out while it is active.
-        cameras: names, for one overlay each.
-        teacher: whether there is one whose labels are published.
+        node: owner; clouds and overlays are published while it is active.
+        cameras: names; each has an overlay.
+        teacher: there is a teacher whose labels are published.
     """
 
     def __init__(self, node: LifecycleNode, cameras: Sequence[str], teacher: bool) -> None:
@@ -80,93 +54,138 @@ class SweepOutputs:
 
     def destroy(self) -> None:
         """End all topics."""
-        clouds = [self._labeled, self._filtered, self._teacher, *self._overlays.values()]
-        for publisher in clouds:
+        for publisher in (self._labeled, self._filtered, self._teacher, *self._overlays.values()):
             if publisher is not None:
                 self._node.destroy_lifecycle_publisher(publisher)
-        for publisher in self._times.values():
-            self._node.destroy_publisher(publisher)
+        for times in self._times.values():
+            self._node.destroy_publisher(times)
 
     def wanted(self) -> bool:
-        """Somebody subscribes what comes of the student."""
+        """There are subscribers of the labels."""
         publishers = (self._labeled, self._filtered, *self._overlays.values())
         return any(_has_subscribers(publisher) for publisher in publishers)
 
     def teacher_wanted(self) -> bool:
-        """Somebody subscribes the teacher's labels."""
+        """There are subscribers of the teacher's labels."""
         return self._teacher is not None and _has_subscribers(self._teacher)
 
     def wanted_overlays(self) -> list[str]:
-        """Cameras whose overlay somebody subscribes."""
+        """Cameras whose overlay has subscribers."""
         return [name for name, out in self._overlays.items() if _has_subscribers(out)]
 
-    def publish_clouds(self, sweep: LabeledSweep, config: NodeConfig) -> None:
-        """Publish the labeled cloud, then what is filtered of it."""
+    def publish_clouds(self, msg: PointCloud2, labeled: LabeledSweep, config: NodeConfig) -> None:
+        """Publish the labeled and the filtered cloud."""
         filtered = _has_subscribers(self._filtered)
         if not (filtered or _has_subscribers(self._labeled) or not config.only_when_subscribed):
             return
-        cloud = labeled_message(sweep, config)
+        cloud = labeled_message(msg, labeled, config)
         self._labeled.publish(cloud)
         if filtered:
-            chosen = _of_classes(sweep.labels, config.filter_classes, sweep.space)
+            chosen = _of_classes(labeled.labels, config.filter_classes, labeled.label_space)
             self._filtered.publish(conversions.filtered_message(cloud, chosen))
 
-    def publish_overlay(self, camera: str, sweep: LabeledSweep, view: CameraView) -> None:
-        """Publish the picture of a sweep over one camera's image."""
-        colors = sweep.space.colorize(sweep.labels, ignored=(200, 200, 200))
-        picture = draw_labels(view.image, view.projection, colors)
-        self._overlays[camera].publish(conversions.image_message(picture, view.header))
+    def publish_overlay(self, header: Header, frame: CameraFrame, labeled: LabeledSweep) -> None:
+        """Publish the labels of a sweep drawn over an image, with the header of the image."""
+        projection = project_cloud(labeled.cloud.xyz, frame.T_cam_lidar, frame.camera)
+        colors = labeled.label_space.colorize(labeled.labels, ignored=_UNLABELED_COLOR)
+        picture = draw_labels(frame.image, projection, colors)
+        self._overlays[frame.name].publish(conversions.image_message(picture, header))
 
-    def publish_teacher(self, sweep: LabeledSweep, config: NodeConfig) -> None:
+    def publish_teacher(self, msg: PointCloud2, labeled: LabeledSweep, config: NodeConfig) -> None:
         """Publish the sweep with the labels of the camera teacher."""
         if self._teacher is not None:
-            self._teacher.publish(labeled_message(sweep, config))
+            self._teacher.publish(labeled_message(msg, labeled, config))
 
     def publish_times(self, stages: Mapping[str, float]) -> None:
-        """Publish the durations of a sweep's stages, ms, by name."""
+        """Publish the durations of a sweep's stages, ms."""
         for stage, duration in stages.items():
             publisher = self._times.get(stage)
             if publisher is not None and _has_subscribers(publisher):
                 publisher.publish(Float64(data=float(duration)))
 
-    def _create(self, kind: type, topic: str) -> Any:
+    def _create(self, kind: type[Message], topic: str) -> LifecyclePublisher[Message]:
         overrides = QoSOverridingOptions.with_default_policies()
         return self._node.create_lifecycle_publisher(
             kind, topic, qos.result(), qos_overriding_options=overrides
         )
 
 
-def labeled_message(sweep: LabeledSweep, config: NodeConfig) -> PointCloud2:
-    """The sweep's message with the fields that the parameters ask for."""
+@dataclass
+class Drawing:
+    """A labeled sweep to be drawn over its images."""
+
+    labeled: LabeledSweep
+    received: ReceivedSweep
+
+
+FramesOf: TypeAlias = Callable[[Drawing, Sequence[str]], Sequence[CameraFrame]]
+
+
+class OverlayThread:
+    """Draws the overlays of the newest sweep; inference does not wait for them.
+
+    Args:
+        outputs: publishes them.
+        frames: decoded images of a sweep's cameras.
+        on_error: called in the thread with an error of a drawing.
+    """
+
+    def __init__(
+        self, outputs: SweepOutputs, frames: FramesOf, on_error: Callable[[Exception], None]
+    ) -> None:
+        self._outputs = outputs
+        self._frames = frames
+        self._worker = LatestWorker[Drawing](
+            self._draw, lambda _, error: on_error(error), name="overlays"
+        )
+
+    def offer(self, drawing: Drawing) -> None:
+        """Draw a sweep if there are subscribers; it replaces one that still waits."""
+        if drawing.received.images and self._outputs.wanted_overlays():
+            self._worker.offer(drawing)
+
+    def stop(self, timeout_s: float) -> bool:
+        """End the thread; False if it still runs after `timeout_s`."""
+        return self._worker.stop(timeout_s)
+
+    def _draw(self, drawing: Drawing) -> None:
+        images = drawing.received.images
+        wanted = [name for name in self._outputs.wanted_overlays() if name in images]
+        for frame in self._frames(drawing, wanted):
+            header = images[frame.name].header
+            self._outputs.publish_overlay(header, frame, drawing.labeled)
+
+
+def labeled_message(msg: PointCloud2, labeled: LabeledSweep, config: NodeConfig) -> PointCloud2:
+    """The sweep's message with the fields that the parameters select."""
     instances = None
+    space = labeled.label_space
     if config.publish_instances:
-        names = sweep.space.names
-        things = [names.index(name) for name in config.instance_classes if name in names]
+        things = [space.index(name) for name in config.instance_classes if name in space.names]
         instances = cluster_instances(
-            sweep.xyz,
-            sweep.labels,
+            labeled.cloud.xyz,
+            labeled.labels,
             things,
             cell_m=config.instance_cell_m,
             min_points=config.instance_min_points,
         )
     return conversions.labeled_message(
-        sweep.msg,
-        sweep.labels,
-        sweep.confidence,
+        msg,
+        labeled.labels,
+        labeled.confidence,
         instances=instances,
-        space=sweep.space if config.publish_rgb else None,
+        space=space if config.publish_rgb else None,
     )
 
 
 def _of_classes(
     labels: npt.NDArray[Any], names: Sequence[str], space: LabelSpace
 ) -> npt.NDArray[np.bool_]:
-    """(N,) bool: labeled, and of one of these classes if any are given."""
+    """(N,) bool: labeled, and of one of these classes if any are named."""
     if not names:
         return np.asarray(labels >= 0)
-    chosen = [space.names.index(name) for name in names if name in space.names]
-    return np.isin(labels, chosen)
+    return np.isin(labels, [space.index(name) for name in names if name in space.names])
 
 
-def _has_subscribers(publisher: Any) -> bool:
+def _has_subscribers(publisher: Publisher[Any]) -> bool:
     return bool(publisher.get_subscription_count())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ROS parameters generated from a configuration section, and the section read back from them."""
+"""ROS parameters of a node that hold a configuration section."""
 
 from __future__ import annotations
 
@@ -19,23 +19,28 @@ from rclpy.parameter import Parameter
 
 from pcseg_core.config import Section, parse_section
 from pcseg_core.errors import InputError
-from pcseg_ros.specs import ParameterSpec, parameter_specs
+from pcseg_ros.parameter_file import (
+    ParameterSpec,
+    is_of_every_node,
+    nested,
+    parameter_specs,
+    renamed_parameters,
+)
 
 AnySection = TypeVar("AnySection", bound=Section)
 
 _INT_LIMIT = 2**63 - 1
 _FLOAT_LIMIT = sys.float_info.max
-_OF_EVERY_NODE = ("use_sim_time", "start_type_description_service")
 
 
 def descriptor_of(spec: ParameterSpec) -> ParameterDescriptor:
     """Descriptor with description, range and read_only, as `ros2 param describe` shows it."""
     descriptor = ParameterDescriptor(
         name=spec.name,
-        description=spec.field.description or "",
+        description=spec.description,
         additional_constraints=spec.constraints,
         read_only=not spec.live,
-        # rclpy cannot type an empty array or an absent value; the section checks them.
+        # rclpy cannot type an empty array or a value that is not set; the section checks them.
         dynamic_typing=spec.optional or spec.is_array,
     )
     low, high = spec.bounds
@@ -54,12 +59,13 @@ def descriptor_of(spec: ParameterSpec) -> ParameterDescriptor:
 class SectionParameters(Generic[AnySection]):
     """The parameters of a node that hold a section.
 
-    The node must be made with `automatically_declare_parameters_from_overrides=True`; that is how
-    the given values are known before the parameters exist. They are then declared anew with their
-    descriptors. Whole numbers are accepted for float parameters at start.
+    The node must be created with `automatically_declare_parameters_from_overrides=True`, so that
+    the given values are known before the parameters exist. They are then declared again with their
+    descriptors. Integers are accepted for float parameters at start.
 
     Raises:
-        InputError: given values do not fit the section; the message lists all of them.
+        InputError: given values do not fit the section, or are names that were renamed; the
+            message lists all of them.
     """
 
     def __init__(self, node: Node, section: type[AnySection]) -> None:
@@ -68,12 +74,14 @@ class SectionParameters(Generic[AnySection]):
         self._specs = parameter_specs(section)
         self._cache: tuple[tuple[Any, ...], AnySection] | None = None
         given = node.get_parameters_by_prefix("")
-        self._declare({name: p.value for name, p in given.items() if name in self._specs})
+        refused = renamed_parameters(section)
+        checked = {n: p.value for n, p in given.items() if n in self._specs or n in refused}
+        self._declare(checked)
         self._warn_unknown(given)
         node.add_on_set_parameters_callback(self._check)
 
     def current(self) -> AnySection:
-        """The section with the present values. May be called from any thread."""
+        """The section with the current values; any thread."""
         values = tuple(_plain(self._node.get_parameter(name).value) for name in self._specs)
         if self._cache is None or self._cache[0] != values:
             self._cache = values, self._parse(dict(zip(self._specs, values)))
@@ -93,7 +101,7 @@ class SectionParameters(Generic[AnySection]):
             )
 
     def _parse(self, values: Mapping[str, Any]) -> AnySection:
-        return parse_section(_nested(values), self._section, source="parameters")
+        return parse_section(nested(values), self._section, source="parameters")
 
     def _check(self, parameters: list[Parameter]) -> SetParametersResult:
         """Accept a change of live parameters only if the section as a whole accepts it."""
@@ -109,8 +117,7 @@ class SectionParameters(Generic[AnySection]):
 
     def _warn_unknown(self, given: Iterable[str]) -> None:
         for name in given:
-            known = name in self._specs or name in _OF_EVERY_NODE
-            if known or name.startswith("qos_overrides."):
+            if name in self._specs or is_of_every_node(name):
                 continue
             close = difflib.get_close_matches(name, self._specs, n=1)
             hint = f"; did you mean '{close[0]}'?" if close else ""
@@ -127,15 +134,3 @@ def _value_at(section: Section, name: str) -> Any:
     for key in name.split("."):
         value = getattr(value, key)
     return value
-
-
-def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
-    """{"a.b": 1} as {"a": {"b": 1}}."""
-    result: dict[str, Any] = {}
-    for name, value in values.items():
-        *parents, key = name.split(".")
-        inner = result
-        for parent in parents:
-            inner = inner.setdefault(parent, {})
-        inner[key] = value
-    return result

@@ -1,50 +1,61 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Life of a process that spins one node: start, signals, end."""
+"""The process of one node: memory settings, start, signals, end. Imports ROS when it starts."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from types import FrameType
-from typing import NoReturn
-
-import rclpy
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
-from rclpy.node import Node
+from typing import TYPE_CHECKING, NoReturn
 
 from pcseg_core.errors import PcsegError
 
-# A signal must end the process within two seconds; this much of it may pass waiting for a thread.
+if TYPE_CHECKING:
+    from pcseg_ros.segment_node import SegmentNode
+
+# A signal must end the process within two seconds; this is the part of it spent on threads.
 _PATIENCE_S = 1.0
+# Parameters of mallopt(3), by their numbers in glibc's malloc.h.
+_M_ARENA_MAX, _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -8, -3, -1
 
 
-class ServedNode(Node):
-    """What `serve` needs of a node; mixed into it."""
+def keep_freed_memory() -> None:
+    """Make glibc keep the memory that a sweep frees for the next one, in one heap.
 
-    def start(self) -> None:
-        """Called once before spinning."""
+    - M_MMAP_THRESHOLD and M_TRIM_THRESHOLD: by default, glibc returns large blocks to the system
+      at once. The page faults of the next sweep then cost as much time as all conversions.
+    - M_ARENA_MAX: with one heap per thread, freed blocks accumulate in each of them for hours.
 
-    def close(self, timeout_s: float) -> bool:
-        """End all threads of the node; False if one is still busy after `timeout_s`."""
-        return True
+    The number of heaps is fixed when a second thread first allocates, so call this before numpy is
+    imported, which starts threads. Does nothing with another C library.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "gnu_get_libc_version"):
+        libc.mallopt(_M_ARENA_MAX, 1)
+        libc.mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the largest value that glibc accepts
+        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def serve(make_node: Callable[[], ServedNode], args: Sequence[str] | None = None) -> int:
-    """Make a node and spin it until SIGINT, SIGTERM or the end of the context.
+def serve(make_node: Callable[[], SegmentNode], args: Sequence[str] | None = None) -> int:
+    """Create and start a node, and spin it until SIGINT, SIGTERM or the end of the context.
 
     Returns:
         Exit code: 0 after a signal, 2 if arguments or parameters are wrong.
     """
+    import rclpy
+    from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+
     signals = _Signals()
     try:
         rclpy.init(args=list(args) if args is not None else None)
     except KeyboardInterrupt:
         return 0
-    except Exception as error:  # rclpy has a type of its own for each kind of wrong argument
+    except Exception as error:  # rclpy has its own exception for each kind of wrong argument
         return _complain(error)
-    node: ServedNode | None = None
+    node: SegmentNode | None = None
     code = 0
     try:
         node = make_node()
@@ -57,23 +68,23 @@ def serve(make_node: Callable[[], ServedNode], args: Sequence[str] | None = None
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
     except Exception as error:
-        if rclpy.ok() and not signals.received:  # else a signal broke off what it was doing
+        if rclpy.ok() and not signals.received:  # otherwise a signal interrupted a call
             if not isinstance(error, PcsegError):
                 raise
             code = _complain(error)
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C must not break the ending
+            signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C must not interrupt the end
         _end(node, code)
     return code
 
 
 class _Signals:
-    """What SIGINT and SIGTERM do after rclpy's own handlers have ended the context.
+    """Handlers of SIGINT and SIGTERM, called after those of rclpy have ended the context.
 
-    A long start is interrupted by an exception. While spinning nothing may be raised: it would
-    come up inside a conversion of rclpy, which reports it as an error of its own, and the end of
-    the context stops the executor anyway.
+    A long start is interrupted by an exception. While spinning, none may be raised: it would
+    surface inside a conversion of rclpy, which reports it as an error of its own. The executor
+    stops with the context.
     """
 
     def __init__(self) -> None:
@@ -96,15 +107,17 @@ def _complain(error: Exception) -> int:
 def leave(code: int) -> NoReturn:
     """End the process now.
 
-    Nothing is left to save, and taking down an interpreter that has torch loaded takes seconds on
-    a busy machine. A thread inside a long computation would crash meanwhile.
+    Nothing is left to save. An orderly exit with torch loaded takes seconds on a busy machine, and
+    would crash a thread that is still computing.
     """
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
-def _end(node: ServedNode | None, code: int) -> None:
+def _end(node: SegmentNode | None, code: int) -> None:
+    import rclpy
+
     if node is not None:
         if not node.close(_PATIENCE_S):
             leave(code)  # its thread may still use what would be destroyed

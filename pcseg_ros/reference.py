@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Documents made from a configuration: the parameter table and the commented parameter file.
+"""Generator of the parameter table, the topic table and config/segment.yaml.
 
-`python -m pcseg_ros.reference table` prints the parameters for the documentation, `topics` prints
-topics and services, and `file` prints config/segment.yaml.
+`python -m pcseg_ros.reference table` prints the parameters for the documentation, `topics` the
+topics and services, `file` the parameter file.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from typing import Any
 
 from pcseg_core.config import Section
 from pcseg_ros.config import NodeConfig
-from pcseg_ros.specs import ParameterSpec, parameter_specs
+from pcseg_ros.parameter_file import ParameterSpec, parameter_specs
 from pcseg_ros.topics import TOPICS
 
 _HEADER = """\
 # Parameters of segment_node with their defaults. Launch arguments override this file.
-# "live" parameters change while the node runs (ros2 param set); the others are read-only.
-# [""] is an empty list, which ROS parameter files have no other way to write.
+# "live" parameters may be changed while the node runs (ros2 param set); the others are read-only.
+# [""] is an empty list: ROS parameter files cannot hold an empty one.
 /**:
   ros__parameters:
 """
 
 
 def parameter_table(section: type[Section] = NodeConfig) -> str:
-    """Markdown table: name, type, default, range, whether it changes live, description."""
+    """Markdown table of a section: name, type, default, range, live, description."""
     rows = [
         "| parameter | type | default | range | live | description |",
         "|---|---|---|---|---|---|",
@@ -35,7 +35,7 @@ def parameter_table(section: type[Section] = NodeConfig) -> str:
     for spec in parameter_specs(section).values():
         cells = (f"`{spec.name}`", spec.type_name, f"`{_literal(spec.field.default)}`")
         live = "yes" if spec.live else ""
-        rows.append("| " + " | ".join((*cells, _range(spec), live, _description(spec))) + " |")
+        rows.append("| " + " | ".join((*cells, _range(spec), live, spec.description)) + " |")
     return "\n".join(rows) + "\n"
 
 
@@ -50,7 +50,7 @@ def topic_table() -> str:
 
 
 def parameter_file(section: type[Section] = NodeConfig) -> str:
-    """Parameter file (YAML) with every parameter at its default, described in comments."""
+    """Parameter file (YAML) with all defaults, and the descriptions as comments."""
     text = _HEADER
     printed: tuple[str, ...] = ()
     for spec in parameter_specs(section).values():
@@ -59,7 +59,7 @@ def parameter_file(section: type[Section] = NodeConfig) -> str:
         printed = tuple(parents)
         indent = "    " + "  " * len(parents)
         notes = ", ".join(note for note in ("live" if spec.live else "", _range(spec)) if note)
-        comment = _description(spec) + (f" ({notes})" if notes else "")
+        comment = spec.description + (f" ({notes})" if notes else "")
         text += textwrap.fill(
             comment, 100, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}# "
         )
@@ -68,7 +68,7 @@ def parameter_file(section: type[Section] = NodeConfig) -> str:
 
 
 def _open_parents(parents: tuple[str, ...], printed: tuple[str, ...]) -> str:
-    """Lines that open the sections a parameter is in and the one before it was not."""
+    """Lines that open the sections of a parameter that its predecessor is not in."""
     common = 0
     while common < min(len(parents), len(printed)) and parents[common] == printed[common]:
         common += 1
@@ -82,7 +82,7 @@ def _open_parents(parents: tuple[str, ...], printed: tuple[str, ...]) -> str:
 def _range(spec: ParameterSpec) -> str:
     low, high = spec.bounds
     if "greater than" in spec.constraints:
-        low = None  # said there, since the end itself is excluded
+        low = None  # an open end is among the constraints
     if "less than" in spec.constraints:
         high = None
     parts = [spec.constraints] if spec.constraints else []
@@ -93,12 +93,8 @@ def _range(spec: ParameterSpec) -> str:
     return "; ".join(parts)
 
 
-def _description(spec: ParameterSpec) -> str:
-    return spec.field.description or ""
-
-
 def _literal(value: Any) -> str:
-    """A default as YAML writes it; JSON is YAML for these types. [""] is an empty array."""
+    """A default in YAML, which is JSON for these types; [""] is an empty array."""
     return json.dumps((list(value) or [""]) if isinstance(value, tuple) else value)
 
 

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Play a bag over DDS to a `segment_node` of its own and collect its answers."""
+"""Play a bag over DDS to a `segment_node` and collect the labels that it publishes."""
 
 from __future__ import annotations
 
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import rclpy
@@ -14,60 +15,46 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import PointCloud2
 
-from pcseg_core.cloud import structured
 from pcseg_core.data.bag import BagRecording
 from pcseg_core.data.bag_reader import ODOMETRY
 from pcseg_core.demo.live import ReplayResult
 from pcseg_core.errors import PcsegError
-from pcseg_core.labels import from_wire
-from pcseg_ros.children import quiet_domain, run_module, tail
-from pcseg_ros.conversions import stamp_ns
+from pcseg_ros.conversions import read_labels, stamp_ns
 from pcseg_ros.health import NodeHealth
+from pcseg_ros.subprocesses import applied, local_domain, run_module, tail
 
-_START_S = 120.0  # torch and the network load, on a busy machine
-_GRACE_S = 20.0  # beyond the length of the bag, for the player to start and the last answers
+_START_S = 120.0  # loading torch and the network on a busy machine
+_GRACE_S = 20.0  # beyond the duration of the bag: start of the player, last labels
 _REPORT_S = 5.0
 
 
 def replay(
     bag: Path, checkpoint: Path, logs: Path, params: Path | None = None, rate: float = 1.0
 ) -> ReplayResult:
-    """Start a node and a player as processes, and return what the node published.
-
-    They talk over DDS on this machine alone, in a ROS domain drawn by chance.
+    """Run a node and a player as subprocesses, in a local ROS domain.
 
     Args:
         bag: bag whose sweeps are played.
-        checkpoint: what the node loads.
-        logs: folder that gets node.log and player.log.
-        params: ROS parameter file of the node; all topics of the bag are played then, for it may
-            want images and motion. None plays the sweeps alone to a node with default parameters.
+        checkpoint: checkpoint of the node.
+        logs: folder for node.log and player.log.
+        params: ROS parameter file of the node, which then gets all topics of the bag; None plays
+            the sweeps to a node with default parameters.
         rate: speed; 1 is as recorded.
 
     Raises:
-        PcsegError: the node or the player ended, or did not answer in time; names its log.
+        PcsegError: the node or the player ended or did not answer in time; with its last output.
     """
     recording = BagRecording(bag, camera_topics=[], poses="none")
-    topic, count = recording.cloud_topic, len(recording)
+    count = len(recording)
     lasts_s = (recording[count - 1].stamp_ns - recording[0].stamp_ns) * 1e-9 / rate
-    with quiet_domain() as environment, _Listener() as listener:
-        node = ["pcseg_ros", "--ros-args", *(["--params-file", str(params)] if params else [])]
-        node += ["-p", f"checkpoint:={checkpoint}"]
-        remapped = ["-r", f"points:={topic}", "-r", "__ns:=/demo"]
-        player = ["pcseg_ros.bag_play", str(bag), "--wait-for-subscriber"]
-        if params is None:
-            player += ["--topics", topic]
-        for odometry in recording.bag.of_type(ODOMETRY)[:1]:
-            remapped += ["-r", f"odometry:={odometry}"]
-        with run_module([*node, *remapped], environment, logs / "node.log") as running:
-            listener.wait(listener.active, _START_S, running, logs / "node.log")
-            command = [*player, "--rate", str(rate)]
-            with run_module(command, environment, logs / "player.log") as playing:
-                deadline = lasts_s + _GRACE_S
-                listener.wait(lambda: not playing(), deadline, running, logs / "node.log")
-            listener.try_wait(lambda: listener.accounted(count), _REPORT_S)
-    heard = listener.clouds
-    labels = {stamp_ns(m.header): from_wire(structured(m)["label"]).ravel() for m in heard}
+    node, player = _commands(recording, checkpoint, params, rate)
+    environment, log = local_domain(), logs / "node.log"
+    with _Listener(environment) as listener, run_module(node, environment, log) as process:
+        listener.wait(listener.active, _START_S, process, log)
+        with run_module(player, environment, logs / "player.log") as playing:
+            listener.wait(lambda: playing.poll() is not None, lasts_s + _GRACE_S, process, log)
+        listener.try_wait(lambda: listener.accounted(count), _REPORT_S)
+    labels = {stamp_ns(message.header): read_labels(message) for message in listener.clouds}
     dropped = listener.drops()
     lost = count - len(labels) - sum(dropped.values())
     if lost > 0:
@@ -75,15 +62,35 @@ def replay(
     return ReplayResult("DDS", count, labels, dropped, listener.stages())
 
 
-class _Listener:
-    """Hears what the node publishes, in a context of its own."""
+def _commands(
+    recording: BagRecording, checkpoint: Path, params: Path | None, rate: float
+) -> tuple[list[str], list[str]]:
+    """Modules with arguments: the node, and the player of the recording."""
+    topic = recording.cloud_topic
+    node = ["pcseg_ros", "--ros-args", *(["--params-file", str(params)] if params else [])]
+    node += ["-p", f"checkpoint:={checkpoint}", "-r", f"points:={topic}", "-r", "__ns:=/demo"]
+    for odometry in recording.bag.of_type(ODOMETRY)[:1]:
+        node += ["-r", f"odometry:={odometry}"]
+    player = ["pcseg_ros.bag_play", str(recording.path), "--wait-for-subscriber"]
+    player += ["--rate", str(rate), *(["--topics", topic] if params is None else [])]
+    return node, player
 
-    def __init__(self) -> None:
+
+class _Listener:
+    """Subscribes the outputs of the node, in a context of its own.
+
+    Args:
+        environment: with the ROS domain.
+    """
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
         self.clouds: list[PointCloud2] = []
         self._context = Context()
+        self._environment = environment
 
     def __enter__(self) -> _Listener:
-        rclpy.init(context=self._context, signal_handler_options=SignalHandlerOptions.NO)
+        with applied(self._environment):
+            rclpy.init(context=self._context, signal_handler_options=SignalHandlerOptions.NO)
         self._node = rclpy.create_node(
             "replay", context=self._context, start_parameter_services=False, enable_rosout=False
         )
@@ -103,45 +110,56 @@ class _Listener:
 
     @property
     def values(self) -> dict[str, str]:
-        """Of the node's last report."""
+        """Values of the node's last report."""
         return self._health.values
 
     def active(self) -> bool:
-        """The node works and its answers would arrive."""
+        """The node is active and its labels would arrive."""
         return self._health.active and self._node.count_publishers("/demo/labeled_points") > 0
 
     def accounted(self, count: int) -> bool:
-        """The node's last report covers all sweeps, and their answers are here."""
+        """The node's last report covers all sweeps, and their labels have arrived."""
         answered = int(self.values.get("sweeps published", 0))
         return answered <= len(self.clouds) and answered + sum(self.drops().values()) >= count
 
     def drops(self) -> dict[str, int]:
-        """Sweeps that the node dropped, by reason."""
+        """Dropped sweeps by reason."""
         return {k[9:]: int(v) for k, v in self.values.items() if k.startswith("dropped: ")}
 
     def stages(self) -> dict[str, tuple[float, float]]:
         """Median and 95th percentile of each stage in the node [ms]."""
         names = [k.removesuffix(" p50 (ms)") for k in self.values if k.endswith(" p50 (ms)")]
-        kept = [name for name in names if name != "age"]  # the bag's stamps are of another day
-        return {n: tuple(float(self.values[f"{n} {p} (ms)"]) for p in ("p50", "p95")) for n in kept}  # type: ignore[misc]
+        kept = [name for name in names if name != "age"]  # the stamps of the bag are old
+        return {name: (self._stage(name, "p50"), self._stage(name, "p95")) for name in kept}
+
+    def _stage(self, name: str, percentile: str) -> float:
+        return float(self.values[f"{name} {percentile} (ms)"])
 
     def wait(
-        self, condition: Callable[[], bool], limit_s: float, running: Callable[[], bool], log: Path
+        self,
+        condition: Callable[[], bool],
+        limit_s: float,
+        node: subprocess.Popen[bytes],
+        log: Path,
     ) -> None:
         """Spin until a condition holds.
 
         Raises:
-            PcsegError: it does not within the limit, or the node ended.
+            PcsegError: it does not hold within the limit, or the node ended.
         """
+
+        def running() -> bool:
+            return node.poll() is None
+
         self.try_wait(lambda: condition() or bool(self._health.fault) or not running(), limit_s)
         if self._health.fault:
             raise PcsegError(f"the node is {self._health.fault}")
         if not running() or not condition():
             reason = f"gave no answer within {limit_s:.0f} s" if running() else "ended"
-            raise PcsegError(f"the node {reason}; it said:\n{tail(log)}")
+            raise PcsegError(f"the node {reason}; its last output:\n{tail(log)}")
 
     def try_wait(self, condition: Callable[[], bool], limit_s: float) -> bool:
-        """Spin until a condition holds, or for `limit_s`; whether it does."""
+        """Spin until a condition holds, or for `limit_s`. True if it holds."""
         deadline = time.monotonic() + limit_s
         while not (met := condition()) and time.monotonic() < deadline:
             self._executor.spin_once(timeout_sec=0.05)

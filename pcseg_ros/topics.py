@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Topics and services of the node, by name. No ROS imports."""
+"""Topics and services of the node. No ROS imports."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RESET = "~/reset"
 ENABLE = "~/enable"
 
 STAGES = ("wait", "queue", "decode", "motion", "inference", "fusion", "encode", "latency", "age")
-"""Stages of a sweep that are timed; `latency` is their sum, `age` is that of the sweep's stamp."""
+"""Timed stages of a sweep; `latency` is their sum, `age` the time since the sweep's stamp."""
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,11 @@ class Topic:
     """One topic or service.
 
     Attributes:
-        name: as given to rclpy; {camera} and {stage} stand for several.
+        name: as given to rclpy; {camera} and {stage} are placeholders.
         kind: message or service type.
         direction: "in", "out" or "service".
-        qos: how it is delivered.
-        text: what it carries.
+        qos: delivery.
+        text: content.
     """
 
     name: str
@@ -40,15 +40,15 @@ class Topic:
     text: str
 
 
-_SENSOR = "reliable where the publisher is, else best effort; newest only"
+_SENSOR = "reliable if the publisher is, else best effort; newest only"
 _LAZY = "reliable; computed only while subscribed"
 
 TOPICS = (
     Topic(POINTS, "sensor_msgs/PointCloud2", "in", _SENSOR, "Sweeps: any fields with x, y, z"),
     Topic("(`cameras.topics`)", "sensor_msgs/Image or CompressedImage", "in", _SENSOR, "Images"),
-    Topic("(beside the images)", "sensor_msgs/CameraInfo", "in", "best effort", "Calibration"),
-    Topic("/tf, /tf_static", "tf2_msgs/TFMessage", "in", "reliable", "Where tf2_ros is installed"),
-    Topic(ODOMETRY, "nav_msgs/Odometry", "in", "reliable", "Where `motion.source` is odometry"),
+    Topic("(`cameras.info_topics`)", "sensor_msgs/CameraInfo", "in", "best effort", "Calibration"),
+    Topic("/tf, /tf_static", "tf2_msgs/TFMessage", "in", "reliable", "If tf2_ros is installed"),
+    Topic(ODOMETRY, "nav_msgs/Odometry", "in", "reliable", "If `motion.source` is odometry"),
     Topic(
         LABELED,
         "sensor_msgs/PointCloud2",
@@ -58,7 +58,7 @@ TOPICS = (
         "unlabeled), `confidence` (float32), optionally `instance` (uint32) and `rgb`",
     ),
     Topic(FILTERED, "sensor_msgs/PointCloud2", "out", _LAZY, "Its points of `filter_classes`"),
-    Topic(TEACHER, "sensor_msgs/PointCloud2", "out", _LAZY, "Label mode: the camera teacher's"),
+    Topic(TEACHER, "sensor_msgs/PointCloud2", "out", _LAZY, "Labels of the camera teacher"),
     Topic(OVERLAY, "sensor_msgs/Image", "out", _LAZY, "Labels drawn over the camera's image"),
     Topic(LABEL_INFO, "vision_msgs/LabelInfo", "out", "reliable, latched", "Classes of `label`"),
     Topic(TIMES, "std_msgs/Float64", "out", _LAZY, "Stages: " + ", ".join(STAGES)),

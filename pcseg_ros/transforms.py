@@ -16,7 +16,7 @@ from rclpy.time import Time
 
 from pcseg_core.errors import InputError
 from pcseg_ros import conversions, qos
-from pcseg_ros.rig import JUMP_NS, SILENT_S, TransformError
+from pcseg_ros.sensor_poses import JUMP_NS, SILENT_S, TransformError
 
 Float64 = npt.NDArray[np.float64]
 
@@ -31,7 +31,7 @@ def has_tf2() -> bool:
 class TransformBuffer:
     """The tf2 buffer of a node, filled by subscriptions that the node's executor serves.
 
-    A `TransformListener` with a thread of its own would spin the whole node a second time.
+    `tf2_ros.TransformListener` with its own thread would spin the whole node a second time.
 
     Args:
         node: owner of the subscriptions.
@@ -66,7 +66,7 @@ class TransformBuffer:
         self._newest.clear()
 
     def static(self, target: str, source: str) -> Float64 | None:
-        """T_target_source where the frames do not move against each other, else None.
+        """T_target_source if the frames do not move against each other, else None.
 
         Raises:
             TransformError: nothing connects the frames.
@@ -84,7 +84,7 @@ class TransformBuffer:
         """T_fixed_frame at a stamp.
 
         Raises:
-            TransformError: there is none (yet).
+            TransformError: it is unknown.
         """
         target, source = _plain(fixed), _plain(frame)
         return self._at(
@@ -98,7 +98,7 @@ class TransformBuffer:
         """T_target_source between two moments, through a frame that does not move.
 
         Raises:
-            TransformError: there is none (yet).
+            TransformError: it is unknown.
         """
         target, source, fixed = _plain(target), _plain(source), _plain(fixed)
         arguments = (target, _time(target_ns), source, _time(source_ns), fixed)
@@ -111,10 +111,9 @@ class TransformBuffer:
         try:
             return self._look(look)
         except TransformError as error:
-            raise TransformError(str(error), self._on_its_way(needed)) from None
+            raise TransformError(str(error), self._expected(needed)) from None
 
-    def _on_its_way(self, needed: list[tuple[str, str, int]]) -> bool:
-        """The transforms exist, are newer all the time, and have not come to these stamps yet."""
+    def _expected(self, needed: list[tuple[str, str, int]]) -> bool:
         try:
             behind = [stamp - self._latest_ns(target, source) for target, source, stamp in needed]
         except TransformError:
@@ -155,8 +154,32 @@ class TransformBuffer:
         self._changed()
 
 
+class TfMotion:
+    """Motion of the platform by lookups in tf2; a `pcseg_ros.sensor_poses.Motion`.
+
+    Args:
+        buffer: the transforms.
+        fixed: frame without jumps.
+    """
+
+    def __init__(self, buffer: TransformBuffer, fixed: str) -> None:
+        self._buffer = buffer
+        self._fixed = fixed
+
+    def poses(self, lidar: str, stamps_ns: npt.NDArray[np.int64]) -> Float64:
+        """See `Motion`."""
+        found = np.empty((len(stamps_ns), 4, 4))
+        for index in np.argsort(-stamps_ns):
+            found[index] = self._buffer.pose(self._fixed, lidar, int(stamps_ns[index]))
+        return found
+
+    def camera(self, camera: str, image_ns: int, lidar: str, sweep_ns: int) -> Float64:
+        """See `Motion`; through the fixed frame."""
+        return self._buffer.between(camera, image_ns, lidar, sweep_ns, self._fixed)
+
+
 def _plain(frame: str) -> str:
-    return frame.lstrip("/")  # tf2 refuses the slash that ROS 1 drivers wrote
+    return frame.lstrip("/")  # tf2 refuses the leading slash that ROS 1 drivers wrote
 
 
 def _time(stamp_ns: int) -> Time:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One thread that always works on the newest item. No ROS imports."""
+"""A thread that works on the newest item. No ROS imports."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class LatestSlot(Generic[Item]):
         self._closed = False
 
     def put(self, item: Item) -> bool:
-        """Store an item. True if an older one was waiting and is lost now."""
+        """Store an item. True if it replaced one that was waiting."""
         with self._changed:
             replaced = self._item is not None
             self._item = item
@@ -34,25 +34,25 @@ class LatestSlot(Generic[Item]):
             return None if self._closed else item
 
     def clear(self) -> bool:
-        """Discard what waits; whether there was an item."""
+        """Discard the waiting item. True if there was one."""
         with self._changed:
             waited, self._item = self._item is not None, None
             return waited
 
     def close(self) -> None:
-        """Discard what waits and release whoever waits in `take`."""
+        """Discard the waiting item; `take` returns None from now on."""
         with self._changed:
             self._closed, self._item = True, None
             self._changed.notify_all()
 
 
 class LatestWorker(Generic[Item]):
-    """A thread that processes offered items one by one, skipping those that grew old meanwhile.
+    """A thread that processes items one by one, skipping all but the newest.
 
     Args:
         process: called in the thread with each item.
         on_error: called in the thread with an item and the exception that `process` raised for
-            it; the thread goes on.
+            it; the thread continues.
         name: name of the thread.
     """
 
@@ -70,18 +70,18 @@ class LatestWorker(Generic[Item]):
         self._thread.start()
 
     def offer(self, item: Item) -> bool:
-        """Give the thread an item. True if it replaced one that was still waiting."""
+        """Process an item next. True if it replaced one that was waiting."""
         return self._slot.put(item)
 
     def discard(self) -> bool:
-        """Forget the item that waits; whether there was one."""
+        """Discard the waiting item. True if there was one."""
         return self._slot.clear()
 
     def stop(self, timeout_s: float) -> bool:
-        """Discard what waits and end the thread after the item in work.
+        """Discard the waiting item and end the thread after the current one.
 
         Returns:
-            True if the thread has ended, False if it was still busy after `timeout_s`.
+            True if the thread has ended, False if it still runs after `timeout_s`.
         """
         self._slot.close()
         self._thread.join(timeout_s)
@@ -93,4 +93,4 @@ class LatestWorker(Generic[Item]):
                 self._process(item)
             except Exception as error:
                 self._on_error(item, error)
-            del item  # not kept in memory while the next one is waited for
+            del item  # its memory is free while the thread waits

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Train the pixel classifier that teaches in simulated drives: `python training/pixel_teacher.py`.
+"""Train the image teacher of simulated drives: `python training/pixel_teacher.py`.
 
-It sees rendered images of many towns and nothing else, and is measured in towns of other seeds.
-The result is pcseg_core/checkpoints/simulation_teacher.safetensors (float16).
+It is trained on rendered images of many towns only, and measured in towns of other seeds. The
+result is pcseg_core/checkpoints/simulation_teacher.safetensors (float16).
 """
 
 from __future__ import annotations
@@ -35,17 +35,18 @@ from pcseg_core.vision.espnetv2 import ESPNetv2
 from pcseg_core.vision.pixel_classes import normalize
 
 SPACE = "simulation"
+REPOSITORY = Path(__file__).resolve().parents[1]
 _console = Console(stderr=True)
 
 
 class TeacherRecipe(Section):
     """Everything that decides the result."""
 
-    first_seed: int = Field(1000, ge=0, description="Seed of the first town that is trained on")
-    towns: int = Field(14, ge=1, description="Towns that are trained on, with one seed each")
-    held_out_seed: int = Field(3000, ge=0, description="Seed of the first town measured in")
-    held_out: int = Field(5, ge=1, description="Towns that are measured in")
-    moments: int = Field(4, ge=1, description="Times of a drive at which its two cameras look")
+    first_seed: int = Field(1000, ge=0, description="Seed of the first training town")
+    towns: int = Field(14, ge=1, description="Training towns, with one seed each")
+    held_out_seed: int = Field(3000, ge=0, description="Seed of the first test town")
+    held_out: int = Field(5, ge=1, description="Test towns")
+    moments: int = Field(4, ge=1, description="Times of a drive at which its two cameras record")
     stride: int = Field(25, ge=1, description="Sweeps (0.1 s) from one moment to the next")
     width: int = Field(320, ge=64, description="Image width [px]")
     height: int = Field(192, ge=64, description="Image height [px]")
@@ -62,7 +63,7 @@ class TeacherRecipe(Section):
 
 
 def render(seed: int, recipe: TeacherRecipe, cache: Path) -> Path:
-    """Images (N, H, W, 3) uint8 and labels (N, H, W) int16 of a drive, kept in a file."""
+    """File with images (N, H, W, 3) uint8 and labels (N, H, W) int16 of a drive, cached."""
     name = f"{seed}-{recipe.moments}x{recipe.stride}-{recipe.width}x{recipe.height}.npz"
     path = cache / name
     if not path.is_file():
@@ -84,7 +85,7 @@ def render(seed: int, recipe: TeacherRecipe, cache: Path) -> Path:
 
 
 def load(seeds: range, recipe: TeacherRecipe, cache: Path, workers: int) -> tuple[Any, Any]:
-    """All images and labels of drives, rendered where they are not yet in the cache."""
+    """Images and labels of drives, rendered where the cache lacks them."""
     cache.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         jobs = [pool.submit(render, seed, recipe, cache) for seed in seeds]
@@ -97,7 +98,7 @@ def load(seeds: range, recipe: TeacherRecipe, cache: Path, workers: int) -> tupl
 def batches(
     images: Any, labels: Any, recipe: TeacherRecipe, cycle: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches (B, 3, H, W) and labels (B, H/2, W/2), at which resolution the network answers."""
+    """Batches (B, 3, H, W) and labels (B, H/2, W/2), the resolution of the network's output."""
     rng = np.random.default_rng([recipe.seed, cycle])
     for _ in range(recipe.steps[cycle]):
         chosen = rng.choice(len(images), recipe.batch_size, replace=False)
@@ -124,7 +125,7 @@ def augment(image: Any, labels: Any, rng: np.random.Generator) -> tuple[Tensor, 
 
 
 def train(images: Any, labels: Any, recipe: TeacherRecipe) -> ESPNetv2:
-    """Cycles that each begin with the averaged weights of the one before."""
+    """Train in cycles; each starts from the averaged weights of the last one."""
     torch.manual_seed(recipe.seed)
     space = LabelSpace.load(SPACE)
     network = ESPNetv2(len(space), recipe.scale).to(memory_format=torch.channels_last)
@@ -190,7 +191,7 @@ def measure(network: ESPNetv2, images: Any, labels: Any) -> dict[str, Any]:
 
 
 def save(network: ESPNetv2, recipe: TeacherRecipe, metrics: dict[str, Any], path: Path) -> None:
-    """Weights in float16, with what they are and how good they are in the header."""
+    """Write the weights in float16, with recipe and metrics in the header."""
     last = recipe.first_seed + recipe.towns - 1
     about = {
         "network": f"ESPNetv2 s{recipe.scale}",
@@ -208,15 +209,15 @@ def save(network: ESPNetv2, recipe: TeacherRecipe, metrics: dict[str, Any], path
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="File to write.")] = Path(
-        "pcseg_core/checkpoints/simulation_teacher.safetensors"
+    out: Annotated[Path, typer.Option(help="File to write.")] = (
+        REPOSITORY / "pcseg_core/checkpoints/simulation_teacher.safetensors"
     ),
     cache: Annotated[Path, typer.Option(help="Folder of rendered images.")] = Path(
         "runs/teacher_images"
     ),
     workers: Annotated[int, typer.Option(help="Processes that render.")] = 2,
 ) -> None:
-    """Render, train, measure in other towns, write."""
+    """Render, train, measure in other towns and write."""
     recipe = TeacherRecipe()
     seeds = range(recipe.first_seed, recipe.first_seed + recipe.towns)
     images, labels = load(seeds, recipe, cache, workers)

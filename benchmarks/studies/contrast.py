@@ -1,38 +1,38 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each objective of pretraining is worth: every method from one start, probed alike."""
+"""Contrast study: pretrain by each objective from one start and probe each in the same way.
+
+python -m benchmarks.studies.contrast --json rows.json --picture rows.png
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import numpy as np
+import typer
 
+from benchmarks.studies import study
+from benchmarks.studies.study import Data, JsonOut, Picture, Row, Seeds, Work
+from pcseg_core.cli.options import Device, Steps, adjusted
+from pcseg_core.cli.progress import note
 from pcseg_core.data import Recording, open_recording
 from pcseg_core.errors import InputError
+from pcseg_core.evaluation import pictures
 from pcseg_core.evaluation.baselines import raw_inputs
 from pcseg_core.evaluation.report import Figures, merge_of
-from pcseg_core.files import atomic_path, slug, write_atomic
+from pcseg_core.files import slug
 from pcseg_core.labels import LabelSpace
 from pcseg_core.learning.pretrain import pretrain
-from pcseg_core.learning.pretrain_recipe import PretrainRecipe
-from pcseg_core.learning.probe import (
-    Features,
-    FrozenNetwork,
-    Scan,
-    probe_features,
-    read_scans,
-    untrained,
-)
-from pcseg_core.learning.runs import stored_rows
-from pcseg_core.metrics.confusion import Confusion
+from pcseg_core.learning.pretrain_recipe import PretrainRecipe, load_pretrain_recipe
+from pcseg_core.learning.probe import Features, FrozenNetwork, Scan, probe_features, untrained
+from pcseg_core.learning.runs import on_gpu
+from pcseg_core.recipes import recipe_file
 
 RAW, UNTRAINED = "raw inputs", "random"
 
-# Changes of the recipe that make each method: loss weights, and the kind of superpixels.
+# Changes of the recipe by method: loss weights, and the kind of superpixels.
 METHODS: dict[str, dict[str, Any]] = {
     "slic contrast": {"superpixel": 1.0, "kind": "slic"},
     "semantic contrast": {"superpixel": 1.0},
@@ -44,101 +44,42 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 _TERMS = ("superpixel", "temporal", "point_to_segment", "point_pixel", "regression")
 
-_TOWNS = ("center", "suburb", "old-town", "avenue")  # trained and fitted in
-_TEST_TOWN = "industrial"
+
+def simulated_data() -> Data:
+    """Simulated recordings with two cameras, probed in a town that is not trained in."""
+    return study.simulated_data(8, "sweeps=4,stride=2,cameras=2,width=640,height=384", tests=4)
 
 
-@dataclass
-class AblationData:
-    """What an ablation trains on and is measured with.
+def folder_data(path: Path, fit: Sequence[str], test: Sequence[str]) -> Data:
+    """All KITTI recordings with cameras below a folder, and its labeled sequences.
 
-    Attributes:
-        train: sources of recordings with cameras.
-        fit: sources of labeled sweeps that the probes are fitted to.
-        test: sources of labeled sweeps they are measured on.
-        split: where one source serves both, even scans are fitted to and odd ones tested on.
-    """
-
-    train: list[str]
-    fit: list[str]
-    test: list[str]
-    split: bool = False
-
-
-def simulated_data(recordings: int = 8, beams: int = 32) -> AblationData:
-    """Simulated drives of four towns, labeled ones of the same towns, and a town never seen."""
-    lidar = f"beams={beams},columns=1024"
-    cameras = "cameras=2,width=640,height=384"
-    train = [
-        f"simulated:seed={100 + i},town={_TOWNS[i % 4]},sweeps=4,stride=2,{lidar},{cameras}"
-        for i in range(recordings)
-    ]
-    fit = [
-        f"simulated:seed={300 + i},town={town},sweeps=2,stride=20,{lidar},cameras=0"
-        for i, town in enumerate(_TOWNS)
-    ]
-    test = [
-        f"simulated:seed={500 + i},town={_TEST_TOWN},sweeps=2,stride=20,{lidar},cameras=0"
-        for i in range(4)
-    ]
-    return AblationData(train, fit, test)
-
-
-def folder_data(path: Path, fit: Sequence[str], test: Sequence[str]) -> AblationData:
-    """All recordings with cameras below a folder, and its labeled sequences unless others are
-    named.
+    Args:
+        path: folder of raw drives, object frames and SemanticKITTI sequences.
+        fit: labeled recordings to fit probes to instead.
+        test: labeled recordings to measure on instead.
 
     Raises:
         InputError: no recording, or no labeled sweeps to probe with.
     """
     raw = sorted({p.parent for p in path.glob("**/velodyne_points")})
     objects = sorted(
-        {
-            p.parent
-            for p in path.glob("**/velodyne")
-            if (p.parent / "image_2").is_dir() and (p.parent / "calib").is_dir()
-        }
+        p.parent
+        for p in path.glob("**/velodyne")
+        if (p.parent / "image_2").is_dir() and (p.parent / "calib").is_dir()
     )
-    labeled = sorted(p.parent for p in path.glob("**/labels") if (p.parent / "velodyne").is_dir())
     train = [f"kitti-raw:{p}" for p in raw] + [f"kitti-object:{p}" for p in objects]
     if not train:
         raise InputError(f"{path}: no KITTI raw drive or object folder below it to train on")
     if fit and test:
-        return AblationData(train, list(fit), list(test))
-    if not labeled:
+        return Data(train, fit=list(fit), test=list(test))
+    sources = [f"semantic-kitti:{p}" for p in study.labeled_sequences(path)]
+    if not sources:
         raise InputError(f"{path}: no labeled sequence below it; give --fit and --test")
-    sources = [f"semantic-kitti:{p}" for p in labeled]
-    if len(sources) > 1:
-        return AblationData(train, sources[:1], sources[1:])
-    return AblationData(train, sources, sources, split=True)
-
-
-def scans_of(sources: Sequence[str], space: LabelSpace, reach: float, cache: Path) -> list[Scan]:
-    """Labeled scans of sources, kept in a file each since simulated ones take long to make."""
-    scans: list[Scan] = []
-    for source in sources:
-        file = cache / "scans" / f"{slug(source)[-150:]}-{space.name}-{reach:g}.npz"
-        if not file.is_file():
-            found = list(read_scans(open_recording(source), space, reach))
-            arrays = {f"{i}_{k}": v for i, s in enumerate(found) for k, v in vars(s).items()}
-            _save(file, {"count": np.array(len(found)), **arrays})
-        with np.load(file, allow_pickle=False) as stored:
-            names = Scan.__dataclass_fields__
-            for i in range(int(stored["count"])):
-                values = {name: stored[f"{i}_{name}"] for name in names}
-                scans.append(Scan(**{**values, "name": str(values["name"])}))
-    if not scans:
-        raise InputError(f"no labeled sweep in {', '.join(sources)}")
-    return scans
-
-
-def _save(file: Path, arrays: Mapping[str, Any]) -> None:
-    with atomic_path(file) as temporary, temporary.open("wb") as handle:
-        np.savez_compressed(handle, **arrays)
+    return Data(train, fit=sources[:1], test=sources[1:] or sources)
 
 
 def method_recipe(base: PretrainRecipe, method: str, seed: int) -> PretrainRecipe:
-    """The recipe of a method: the base with other losses and, maybe, plain superpixels."""
+    """The recipe of a method: the base with its losses and its kind of superpixels."""
     changes = dict(METHODS[method])
     kind = changes.pop("kind", base.superpixels.name)
     loss = base.loss.model_copy(update={**dict.fromkeys(_TERMS, 0.0), **changes})
@@ -146,78 +87,71 @@ def method_recipe(base: PretrainRecipe, method: str, seed: int) -> PretrainRecip
     return base.model_copy(update={"loss": loss, "superpixels": superpixels, "seed": seed})
 
 
-class Ablation:
-    """Rows of (method, seed), made one by one and kept, so that it can be interrupted.
+class ContrastStudy(study.Study):
+    """Rows of (method, seed).
 
     Args:
         base: recipe that the methods change.
-        data: what is trained on and measured with.
+        data: what is trained on, fitted to and measured on.
         out: JSON file of the rows.
-        work: folder of views, runs and scans.
+        work: folder of caches and runs.
         space: label space of the probes.
-        device: where it runs.
-        keep: methods to run; all if not given.
+        device: "auto", "cpu" or "cuda".
+        methods: the methods to run; all if not given.
     """
 
     def __init__(
         self,
         base: PretrainRecipe,
-        data: AblationData,
+        data: Data,
         out: Path,
         work: Path,
         space: LabelSpace,
         device: str = "auto",
-        keep: Sequence[str] | None = None,
+        methods: Sequence[str] | None = None,
     ) -> None:
-        unknown = set(keep or ()) - {RAW, UNTRAINED, *METHODS}
-        if unknown:
-            known = ", ".join((RAW, UNTRAINED, *METHODS))
-            raise InputError(f"no method {', '.join(sorted(unknown))}; methods: {known}")
-        self.base, self.data, self.out, self.work, self.space = base, data, out, work, space
+        self.methods = study.chosen_rows(methods, (RAW, UNTRAINED, *METHODS), "method")
+        self.base, self.data, self.work, self.space = base, data, work, space
         self.device = device
-        self.keep = list(keep or (RAW, UNTRAINED, *METHODS))
-        self.settings = {
+        settings = {
             "recipe": base.model_dump(mode="json", exclude={"seed"}),
             **vars(data),
             "label_space": space.name,
         }
-        self.rows = stored_rows(out, self.settings)
+        super().__init__(out, settings, ("method", "seed"))
 
-    def run(self, seeds: int, tell: Callable[[str], None] = print) -> dict[str, Any]:
-        """Make the rows that are missing.
-
-        Args:
-            seeds: per method; the raw inputs have none and get one row.
-            tell: called with a line before and after each row.
-
-        Returns:
-            The content of the JSON file.
-        """
-        reach = self.base.student.max_range_m
-        fit = scans_of(self.data.fit, self.space, reach, self.work)
-        test = scans_of(self.data.test, self.space, reach, self.work)
-        if self.data.split:
-            fit, test = fit[::2], test[1::2]
-        for method, seed in self._missing(seeds):
-            tell(f"{method}, seed {seed}")
-            features = self._features(method, seed, fit)
-            found = probe_features(features, fit, test, len(self.space), seed=seed)
-            self.rows.append({"method": method, "seed": seed, **self._row(found.confusion)})
-            tell(f"{method}, seed {seed}: {100 * self.rows[-1]['miou']:.1f} mIoU")
-            self._write()
-        return self._write()
-
-    def _missing(self, seeds: int) -> Iterator[tuple[str, int]]:
-        done = {(row["method"], row["seed"]) for row in self.rows}
+    def keys(self, seeds: int) -> Iterator[tuple[str, int]]:
+        """Every method with every seed; raw inputs have no seed and get one row."""
         for seed in range(seeds):
-            for method in self.keep:
-                if (method != RAW or seed == 0) and (method, seed) not in done:
-                    yield method, seed
+            yield from ((m, seed) for m in self.methods if m != RAW or seed == 0)
+
+    def compute(self, method: str, seed: int) -> Row:
+        """Figures of the probe of a method."""
+        fit, test = self._scans
+        features = self._features(method, seed, fit)
+        found = probe_features(features, fit, test, len(self.space), seed=seed)
+        figures = Figures.of(found.confusion, self.space.names, merge_of(self.space))
+        return figures.model_dump(exclude_none=True)
+
+    def headline(self, row: Row) -> str:
+        """Mean IoU."""
+        return f"{100 * row['miou']:.1f} mIoU"
+
+    def content(self) -> dict[str, Any]:
+        """The summary."""
+        return {"summary": summarize(self.rows)}
+
+    @cached_property
+    def _scans(self) -> tuple[list[Scan], list[Scan]]:
+        reach = self.base.student.max_range_m
+        fit = study.scans_of(self.data.fit, self.space, reach, self.work)
+        test = study.scans_of(self.data.test, self.space, reach, self.work)
+        return (fit[::2], test[1::2]) if self.data.split else (fit, test)
 
     def _features(self, method: str, seed: int, fit: Sequence[Scan]) -> Features:
         if method == RAW:
             return raw_inputs
-        device = "cuda" if self.device == "cuda" else "cpu"
+        device = "cuda" if on_gpu(self.device) else "cpu"
         if method == UNTRAINED:
             return untrained(self.base.student, fit, seed, device)
         recipe = method_recipe(self.base, method, seed)
@@ -228,43 +162,109 @@ class Ablation:
         pretrain(recordings, recipe, run, self.work / "cache", self.device)
         return FrozenNetwork.load(run, device)
 
-    def _row(self, confusion: Confusion) -> dict[str, Any]:
-        figures = Figures.of(confusion, self.space.names, merge_of(self.space))
-        return figures.model_dump(exclude_none=True)
 
-    def _write(self) -> dict[str, Any]:
-        content = {"settings": self.settings, "rows": self.rows, "summary": summarize(self.rows)}
-        write_atomic(self.out, json.dumps(content, indent=1) + "\n")
-        return content
-
-
-def summarize(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def summarize(rows: Sequence[Row]) -> list[Row]:
     """Per method, in the order of the methods: mean and deviation of the mIoU over the seeds."""
     found = []
     for method in (RAW, UNTRAINED, *METHODS):
         values = [row["miou"] for row in rows if row["method"] == method]
         if values:
-            mean, deviation = float(np.mean(values)), float(np.std(values))
+            mean = study.spread(values, "miou")
             found.append(
-                {"method": method, "seeds": len(values), "miou": mean, "deviation": deviation}
+                {
+                    "method": method,
+                    "seeds": len(values),
+                    "miou": mean["miou"],
+                    "deviation": mean["miou_deviation"],
+                }
             )
     return found
 
 
 def draw(content: Mapping[str, Any], path: Path) -> None:
     """Picture: a bar per method, a dot per seed."""
-    from pcseg_core.evaluation import pictures
-
     summary = content["summary"]
-    figure = pictures.new_figure(1100, 90 + 55 * len(summary))
+    names = [row["method"] for row in summary]
+    dots = [[r["miou"] for r in content["rows"] if r["method"] == name] for name in names]
+    figure = pictures.new_figure(1100, 130 + 55 * len(summary))
     axes = figure.add_axes((0.22, 0.16, 0.74, 0.74))
-    for place, row in enumerate(reversed(summary)):
-        axes.barh(place, 100 * row["miou"], color="#9ec5fe", height=0.62)
-        values = [100 * r["miou"] for r in content["rows"] if r["method"] == row["method"]]
-        axes.plot(values, [place] * len(values), "o", color=pictures.ACCENT, markersize=4)
-        axes.text(max(values) + 1.0, place, f"{100 * row['miou']:.1f}", va="center")
-    axes.set_yticks(range(len(summary)), [row["method"] for row in reversed(summary)])
-    axes.set_xlim(0, 100 * max(row["miou"] for row in summary) + 8)
-    axes.spines[["top", "right"]].set_visible(False)
+    study.draw_bars(axes, names, [row["miou"] for row in summary], dots)
     axes.set_title("Linear probe on frozen features, mIoU in percent; dots are seeds", loc="left")
     pictures.save(figure, path)
+
+
+def contrast(
+    json_: JsonOut,
+    data: Annotated[
+        str, typer.Option(help="simulated, or a folder with KITTI drives and object frames.")
+    ] = "simulated",
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE",
+            help="Pretraining recipe that the methods change.  [default: contrast, or "
+            "contrast-kitti for a folder]",
+        ),
+    ] = None,
+    fit: Annotated[
+        list[str] | None, typer.Option(help="Labeled recordings the probes are fitted to.")
+    ] = None,
+    test: Annotated[
+        list[str] | None, typer.Option(help="Labeled recordings the probes are measured on.")
+    ] = None,
+    seeds: Seeds = 3,
+    steps: Steps = None,
+    method: Annotated[
+        list[str] | None, typer.Option(help="Only this method; repeat for several.")
+    ] = None,
+    work: Work = None,
+    picture: Picture = None,
+    device: Device = "auto",
+) -> None:
+    """Pretrain by each method from the same start and probe each in the same way.
+
+    Methods: raw inputs and an untrained network; contrast of SLIC and of semantic superpixels;
+    with consistency across sweeps; with points to their segments; single pairs; regression; a mix.
+    Simulated data is measured in a town that is not trained or fitted in.
+    """
+    study.check_outputs(json_, picture)
+    name = recipe or ("contrast" if data == "simulated" else "contrast-kitti")
+    base = adjusted(load_pretrain_recipe(recipe_file(name)), steps=steps)
+    sources = _data(data, fit or [], test or [])
+    folder = work or json_.with_suffix(".work")
+    space = LabelSpace.load("street")
+    content = ContrastStudy(base, sources, json_, folder, space, device, method).run(seeds, note)
+    show(content)
+    if picture:
+        draw(content, picture)
+
+
+def _data(data: str, fit: list[str], test: list[str]) -> Data:
+    if bool(fit) != bool(test):
+        raise InputError("give --fit and --test together, or neither")
+    if data != "simulated":
+        if not Path(data).is_dir():
+            raise InputError(f"--data {data}: expected 'simulated' or a folder")
+        return folder_data(Path(data), fit, test)
+    found = simulated_data()
+    return Data(found.train, fit=fit, test=test) if fit else found
+
+
+def show(content: Mapping[str, Any]) -> None:
+    """Print the means."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="linear probe on frozen features")
+    for column in ("method", "mIoU %", "deviation", "seeds"):
+        table.add_column(column, justify="left" if column == "method" else "right")
+    for row in content["summary"]:
+        shown = (f"{100 * row[key]:.1f}" for key in ("miou", "deviation"))
+        table.add_row(row["method"], *shown, str(row["seeds"]))
+    Console().print(table)
+
+
+app = study.command(contrast)
+
+if __name__ == "__main__":
+    app()

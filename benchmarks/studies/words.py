@@ -1,41 +1,55 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What words answer on labeled sweeps: each alone, and all together."""
+"""Word study: measure words as classes on labeled sweeps, each alone and all together.
+
+python -m benchmarks.studies.words RUN --semantic-kitti DIR --words "vehicle: jeep, cab"
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import numpy.typing as npt
+import typer
 from pydantic import Field
 
+from benchmarks.studies import study
+from pcseg_core.cli.outputs import check_file
+from pcseg_core.cli.progress import progress_bar
 from pcseg_core.config import Section
+from pcseg_core.data.semantic_kitti import SemanticKittiRecording
 from pcseg_core.errors import InputError
 from pcseg_core.evaluation.evaluator import truth_of
+from pcseg_core.files import write_atomic
 from pcseg_core.labels import LabelSpace, grouping, regroup
+from pcseg_core.online.example_pictures import encoder_of, read_pictures
 from pcseg_core.online.prompts import EVERYTHING_ELSE, PromptSet
+from pcseg_core.online.prototypes import fit_prototypes
+from pcseg_core.online.segmenter import Segmenter
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from pcseg_core.data import Recording, Sample
-    from pcseg_core.online.segmenter import Segmenter
 
 Progress = Callable[[int, int], None]
 _ALONE = "alone"
 
 
 class WordFigures(Section):
-    """One word, or one group of words, against the class it should mean."""
+    """Figures of one word, or of one group of words, against the class that it should mean."""
 
     prompt: str = Field(description="Word, or name of the group")
     truth: str = Field(description="Class that the points should have")
     precision: float | None = Field(
-        description="Share of the answered points that have that class; none without an answer"
+        description="Share of the points labeled so that have that class; none without such points"
     )
-    recall: float | None = Field(description="Share of that class's points that are answered")
-    answered: int = Field(description="Points with this answer that have a true class")
+    recall: float | None = Field(
+        description="Share of the points of that class that are labeled so"
+    )
+    answered: int = Field(description="Points labeled so that have a true class")
     chance: float = Field(description="Share of that class among all points with a true class")
 
     @property
@@ -60,9 +74,7 @@ class WordReport(Section):
     together: list[WordFigures] = Field(
         description="All groups and everything else, in one prompt list"
     )
-    trained: list[WordFigures] = Field(
-        description="The checkpoint's own classes, as a measure of what is possible"
-    )
+    trained: list[WordFigures] = Field(description="The checkpoint's own classes, for comparison")
 
     def tables(self) -> list[Table]:
         """For the terminal."""
@@ -83,18 +95,18 @@ def measure_words(
     checkpoint: str = "",
     progress: Progress | None = None,
 ) -> WordReport:
-    """Ask a segmenter for words on every labeled sweep of a drive.
+    """Measure words on every labeled sweep of a recording.
 
     Args:
-        segmenter: with a text head; its prompts are as before afterwards.
+        segmenter: with a text head; its prompts are restored afterwards.
         recording: labeled sweeps.
-        groups: prompts "class: word, word", where class is one of `space` that the words mean.
+        groups: prompts "class: word, word", where the words should mean that class of `space`.
         space: label space of the truth.
         checkpoint: name for the report.
         progress: called with (prompt lists done, prompt lists in all).
 
     Raises:
-        InputError: a group that is no class of the space, an unknown word, or nothing labeled.
+        InputError: a group is not a class of the space, a word is unknown, or nothing is labeled.
     """
     truth_space = LabelSpace.load(space)
     parsed = PromptSet.parse(groups)
@@ -134,12 +146,12 @@ def measure_words(
 def measure_classes(
     segmenter: Segmenter, recording: Recording, space: str = "street", checkpoint: str = ""
 ) -> WordReport:
-    """Measure the classes in force, named as those of `space` (others are everything else).
+    """Measure the current classes that `space` has too; the others count as everything else.
 
-    The segmenter answers the checkpoint's own classes afterwards.
+    The prompts of the segmenter are reset.
 
     Raises:
-        InputError: no class of that space among them, or nothing labeled.
+        InputError: none of them is a class of that space, or nothing is labeled.
     """
     truth_space = LabelSpace.load(space)
     names = segmenter.label_space.names
@@ -170,7 +182,7 @@ def measure_classes(
 
 
 def _labeled(recording: Recording, space: LabelSpace) -> tuple[list[Sample], npt.NDArray[np.int64]]:
-    """The sweeps with labels, and the truth of their points in a row."""
+    """The sweeps with labels, and the true classes of their points, concatenated."""
     samples = [s for s in (recording[i] for i in range(len(recording))) if s.labels is not None]
     if not samples:
         raise InputError(f"{recording.name}: none of its {len(recording)} sweeps has labels")
@@ -178,7 +190,7 @@ def _labeled(recording: Recording, space: LabelSpace) -> tuple[list[Sample], npt
 
 
 def _labels(segmenter: Segmenter, samples: Sequence[Sample]) -> npt.NDArray[np.int32]:
-    """Labels of the points of all samples in a row."""
+    """Labels of the points of all samples, concatenated."""
     return np.concatenate([segmenter.segment(sample.cloud).labels for sample in samples])
 
 
@@ -220,3 +232,73 @@ def _table(title: str, rows: Sequence[WordFigures]) -> Table:
         cells = ["-" if share is None else f"{100 * share:.1f}" for share in shares]
         table.add_row(row.prompt, row.truth, *cells, str(row.answered), f"{100 * row.chance:.1f}")
     return table
+
+
+def words_study(
+    run: Annotated[Path, typer.Argument(help="Run directory of `pcseg distill`, or a checkpoint.")],
+    semantic_kitti: Annotated[
+        Path, typer.Option(help="Labeled sweeps: folder in SemanticKITTI layout.")
+    ],
+    words: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A class and the words that should mean it, 'vehicle: minivan, jeep'; repeat for "
+            "several classes."
+        ),
+    ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            "--pictures",
+            help="Classes by example pictures instead of words: FOLDER/CLASS/NAME.png, and "
+            "NAME.mask.png where the class is not all of the picture.",
+        ),
+    ] = None,
+    label_space: Annotated[str, typer.Option(help="Label space to measure in.")] = "street",
+    json_: Annotated[
+        Path | None, typer.Option("--json", help="Write the figures to this JSON file.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    backend: Annotated[
+        str, typer.Option(envvar="PCSEG_BACKEND", help="Backend of the sparse convolutions.")
+    ] = "auto",
+) -> None:
+    """Measure words, or example pictures, as classes on labeled sweeps.
+
+    Each word is measured alone against everything else, and all groups together: precision, recall
+    and IoU against the class that names the group.
+    """
+    if bool(words) == bool(images):
+        raise InputError("give either --words 'vehicle: minivan, jeep' or --pictures FOLDER")
+    if not semantic_kitti.is_dir():
+        raise InputError(f"--semantic-kitti {semantic_kitti}: no such folder")
+    check_file(json_, (".json",))
+    segmenter = Segmenter.load(run, device=device, backend=backend)
+    recording = SemanticKittiRecording(semantic_kitti, lidar_only=True)
+    if images is not None:
+        encoder = encoder_of(segmenter.meta.recipe)
+        segmenter.set_prototypes(fit_prototypes(encoder, read_pictures(images)))
+        report = measure_classes(segmenter, recording, label_space, str(run))
+    else:
+        with progress_bar("measuring words") as progress:
+            report = measure_words(
+                segmenter, recording, words or [], label_space, str(run), progress
+            )
+    show(report)
+    if json_:
+        write_atomic(json_, report.model_dump_json(indent=1) + "\n")
+
+
+def show(report: WordReport) -> None:
+    """Print the tables."""
+    from rich.console import Console
+
+    console = Console()
+    for table in report.tables():
+        console.print(table)
+
+
+app = study.command(words_study)
+
+if __name__ == "__main__":
+    app()

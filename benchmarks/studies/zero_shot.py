@@ -1,34 +1,44 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each part of zero-shot learning is worth: one row per part and seed, on the same data."""
+"""Zero-shot study: train with and without each part of zero-shot learning, on the same data.
+
+python -m benchmarks.studies.zero_shot --json rows.json --picture rows.png
+"""
 
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import numpy as np
+import typer
 
-from benchmarks.studies.contrast import scans_of
+from benchmarks.studies import study
+from benchmarks.studies.study import Data, JsonOut, Picture, Row, Seeds, Work
+from pcseg_core.cli.options import Device, Steps, adjusted
+from pcseg_core.cli.progress import note
 from pcseg_core.distill.alignment import AlignmentConfig
 from pcseg_core.distill.consolidation import ConsolidationConfig
 from pcseg_core.errors import InputError
-from pcseg_core.files import slug, write_atomic
+from pcseg_core.evaluation import pictures
+from pcseg_core.files import slug
 from pcseg_core.learning.probe import Scan
-from pcseg_core.learning.runs import stored_rows
 from pcseg_core.learning.zero_shot import zero_shot
-from pcseg_core.learning.zero_shot_recipe import SelfTrainingConfig, ZeroShotRecipe
-from pcseg_core.learning.zero_shot_split import Split
+from pcseg_core.learning.zero_shot_recipe import (
+    SelfTrainingConfig,
+    ZeroShotRecipe,
+    load_zero_shot_recipe,
+)
+from pcseg_core.learning.zero_shot_split import Split, load_split
+from pcseg_core.recipes import recipe_file
 
 SEEN_ONLY = "seen labels alone"
 FULL = "+ consolidation"
 FREE = "no labels, images alone"
 FREE_FULL = "no labels, all parts"
 
-# What each row takes from the recipe; the rest is left out. Rows build on each other.
+# Parts of the recipe that each row keeps; the others are left out.
 ROWS: dict[str, tuple[str, ...]] = {
     SEEN_ONLY: ("seen",),
     "no alignment": (),
@@ -49,62 +59,39 @@ ROWS: dict[str, tuple[str, ...]] = {
     ),
 }
 _KEYS = ("seen", "unseen", "hiou")
-_LIDAR, _CAMERAS = "beams=32,columns=1024", "cameras=2,width=320,height=192"
-_TOWNS = ("center", "suburb", "old-town", "avenue")
-_TEST_TOWN = "industrial"
 
 
-@dataclass
-class ZeroShotData:
-    """Sources of labeled recordings: with images to train on, and to measure on."""
-
-    train: list[str]
-    test: list[str]
+def simulated_data() -> Data:
+    """Simulated recordings with two cameras, measured in a town that is not trained in."""
+    return study.simulated_data(10, "sweeps=5,stride=5,cameras=2,width=320,height=192", tests=6)
 
 
-def simulated_data(recordings: int = 10, sweeps: int = 5, tests: int = 6) -> ZeroShotData:
-    """Drives in four towns with two cameras each, measured in a town never seen."""
-    rig = f"sweeps={sweeps},stride=5,{_LIDAR},{_CAMERAS}"
-    train = [f"simulated:seed={100 + i},town={_TOWNS[i % 4]},{rig}" for i in range(recordings)]
-    test = [
-        f"simulated:seed={500 + i},town={_TEST_TOWN},sweeps=2,stride=20,{_LIDAR},cameras=0"
-        for i in range(tests)
-    ]
-    return ZeroShotData(train, test)
+def folder_data(path: Path, test: Sequence[str]) -> Data:
+    """The labeled SemanticKITTI sequences with calibration below a folder.
 
-
-def folder_data(path: Path, test: Sequence[str]) -> ZeroShotData:
-    """The labeled SemanticKITTI sequences with images below a folder.
-
-    Sequence 08 is measured on, as is the custom, or the last where there is none.
+    Sequence 08 is measured on, as is common, or the last one where 08 is missing.
 
     Args:
         path: folder of sequences.
         test: recordings to measure on instead; they are not trained on.
 
     Raises:
-        InputError: nothing labeled with images there, or nothing left to train on.
+        InputError: no such sequence, or none left to train on.
     """
-    found = sorted(
-        p.parent
-        for p in path.glob("**/labels")
-        if (p.parent / "velodyne").is_dir() and (p.parent / "calib.txt").is_file()
-    )
+    found = [p for p in study.labeled_sequences(path) if (p / "calib.txt").is_file()]
     if not found:
         raise InputError(
             f"{path}: no labeled sequence with calib.txt below it; expected SemanticKITTI "
-            "sequences with images beside their labels, or a source (reader:path) and --test"
+            "sequences with images and labels, or a source (reader:path) and --test"
         )
-    places = {str(p.resolve()): p for p in found}
-    tested = [str(Path(t.partition(":")[2] or t).resolve()) for t in test]
-    if not test:
-        last = next((key for key, p in places.items() if p.name == "08"), list(places)[-1])
-        tested = [last]
-    train = [f"semantic-kitti:{p}" for key, p in places.items() if key not in tested]
+    if test:
+        tested = [Path(t.partition(":")[2] or t).resolve() for t in test]
+    else:
+        tested = [next((p for p in found if p.name == "08"), found[-1]).resolve()]
+    train = [f"semantic-kitti:{p}" for p in found if p.resolve() not in tested]
     if not train:
         raise InputError(f"{path}: one labeled sequence alone; give others with --test")
-    measured = list(test) or [f"semantic-kitti:{places[key]}" for key in tested]
-    return ZeroShotData(train, measured)
+    return Data(train, list(test) or [f"semantic-kitti:{p}" for p in tested])
 
 
 def row_recipe(base: ZeroShotRecipe, row: str, seed: int) -> ZeroShotRecipe:
@@ -115,7 +102,7 @@ def row_recipe(base: ZeroShotRecipe, row: str, seed: int) -> ZeroShotRecipe:
         for key in ("global_weight", "local_weight")
     }
     aligned = base.alignment.model_copy(update=weights)
-    if not aligned.active:  # settings of a part that is left out do not tell rows apart
+    if not aligned.active:  # settings of an unused part do not change the row
         aligned = AlignmentConfig(**weights, patch_px=base.alignment.patch_px)
     alone = base.labels.model_copy(update={"consolidation": ConsolidationConfig(voxel_m=0)})
     return base.model_copy(
@@ -134,118 +121,97 @@ def row_recipe(base: ZeroShotRecipe, row: str, seed: int) -> ZeroShotRecipe:
 
 
 def digest(recipe: ZeroShotRecipe) -> str:
-    """A short name of everything in a recipe."""
+    """A short hash of everything in a recipe."""
     return hashlib.sha256(recipe.model_dump_json().encode()).hexdigest()[:12]
 
 
-class ZeroShotAblation:
-    """Rows of (part, seed), made one by one and kept, so that it can be interrupted.
-
-    A row whose own recipe has changed since is made again.
+class ZeroShotStudy(study.Study):
+    """Rows of (part, seed). A row whose own recipe has changed is computed again.
 
     Args:
         base: recipe with all parts.
-        data: what is trained on and measured with.
+        data: what is trained on and measured on.
         split: which classes are never labeled.
         out: JSON file of the rows.
-        work: folder of runs, looked-at sweeps and scans.
-        device: where it runs.
-        keep: rows to make; all if not given.
-        every: only every k-th sweep is trained on.
+        work: folder of caches and runs.
+        device: "auto", "cpu" or "cuda".
+        names: the rows to compute; all if not given.
+        every: train on every k-th sweep only.
     """
 
     def __init__(
         self,
         base: ZeroShotRecipe,
-        data: ZeroShotData,
+        data: Data,
         split: Split,
         out: Path,
         work: Path,
         device: str = "auto",
-        keep: Sequence[str] | None = None,
+        names: Sequence[str] | None = None,
         every: int = 1,
     ) -> None:
-        if unknown := set(keep or ()) - set(ROWS):
-            raise InputError(f"no row {', '.join(sorted(unknown))}; rows: {', '.join(ROWS)}")
-        self.base, self.data, self.split, self.out, self.work = base, data, split, out, work
-        self.device, self.keep, self.every = device, list(keep or ROWS), every
-        self.settings = {**vars(data), "split": split.model_dump(mode="json"), "every": every}
-        stored = stored_rows(out, self.settings)
-        self.rows = [row for row in stored if row["recipe"] == self._digest(row)]
+        self.names = study.chosen_rows(names, list(ROWS), "row")
+        self.base, self.data, self.split, self.work = base, data, split, work
+        self.device, self.every = device, every
+        settings = {
+            "train": data.train,
+            "test": data.test,
+            "split": split.model_dump(mode="json"),
+            "every": every,
+        }
+        super().__init__(out, settings, ("row", "seed"))
+        self.rows = [row for row in self.rows if row["recipe"] == self._digest(row)]
 
-    def _digest(self, row: Mapping[str, Any]) -> str:
-        """What the recipe of a stored row must be, to be kept rather than made again."""
+    def _digest(self, row: Row) -> str:
         return digest(row_recipe(self.base, row["row"], row["seed"]))
 
-    def run(
-        self, seeds: int, tell: Callable[[str], None] = print, limit: int | None = None
-    ) -> dict[str, Any]:
-        """Make the rows that are missing.
+    def keys(self, seeds: int) -> Iterator[tuple[str, int]]:
+        """Every row with every seed."""
+        for seed in range(seeds):
+            yield from ((name, seed) for name in self.names)
 
-        Args:
-            seeds: per row.
-            tell: called with a line before and after each row.
-            limit: make at most so many rows and leave the others to another call.
+    def compute(self, name: str, seed: int) -> Row:
+        """Train a row and measure it."""
+        recipe = row_recipe(self.base, name, seed)
+        run = self.work / "runs" / f"{slug(name)}-{seed}-{digest(recipe)}"
+        metrics = zero_shot(
+            self.data.train,
+            self._scans,
+            self.split,
+            recipe,
+            run,
+            self.work / "cache",
+            self.device,
+            self.every,
+        )
+        figures = ("gamma", "labels", "training_s", "plain", "stacked")
+        return {"recipe": digest(recipe), **{key: metrics[key] for key in figures}}
 
-        Returns:
-            The content of the JSON file.
-        """
-        missing = list(self._missing(seeds))[:limit]
-        scans = self._scans() if missing else []
-        for row, seed in missing:
-            tell(f"{row}, seed {seed}")
-            recipe = row_recipe(self.base, row, seed)
-            run = self.work / "runs" / f"{slug(row)}-{seed}-{digest(recipe)}"
-            metrics = zero_shot(
-                self.data.train,
-                scans,
-                self.split,
-                recipe,
-                run,
-                self.work / "cache",
-                self.device,
-                self.every,
-            )
-            figures = {k: metrics[k] for k in ("gamma", "labels", "training_s", "plain", "stacked")}
-            self.rows.append({"row": row, "seed": seed, "recipe": digest(recipe), **figures})
-            found = metrics["stacked"]
-            tell(f"{row}, seed {seed}: " + ", ".join(f"{k} {_percent(found[k])}" for k in _KEYS))
-            self._write()
-        return self._write()
+    def headline(self, row: Row) -> str:
+        """Mean IoU of seen and unseen classes, and their harmonic mean."""
+        return ", ".join(f"{key} {_percent(row['stacked'][key])}" for key in _KEYS)
 
+    def content(self) -> dict[str, Any]:
+        """The base recipe and the summary."""
+        return {"recipe": self.base.model_dump(mode="json"), "summary": summarize(self.rows)}
+
+    @cached_property
     def _scans(self) -> list[Scan]:
         reach = self.base.student.max_range_m
-        return scans_of(self.data.test, self.split.space, reach, self.work)
-
-    def _missing(self, seeds: int) -> Iterator[tuple[str, int]]:
-        done = {(row["row"], row["seed"]) for row in self.rows}
-        for seed in range(seeds):
-            yield from ((row, seed) for row in self.keep if (row, seed) not in done)
-
-    def _write(self) -> dict[str, Any]:
-        content = {
-            "settings": self.settings,
-            "recipe": self.base.model_dump(mode="json"),
-            "rows": self.rows,
-            "summary": summarize(self.rows),
-        }
-        write_atomic(self.out, json.dumps(content, indent=1) + "\n")
-        return content
+        return study.scans_of(self.data.test, self.split.space, reach, self.work)
 
 
-def summarize(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def summarize(rows: Sequence[Row]) -> list[Row]:
     """Per row, in their order: means and deviations over the seeds, with and without stacking."""
     found = []
     for name in ROWS:
         members = [row for row in rows if row["row"] == name]
         if not members:
             continue
-        entry: dict[str, Any] = {"row": name, "seeds": len(members)}
+        entry: Row = {"row": name, "seeds": len(members)}
         for kind in ("plain", "stacked"):
             for key in _KEYS:
-                values = [row[kind][key] for row in members if row[kind][key] is not None]
-                entry[f"{kind}_{key}"] = float(np.mean(values)) if values else None
-                entry[f"{kind}_{key}_deviation"] = float(np.std(values)) if values else None
+                entry |= study.spread([row[kind][key] for row in members], f"{kind}_{key}")
         found.append(entry)
     return found
 
@@ -269,25 +235,19 @@ def markdown(content: Mapping[str, Any]) -> str:
 
 def draw(content: Mapping[str, Any], path: Path) -> None:
     """Picture: seen, unseen and harmonic mean IoU per row, a dot per seed."""
-    from pcseg_core.evaluation import pictures
-
-    summary = list(reversed(content["summary"]))
+    summary = content["summary"]
+    names = [entry["row"] for entry in summary]
     figure = pictures.new_figure(1300, 110 + 62 * len(summary))
     titles = {"seen": "Seen classes", "unseen": "Unseen classes", "hiou": "Harmonic mean"}
     for column, (key, title) in enumerate(titles.items()):
         axes = figure.add_axes((0.19 + 0.27 * column, 0.11, 0.24, 0.77))
-        for place, entry in enumerate(summary):
-            mean = 100 * (entry[f"plain_{key}"] or 0)
-            axes.barh(place, mean, color="#9ec5fe", height=0.62)
-            members = [row for row in content["rows"] if row["row"] == entry["row"]]
-            values = [100 * (row["plain"][key] or 0) for row in members]
-            axes.plot(values, [place] * len(values), "o", color=pictures.ACCENT, markersize=4)
-            stacked = 100 * (entry[f"stacked_{key}"] or 0)
-            axes.plot(stacked, place, "D", color="#f0a202", markersize=5)
-            axes.text(max([mean, stacked, *values]) + 2, place, f"{mean:.1f}", va="center")
-        axes.set_yticks(range(len(summary)), [e["row"] if column == 0 else "" for e in summary])
-        axes.set_xlim(0, 100)
-        axes.spines[["top", "right"]].set_visible(False)
+        means = [entry[f"plain_{key}"] or 0 for entry in summary]
+        dots = [
+            [row["plain"][key] or 0 for row in content["rows"] if row["row"] == name]
+            for name in names
+        ]
+        stacked = [entry[f"stacked_{key}"] or 0 for entry in summary]
+        study.draw_bars(axes, names if column == 0 else [""] * len(names), means, dots, stacked)
         axes.set_title(title, loc="left", fontsize=11)
     unseen = ", ".join(content["settings"]["split"]["unseen"])
     title = (
@@ -295,3 +255,68 @@ def draw(content: Mapping[str, Any], path: Path) -> None:
     )
     figure.text(0.015, 0.955, title, fontsize=12)
     pictures.save(figure, path)
+
+
+def zero_shot_study(
+    json_: JsonOut,
+    data: Annotated[
+        str,
+        typer.Option(
+            help="simulated, a folder of SemanticKITTI sequences, or reader:path with --test."
+        ),
+    ] = "simulated",
+    split: Annotated[
+        str, typer.Option(help="Unseen classes: the name of a split, or a YAML file.")
+    ] = "street_vehicle_pole",
+    recipe: Annotated[
+        str, typer.Option(metavar="NAME|FILE", help="Recipe with all parts; rows leave parts out.")
+    ] = "zero-shot-simulated",
+    test: Annotated[
+        list[str] | None, typer.Option(help="Labeled recordings to measure on.")
+    ] = None,
+    seeds: Seeds = 3,
+    steps: Steps = None,
+    row: Annotated[
+        list[str] | None, typer.Option(help="Only this row; repeat for several.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Compute at most so many rows in this call.")
+    ] = None,
+    every: Annotated[int, typer.Option(min=1, help="Train on every k-th sweep only.")] = 1,
+    work: Work = None,
+    picture: Picture = None,
+    device: Device = "auto",
+) -> None:
+    """Train with and without each part of zero-shot learning, and measure all in the same way.
+
+    Rows: seen labels alone; image labels of unseen classes; global alignment, local, both; with
+    self-training; with consolidation; these two alone; and two without any label. Simulated data
+    is measured in a town that is not trained in.
+    """
+    study.check_outputs(json_, picture)
+    base = adjusted(load_zero_shot_recipe(recipe_file(recipe)), steps=steps)
+    sources, folder = _data(data, test or []), work or json_.with_suffix(".work")
+    rows = ZeroShotStudy(base, sources, load_split(split), json_, folder, device, row, every)
+    content = rows.run(seeds, note, limit)
+    typer.echo(markdown(content))
+    if picture:
+        draw(content, picture)
+
+
+def _data(data: str, test: list[str]) -> Data:
+    if data == "simulated":
+        found = simulated_data()
+        return Data(found.train, test or found.test)
+    if Path(data).is_dir():
+        return folder_data(Path(data), test)
+    if ":" not in data:
+        raise InputError(f"--data {data}: expected 'simulated', a folder, or reader:path")
+    if not test:
+        raise InputError(f"--data {data}: give recordings to measure on with --test")
+    return Data([data], test)
+
+
+app = study.command(zero_shot_study)
+
+if __name__ == "__main__":
+    app()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`pcseg bag from-kitti` and `pcseg bag info`."""
+"""`pcseg bag`: convert, inspect and simulate bags."""
 
 from __future__ import annotations
 
@@ -9,32 +9,31 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pcseg_core.cli.outputs import check_file
-from pcseg_core.cli.progress import note
+from pcseg_core.cli.simulate import simulate
 from pcseg_core.errors import InputError
+from pcseg_core.progress import note
 
 if TYPE_CHECKING:
     from pcseg_core.data.bag_info import BagReport
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
-
-
-@app.callback()
-def _bag() -> None:
-    """Bags: convert and inspect."""
+app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Bags: convert, inspect, simulate, play."
+)
+app.command()(simulate)
 
 
 @app.command("from-kitti")
 def from_kitti(
     drive_dir: Annotated[
-        Path, typer.Argument(help="Folder of a KITTI raw drive (..._sync), calib_*.txt beside it.")
+        Path, typer.Argument(help="Folder of a KITTI raw drive (..._sync), next to calib_*.txt.")
     ],
     out: Annotated[Path, typer.Option(help="Folder of the new bag.")],
     format_: Annotated[str, typer.Option("--format", help="mcap or sqlite3.")] = "mcap",
     raw_images: Annotated[
-        bool, typer.Option(help="Write sensor_msgs/Image instead of the PNG files as they are.")
+        bool, typer.Option(help="Write sensor_msgs/Image instead of the PNG files.")
     ] = False,
     compress: Annotated[bool, typer.Option(help="Compress with zstd.")] = False,
-    force: Annotated[bool, typer.Option(help="Replace a bag that is at --out.")] = False,
+    force: Annotated[bool, typer.Option(help="Replace a bag at --out.")] = False,
 ) -> None:
     """Write a KITTI raw drive as a rosbag2, with TF, CameraInfo and Odometry."""
     from pcseg_core.data.kitti import KittiRawRecording
@@ -63,22 +62,22 @@ def info(
     bag: Annotated[Path, typer.Argument(help="Bag folder, .mcap or .db3 file.")],
     json_: Annotated[Path | None, typer.Option("--json", help="Write the report as JSON.")] = None,
     picture: Annotated[
-        Path | None, typer.Option(help="Draw a sweep's points over its images into this PNG.")
+        Path | None, typer.Option(help="Draw the points of a sweep over its images into this PNG.")
     ] = None,
     cloud_topic: Annotated[
-        str | None, typer.Option(help="PointCloud2 topic, where there are several.")
+        str | None, typer.Option(help="PointCloud2 topic, if the bag has several.")
     ] = None,
     camera_topics: Annotated[
-        str | None, typer.Option(help="Image topics, comma-separated; else they are found.")
+        str | None, typer.Option(help="Image topics, comma-separated; default: all cameras.")
     ] = None,
     calibration: Annotated[
-        Path | None, typer.Option(help="Calibration file (YAML), where the bag has none.")
+        Path | None, typer.Option(help="Calibration file (YAML), for bags without calibration.")
     ] = None,
     poses: Annotated[
         str, typer.Option(help="recorded, auto, tf, odometry, kiss-icp, none, or a TUM file.")
     ] = "recorded",
 ) -> None:
-    """Tell whether a bag can train a segmenter: what fits together, and what is missing."""
+    """Check whether a bag can train a segmenter, and list what is missing."""
     check_file(json_)
     check_file(picture, (".png",))
     from pcseg_core.data.bag_info import inspect_bag
@@ -99,7 +98,7 @@ def info(
 
 
 def _draw(recording: Any, picture: Path) -> None:
-    """Draw the sweep nearest to the middle that has all the images that a sweep can have."""
+    """Draw the sweep with the most images; of several the one nearest to the middle."""
     from pcseg_core.data.bag_picture import draw_overlay
 
     if recording is None or not recording.cameras:

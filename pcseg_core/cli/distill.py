@@ -1,62 +1,55 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`pcseg distill`: recordings with cameras in, a LiDAR-only segmenter out."""
+"""`pcseg distill`: train a LiDAR segmenter from recordings with cameras."""
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from pcseg_core.errors import InputError
+from pcseg_core.cli.options import (
+    Cache,
+    Device,
+    Out,
+    RecipeName,
+    Resume,
+    Seed,
+    Sources,
+    Steps,
+    adjusted,
+    start_over,
+)
 
 
 def distill(
-    sources: Annotated[
-        list[str], typer.Argument(help="Recordings: bags, or reader:path (kitti-raw:PATH, ...).")
-    ],
-    recipe: Annotated[Path, typer.Option(help="Recipe (YAML), see training/recipes.")],
-    out: Annotated[Path, typer.Option(help="Run directory to make, or to go on with.")],
-    seed: Annotated[
-        int | None, typer.Option(min=0, help="Seed, instead of the recipe's own.")
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume/--fresh", help="Go on with a stopped run, or start it over.")
-    ] = True,
-    cache: Annotated[
-        Path | None, typer.Option(help="Folder of labeled sweeps that several runs share.")
-    ] = None,
+    sources: Sources,
+    recipe: RecipeName,
+    out: Out,
+    seed: Seed = None,
+    steps: Steps = None,
+    resume: Resume = True,
+    cache: Cache = None,
     start: Annotated[
         Path | None,
-        typer.Option(help="Train the student of this run on, for example to give it words."),
+        typer.Option(help="Run to start from, for example to add words to its student."),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Device = "auto",
 ) -> None:
     """Train a LiDAR segmenter from recordings with cameras, without labels.
 
-    The recipe's teacher labels the images, its labels are carried to the points, and a network
-    learns to give them from the points alone. Interrupt it at any time: the same command goes on.
+    The teacher of the recipe labels the images, the labels are projected onto the points, and a
+    network learns to predict them from the points alone. Interrupted runs resume: run the same
+    command again.
     """
     from pcseg_core.learning.distill import distill as run
     from pcseg_core.learning.recipe import load_recipe
+    from pcseg_core.recipes import recipe_file
 
-    chosen = load_recipe(recipe)
-    if seed is not None:
-        chosen = chosen.model_copy(update={"seed": seed})
+    chosen = adjusted(load_recipe(recipe_file(recipe)), seed, steps)
     if not resume:
-        _remove_run(out)
-    metrics = run(sources, chosen, out, cache=cache, device=device, start=start)
-    _summarize(metrics, out)
-
-
-def _remove_run(out: Path) -> None:
-    """Delete a run directory, and nothing else."""
-    if not out.exists():
-        return
-    if not (out / "recipe.yaml").is_file():
-        raise InputError(f"--fresh: {out} is no run directory (no recipe.yaml); remove it yourself")
-    shutil.rmtree(out)
+        start_over(out)
+    _summarize(run(sources, chosen, out, cache=cache, device=device, start=start), out)
 
 
 def _summarize(metrics: dict[str, Any], out: Path) -> None:

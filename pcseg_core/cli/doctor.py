@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`pcseg doctor`: what is installed here, what it is good for, and how to get the rest."""
+"""`pcseg doctor`: installed and missing packages, their purpose, and how to install them."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class Finding(NamedTuple):
     detail: str
 
 
-# module, distribution to install, what it is needed for
+# module, distribution to install, purpose
 _OPTIONAL = (
     ("rosbags", "rosbags", "read and write bags"),
-    ("kiss_icp", "kiss-icp", "poses for recordings that have none"),
-    ("rerun", "rerun-sdk", "pcseg view: recordings to look around in"),
+    ("kiss_icp", "kiss-icp", "poses for recordings without poses"),
+    ("rerun", "rerun-sdk", "pcseg view: interactive 3D view"),
     ("open_clip", "open_clip_torch", "CLIP teachers and text prompts"),
     ("segment_anything", "segment-anything", "SAM superpixels"),
     ("timm", "timm", "DINO and other image features"),
@@ -37,7 +37,7 @@ _STYLES = {"ok": "green", "missing": "yellow", "info": "cyan"}
 
 
 def doctor() -> None:
-    """Tell what is installed and what each missing part is needed for."""
+    """List installed and missing packages and their purpose."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -54,7 +54,7 @@ def doctor() -> None:
 
 
 def findings() -> Iterator[Finding]:
-    """All checks; none of them raises."""
+    """Results of all checks; never raises."""
     yield from _base()
     yield from _torch()
     yield from _ros()
@@ -90,7 +90,7 @@ def _torch() -> Iterator[Finding]:
         names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
         yield Finding("CUDA", "ok", f"{torch.version.cuda}: {', '.join(names)}")
     else:
-        yield Finding("CUDA", "info", "no GPU that torch can use; everything runs on the CPU")
+        yield Finding("CUDA", "info", "torch finds no GPU; everything runs on the CPU")
     try:
         from pcseg_core.sparse import backends_report
 
@@ -102,7 +102,7 @@ def _torch() -> Iterator[Finding]:
 
 
 def _ros() -> Iterator[Finding]:
-    """ROS is tried in a process of its own: this package never imports it."""
+    """Import ROS in a child process: this package never imports it."""
     if find_spec("rclpy") is None:
         hint = "source a ROS 2 distribution or: pip install 'ros-rclpy' 'ros-rmw-fastrtps-cpp'"
         yield Finding("ROS 2 (rclpy)", "missing", f"{hint}; needed by the node and `bag play`")
@@ -124,7 +124,7 @@ def _ros() -> Iterator[Finding]:
     yield Finding("ROS 2 (rclpy)", "ok", f"{source}, {done.stdout.strip()}, domain {domain}")
     for module, purpose in (("tf2_ros", "poses from TF"), ("launch_ros", "launch files")):
         found = find_spec(module) is not None
-        detail = purpose if found else f"{purpose}; comes with a ROS distribution only"
+        detail = purpose if found else f"{purpose}; part of ROS distributions only"
         yield Finding(module, "ok" if found else "info", detail)
 
 

@@ -104,7 +104,8 @@ def evaluate(
     teacher: Annotated[
         Path | None,
         typer.Option(
-            help="Recipe whose teacher labels images, for the agreement with the cameras.",
+            help="Recipe (name or file) whose teacher labels images, for the agreement with the "
+            "cameras.",
             rich_help_panel=REPLAY,
         ),
     ] = None,

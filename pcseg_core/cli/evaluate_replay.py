@@ -139,9 +139,10 @@ def _teacher(options: ReplayOptions) -> tuple[PixelClasses | None, PseudoLabelCo
     if options.teacher is None:
         return None, None
     from pcseg_core.learning.recipe import load_recipe
+    from pcseg_core.recipes import recipe_file
     from pcseg_core.vision.pixel_classes import load_teacher
 
-    recipe = load_recipe(options.teacher)
+    recipe = load_recipe(recipe_file(options.teacher))
     return load_teacher(recipe.teacher), recipe.labels
 
 

@@ -1,86 +1,135 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`pcseg finetune`: few labeled scenes, from a pretrained network and from scratch."""
+"""`pcseg finetune`: train a checkpoint on labeled sweeps."""
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pcseg_core.cli.progress import note
+from pcseg_core.cli.options import Device, Out, Resume, Seed, Steps, adjusted, start_over
+from pcseg_core.errors import InputError
+
+if TYPE_CHECKING:
+    from pcseg_core.checkpoint import CheckpointMeta
+    from pcseg_core.data.sample import Sample
+    from pcseg_core.labels import LabelSpace
+    from pcseg_core.learning.dataset import TrainingSweep
+    from pcseg_core.learning.finetune import FinetuneRecipe
 
 
 def finetune(
-    run: Annotated[Path, typer.Argument(help="Run directory of `pcseg pretrain`.")],
-    fit: Annotated[
-        list[str], typer.Option(help="Labeled sweeps to train on; may be given several times.")
+    run: Annotated[Path, typer.Argument(help="Run directory or checkpoint to start from.")],
+    sources: Annotated[
+        list[str],
+        typer.Argument(help="Labeled recordings: SemanticKITTI folders, bags, or reader:path."),
     ],
-    test: Annotated[str, typer.Option(help="Labeled sweeps to measure on, of another place.")],
-    out: Annotated[Path, typer.Option(help="Folder of runs, figures and picture.")],
-    share: Annotated[
-        list[float] | None,
-        typer.Option(help="Percent of the scenes; 1, 5, 10, 25 and 100 if not given."),
+    out: Out,
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of .label files for the sweeps of SOURCES, such as `pcseg label` writes; "
+            "for one source."
+        ),
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds of every share.")] = 1,
-    recipe: Annotated[Path | None, typer.Option(help="Recipe (YAML) of the training.")] = None,
-    steps: Annotated[
-        int | None, typer.Option(min=1, help="Optimizer steps, instead of the recipe's own.")
+    test: Annotated[
+        str | None, typer.Option(help="Labeled recording of another place, to measure mIoU on.")
     ] = None,
-    scratch: Annotated[
-        bool, typer.Option(help="Also train without pretraining, for comparison.")
-    ] = True,
-    label_space: Annotated[str, typer.Option(help="Label space to learn.")] = "street",
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    recipe: Annotated[
+        Path | None, typer.Option(help="Settings of the training (YAML), instead of the defaults.")
+    ] = None,
+    seed: Seed = None,
+    steps: Steps = None,
+    resume: Resume = True,
+    label_space: Annotated[
+        str | None,
+        typer.Option(
+            help="Label space to learn.  [default: that of RUN, or street after `pcseg pretrain`]"
+        ),
+    ] = None,
+    device: Device = "auto",
 ) -> None:
-    """Train on a share of the labeled scenes, from a pretrained network and from scratch.
+    """Train a checkpoint on labeled sweeps.
 
-    Splits are by scene: every k-th one, others for every seed. The new last layer and the
-    pretrained layers have learning rates of their own. Rows that are done are kept: interrupt it
-    at any time. Writes few_shot.json and few_shot.png; every run is a checkpoint.
+    The last layer is new unless RUN has the same classes; it and the other layers have learning
+    rates of their own. OUT is a checkpoint like that of `pcseg distill`. Interrupted runs resume:
+    run the same command again.
     """
     from pcseg_core.checkpoint import load_checkpoint
     from pcseg_core.cli.probe import read
+    from pcseg_core.learning.finetune import finetune as train
+    from pcseg_core.learning.runs import claim
+
+    if labels is not None and len(sources) > 1:
+        raise InputError(f"--labels belongs to one source, got {len(sources)}; run one at a time")
+    chosen = _recipe(recipe, seed, steps)
+    meta = load_checkpoint(run)[1]
+    space, reach = _label_space(label_space, meta), meta.student.get("max_range_m", 80.0)
+    sweeps = [sweep for source in sources for sweep in read_sweeps(source, space, reach, labels)]
+    scans = read(test, space, reach) if test else []
+    if not resume:
+        start_over(out)
+    claim(out, chosen, [*sources, f"start:{run}", f"labels:{labels}", f"classes:{space.name}"])
+    _summarize(train(run, sweeps, scans, space, chosen, out, device), out)
+
+
+def _recipe(path: Path | None, seed: int | None, steps: int | None) -> FinetuneRecipe:
     from pcseg_core.config import load_yaml
+    from pcseg_core.learning.finetune import FinetuneRecipe
+
+    return adjusted(load_yaml(path, FinetuneRecipe) if path else FinetuneRecipe(), seed, steps)
+
+
+def _label_space(name: str | None, meta: CheckpointMeta) -> LabelSpace:
     from pcseg_core.labels import LabelSpace
-    from pcseg_core.learning import finetune as protocol
 
-    space = LabelSpace.load(label_space)
-    chosen = load_yaml(recipe, protocol.FinetuneRecipe) if recipe else protocol.FinetuneRecipe()
-    if steps is not None:
-        optimizer = chosen.optimizer.model_copy(update={"steps": steps})
-        chosen = chosen.model_copy(update={"optimizer": optimizer})
-    reach = load_checkpoint(run)[1].student.get("max_range_m", 80.0)
-    sweeps = [pair for source in fit for pair in _labeled(source, space, reach)]
-    few = protocol.FewShot(run, sweeps, read(test, space, reach), space, chosen, out, device)
-    content = few.all_rows(share or [1, 5, 10, 25, 100], seeds, scratch, note)
-    show(content)
-    protocol.draw(content, out / "few_shot.png")
+    own = LabelSpace.from_dict(meta.label_space)
+    if name is None and len(own) > 1:
+        return own
+    return LabelSpace.load(name or "street")
 
 
-def _labeled(source: str, space: Any, reach: float) -> list[Any]:
+def read_sweeps(
+    source: str, space: LabelSpace, reach: float, labels: Path | None = None
+) -> list[TrainingSweep]:
+    """The labeled sweeps of a source.
+
+    Args:
+        source: a recording.
+        space: label space of the result.
+        reach: points beyond are left out [m].
+        labels: folder of .label files that replace the labels of the source.
+
+    Raises:
+        InputError: no labeled sweep.
+    """
+    from pcseg_core.cli.probe import open_labeled
     from pcseg_core.data import open_recording
-    from pcseg_core.errors import InputError
+    from pcseg_core.evaluation.side_labels import SideLabels
     from pcseg_core.learning.finetune import read_labeled
 
-    recording = open_recording(f"semantic-kitti:{source}" if Path(source).is_dir() else source)
-    found = list(read_labeled(recording, space, reach))
+    recording = open_recording(source) if labels else open_labeled(source)
+    side = SideLabels(labels, len(recording)) if labels else None
+
+    def relabel(index: int, sample: Sample) -> Sample:
+        if side is None:
+            return sample
+        return dataclasses.replace(sample, labels=side.of(index, sample), label_space=side.space)
+
+    found = list(read_labeled(recording, space, reach, relabel))
     if not found:
         raise InputError(f"{source}: none of its {len(recording)} sweeps has labels")
     return found
 
 
-def show(content: dict[str, Any]) -> None:
-    """Table of the means."""
+def _summarize(metrics: dict[str, Any], out: Path) -> None:
     from rich.console import Console
-    from rich.table import Table
 
-    table = Table(title="few-shot fine-tuning")
-    for column in ("start", "scenes %", "scenes", "mIoU %", "deviation", "seeds"):
-        table.add_column(column, justify="left" if column == "start" else "right")
-    for row in content["summary"]:
-        shown = (f"{100 * row[key]:.1f}" for key in ("miou", "deviation"))
-        table.add_row(
-            row["start"], f"{row['percent']:g}", str(row["scenes"]), *shown, str(row["seeds"])
-        )
-    Console().print(table)
+    console = Console(highlight=False, soft_wrap=True)
+    spent = f"training {metrics['training_s']:.0f} s"
+    console.print(f"{out}: {metrics['sweeps']} sweeps, {metrics['steps']} steps; {spent}")
+    if "test" in metrics:
+        console.print(f"mIoU {100 * metrics['test']['miou']:.1f} %")
+    console.print(f"next: pcseg evaluate {out} --semantic-kitti DIR, or pcseg segment {out}")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pcseg_core.cli.options import RecipeName
 from pcseg_core.cli.progress import note, progress_bar
 
 if TYPE_CHECKING:
@@ -16,35 +17,35 @@ if TYPE_CHECKING:
 
 def label(
     source: Annotated[str, typer.Argument(help="A bag, or reader:path (kitti-raw:PATH, ...).")],
-    recipe: Annotated[
-        Path, typer.Option(help="Recipe whose teacher labels the images; see training/recipes.")
-    ],
-    out: Annotated[Path, typer.Option(help="Folder to make, or to go on with.")],
+    recipe: RecipeName,
+    out: Annotated[Path, typer.Option(help="Folder of labels, new or to resume.")],
     checkpoint: Annotated[
-        str | None, typer.Option(help="Also write this student's labels, to student/.")
+        str | None, typer.Option(help="Also write the labels of this checkpoint, to student/.")
     ] = None,
     min_confidence: Annotated[
-        float, typer.Option(min=0, max=1, help="Points labeled with less become unlabeled.")
+        float, typer.Option(min=0, max=1, help="Points with less confidence stay unlabeled.")
     ] = 0.0,
     window: Annotated[
-        int, typer.Option(min=1, help="Sweeps in memory at a time; labels are carried in these.")
+        int,
+        typer.Option(min=1, help="Sweeps in memory at a time; labels are propagated among them."),
     ] = 100,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
     """Label a recording from its cameras: labels/NAME.label, one uint32 per point.
 
-    The recipe's teacher labels the images, the labels are projected onto the points and, with
-    poses, carried to those that no camera sees at the time. labels.yaml tells the classes; 0 is
-    unlabeled. Interrupt it at any time: the same command goes on. `pcseg evaluate SOURCE
-    --checkpoint RUN --labels OUT` measures a checkpoint against them.
+    The teacher of the recipe labels the images. The labels are projected onto the points and, with
+    poses, propagated to points that no camera sees in that sweep. labels.yaml names the classes; 0
+    is unlabeled. Interrupted runs resume: run the same command again. `pcseg evaluate SOURCE
+    --checkpoint RUN --labels OUT` measures a checkpoint against the labels.
     """
     from pcseg_core.data import open_recording
     from pcseg_core.learning.recipe import load_recipe
     from pcseg_core.online.auto_labels import AutoLabeler, label_recording
     from pcseg_core.online.segmenter import Segmenter, choose_device
+    from pcseg_core.recipes import recipe_file
     from pcseg_core.vision.pixel_classes import load_teacher
 
-    chosen = load_recipe(recipe)
+    chosen = load_recipe(recipe_file(recipe))
     recording = open_recording(source)
     segmenter = None if checkpoint is None else Segmenter.load(checkpoint, device=device)
     labeler = AutoLabeler(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Check where results shall go before the work that makes them."""
+"""Checks of output paths before long work."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ PICTURES = (".png", ".jpg", ".jpeg", ".pdf", ".svg")
 
 
 def check_file(path: Path | None, suffixes: tuple[str, ...] = ()) -> None:
-    """Refuse an output file that could not be written when the work is done.
+    """Check that an output file can be written.
 
     Raises:
-        InputError: a folder is in its place, its folder cannot be written, or another suffix.
+        InputError: the path is a folder, its folder is not writable, or the suffix is unknown.
     """
     if path is None:
         return

@@ -1,19 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`pcseg probe`: what a frozen network knows, by a linear classifier on its features."""
+"""`pcseg probe`: measure a frozen network by a linear classifier on its features."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pcseg_core.cli.options import Device
 from pcseg_core.cli.outputs import PICTURES, check_file
 from pcseg_core.cli.progress import note, progress_bar
 from pcseg_core.errors import InputError
 
 if TYPE_CHECKING:
+    from pcseg_core.data import Recording
     from pcseg_core.labels import LabelSpace
     from pcseg_core.learning.probe import Scan
 
@@ -21,80 +24,103 @@ if TYPE_CHECKING:
 def probe(
     runs: Annotated[
         list[Path],
-        typer.Argument(help="Run directories or checkpoints; several are seeds of one recipe."),
+        typer.Argument(
+            help="Run directories or checkpoints; several count as seeds of one recipe."
+        ),
     ],
     fit: Annotated[
-        str, typer.Option(help="Labeled sweeps to fit to: SemanticKITTI folders, or any source.")
+        str,
+        typer.Option(
+            help="Labeled recording to fit to: a SemanticKITTI folder, a bag, or reader:path."
+        ),
     ],
-    test: Annotated[str, typer.Option(help="Labeled sweeps to measure on, of another place.")],
+    test: Annotated[str, typer.Option(help="Labeled recording of another place, to measure on.")],
     json_: Annotated[
-        Path | None, typer.Option("--json", help="Write figures and curves there.")
+        Path | None, typer.Option("--json", help="Write the figures to this JSON file.")
     ] = None,
     picture: Annotated[
-        Path | None, typer.Option(help="Draw curves and confusion into this picture.")
+        Path | None, typer.Option(help="Draw IoU, confusion and curves into this picture.")
     ] = None,
     label_space: Annotated[str, typer.Option(help="Label space to measure in.")] = "street",
     max_points: Annotated[
-        int, typer.Option(min=100, help="Points to fit to; beyond that an even share is drawn.")
+        int, typer.Option(min=100, help="Points to fit to; of more, an even share is drawn.")
     ] = 400_000,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Device = "auto",
 ) -> None:
-    """Fit the last layer alone on a frozen network and measure it elsewhere.
+    """Fit a linear classifier on the features of a frozen network and measure it elsewhere.
 
     The same is done with an untrained network of that architecture (batch norms calibrated) and
-    with the raw inputs (height, intensity, range): a network must beat both. Fractions are 0 to 1.
+    with the raw inputs (height, intensity, range): a network must beat both. Fractions in the JSON
+    are 0 to 1.
     """
     check_file(json_)
     check_file(picture, PICTURES)
-    from pcseg_core.checkpoint import load_checkpoint
     from pcseg_core.files import write_atomic
     from pcseg_core.labels import LabelSpace
-    from pcseg_core.learning import probe as protocol
-    from pcseg_core.learning.runs import on_gpu
 
     space = LabelSpace.load(label_space)
+    content = _measure(runs, fit, test, space, max_points, device)
+    show(content)
+    if json_:
+        write_atomic(json_, json.dumps(content, indent=1) + "\n")
+    if picture:
+        draw(content, space, picture)
+
+
+def _measure(
+    runs: list[Path], fit: str, test: str, space: LabelSpace, max_points: int, device: str
+) -> dict[str, Any]:
+    from pcseg_core.checkpoint import load_checkpoint
+    from pcseg_core.learning.probe import probe as run_probe
+    from pcseg_core.learning.probe import summary
+    from pcseg_core.learning.runs import on_gpu
+
     reach = min(load_checkpoint(run)[1].student.get("max_range_m", 80.0) for run in runs)
-    scans = {name: read(source, space, reach) for name, source in (("fit", fit), ("test", test))}
+    fitted, tested = read(fit, space, reach), read(test, space, reach)
+    place = "cuda" if on_gpu(device) else "cpu"
     with progress_bar("probing") as progress:
-        results = protocol.probe(
-            runs,
-            scans["fit"],
-            scans["test"],
-            space,
-            "cuda" if on_gpu(device) else "cpu",
-            max_points,
-            progress,
-        )
-    content = {
+        results = run_probe(runs, fitted, tested, space, place, max_points, progress)
+    return {
         "runs": [str(run) for run in runs],
         "fit": fit,
         "test": test,
         "label_space": space.name,
         "classes": list(space.names),
-        "fit_scans": len(scans["fit"]),
-        "test_scans": len(scans["test"]),
-        **protocol.summary(results, space),
+        "fit_scans": len(fitted),
+        "test_scans": len(tested),
+        **summary(results, space),
     }
-    show(content)
-    if json_:
-        write_atomic(json_, json.dumps(content, indent=1) + "\n")
-    if picture:
-        protocol.draw(content, space, picture)
 
 
 def read(source: str, space: LabelSpace, reach: float) -> list[Scan]:
-    """The labeled scans of a source; a bare folder is taken as SemanticKITTI's layout."""
-    from pcseg_core.data import open_recording
+    """The labeled scans of a source, see `open_labeled`.
+
+    Args:
+        source: a recording.
+        space: label space of the result.
+        reach: points beyond are left out [m].
+
+    Raises:
+        InputError: no labeled sweep.
+    """
     from pcseg_core.learning.probe import read_scans
 
-    folder = Path(source)
-    recording = open_recording(f"semantic-kitti:{source}" if folder.is_dir() else source)
+    recording = open_labeled(source)
     scans = list(read_scans(recording, space, reach))
     for reason, count in recording.skipped.items():
         note(f"skipped: {reason} ({count})")
     if not scans:
         raise InputError(f"{source}: none of its {len(recording)} sweeps has labels")
     return scans
+
+
+def open_labeled(source: str) -> Recording:
+    """Open a recording; a folder with velodyne/ and calib/ is read as SemanticKITTI's layout."""
+    from pcseg_core.data import detect, open_recording
+
+    if Path(source).is_dir() and detect(Path(source)) == "kitti-object":
+        source = f"semantic-kitti:{source}"  # the reader of KITTI objects knows no labels
+    return open_recording(source)
 
 
 def show(content: dict[str, Any]) -> None:
@@ -112,3 +138,39 @@ def show(content: dict[str, Any]) -> None:
         keys = ("miou", "miou_deviation", "accuracy", "miou_merged_ground")
         table.add_row(name, *(percent(figures[key]) for key in keys))
     Console().print(table)
+
+
+def draw(content: Mapping[str, Any], space: LabelSpace, path: Path) -> None:
+    """Draw the IoU of each class, the confusion of the network and the curves of the fits."""
+    import numpy as np
+
+    from pcseg_core.evaluation import pictures
+
+    colors = {"pretrained": pictures.ACCENT, "untrained": "#8b949e", "raw": "#f0a202"}
+    methods = content["methods"]
+    figure = pictures.new_figure(1600, 900)
+    shown = [n for n, row in zip(space.names, methods["raw"]["confusion"]) if any(row)]
+    series = {
+        name: [_number(m["miou"]), *(_number(m["iou"][c]) for c in shown)]
+        for name, m in methods.items()
+    }
+    axes = figure.add_axes((0.07, 0.56, 0.40, 0.36))
+    pictures.bars(axes, ["mean", *shown], series, title="Linear probe, IoU in percent")
+    axes = figure.add_axes((0.58, 0.14, 0.39, 0.78))
+    matrix = np.array(methods["pretrained"]["confusion"])
+    title = "Where the points of each true class go, percent"
+    pictures.confusion(axes, matrix, space.names, title=title)
+    axes = figure.add_axes((0.07, 0.10, 0.40, 0.34))
+    for name, method in methods.items():
+        for number, seed in enumerate(method["seeds"]):
+            x = [point["iteration"] for point in seed["curve"]]
+            y = [100 * point["held_out_miou"] for point in seed["curve"]]
+            axes.plot(x, y, color=colors[name], label=name if number == 0 else None)
+    axes.set_xlabel("iteration of the fit")
+    axes.set_title("mIoU on held-out points of the fitting scans, percent", loc="left", fontsize=11)
+    axes.legend(frameon=False)
+    pictures.save(figure, path)
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else value

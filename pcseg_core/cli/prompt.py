@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`pcseg prompt`: try words on a recorded sweep, or measure them on labeled ones."""
+"""`pcseg prompt`: try words as classes on a recorded sweep."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pcseg_core.cli.outputs import PICTURES, check_file
-from pcseg_core.cli.progress import console, progress_bar
 from pcseg_core.errors import InputError
+from pcseg_core.progress import console
 
 if TYPE_CHECKING:
     from pcseg_core.online.segmenter import Segmenter
@@ -19,49 +19,33 @@ if TYPE_CHECKING:
 def prompt(
     run: Annotated[Path, typer.Argument(help="Run directory of `pcseg distill`, or a checkpoint.")],
     source: Annotated[
-        str | None, typer.Argument(help="A recording to try the words on: a bag, or reader:path.")
-    ] = None,
+        str, typer.Argument(help="A recording to try the words on: a bag, or reader:path.")
+    ],
     words: Annotated[
         list[str] | None,
         typer.Option(
             help="A word, a group 'name: word, word', or '*' for everything else; give it once "
-            "per class. Left out: the checkpoint's own classes."
+            "per class. Default: the classes of the checkpoint."
         ),
     ] = None,
     pictures: Annotated[
         Path | None,
         typer.Option(
             help="Classes by example pictures instead of words: FOLDER/CLASS/NAME.png, and "
-            "NAME.mask.png where the class is not all of the picture."
+            "NAME.mask.png if the class does not fill the picture."
         ),
     ] = None,
-    sweep: Annotated[int, typer.Option(help="Which sweep; -1 is the last.")] = 0,
+    sweep: Annotated[int, typer.Option(help="Index of the sweep; -1 is the last.")] = 0,
     picture: Annotated[Path | None, typer.Option(help="Draw the sweep into this PNG.")] = None,
-    semantic_kitti: Annotated[
-        Path | None,
-        typer.Option(
-            help="Measure instead: folder in SemanticKITTI layout. Groups are then named after "
-            "the class that their words should mean, 'vehicle: minivan, jeep'."
-        ),
-    ] = None,
-    label_space: Annotated[str, typer.Option(help="Label space to measure in.")] = "street",
     json_: Annotated[
-        Path | None, typer.Option("--json", help="Write the figures there as JSON.")
+        Path | None, typer.Option("--json", help="Write the share of each class to this JSON file.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     backend: Annotated[
         str, typer.Option(envvar="PCSEG_BACKEND", help="Backend of the sparse convolutions.")
     ] = "auto",
 ) -> None:
-    """Try words on a recorded sweep and show the picture, or measure words on labeled sweeps.
-
-    Measured is each word alone against everything else, and all groups at once: precision, recall
-    and IoU against the class that names the group. Classes by pictures are named likewise.
-    """
-    if (source is None) == (semantic_kitti is None):
-        raise InputError("give a recording to try the words on, or --semantic-kitti DIR")
-    if semantic_kitti is not None and not (words or pictures):
-        raise InputError("nothing to measure; give --words 'vehicle: minivan, jeep' and more")
+    """Label a recorded sweep by words or example pictures, and print the share of each class."""
     if words and pictures:
         raise InputError("give either --words or --pictures, not both")
     check_file(picture, PICTURES)
@@ -73,11 +57,7 @@ def prompt(
         segmenter.set_prompts(words)
     if pictures is not None:
         _learn(segmenter, pictures)
-    if semantic_kitti is not None:
-        _measure(segmenter, semantic_kitti, words or [], label_space, json_, str(run))
-    else:
-        assert source is not None
-        _try(segmenter, source, sweep, picture, json_)
+    _try(segmenter, source, sweep, picture, json_)
 
 
 def _learn(segmenter: Segmenter, pictures: Path) -> None:
@@ -86,35 +66,6 @@ def _learn(segmenter: Segmenter, pictures: Path) -> None:
 
     encoder = encoder_of(segmenter.meta.recipe)
     segmenter.set_prototypes(fit_prototypes(encoder, read_pictures(pictures)))
-
-
-def _measure(
-    segmenter: Segmenter,
-    folder: Path,
-    words: list[str],
-    label_space: str,
-    json_: Path | None,
-    name: str,
-) -> None:
-    from rich.console import Console
-
-    from benchmarks.studies.words import measure_classes, measure_words
-    from pcseg_core.data.semantic_kitti import SemanticKittiRecording
-    from pcseg_core.files import write_atomic
-
-    if not folder.is_dir():
-        raise InputError(f"--semantic-kitti {folder}: no such folder")
-    recording = SemanticKittiRecording(folder, lidar_only=True)
-    with progress_bar("asking for words") as progress:
-        if words:
-            report = measure_words(segmenter, recording, words, label_space, name, progress)
-        else:
-            report = measure_classes(segmenter, recording, label_space, name)
-    out = Console()
-    for table in report.tables():
-        out.print(table)
-    if json_:
-        write_atomic(json_, report.model_dump_json(indent=1) + "\n")
 
 
 def _try(

@@ -13,31 +13,34 @@ from pcseg_core.errors import InputError
 
 def simulate(
     out: Annotated[Path, typer.Option(help="Folder of the new bag.")],
-    seed: Annotated[int, typer.Option(help="Town, streets, traffic and light follow from it.")] = 0,
-    sweeps: Annotated[int, typer.Option(help="Length of the drive in LiDAR sweeps.")] = 100,
+    seed: Annotated[int, typer.Option(help="Seed of town, streets, traffic and light.")] = 0,
+    sweeps: Annotated[int, typer.Option(help="Number of LiDAR sweeps.")] = 100,
     town: Annotated[
         str | None,
-        typer.Option(help="center, suburb, old-town, industrial, avenue; else by the seed."),
+        typer.Option(help="center, suburb, old-town, industrial, avenue; default: by the seed."),
     ] = None,
     beams: Annotated[int, typer.Option(help="Beams of the LiDAR.")] = 64,
-    columns: Annotated[int, typer.Option(help="Firings of all beams per sweep.")] = 2048,
-    cameras: Annotated[int, typer.Option(help="Cameras, evenly around the vehicle.")] = 2,
+    columns: Annotated[int, typer.Option(help="Columns of a sweep.")] = 2048,
+    cameras: Annotated[int, typer.Option(help="Number of cameras, evenly around the vehicle.")] = 2,
     width: Annotated[int, typer.Option(help="Image width [px].")] = 640,
     height: Annotated[int, typer.Option(help="Image height [px].")] = 384,
     option: Annotated[
         list[str] | None,
         typer.Option(
-            "--option", "-o", help="Any other option of a drive or fault, as in speed_mps=5."
+            "--option", "-o", help="Other option of the drive or a fault, such as speed_mps=5."
         ),
     ] = None,
     format_: Annotated[str, typer.Option("--format", help="mcap or sqlite3.")] = "mcap",
-    raw_images: Annotated[bool, typer.Option(help="Write sensor_msgs/Image, not JPEG.")] = False,
+    raw_images: Annotated[
+        bool, typer.Option(help="Write sensor_msgs/Image instead of JPEG.")
+    ] = False,
     compress: Annotated[bool, typer.Option(help="Compress with zstd.")] = False,
-    force: Annotated[bool, typer.Option(help="Replace a bag that is at --out.")] = False,
+    force: Annotated[bool, typer.Option(help="Replace a bag at --out.")] = False,
 ) -> None:
-    """Write a simulated drive as a rosbag2, with exact labels in the field `label` of its clouds.
+    """Write a simulated drive as a rosbag2 with exact labels.
 
-    Faults are options too: -o camera_rotation_deg=1 -o stamp_offset_s=0.05 -o dropped_images=0.1
+    Labels are in the field `label` of the clouds. Faults are options too:
+    -o camera_rotation_deg=1 -o stamp_offset_s=0.05 -o dropped_images=0.1
     """
     from pcseg_core.simulation.recording import SimulatedDrive
     from pcseg_core.simulation.to_bag import write_simulated_bag

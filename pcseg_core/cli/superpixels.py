@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`pcseg superpixels`: the images of a recording cut into segments, kept on disk."""
+"""`pcseg superpixels`: segment the images of a recording into files."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ Kind = Literal["slic", "sam", "semantic", "import"]
 def superpixels(
     source: Annotated[str, typer.Argument(help="Recording: bag, or reader:path.")],
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the maps to make, or to go on with.")
+        Path | None, typer.Option(help="Folder of the maps; an existing one is completed.")
     ] = None,
     generator: Annotated[
-        Kind, typer.Option(help="slic, sam, semantic, or import for masks made elsewhere.")
+        Kind, typer.Option(help="slic, sam, semantic, or import for masks of other programs.")
     ] = "slic",
     weights: Annotated[
         Path | None, typer.Option(help="SAM checkpoint, or ESPNetv2 weights for semantic.")
@@ -34,30 +34,30 @@ def superpixels(
         Path | None, typer.Option(help="Folder of masks to import, see docs/superpixels.md.")
     ] = None,
     images: Annotated[
-        Path | None, typer.Option(help="Write the images here, to make masks of them elsewhere.")
+        Path | None, typer.Option(help="Write the images here, for other programs.")
     ] = None,
     segments: Annotated[
         int, typer.Option(min=1, help="SLIC segments per image (slic, semantic).")
     ] = 150,
     compactness: Annotated[
-        float, typer.Option(min=0.01, help="SLIC: weight of place against color.")
+        float, typer.Option(min=0.01, help="SLIC: weight of position against color.")
     ] = 10.0,
     min_area: Annotated[int, typer.Option(min=1, help="Smallest segment [px] (not slic).")] = 100,
     label_space: Annotated[
-        str, typer.Option(help="What the classes of the semantic weights mean.")
+        str, typer.Option(help="Label space of the semantic weights.")
     ] = "cityscapes",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda (sam, semantic).")] = "auto",
 ) -> None:
-    """Cut the images of a recording into segments, for contrastive pretraining.
+    """Segment the images of a recording for contrastive pretraining.
 
-    Interrupt it at any time: the same command goes on.
+    Interrupted runs resume: run the same command again.
     """
-    from pcseg_core.cli.progress import progress_bar
     from pcseg_core.data import open_recording
+    from pcseg_core.progress import bar
     from pcseg_core.vision.image_cache import SuperpixelCache
 
     if (out is None) == (images is None):
-        raise InputError("give --out for the maps, or --images to write the images alone")
+        raise InputError("give --out for the maps, or --images to write only the images")
     recording = open_recording(source)
     if images is not None:
         _report(_export(recording, images), images)
@@ -65,7 +65,7 @@ def superpixels(
     assert out is not None
     maker = _maker(generator, weights, masks, segments, compactness, min_area, label_space, device)
     cache = SuperpixelCache(out, maker)
-    with progress_bar(f"superpixels of {recording.name}") as progress:
+    with bar(f"superpixels of {recording.name}") as progress:
         counts = cache.fill(recording, progress)
     _report(counts, out)
 
@@ -110,7 +110,7 @@ def _maker(
 
 
 def _export(recording: Recording, folder: Path) -> Counter[str]:
-    """Write the images of a drive as PNG, named as the masks to import must be."""
+    """Write the images of a recording as PNG; masks to import need the same names."""
     from PIL import Image
 
     from pcseg_core.data import readable
@@ -136,9 +136,9 @@ def _export(recording: Recording, folder: Path) -> Counter[str]:
 
 
 def _report(counts: Counter[str], folder: Path) -> None:
-    from pcseg_core.cli.progress import note
+    from pcseg_core.progress import note
 
-    typer.echo(f"{folder}: {counts['made']} images done, {counts['kept']} were there before")
+    typer.echo(f"{folder}: {counts['made']} images done, {counts['kept']} kept")
     skipped = {reason: n for reason, n in counts.items() if reason not in ("made", "kept")}
     for reason, n in sorted(skipped.items(), key=lambda item: -item[1])[:10]:
         note(f"{n} image{'s' if n > 1 else ''} {reason}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`pcseg words`: the words a checkpoint knows, and more of them from a text encoder."""
+"""`pcseg words`: list the words of a checkpoint, or add words."""
 
 from __future__ import annotations
 
@@ -20,35 +20,34 @@ def words(
         list[str] | None, typer.Argument(help="Words to add; needs --weights and --out.")
     ] = None,
     find: Annotated[
-        str | None, typer.Option(help="Only words of similar spelling, or that contain it.")
+        str | None, typer.Option(help="List only words that contain this or are spelled similarly.")
     ] = None,
     model: Annotated[
-        str, typer.Option(help="Model of open_clip that the checkpoint's text space is of.")
+        str, typer.Option(help="Model of open_clip of the checkpoint's text space.")
     ] = "ViT-B-32-quickgelu",
     weights: Annotated[
         Path | None, typer.Option(help="Weights of that model (safetensors or torch).")
     ] = None,
     template: Annotated[
         list[str] | None,
-        typer.Option(help="Sentence around a word, '{}' stands for it; 'a {}' for LVIS tables."),
+        typer.Option(help="Sentence with '{}' for the word; 'a {}' for LVIS tables."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Checkpoint to write, with the added words.")
+        Path | None, typer.Option(help="Checkpoint to write with the added words.")
     ] = None,
 ) -> None:
-    """List the words a checkpoint knows, or add more from the weights of its text encoder.
+    """List the words of a checkpoint, or add words from its text encoder.
 
-    A checkpoint carries the vectors of its words, so that prompts need no text encoder. A word it
-    lacks is added from the model whose space it was trained in; a vector of another space would
-    mean nothing.
+    A checkpoint contains the vectors of its words, so prompts need no text encoder. Add missing
+    words from the text encoder that it was trained with; vectors of others are not comparable.
     """
     from pcseg_core.checkpoint import load_text
 
     text = load_text(run)
     if text is None:
         raise InputError(
-            f"{run} knows no words: it was trained without a text head; train one with a recipe "
-            "that has a 'text' section, such as pcseg_core/recipes/kitti_words.yaml"
+            f"{run} has no words: it was trained without a text head; train one with a recipe "
+            "that has a 'text' section, such as --recipe kitti-words"
         )
     if add:
         _add(run, text, add, model, weights, tuple(template or ()), out)

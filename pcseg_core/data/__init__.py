@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Readers: one class per kind of recording, all giving the same `Sample`."""
+"""Readers: one class per kind of recording, all with the same `Sample`."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ class Recording(Protocol):
 
     Attributes:
         name: short name for reports.
-        label_space: what the labels of its samples mean; None where they carry none.
+        label_space: classes of the labels of its samples; None without labels.
         pose_source: "oxts", "tf", "odometry", "kiss-icp", "file", "exact" or "none".
         scenes: scene of each sample, without loading it; scenes are not interleaved.
-        skipped: how often each reason made the reader leave something out.
+        skipped: number of skipped items by reason.
     """
 
     name: str
@@ -51,8 +51,8 @@ class Recording(Protocol):
     def __getitem__(self, index: int) -> Sample: ...
 
 
-# Reader name to "module:class". Modules are imported when used: a bag needs `rosbags`, a
-# simulated drive the simulation, and neither should cost the others anything.
+# Reader name -> "module:class". Modules are imported on use: only bags need `rosbags`, only
+# simulated drives need the simulation.
 READERS: dict[str, str] = {
     "bag": "pcseg_core.data.bag:BagRecording",
     "kitti-raw": "pcseg_core.data.kitti:KittiRawRecording",
@@ -64,14 +64,14 @@ READERS: dict[str, str] = {
 
 
 def open_recording(source: str | Path, **options: Any) -> Recording:
-    """Open "reader:path" (a reader of `READERS`), or a bare path, whose kind is detected.
+    """Open "reader:path" with a reader of `READERS`, or a path whose kind is detected.
 
-    Options of the reader follow as keywords, or in the source as a query, for example
-    "bag:drive?cloud_topic=/points&poses=kiss-icp". "simulated:" takes options instead of a path,
-    as in "simulated:seed=3,sweeps=20".
+    Options of the reader are given as keywords or as a query in the source, for example
+    "bag:drive?cloud_topic=/points&poses=kiss-icp". "simulated:" takes options instead of a path:
+    "simulated:seed=3,sweeps=20".
 
     Raises:
-        InputError: no such reader, path or option, a kind that cannot be told, or unreadable
+        InputError: no such reader, path or option, an unknown kind of recording, or unreadable
             content.
     """
     reader, colon, place = str(source).partition(":")
@@ -88,10 +88,10 @@ def open_recording(source: str | Path, **options: Any) -> Recording:
 
 
 def detect(path: Path) -> str:
-    """Name of the reader for what lies at `path`, told by its content.
+    """Name of the reader for a path, by its content.
 
     Raises:
-        InputError: it looks like none of the known kinds.
+        InputError: an unknown kind of recording.
     """
     if path.suffix in (".mcap", ".db3", ".bag") or (path / "metadata.yaml").is_file():
         return "bag"
@@ -116,7 +116,7 @@ def detect(path: Path) -> str:
 
 
 def readable(recording: Recording) -> Iterator[tuple[int, Sample]]:
-    """Yield (index, sample) of a drive; samples that cannot be read are counted in `skipped`."""
+    """Yield (index, sample) of a recording; unreadable samples are counted in `skipped`."""
     for index in range(len(recording)):
         try:
             sample = recording[index]
@@ -135,7 +135,7 @@ def _reader(name: str) -> Callable[..., Recording]:
 def _checked(
     opener: Callable[..., Recording], options: Mapping[str, Any], source: str
 ) -> Mapping[str, Any]:
-    """The options, if the reader has parameters of their names."""
+    """The options, after a check against the parameters of the reader."""
     known = list(inspect.signature(opener).parameters)[1:]
     for name in options:
         if name not in known:

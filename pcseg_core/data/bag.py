@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A rosbag2 recording as samples: sweeps with the images nearest to them, and poses."""
+"""Reader of rosbag2 recordings: sweeps with the nearest images, and poses."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ from pcseg_core.data.bag_reader import (
 from pcseg_core.data.calibration import Calibration, load_calibration
 from pcseg_core.data.images import RGB, check_size, decode_image, image_from_message
 from pcseg_core.data.odometry import cached_trajectory
-from pcseg_core.data.progress import tracked
 from pcseg_core.data.sample import CameraFrame, Sample
 from pcseg_core.data.stamps import longest_increasing, nearest
 from pcseg_core.errors import InputError
 from pcseg_core.geometry import Trajectory
 from pcseg_core.labels import WIRE_UNLABELED, LabelSpace
+from pcseg_core.progress import tracked
 
 
 @dataclass(frozen=True, eq=False)
 class BagCamera:
-    """A camera of a bag that can be used: its images, model and place."""
+    """A usable camera of a bag: images, model and extrinsics."""
 
     topics: CameraTopics
     index: TopicIndex
@@ -50,12 +50,12 @@ class BagCamera:
 class BagRecording:
     """The sweeps of one cloud topic of a bag, in the order of their header stamps.
 
-    Sweeps are not corrected for motion; per-point times are kept. The bag is opened anew in every
-    process that the drive is pickled to or forked into.
+    Sweeps are not deskewed; per-point times are kept. Every process that the recording is pickled
+    to or forked into opens the bag itself.
 
     Attributes:
         name, label_space, pose_source, scenes, skipped: see `pcseg_core.data.Recording`.
-        problems: what is missing (a calibration, poses), in sentences.
+        problems: sentences about missing parts (a calibration, poses).
         cloud_topic: the topic of the sweeps.
         lidar_frame: their frame.
         cameras: the usable cameras.
@@ -78,59 +78,49 @@ class BagRecording:
         time_unit: str = "auto",
         stamp_reference: str = "auto",
     ) -> None:
-        """Read through the bag once, for stamps, transforms and calibrations.
+        """Scan the bag once for stamps, transforms and calibrations.
 
         Args:
             path: bag folder, .mcap or .db3 file.
-            cloud_topic: PointCloud2 topic; None where the bag has one only.
+            cloud_topic: PointCloud2 topic; None if the bag has only one.
             camera_topics: image topics (a list, or comma-separated); None finds the cameras.
             fixed_frame: world frame of the poses in /tf; None tries odom, map, world and the root.
-            poses: "auto": /tf, else Odometry, else kiss-icp where it is installed; "recorded":
-                without kiss-icp; "tf", "odometry", "kiss-icp": that or an error; "none"; or the
-                path of a TUM file with T_world_lidar.
-            calibration: extrinsics (and intrinsics) to use instead of the bag's, or their file.
-            max_image_offset_s: largest difference of stamps between a sweep and its image.
-            label_space: space of the clouds' field `label`, if they have one; None takes the one
-                in the bag's `labels.yaml`, as `pcseg segment` writes it.
-            intensity_scale: see `read_cloud`; None guesses one for the whole bag.
+            poses: "auto": /tf, else Odometry, else kiss-icp if it is installed; "recorded": the
+                same without kiss-icp; "tf", "odometry", "kiss-icp": this source or an error;
+                "none"; or the path of a TUM file with T_world_lidar.
+            calibration: extrinsics (and intrinsics) that replace the bag's, or their file; its
+                `T_body_lidar` is used with Odometry.
+            max_image_offset_s: maximum stamp difference between a sweep and its image [s].
+            label_space: space of the field `label` of the clouds, if they have one; None takes the
+                space in the bag's `labels.yaml`, as written by `pcseg segment`.
+            intensity_scale: see `read_cloud`; None guesses one scale for the whole bag, 0 guesses
+                one for every sweep, as the node does.
             time_field, time_unit, stamp_reference: see `read_cloud`.
 
         Raises:
-            InputError: the bag is unreadable, holds no usable sweep, or what was asked for by
-                name is not there.
+            InputError: the bag is unreadable, has no usable sweep, or lacks what is requested by
+                name.
         """
         self.path = Path(path)
         self.name = self.path.name
         self.skipped: Counter[str] = Counter()
         self.problems: list[str] = []
-        beside = self.path / "labels.yaml"
-        if label_space is None and beside.is_file():
-            label_space = str(beside)
-        self.label_space = (
-            LabelSpace.load(label_space) if isinstance(label_space, str) else label_space
-        )
+        self.label_space = self._label_space(label_space)
         self.bag = BagFile(path)
-        self.cloud_topic = self._choose_cloud_topic(cloud_topic)
-        kinds = (IMAGE, COMPRESSED_IMAGE, CAMERA_INFO, ODOMETRY)
-        self.indices, transforms = self.bag.index(
-            [self.cloud_topic, *self.bag.of_type(*kinds)], self.skipped
-        )
-        self.tree = build_tree(transforms)
-        self.clouds = self._ordered_clouds()
-        self.lidar_frame = self.clouds.frame_id
+        self._scan(cloud_topic)
         self._reading: dict[str, Any] = {
-            "intensity_scale": None if intensity_scale is None else float(intensity_scale),
+            "intensity_scale": float(intensity_scale or 0) or None,
             "time_field": time_field,
             "time_unit": time_unit,
             "stamp_reference": stamp_reference,
         }
         if intensity_scale is None:
             self._reading["intensity_scale"] = self._guess_scale()
-        known = (
-            load_calibration(calibration) if isinstance(calibration, (str, Path)) else calibration
-        )
-        self.cameras = self._find_cameras(camera_topics, known)
-        self.pose_source, self.trajectory = self._find_poses(poses, fixed_frame)
+        if isinstance(calibration, (str, Path)):
+            calibration = load_calibration(calibration)
+        self.cameras = self._find_cameras(camera_topics, calibration)
+        body = None if calibration is None else calibration.body()
+        self.pose_source, self.trajectory = self._find_poses(poses, fixed_frame, body)
         self._drop_uncovered()
         self._pairs = [self._pair(camera, float(max_image_offset_s)) for camera in self.cameras]
         self.scenes: Sequence[str] = [self.name] * len(self.clouds)
@@ -156,18 +146,18 @@ class BagRecording:
         )
 
     def pairs(self, camera: BagCamera) -> npt.NDArray[np.int64]:
-        """(sweeps,) int64: which image of the camera belongs to each sweep, -1 for none."""
+        """(sweeps,) int64: index of the camera's image of each sweep, -1 for none."""
         return self._pairs[self.cameras.index(camera)]
 
     def best_paired(self) -> int:
-        """The sweep nearest to the middle of those with the most images."""
+        """The sweep with the most images; of several the one nearest to the middle."""
         images = np.sum([pairs >= 0 for pairs in self._pairs], axis=0)
         best = np.flatnonzero(images == np.max(images)) if self._pairs else np.arange(len(self))
         return int(best[len(best) // 2])
 
     @property
     def intensity_scale(self) -> float | None:
-        """Factor that brings intensities to 0..1, one for the whole bag; see `read_cloud`."""
+        """Factor that maps intensities to 0..1, one for the whole bag; see `read_cloud`."""
         scale: float | None = self._reading["intensity_scale"]
         return scale
 
@@ -175,7 +165,7 @@ class BagRecording:
         """One sweep.
 
         Raises:
-            InputError: it has no x, y and z, no points, or none that is finite.
+            InputError: x, y or z is missing, or the sweep has no finite point.
         """
         message = self.bag.read(self.clouds, index)
         try:
@@ -186,6 +176,23 @@ class BagRecording:
             stamp = int(self.clouds.stamps_ns[index])
             raise InputError(f"{self.path}, {self.cloud_topic} at {stamp} ns: {error}") from error
         return cloud
+
+    def _label_space(self, given: str | LabelSpace | None) -> LabelSpace | None:
+        stored = self.path / "labels.yaml"
+        if given is None and stored.is_file():
+            given = str(stored)
+        return LabelSpace.load(given) if isinstance(given, str) else given
+
+    def _scan(self, cloud_topic: str | None) -> None:
+        """Index the topics in use and read all transforms."""
+        self.cloud_topic = self._choose_cloud_topic(cloud_topic)
+        kinds = (IMAGE, COMPRESSED_IMAGE, CAMERA_INFO, ODOMETRY)
+        self.indices, transforms = self.bag.index(
+            [self.cloud_topic, *self.bag.of_type(*kinds)], self.skipped
+        )
+        self.tree = build_tree(transforms)
+        self.clouds = self._ordered_clouds()
+        self.lidar_frame = self.clouds.frame_id
 
     def _choose_cloud_topic(self, wanted: str | None) -> str:
         topics = self.bag.of_type(CLOUD)
@@ -204,7 +211,7 @@ class BagRecording:
         return self._ordered(self.indices[self.cloud_topic])
 
     def _ordered(self, index: TopicIndex) -> TopicIndex:
-        """Messages whose stamps increase; the others are counted."""
+        """Messages with increasing stamps; the others are counted."""
         kept = longest_increasing(index.stamps_ns)
         if len(kept) < len(index):
             reason = f"{index.topic}: stamp that repeats or goes backwards"
@@ -218,7 +225,7 @@ class BagRecording:
             try:
                 points = structured(self.bag.read(self.clouds, index))
             except InputError:
-                continue  # reported when the sweep itself is asked for
+                continue  # reported when the sweep itself is read
             if "intensity" in (points.dtype.names or ()):
                 scales.append(guess_intensity_scale(points["intensity"]))
         return min(scales, default=None)
@@ -231,7 +238,7 @@ class BagRecording:
         cameras = []
         for camera in find_cameras(self.bag, frames, topics):
             if camera.image not in self.indices:
-                continue  # nothing of it deserializes; counted
+                continue  # no message deserializes; counted
             try:
                 cameras.append(self._camera(camera, known))
             except InputError as error:
@@ -269,10 +276,11 @@ class BagRecording:
         info = self.bag.read(self.indices[camera.info], 0)
         return CameraModel.from_camera_info(info, rectified=camera.rectified)
 
-    def _find_poses(self, mode: str, fixed_frame: str | None) -> tuple[str, Trajectory | None]:
-        found = find_poses(
-            mode, self.bag, self.indices, self.tree, self.clouds, fixed_frame, self._estimate
-        )
+    def _find_poses(
+        self, mode: str, fixed_frame: str | None, T_body_lidar: npt.NDArray[np.float64] | None
+    ) -> tuple[str, Trajectory | None]:
+        inputs = (self.bag, self.indices, self.tree, self.clouds)
+        found = find_poses(mode, *inputs, fixed_frame, self._estimate, T_body_lidar)
         if found.problem:
             self.problems.append(found.problem)
         return found.source, found.trajectory
@@ -290,7 +298,7 @@ class BagRecording:
             try:
                 yield self.cloud(index)
             except InputError:
-                continue  # reported when the sweep itself is asked for
+                continue  # reported when the sweep itself is read
 
     def _drop_uncovered(self) -> None:
         if self.trajectory is None:
@@ -302,7 +310,7 @@ class BagRecording:
         self.clouds = self.clouds.take(kept)
 
     def _pair(self, camera: BagCamera, max_offset_s: float) -> npt.NDArray[np.int64]:
-        """(sweeps,) int64: position of the nearest image in the camera's index, or -1."""
+        """(sweeps,) int64: position of the nearest image in the index of the camera, or -1."""
         stamps = camera.index.stamps_ns
         pairs = np.full(len(self.clouds), -1, dtype=np.int64)
         for sweep, stamp in enumerate(self.clouds.stamps_ns.tolist()):
@@ -334,7 +342,7 @@ def _load_image(bag: BagFile, index: TopicIndex, position: int, size: tuple[int,
 def _labels(
     cloud: PointCloud, space: LabelSpace | None, topic: str
 ) -> npt.NDArray[np.int16] | None:
-    """Class ids in the field `label`; 65535 on the wire is -1 here."""
+    """Class ids of the field `label`; 65535 in the message is -1 here."""
     wire = cloud.extra.get("label")
     if wire is None or wire.ndim != 1:
         return None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finding the cameras of a bag: which image topic goes with which CameraInfo."""
+"""Find the cameras of a bag: pairs of image and CameraInfo topics."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pcseg_core.data.bag_reader import CAMERA_INFO, COMPRESSED_IMAGE, IMAGE, BagFile
 from pcseg_core.errors import InputError
 
-# Images that are no pictures, by the names that drivers and perception nodes give them.
+# Topics of depth images, masks and the like, by the usual names.
 _NO_PICTURE = re.compile(
     r"depth|disparity|mask|label|semantic|segment|confidence|infra|thermal|overlay|theora", re.I
 )
@@ -23,8 +23,8 @@ class CameraTopics:
     Attributes:
         name: its namespace ("camera/front" for /camera/front/image_raw).
         image: topic of its images.
-        info: topic of its CameraInfo, or None where none was found.
-        rectified: its images are rectified (image_rect*), so that P applies.
+        info: topic of its CameraInfo, or None.
+        rectified: its images are rectified (image_rect*) and P applies.
     """
 
     name: str
@@ -39,14 +39,14 @@ def find_cameras(
     """Pair image topics with CameraInfo topics.
 
     As in image_transport, the CameraInfo of <namespace>/image_raw is <namespace>/camera_info, and
-    <topic>/compressed is the same image compressed. Where names do not help, a CameraInfo of the
-    same frame_id does.
+    <topic>/compressed is the compressed image. If no name matches, a CameraInfo with the same
+    frame_id is taken.
 
     Args:
         bag: the bag.
         frames: topic -> frame_id of its first message.
-        image_topics: use exactly these; None takes one per camera, rectified, color and
-            uncompressed ones first, and leaves out depth images, masks and the like.
+        image_topics: use exactly these. None takes one per camera, preferably rectified, color and
+            uncompressed, without depth images, masks and the like.
 
     Raises:
         InputError: a given topic has no images.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Can a bag train a segmenter? What it holds, what fits together, and what is missing."""
+"""Inspection of a bag: content, problems, and whether it can train a segmenter."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from pcseg_core.data.stamps import longest_increasing, nearest
 from pcseg_core.errors import InputError
 from pcseg_core.projection import project_sample
 
-SAMPLES = 8  # sweeps looked at closely
+SAMPLES = 8  # inspected sweeps
 FEW_SWEEPS = 30
 LITTLE_OVERLAP = 0.02  # of the points
-LARGE_OFFSET_MS = 40.0  # 0.4 m at 10 m/s, where there are no poses to make up for it
+LARGE_OFFSET_MS = 40.0  # 0.4 m at 10 m/s, without poses to correct it
 LARGE_CLOCK_DIFFERENCE_S = 1.0
 
 Level = Literal["error", "warning", "note"]
 
 
 class TopicReport(Section):
-    """One topic; figures of time are null where its messages have no stamps."""
+    """One topic; times are null if its messages have no stamps."""
 
     topic: str
     type: str
@@ -37,11 +37,11 @@ class TopicReport(Section):
     rate_hz: float | None = Field(default=None, description="median rate by header stamps")
     missing: int = Field(default=0, description="messages lost, by the gaps in the stamps")
     backward: int = Field(default=0, description="stamps that repeat or go backwards")
-    delay_ms: float | None = Field(default=None, description="median of time recorded minus stamp")
+    delay_ms: float | None = Field(default=None, description="median of recording time minus stamp")
 
 
 class CameraReport(Section):
-    """One camera that can be used."""
+    """One usable camera."""
 
     name: str
     topic: str
@@ -50,14 +50,14 @@ class CameraReport(Section):
     distortion_model: str
     distance_m: float = Field(description="from the LiDAR to the camera")
     images: int
-    paired: float = Field(description="share of the sweeps that have an image near them, 0..1")
+    paired: float = Field(description="share of the sweeps with an image, 0..1")
     offset_ms: float | None = Field(description="median of image stamp minus sweep stamp")
     offset_spread_ms: float | None = Field(description="5 % to 95 % range of that offset")
-    visible: float | None = Field(description="share of a sweep's points that it sees, 0..1")
+    visible: float | None = Field(description="share of the points that the camera sees, 0..1")
 
 
 class Finding(Section):
-    """Something to know, and what to do about it."""
+    """A finding and its remedy."""
 
     level: Level
     what: str
@@ -65,7 +65,7 @@ class Finding(Section):
 
 
 class BagReport(Section):
-    """What `pcseg bag info` says."""
+    """Report of `pcseg bag info`."""
 
     path: str
     duration_s: float
@@ -75,30 +75,28 @@ class BagReport(Section):
     finite: float | None = Field(
         default=None, description="share of the points with a position, 0..1"
     )
-    fields: tuple[str, ...] = Field(
-        default=(), description="what the clouds hold beside x, y and z"
-    )
+    fields: tuple[str, ...] = Field(default=(), description="data of the clouds besides x, y and z")
     poses: str = Field(default="none", description="tf, odometry, kiss-icp, file or none")
-    distance_m: float | None = Field(default=None, description="length of the path driven")
+    distance_m: float | None = Field(default=None, description="length of the path")
     visible: float | None = Field(
         default=None, description="share of the points that any camera sees"
     )
     topics: tuple[TopicReport, ...] = ()
     cameras: tuple[CameraReport, ...] = ()
-    skipped: dict[str, int] = Field(default_factory=dict, description="what was left out, and why")
+    skipped: dict[str, int] = Field(default_factory=dict, description="skipped items by reason")
     findings: tuple[Finding, ...] = ()
     trainable: bool = False
 
 
 def inspect_bag(path: str | Path, **options: Any) -> tuple[BagReport, BagRecording | None]:
-    """Look through a bag.
+    """Inspect a bag.
 
     Args:
         path: bag folder or file.
-        options: of `BagRecording`; poses are "recorded" unless said otherwise.
+        options: of `BagRecording`; the default of `poses` is "recorded".
 
     Returns:
-        The report, and the opened drive; None where the bag has no clouds to open.
+        The report, and the opened recording; None if the bag has no clouds.
 
     Raises:
         InputError: the bag is unreadable.
@@ -118,15 +116,13 @@ def inspect_bag(path: str | Path, **options: Any) -> tuple[BagReport, BagRecordi
 
 
 def _some_samples(recording: BagRecording, findings: list[Finding]) -> list[Sample]:
-    """Sweeps spread over the bag; those that do not read become findings."""
+    """Sweeps spread over the bag; unreadable ones become findings."""
     samples = []
     for index in np.unique(np.linspace(0, len(recording) - 1, SAMPLES).astype(int)).tolist():
         try:
             samples.append(recording[index])
         except InputError as error:
-            findings.append(
-                Finding(level="warning", what=str(error), do="such sweeps are left out")
-            )
+            findings.append(Finding(level="warning", what=str(error), do="such sweeps are skipped"))
     return samples
 
 
@@ -255,15 +251,15 @@ def _about_topics(topics: tuple[TopicReport, ...]) -> list[Finding]:
         sensor = topic.type in (CLOUD, IMAGE, COMPRESSED_IMAGE)
         if sensor and topic.missing > 0.05 * topic.messages:
             what = f"{topic.topic}: about {topic.missing} messages are missing"
-            do = "check the recorder's disk and the DDS buffers; what is there can be used"
+            do = "check the recorder's disk and the DDS buffers; the rest of the bag is usable"
             findings.append(Finding(level="warning", what=what, do=do))
         if sensor and topic.backward:
             what = f"{topic.topic}: {topic.backward} stamps repeat or go backwards"
-            do = "these messages are left out; check the driver's clock synchronization"
+            do = "these messages are skipped; check the clock synchronization of the driver"
             findings.append(Finding(level="warning", what=what, do=do))
         delay_s = (topic.delay_ms or 0.0) * 1e-3
         if abs(delay_s) > LARGE_CLOCK_DIFFERENCE_S:
-            what = f"{topic.topic}: stamps and time of recording differ by {delay_s:.1f} s"
+            what = f"{topic.topic}: stamps and recording times differ by {delay_s:.1f} s"
             do = "make sure that all sensors share one clock (PTP); header stamps are used here"
             findings.append(Finding(level="warning", what=what, do=do))
     return findings
@@ -285,8 +281,8 @@ def _about_cloud(content: dict[str, Any]) -> list[Finding]:
         do = "let the driver publish it; it is worth several points of mIoU"
         findings.append(Finding(level="note", what="the clouds have no intensity", do=do))
     if "time" not in content["fields"]:
-        what = "the points have no time of their own, so motion within a sweep is not corrected"
-        do = "fine where the driver corrects it; else let it publish a time field"
+        what = "the points have no per-point times, so the sweeps cannot be deskewed"
+        do = "fine if the driver deskews; otherwise let it publish a time field"
         findings.append(Finding(level="note", what=what, do=do))
     return findings
 
@@ -298,7 +294,7 @@ def _about_cameras(recording: BagRecording, cameras: tuple[CameraReport, ...]) -
         if problem.startswith("camera ")
     ]
     if not cameras:
-        missing = "no camera has images, CameraInfo and a place relative to the LiDAR"
+        missing = "no camera has images, CameraInfo and an extrinsic calibration"
         do = "record images, camera_info and /tf_static, or give --calibration FILE"
         findings.append(Finding(level="error", what=missing, do=do))
     for camera in cameras:
@@ -309,21 +305,21 @@ def _about_cameras(recording: BagRecording, cameras: tuple[CameraReport, ...]) -
 def _about_camera(camera: CameraReport, moving_known: bool) -> list[Finding]:
     findings = []
     if camera.paired == 0:
-        what = f"{camera.topic}: no image is near any sweep in time"
+        what = f"{camera.topic}: no image matches a sweep in time"
         do = "check that camera and LiDAR share one clock"
         findings.append(Finding(level="error", what=what, do=do))
     elif camera.paired < 0.9:
-        what = f"{camera.topic}: {1 - camera.paired:.0%} of the sweeps have no image near them"
-        do = "a higher frame rate, or a trigger, gives more"
+        what = f"{camera.topic}: {1 - camera.paired:.0%} of the sweeps have no image"
+        do = "raise the frame rate or trigger the camera"
         findings.append(Finding(level="warning", what=what, do=do))
     if camera.visible is not None and camera.visible < LITTLE_OVERLAP:
         what = f"{camera.topic}: sees only {camera.visible:.1%} of the points"
-        do = "look at the picture (--picture): is the calibration right?"
+        do = "check the calibration in the picture (--picture)"
         level: Level = "error" if camera.visible == 0 else "warning"
         findings.append(Finding(level=level, what=what, do=do))
     if camera.offset_ms is not None and abs(camera.offset_ms) > LARGE_OFFSET_MS and camera.paired:
         what = f"{camera.topic}: images are {camera.offset_ms:+.0f} ms from the sweeps"
-        made_up = "poses make up for the robot's motion, not for that of others"
+        made_up = "poses correct the motion of the robot, not that of other objects"
         do = made_up if moving_known else "without poses this shifts points against pixels"
         findings.append(Finding(level="warning", what=what, do=do))
     return findings
@@ -333,9 +329,9 @@ def _about_poses(recording: BagRecording) -> list[Finding]:
     if recording.trajectory is not None:
         return []
     what = next(
-        (p for p in recording.problems if not p.startswith("camera ")), "no poses asked for"
+        (p for p in recording.problems if not p.startswith("camera ")), "no poses requested"
     )
     if find_spec("kiss_icp") is not None:
-        return [Finding(level="note", what=what, do="kiss-icp will estimate them when needed")]
-    do = "run: pip install 'pcseg_ros[odometry]' to have them estimated, or record /tf"
+        return [Finding(level="note", what=what, do="kiss-icp estimates them when needed")]
+    do = "to estimate them run: pip install 'pcseg_ros[odometry]'; or record /tf"
     return [Finding(level="warning", what=what, do=do)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A picture of a sweep's points over its images, to judge the calibration by eye."""
+"""Picture of the points of a sweep over its images, to check the calibration by eye."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pcseg_core.files import atomic_path
 from pcseg_core.projection import project_sample
 
 RGB = npt.NDArray[np.uint8]
-DEPTHS_M = (2.0, 60.0)  # ends of the color scale, which is logarithmic
+DEPTHS_M = (2.0, 60.0)  # range of the logarithmic color scale
 TILE_WIDTH = 1242
 BAR_HEIGHT = 28
 
@@ -75,7 +75,7 @@ def _tile(sample: Sample, k: int) -> Image.Image:
 
 
 def _scale_bar(width: int) -> Image.Image:
-    """The colors of the depths, with some of them named."""
+    """The color scale of the depths, with tick labels."""
     near, far = (math.log(end) for end in DEPTHS_M)
     depths = np.exp(np.linspace(near, far, width)).astype(np.float32)
     bar = Image.fromarray(np.repeat(depth_colors(depths)[None], BAR_HEIGHT, axis=0))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from pcseg_core.data.bag_reader import ODOMETRY, BagFile, TopicIndex, stamp_ns
 from pcseg_core.data.odometry import read_tum
@@ -18,12 +19,14 @@ from pcseg_core.data.tf_tree import MAX_POSE_GAP_S, TfTree
 from pcseg_core.errors import InputError
 from pcseg_core.geometry import Trajectory, from_quaternion
 
+Float64 = npt.NDArray[np.float64]
+
 POSES = ("auto", "recorded", "tf", "odometry", "kiss-icp", "none")
 
 
 @dataclass(frozen=True)
 class FoundPoses:
-    """T_world_lidar and where it comes from; `problem` says why there is none."""
+    """T_world_lidar and its source; `problem` is the reason if there are no poses."""
 
     source: str
     trajectory: Trajectory | None
@@ -38,6 +41,7 @@ def find_poses(
     clouds: TopicIndex,
     fixed_frame: str | None,
     estimate: Callable[[], Trajectory],
+    T_body_lidar: Float64 | None = None,
 ) -> FoundPoses:
     """Find poses that cover the sweeps of a bag.
 
@@ -49,9 +53,11 @@ def find_poses(
         clouds: the sweeps.
         fixed_frame: world frame of the poses in /tf, or None.
         estimate: runs LiDAR odometry.
+        T_body_lidar: (4, 4) pose of the LiDAR in the body frame of Odometry; None takes it from
+            the tree.
 
     Raises:
-        InputError: the mode is unknown, or there are no poses of the kind that it names.
+        InputError: the mode is unknown, or the bag has no poses of that kind.
     """
     if mode == "none":
         return FoundPoses("none", None)
@@ -69,7 +75,7 @@ def find_poses(
             reasons.append(str(error))
     if mode in ("auto", "recorded", "odometry"):
         try:
-            return FoundPoses("odometry", _from_odometry(bag, indices, tree, clouds))
+            return FoundPoses("odometry", _from_odometry(bag, indices, tree, clouds, T_body_lidar))
         except InputError as error:
             reasons.append(str(error))
     if mode == "kiss-icp" or (mode == "auto" and find_spec("kiss_icp") is not None):
@@ -88,13 +94,18 @@ def _from_tf(tree: TfTree, clouds: TopicIndex, fixed_frame: str | None) -> Traje
 
 
 def _from_odometry(
-    bag: BagFile, indices: Mapping[str, TopicIndex], tree: TfTree, clouds: TopicIndex
+    bag: BagFile,
+    indices: Mapping[str, TopicIndex],
+    tree: TfTree,
+    clouds: TopicIndex,
+    T_body_lidar: Float64 | None,
 ) -> Trajectory:
     topics = [topic for topic in bag.of_type(ODOMETRY) if topic in indices]
     reason = "no Odometry topic"
     for topic in sorted(topics, key=lambda topic: -len(indices[topic])):
         try:
-            return _covering(odometry_trajectory(bag, topic, tree, clouds.frame_id), clouds)
+            found = odometry_trajectory(bag, topic, tree, clouds.frame_id, T_body_lidar)
+            return _covering(found, clouds)
         except InputError as error:
             reason = f"{topic}: {error}"
     raise InputError(reason)
@@ -128,11 +139,20 @@ def build_tree(transforms: Sequence[tuple[str, Any]]) -> TfTree:
     return tree
 
 
-def odometry_trajectory(bag: BagFile, topic: str, tree: TfTree, lidar_frame: str) -> Trajectory:
-    """T_odom_lidar from a nav_msgs/Odometry topic and the static place of the LiDAR.
+def odometry_trajectory(
+    bag: BagFile, topic: str, tree: TfTree, lidar_frame: str, T_body_lidar: Float64 | None = None
+) -> Trajectory:
+    """T_odom_lidar from a nav_msgs/Odometry topic and the static extrinsics of the LiDAR.
+
+    Args:
+        bag: the bag.
+        topic: of the Odometry.
+        tree: transforms of the bag.
+        lidar_frame: frame of the LiDAR.
+        T_body_lidar: (4, 4); None takes it from the tree.
 
     Raises:
-        InputError: the moving frame is not named, or nothing connects it with the LiDAR.
+        InputError: the child frame is empty, or no transform connects it with the LiDAR.
     """
     messages = [bag.deserialize(raw, ODOMETRY) for _, _, raw in bag.messages([topic])]
     stamps = np.array([stamp_ns(message.header) for message in messages], dtype=np.int64)
@@ -143,7 +163,8 @@ def odometry_trajectory(bag: BagFile, topic: str, tree: TfTree, lidar_frame: str
     )
     t = np.array([[p.position.x, p.position.y, p.position.z] for p in poses])
     body = messages[0].child_frame_id
-    same = body.lstrip("/") == lidar_frame.lstrip("/")
-    T_body_lidar = np.eye(4) if same else tree.static(body, lidar_frame)
     T_odom_body = Trajectory(stamps[kept], from_quaternion(q, t), max_gap_s=MAX_POSE_GAP_S)
-    return T_odom_body if same else T_odom_body.mounted(T_body_lidar)
+    if T_body_lidar is None and body.lstrip("/") == lidar_frame.lstrip("/"):
+        return T_odom_body
+    place = tree.static(body, lidar_frame) if T_body_lidar is None else T_body_lidar
+    return T_odom_body.mounted(place)

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading rosbag2 recordings (mcap or sqlite3, compressed or not) without ROS.
+"""Read rosbag2 files (mcap or sqlite3, compressed or not) without ROS.
 
-Messages are ordered by header stamps, never by the time at which they were recorded. The message
-types used here are the same in every ROS 2 distribution, so that bags without embedded
-definitions can be read too.
+Messages are ordered by header stamps, not by recording times. The message types used here are the
+same in all ROS 2 distributions, so bags without embedded definitions are readable too.
 """
 
 from __future__ import annotations
@@ -20,9 +19,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pcseg_core.data.progress import tracked
 from pcseg_core.data.stamps import longest_increasing
 from pcseg_core.errors import InputError, PcsegError, require
+from pcseg_core.progress import tracked
 
 CLOUD = "sensor_msgs/msg/PointCloud2"
 IMAGE = "sensor_msgs/msg/Image"
@@ -35,14 +34,14 @@ STAMPED = (CLOUD, IMAGE, COMPRESSED_IMAGE, CAMERA_INFO, ODOMETRY)
 
 @dataclass(frozen=True)
 class TopicIndex:
-    """Where the messages of a topic are, in the order recorded.
+    """Positions of the messages of a topic, in recording order.
 
     Attributes:
         topic, msgtype: as in the bag.
-        frame_id: of the first message; "" where messages have no header.
+        frame_id: of the first message; "" for messages without a header.
         stamps_ns: (M,) int64 header stamps.
-        bag_ns: (M,) int64 times of recording.
-        occurrence: (M,) int64, how many messages of the topic with the same time came before.
+        bag_ns: (M,) int64 recording times.
+        occurrence: (M,) int64, number of earlier messages of the topic with the same time.
     """
 
     topic: str
@@ -56,7 +55,7 @@ class TopicIndex:
         return len(self.stamps_ns)
 
     def take(self, kept: npt.NDArray[np.int64]) -> TopicIndex:
-        """The index of some of the messages."""
+        """The index of a subset of the messages."""
         return TopicIndex(
             self.topic,
             self.msgtype,
@@ -67,14 +66,14 @@ class TopicIndex:
         )
 
     def ordered(self) -> TopicIndex:
-        """Only messages whose stamps increase, dropping as few as possible."""
+        """Messages with increasing stamps; drops as few as possible."""
         return self.take(longest_increasing(self.stamps_ns))
 
 
 class BagFile:
-    """A bag opened for reading, by one thread at a time.
+    """A bag opened for reading, for one thread at a time.
 
-    In a process that it is pickled to or forked into, it opens the files anew.
+    Every process that it is pickled to or forked into opens the files itself.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -84,7 +83,7 @@ class BagFile:
             path: bag folder, or a bare .mcap or .db3 file.
 
         Raises:
-            InputError: no bag there, or one that is truncated, corrupt or of an unknown kind.
+            InputError: no such bag, or a truncated, corrupt or unknown one.
         """
         self.path = Path(path)
         self._storage = _storage_path(self.path)
@@ -104,7 +103,7 @@ class BagFile:
         self.__init__(state["path"])  # type: ignore[misc]
 
     def of_type(self, *msgtypes: str) -> list[str]:
-        """Topics of these types that have messages, in order of their names."""
+        """Topics of these types that have messages, sorted by name."""
         return sorted(t for t, kind in self.topics.items() if kind in msgtypes and self.counts[t])
 
     def messages(
@@ -113,17 +112,17 @@ class BagFile:
         start_ns: int | None = None,
         stop_ns: int | None = None,
     ) -> Iterator[tuple[Any, int, bytes]]:
-        """Yield (connection, time of recording, serialized message) in the order recorded.
+        """Yield (connection, recording time, serialized message) in recording order.
 
-        Other reads of the same object wait until this has ended: they may share its place in the
-        file.
+        Finish the iteration before other reads of the same object: they may share the file
+        position.
 
         Args:
-            topics: only these; None for all.
+            topics: topics to read; None for all.
             start_ns, stop_ns: only messages recorded in [start_ns, stop_ns).
 
         Raises:
-            InputError: the bag turns out truncated or corrupt.
+            InputError: the bag is truncated or corrupt.
         """
         chosen = [c for c in self.connections if topics is None or c.topic in topics]
         if not chosen:
@@ -132,14 +131,14 @@ class BagFile:
             yield from self._open().messages(chosen, start_ns, stop_ns)
         except (PcsegError, GeneratorExit):
             raise
-        except Exception as error:  # storage back ends raise errors of their own kinds
+        except Exception as error:  # storage plugins raise various errors
             raise _unreadable(self.path, error) from error
 
     def read(self, index: TopicIndex, position: int) -> Any:
         """Deserialize one message of an index.
 
         Raises:
-            InputError: it cannot be found or deserialized.
+            InputError: the message cannot be found or deserialized.
         """
         time = int(index.bag_ns[position])
         skip = int(index.occurrence[position])
@@ -157,7 +156,7 @@ class BagFile:
         """
         try:
             return type_store().deserialize_cdr(raw, msgtype)
-        except Exception as error:  # depends on which bytes are wrong
+        except Exception as error:  # the kind depends on the wrong bytes
             raise InputError(
                 f"{self.path}: a {msgtype} does not deserialize ({type(error).__name__}: {error})"
             ) from error
@@ -165,7 +164,7 @@ class BagFile:
     def index(
         self, topics: Sequence[str], skipped: Counter[str] | None = None
     ) -> tuple[dict[str, TopicIndex], list[Any]]:
-        """Read through the bag once, noting header stamps, and keep all transforms.
+        """Scan the bag once for header stamps and transforms.
 
         Args:
             topics: topics of stamped messages to index.
@@ -196,15 +195,15 @@ class BagFile:
         return indexed, transforms
 
     def close(self) -> None:
-        """Close the files; the next read opens them again."""
+        """Close the files; the next read reopens them."""
         if self._reader is not None:
             self._reader.close()
             self._reader = None
 
     def _open(self) -> Any:
         if self._reader is not None and self._process != os.getpid():
-            # File offsets and SQLite handles are not to be shared with the parent process. Its
-            # reader is kept, unused: closing it would delete what the parent unpacked.
+            # Processes must not share file offsets and SQLite handles. The parent's reader is kept
+            # unused: to close it would delete the files that the parent unpacked.
             self._inherited, self._reader = self._reader, None
         if self._reader is None:
             self._process = os.getpid()
@@ -213,7 +212,7 @@ class BagFile:
                 _check_database_sizes(self._storage)
                 reader = rosbag2.Reader(self._storage)
                 reader.open()
-            except Exception as error:  # storage back ends raise errors of their own kinds
+            except Exception as error:  # storage plugins raise various errors
                 raise _unreadable(self.path, error) from error
             self._reader = reader
         return self._reader
@@ -227,7 +226,7 @@ _VISION_MSGS = {  # not among the standard types: name -> fields
 
 @lru_cache(maxsize=1)
 def type_store() -> Any:
-    """Message types of ROS 2 (the ones used here are equal in all distributions), and LabelInfo."""
+    """Message types of ROS 2 and LabelInfo; those used here are equal in all distributions."""
     typesys = require("rosbags.typesys", "core")
     store = typesys.get_typestore(typesys.Stores.ROS2_HUMBLE)
     for name, fields in _VISION_MSGS.items():
@@ -236,12 +235,12 @@ def type_store() -> Any:
 
 
 def parse_header(raw: bytes | memoryview) -> tuple[int, str]:
-    """Stamp (ns) and frame_id of a serialized message that starts with a std_msgs/Header.
+    """Stamp [ns] and frame_id of a serialized message that starts with a std_msgs/Header.
 
     CDR: 4 bytes of encapsulation, int32 seconds, uint32 nanoseconds, uint32 length, characters.
 
     Raises:
-        InputError: too short to hold one.
+        InputError: the message is too short.
     """
     try:
         order = "<" if raw[1] & 1 else ">"
@@ -255,7 +254,7 @@ def parse_header(raw: bytes | memoryview) -> tuple[int, str]:
 
 
 def stamp_ns(header: Any) -> int:
-    """Stamp of a deserialized header, in nanoseconds."""
+    """Stamp of a deserialized header [ns]."""
     return int(header.stamp.sec) * 1_000_000_000 + int(header.stamp.nanosec)
 
 
@@ -271,7 +270,7 @@ def _topic_index(topic: str, msgtype: str, rows: list[tuple[int, int, str]]) -> 
 
 
 def _storage_path(path: Path) -> Path:
-    """What to open: the folder with its metadata, or the one file in it."""
+    """Path to open: the folder with its metadata, or the only file in it."""
     if not path.exists():
         raise InputError(f"{path}: no such bag")
     if path.is_file():
@@ -291,10 +290,10 @@ def _storage_path(path: Path) -> Path:
 
 
 def _check_database_sizes(storage: Path) -> None:
-    """Raise for SQLite files that are cut off: SQLite itself reads a missing part as zeros.
+    """Raise for truncated SQLite files; SQLite itself reads the missing part as zeros.
 
     The header has the page size at byte 16 and the number of pages at byte 28 (sqlite.org,
-    "Database File Format"); the number counts only where bytes 24 and 92 agree.
+    "Database File Format"); the number is valid only if bytes 24 and 92 agree.
     """
     for path in storage.glob("*.db3") if storage.is_dir() else [storage]:
         if path.suffix != ".db3":

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writing rosbag2 recordings (mcap or sqlite3) that any ROS 2 tool opens, without ROS."""
+"""Write rosbag2 files (mcap or sqlite3) for any ROS 2 tool, without ROS."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _QOS_DEPTH = 10
 
 
 class BagWriter:
-    """A new bag, written beside its final place and put there when it is complete.
+    """A new bag, written atomically.
 
-    Used as a context manager: when the block raises, nothing is left. Messages are recorded at
-    their header stamps unless `bag_ns` says otherwise; any order is allowed.
+    Use it as a context manager: when the block raises, no bag is left. Messages are recorded at
+    their header stamps by default; any order is allowed.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class BagWriter:
             path: the new bag's folder.
             format: storage, "mcap" or "sqlite3".
             compress: zstd, by chunk (mcap) or by message (sqlite3).
-            force: replace a bag that is at `path`; anything else there is never replaced.
+            force: replace a bag at `path`; other content is never replaced.
 
         Raises:
             InputError: the path is taken or cannot be written, or the format is unknown.
@@ -93,7 +93,7 @@ class BagWriter:
                 self._writer.close()
                 _put(self._folder / self.path.name, self.path)
             else:
-                with suppress(Exception):  # the folder goes anyway
+                with suppress(Exception):  # the folder is removed anyway
                     self._writer.storage.abort()
         finally:
             shutil.rmtree(self._folder, ignore_errors=True)
@@ -106,7 +106,7 @@ class BagWriter:
         stamp_ns: int,
         bag_ns: int | None = None,
     ) -> None:
-        """Write a sensor_msgs/PointCloud2 (`bag_ns`: time of recording, else its stamp)."""
+        """Write a sensor_msgs/PointCloud2 (`bag_ns`: recording time, default its stamp)."""
         message = messages.cloud(cloud, frame_id, stamp_ns)
         self.write_message(topic, bag_reader.CLOUD, message, _first(bag_ns, stamp_ns))
 
@@ -131,7 +131,7 @@ class BagWriter:
         stamp_ns: int,
         bag_ns: int | None = None,
     ) -> None:
-        """Write a sensor_msgs/CompressedImage: a whole file, `format` "png" or "jpeg"."""
+        """Write a sensor_msgs/CompressedImage of an image file; `format` is "png" or "jpeg"."""
         message = messages.compressed_image(data, format, frame_id, stamp_ns)
         self.write_message(topic, bag_reader.COMPRESSED_IMAGE, message, _first(bag_ns, stamp_ns))
 
@@ -143,7 +143,7 @@ class BagWriter:
         stamp_ns: int,
         bag_ns: int | None = None,
     ) -> None:
-        """Write a sensor_msgs/CameraInfo; a cut-out or binned camera as one of its image's size."""
+        """Write a sensor_msgs/CameraInfo; see `messages.camera_info`."""
         message = messages.camera_info(camera, frame_id, stamp_ns)
         self.write_message(topic, bag_reader.CAMERA_INFO, message, _first(bag_ns, stamp_ns))
 
@@ -159,8 +159,8 @@ class BagWriter:
         Args:
             transforms: (parent, child) -> T_parent_child (4, 4).
             stamp_ns: their stamp.
-            static: they never change.
-            bag_ns: time of recording; None takes the stamp.
+            static: write to /tf_static.
+            bag_ns: recording time; None takes the stamp.
         """
         topic = "/tf_static" if static else "/tf"
         message = messages.tf(transforms, stamp_ns)
@@ -185,8 +185,8 @@ class BagWriter:
             frame_id: fixed frame, such as odom.
             child_frame_id: moving frame, such as base_link.
             stamp_ns: its stamp.
-            linear, angular: velocity in the moving frame, m/s and rad/s.
-            bag_ns: time of recording; None takes the stamp.
+            linear, angular: velocity in the moving frame [m/s, rad/s].
+            bag_ns: recording time; None takes the stamp.
         """
         message = messages.odometry(pose, frame_id, child_frame_id, stamp_ns, linear, angular)
         self.write_message(topic, bag_reader.ODOMETRY, message, _first(bag_ns, stamp_ns))
@@ -210,15 +210,15 @@ class BagWriter:
         self._write(topic, bag_ns, raw)
 
     def pass_through(self, connection: Any, bag_ns: int, raw: bytes | memoryview) -> None:
-        """Write a serialized message of another bag as it is, with its type and QoS.
+        """Copy a serialized message of another bag, with its type and QoS.
 
         Args:
-            connection: its connection, as `BagFile.messages` gives it.
-            bag_ns: time of recording.
+            connection: its connection from `BagFile.messages`.
+            bag_ns: recording time.
             raw: serialized message.
 
         Raises:
-            InputError: the other bag has no definition of the type, and it is no standard one.
+            InputError: the type is not a standard type and the bag has no definition of it.
         """
         topic = connection.topic
         if topic not in self._connections:
@@ -262,7 +262,7 @@ class BagWriter:
 
 
 def _store_with(connection: Any) -> Any:
-    """A type store with the definition that comes with a connection (mcap has no type hash)."""
+    """A type store with the message definition of a connection (mcap has no type hash)."""
     if not connection.msgdef.data:
         return type_store()
     typesys = require("rosbags.typesys", "core")
@@ -281,7 +281,7 @@ def _first(bag_ns: int | None, stamp_ns: int) -> int:
 
 
 def _qos(latched: bool) -> Any:
-    """Reliable, keep last; transient local for what must reach late subscribers."""
+    """Reliable, keep last; transient local for latched topics."""
     rosbags = require("rosbags.interfaces", "core")
     never = rosbags.QosTime(sec=9223372036, nsec=854775807)  # RMW_DURATION_INFINITE
     durability = rosbags.QosDurability
@@ -308,7 +308,7 @@ def _check_place(path: Path, force: bool) -> None:
 
 
 def _put(written: Path, target: Path) -> None:
-    """Move the finished bag to its place; what was there goes only when the new one stands."""
+    """Move the finished bag into place; an old bag is removed only afterwards."""
     old = written.parent / "replaced"
     try:
         if target.exists():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A calibration file: where the cameras are relative to the LiDAR, for recordings without TF.
+"""A calibration file: poses of the cameras relative to the LiDAR, for recordings without TF.
 
 cameras:
   camera_2:                       # camera name, or image topic
@@ -7,13 +7,13 @@ cameras:
       - [0.0, -1.0, 0.0, 0.0]
       - [0.0, 0.0, -1.0, -0.1]
       - [1.0, 0.0, 0.0, -0.3]
-    width: 1242                   # from here on only where there is no CameraInfo
+    width: 1242                   # this and the following: only without CameraInfo
     height: 375
     K: [721.5, 0.0, 609.6, 0.0, 721.5, 172.9, 0.0, 0.0, 1.0]
     distortion_model: plumb_bob   # none, plumb_bob, rational_polynomial or equidistant
     D: [-0.3, 0.1, 0.0, 0.0, 0.0]
-T_body_lidar:                     # only for poses of another frame than the LiDAR's, as in Odometry
-  - [1.0, 0.0, 0.0, 0.8]          # LiDAR frame into the frame that the poses are of
+T_body_lidar:                     # only if the poses are of another frame, as in Odometry
+  - [1.0, 0.0, 0.0, 0.8]          # LiDAR frame into the frame of the poses
   - [0.0, 1.0, 0.0, 0.0]
   - [0.0, 0.0, 1.0, 1.7]
 """
@@ -37,14 +37,14 @@ Numbers = tuple[float, ...]
 
 
 class CameraCalibration(Section):
-    """One camera. Intrinsics are all given, or none (then they come from CameraInfo)."""
+    """One camera. Give all intrinsics, or none to take them from CameraInfo."""
 
     T_cam_lidar: tuple[Numbers, ...] = Field(
-        description="3 or 4 rows of 4: LiDAR frame into the camera's optical frame, m"
+        description="3 or 4 rows of 4: LiDAR frame into the optical frame of the camera [m]"
     )
-    width: int | None = Field(default=None, gt=0, description="image width, px")
-    height: int | None = Field(default=None, gt=0, description="image height, px")
-    K: Numbers | None = Field(default=None, description="3x3 camera matrix, row by row, px")
+    width: int | None = Field(default=None, gt=0, description="image width [px]")
+    height: int | None = Field(default=None, gt=0, description="image height [px]")
+    K: Numbers | None = Field(default=None, description="3x3 camera matrix, row by row [px]")
     distortion_model: str = Field(
         default="none", description="none, plumb_bob, rational_polynomial or equidistant"
     )
@@ -75,7 +75,7 @@ class CameraCalibration(Section):
         return _matrix(self.T_cam_lidar)
 
     def model(self) -> CameraModel | None:
-        """The camera model, or None where only the extrinsic is given."""
+        """The camera model, or None if only the extrinsics are given."""
         if self.K is None or self.width is None or self.height is None:
             return None
         return CameraModel(
@@ -90,13 +90,13 @@ class CameraCalibration(Section):
 
 
 class Calibration(Section):
-    """The cameras of a rig, by camera name or image topic."""
+    """Cameras of a platform, by camera name or image topic."""
 
     cameras: dict[str, CameraCalibration] = Field(
         description="camera name or image topic: its calibration"
     )
     T_body_lidar: tuple[Numbers, ...] | None = Field(
-        default=None, description="LiDAR frame into the frame that poses are of, m"
+        default=None, description="LiDAR frame into the frame of the poses [m]"
     )
 
     @field_validator("T_body_lidar")
@@ -105,7 +105,7 @@ class Calibration(Section):
         return None if rows is None else _check_rigid(rows)
 
     def body(self) -> Float64 | None:
-        """T_body_lidar (4, 4), or None where it is not given."""
+        """T_body_lidar (4, 4), or None."""
         return None if self.T_body_lidar is None else _matrix(self.T_body_lidar)
 
 
@@ -113,13 +113,13 @@ def load_calibration(path: str | Path) -> Calibration:
     """Read a calibration file.
 
     Raises:
-        InputError: the file is missing, or something in it is missing, unknown or wrong.
+        InputError: the file is missing, or an entry is missing, unknown or invalid.
     """
     return load_yaml(path, Calibration)
 
 
 def save_calibration(path: str | Path, frames: list[CameraFrame]) -> None:
-    """Write the calibration of the cameras of a sample, for use with another recording."""
+    """Write the calibration of the cameras of a sample, for another recording."""
     cameras = {frame.name: _describe(frame) for frame in frames}
     text = yaml.safe_dump({"cameras": cameras}, sort_keys=False, default_flow_style=None)
     write_atomic(path, text)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decoding images: files, compressed messages and raw `sensor_msgs/Image` messages, all to RGB."""
+"""Decode image files, compressed messages and `sensor_msgs/Image` messages to RGB."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pcseg_core.errors import InputError
 
 RGB = npt.NDArray[np.uint8]
 
-# encoding: (channels, dtype, channel order that gives RGB)
+# encoding: (channels, dtype, indices of R, G, B)
 _PACKED: dict[str, tuple[int, str, tuple[int, int, int]]] = {
     "rgb8": (3, "u1", (0, 1, 2)),
     "bgr8": (3, "u1", (2, 1, 0)),
@@ -42,7 +42,7 @@ _BAYER: dict[str, tuple[int, int, int, int]] = {
 
 
 class ImageMessage(Protocol):
-    """What is used of a `sensor_msgs/Image`."""
+    """Attributes of a `sensor_msgs/Image` that are read."""
 
     height: int
     width: int
@@ -57,7 +57,7 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None) -> RGB:
 
     Args:
         path: the file.
-        size: (width, height) that its camera model is for; None takes any.
+        size: expected (width, height); None accepts any.
 
     Raises:
         InputError: the file is missing, truncated, not an image, or of another size.
@@ -70,7 +70,7 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None) -> RGB:
 
 
 def check_size(image: RGB, size: tuple[int, int] | None, name: str) -> RGB:
-    """Give the image back if it has the (width, height) of its camera, else raise InputError."""
+    """The image; raises InputError unless it has the (width, height) of its camera."""
     height, width = image.shape[:2]
     if size is not None and (width, height) != size:
         raise InputError(
@@ -81,10 +81,10 @@ def check_size(image: RGB, size: tuple[int, int] | None, name: str) -> RGB:
 
 
 def decode_image(data: bytes | memoryview | npt.NDArray[np.uint8], name: str = "image") -> RGB:
-    """Decode a PNG, JPEG or other image file held in memory to (H, W, 3) uint8 RGB.
+    """Decode the bytes of a PNG, JPEG or other image file to (H, W, 3) uint8 RGB.
 
     Raises:
-        InputError: the bytes are not a whole image of a known format; `name` is named.
+        InputError: the bytes are not a complete image of a known format; the message has `name`.
     """
     content = data if isinstance(data, bytes) else bytes(data)
     try:
@@ -100,7 +100,7 @@ def decode_image(data: bytes | memoryview | npt.NDArray[np.uint8], name: str = "
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
-    """(width, height) of an image file, from its header only.
+    """(width, height) of an image file; reads the header only.
 
     Raises:
         InputError: the file is missing or not an image.
@@ -118,7 +118,7 @@ def image_from_message(message: ImageMessage, name: str = "image") -> RGB:
     16-bit images keep their upper 8 bits; Bayer mosaics are interpolated.
 
     Raises:
-        InputError: an encoding that holds no colors (depth, for example), or too few bytes.
+        InputError: an encoding without colors (such as depth), or too few bytes.
     """
     encoding = message.encoding.strip().lower()
     pattern = encoding.rstrip("0123456789")
@@ -136,7 +136,7 @@ def image_from_message(message: ImageMessage, name: str = "image") -> RGB:
 
 
 def _unpack(message: ImageMessage, channels: int, kind: str, name: str) -> npt.NDArray[Any]:
-    """View the pixels as (H, W, channels), checking the message's own sizes."""
+    """View the pixels as (H, W, channels), after a check of the sizes."""
     dtype = np.dtype(kind).newbyteorder(">" if message.is_bigendian else "<")
     height, width, step = int(message.height), int(message.width), int(message.step)
     row = width * channels * dtype.itemsize

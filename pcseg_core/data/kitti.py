@@ -25,34 +25,34 @@ from pcseg_core.labels import LabelSpace
 
 Float64 = npt.NDArray[np.float64]
 NANOSECONDS = 1_000_000_000
-MAX_TRIGGER_DELAY_NS = 50_000_000  # between a sweep and the arrival of its image: half a turn
+MAX_TRIGGER_DELAY_NS = 50_000_000  # from a sweep to the arrival of its image: half a revolution
 
 
 class KittiRawRecording:
-    """One drive of KITTI raw, rectified and synchronized, with the day's calibration beside it.
+    """One drive of KITTI raw, rectified and synchronized, with the calibration of the day.
 
-    The sweeps of these recordings are already corrected for motion, to the time at which the
-    scanner faces forward and triggers the cameras: `velodyne_points/timestamps.txt`. So clouds
-    have no per-point time and that stamp, and so do the images. The stamps recorded for images
-    are about 10 ms later, when they arrived: over a drive at 10 to 14 m/s, edges in the images
-    fit edges of depth best when the images are taken to be 0 to 5 ms before the trigger.
+    The sweeps of these recordings are deskewed to the time at which the scanner faces forward and
+    triggers the cameras: `velodyne_points/timestamps.txt`. Clouds and images get this stamp, and
+    clouds have no per-point times. The recorded stamps of the images are their arrival times, about
+    10 ms later. In a drive at 10 to 14 m/s, image edges match depth edges best if the images are
+    assumed 0 to 5 ms before the trigger.
 
-    Poses come from `oxts`, or else from a `poses*.txt` in the drive with one T_world_lidar
-    (12 numbers) per sweep.
+    Poses come from `oxts`, or from a `poses*.txt` in the drive with one T_world_lidar (12 numbers)
+    per sweep.
     """
 
     label_space: LabelSpace | None = None
 
     def __init__(self, path: str | Path, cameras: Sequence[str] | str | None = None) -> None:
-        """Index a drive; nothing large is read.
+        """Index a drive; reads no sweeps and no images.
 
         Args:
-            path: folder with velodyne_points, image_02 and so on; calib_*.txt beside it.
-            cameras: folders of images to use; None takes the color cameras there are (image_02,
-                image_03), else the gray ones. A string is split at commas.
+            path: folder with velodyne_points, image_02 and so on, next to calib_*.txt.
+            cameras: image folders to use; None takes the color cameras (image_02, image_03), or
+                the gray ones if there are none. A string is split at commas.
 
         Raises:
-            InputError: no sweeps, no calibration, or a file that is not what it must be.
+            InputError: no sweeps, no calibration, or an invalid file.
         """
         self.path = Path(path)
         self.name = self.path.name
@@ -80,15 +80,15 @@ class KittiRawRecording:
         )
 
     def sweep_path(self, frame: int) -> Path:
-        """The sweep's file."""
+        """File of a sweep."""
         return self.path / "velodyne_points" / "data" / f"{frame:010d}.bin"
 
     def image_path(self, camera: str, frame: int) -> Path:
-        """The image's file, which may not exist."""
+        """File of an image, which may not exist."""
         return self.path / camera / "data" / f"{frame:010d}.png"
 
     def T_velo_imu(self) -> Float64:
-        """(4, 4): IMU frame to LiDAR frame, of the day's calibration."""
+        """(4, 4): IMU frame to LiDAR frame, from the calibration of the day."""
         path = self.path.parent / "calib_imu_to_velo.txt"
         return _pose_entry(files.read_calibration(path), path)
 
@@ -170,7 +170,7 @@ class KittiRawRecording:
         self.frames, self.stamps = [self.frames[i] for i in kept], self.stamps[kept]
 
     def _triggered(self, name: str) -> set[int]:
-        """Frames whose image is there and was taken with the sweep."""
+        """Frames with an image that was taken with the sweep."""
         stamps = files.read_stamps(self.path / name / "timestamps.txt")
         taken = set()
         for frame, stamp in zip(self.frames, self.stamps.tolist()):
@@ -192,9 +192,9 @@ class KittiRawRecording:
 
 
 class KittiObjectRecording:
-    """The KITTI object benchmark: single frames of as many scenes, with 3D boxes, without poses.
+    """The KITTI object benchmark: single frames with 3D boxes, without poses.
 
-    Stamps are nominal (one second a frame), and each frame is a scene of its own.
+    Stamps are nominal (one second per frame), and each frame is its own scene.
     """
 
     label_space: LabelSpace | None = None
@@ -204,7 +204,7 @@ class KittiObjectRecording:
         """Index a folder such as `training` with velodyne, calib, image_2 and label_2.
 
         Raises:
-            InputError: no usable sweep there.
+            InputError: no usable sweep.
         """
         self.path = Path(path)
         self.name = f"kitti-object-{self.path.name}"
@@ -273,10 +273,10 @@ def rect0_from_lidar(calibration: dict[str, Float64], path: Path) -> Float64:
 
 
 def read_object_boxes(path: Path, T_lidar_rect0: Float64) -> list[Box]:
-    """Boxes of a KITTI object label file in the LiDAR frame; DontCare regions are left out.
+    """Boxes of a KITTI object label file in the LiDAR frame, without DontCare regions.
 
-    A line gives height, width, length, the middle of the bottom face in rectified camera 0
-    (y down), and the heading `rotation_y` about that camera's y axis.
+    A line holds height, width, length, the center of the bottom face in rectified camera 0 (y down)
+    and the heading `rotation_y` about the y axis of that camera.
 
     Raises:
         InputError: a line is not a class name and 14 numbers.

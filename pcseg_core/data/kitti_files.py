@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The file formats shared by KITTI raw, KITTI object and SemanticKITTI."""
+"""File formats shared by KITTI raw, KITTI object and SemanticKITTI."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.spatial.transform import Rotation
 
 from pcseg_core.camera import CameraModel
 from pcseg_core.cloud import PointCloud
 from pcseg_core.data.images import image_size
 from pcseg_core.errors import InputError
-from pcseg_core.geometry import invert
+from pcseg_core.geometry import from_rotation
 
 Float64 = npt.NDArray[np.float64]
 
@@ -22,12 +22,12 @@ EARTH_RADIUS_M = 6378137.0  # WGS84 equatorial, as in KITTI's development kit
 
 
 def numbered(folder: Path, suffix: str) -> list[Path]:
-    """Files of a folder whose names are numbers, in order; none where there is no folder."""
+    """Files of a folder with numbers as names, sorted; empty without the folder."""
     return sorted(path for path in folder.glob(f"*{suffix}") if path.stem.isdigit())
 
 
 def read_calibration(path: Path) -> dict[str, Float64]:
-    """Read "name: numbers" lines; lines without numbers (dates) are left out.
+    """Read lines "name: numbers"; lines without numbers (dates) are skipped.
 
     Raises:
         InputError: the file is missing.
@@ -43,7 +43,7 @@ def read_calibration(path: Path) -> dict[str, Float64]:
 
 
 def entry(values: dict[str, Float64], name: str, count: int, path: Path) -> Float64:
-    """One entry of a calibration, with the number of values that it must have."""
+    """One entry of a calibration; raises InputError unless it has `count` finite values."""
     if name not in values:
         raise InputError(
             f"{path}: no entry '{name}'; the calibration is missing or of another kind"
@@ -71,7 +71,7 @@ def pose_of_row(row: Float64) -> Float64:
 
 
 def read_poses(path: Path) -> Float64:
-    """(M, 4, 4) poses, one line of 12 values each.
+    """(M, 4, 4) poses, 12 values per line.
 
     Raises:
         InputError: the file is missing, empty, or a line is not 12 finite numbers.
@@ -90,7 +90,7 @@ def read_poses(path: Path) -> Float64:
 def read_stamps(path: Path) -> npt.NDArray[np.int64]:
     """(M,) int64 nanoseconds from lines such as "2011-09-26 13:10:51.158069617".
 
-    A blank line (KITTI has them where a sweep is missing) becomes 0.
+    A blank line (a missing sweep in KITTI) becomes 0.
 
     Raises:
         InputError: the file is missing or a line is not a date and time.
@@ -109,7 +109,7 @@ def read_sweep(path: Path, stamp_ns: int) -> PointCloud:
     """Read a .bin of float32 x, y, z, reflectance (0..1).
 
     Raises:
-        InputError: missing, truncated, empty, or without a single finite point.
+        InputError: missing, truncated, empty, or without a finite point.
     """
     cells = read_floats(path, 4)
     return PointCloud(
@@ -124,7 +124,7 @@ def read_floats(path: Path, columns: int) -> npt.NDArray[np.float32]:
     """Read a .bin of float32 rows whose first three columns are x, y, z: (N, columns).
 
     Raises:
-        InputError: missing, truncated, empty, or without a single finite point.
+        InputError: missing, truncated, empty, or without a finite point.
     """
     try:
         data = path.read_bytes()
@@ -140,7 +140,7 @@ def read_floats(path: Path, columns: int) -> npt.NDArray[np.float32]:
 
 
 def sweep_fault(size: int, columns: int) -> str:
-    """Why a file of `size` bytes cannot be a sweep; empty when it can."""
+    """Reason why a file of `size` bytes cannot be a sweep; empty if it can."""
     step = 4 * columns
     if size == 0:
         return "the sweep is empty"
@@ -150,9 +150,9 @@ def sweep_fault(size: int, columns: int) -> str:
 
 
 def projective_camera(P: Float64, width: int, height: int) -> tuple[CameraModel, Float64]:
-    """Split a 3x4 projection of rectified camera 0 into a camera and its place.
+    """Split a 3x4 projection of rectified camera 0 into intrinsics and extrinsics.
 
-    P = K [I | t], so the camera has matrix K and sits where T_cam_rect0 = [I | t].
+    P = K [I | t]: the camera has the matrix K and T_cam_rect0 = [I | t].
 
     Returns:
         The model without distortion, and T_cam_rect0 (4, 4).
@@ -167,7 +167,7 @@ def projective_camera(P: Float64, width: int, height: int) -> tuple[CameraModel,
 
 
 def camera_of_image(P: Float64, image: Path) -> tuple[CameraModel, Float64]:
-    """`projective_camera` with the size that an image of that camera has."""
+    """`projective_camera` with the size of an image."""
     width, height = image_size(image)
     return projective_camera(P, width, height)
 
@@ -175,28 +175,20 @@ def camera_of_image(P: Float64, image: Path) -> tuple[CameraModel, Float64]:
 def oxts_poses(paths: list[Path]) -> Float64:
     """(M, 4, 4) T_world_imu from GPS/IMU packets; the world is x east, y north, z up.
 
-    Mercator projection scaled at the first packet's latitude, as in KITTI's development kit
-    (Geiger et al., "Vision meets Robotics", 2013); the first position is the origin.
+    Mercator projection, scaled at the latitude of the first packet, as in KITTI's development kit
+    (Geiger et al., "Vision meets Robotics", 2013). The first position is the origin.
 
     Raises:
         InputError: a file is missing or does not start with six finite numbers.
     """
     rows = np.stack([_oxts_packet(path) for path in paths])
-    latitude, longitude, altitude, roll, pitch, yaw = rows.T
+    latitude, longitude, altitude = rows.T[:3]
     scale = np.cos(np.radians(latitude[0]))
     east = scale * EARTH_RADIUS_M * np.radians(longitude)
     north = scale * EARTH_RADIUS_M * np.log(np.tan(np.radians(90.0 + latitude) / 2))
-    poses = np.tile(np.eye(4), (len(rows), 1, 1))
-    poses[:, :3, :3] = _rz(yaw) @ _ry(pitch) @ _rx(roll)
     place = np.stack([east, north, altitude], axis=1)
-    poses[:, :3, 3] = place - place[0]
-    return poses
-
-
-def relative_to_first(poses: Float64) -> Float64:
-    """Poses in the frame of the first one."""
-    moved: Float64 = invert(poses[0]) @ poses
-    return moved
+    rotation = Rotation.from_euler("xyz", rows[:, 3:]).as_matrix()  # roll, pitch, yaw
+    return from_rotation(rotation, place - place[0])
 
 
 def _oxts_packet(path: Path) -> Float64:
@@ -221,24 +213,3 @@ def _text(path: Path) -> str:
         return path.read_text(encoding="utf-8").rstrip("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot read it: {error}") from error
-
-
-def _axis(angle: Float64, first: int, second: int) -> Float64:
-    """(M, 3, 3) rotations by `angle` (M,) that turn axis `first` toward axis `second`."""
-    R: npt.NDArray[Any] = np.tile(np.eye(3), (len(angle), 1, 1))
-    R[:, first, first] = R[:, second, second] = np.cos(angle)
-    R[:, second, first] = np.sin(angle)
-    R[:, first, second] = -np.sin(angle)
-    return R
-
-
-def _rx(angle: Float64) -> Float64:
-    return _axis(angle, 1, 2)
-
-
-def _ry(angle: Float64) -> Float64:
-    return _axis(angle, 2, 0)
-
-
-def _rz(angle: Float64) -> Float64:
-    return _axis(angle, 0, 1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A KITTI raw drive as a rosbag2, as a robot would have recorded it."""
+"""Convert a KITTI raw drive into a rosbag2 as recorded by a robot."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from pcseg_core.cloud import EncodedCloud, encode_cloud
 from pcseg_core.data.bag_writer import BagWriter, Format
 from pcseg_core.data.kitti import KittiRawRecording
 from pcseg_core.data.kitti_files import LIDAR_FRAME
-from pcseg_core.data.progress import tracked
 from pcseg_core.data.sample import CameraFrame, Sample
 from pcseg_core.errors import InputError
 from pcseg_core.geometry import compose, invert
+from pcseg_core.progress import tracked
 
 CLOUD_TOPIC = "/velodyne_points"
 ODOMETRY_TOPIC = "/odometry"
@@ -34,17 +34,17 @@ def write_kitti_bag(
     compress: bool = False,
     force: bool = False,
 ) -> BagWriter:
-    """Write a drive: clouds, images with CameraInfo, /tf_static, /tf and Odometry.
+    """Write a drive as a bag: clouds, images with CameraInfo, /tf_static, /tf and Odometry.
 
     Frames: odom -> base_link (moving), base_link -> velodyne and -> camera_N (static; camera_N is
-    the optical frame of the rectified image, so image topics are image_rect*). Sweeps that do not
-    read and images that do not decode are left out and counted in `drive.skipped`.
+    the optical frame of the rectified image, so image topics are image_rect*). Unreadable sweeps
+    and images are skipped and counted in `drive.skipped`.
 
     Args:
         drive: the drive.
         out: folder of the new bag.
         format: "mcap" or "sqlite3".
-        raw_images: write sensor_msgs/Image; else the PNG files go into CompressedImage as they are.
+        raw_images: write sensor_msgs/Image instead of CompressedImage with the PNG files.
         compress: zstd.
         force: replace a bag at `out`.
 
@@ -52,7 +52,7 @@ def write_kitti_bag(
         The closed writer, for its `path` and `counts`.
 
     Raises:
-        InputError: `out` is taken or cannot be written, or not one sweep of the drive reads.
+        InputError: `out` is taken or cannot be written, or no sweep of the drive is readable.
     """
     with BagWriter(out, format=format, compress=compress, force=force) as writer:
         _write_static(writer, drive)
@@ -78,7 +78,7 @@ def camera_frame_id(name: str) -> str:
 
 
 def image_topic(name: str) -> str:
-    """Topic of the images of a camera folder; gray cameras have image_rect, others _color."""
+    """Image topic of a camera folder: image_rect for gray cameras, image_rect_color for others."""
     leaf = "image_rect" if name in GRAY else "image_rect_color"
     return f"/{camera_frame_id(name)}/{leaf}"
 
@@ -92,7 +92,7 @@ def _write_static(writer: BagWriter, drive: KittiRawRecording) -> None:
 
 
 def _write_poses(writer: BagWriter, drive: KittiRawRecording) -> None:
-    """/tf and Odometry of base_link, at the stamps at which poses are known."""
+    """/tf and Odometry of base_link, at the stamps of the poses."""
     if drive.trajectory is None:
         return
     T_lidar_base = drive.T_velo_imu()
@@ -107,14 +107,14 @@ def _write_poses(writer: BagWriter, drive: KittiRawRecording) -> None:
 def _velocity(
     stamps: list[int], poses: npt.NDArray[np.float64], position: int
 ) -> tuple[list[float], list[float]]:
-    """Linear and angular velocity in the moving frame, by differences of neighboring poses."""
+    """Linear and angular velocity in the moving frame, from differences of poses."""
     before, after = max(0, position - 1), min(len(stamps) - 1, position + 1)
     if before == after:
         return [0.0] * 3, [0.0] * 3
     seconds = (stamps[after] - stamps[before]) * 1e-9
     step = poses[position][:3, :3].T @ (poses[after][:3, 3] - poses[before][:3, 3])
     turn = poses[before][:3, :3].T @ poses[after][:3, :3]
-    # Rotations of a few degrees: the skew part is the rotation vector to second order.
+    # For a few degrees, the skew part is the rotation vector up to second order.
     skew = np.array([turn[2, 1] - turn[1, 2], turn[0, 2] - turn[2, 0], turn[1, 0] - turn[0, 1]]) / 2
     return (step / seconds).tolist(), (skew / seconds).tolist()
 
@@ -133,7 +133,7 @@ def _write_image(
     path = drive.image_path(frame.name, number)
     frame_id, topic, stamp = camera_frame_id(frame.name), image_topic(frame.name), frame.stamp_ns
     try:
-        pixels = frame.image  # also checks that what is passed on as it is does decode
+        pixels = frame.image  # checks that the copied file decodes
     except InputError as error:
         drive.skipped[f"unreadable image: {error}"] += 1
         return

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Standard ROS 2 messages made from our types, for writing bags without ROS."""
+"""Standard ROS 2 messages from core types, to write bags without ROS."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def image(pixels: npt.NDArray[np.uint8], frame_id: str, stamp_ns: int) -> Any:
 
 
 def compressed_image(data: bytes, format: str, frame_id: str, stamp_ns: int) -> Any:
-    """A sensor_msgs/CompressedImage of a whole image file, `format` "png" or "jpeg"."""
+    """A sensor_msgs/CompressedImage of an image file; `format` is "png" or "jpeg"."""
     return _new(
         COMPRESSED_IMAGE,
         header=header(frame_id, stamp_ns),
@@ -92,9 +92,9 @@ def compressed_image(data: bytes, format: str, frame_id: str, stamp_ns: int) -> 
 
 
 def camera_info(camera: CameraModel, frame_id: str, stamp_ns: int) -> Any:
-    """A sensor_msgs/CameraInfo of a camera with the size of its images.
+    """A sensor_msgs/CameraInfo of the images, after region of interest and binning.
 
-    A camera without distortion ("none" here) is a plumb_bob with zeros, as is usual in ROS.
+    A camera without distortion ("none") becomes plumb_bob with zeros, as usual in ROS.
     """
     P = np.hstack([camera.K, np.zeros((3, 1))]) if camera.P is None else camera.P
     plain = camera.distortion_model == "none"

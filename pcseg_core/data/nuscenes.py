@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""nuScenes: its tables (v1.0-*), or one key frame described by a `sample.json`.
+"""Reader of nuScenes: tables (v1.0-*), or one key frame in a `sample.json`.
 
 Caesar et al., "nuScenes: A multimodal dataset for autonomous driving", CVPR 2020. Intensity, 0 to
-255 in the files, is scaled to 0..1. Sweeps are not corrected for motion and have no per-point
-time; their stamps are those of the files.
+255 in the files, is scaled to 0..1. Sweeps are not deskewed and have no per-point times; stamps are
+those of the files.
 """
 
 from __future__ import annotations
@@ -41,13 +41,12 @@ class NuScenesRecording:
         """Index the key frames at `path`.
 
         Args:
-            path: the data set's folder (with v1.0-* in it), one such v1.0-* folder, or a folder
-                with `sample.json`.
+            path: folder of the data set (with v1.0-* in it), a v1.0-* folder, or a folder with
+                `sample.json`.
             scenes: text file with the names of the scenes to read, one per line; default all.
 
         Raises:
-            InputError: none of these, a table that lacks something, a scene that is not there, or
-                no usable sweep.
+            InputError: none of these, an incomplete table, an unknown scene, or no usable sweep.
         """
         self.path = Path(path)
         self.name = f"nuscenes-{self.path.name}"
@@ -146,15 +145,15 @@ def read_nuscenes_sweep(path: Path, stamp_ns: int) -> PointCloud:
 
 
 def sample_json_frame(path: Path) -> KeyFrame:
-    """The key frame that a `sample.json` describes.
+    """The key frame of a `sample.json`.
 
-    It gives one ego pose and, per camera, `lidar2cam` with the ego motion between the stamps in
-    it. From these the ego pose at each camera's stamp is recovered, so that the sample has
-    static extrinsics and a trajectory like any other.
+    The file holds one ego pose and, per camera, `lidar2cam` including the ego motion between the
+    stamps. The ego poses at the stamps of the cameras are recovered from these; the sample then has
+    static extrinsics and a trajectory.
 
     Raises:
         InputError: not JSON.
-        KeyError: something is missing in it.
+        KeyError: an entry is missing.
     """
     try:
         described = json.loads(path.read_text(encoding="utf-8"))
@@ -186,7 +185,7 @@ def sample_json_frame(path: Path) -> KeyFrame:
 
 
 def _json_boxes(described: dict[str, Any]) -> list[Box]:
-    """Rows of x, y, z, length, width, height, yaw in the LiDAR frame; a class not listed is -1."""
+    """Rows of x, y, z, length, width, height, yaw in the LiDAR frame; unknown classes are -1."""
     names = described["categories"]
     boxes = []
     for row in described["boxes"]:
@@ -205,5 +204,5 @@ def _camera_frame(name: str, stamp_ns: int, image: Path, K: Any, T_cam_lidar: An
 
 
 def _microseconds(seconds: float) -> int:
-    """Nanoseconds of a float stamp, which is exact to microseconds only."""
+    """Nanoseconds of a float stamp, rounded to microseconds."""
     return round(seconds * 1e6) * 1000

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tables of nuScenes (v1.0-*/*.json), joined into key frames."""
+"""Tables of nuScenes (v1.0-*/*.json), joined into key frames."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LIDAR = "LIDAR_TOP"
 
 @dataclass(frozen=True)
 class KeyFrame:
-    """One key frame, as either of the two layouts describes it.
+    """One key frame of either layout.
 
     Attributes:
         name, scene: names for the sample.
@@ -34,8 +34,8 @@ class KeyFrame:
         lidar: the sweep's file.
         cameras: (name, stamp_ns, image file, K (3, 3), T_cam_lidar static) of each camera.
         trajectory: T_world_lidar over the scene.
-        labels: lidarseg file, where there is one.
-        boxes: gives the boxes in the LiDAR frame; None where the source has none.
+        labels: lidarseg file, or None.
+        boxes: returns the boxes in the LiDAR frame; None without boxes.
     """
 
     name: str
@@ -52,7 +52,7 @@ def table_folder(path: Path) -> Path:
     """The v1.0-* folder at or in `path`.
 
     Raises:
-        InputError: none, or more than one to choose from.
+        InputError: no or several such folders.
     """
     if (path / "sample_data.json").is_file():
         return path
@@ -68,13 +68,13 @@ def table_folder(path: Path) -> Path:
 
 
 def key_frames(folder: Path, skipped: Counter[str]) -> list[KeyFrame]:
-    """Join the tables in `folder` into key frames, scene after scene, in order of time.
+    """Join the tables of a folder into key frames, by scene and time.
 
-    Images whose files are missing are left out and counted.
+    Missing image files are skipped and counted.
 
     Raises:
         InputError: a table is missing or is not JSON.
-        KeyError: a row lacks a column, or points to a row that is not there.
+        KeyError: a row lacks a column, or refers to a missing row.
     """
     tables = _Tables(folder)
     by_scene: dict[str, list[Row]] = defaultdict(list)
@@ -93,7 +93,7 @@ def key_frames(folder: Path, skipped: Counter[str]) -> list[KeyFrame]:
 
 
 class _Tables:
-    """The tables that matter here, keyed by their tokens."""
+    """The tables in use, by token."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -142,7 +142,7 @@ class _Tables:
         )
 
     def trajectory(self, scene_token: str, first: Row) -> Trajectory:
-        """T_world_lidar of a scene, at the stamps of all its sensor readings."""
+        """T_world_lidar of a scene, at the stamps of all its sensor data."""
         T_ego_lidar = self.T_ego_sensor(self.key_data[first["token"]][LIDAR])
         poses = {_nanoseconds(row): row for row in self.scene_data[scene_token]}
         stamps = sorted(poses)
@@ -150,11 +150,11 @@ class _Tables:
         return Trajectory(np.array(stamps, dtype=np.int64), T_world_ego @ T_ego_lidar)
 
     def T_ego_sensor(self, data: Row) -> Float64:
-        """(4, 4): frame of the sensor of a `sample_data` row to the vehicle."""
+        """(4, 4): sensor frame of a `sample_data` row to vehicle frame."""
         return _pose(self.mounts[data["calibrated_sensor_token"]])
 
     def T_world_ego(self, data: Row) -> Float64:
-        """(4, 4): the vehicle's pose at a `sample_data` row."""
+        """(4, 4): pose of the vehicle at a `sample_data` row."""
         return _pose(self.ego_poses[data["ego_pose_token"]])
 
     def _sort_in(self, row: Row) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Poses for recordings without any: LiDAR odometry by kiss-icp, or a trajectory file.
+"""Poses for recordings without poses: LiDAR odometry by kiss-icp, or a trajectory file.
 
 Vizzo et al., "KISS-ICP: In Defense of Point-to-Point ICP", RA-L 2023.
 """
@@ -20,7 +20,7 @@ from pcseg_core.errors import InputError, require
 from pcseg_core.files import atomic_path
 from pcseg_core.geometry import Trajectory, deskew, from_quaternion, invert
 
-MIN_RANGE_M = 1.0  # nearer returns are mostly the robot itself, which moves along
+MIN_RANGE_M = 1.0  # nearer returns are mostly from the robot itself
 MAX_RANGE_M = 100.0
 
 
@@ -29,13 +29,13 @@ def estimate_trajectory(
 ) -> Trajectory:
     """Estimate T_world_lidar at the stamps of consecutive sweeps; the first pose is the identity.
 
-    Sweeps with per-point times are corrected for motion first, taking the velocity to be that
-    between the two sweeps before.
+    Sweeps with per-point times are deskewed first, with the velocity between the two previous
+    sweeps.
 
     Args:
-        sweeps: in order, stamps increasing; points that are not finite are left out.
-        max_range_m: farthest returns used [m]; the map's voxels are a hundredth of it. None takes
-            1.5 times the range that holds 99 % of the first sweep, 100 m at most.
+        sweeps: in the order of their stamps; points that are not finite are ignored.
+        max_range_m: maximum range of the points [m]; the voxels of the map have a hundredth of it.
+            None takes 1.5 times the range of 99 % of the first sweep, at most 100 m.
 
     Raises:
         InputError: no sweeps, or a sweep without finite points.
@@ -62,12 +62,12 @@ def estimate_trajectory(
 def cached_trajectory(
     key: str, sweeps: Iterable[PointCloud], folder: Path | None = None
 ) -> Trajectory:
-    """`estimate_trajectory`, kept on disk so that opening a long recording again is quick.
+    """`estimate_trajectory` with a cache on disk.
 
     Args:
-        key: identifies the sweeps: path, size and time of change of the recording, and topic.
-        sweeps: read only when the estimate is not there yet.
-        folder: where to keep it; None takes $XDG_CACHE_HOME/pcseg/odometry.
+        key: identifies the sweeps: path, size and modification time of the recording, and topic.
+        sweeps: read only without a cached estimate.
+        folder: of the cache; None takes $XDG_CACHE_HOME/pcseg/odometry.
     """
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     place = folder or Path(home) / "pcseg" / "odometry"
@@ -82,13 +82,13 @@ def cached_trajectory(
     try:
         with atomic_path(path) as temporary:
             np.savez(temporary, stamps_ns=trajectory.stamps_ns, poses=trajectory.poses)
-    except InputError:  # a home that cannot be written costs time, not the result
+    except InputError:  # an unwritable cache costs time only
         pass
     return trajectory
 
 
 def read_tum(path: str | Path) -> Trajectory:
-    """Read T_world_lidar from a file in TUM format: "seconds tx ty tz qx qy qz qw" a line.
+    """Read T_world_lidar from a file in TUM format: lines "seconds tx ty tz qx qy qz qw".
 
     Raises:
         InputError: the file is missing, a line is not 8 numbers, or stamps do not increase.
@@ -119,7 +119,7 @@ def read_tum(path: str | Path) -> Trajectory:
 
 
 def _nanoseconds(seconds: str) -> int:
-    """Nanoseconds of a decimal number of seconds, exact where a float would round."""
+    """Nanoseconds of a decimal number of seconds, without rounding to a float."""
     whole, _, fraction = seconds.partition(".")
     if fraction and not fraction.isdigit():  # an exponent
         return round(float(seconds) * 1e9)
@@ -130,7 +130,7 @@ def _nanoseconds(seconds: str) -> int:
 def _kiss_icp(max_range_m: float) -> Any:
     parser = require("kiss_icp.config.parser", "odometry")
     config = parser.load_config(None)
-    config.data.deskew = False  # done here, so that the pose is that of the header stamp
+    config.data.deskew = False  # we deskew, to get the pose at the header stamp
     config.data.min_range = MIN_RANGE_M
     config.data.max_range = max_range_m
     config.mapping.voxel_size = max_range_m / 100.0
@@ -145,7 +145,7 @@ def _usual_range(xyz: npt.NDArray[Any]) -> float:
 def _without_motion(
     sweep: PointCloud, stamps: list[int], poses: list[npt.NDArray[np.float64]]
 ) -> npt.NDArray[Any]:
-    """Points as seen at the sweep's stamp, if their times and a velocity are known."""
+    """Points deskewed to the stamp of the sweep, if their times and a velocity are known."""
     if sweep.time is None or len(poses) < 2:
         return sweep.xyz
     interval = stamps[-1] - stamps[-2]

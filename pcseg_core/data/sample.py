@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every reader gives: one LiDAR sweep with its images, poses and, where known, labels.
+"""The sample of all readers: a LiDAR sweep with images, poses and labels.
 
 Frames and units are those of `pcseg_core.geometry`: meters, `T_a_b` maps points of frame b into
-frame a, stamps are integer nanoseconds. Images, labels and depth maps of cameras are loaded when
-asked for, so that a sample is cheap until its pixels are needed.
+frame a, stamps are integer nanoseconds. Images, labels and depth maps of cameras are loaded on
+access.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ Lazy: TypeAlias = "Array | Callable[[], Array] | None"
 
 
 class CameraFrame:
-    """One image with its camera model and its place relative to the LiDAR.
+    """One image with its camera model and extrinsics.
 
     Attributes:
-        name: unique among the cameras of a drive, for example "image_02" or "/camera/front".
-        stamp_ns: when the image was taken (int nanoseconds).
+        name: unique among the cameras of a recording, such as "image_02" or "/camera/front".
+        stamp_ns: of the image (int nanoseconds).
         camera: model of the image as stored (a rectified image has a model without distortion).
         T_cam_lidar: (4, 4) float64 static extrinsic, LiDAR frame to camera optical frame
             (x right, y down, z forward), without ego motion; see `Sample.T_cam_lidar`.
@@ -48,9 +48,9 @@ class CameraFrame:
         depth: Lazy = None,
         instances: Lazy = None,
     ) -> None:
-        """Take pixels as arrays, or as functions that load them on every access.
+        """Pixels are arrays, or functions that load them on every access.
 
-        A function must be picklable where the drive is read by worker processes.
+        Functions must be picklable if worker processes read the recording.
         """
         self.name = name
         self.stamp_ns = int(stamp_ns)
@@ -62,14 +62,14 @@ class CameraFrame:
         self._instances = instances
 
     def placed(self, T_cam_lidar: Array) -> CameraFrame:
-        """The same image with another place of its camera."""
+        """The same image with other extrinsics."""
         moved = copy.copy(self)
         moved.T_cam_lidar = np.asarray(T_cam_lidar, np.float64)
         return moved
 
     @property
     def image(self) -> npt.NDArray[np.uint8]:
-        """(H, W, 3) uint8 RGB, loaded anew on each access.
+        """(H, W, 3) uint8 RGB, loaded on each access.
 
         Raises:
             InputError: the image cannot be read or decoded.
@@ -80,17 +80,17 @@ class CameraFrame:
 
     @property
     def labels(self) -> npt.NDArray[np.int16] | None:
-        """(H, W) int16 class ids, -1 where there is none; None where pixels are unlabeled."""
+        """(H, W) int16 class ids, -1 without a class; None for an unlabeled image."""
         return _load(self._labels)
 
     @property
     def depth(self) -> npt.NDArray[np.float32] | None:
-        """(H, W) float32 z in the camera frame [m], NaN or infinity where nothing was hit."""
+        """(H, W) float32 z in the camera frame [m], NaN or infinity without a surface."""
         return _load(self._depth)
 
     @property
     def instances(self) -> npt.NDArray[np.int32] | None:
-        """(H, W) int32 instance ids, -1 where there is none."""
+        """(H, W) int32 instance ids, -1 without an instance."""
         return _load(self._instances)
 
     def __repr__(self) -> str:
@@ -102,10 +102,10 @@ class Box:
     """A labeled 3D box in the LiDAR frame.
 
     Attributes:
-        center: (3,) x, y, z of the middle [m].
+        center: (3,) x, y, z [m].
         size: (3,) length along the heading, width, height [m].
         yaw: heading about +z, 0 along +x, counter-clockwise [rad].
-        label: class name as the data set spells it.
+        label: class name of the data set.
     """
 
     center: npt.NDArray[np.float64]
@@ -114,7 +114,7 @@ class Box:
     label: str
 
     def contains(self, xyz: Array) -> npt.NDArray[np.bool_]:
-        """(N,) bool: which points (N, 3) of the LiDAR frame lie in the box, faces included."""
+        """(N,) bool: points (N, 3) of the LiDAR frame inside the box or on its faces."""
         moved = np.asarray(xyz, dtype=np.float64) - self.center
         cos, sin = np.cos(self.yaw), np.sin(self.yaw)
         along = moved[:, 0] * cos + moved[:, 1] * sin
@@ -126,17 +126,17 @@ class Box:
 
 @dataclass
 class Sample:
-    """One sweep and what was seen around it.
+    """One sweep with its images, poses and labels.
 
     Attributes:
-        cloud: the sweep, in the LiDAR frame at `stamp_ns`, point order as recorded.
-        cameras: one image per camera that has one near the sweep; may be empty.
-        trajectory: T_world_lidar over time, or None where the source has no poses.
-        labels: (N,) int16 class ids of `label_space`, -1 where unlabeled; None if there are none.
-        label_space: what the ids of `labels` mean.
+        cloud: the sweep, in the LiDAR frame at `stamp_ns`, in recorded order.
+        cameras: the image of each camera that has one near the sweep; may be empty.
+        trajectory: T_world_lidar over time, or None without poses.
+        labels: (N,) int16 class ids of `label_space`, -1 if unlabeled; None without labels.
+        label_space: classes of `labels`.
         instances: (N,) int32 instance ids, -1 (or 0 in SemanticKITTI) for none.
-        boxes: 3D boxes in the LiDAR frame; None where the source has none, [] where it found none.
-        name: unique in its drive.
+        boxes: 3D boxes in the LiDAR frame; None if the source has no boxes.
+        name: unique in its recording.
         scene: samples of one scene share the world frame of their trajectories.
     """
 
@@ -158,8 +158,8 @@ class Sample:
     def T_cam_lidar(self, k: int) -> npt.NDArray[np.float64]:
         """(4, 4): LiDAR frame at the sweep's stamp to camera `k` at its image's stamp.
 
-        With a trajectory the motion between the two stamps is applied; without, the rig is
-        taken to stand still and this is the static extrinsic.
+        With a trajectory this includes the motion between the two stamps; without one it is the
+        static extrinsic.
 
         Raises:
             InputError: the trajectory does not cover one of the two stamps.
@@ -173,7 +173,7 @@ class Sample:
         return moved
 
     def frames_at_sweep(self) -> list[CameraFrame]:
-        """The images, each with the motion between sweep and image in its `T_cam_lidar`.
+        """The images, with the motion between sweep and image in their `T_cam_lidar`.
 
         Raises:
             InputError: the trajectory does not cover one of the stamps.

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SemanticKITTI: sweeps with a class for every point, one folder per sequence.
+"""Reader of SemanticKITTI: labeled sweeps, one folder per sequence.
 
 Behley et al., "SemanticKITTI: A Dataset for Semantic Scene Understanding of LiDAR Sequences",
-ICCV 2019. Any folder of sweeps and labels in this layout can be read; calibration, poses, stamps
-and images are optional.
+ICCV 2019. Reads any folder in this layout; calibration, poses, stamps and images are optional.
 """
 
 from __future__ import annotations
@@ -24,19 +23,19 @@ from pcseg_core.geometry import Trajectory, invert
 from pcseg_core.labels import LabelSpace
 
 Float64 = npt.NDArray[np.float64]
-NOMINAL_PERIOD_S = 0.1  # of the scanner, where a sequence has no times.txt
+NOMINAL_PERIOD_S = 0.1  # of the scanner, for sequences without times.txt
 MAX_RAW_ID = 0xFFFF
 
 
 class SemanticKittiRecording:
-    """One sequence folder, a folder of sequences, or any folder with velodyne/ beneath it."""
+    """One sequence, a folder of sequences, or any folder with velodyne/ below it."""
 
     def __init__(self, path: str | Path, lidar_only: bool = False) -> None:
-        """Index the sequences at `path`; sweeps and labels are read when asked for.
+        """Index the sequences at `path`; sweeps and labels are read on access.
 
         Args:
-            path: a sequence, or a folder with sequences at most four levels below.
-            lidar_only: leave out calibration, poses and images, whatever state they are in.
+            path: a sequence, or a folder with sequences up to four levels below.
+            lidar_only: ignore calibration, poses and images.
 
         Raises:
             InputError: no velodyne/*.bin in or below `path`, or unreadable calibration or poses.
@@ -114,16 +113,16 @@ class _SequenceFolder:
         return usable
 
     def trajectory_at(self, frame: str) -> Trajectory | None:
-        """The sequence's trajectory, or None for a frame that poses.txt does not reach.
+        """The trajectory of the sequence, or None for a frame without a pose in poses.txt.
 
-        Such a frame is still whole: its images have the stamp of its sweep.
+        Such a frame is still usable: its images have the stamp of the sweep.
         """
         if self.trajectory is None or not self.trajectory.covers(self.stamp_ns(frame)):
             return None
         return self.trajectory
 
     def stamp_ns(self, frame: str) -> int:
-        """Nanoseconds since the sequence's start; sweeps without a number count in their order."""
+        """Nanoseconds since the start of the sequence; by order for sweeps without a number."""
         if not frame.isdecimal():
             return round(self.order[frame] * NOMINAL_PERIOD_S * 1e9)
         number = int(frame)
@@ -132,7 +131,7 @@ class _SequenceFolder:
         return round(number * NOMINAL_PERIOD_S * 1e9)
 
     def cameras(self, frame: str) -> list[CameraFrame]:
-        """Color images of the frame, or else gray ones, where there is a calibration."""
+        """Color images of the frame, or gray ones; empty without a calibration."""
         if self.calibration is None:
             return []
         color = [self._camera(number, frame) for number in (2, 3)]
@@ -159,7 +158,7 @@ class _SequenceFolder:
         return files.pose_of_row(files.entry(self.calibration, "Tr", 12, path))
 
     def _trajectory(self) -> Trajectory | None:
-        """Poses are of camera 0 in its first frame; the LiDAR's follow from Tr."""
+        """T_world_lidar from the poses of camera 0 (whose first frame is the world) and Tr."""
         path = self.folder / "poses.txt"
         numbered = all(sweep.stem.isdecimal() for sweep in self.sweeps)
         if not path.is_file() or self.calibration is None or not numbered:
@@ -171,14 +170,14 @@ class _SequenceFolder:
 
 
 def read_labels(path: Path, count: int) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.int32]]:
-    """Read a .label file of uint32: lower 16 bits the class, upper 16 the instance.
+    """Read a .label file of uint32: class in the lower 16 bits, instance in the upper 16.
 
     Args:
         path: the file.
         count: number of points of its sweep.
 
     Returns:
-        Raw class ids (N,) uint16 and instance ids (N,) int32, -1 where there is no instance.
+        Raw class ids (N,) uint16 and instance ids (N,) int32, -1 without an instance.
 
     Raises:
         InputError: unreadable, or not exactly `count` labels.
@@ -199,7 +198,7 @@ def read_labels(path: Path, count: int) -> tuple[npt.NDArray[np.uint16], npt.NDA
 
 
 def raw_id_table(space: LabelSpace) -> npt.NDArray[np.int16]:
-    """(65536,) int16: class id of each raw id of a data set, -1 where it has none."""
+    """(65536,) int16: class id of each raw id of a data set, -1 for ignored ids."""
     table = np.full(MAX_RAW_ID + 1, -1, dtype=np.int16)
     for raw, class_id in space.raw_to_id.items():
         table[raw] = class_id
@@ -224,7 +223,7 @@ def _by_number(path: Path) -> tuple[float, str]:
 
 
 def _times(path: Path) -> npt.NDArray[np.int64] | None:
-    """Stamps of a times.txt (seconds, one a line); None where there is no such file."""
+    """Stamps of a times.txt (one number of seconds per line); None without the file."""
     if not path.is_file():
         return None
     try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Picking messages by their stamps (int64 nanoseconds)."""
+"""Select messages by their stamps (int64 nanoseconds)."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Int64 = npt.NDArray[np.int64]
 def longest_increasing(stamps: npt.NDArray[Any]) -> Int64:
     """Indices (K,) of a longest strictly increasing subsequence of `stamps` (M,).
 
-    Keeping it drops the fewest messages whose stamps repeat or go backwards, whether one stamp
-    jumped ahead or the clock was set back. O(M log M), by patience sorting.
+    It drops the fewest messages with repeated or decreasing stamps, whether a stamp jumped ahead or
+    the clock was set back. O(M log M), by patience sorting.
     """
-    tails: list[int] = []  # least last stamp of an increasing run of each length
+    tails: list[int] = []  # smallest last stamp of an increasing run of each length
     ends: list[int] = []  # index of that stamp
     before = np.full(len(stamps), -1, dtype=np.int64)
     for index, stamp in enumerate(stamps.tolist()):
@@ -39,7 +39,7 @@ def longest_increasing(stamps: npt.NDArray[Any]) -> Int64:
 
 
 def nearest(stamps: npt.NDArray[Any], stamp: int) -> int:
-    """Index of the entry of increasing `stamps` (M >= 1,) that is nearest to `stamp`."""
+    """Index of the entry nearest to `stamp` in increasing `stamps` (M >= 1,)."""
     right = int(np.searchsorted(stamps, stamp))
     if right == 0:
         return 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tree of frames that a recording's /tf and /tf_static describe."""
+"""The tree of frames in /tf and /tf_static of a recording."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from pcseg_core.geometry import Trajectory, compose, from_quaternion, invert
 
 Float64 = npt.NDArray[np.float64]
 FIXED_FRAMES = ("odom", "map", "world")  # odom first: it is continuous (REP-105)
-STILL = 1e-6  # m and matrix entries: a "moving" transform that varies less is static
+STILL = 1e-6  # a "moving" transform that varies less is static [m, matrix entries]
 MAX_POSE_GAP_S = 1.0
 
 
 @dataclass
 class _Edge:
-    """T_parent_child over time; one entry, at stamp 0, when it is static."""
+    """T_parent_child over time; a static one has one entry at stamp 0."""
 
     parent: str
     static: bool
@@ -30,7 +30,7 @@ class _Edge:
 
 
 class TfTree:
-    """Transforms between frames: static ones, and trajectories of moving ones."""
+    """Static transforms between frames, and trajectories of moving frames."""
 
     def __init__(self) -> None:
         self._edges: dict[str, _Edge] = {}
@@ -47,7 +47,7 @@ class TfTree:
     ) -> None:
         """Add one transform: the pose of `child` in `parent` (quaternion x, y, z, w).
 
-        A static transform replaces what was known of the child; so does one of another parent.
+        A static transform, or one with another parent, replaces earlier ones of the child.
         """
         parent, child = parent.lstrip("/"), child.lstrip("/")
         edge = self._edges.get(child)
@@ -65,10 +65,10 @@ class TfTree:
         return sorted({*self._edges, *(edge.parent for edge in self._edges.values())})
 
     def static(self, target: str, source: str) -> Float64:
-        """T_target_source (4, 4) between frames that do not move against each other.
+        """T_target_source (4, 4) between frames that are fixed to each other.
 
         Raises:
-            InputError: no chain of transforms between them, or one that moves.
+            InputError: no chain of transforms between them, or a moving one.
         """
         up, down = self._path(target, source)
         moving = [child for child in (*up, *down) if self._moves(child)]
@@ -80,9 +80,9 @@ class TfTree:
         return compose(invert(self._chain_static(up)), self._chain_static(down))
 
     def trajectory(self, fixed: str, body: str) -> Trajectory | None:
-        """T_fixed_body over time, or None where the two do not move against each other.
+        """T_fixed_body over time, or None if the frames are fixed to each other.
 
-        Poses are given at the stamps of the moving transforms, where all of them are known.
+        Poses are at the stamps of the moving transforms at which all of them are known.
 
         Raises:
             InputError: no chain of transforms between the frames.
@@ -101,12 +101,12 @@ class TfTree:
         return Trajectory(stamps, poses, max_gap_s=MAX_POSE_GAP_S)
 
     def find_trajectory(self, body: str, fixed: str | None = None) -> Trajectory | None:
-        """The trajectory of `body` in `fixed`, or in the first fixed frame that it moves in.
+        """The trajectory of `body` in `fixed`, or in the first fixed frame in which it moves.
 
-        Tried are odom, map, world and the root of the body's tree.
+        The candidates are odom, map, world and the root of the tree.
 
         Raises:
-            InputError: `fixed` is given and there is no moving chain to it.
+            InputError: `fixed` is given and `body` does not move in it.
         """
         if fixed is not None:
             found = self.trajectory(fixed, body)
@@ -148,7 +148,7 @@ class TfTree:
         return bool(np.abs(poses - poses[0]).max() > STILL)
 
     def _edge_trajectory(self, child: str) -> Trajectory:
-        """T_parent_child over time; sorted, the last of equal stamps kept."""
+        """T_parent_child over time; sorted, keeps the last of equal stamps."""
         if child not in self._trajectories:
             edge = self._edges[child]
             stamps = np.array(edge.stamps_ns, dtype=np.int64)
@@ -162,7 +162,7 @@ class TfTree:
         return self._trajectories[child]
 
     def _chain_static(self, children: list[str]) -> Float64:
-        """T_ancestor_frame of a path from the frame upwards, none of it moving."""
+        """T_ancestor_frame of a static path from the frame upwards."""
         return compose(*(self._edge_trajectory(child).poses[0] for child in reversed(children)))
 
     def _chain_at(self, children: list[str], stamps: npt.NDArray[np.int64]) -> Float64:

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pcseg_core.data import open_recording
-from pcseg_core.data.progress import tracked
 from pcseg_core.online.segmenter import Segmenter
+from pcseg_core.progress import tracked
 
 # An entry point `replay` of this group has the signature of `Replay` and plays over DDS.
 PLUGIN_GROUP = "pcseg.plugins"

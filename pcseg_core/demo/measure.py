@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 
 from pcseg_core.data import Recording, Sample
-from pcseg_core.data.progress import tracked
 from pcseg_core.demo.live import ReplayResult
 from pcseg_core.distill.pseudo_labels import PseudoLabelConfig, camera_evidence, label_points
 from pcseg_core.errors import PcsegError
@@ -18,6 +17,7 @@ from pcseg_core.evaluation.evaluator import truth_of
 from pcseg_core.labels import LabelSpace, grouping, regroup
 from pcseg_core.metrics.confusion import Confusion
 from pcseg_core.online.segmenter import Segmenter
+from pcseg_core.progress import tracked
 from pcseg_core.vision.pixel_classes import PixelClasses
 
 SEEN, UNSEEN, ALL = "seen", "unseen", "all"

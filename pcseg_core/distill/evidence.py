@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What cameras said of the points of a sweep, and the voxels of the world points lie in."""
+"""Class evidence of the pixels of an image and of the points of a sweep; world voxels."""
 
 from __future__ import annotations
 
@@ -7,7 +7,24 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pcseg_core.camera import CameraModel
 from pcseg_core.geometry import transform
+
+
+@dataclass(frozen=True, eq=False)
+class PixelEvidence:
+    """Class evidence of the pixels of one image.
+
+    Attributes:
+        probabilities: (C, h, w) float32, over the whole image, at any resolution. What they lack
+            to 1 (sky, unknown things) is no evidence for any class.
+        camera: model of the image.
+        T_cam_lidar: (4, 4), LiDAR frame at the sweep's stamp to camera frame at the image's stamp.
+    """
+
+    probabilities: np.ndarray
+    camera: CameraModel
+    T_cam_lidar: np.ndarray
 
 
 @dataclass

@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from pydantic import Field
@@ -12,10 +12,13 @@ from pydantic import Field
 from pcseg_core.config import Section
 from pcseg_core.data.sample import Sample
 from pcseg_core.distill.consolidation import ConsolidationConfig
-from pcseg_core.distill.evidence import Evidence, world_keys
+from pcseg_core.distill.evidence import Evidence, PixelEvidence, world_keys
+from pcseg_core.geometry import deskew
 from pcseg_core.labels import IGNORE
-from pcseg_core.projection import project_sample
-from pcseg_core.vision.pixel_classes import PixelClasses
+from pcseg_core.projection import project_cloud, project_sample
+
+if TYPE_CHECKING:
+    from pcseg_core.vision.pixel_classes import PixelClasses  # imports torch
 
 
 class PseudoLabelConfig(Section):
@@ -71,18 +74,47 @@ def camera_evidence(
         classes: number C of target classes.
         config: projection settings.
     """
-    count = len(sample.cloud)
-    sums = np.zeros((count, classes), np.float32)
-    weights = np.zeros(count, np.float32)
-    for k, frame in enumerate(sample.cameras):
-        projection = project_sample(
-            sample, k, splat_radius_px=config.splat_radius_px, border_px=config.border_px
+    images = (
+        PixelEvidence(
+            group_probabilities(teacher.probabilities(frame.image), groups, classes),
+            frame.camera,
+            sample.T_cam_lidar(k),
+        )
+        for k, frame in enumerate(sample.cameras)
+    )
+    cloud, xyz = sample.cloud, sample.cloud.xyz
+    if sample.trajectory is not None and cloud.time is not None:
+        xyz = deskew(xyz, cloud.time, sample.trajectory, cloud.stamp_ns)
+    return gather_evidence(xyz, images, classes, config)
+
+
+def gather_evidence(
+    xyz: np.ndarray, images: Iterable[PixelEvidence], classes: int, config: PseudoLabelConfig
+) -> Evidence:
+    """Add up the pixels of all images that the points of a sweep project to.
+
+    Args:
+        xyz: (N, 3) points in the LiDAR frame at the sweep's stamp, deskewed [m].
+        images: pixel classes.
+        classes: number C of classes.
+        config: settings of the projection.
+    """
+    sums = np.zeros((len(xyz), classes), np.float32)
+    weights = np.zeros(len(xyz), np.float32)
+    for image in images:
+        camera = image.camera
+        projection = project_cloud(
+            xyz,
+            image.T_cam_lidar,
+            camera,
+            splat_radius_px=config.splat_radius_px,
+            border_px=config.border_px,
         )
         seen = np.flatnonzero(projection.visible & (projection.weight > 0))
-        grouped = group_probabilities(teacher.probabilities(frame.image), groups, classes)
-        size = (frame.camera.width, frame.camera.height)
         weight = projection.weight[seen]
-        sums[seen] += weight[:, None] * sample_map(grouped, projection.uv[seen], size)
+        size = (camera.width, camera.height)
+        votes = sample_map(image.probabilities, projection.uv[seen], size)
+        sums[seen] += weight[:, None] * votes
         weights[seen] += weight
     index = np.flatnonzero(weights > 0).astype(np.int32)
     return Evidence(index, weights[index], sums[index])

@@ -6,7 +6,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,16 +20,7 @@ from pcseg_core.labels import IGNORE, LabelSpace
 from pcseg_core.learning.dataset import TrainingSweep
 from pcseg_core.learning.module import DistillModule
 from pcseg_core.learning.recipe import Recipe, TextConfig
-from pcseg_core.learning.runs import (
-    bar,
-    claim,
-    console,
-    finish,
-    identity,
-    on_gpu,
-    run_recipe,
-    train,
-)
+from pcseg_core.learning.runs import bar, claim, console, finish, identity, on_gpu, train
 from pcseg_core.learning.text import TextObjective, TextTeacher, load_text_teacher
 from pcseg_core.models.student import Student, StudentConfig
 from pcseg_core.vision.class_to_text import agree_with_labels
@@ -104,11 +95,6 @@ def distill(
     words = text.checkpoint_text(recipe.text) if recipe.text and text else None
     finish(student, labeler.space, recipe, metrics, out, words)
     return metrics
-
-
-def load_run_recipe(run: Path) -> Recipe:
-    """The recipe a run directory was made with."""
-    return cast(Recipe, run_recipe(run, Recipe))
 
 
 def _device(device: str) -> str:

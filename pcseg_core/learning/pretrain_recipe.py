@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from pcseg_core.bundled import bundled_file
+from pcseg_core.bundled import find_file
 from pcseg_core.config import Section, load_yaml
 from pcseg_core.distill.temporal import TemporalConfig
 from pcseg_core.learning.recipe import AugmentConfig, OptimizerConfig
@@ -173,20 +173,16 @@ class PretrainRecipe(Section):
 
 
 def load_pretrain_recipe(path: Path) -> PretrainRecipe:
-    """Read a recipe; relative paths in it are relative to the recipe file."""
+    """Read a recipe and find its weights, see `find_file`; `folder` is relative to the recipe."""
     recipe = load_yaml(path, PretrainRecipe)
     base, cut = Path(path).parent, recipe.superpixels
-    teacher = cut.teacher and _resolved(cut.teacher, "weights", base)
-    changes = {
-        "encoder": _resolved(recipe.encoder, "weights", base),
-        "superpixels": _resolved(cut, "folder", base).model_copy(update={"teacher": teacher}),
-    }
-    return recipe.model_copy(update=changes)
+    folder = cut.folder and (base / cut.folder.expanduser()).resolve()
+    cut = cut.model_copy(update={"folder": folder, "teacher": _found(cut.teacher, base)})
+    return recipe.model_copy(update={"encoder": _found(recipe.encoder, base), "superpixels": cut})
 
 
-def _resolved(section: Section, key: str, base: Path) -> Section:
-    given: Path | None = getattr(section, key)
-    if given is None:
+def _found(section: TeacherConfig | EncoderConfig | None, base: Path) -> Section | None:
+    """The section with the absolute path of its weights."""
+    if section is None or section.weights is None:
         return section
-    path = bundled_file(given) or (base / given.expanduser()).resolve()
-    return section.model_copy(update={key: path})
+    return section.model_copy(update={"weights": find_file(section.weights, base)})

@@ -297,39 +297,3 @@ def _figures(found: list[ProbeResult], space: LabelSpace) -> dict[str, Any]:
             {**f.model_dump(), "curve": r.curve} for f, r in zip(figures, found, strict=True)
         ],
     }
-
-
-def draw(content: Mapping[str, Any], space: LabelSpace, path: Path) -> None:
-    """Picture of a summary: IoU by class, the confusion of the network and the curves."""
-    from pcseg_core.evaluation import pictures
-
-    methods = content["methods"]
-    figure = pictures.new_figure(1600, 900)
-    shown = [n for n, row in zip(space.names, methods["raw"]["confusion"]) if any(row)]
-    series = {
-        name: [_number(m["miou"]), *(_number(m["iou"][c]) for c in shown)]
-        for name, m in methods.items()
-    }
-    axes = figure.add_axes((0.07, 0.56, 0.40, 0.36))
-    pictures.bars(axes, ["mean", *shown], series, title="Linear probe, IoU in percent")
-    axes = figure.add_axes((0.58, 0.14, 0.39, 0.78))
-    matrix = np.array(methods["pretrained"]["confusion"])
-    title = "Where the points of each true class go, percent"
-    pictures.confusion(axes, matrix, space.names, title=title)
-    axes = figure.add_axes((0.07, 0.10, 0.40, 0.34))
-    for name, method in methods.items():
-        for number, seed in enumerate(method["seeds"]):
-            x = [point["iteration"] for point in seed["curve"]]
-            y = [100 * point["held_out_miou"] for point in seed["curve"]]
-            axes.plot(x, y, color=_COLORS[name], label=name if number == 0 else None)
-    axes.set_xlabel("iteration of the fit")
-    axes.set_title("mIoU on held-out points of the fitting scans, percent", loc="left", fontsize=11)
-    axes.legend(frameon=False)
-    pictures.save(figure, path)
-
-
-_COLORS = {"pretrained": "#1f6feb", "untrained": "#8b949e", "raw": "#f0a202"}
-
-
-def _number(value: float | None) -> float:
-    return float("nan") if value is None else value

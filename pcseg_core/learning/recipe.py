@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from pcseg_core.bundled import bundled_file
+from pcseg_core.bundled import bundled_file, find_file
 from pcseg_core.config import Section, load_yaml
 from pcseg_core.distill.pseudo_labels import PseudoLabelConfig
 from pcseg_core.models.student import StudentConfig
@@ -151,11 +151,11 @@ class Recipe(Section):
 
 
 def load_recipe(path: Path) -> Recipe:
-    """Read a recipe; relative paths of weights and tables are relative to the recipe file."""
+    """Read a recipe and find its weights and tables, see `find_file`."""
     recipe = load_yaml(path, Recipe)
-    weights = recipe.teacher.weights.expanduser()
-    if not weights.is_absolute() and not bundled_file(weights):
-        weights = (Path(path).parent / weights).resolve()
+    weights = recipe.teacher.weights
+    if not bundled_file(weights):
+        weights = find_file(weights, Path(path).parent)
     teacher = recipe.teacher.model_copy(update={"weights": weights})
     text = recipe.text
     if text is not None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -63,26 +63,6 @@ def identity(source: str) -> str:
     """A source in one spelling, wherever it is named from."""
     reader, colon, place = source.rpartition(":")
     return f"{reader}{colon}{Path(place).resolve()}" if Path(place).exists() else source
-
-
-def stored_rows(path: Path, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Rows that an interrupted study left in its JSON file; none without the file.
-
-    Raises:
-        InputError: not JSON, or rows of other settings.
-    """
-    if not path.is_file():
-        return []
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path}: not JSON ({error}); remove it") from None
-    if content.get("settings") != json.loads(json.dumps(settings)):
-        raise InputError(
-            f"{path} holds rows of other settings (recipe, data or split); choose another file"
-        )
-    rows: list[dict[str, Any]] = content["rows"]
-    return rows
 
 
 def on_gpu(device: str) -> bool:

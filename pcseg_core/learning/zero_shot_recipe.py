@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from pcseg_core.bundled import bundled_file
+from pcseg_core.bundled import bundled_file, find_file
 from pcseg_core.config import Section, load_yaml
 from pcseg_core.distill.alignment import AlignmentConfig
 from pcseg_core.distill.pseudo_labels import PseudoLabelConfig
@@ -106,10 +106,10 @@ class ZeroShotRecipe(Section):
 
 
 def load_zero_shot_recipe(path: Path) -> ZeroShotRecipe:
-    """Read a recipe; relative paths in it are relative to the recipe file."""
+    """Read a recipe and find its weights and tables, see `find_file`."""
     recipe = load_yaml(path, ZeroShotRecipe)
     base, weights = Path(path).parent, recipe.teacher.weights
     if not bundled_file(weights):
-        weights = (base / weights.expanduser()).resolve()
+        weights = find_file(weights, base)
     teacher = recipe.teacher.model_copy(update={"weights": weights})
     return recipe.model_copy(update={"teacher": teacher, "text": recipe.text.relative_to(base)})

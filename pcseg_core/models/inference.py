@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MinkUNet for inference: folded, fused, in buffers that are kept between calls.
+"""MinkUNet for inference: folded batch norm, fused layers, reused buffers.
 
 Runs on the CPU through the native library or on a GPU through Triton; see `layers`.
 """
@@ -58,18 +58,18 @@ class Block:
         return cls(first, fold(block.conv2, block.norm2, make), shortcut)
 
     def __call__(self, x: Tensor, kernel_map: KernelMap, middle: Tensor, out: Tensor) -> Tensor:
-        """From x to `out`, which may lie on x: only conv1 reads rows other than its own."""
+        """From x to `out`; both may share memory, since only conv1 reads other rows."""
         self.conv1(x, kernel_map, middle)
         kept = x if self.shortcut is None else self.shortcut(x, None, out, relu=False)
         return self.conv2(middle, kernel_map, out, residual=kept)
 
 
 class Buffers:
-    """One piece of memory for the features of a whole pass, kept between calls.
+    """One buffer for the features of a whole pass, reused by later calls.
 
-    First lie the joined features of levels 0 to 3 (decoder's half left, encoder's right), finest
-    first. The scratch of a level lies right behind its joined features, over those of the deeper
-    levels: on the way down they are not written yet, on the way up they are no longer needed.
+    It starts with the joined features of levels 0 to 3 (decoder's half left, encoder's right),
+    finest first. The scratch of a level starts behind its joined features and overlaps those of the
+    deeper levels, which are not yet written on the way down and no longer needed on the way up.
     """
 
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
@@ -77,11 +77,11 @@ class Buffers:
         self._starts: list[int] = []
 
     def plan(self, rows: list[int], joined: list[int], scratch: list[int]) -> list[Tensor]:
-        """Lay out a pass and return the joined features, one matrix per level that has them.
+        """Lay out a pass; returns the joined features, one matrix per level except the last.
 
         Args:
             rows: voxels per level.
-            joined: width of the joined features of each level but the last.
+            joined: width of the joined features of each level except the last.
             scratch: width of the scratch of each level.
         """
         sizes = [n * width for n, width in zip(rows, joined, strict=False)]
@@ -90,7 +90,7 @@ class Buffers:
         pieces = [n * width for n, width in zip(rows, scratch, strict=True)]
         total = max(a + b for a, b in zip(self._starts, pieces, strict=True))
         if self._flat.numel() < total:
-            self._flat = self._flat.new_empty(0)  # release before asking for more
+            self._flat = self._flat.new_empty(0)  # release before the larger allocation
             self._flat = self._flat.new_empty(total)
         flat = [self._flat[end - size : end] for end, size in zip(ends, sizes, strict=True)]
         return [piece.view(n, -1) for piece, n in zip(flat, rows, strict=False)]
@@ -110,15 +110,15 @@ def _fold_blocks(blocks: list[nn.Module], make: MakeLayer) -> list[Block]:
 
 
 class CompiledMinkUNet:
-    """A frozen copy of a MinkUNet that runs whole on one backend.
+    """A frozen copy of a MinkUNet that runs on the native library or on Triton.
 
-    Batch norm is folded into the weights; bias, residual and rectifier happen where a convolution
-    stores its sums; skip connections are written straight into the buffer that joins them. Calls
-    from several threads run one after the other; on a GPU they share a stream.
+    Batch norm is folded into the weights. Convolutions add bias and residual and apply the
+    rectifier when they store their sums, and write skip connections directly into the joined
+    features. Calls from several threads run one after the other; on a GPU they must share a stream.
 
     Attributes:
         precision: of weights and features; sums are float32.
-        device: where it runs.
+        device: of the weights; inputs must be there.
     """
 
     def __init__(self, model: MinkUNet, precision: Precision, make: MakeLayer) -> None:
@@ -153,7 +153,7 @@ class CompiledMinkUNet:
             return self._run(x).to(torch.float32, copy=True)
 
     def with_head(self, weight: Tensor, bias: Tensor) -> Callable[[SparseTensor], Tensor]:
-        """The network with another last layer in place of its classifier.
+        """The network with another layer in place of its classifier.
 
         Args:
             weight: (feature_channels, K).
@@ -175,7 +175,7 @@ class CompiledMinkUNet:
         return layer(feats, None, out, relu=False)
 
     def _run(self, x: SparseTensor) -> Tensor:
-        """The network up to the classifier; the result lies in a buffer."""
+        """The network up to the classifier; the result is a view of the buffer."""
         if x.stride != 1 or x.feats.shape[1] != self.in_channels or x.feats.device != self.device:
             raise InputError(
                 f"compiled MinkUNet: expected {self.in_channels} channels of stride 1 on "
@@ -223,7 +223,7 @@ class CompiledMinkUNet:
         return feats
 
     def _input(self, feats: Tensor) -> Tensor:
-        """The input in the network's precision, rows padded to an even number of channels."""
+        """The input in the precision of the network, padded to an even number of channels."""
         if self._dtype == torch.float32:
             return feats.detach().float().contiguous()
         rows, channels = feats.shape
@@ -247,18 +247,18 @@ def compile_inference(
 ) -> CompiledMinkUNet:
     """Prepare a trained network for inference on the device that it is on.
 
-    The weights are copied; later changes to `model` do not reach the result, and `model` may be
-    deleted. "bf16" halves memory and is about twice as fast where the CPU multiplies bfloat16
-    itself (avx512_bf16); elsewhere it is emulated and slower than "fp32". GPUs multiply "fp16" and
-    "bf16" many times faster than "fp32"; "fp16" is the more exact of them.
+    The weights are copied: later changes to `model` have no effect, and `model` may be deleted.
+    "bf16" halves the memory and is about twice as fast on CPUs with avx512_bf16; on others it is
+    emulated and slower than "fp32". On a GPU "fp16" and "bf16" run on tensor cores; "fp16" is more
+    exact.
 
     Args:
-        model: the network; for "native" on the CPU, for "triton" on a GPU.
+        model: the network, on the CPU for "native" and on a GPU for "triton".
         precision: "fp32", "bf16", or on a GPU "fp16".
         backend: "native" or "triton".
 
     Raises:
-        InputError: the backend is unavailable (the message says how to get it), or the precision
+        InputError: the backend is unavailable (the message tells how to get it), or the precision
             is unknown.
     """
     if precision not in _DTYPES or (precision, backend) == ("fp16", "native"):

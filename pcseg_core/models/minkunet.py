@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """MinkUNet: a residual U-Net of sparse convolutions (Choy, Gwak, Savarese, CVPR 2019).
 
-The layout is Res16UNet of that paper with a stem of kernel 3: stem, four stages that halve the
-grid and four that return, each of them residual blocks, and a linear classifier.
+The layout is Res16UNet of that paper with a stem of kernel size 3: stem, four stages that halve
+the grid, four that return to the full grid, each with residual blocks, and a linear classifier.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class BasicBlock(nn.Module):
 
 
 class Up(nn.Module):
-    """Return to the finer grid, join the encoder's features, refine."""
+    """Upsample, concatenate the features of the encoder, refine."""
 
     def __init__(self, in_channels: int, skip_channels: int, planes: int, blocks: int) -> None:
         super().__init__()
@@ -126,7 +126,7 @@ class MinkUNet(nn.Module):
         self._initialize()
 
     def _initialize(self) -> None:
-        """He initialization over the neighbors that LiDAR surfaces have, about a third."""
+        """He initialization for the neighbors that exist on LiDAR surfaces, about a third."""
         for module in self.modules():
             if isinstance(module, SparseConv3d):
                 fan = module.out_channels * max(1.0, len(module.weight) / 3)

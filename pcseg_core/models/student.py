@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The student: points in, class logits (and image-like features) per voxel out, LiDAR only."""
+"""The student network: LiDAR points in, class logits and image features per voxel out."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from pcseg_core.sparse.voxels import Voxels, mean_features, voxelize
 
 InputName = Literal["x", "y", "z", "range", "intensity", "one", "offset"]
 
-# Divisors that bring each input to a spread near one; part of the checkpoint format.
+# Divisors that scale each input to a spread near one; part of the checkpoint format.
 _INPUT_SCALE = {"x": 30.0, "y": 30.0, "z": 2.0, "range": 30.0, "intensity": 0.3, "one": 1.0}
-_OFFSET_SCALE = 0.3  # of the place inside a voxel, in voxels
+_OFFSET_SCALE = 0.3  # of the offset inside a voxel, in voxels
 
 
 class StudentConfig(Section):
@@ -44,19 +44,19 @@ class StudentConfig(Section):
     inputs: tuple[InputName, ...] = Field(
         ("z", "intensity"),
         min_length=1,
-        description="Input features of a point; offset is its place inside the voxel",
+        description="Input features of a point; offset is its position inside the voxel",
     )
     max_range_m: float = Field(
         80.0, gt=1, le=500, description="Points beyond this distance get no label [m]"
     )
     feature_channels: int = Field(
-        0, ge=0, le=4096, description="Size of the teacher's features that a second head regresses"
-    )
-    text_channels: int = Field(
         0,
         ge=0,
         le=4096,
-        description="Size of the text space that a further head answers words in; 0 for none",
+        description="Channels of the teacher's features for the regression head; 0 for none",
+    )
+    text_channels: int = Field(
+        0, ge=0, le=4096, description="Channels of the text space for the text head; 0 for none"
     )
 
 
@@ -85,14 +85,14 @@ class Points:
 
 @dataclass
 class StudentOutput:
-    """What the student says, per voxel.
+    """Output of the student per voxel.
 
     Attributes:
         logits: (M, C) class logits.
         features: (M, D) penultimate features.
-        regressed: (M, F) prediction of the teacher's features; None without that head.
-        voxels: which voxel each point lies in.
-        text_head: what carries features to the text space; None without that head.
+        regressed: (M, F) prediction of the teacher's features; None without regression head.
+        voxels: voxels of the points.
+        text_head: maps features to the text space; None without text head.
     """
 
     logits: Tensor
@@ -103,10 +103,10 @@ class StudentOutput:
 
     @cached_property
     def text(self) -> Tensor | None:
-        """(M, D) unit vectors in the text space, large, so only made when asked for."""
+        """(M, D) unit vectors in the text space; large, computed on first access."""
         if self.text_head is None:
             return None
-        with torch.set_grad_enabled(self.logits.requires_grad):  # as the pass itself ran
+        with torch.set_grad_enabled(self.logits.requires_grad):  # as in the forward pass
             return F.normalize(self.text_head(self.features), dim=1)
 
 
@@ -130,7 +130,7 @@ class Student(nn.Module):
                 nn.ReLU(),
                 nn.Linear(2 * width, config.feature_channels),
             )
-        # Linear, so that any set of words folds with it into one small matrix.
+        # Linear: any set of words then folds with it into one small matrix.
         self.text_head: nn.Linear | None = None
         if config.text_channels:
             self.text_head = nn.Linear(self.network.feature_channels, config.text_channels)
@@ -146,7 +146,7 @@ class Student(nn.Module):
     def inputs(self, points: Points, voxels: Voxels) -> Tensor:
         """(N, F) input features, scaled to a spread near one.
 
-        "offset" stands for three: the place of the point inside its voxel, which tells smooth
+        "offset" is three features: the position of the point inside its voxel. It separates smooth
         from rough surfaces below the size of a voxel.
         """
         columns: dict[str, Callable[[], Tensor]] = {

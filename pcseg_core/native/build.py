@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compile the native library: ``python -m pcseg_core.native.build``.
 
-Only the standard library is used, so that setup.py can run this file by its path before anything
-is installed::
+This file needs the standard library alone; setup.py runs it by its path::
 
     native = runpy.run_path("pcseg_core/native/build.py")
     setup(**native["setup_arguments"]())
@@ -27,7 +26,7 @@ from typing import Any
 SOURCES = Path(__file__).resolve().parent
 LIBRARY = "libpcseg_native.so"
 FLAGS = ("-std=gnu++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast", "-w")
-# Each kernel file is compiled for its own instruction set; the library picks one at run time.
+# Each kernel file is compiled for its instruction set; the library chooses one at run time.
 _AVX2 = ("-mavx2", "-mfma")
 _AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")
 FILE_FLAGS = {
@@ -39,11 +38,11 @@ X86 = ("x86_64", "amd64")
 
 
 class BuildError(RuntimeError):
-    """No library could be built; the message says why."""
+    """The library could not be built; the message gives the reason."""
 
 
 def source_hash() -> str:
-    """Hash of the sources, compiled into the library so that a stale one is noticed."""
+    """Hash of the sources; it is compiled into the library to detect stale builds."""
     digest = hashlib.sha256()
     for path in sorted([*SOURCES.glob("*.cpp"), *SOURCES.glob("*.h")]):
         digest.update(path.read_bytes())
@@ -54,7 +53,7 @@ def find_compiler() -> list[str]:
     """The C++ compiler's command: $CXX, else the first of c++, g++, clang++.
 
     Raises:
-        BuildError: there is none.
+        BuildError: no compiler was found.
     """
     command = shlex.split(os.environ.get("CXX", ""))
     for candidate in [command] if command else [["c++"], ["g++"], ["clang++"]]:
@@ -64,14 +63,14 @@ def find_compiler() -> list[str]:
 
 
 def build(folder: Path = SOURCES, extra_flags: tuple[str, ...] = ()) -> Path:
-    """Compile the library into a folder, whole or not at all, and return its path.
+    """Compile the library into a folder atomically and return its path.
 
     Args:
-        folder: where the library goes.
-        extra_flags: more flags for compiler and linker, for example "-fsanitize=address".
+        folder: folder of the library.
+        extra_flags: additional flags for compiler and linker, such as "-fsanitize=address".
 
     Raises:
-        BuildError: no compiler, or it failed (with its output).
+        BuildError: no compiler was found, or it failed (with its output).
     """
     if not sys.platform.startswith("linux"):
         raise BuildError(f"the native library is for Linux, this is {sys.platform}")
@@ -118,7 +117,7 @@ def _run(command: list[str]) -> None:
 def setup_arguments() -> dict[str, Any]:
     """Arguments for `setuptools.setup` that build the library with the package.
 
-    A failure is a warning: the package works without the library, on plain torch.
+    A failed build is a warning: without the library the package runs on plain torch.
     """
     from setuptools import Distribution
     from setuptools.command.build_py import build_py
@@ -131,7 +130,7 @@ def setup_arguments() -> dict[str, Any]:
             try:
                 build(SOURCES if editable else Path(self.build_lib) / place)
             except (BuildError, OSError) as error:
-                self.warn(f"the native library was not built, plain torch will be used: {error}")
+                self.warn(f"the native library was not built, plain torch is used: {error}")
 
     class PlatformDistribution(Distribution):
         def has_ext_modules(self) -> bool:
@@ -141,7 +140,7 @@ def setup_arguments() -> dict[str, Any]:
 
 
 def main() -> int:
-    """Build in place, or where --out says."""
+    """Build in place, or into --out."""
     parser = argparse.ArgumentParser(description="Build the native sparse convolution library.")
     parser.add_argument("--out", type=Path, default=SOURCES, help="folder of the library")
     parser.add_argument("--flag", action="append", default=[], help="extra compiler flag")

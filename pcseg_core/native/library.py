@@ -97,7 +97,7 @@ _SIGNATURES = {
 
 @functools.cache
 def load() -> ctypes.CDLL | str:
-    """The library, or one line that says why it cannot be used."""
+    """The library, or one line with the reason why it cannot be used."""
     path = Path(os.environ.get("PCSEG_NATIVE_LIBRARY", build.SOURCES / build.LIBRARY))
     if not path.exists():
         return f"the native library was not built (a C++ compiler is needed); {REBUILD}"
@@ -125,7 +125,7 @@ def library() -> ctypes.CDLL:
     """The library.
 
     Raises:
-        InputError: it cannot be used; the message says why and how to build it.
+        InputError: it cannot be used; the message gives the reason and the remedy.
     """
     loaded = load()
     if isinstance(loaded, str):

@@ -54,7 +54,7 @@ def _torch_openmp() -> int | None:
 
 
 def _row_step(tensor: Tensor) -> int:
-    """Elements between rows; torch gives any number where there is one row."""
+    """Elements between rows; the stride that torch reports for a single row is arbitrary."""
     return max(tensor.stride(0), tensor.shape[1]) if len(tensor) > 1 else tensor.shape[1]
 
 
@@ -118,7 +118,7 @@ def pack(
 
     Args:
         weight: (K, Cin, Cout) float32.
-        dtype: float32 or bfloat16, that of the features.
+        dtype: of the features, float32 or bfloat16.
         transpose: the weights are (K, Cout, Cin).
         flip: take the offsets in reverse order.
         scale: (Cout,) float32 factor on the output channels.
@@ -172,8 +172,8 @@ def conv(
     Args:
         x: (n_in, >= cin) float32 or bfloat16; the last dimension is contiguous. bfloat16 rows are
             an even number of elements apart and zero beyond cin.
-        table: (K, n_out) int32 or None for K = 1 and row i from row i. Rows outside [0, n_in)
-            count as absent.
+        table: (K, n_out) int32; None for K = 1 with output row i from input row i. Rows
+            outside [0, n_in) count as absent.
         packed: weights from `pack`, of the dtype of x.
         out: (n_out, cout), overwritten; last dimension contiguous.
         cin: input channels.

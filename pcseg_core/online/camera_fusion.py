@@ -1,19 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Camera evidence at run time: pixel classes of the current images beside the 3D prediction."""
+"""Pixel classes of the current images: fused with the 3D prediction, or projected as labels."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from pcseg_core.camera import CameraModel
 from pcseg_core.config import Section
-from pcseg_core.distill.pseudo_labels import group_probabilities, sample_map
+from pcseg_core.distill.evidence import PixelEvidence
+from pcseg_core.distill.pseudo_labels import (
+    PseudoLabelConfig,
+    gather_evidence,
+    group_probabilities,
+    label_points,
+    sample_map,
+)
 from pcseg_core.errors import InputError
 from pcseg_core.labels import LabelSpace, grouping
 from pcseg_core.projection import project_cloud
@@ -25,7 +30,7 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 Float32 = npt.NDArray[np.float32]
 
-_FLOOR = np.float32(1e-3)  # of a probability: neither sensor rules a class out for good
+_FLOOR = np.float32(1e-3)  # of a probability, so that neither sensor rules out a class
 
 
 class CameraFusionConfig(Section):
@@ -37,35 +42,19 @@ class CameraFusionConfig(Section):
         1.0,
         ge=0,
         le=4,
-        description="Weight of a fully visible pixel's class beside that of the point; 1 takes "
-        "the two as independent and equally sure",
+        description="Weight of a fully visible pixel's class relative to the point's; 1 takes "
+        "both as independent and equally sure",
     )
     splat_radius_px: int = Field(2, ge=0, le=10, description="Occlusion splat radius [px]")
     border_px: float = Field(8.0, ge=0, description="Weight falls to 0 over this image border [px]")
 
 
-@dataclass(frozen=True, eq=False)
-class PixelEvidence:
-    """What one image says.
-
-    Attributes:
-        probabilities: (C, h, w) of the classes of the fusion's space, over the whole image, at any
-            resolution. What they lack to 1 (sky, unknown things) is no evidence for any class.
-        camera: model of the image.
-        T_cam_lidar: (4, 4), LiDAR frame at the sweep's stamp into the camera's at the image's.
-    """
-
-    probabilities: Array
-    camera: CameraModel
-    T_cam_lidar: Array
-
-
 class CameraLabeler:
-    """Labels images with the segmenter's classes.
+    """Labels the pixels of images with the classes of a label space.
 
     Args:
         teacher: pixel classes.
-        space: classes of the segmenter.
+        space: label space, usually that of the segmenter.
 
     Raises:
         InputError: the teacher's classes do not group into `space`.
@@ -76,7 +65,7 @@ class CameraLabeler:
         self._groups = grouping(teacher.label_space, space)
 
     def label(self, frame: CameraFrame) -> PixelEvidence:
-        """Pixel classes of one image, whose `T_cam_lidar` includes the motion since the sweep."""
+        """Label one image, whose `T_cam_lidar` includes the motion between sweep and image."""
         probabilities = self._teacher.probabilities(frame.image)
         grouped = group_probabilities(probabilities, self._groups, self._classes)
         return PixelEvidence(grouped, frame.camera, frame.T_cam_lidar)
@@ -88,20 +77,23 @@ def fuse_cameras(
     images: Sequence[PixelEvidence],
     config: CameraFusionConfig | None = None,
 ) -> Float32:
-    """Class probabilities of points from 3D and from the images that see them.
+    """Fuse the class probabilities of points with those of the pixels that they project to.
 
-    Logarithmic pooling: p(c) ~ p_3d(c) * prod over images of p_image(c)^(w * weight), where w
-    is `camera_weight` and the weight of a pixel falls at image borders and depth edges, and with
-    what its classes lack to 1. Points that no image sees keep what they have.
+    Logarithmic pooling: p(c) ~ p_3d(c) * prod over images of p_image(c)^(w * weight), where w is
+    `camera_weight`. The weight of a pixel falls at image borders and depth edges, and with the
+    probability that its classes lack to 1. Points that no image sees keep their probabilities.
 
     Args:
-        xyz: (N, 3) points in the LiDAR frame, corrected for the motion within the sweep [m].
-        probabilities: (N, C) of the 3D network; rows of 0 (no label) stay so.
-        images: pixel classes; none leave everything as it is.
-        config: settings.
+        xyz: (N, 3) points in the LiDAR frame, deskewed [m].
+        probabilities: (N, C) of the 3D network; rows of 0 (no label) stay 0.
+        images: pixel classes; may be empty.
+        config: settings; None takes the defaults.
+
+    Returns:
+        (N, C) fused probabilities.
 
     Raises:
-        InputError: shapes that do not fit.
+        InputError: the numbers of points or of classes differ.
     """
     config = config or CameraFusionConfig()
     fused = np.array(probabilities, np.float32)
@@ -121,10 +113,28 @@ def fuse_cameras(
     return fused
 
 
+def label_by_cameras(
+    xyz: Array, images: Sequence[PixelEvidence], config: PseudoLabelConfig | None = None
+) -> tuple[npt.NDArray[np.int16], Float32]:
+    """Label points by the images alone: the weighted vote of the pixels that they project to.
+
+    Args:
+        xyz: (N, 3) points in the LiDAR frame, deskewed [m].
+        images: pixel classes; may be empty.
+        config: settings of the projection; its label space is not used. None takes the defaults.
+
+    Returns:
+        Labels (N,), IGNORE for points that no image sees, and their confidence (N,) in 0..1.
+    """
+    classes = len(images[0].probabilities) if images else 1
+    evidence = gather_evidence(xyz, images, classes, config or PseudoLabelConfig())
+    return label_points(evidence, len(xyz))
+
+
 def _factors(
     xyz: Array, image: PixelEvidence, config: CameraFusionConfig
 ) -> tuple[npt.NDArray[np.intp], Float32]:
-    """Points (M,) that an image sees, and what it multiplies their probabilities (M, C) by."""
+    """Points (M,) that an image sees, and the factors (M, C) of their probabilities."""
     camera = image.camera
     projection = project_cloud(
         xyz,

@@ -10,9 +10,10 @@ from typing import Any
 from pcseg_core.config import parse_section
 from pcseg_core.data.images import read_image
 from pcseg_core.errors import InputError
-from pcseg_core.online.prototypes import FeatureSource, Picture
+from pcseg_core.online.prototypes import Picture
 from pcseg_core.vision.encoders import EncoderConfig, load_encoder
 from pcseg_core.vision.pixel_classes import TeacherConfig, load_teacher
+from pcseg_core.vision.pixel_features import FeatureSource
 
 _SUFFIXES = (".png", ".jpg", ".jpeg")
 _MASK = ".mask"

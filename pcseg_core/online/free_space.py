@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which places a sweep saw to be empty: its beams went through them."""
+"""Free space of a sweep: what its beams passed through."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ Array = npt.NDArray[Any]
 Float32 = npt.NDArray[np.float32]
 
 _COLUMNS, _ROWS = 1024, 128
-_SLOPE = 0.7  # largest rise over ground distance in the image: 35 degrees up and down
+_SLOPE = 0.7  # largest height over ground distance: 35 degrees up and down
 
 
 class FreeSpace:
-    """Nearest return of a sweep by direction, in cells of 0.35 degrees by about half a degree."""
+    """Range image of the nearest returns, in cells of 0.35 by about 0.5 degrees."""
 
     def __init__(self, points: Array) -> None:
-        """From (3, N) float32 finite x, y and z of a sweep, LiDAR frame [m]."""
+        """Build from points (3, N) float32, finite, LiDAR frame [m]."""
         cell, distance = _cells(points)
         nearest = np.full(_COLUMNS * _ROWS, np.inf, np.float32)
         np.minimum.at(nearest, cell, distance)
         self._reach = _erode(nearest.reshape(_ROWS, _COLUMNS)).ravel()
 
     def passed(self, points: Array, margin_m: float) -> npt.NDArray[np.bool_]:
-        """(M,) bool: all returns around the direction of a point (3, M) lie beyond it by a margin.
+        """(M,) bool: all returns around the direction of a point (3, M) are beyond it by a margin.
 
-        Where nothing came back nothing is known, and a point counts as not passed.
+        False in directions without returns, where free space is unknown.
         """
         cell, distance = _cells(points)
         reach = self._reach[cell]
@@ -37,7 +37,7 @@ class FreeSpace:
 
 
 def _cells(points: Array) -> tuple[npt.NDArray[np.int32], Float32]:
-    """(N,) cell and (N,) distance over the ground of each point."""
+    """(N,) cell and (N,) horizontal distance of each point."""
     x, y, z = points
     ground = np.sqrt(x * x + y * y)
     azimuth = np.arctan2(y, x)
@@ -49,7 +49,7 @@ def _cells(points: Array) -> tuple[npt.NDArray[np.int32], Float32]:
 
 
 def _erode(image: Float32) -> Float32:
-    """Least value in the 3 x 3 cells around each; the image is closed sideways."""
+    """Minimum over the 3 x 3 cells around each; columns wrap around."""
     wide = np.minimum(np.minimum(np.roll(image, 1, 1), np.roll(image, -1, 1)), image)
     low = wide.copy()
     np.minimum(low[1:], wide[:-1], out=low[1:])

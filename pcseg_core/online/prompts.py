@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prompts: classes named in words, turned into one small matrix on the student's features."""
+"""Prompts: classes named by words, folded into one matrix on the features of the student."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from pcseg_core.labels import LabelClass, LabelSpace
 from pcseg_core.text_table import unit_rows, word_key
 
 EVERYTHING_ELSE = "everything else"
-"""Name of the class that takes what no prompt names; "*" is short for it."""
+"""Name of the class of everything that no prompt names; "*" is short for it."""
 
 MAX_WORDS = 1000
-"""Most words that prompts may have in all."""
+"""Largest number of words of all prompts."""
 
-_CELLS_AT_ONCE = 1 << 22  # logits held at a time, so that many words need no more memory
-_MOST = 3.0  # stretch of a word; one that is unlike all classes should not answer everywhere
+_CELLS_AT_ONCE = 1 << 22  # logits per block, to bound the memory of many words
+_MOST = 3.0  # largest stretch: a word unlike all classes should not win everywhere
 _GRAY = (110, 110, 110)
 
 
@@ -33,7 +33,7 @@ class Prompt:
 
     Attributes:
         name: of the class.
-        words: any of which means it.
+        words: synonyms of the class.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class PromptSet:
-    """Classes named in words.
+    """Classes named by words.
 
     Attributes:
         prompts: in the order of the class ids.
@@ -54,14 +54,14 @@ class PromptSet:
 
     @classmethod
     def parse(cls, texts: Sequence[str]) -> PromptSet:
-        """Read prompts as a user writes them.
+        """Parse prompts of a user.
 
         Args:
             texts: each a word ("tree"), a group ("vehicle: car, truck, bus"), or "*" (the same
-                as "everything else") for what none of the others name. Order gives the ids.
+                as "everything else") for what no other prompt names. Ids follow the order.
 
         Raises:
-            InputError: nothing, too much, an empty word, or two classes of one name.
+            InputError: no prompts, too many words, an empty word, or a repeated name.
         """
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
             raise InputError(f"prompts: expected a list of texts, got {texts!r:.80}")
@@ -85,13 +85,13 @@ class PromptSet:
     def encode(self, text: CheckpointText) -> tuple[np.ndarray, np.ndarray]:
         """Vectors of the words, and the class of each.
 
-        "Everything else" stands for those classes the student was trained on that no prompt
-        means. A word means the class whose vector is nearest to its own, and those that are
-        nearer to that class than the word itself is: against them it could not win there.
+        "Everything else" is represented by the training classes that no prompt covers. A word
+        covers the class with the nearest vector, and all classes that are nearer to that class than
+        the word is: as competitors they would suppress the word.
 
-        A student that learned from class names gives the vectors of classes, so a word is rarely
-        met exactly. Its row is stretched until it answers the class that it means as strongly as
-        the name of that class does (see `_stretched`).
+        A student trained on class names outputs vectors of these names, which rarely equal the
+        vector of another word. Each row is therefore scaled until it responds to its nearest class
+        as strongly as the name of that class does (see `_stretched`).
 
         Returns:
             (R, D) float32 rows, (R,) int64 classes.
@@ -113,7 +113,7 @@ class PromptSet:
         return vectors, owner.astype(np.int64)
 
     def label_space(self, text: CheckpointText, trained: LabelSpace) -> LabelSpace:
-        """The classes with colors: those of the trained class of the same name, else spread."""
+        """The classes, colored as the trained class of the same name or by spread hues."""
         known = {word_key(c.name): c.color for c in trained.classes}
         classes = []
         for i, prompt in enumerate(self.prompts):
@@ -124,13 +124,13 @@ class PromptSet:
 
 
 def class_vectors(text: CheckpointText) -> np.ndarray:
-    """(C, D) float32 unit vectors of the classes trained on: of each the mean of its words."""
+    """(C, D) float32 unit vectors of the training classes: means over their words."""
     means = [text.table.embed(words).mean(0) for words in text.classes.values()]
     return unit_rows(np.stack(means))
 
 
 def _meant(vectors: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """(C,) bool: classes that words (R, D) mean, see PromptSet.encode."""
+    """(C,) bool: classes covered by words (R, D), see `PromptSet.encode`."""
     cosines = vectors @ classes.T
     nearest = cosines.argmax(1)
     own = cosines[np.arange(len(nearest)), nearest]
@@ -140,8 +140,9 @@ def _meant(vectors: np.ndarray, classes: np.ndarray) -> np.ndarray:
 def _stretched(vectors: np.ndarray, classes: np.ndarray, mean: np.ndarray) -> np.ndarray:
     """Rows m + (w - m) / r with r = <t, w - m> / <t, t - m>, between 1 and _MOST.
 
-    t is the class vector nearest to the word w and m the mean of all known words (0 where it is
-    taken off already), whose part says nothing: on t, the row then says as much as t itself does.
+    t is the class vector nearest to the word w. m is the mean of all known words, which carries no
+    information (0 where it was subtracted before). The response of the row to t then equals that of
+    t itself.
     """
     nearest = classes[(vectors @ classes.T).argmax(1)]
     own = ((vectors - mean) * nearest).sum(1) / ((nearest - mean) * nearest).sum(1).clip(1e-6)
@@ -173,18 +174,18 @@ def _check_names(prompts: Sequence[Prompt]) -> None:
 
 
 def spread_color(index: int) -> tuple[int, int, int]:
-    """Colors far apart for neighboring ids: hues step by the golden ratio."""
+    """Distinct colors for neighboring ids: hues step by the golden ratio."""
     hue, value = (0.58 + index * 0.618034) % 1.0, 0.95 - 0.25 * (index // 8 % 3)
     red, green, blue = colorsys.hsv_to_rgb(hue, 0.75, value)
     return int(255 * red), int(255 * green), int(255 * blue)
 
 
 class PromptHead:
-    """Probabilities of prompted classes from the student's penultimate features.
+    """Probabilities of prompted classes from the penultimate features of the student.
 
-    The text head and the words' vectors fold into one matrix. The length of the student's vector
-    in the text space, which its cosines are divided by, comes from the triangular factor of the
-    text head, of the size of the features: |W h + b| = |R [h; 1]| where [W b] = Q R.
+    Text head and word vectors fold into one matrix. Cosines need the length of the student's vector
+    in the text space. It follows from the triangular factor of the text head, which has only the
+    size of the features: |W h + b| = |R [h; 1]| with [W b] = Q R.
 
     Args:
         head: the student's text head, features (F) to text space (D).
@@ -209,7 +210,7 @@ class PromptHead:
     ) -> None:
         weight, bias = head.weight.detach().double().cpu(), head.bias.detach().double().cpu()
         words = torch.from_numpy(vectors).double()
-        # The softmax does not see a common part of all words; without it less is rounded off.
+        # The softmax ignores the common part of all words; without it, rounding errors are smaller.
         words = (words - words.mean(0)) / temperature
         whole = torch.cat([weight, bias[:, None]], 1)
         factor = torch.linalg.qr(whole, mode="r").R

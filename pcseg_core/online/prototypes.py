@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Classes named by pictures: a logistic regression on frozen image features.
+"""Classes learned from example pictures: logistic regression on frozen image features.
 
-The student regresses the features of an image encoder, so what separates the encoder's pixels
-separates the student's points too (IGLOSS uses DINOv2 and scikit-learn in the same way).
+The student regresses the features of an image encoder. A classifier of the encoder's pixels
+therefore works on the student's points too (IGLOSS does this with DINOv2 and scikit-learn).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,15 +21,11 @@ from pcseg_core.labels import LabelClass, LabelSpace
 from pcseg_core.online.prompts import spread_color
 from pcseg_core.text_table import word_key
 
+if TYPE_CHECKING:
+    from pcseg_core.vision.pixel_features import FeatureSource
+
 _PIXELS_PER_PICTURE = 2000
 _ROUNDS = 200
-
-
-class FeatureSource(Protocol):
-    """A frozen encoder."""
-
-    def features(self, image: np.ndarray) -> np.ndarray:
-        """(H, W, 3) uint8 RGB -> (D, h, w) float32, over the whole image."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +56,7 @@ class Prototypes:
     bias: np.ndarray
 
     def label_space(self, trained: LabelSpace) -> LabelSpace:
-        """The classes with colors: those of the trained class of the same name, else spread."""
+        """The classes, colored as the trained class of the same name or by spread hues."""
         known = {word_key(c.name): c.color for c in trained.classes}
         return LabelSpace(
             "prototypes",
@@ -77,13 +73,13 @@ def fit_prototypes(
     """Learn classes from a few pictures each.
 
     Args:
-        encoder: the one whose features the student regresses.
+        encoder: image encoder whose features the student regresses.
         pictures: class name -> examples.
-        seed: of the choice of pixels where a picture has very many.
+        seed: for the choice of pixels of large pictures.
 
     Raises:
         InputError: fewer than two classes, a class without pictures, or a mask that is empty or
-            of another size than its picture.
+            differs in size from its picture.
     """
     if len(pictures) < 2:
         raise InputError("prototypes: give pictures of at least two classes")
@@ -156,12 +152,12 @@ def logistic_regression(
 
 
 class PrototypeHead:
-    """Probabilities of prototype classes from the student's penultimate features.
+    """Probabilities of prototype classes from the penultimate features of the student.
 
     Args:
         regression: the student's head that regresses the encoder's features.
         prototypes: classifier of those features.
-        device: where the student runs.
+        device: of the student.
     """
 
     def __init__(self, regression: nn.Module, prototypes: Prototypes, device: torch.device) -> None:

@@ -36,7 +36,7 @@ from pcseg_core.sparse.backends import resolve
 
 Precision = Literal["auto", "fp32", "fp16", "bf16"]
 
-_FUSED_WORDS = 128  # with more, the logits of a sweep are better held in pieces
+_FUSED_WORDS = 128  # with more words, the logits are computed in blocks
 
 
 @dataclass
@@ -45,11 +45,11 @@ class Segmentation:
 
     Attributes:
         labels: (N,) int32 class ids; IGNORE for points that are not finite or out of range.
-        confidence: (N,) float32 probability of the label in 0..1; 0 where there is none.
+        confidence: (N,) float32 probability of the label in 0..1; 0 without a label.
         timings_ms: wall time of each stage [ms].
-        probabilities: (N, C) float32 of every class, rows sum to 1, 0 where there is no label;
-            None where they were not asked for.
-        label_space: classes of the labels; prompts may have changed those of the segmenter since.
+        probabilities: (N, C) float32 of all classes, rows sum to 1, 0 without a label; None if
+            they were not requested.
+        label_space: classes of the labels; the segmenter's may have changed since.
     """
 
     labels: np.ndarray
@@ -61,7 +61,7 @@ class Segmentation:
 
 @dataclass(frozen=True, eq=False)
 class Classes:
-    """What the segmenter answers at the moment; replaced whole, so that a sweep sees one state.
+    """Active classes; swapped atomically.
 
     Attributes:
         label_space: the classes.
@@ -77,14 +77,14 @@ class Classes:
 class Segmenter:
     """A trained student with its label space.
 
-    The classes may be changed while another thread segments: a sweep is labeled wholly with the
-    classes from before or from after.
+    The classes may be changed while another thread segments: a sweep is labeled with either the
+    old or the new classes.
 
     Attributes:
-        meta: what the checkpoint says of itself.
+        meta: metadata of the checkpoint.
         device: where the network runs.
-        backend: implementation of the sparse convolutions that runs, never "auto".
-        text: the words that the checkpoint knows, or None.
+        backend: implementation of the sparse convolutions in use, never "auto".
+        text: words of the checkpoint, or None.
     """
 
     def __init__(
@@ -142,22 +142,22 @@ class Segmenter:
 
     @property
     def prompts(self) -> tuple[str, ...]:
-        """The prompts in force, as they were given; empty for the classes of the checkpoint."""
+        """The active prompts as given; empty for the classes of the checkpoint."""
         return self._classes.prompts
 
     def set_prompts(self, prompts: Sequence[str] | None) -> LabelSpace:
-        """Take words as the classes, from the next sweep on.
+        """Use words as the classes from the next sweep on.
 
         Args:
-            prompts: each a word ("tree"), a group of words ("vehicle: car, truck") or "*"
-                ("everything else") for what no other names; None for the checkpoint's own classes.
+            prompts: each a word ("tree"), a group of words ("vehicle: car, truck") or "*" for
+                everything that no other prompt names; None for the classes of the checkpoint.
 
         Returns:
             The new label space: ids in the order of the prompts.
 
         Raises:
             InputError: no prompts, a word without a vector, or a checkpoint without a text head;
-                the classes stay as they were.
+                the classes do not change.
         """
         if prompts is None:
             self._classes = self._trained
@@ -171,7 +171,7 @@ class Segmenter:
         return space
 
     def _answering(self, classify: PromptHead) -> Callable[[SparseTensor], Tensor]:
-        """The network with the words as its last layer, fused where the network is."""
+        """The network with the words as its last layer, fused if the network is compiled."""
         network = self._network
         if isinstance(network, CompiledMinkUNet) and classify.rows <= _FUSED_WORDS:
             product = network.with_head(classify.matrix, classify.offset)
@@ -179,13 +179,14 @@ class Segmenter:
         return lambda sparse: classify(network.features(sparse))
 
     def set_prototypes(self, prototypes: Prototypes) -> LabelSpace:
-        """Take classes learned from pictures, from the next sweep on.
+        """Use classes learned from example pictures from the next sweep on.
 
         Args:
             prototypes: fitted to the image encoder whose features the checkpoint regresses.
 
         Raises:
-            InputError: the checkpoint regresses no image features, or others; the classes stay.
+            InputError: the checkpoint regresses no or other image features; the classes do not
+                change.
         """
         regression = self.student.regression
         size = self.student.config.feature_channels
@@ -211,7 +212,7 @@ class Segmenter:
             raise InputError(
                 f"this checkpoint answers its own classes only ({names}), no words: it was trained "
                 "without a text head; train one with a recipe that has a 'text' section, such as "
-                "training/recipes/kitti_words.yaml"
+                "--recipe kitti-words"
             )
         return head, self.text
 
@@ -220,11 +221,11 @@ class Segmenter:
 
     @torch.inference_mode()
     def segment(self, cloud: PointCloud, probabilities: bool = False) -> Segmentation:
-        """Label every point of a sweep; order and number of points are kept.
+        """Label every point of a sweep; keeps the order and number of points.
 
         Args:
             cloud: the sweep.
-            probabilities: also give those of every class, for fusion over time or with cameras.
+            probabilities: return the probabilities of all classes too, for fusion.
         """
         timings: dict[str, float] = {}
         classes = self._classes
@@ -249,10 +250,10 @@ class Segmenter:
         return Segmentation(labels, confidence, timings, every, classes.label_space)
 
     def _points(self, cloud: PointCloud) -> tuple[np.ndarray, Points]:
-        """Positions of the usable points, and the points themselves."""
+        """Indices of the usable points, and the points."""
         xyz = np.ascontiguousarray(cloud.xyz, np.float32)
         limit = self.student.config.max_range_m
-        with np.errstate(invalid="ignore", over="ignore"):  # NaN and huge values are what it drops
+        with np.errstate(invalid="ignore", over="ignore"):  # NaN and huge values are dropped
             usable = np.einsum("ij,ij->i", xyz, xyz) <= limit * limit
         kept = np.flatnonzero(usable)
         intensity = cloud.intensity
@@ -283,10 +284,10 @@ def prepare_network(
 
 
 def choose_device(device: str) -> torch.device:
-    """ "auto" takes CUDA where there is one.
+    """The device of a name; "auto" prefers CUDA.
 
     Raises:
-        InputError: the device does not exist here.
+        InputError: the device does not exist on this machine.
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sweeps with the images that belong to them. The sweep is the clock."""
+"""Match images to sweeps by their stamps. The sweep sets the pace."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ Sweep = TypeVar("Sweep")
 Item = TypeVar("Item")
 
 MAX_IMAGES = 16
-"""Images of a camera that are kept while no sweep comes: half a second at 30 Hz."""
+"""Buffered images per camera: half a second at 30 Hz."""
 
 
 @dataclass(frozen=True)
 class Match(Generic[Sweep, Item]):
-    """A sweep and what there is of each camera.
+    """A sweep with the matching image of each camera.
 
     Attributes:
         stamp_ns: of the sweep.
         sweep: as it was added.
-        images: camera -> its image nearest to the sweep, where one is within the tolerance.
+        images: camera -> image nearest to the sweep, for cameras with one within the tolerance.
         stamps_ns: camera -> stamp of that image.
-        missing: the other cameras, in their order.
-        waited_s: from the sweep's arrival to now [s].
+        missing: cameras without an image, in their order.
+        waited_s: time since the arrival of the sweep [s].
     """
 
     stamp_ns: int
@@ -40,26 +40,23 @@ class Match(Generic[Sweep, Item]):
 
 
 class Synchronizer(Generic[Sweep, Item]):
-    """Gives every sweep the nearest image of each camera, or goes on without after a deadline.
+    """Matches every sweep with the nearest image of each camera, up to a deadline.
 
-    A sweep waits for a camera only while an image that is nearer can still be expected: until
-    the camera has shown an image of the sweep's time or later, or one so shortly before that the
-    camera's next is farther away. A camera that has been silent is not waited for. Sweeps come
-    out in the order of their stamps. The work per sweep grows with the number of cameras alone.
+    A sweep waits for a camera as long as a nearer image can still arrive: until the camera has
+    delivered an image at or after the sweep's stamp, or one so shortly before it that the next is
+    farther away. Silent cameras are not waited for. Sweeps leave in the order of their stamps. The
+    cost per sweep is linear in the number of cameras.
 
-    Stamps are those of the message headers; the time of day is passed in, from any clock. Not
-    safe for use by several threads at once.
+    Stamps are header stamps. The current time is passed in, from any clock. Not thread-safe.
 
     Attributes:
         cameras: their names.
-        counters: what happened to messages that were not as they should be, by reason:
-            `sweep_out_of_order` and `sweep_duplicate` (dropped; an older stamp than that of a
-            sweep already given out), `sweep_overflow` (dropped: too many waited), `sweep_jump`
-            and `image_jump` (stamps jumped back: what was kept is forgotten),
-            `image_out_of_order` (kept), `image_duplicate` (dropped), `image_late` (came when the
-            sweep of its time was already given out), `deadline` (sweeps that went on at the
-            deadline).
-        missing: camera -> sweeps that went on without it.
+        counters: irregular messages by reason: `sweep_out_of_order` and `sweep_duplicate` (dropped:
+            not newer than a sweep that has left), `sweep_overflow` (dropped: too many waited),
+            `sweep_jump` and `image_jump` (stamps jumped back: the buffers were cleared),
+            `image_out_of_order` (kept), `image_duplicate` (dropped), `image_late` (its sweep had
+            left), `deadline` (sweeps that left at their deadline).
+        missing: camera -> number of sweeps that left without it.
     """
 
     def __init__(
@@ -76,16 +73,16 @@ class Synchronizer(Generic[Sweep, Item]):
 
         Args:
             cameras: names, without repetition; may be empty.
-            tolerance_s: an image farther from its sweep than this is none [s].
-            deadline_s: a sweep waits no longer than this after it was added [s].
-            silent_s: a camera whose newest image is older than the sweep by this is not waited
-                for [s].
-            jump_s: stamps that go back by more than this are a new start (a bag in a loop), by
-                less a message out of order [s].
-            max_sweeps: sweeps that may wait at a time; beyond, the oldest is dropped.
+            tolerance_s: maximum time between sweep and image [s].
+            deadline_s: maximum wait of a sweep after it was added [s].
+            silent_s: a camera whose newest image is older than the sweep by more than this is
+                silent [s].
+            jump_s: a larger backward step of the stamps is a restart (a looped bag), a smaller one
+                a message out of order [s].
+            max_sweeps: maximum number of waiting sweeps; the oldest is dropped.
 
         Raises:
-            InputError: a camera twice, or a number out of range.
+            InputError: a repeated camera, or a number out of range.
         """
         if len(set(cameras)) != len(cameras):
             raise InputError(f"cameras {', '.join(cameras)}: each name may appear once")
@@ -106,13 +103,13 @@ class Synchronizer(Generic[Sweep, Item]):
         self.reset()
 
     def reset(self) -> None:
-        """Forget all messages; the counters stay."""
+        """Drop all messages; keeps the counters."""
         self._images: dict[str, _Images[Item]] = {name: _Images() for name in self.cameras}
         self._waiting: list[_Waiting[Sweep]] = []  # sorted by stamp
         self._given_ns: int | None = None
 
     def add_image(self, camera: str, stamp_ns: int, item: Item) -> None:
-        """Take an image.
+        """Add an image.
 
         Raises:
             InputError: no camera of this name.
@@ -126,14 +123,14 @@ class Synchronizer(Generic[Sweep, Item]):
         if self._given_ns is not None and 0 <= self._given_ns - stamp_ns <= self._jump_ns:
             self.counters["image_late"] += 1
             if stamp_ns < self._given_ns - self._tolerance_ns:
-                return  # no sweep to come can use it
+                return  # too old for later sweeps
         if images.stamps and stamp_ns < images.stamps[-1]:
             self.counters["image_out_of_order"] += 1
         if not images.insert(stamp_ns, item):
             self.counters["image_duplicate"] += 1
 
     def add_sweep(self, stamp_ns: int, item: Sweep, now_s: float) -> None:
-        """Take a sweep; `poll` gives it out."""
+        """Add a sweep; `poll` returns it."""
         newest = self._waiting[-1].stamp_ns if self._waiting else self._given_ns
         if newest is not None and stamp_ns < newest - self._jump_ns:
             self._jump_back(stamp_ns)
@@ -153,34 +150,34 @@ class Synchronizer(Generic[Sweep, Item]):
             self.counters["sweep_overflow"] += 1
 
     def poll(self, now_s: float) -> list[Match[Sweep, Item]]:
-        """The sweeps that need not wait any longer, oldest first.
+        """Sweeps that need not wait any longer, oldest first.
 
-        Call after every message, and when `next_deadline_s` has come.
+        Call it after every message and at `next_deadline_s`.
         """
         matches = []
         while self._waiting:
             head = self._waiting[0]
             if not all(self._settled(name, head.stamp_ns) for name in self.cameras):
                 if not any(self._expired(sweep, now_s) for sweep in self._waiting):
-                    break  # a newer sweep whose time is up takes the older ones along
+                    break  # a newer sweep that is ready releases the older ones
                 self.counters["deadline"] += 1
             self._waiting.pop(0)
             matches.append(self._match(head, now_s))
         return matches
 
     def _expired(self, sweep: _Waiting[Sweep], now_s: float) -> bool:
-        """A clock that was set back must not keep a sweep waiting for ever."""
+        """Limit the wait when the clock was set back."""
         arrived, deadline = sweep.arrived_s, self._deadline_s
         return not arrived - deadline < now_s < arrived + deadline
 
     @property
     def next_deadline_s(self) -> float | None:
-        """When `poll` will give out the next sweep at the latest; None if none waits."""
+        """Latest time at which `poll` returns the next sweep; None if none waits."""
         arrivals = (sweep.arrived_s for sweep in self._waiting)
         return min((arrived + self._deadline_s for arrived in arrivals), default=None)
 
     def _settled(self, camera: str, stamp_ns: int) -> bool:
-        """Whether no nearer image of a camera is to be expected."""
+        """Whether no nearer image of a camera can arrive."""
         images = self._images[camera]
         if not images.stamps:
             return True
@@ -205,7 +202,7 @@ class Synchronizer(Generic[Sweep, Item]):
         return Match(head.stamp_ns, head.item, found, stamps, tuple(missing), waited)
 
     def _jump_back(self, stamp_ns: int) -> None:
-        """Start anew; images that have jumped back already are kept."""
+        """Restart; keeps images whose stamps have jumped back already."""
         self.counters["sweep_jump"] += 1
         self._waiting.clear()
         self._given_ns = None
@@ -215,7 +212,7 @@ class Synchronizer(Generic[Sweep, Item]):
 
 @dataclass
 class _Waiting(Generic[Sweep]):
-    """A sweep that has not been given out."""
+    """A waiting sweep."""
 
     stamp_ns: int
     item: Sweep
@@ -228,10 +225,10 @@ class _Images(Generic[Item]):
 
     stamps: list[int] = field(default_factory=list)
     items: list[Item] = field(default_factory=list)
-    period_ns: int | None = None  # shortest time between images lately
+    period_ns: int | None = None  # shortest recent time between images
 
     def insert(self, stamp_ns: int, item: Item) -> bool:
-        """Keep an image; False where there is one of this stamp."""
+        """Add an image; False if its stamp is a duplicate."""
         place = bisect_left(self.stamps, stamp_ns)
         if place < len(self.stamps) and self.stamps[place] == stamp_ns:
             return False
@@ -244,12 +241,12 @@ class _Images(Generic[Item]):
         return True
 
     def _learn_period(self, step_ns: int) -> None:
-        """Shrinks at once and grows slowly: too short a period only means to wait in vain."""
+        """Shrink at once, grow slowly: too short a period only costs waiting time."""
         known = self.period_ns
         self.period_ns = step_ns if known is None else min(step_ns, known + known // 16 + 1_000_000)
 
     def nearest(self, stamp_ns: int) -> tuple[int, Item] | None:
-        """Stamp and image nearest to a stamp; of two equally near ones the earlier."""
+        """Stamp and image nearest to a stamp; the earlier of two equally near ones."""
         if not self.stamps:
             return None
         place = bisect_left(self.stamps, stamp_ns)
@@ -258,7 +255,7 @@ class _Images(Generic[Item]):
         return self.stamps[best], self.items[best]
 
     def drop_before(self, stamp_ns: int) -> None:
-        """Forget older images, but not the newest one, which tells when the camera last spoke."""
+        """Drop older images; keeps the newest, whose stamp tells whether the camera is silent."""
         count = min(bisect_left(self.stamps, stamp_ns), max(len(self.stamps) - 1, 0))
         del self.stamps[:count], self.items[:count]
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Labels that last: class evidence of the last seconds, kept in voxels of the odometry frame."""
+"""Temporal smoothing: class evidence of the last seconds in voxels of the odometry frame."""
 
 from __future__ import annotations
 
@@ -20,21 +20,19 @@ from pcseg_core.online.voxel_table import VoxelTable, voxel_keys
 
 Array = npt.NDArray[Any]
 Float32 = npt.NDArray[np.float32]
-Looks: TypeAlias = "Array | tuple[Array, Array]"
+Observations: TypeAlias = "Array | tuple[Array, Array]"
 
-_FLOOR = np.float32(1e-3)  # of a probability: no single look rules a class out for good
-_FORGOTTEN = 3.0  # memory times after which a voxel makes room: 5 % is left
+_FLOOR = np.float32(1e-3)  # of a probability: no single observation excludes a class
+_FORGOTTEN = 3.0  # memory times until a voxel may be replaced: 5 % of its evidence is left
 
 
 class TemporalBufferConfig(Section):
-    """How long past sweeps count, and when they do not."""
+    """How past sweeps are weighted, and when they are discarded."""
 
-    voxel_m: float = Field(
-        0.2, gt=0.01, le=2, description="Edge of the voxels that hold the evidence [m]"
-    )
-    memory_s: float = Field(2.0, gt=0, le=60, description="Evidence fades to 1/e in this time [s]")
+    voxel_m: float = Field(0.2, gt=0.01, le=2, description="Edge of a voxel of the buffer [m]")
+    memory_s: float = Field(2.0, gt=0, le=60, description="Time in which evidence fades to 1/e [s]")
     max_range_m: float = Field(
-        60.0, gt=1, le=500, description="Farther points keep the label of their own sweep [m]"
+        60.0, gt=1, le=500, description="Range of smoothing; farther points keep their label [m]"
     )
     renamed: ClassVar[dict[str, str]] = {"new_evidence": "correlation (1 - new_evidence)"}
 
@@ -49,54 +47,54 @@ class TemporalBufferConfig(Section):
         0.5,
         ge=0,
         le=10,
-        description="Points where the beams of the sweep before passed by more than this have "
-        "just arrived, and what the place was is forgotten [m]; 0 turns the gate off",
+        description="Free-space gate: reset a voxel that the previous sweep saw through by more "
+        "than this [m]; 0 disables it",
     )
-    capacity: int = Field(2**20, ge=2**10, le=2**26, description="Voxels that are kept at most")
+    capacity: int = Field(2**20, ge=2**10, le=2**26, description="Maximum number of voxels")
     memory_mb: float = Field(
         256.0,
         ge=1,
         le=65536,
-        description="Memory of these voxels at most [MB]; with many classes fewer of them fit",
+        description="Maximum memory of the voxels [MB]; limits their number with many classes",
     )
     max_gap_s: float = Field(
-        1.0, gt=0, le=60, description="A longer time between sweeps is a new start [s]"
+        1.0, gt=0, le=60, description="Time between sweeps that clears the buffer [s]"
     )
     max_speed_mps: float = Field(
-        70.0, gt=0, description="A faster motion between sweeps is a jump and a new start [m/s]"
+        70.0, gt=0, description="Speed between sweeps that clears the buffer, as a jump [m/s]"
     )
     max_turn_radps: float = Field(
-        6.0, gt=0, description="A faster turn between sweeps is a jump and a new start [rad/s]"
+        6.0, gt=0, description="Turn rate between sweeps that clears the buffer, as a jump [rad/s]"
     )
 
 
 class TemporalBuffer:
     """Fuses the class probabilities of sweeps over time.
 
-    A voxel keeps the sum of the log probabilities of its looks (one per sweep, the mean of its
-    points), each faded by its age: Bayes' rule for looks that are given the class independent,
-    with exponential forgetting. A point takes the class of its voxel. What has moved into a place
-    that was seen to be free does not inherit what the place was, if the two disagree.
+    A voxel keeps the sum of the log probabilities of its observations (one per sweep, the mean of
+    its points), each weighted by its age: Bayes' rule for conditionally independent observations,
+    with exponential forgetting. A point takes the class of its voxel. If a voxel was seen free and
+    the new observation disagrees with its class, the earlier evidence is discarded.
 
     Attributes:
         config: settings.
         classes: number of classes C.
-        counters: `reset_time`, `reset_motion` (jumps of stamp and pose), `overflow` (points whose
-            voxel there was no room for), `gated` (voxels forgotten by the gate).
+        counters: `reset_time`, `reset_motion` (jumps of stamp and pose), `overflow` (points without
+            room for their voxel), `gated` (voxels reset by the free-space gate).
     """
 
     def __init__(self, config: TemporalBufferConfig, classes: int) -> None:
         self.config = config
         self.classes = classes
         self.counters: Counter[str] = Counter()
-        columns = classes + 2  # sum of the looks' logarithms; their number; class
+        columns = classes + 2  # sums of log probabilities; number of observations; class
         self._table = VoxelTable(
             min(config.capacity, VoxelTable.fitting(1e6 * config.memory_mb, columns)), columns
         )
         self.reset()
 
     def reset(self) -> None:
-        """Forget all sweeps; the counters stay."""
+        """Discard all sweeps; keeps the counters."""
         self._table.clear()
         self._start_ns: int | None = None
         self._last_ns = 0
@@ -104,30 +102,31 @@ class TemporalBuffer:
         self._free: FreeSpace | None = None
 
     def update(
-        self, xyz: Array, looks: Looks, T_odom_lidar: Array, stamp_ns: int
+        self, xyz: Array, observed: Observations, T_odom_lidar: Array, stamp_ns: int
     ) -> tuple[npt.NDArray[np.int32], Float32]:
-        """Add a sweep and label its points by all that is known.
+        """Add a sweep and label its points from all sweeps of the buffer.
 
         Args:
-            xyz: (N, 3) float32 points in the LiDAR frame at `stamp_ns`, corrected for the motion
-                within the sweep [m].
-            looks: (N, C) probabilities, rows of 0 for points without a label; or labels (N,), -1
+            xyz: (N, 3) float32 deskewed points in the LiDAR frame at `stamp_ns` [m].
+            observed: (N, C) probabilities, rows of 0 for points without a label; or labels (N,), -1
                 for none, with their confidences (N,).
             T_odom_lidar: (4, 4) pose in a frame without jumps.
-            stamp_ns: of the sweep. Going back, or ahead by more than `max_gap_s`, starts anew.
+            stamp_ns: of the sweep. A step back, or ahead by more than `max_gap_s`, clears the
+                buffer.
 
         Returns:
-            Labels (N,) int32, IGNORE where the sweep has none, and their probabilities (N,)
+            Labels (N,) int32, IGNORE for points without a label, and their probabilities (N,)
             float32.
 
         Raises:
-            InputError: shapes that do not fit, or a pose that is not finite.
+            InputError: shapes that do not match, or a pose that is not finite.
         """
-        probabilities = self._probabilities(looks, len(xyz))
+        probabilities = self._probabilities(observed, len(xyz))
         pose = _checked_pose(T_odom_lidar)
         if xyz.shape != (len(probabilities), 3):
             raise InputError(
-                f"temporal buffer: {len(probabilities)} looks for points of shape {xyz.shape}"
+                f"temporal buffer: {len(probabilities)} rows of probabilities for points of shape "
+                f"{xyz.shape}"
             )
         now = self._advance(pose, stamp_ns)
         columns = np.ascontiguousarray(xyz.T, np.float32)
@@ -145,36 +144,43 @@ class TemporalBuffer:
         confidence = np.zeros(len(xyz), np.float32)
         labels[others], confidence[others] = row_reductions.top(probabilities[others])
         if len(used):
-            look = row_reductions.means(probabilities, used, voxel, len(hit))
-            winner, share = self._fuse(hit, look, points[:, first], before, now)
+            mean = row_reductions.means(probabilities, used, voxel, len(hit))
+            winner, share = self._fuse(hit, mean, points[:, first], before, now)
             labels[used] = winner.take(voxel)
             confidence[used] = share.take(voxel)
         self._free = self._free_space(points)
         return labels, confidence
 
     def _fuse(
-        self, hit: Array, look: Float32, points: Array, before: FreeSpace | None, now: float
+        self, hit: Array, observed: Float32, points: Array, before: FreeSpace | None, now: float
     ) -> tuple[npt.NDArray[np.int32], Float32]:
-        """Class (M,) and probability of each voxel that was hit, of which `look` (M, C) is the
-        mean look and `points` (3, M) a point."""
+        """Class (M,) and probability of each voxel of the sweep.
+
+        Args:
+            hit: (M,) rows of the voxels.
+            observed: (M, C) mean probabilities of each voxel.
+            points: (3, M) a point of each voxel.
+            before: free space of the previous sweep.
+            now: time since the start [s].
+        """
         table = self._table
-        np.log(np.maximum(look, _FLOOR, out=look), out=look)
+        np.log(np.maximum(observed, _FLOOR, out=observed), out=observed)
         age = np.float32(now) - table.seen[hit]
         fade = np.exp(age / np.float32(-self.config.memory_s))
         if before is not None:
-            fade[self._arrived(hit, look, points, before)] = 0
+            fade[self._arrived(hit, observed, points, before)] = 0
         table.seen[hit] = now
-        # Observations of one place err alike: n of them count as 1 + (n - 1)(1 - correlation).
+        # Errors at one place correlate: n observations count as 1 + (n - 1)(1 - correlation).
         winner, below = row_reductions.accumulate(
-            table.rows, hit, fade, look, 1.0 - self.config.correlation
+            table.rows, hit, fade, observed, 1.0 - self.config.correlation
         )
         total = np.exp(below, out=below) @ np.ones(self.classes, np.float32)
         return winner, np.reciprocal(total, dtype=np.float32)
 
-    def _arrived(self, hit: Array, look: Float32, points: Array, before: FreeSpace) -> Array:
-        """Positions of voxels that were free and are now hit by something else than they were."""
+    def _arrived(self, hit: Array, observed: Float32, points: Array, before: FreeSpace) -> Array:
+        """Voxels that the previous sweep saw free and whose class differs from the new one."""
         flat, end = self._table.rows.reshape(-1), (hit + 1) * (self.classes + 2)
-        differs = flat.take(end - 1) != row_reductions.top(look)[0]
+        differs = flat.take(end - 1) != row_reductions.top(observed)[0]
         suspects = np.flatnonzero(differs & (flat.take(end - 2) > 0))
         seen_from_before = transform(self._motion, points[:, suspects].T).T
         arrived = suspects[before.passed(seen_from_before, self.config.gate_m)]
@@ -188,7 +194,7 @@ class TemporalBuffer:
         return FreeSpace(points[:, ::2])  # half the points still cover every cell
 
     def _advance(self, pose: Array, stamp_ns: int) -> float:
-        """Time since the start [s]; starts anew where time or place jumps."""
+        """Time since the start [s]; clears the buffer at jumps of time or pose."""
         if self._start_ns is not None:
             step_s = (stamp_ns - self._last_ns) * 1e-9
             if not 0 < step_s <= self.config.max_gap_s:
@@ -199,7 +205,7 @@ class TemporalBuffer:
                 self.reset()
         if self._start_ns is None:
             self._start_ns = stamp_ns
-        self._motion = invert(self._last_pose) @ pose  # this LiDAR frame to that of the last sweep
+        self._motion = invert(self._last_pose) @ pose  # current to previous LiDAR frame
         self._last_ns, self._last_pose = stamp_ns, pose
         return (stamp_ns - self._start_ns) * 1e-9
 
@@ -211,25 +217,26 @@ class TemporalBuffer:
         return far or turn > self.config.max_turn_radps * step_s
 
     def _split(self, points: Array, probabilities: Float32) -> tuple[Array, Array]:
-        """Points with a label that are near enough to be remembered, and those that are not."""
+        """Labeled points within the range of smoothing, and those beyond."""
         x, y, z = points
         with np.errstate(invalid="ignore", over="ignore"):
             near = x * x + y * y + z * z <= self.config.max_range_m**2  # false for NaN
         labeled = probabilities @ np.ones(self.classes, np.float32) > 0
         return np.flatnonzero(near & labeled), np.flatnonzero(~near & labeled)
 
-    def _probabilities(self, looks: Looks, count: int) -> Float32:
-        if isinstance(looks, tuple):
-            looks = spread(*looks, self.classes)
-        if looks.shape != (count, self.classes):
+    def _probabilities(self, observed: Observations, count: int) -> Float32:
+        if isinstance(observed, tuple):
+            observed = spread(*observed, self.classes)
+        if observed.shape != (count, self.classes):
             raise InputError(
-                f"temporal buffer: looks of shape {looks.shape}; expected {(count, self.classes)}"
+                f"temporal buffer: probabilities of shape {observed.shape}; expected "
+                f"{(count, self.classes)}"
             )
-        return np.asarray(looks, np.float32)
+        return np.asarray(observed, np.float32)
 
 
 def spread(labels: Array, confidence: Array, classes: int) -> Float32:
-    """(N, C) probabilities: the confidence for the label, the rest for the others alike."""
+    """(N, C) probabilities: the confidence for the label, the rest spread evenly."""
     p = np.repeat(((1 - confidence) / max(classes - 1, 1)).astype(np.float32)[:, None], classes, 1)
     known = np.flatnonzero(labels != IGNORE)
     p[known, labels[known]] = confidence[known]

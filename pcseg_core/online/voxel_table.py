@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows of numbers by voxel, in a table of fixed size that is searched by hash."""
+"""A hash table of fixed size with a row of numbers per voxel."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from pcseg_core.native.library import check, optional_library
 Array = npt.NDArray[Any]
 Int64 = npt.NDArray[np.int64]
 
-_BITS = 21  # of a coordinate in a key: 2 million voxels, then keys repeat
+_BITS = 21  # per coordinate: keys repeat after 2 million voxels
 _MASK = np.int64((1 << _BITS) - 1)
 _PROBES = 8
 _EMPTY = np.int64(-1)
 _SLOT = np.dtype([("key", np.int64), ("seen", np.float32), ("group", np.int32)])  # as VoxelSlot
-_FIBONACCI = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: spreads runs of keys
+_FIBONACCI = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: scatters consecutive keys
 
 
 def voxel_keys(points: Array, T_world_lidar: Array, edge_m: float) -> Int64:
-    """(N,) key of the voxel of the world frame that each point lies in.
+    """(N,) key of the world voxel of each point.
 
-    Exact however far from the world's origin, for the whole voxels of the translation are added
-    as integers.
+    Exact at any distance from the origin of the world: whole voxels of the translation are added as
+    integers.
 
     Args:
         points: (3, N) float32 finite x, y and z, LiDAR frame [m].
@@ -51,14 +51,15 @@ def voxel_keys(points: Array, T_world_lidar: Array, edge_m: float) -> Int64:
 
 
 class VoxelTable:
-    """A bounded memory: rows that have not been written for long make room for others.
+    """A hash table of bounded size: old rows make room for new ones.
 
-    Open addressing with a few probes. Where none of them is free or expired, the voxel among them
-    that was seen longest ago is forgotten. The search is native where the library is loaded.
+    Open addressing with a few probes. If none of them is free or expired, the least recently seen
+    voxel among them is replaced. The native library searches where it was built, numpy otherwise;
+    the two may replace different voxels when the table is full.
 
     Attributes:
-        rows: (size, columns) float32, of the caller.
-        seen: (size,) float32, when each row was last written, in the caller's time; -inf if free.
+        rows: (size, columns) float32, written by the caller.
+        seen: (size,) float32 time of the last write of each row, set by the caller; -inf if free.
     """
 
     def __init__(self, capacity: int, columns: int) -> None:
@@ -68,38 +69,38 @@ class VoxelTable:
         self._slots = np.zeros(size, _SLOT)
         self._keys, self.seen = self._slots["key"], self._slots["seen"]
         self.rows = np.zeros((size, columns), np.float32)
-        # The system gives the pages of zeros when they are first written: all of them now, so that
-        # a process does not grow for minutes while its table fills.
+        # Touch all pages now: the process then does not grow for minutes while the table fills.
         self.rows.fill(0)
         self.clear()
 
     @staticmethod
     def fitting(memory_bytes: float, columns: int) -> int:
-        """Largest capacity, a power of two, whose table is not larger than this."""
+        """Largest capacity (a power of two) of a table within this memory."""
         row = 4 * columns + _SLOT.itemsize
         return 1 << (max(int(memory_bytes / row), 1).bit_length() - 1)
 
     def __len__(self) -> int:
-        """Number of rows that were ever written since the last clear."""
+        """Number of rows in use since the last clear."""
         return int(np.count_nonzero(self._keys != _EMPTY))
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Remove all voxels."""
         self._keys.fill(_EMPTY)
         self.seen.fill(-np.inf)
 
     def locate(
         self, keys: Int64, expired: float
     ) -> tuple[Int64, npt.NDArray[np.int32], npt.NDArray[np.intp]]:
-        """Rows of the voxels of a sweep; new voxels get rows of zeros.
+        """Find or create the rows of the voxels of a sweep; new rows are zero.
 
         Args:
-            keys: (N,) from `voxel_keys`, repeated where points share a voxel.
-            expired: rows last seen before this time are the first that new voxels are given.
+            keys: (N,) from `voxel_keys`; points in the same voxel have the same key.
+            expired: rows last seen before this time are replaced first.
 
         Returns:
-            (M,) distinct rows, (N,) int32 which of them each key has, -1 where all rows that it
-            may have belong to other keys of this call, and (M,) a position in keys of each row.
+            rows (M,), distinct; index (N,) int32 into them of each key, -1 if all its probes belong
+            to other keys of this call; first (M,), the position in `keys` of the first key of each
+            row.
         """
         keys = np.ascontiguousarray(keys, np.int64)
         library = optional_library()
@@ -134,7 +135,7 @@ class VoxelTable:
         at = (home.view(np.int64)[:, None] + np.arange(_PROBES)) & (len(self._keys) - 1)
         there = self._keys[at] == wanted[:, None]
         row = np.where(there.any(1), at[np.arange(len(at)), there.argmax(1)], -1)
-        free = np.where(self.seen < expired, -np.inf, self.seen)  # the least is given first
+        free = np.where(self.seen < expired, -np.inf, self.seen)  # the smallest is replaced first
         free[row[row >= 0]] = np.inf
         searching = np.flatnonzero(row < 0)
         while len(searching):
@@ -142,11 +143,13 @@ class VoxelTable:
             given = at[searching, choice]
             possible = np.flatnonzero(free[given] < np.inf)
             searching, given = searching[possible], given[possible]
-            self._keys[given] = wanted[searching]  # of several voxels at one row the last one wins
+            self._keys[given] = wanted[
+                searching
+            ]  # of several voxels with the same row the last one wins
             free[given] = np.inf
             won = self._keys[given] == wanted[searching]
             row[searching[won]] = given[won]
-            self.rows[given], self.seen[given] = 0, expired  # taken, though not written
+            self.rows[given], self.seen[given] = 0, expired  # in use, not written yet
             searching = searching[~won]
         found = np.flatnonzero(row >= 0)
         group = np.full(len(wanted), -1, np.int32)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Simulated drives: towns, sensors and faults, with exact truth for every point and pixel."""
+"""Simulated drives: towns, sensors and faults, with exact ground truth."""
 
 from pcseg_core.simulation.cameras import CameraSpec, rig
 from pcseg_core.simulation.faults import Faults

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Buildings, fences and walls, in their own frame: street side at -y, origin on the ground."""
+"""Buildings, fences and walls in their own frame: street side at -y, origin on the ground."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from pcseg_core.simulation.towns import Town
 
 Array = npt.NDArray[Any]
 
-_FOUNDATION = 2.5  # how far walls reach below the ground, for slopes [m]
+_FOUNDATION = 2.5  # depth of walls below the ground, for slopes [m]
 
 
 def building(town: Town, rng: np.random.Generator, front: float, depth: float) -> Array:
-    """House of `front` by `depth` meters, its middle at the origin."""
+    """House of `front` by `depth` meters, centered at the origin."""
     stories = int(rng.integers(town.stories[0], town.stories[1] + 1))
     story = rng.uniform(2.8, 3.5) if town.stories[1] > 2 else rng.uniform(2.5, 3.0)
     height = stories * story + 0.3

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cameras: lens, mounting, exposure and noise; and the pictures they take, with their truth."""
+"""Cameras: lens, mounting, exposure and noise; images with ground truth."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _GAMMA = 1 / 2.2
 
 
 class CameraSpec(Section):
-    """A camera on the vehicle, whose origin is on the ground below its middle."""
+    """A camera on the vehicle; the vehicle origin is on the ground below its center."""
 
     name: str = Field(default="camera_0", min_length=1, description="Name of the camera.")
     width: int = Field(default=640, ge=16, le=4096, description="Image width [px].")
@@ -47,31 +47,31 @@ class CameraSpec(Section):
         default=0.03,
         ge=-1,
         le=1,
-        description="From the first sweep's start to the first image [s].",
+        description="Time from the start of the first sweep to the first image [s].",
     )
     position_m: tuple[float, float, float] = Field(
-        default=(0.6, 0.0, 1.6), description="Place on the vehicle: forward, left, up [m]."
+        default=(0.6, 0.0, 1.6), description="Position on the vehicle: forward, left, up [m]."
     )
     yaw_deg: float = Field(
-        default=0.0, ge=-360, le=360, description="Looking direction, left positive."
+        default=0.0, ge=-360, le=360, description="Yaw of the optical axis, left positive [deg]."
     )
     pitch_deg: float = Field(
-        default=2.0, ge=-90, le=90, description="Looking direction, down positive."
+        default=2.0, ge=-90, le=90, description="Pitch of the optical axis, down positive [deg]."
     )
     exposure_sway: float = Field(
-        default=0.15, ge=0, le=1, description="How far exposure drifts over a drive, relative."
+        default=0.15, ge=0, le=1, description="Relative drift of the exposure over a drive."
     )
     vignetting: float = Field(
         default=0.3, ge=0, le=1, description="Loss of light at the corners of the image."
     )
     noise: float = Field(
-        default=0.02, ge=0, le=1, description="Noise of a mid-gray pixel, of full scale."
+        default=0.02, ge=0, le=1, description="Noise of a mid-gray pixel, relative to full scale."
     )
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An image with its truth: see `pcseg_core.data.sample.CameraFrame` for dtypes."""
+    """An image with ground truth; see `pcseg_core.data.sample.CameraFrame` for dtypes."""
 
     image: Array
     labels: Array
@@ -80,7 +80,7 @@ class Picture:
 
 
 class Camera:
-    """A camera with its rays, ready to be moved through a scene."""
+    """A camera with its rays."""
 
     def __init__(self, spec: CameraSpec) -> None:
         self.spec = spec
@@ -114,7 +114,7 @@ class Camera:
 
     @cached_property
     def _rays(self) -> tuple[Array, Array, Tiles]:
-        """Directions (N, 3) in the camera frame, which of them exist, and their tiles."""
+        """Directions (N, 3) in the camera frame, their validity, and their tiles."""
         u, v = np.meshgrid(np.arange(self.spec.width), np.arange(self.spec.height))
         rays = self.model.unproject(np.stack([u.ravel(), v.ravel()], axis=1))
         valid = np.asarray(np.isfinite(rays).all(axis=1))
@@ -123,7 +123,7 @@ class Camera:
         return rays, valid, tiles
 
     def observe(self, scene: Scene, T_world_cam: Array, time_s: float, far_m: float) -> Hits:
-        """What each pixel sees, row by row."""
+        """Hits of all pixels, row by row."""
         directions, _, tiles = self._rays
         rays = Rays(
             T_world_cam[:3, 3],
@@ -138,7 +138,7 @@ class Camera:
     def take(
         self, scene: Scene, T_world_cam: Array, time_s: float, seed: int, far_m: float = 250.0
     ) -> Picture:
-        """Take a picture; all pixels are exposed at `time_s` of the drive."""
+        """Render an image; all pixels are exposed at `time_s` of the drive."""
         shape = (self.spec.height, self.spec.width)
         hits = self.observe(scene, T_world_cam, time_s, far_m)
         directions, valid, _ = self._rays
@@ -155,26 +155,26 @@ class Camera:
         """Light to 8 bit: lens blur, fall-off, exposure, noise, gamma."""
         spec = self.spec
         light = _blurred(light)
-        # metered below the top of the image, with little weight on the bright sky
+        # exposure metering without the top of the image and with little weight on the sky
         metered = np.minimum(light[spec.height // 3 :], 0.45).mean() + 0.02
         drift = 1 + spec.exposure_sway * np.sin(0.9 * time_s + len(spec.name))
         light = light * (0.22 / metered * drift * self._fall_off)[..., None].astype(np.float32)
         grain = rng.standard_normal(light.shape, np.float32)
-        # shot noise grows with the square root of the light, read noise does not
+        # shot noise grows with the square root of the light, read noise is constant
         light += grain * np.sqrt(np.maximum(light, 0) * 0.4 + 0.01) * np.float32(spec.noise)
-        # highlights roll off, shadows keep a little contrast
+        # soft highlights and shadows
         soft = np.where(light > 0.7, 1 - 0.3 * np.exp(-(light - 0.7) / 0.3), light)
         return (255 * np.clip(soft, 0, 1) ** np.float32(_GAMMA) + 0.5).astype(np.uint8)
 
     @cached_property
     def _fall_off(self) -> Array:
-        """(H, W) share of the light that reaches each pixel."""
+        """(H, W) relative illumination of each pixel."""
         v, u = np.mgrid[-1 : 1 : self.spec.height * 1j, -1 : 1 : self.spec.width * 1j]
         return (1 - self.spec.vignetting * (u**2 + v**2) / 2).astype(np.float32)
 
 
 def _blurred(light: Array) -> Array:
-    """Binomial blur of one pixel, a lens that is as sharp as the sensor."""
+    """Binomial blur of one pixel: a lens as sharp as the sensor."""
     for axis in (0, 1):
         padded = np.pad(light, [(1, 1) if k == axis else (0, 0) for k in range(3)], mode="edge")
         before, after = np.take(padded, range(light.shape[axis]), axis), None

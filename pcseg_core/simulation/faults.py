@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Faults on demand: what is reported of a drive goes wrong, what was rendered stays right."""
+"""Faults of the reported calibration and stamps; rendering stays exact."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Array = npt.NDArray[Any]
 
 
 class Faults(Section):
-    """Errors of calibration and time, all 0 by default; directions are drawn once per camera."""
+    """Errors of calibration and time, 0 by default; directions are drawn once per camera."""
 
     camera_rotation_deg: float = Field(
         default=0.0, ge=0, le=45, description="Error of each camera's reported rotation [deg]."
@@ -31,14 +31,12 @@ class Faults(Section):
         default=0.0,
         ge=0,
         le=0.1,
-        description="Standard deviation of the error of each image's stamp, cut at 3 of them [s].",
+        description="Standard deviation of the stamp error of each image, cut at 3 sigma [s].",
     )
-    dropped_images: float = Field(
-        default=0.0, ge=0, le=1, description="Share of images that never arrive."
-    )
+    dropped_images: float = Field(default=0.0, ge=0, le=1, description="Share of dropped images.")
 
     def T_cam_lidar(self, exact: Array, seed: int, camera: int) -> Array:
-        """(4, 4) extrinsic that is reported for an exact one."""
+        """(4, 4) reported extrinsic for the exact one."""
         rng = np.random.default_rng([seed, 11, camera])
         axis, shift = (v / np.linalg.norm(v) for v in rng.normal(size=(2, 3)))
         turn = _rotation(axis, np.radians(self.camera_rotation_deg))
@@ -48,12 +46,12 @@ class Faults(Section):
         return reported
 
     def stamp_error_ns(self, seed: int, camera: int, image: int) -> int:
-        """What is added to the stamp of an image [ns]."""
+        """Error of the stamp of an image [ns]."""
         draw = float(np.clip(self._draw(seed, camera, image).normal(), -3, 3))
         return round((self.stamp_offset_s + self.stamp_jitter_s * draw) * 1e9)
 
     def drops(self, seed: int, camera: int, image: int) -> bool:
-        """Whether an image never arrives."""
+        """Whether an image is dropped."""
         return bool(self._draw(seed, camera, image).random(2)[1] < self.dropped_images)
 
     @staticmethod

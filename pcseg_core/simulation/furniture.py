@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Street furniture, in its own frame: origin on the ground, the road ahead along x."""
+"""Street furniture in its own frame: origin on the ground, road along x."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def bollard(rng: np.random.Generator) -> Array:
 
 
 def sign(rng: np.random.Generator) -> Array:
-    """Traffic sign on a post, facing along -x (toward those who drive along x)."""
+    """Traffic sign on a post, facing -x (toward traffic along x)."""
     face = int(rng.choice(5, p=[0.3, 0.2, 0.2, 0.2, 0.1]))
     height, size = rng.uniform(2.1, 2.7), rng.uniform(0.6, 0.85)
     color, at = _SIGN_COLORS[face], (-0.07, 0.0, height)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ground: rolling terrain, streets let into it by the height of a curb."""
+"""The ground: hilly terrain with streets lower by the height of a curb."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from pcseg_core.simulation.streets import Streets
 Array = npt.NDArray[Any]
 
 CURB_M = 0.14  # height of blocks above the road
-_STEEP = -0.15  # rays that fall faster than this meet the ground once, near the level guess
-_FARTHEST_STEP = 25.0  # of Newton's method; rays along a slope would be thrown off [m]
-_MOST_STEPS = 12  # for the few rays that converge slowly
-_RISING = 0.12  # rays that climb faster than this leave it for good; slopes stay below
+_STEEP = -0.15  # steeper rays meet the ground once, near the level guess
+_FARTHEST_STEP = 25.0  # largest step of Newton's method, for rays along a slope [m]
+_MOST_STEPS = 12  # for rays that converge slowly
+_RISING = 0.12  # steeper rising rays never meet the ground; all slopes are smaller
 _STEPS = np.array([0, 3, 7, 12, 20, 30, 45, 65, 90, 120, 160, 210, 280], np.float32)  # [m]
 
 
@@ -26,7 +26,7 @@ class Ground:
     """Heights, normals, materials and ray casting of the ground."""
 
     def __init__(self, streets: Streets, rng: np.random.Generator, relief_m: float) -> None:
-        """Waves of some hundred meters, `relief_m` high at most."""
+        """Waves of some hundred meters length and up to `relief_m` height."""
         self.streets = streets
         direction = rng.uniform(0, 2 * np.pi, 2)
         rate = 2 * np.pi / rng.uniform(140, 320, 2)
@@ -35,7 +35,7 @@ class Ground:
         self._height = relief_m / 2 * rng.uniform(0.4, 1.0, 2)
 
     def height(self, x: npt.ArrayLike, y: npt.ArrayLike) -> Array:
-        """Level of the road [m]; blocks lie `CURB_M` higher."""
+        """Level of the road [m]; blocks are `CURB_M` higher."""
         x, y = np.asarray(x), np.asarray(y)
         level = np.zeros(np.broadcast(x, y).shape, np.result_type(x, y, np.float32))
         for kx, ky, phase, height in zip(*self._waves, self._phase, self._height):
@@ -53,19 +53,19 @@ class Ground:
         return dx, dy
 
     def standing(self, x: Array, y: Array) -> Array:
-        """Height of the surface one would stand on, curbs included [m]."""
+        """Height of the surface including curbs [m]."""
         return self.height(x, y) + np.where(self.streets.inside(x, y) > 0, CURB_M, 0.0)
 
     def cast(self, origin: Array, direction: Array, far_m: float) -> tuple[Array, Array]:
-        """Where rays meet the ground.
+        """Intersect rays with the ground.
 
         Args:
             origin: (N, 3) or (1, 3) [m], above the ground. direction: (N, 3) unit vectors.
-            far_m: range of sight [m].
+            far_m: maximum range [m].
 
         Returns:
-            range (N,) float64, infinity where there is none, and curb (N,) bool: met the face of
-            a curb.
+            range (N,) float64, infinity without a hit, and curb (N,) bool: hit the face of a
+            curb.
         """
         origin = np.broadcast_to(origin, direction.shape)
         t = np.full(len(direction), np.inf)
@@ -96,7 +96,7 @@ class Ground:
         return ground
 
     def normals(self, x: Array, y: Array, curb: Array, direction: Array) -> Array:
-        """(N, 3) float32 unit normals; curb faces are taken to stand across the ray."""
+        """(N, 3) float32 unit normals; curb faces are assumed perpendicular to the ray."""
         dx, dy = self.slope(x, y)
         normal = np.stack([-dx, -dy, np.ones_like(dx)], axis=1)
         normal[curb] = -direction[curb] * np.array([1, 1, 0])
@@ -112,7 +112,7 @@ class Ground:
         return above
 
     def _newton(self, o: Array, d: Array, t: Array, lift: float, steps: int = 2) -> Array:
-        """Newton's method, from guesses within some meters; slopes change by 0.2 % per meter."""
+        """Newton's method from guesses within some meters; slopes change by 0.2 % per meter."""
         for _ in range(steps):
             x, y = o[:, 0] + t * d[:, 0], o[:, 1] + t * d[:, 1]
             level, dx, dy = self._level_and_slope(x, y)
@@ -120,7 +120,7 @@ class Ground:
             step = (o[:, 2] + t * d[:, 2] - level - lift) / falling
             t = t - np.clip(step, -_FARTHEST_STEP, _FARTHEST_STEP)
         late = np.flatnonzero(np.abs(step) > 0.05) if len(t) else np.zeros(0, np.int64)
-        if len(late) and steps < _MOST_STEPS:  # rays that nearly follow the slope
+        if len(late) and steps < _MOST_STEPS:  # rays nearly parallel to the slope
             t[late] = self._newton(o[late], d[late], t[late], lift, _MOST_STEPS)
         return t
 
@@ -135,7 +135,7 @@ class Ground:
         return level, dx, dy
 
     def _go_on(self, o: Array, d: Array, first: Array) -> Array:
-        """From where rays pass the level of the blocks, on to the level of the road."""
+        """Continue rays from the level of the blocks to the level of the road."""
         second = self._newton(o, d, first, 0.0)
         missed = np.abs(self._above(o, d, second, 0.0)) > 1e-5
         missed |= second < first
@@ -143,7 +143,7 @@ class Ground:
         return second
 
     def _meet_level(self, o: Array, d: Array, lift: float) -> Array:
-        """Range to the terrain raised by `lift`, infinity where there is none."""
+        """Range to the terrain raised by `lift`, infinity without a hit."""
         t = np.full(len(d), np.inf)
         steep = np.flatnonzero(d[:, 2] < _STEEP)
         guess = -self._above(o[steep], d[steep], np.zeros(len(steep)), lift) / d[steep, 2]
@@ -171,7 +171,7 @@ class Ground:
         return found
 
     def _curb_face(self, o: Array, d: Array, before: Array, after: Array) -> Array:
-        """Where rays cross from above the road into a block, by bisection."""
+        """Where rays enter a block from above the road, by bisection."""
         low, high = before.copy(), after.copy()
         for _ in range(20):
             middle = (low + high) / 2

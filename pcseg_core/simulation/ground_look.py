@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the ground looks like: asphalt, paint, paving and grass, by position in the world."""
+"""Textures of the ground: asphalt, paint, paving and grass, by world position."""
 
 from __future__ import annotations
 

@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where rays meet unit shapes: one function per kind of primitive, all vectorized.
+"""Ray intersection with unit shapes: one vectorized function per kind of primitive.
 
-Each takes rays in the unit frame of their primitive: components of the origin `o` and of the
-direction `d` as tuples of three arrays that broadcast to (K, S), and the rows (K,) of the table.
-Each returns t (K, S) float32, infinity where the ray misses. The direction keeps the scale of
-the world, so t is meters along a unit ray.
+Rays are in the unit frame of their primitive: the components of the origin `o` and the direction
+`d` are tuples of three arrays that broadcast to (K, S); rows (K,) are of the table. The result is t
+(K, S) float32, infinity for a miss. The direction keeps the scale of the world, so t is in meters.
 
-All but the ellipsoid use the slab method (Kay and Kajiya, 1986): a convex solid is an
-intersection of slabs, a ray meets it where the last slab is entered before the first is left.
+All except the ellipsoid use the slab method (Kay and Kajiya, 1986): a convex solid is an
+intersection of slabs, and a ray hits it if it enters the last slab before it leaves the first.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from pcseg_core.simulation.primitives import Kind
 Array = npt.NDArray[Any]
 Vector = tuple[Array, Array, Array]
 
-NEAREST = np.float32(1e-3)  # rays start outside of solids; closer hits are rounding [m]
+NEAREST = np.float32(1e-3)  # closer hits are rounding errors: rays start outside of solids [m]
 RING_HOLE = 0.72  # squared inner radius of a ring, as a fraction of the outer one
 _FENCE_RAIL = 0.82  # above and below this |z| a fence is solid
 
@@ -49,13 +48,13 @@ def box(o: Vector, d: Vector, rows: Array) -> Array:
 
 
 def taper_planes(taper: Array) -> list[tuple[int, float, Array]]:
-    """Leaning walls as (axis, sign, a): the solid lies where sign * q[axis] + a * q[z] <= 1 - a."""
+    """Inclined walls as (axis, sign, a): inside where sign * q[axis] + a * q[z] <= 1 - a."""
     front, rear, side = (taper[:, k] / 2 for k in range(3))
     return [(0, 1.0, front), (0, -1.0, rear), (1, 1.0, side), (1, -1.0, side)]
 
 
 def tapered(o: Vector, d: Vector, rows: Array) -> Array:
-    """Box whose walls lean inwards."""
+    """Box with walls inclined inwards."""
     enter, leave = _slab(o[2], d[2])
     for axis, sign, a in taper_planes(rows["taper"].astype(np.float32)):
         lean, way = a[:, None], np.float32(sign)
@@ -67,10 +66,10 @@ def tapered(o: Vector, d: Vector, rows: Array) -> Array:
 
 
 def _round(o: tuple[Array, ...], d: tuple[Array, ...]) -> tuple[Array, Array]:
-    """Where rays enter and leave |q| = 1; NaN when they miss.
+    """Entry and exit of rays at |q| = 1; NaN for a miss.
 
-    Measured from the point of closest approach, which keeps float32 exact for small distant
-    bodies (the textbook quadratic does not).
+    Computed from the point of closest approach, which is exact in float32 for small distant bodies
+    (the textbook quadratic is not).
     """
     squared = sum(k * k for k in d)
     middle = -sum(p * k for p, k in zip(o, d)) / squared
@@ -97,7 +96,7 @@ def cylinder(o: Vector, d: Vector, rows: Array) -> Array:
 
 
 def ring(o: Vector, d: Vector, rows: Array) -> Array:
-    """Cylinder whose ends are open inside of the rim."""
+    """Cylinder with open ends inside the rim."""
     enter, leave, end = _cylinder_span(o, d)
     t = _entry(enter, leave)
     squared = (o[0] + enter * d[0]) ** 2 + (o[1] + enter * d[1]) ** 2
@@ -105,8 +104,8 @@ def ring(o: Vector, d: Vector, rows: Array) -> Array:
 
 
 def foliage_hole(at: Sequence[Array], threshold: Array, phase: Array) -> Array:
-    """Whether a crown is open at local positions [m]: interfering waves, so that the pattern is
-    a property of the tree and the same from wherever it is seen."""
+    """Whether a crown is open at local positions [m]; the pattern belongs to the tree and does not
+    depend on the viewpoint."""
     x, y, z = at
     k = np.float32(2 * np.pi / 0.42)
     waves = np.sin(k * (x + 0.3 * y + 0.5 * z) + phase)
@@ -116,7 +115,7 @@ def foliage_hole(at: Sequence[Array], threshold: Array, phase: Array) -> Array:
 
 
 def foliage(o: Vector, d: Vector, rows: Array) -> Array:
-    """Shell with holes: a ray may enter through one and meet the far side, or pass."""
+    """Shell with holes: a ray may pass, or enter and hit the far side."""
     enter, leave = _round(o, d)
     half, texture = (rows[name].astype(np.float32)[:, :, None] for name in ("half", "texture"))
     best = np.full(enter.shape, np.inf, np.float32)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LiDARs: where their beams point and when, what comes back, and how strong."""
+"""LiDARs: scan patterns, returns and intensities."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from pcseg_core.simulation.scene import Scene
 Array = npt.NDArray[Any]
 
 FRAME = "lidar"  # frame_id of the clouds
-_FULL_POWER_M = 12.0  # up to here the receiver's gain makes up for the distance
-_WEAKEST = 0.004  # share of a white target's return at `_FULL_POWER_M` that is still noticed
+_FULL_POWER_M = 12.0  # up to this range the gain of the receiver compensates the distance
+_WEAKEST = 0.004  # detection threshold relative to a white target at `_FULL_POWER_M`
 
 
 class LidarSpec(Section):
-    """A LiDAR. Spinning ones turn clockwise seen from above and start at the rear."""
+    """A LiDAR. Spinning ones rotate clockwise seen from above and start at the rear."""
 
     pattern: Literal["spinning", "solid-state"] = Field(
-        default="spinning", description="Beams on a turning head, or a rosette that never repeats."
+        default="spinning", description="Rotating beams, or a rosette that never repeats."
     )
     beams: int = Field(default=64, ge=1, le=256, description="Laser beams, one above the other.")
     columns: int = Field(
@@ -52,24 +52,24 @@ class LidarSpec(Section):
     range_noise_m: float = Field(
         default=0.02, ge=0, le=1, description="Standard deviation of the measured range [m]."
     )
-    dropout: float = Field(default=0.01, ge=0, le=1, description="Share of returns lost by chance.")
+    dropout: float = Field(default=0.01, ge=0, le=1, description="Share of randomly lost returns.")
     intensity_noise: float = Field(
         default=0.12, ge=0, le=1, description="Relative standard deviation of the intensity."
     )
     organized: bool = Field(
-        default=False, description="Keep beams x columns slots, NaN where nothing came back."
+        default=False, description="Keep beams x columns points, NaN without a return."
     )
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep with its truth.
+    """A sweep with ground truth.
 
     Attributes:
-        cloud: points in the sensor frame of their own moment.
-        label: (N,) int16 ids of the space "simulation", -1 where nothing came back.
+        cloud: points in the sensor frame at their own time.
+        label: (N,) int16 ids of the space "simulation", -1 without a return.
         instance: (N,) int32, -1 for none.
-        exact_range: (N,) float32 without noise [m], NaN where nothing came back.
+        exact_range: (N,) float32 without noise [m], NaN without a return.
     """
 
     cloud: PointCloud
@@ -79,7 +79,7 @@ class Sweep:
 
 
 class Lidar:
-    """A LiDAR that moves along a trajectory through a scene."""
+    """A LiDAR on a trajectory through a scene."""
 
     def __init__(self, spec: LidarSpec) -> None:
         self.spec = spec
@@ -113,7 +113,7 @@ class Lidar:
         return azimuth.ravel(), elevation.ravel()
 
     def _rosette(self, number: int) -> tuple[Array, Array]:
-        """Two turning prisms: the beam swings along petals that drift from sweep to sweep."""
+        """Two rotating prisms: a rosette that drifts from sweep to sweep."""
         spec = self.spec
         clock = (number + self.time / spec.sweep_s) * 2 * np.pi
         beam = self.ring / max(spec.beams, 1) * 0.35
@@ -142,7 +142,7 @@ class Lidar:
             trajectory: T_world_lidar.
             number: of the sweep, for patterns that change.
             seed: of noise and drop-out.
-            frozen: everything is measured at `stamp_ns`, as if the sweep took no time.
+            frozen: measure all points at `stamp_ns`.
         """
         direction = self.directions(number)
         time = np.zeros_like(self.time) if frozen else self.time
@@ -197,7 +197,7 @@ class Lidar:
         exact = np.where(seen, hits.range, np.nan).astype(np.float32)
         if spec.organized:
             return Sweep(cloud, label.astype(np.int16), instance.astype(np.int32), exact)
-        # in the order of firing, as drivers publish it
+        # in firing order, as published by drivers
         order = np.flatnonzero(seen)
         order = order[np.argsort(time[order], kind="stable")]
         return Sweep(
@@ -209,10 +209,11 @@ class Lidar:
 
 
 def returned_power(hits: Hits) -> Array:
-    """(N,) share of a white target's return, by material, angle and distance; 0 for nothing.
+    """(N,) intensity relative to a white target, by material, angle and distance; 0 for none.
 
-    Lambertian surfaces return the cosine of the angle of incidence, the receiver's gain makes up
-    for the distance at first and then falls with its square (compare Jutzi and Gross, 2009).
+    Lambertian surfaces return the cosine of the angle of incidence. The gain of the receiver
+    compensates short distances; beyond, intensity falls with the square of the distance (compare
+    Jutzi and Gross, 2009).
     """
     material = hits.material
     power = np.where(material >= 0, REFLECTIVITY[material], 0.0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What things are (classes), what they are made of (materials), and how a LiDAR sees that."""
+"""Classes, materials, and their appearance to LiDAR and cameras."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Class(IntEnum):
 
 
 class Material(IntEnum):
-    """Chooses texture, gloss and reflectivity of a surface."""
+    """Selects texture, gloss and reflectivity of a surface."""
 
     MATT = 0
     METAL = 1
@@ -66,8 +66,8 @@ class Material(IntEnum):
     CURB = 23
 
 
-# Share of 905 nm light that a LiDAR gets back from head-on, relative to a white target. Signs are
-# retroreflective, so that they stay bright at any angle and distance.
+# Reflectivity at 905 nm and normal incidence, relative to a white target. Signs are retroreflective
+# and stay bright at any angle and distance.
 _REFLECTIVITY = {
     Material.MATT: 0.45,
     Material.METAL: 0.35,
@@ -98,7 +98,7 @@ REFLECTIVITY: npt.NDArray[np.float32] = np.array(
     [_REFLECTIVITY[material] for material in Material], dtype=np.float32
 )
 
-# How much of the sky a camera sees mirrored, head-on; more at grazing angles.
+# Specular reflection of the sky at normal incidence; larger at grazing angles.
 GLOSS: npt.NDArray[np.float32] = np.zeros(len(Material), np.float32)
 GLOSS[[Material.PAINT, Material.CABIN, Material.COACH]] = 0.10
 GLOSS[[Material.METAL, Material.SIGN]] = 0.04

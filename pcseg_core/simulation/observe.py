@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What rays meet in a scene: solids or ground, with class, instance, normal and material."""
+"""Hits of rays in a scene: solids or ground, with class, instance, normal and material."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ Array = npt.NDArray[Any]
 
 
 class Hits:
-    """What each of N rays met.
+    """Hits of N rays.
 
     Attributes:
         range: (N,) float64 along the ray [m], infinity for nothing.
-        row: (N,) int64 row of `table` that was met, -1 for none.
+        row: (N,) int64 row of `table`, -1 for none.
         on_ground: (N,) bool.
-        curb: (N,) bool: the face of a curb.
+        curb: (N,) bool, the face of a curb.
         points: (N, 3) float64 in world axes [m], NaN for nothing.
         table: the primitives.
     """
@@ -42,12 +42,12 @@ class Hits:
 
     @cached_property
     def solid(self) -> Array:
-        """Indices of the rays that met a primitive."""
+        """Indices of the rays that hit a primitive."""
         return np.flatnonzero(self.row >= 0)
 
     @cached_property
     def ground(self) -> Array:
-        """Indices of the rays that met the ground."""
+        """Indices of the rays that hit the ground."""
         return np.flatnonzero(self.on_ground)
 
     @cached_property
@@ -79,7 +79,7 @@ class Hits:
     @cached_property
     def _surface(self) -> tuple[Array, Array, Array]:
         points = self.points[self.solid]
-        if self.rays.time is not None:  # back to where the primitive is in the table
+        if self.rays.time is not None:  # back to the position of the primitive in the table
             velocity = self.table["velocity"][self.row[self.solid]]
             points = points - velocity * self.rays.time[self.solid, None]
         return surface(self.table, self.row[self.solid], points)
@@ -99,7 +99,7 @@ class Hits:
 
     @cached_property
     def patches(self) -> list[tuple[Material, Array, Patch]]:
-        """Material, indices of its rays, and where they are on their solids."""
+        """For each material: its rays and their surface points."""
         _, normal, local = self._surface
         material = self.material[self.solid]
         found = []
@@ -120,7 +120,7 @@ class Hits:
 
     @cached_property
     def glass(self) -> Array:
-        """(N,) bool: met a window pane."""
+        """(N,) bool: hit a window pane."""
         pane = np.zeros(len(self.row), bool)
         for material, rays, patch in self.patches:
             pane[rays] = glass(material, patch)
@@ -131,8 +131,8 @@ def observe(scene: Scene, rays: Rays, time_s: float, far_m: float) -> Hits:
     """Cast rays into a scene.
 
     Args:
-        time_s: time of the drive at which the rays' own times are 0.
-        far_m: range of sight [m].
+        time_s: time of the drive at which the times of the rays are 0.
+        far_m: maximum range [m].
     """
     table = scene.at(time_s, rays.reference, far_m)
     origin = rays.reference + rays.origin
@@ -148,13 +148,13 @@ def observe(scene: Scene, rays: Rays, time_s: float, far_m: float) -> Hits:
 
 @dataclass(frozen=True)
 class Probe:
-    """Free rays, for questions about a scene such as "can this point be seen from here"."""
+    """Free rays, for example to test visibility in a scene."""
 
     scene: Scene
     far_m: float = 250.0
 
     def cast(self, origin: Array, direction: Array, time_s: float) -> Hits:
-        """Cast rays (N, 3) from one point (3,), all at one time."""
+        """Cast rays (N, 3) from one point (3,) at one time."""
         unit = direction / np.linalg.norm(direction, axis=1, keepdims=True)
         rays = Rays(
             np.asarray(origin, dtype=np.float64),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""People, in their own frame: x forward, origin on the ground below them."""
+"""People in their own frame: x forward, origin on the ground below them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _cloth(rng: np.random.Generator) -> Array:
 
 
 def person(rng: np.random.Generator, walking: bool) -> Array:
-    """Pedestrian, standing or in mid-stride."""
+    """Pedestrian, standing or walking."""
     h = rng.uniform(1.55, 1.92) if rng.random() < 0.88 else rng.uniform(1.0, 1.4)
     broad = rng.uniform(0.9, 1.15)
     stride = rng.uniform(0.12, 0.22) * h if walking else 0.03
@@ -80,7 +80,7 @@ def person(rng: np.random.Generator, walking: bool) -> Array:
 
 
 def rider(rng: np.random.Generator, lean: float) -> Array:
-    """Somebody sitting at the origin, feet below, hands ahead; `lean` forward [rad]."""
+    """Rider at the origin, feet below, hands ahead; `lean` forward [rad]."""
     top, legs, skin = _cloth(rng), _cloth(rng) * 0.7, _SKINS[rng.integers(4)]
     shoulder = np.array([0.56 * np.sin(lean), 0.0, 0.56 * np.cos(lean)])
     middle = shoulder * 0.52

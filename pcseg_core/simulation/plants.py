@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trees, bushes and hedges, in their own frame: origin on the ground below the stem."""
+"""Trees, bushes and hedges in their own frame: origin on the ground below the stem."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Array = npt.NDArray[Any]
 
 
 def leaf_color(town: Town, rng: np.random.Generator) -> Array:
-    """A green (or autumn) tone of the town."""
+    """A leaf color of the town."""
     base = np.asarray(town.leaves[rng.integers(len(town.leaves))])
     color: Array = np.clip(base * rng.uniform(0.7, 1.35) * rng.uniform(0.85, 1.15, 3), 0.01, 0.6)
     return color
@@ -85,7 +85,7 @@ def conifer(town: Town, rng: np.random.Generator, scale: float = 1.0) -> Array:
 
 
 def tree(town: Town, rng: np.random.Generator, scale: float = 1.0) -> Array:
-    """Either kind, as common as in the town."""
+    """A tree of either kind, by its frequency in the town."""
     grow = conifer if rng.random() < town.conifers else broadleaf
     return grow(town, rng, scale)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What stands on and around a block: buildings, gardens, street furniture, parked cars, people."""
+"""Content of a block: buildings, gardens, street furniture, parked cars, people."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Array = npt.NDArray[Any]
 
 
 class Side:
-    """One side of a block: places by distance along it (counter-clockwise) and inwards."""
+    """One side of a block: positions by distance along it (counter-clockwise) and inwards."""
 
     def __init__(self, block: Block, index: int) -> None:
         self.index = index
@@ -42,7 +42,7 @@ class Side:
 
 
 class BlockFiller:
-    """Fills one block; the same block of the same drive is always filled the same way."""
+    """Fills one block, deterministically for a drive."""
 
     def __init__(self, ground: Ground, block: Block, rng: np.random.Generator) -> None:
         self.ground, self.streets, self.town = ground, ground.streets, ground.streets.town
@@ -51,10 +51,10 @@ class BlockFiller:
         self._taken: list[tuple[float, float, float]] = []  # x, y, radius of small things
 
     def fill(self, detailed: bool) -> Array:
-        """All primitives; things have instance ids that are unique within the block.
+        """All primitives; instance ids are unique within the block.
 
         Args:
-            detailed: also what only matters nearby; else buildings and trees alone.
+            detailed: include small objects; otherwise only buildings and trees.
         """
         for index in range(4):
             side = Side(self.block, index)
@@ -80,7 +80,7 @@ class BlockFiller:
         thing: bool = False,
         tilt: bool = False,
     ) -> None:
-        """Stand something up at a place of the plan; a `thing` gets an instance of its own."""
+        """Place parts at a position of the plan; a `thing` gets its own instance id."""
         x, y = (float(c) for c in self.streets.to_world(*plan))
         yaw = self.streets.heading(*plan, plan_yaw)
         z = float(self.ground.height(x, y)) + lift
@@ -88,7 +88,7 @@ class BlockFiller:
         self.parts.append(place(parts, pose, len(self.parts) if thing else None))
 
     def _free(self, plan: tuple[float, float], radius: float) -> bool:
-        """Claim a disc of the plan if nobody has yet."""
+        """Reserve a disc of the plan if it is free."""
         for x, y, other in self._taken:
             if (plan[0] - x) ** 2 + (plan[1] - y) ** 2 < (radius + other) ** 2:
                 return False
@@ -96,7 +96,7 @@ class BlockFiller:
         return True
 
     def _every(self, side: Side, spacing: float, margin: float) -> Iterator[float]:
-        """Places along a side, jittered by a fifth of their spacing."""
+        """Positions along a side, jittered by a fifth of their spacing."""
         for at in np.arange(margin, side.length - margin, spacing):
             yield float(at + self.rng.uniform(-0.2, 0.2) * spacing)
 
@@ -151,7 +151,7 @@ class BlockFiller:
             at += length + self.rng.uniform(0.9, 1.8)
 
     def _vehicle(self) -> tuple[Array, float]:
-        """A vehicle that parks, and its length."""
+        """A parked vehicle and its length."""
         kind = self.rng.random()
         if kind < self.town.trucks * 0.6:
             parts = vehicles.truck(self.rng)
@@ -220,7 +220,7 @@ class BlockFiller:
             self._put(plants.tree(town, rng, 0.85), plan, side.yaw)
 
     def _boundary(self, side: Side, middle: float, front: float, inward: float) -> None:
-        """Fence, wall or hedge in pieces of at most 6 m, which follow slope and bend."""
+        """Fence, wall or hedge in pieces of at most 6 m that follow the terrain."""
         town, rng = self.town, self.rng
         makers: list[Callable[[float], Array]] = [
             lambda length: buildings.fence(rng, length),
@@ -235,7 +235,7 @@ class BlockFiller:
         length, gate = front / pieces, int(rng.integers(pieces))
         state = rng.bit_generator.state
         for k in range(pieces):
-            rng.bit_generator.state = state  # all pieces alike
+            rng.bit_generator.state = state  # all pieces equal
             piece = makers[chosen[0]](length)
             if k != gate:
                 at = middle + (k + 0.5 - pieces / 2) * length
@@ -271,7 +271,7 @@ class BlockFiller:
 
 
 def tilted_pose(ground: Ground, x: float, y: float, z: float, yaw: float) -> Array:
-    """(4, 4) pose of something on wheels that lies as the ground slopes."""
+    """(4, 4) pose of a vehicle on sloping ground."""
     dx, dy = (float(s) for s in ground.slope(x, y))
     pitch = -np.arctan(dx * np.cos(yaw) + dy * np.sin(yaw))
     roll = np.arctan(dy * np.cos(yaw) - dx * np.sin(yaw))

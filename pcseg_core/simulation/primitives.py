@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Primitives: the solids that everything but the ground is made of, one row of a table each.
+"""Primitives: the solids of a scene except the ground, one row of a table each.
 
 A solid is a unit shape (cube of side 2, ball of radius 1, cylinder of radius 1 and height 2)
-scaled by `half`, turned by `rotation` and moved to `center`: p = rotation @ (half * q) + center.
+scaled by `half`, rotated by `rotation` and moved to `center`: p = rotation @ (half * q) + center.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Kind(IntEnum):
     """Shape of a primitive in its unit frame."""
 
     BOX = 0  # |x|, |y|, |z| <= 1
-    TAPERED = 1  # box whose walls lean inwards with height, see `taper`
+    TAPERED = 1  # box with walls inclined inwards, see `taper`
     ELLIPSOID = 2  # |q| <= 1
     CYLINDER = 3  # x^2 + y^2 <= 1, |z| <= 1
     FOLIAGE = 4  # shell of an ellipsoid with holes, a crown of leaves
@@ -37,8 +37,8 @@ PRIMITIVE = np.dtype(
         ("rotation", np.float64, (3, 3)),
         ("center", np.float64, (3,)),  # [m]
         ("half", np.float64, (3,)),  # half extents [m]
-        # TAPERED only: how far the front (+x), rear (-x) and side walls have moved in at the top,
-        # as a fraction of the half extent; 1 for both sides makes a gable roof.
+        # TAPERED only: inward shift of the front (+x), rear (-x) and side walls at the top, as a
+        # fraction of the half extent; 1 for both sides makes a gable roof.
         ("taper", np.float64, (3,)),
         ("velocity", np.float64, (3,)),  # [m/s], within a sweep
         ("label", np.int16),  # id in the label space "simulation"
@@ -51,7 +51,7 @@ PRIMITIVE = np.dtype(
 
 
 def rotation_matrix(yaw: float = 0.0, pitch: float = 0.0, roll: float = 0.0) -> Array:
-    """(3, 3) rotation about z, then y, then x of the turned frame [rad]."""
+    """(3, 3) rotation about z, then y, then x of the rotated frame [rad]."""
     cy, sy = math.cos(yaw), math.sin(yaw)
     cp, sp = math.cos(pitch), math.sin(pitch)
     cr, sr = math.cos(roll), math.sin(roll)
@@ -106,7 +106,7 @@ def rod(
 
 
 def join(parts: Sequence[Array]) -> Array:
-    """One table from many (`np.concatenate` would compare the record types field by field)."""
+    """Concatenate tables (`np.concatenate` would compare the record types field by field)."""
     table = np.empty(sum(len(part) for part in parts), PRIMITIVE)
     end = 0
     for part in parts:
@@ -116,7 +116,7 @@ def join(parts: Sequence[Array]) -> Array:
 
 
 def place(parts: Array, pose: Array, instance: int | None = None) -> Array:
-    """Move primitives with a pose (4, 4); give them all an instance id if there is one."""
+    """Move primitives with a pose (4, 4); set their instance id if one is given."""
     moved = parts.copy()
     moved["rotation"] = pose[:3, :3] @ parts["rotation"]
     moved["center"] = parts["center"] @ pose[:3, :3].T + pose[:3, 3]
@@ -137,14 +137,14 @@ _CORNERS = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1
 
 
 def corners(primitives: Array) -> Array:
-    """(P, 8, 3) corners of the boxes around the primitives [m]."""
+    """(P, 8, 3) corners of the bounding boxes of the primitives [m]."""
     scaled = _CORNERS * primitives["half"][:, None, :]
     turned: Array = np.einsum("pij,pkj->pki", primitives["rotation"], scaled)
     return turned + primitives["center"][:, None, :]
 
 
 def distance(primitives: Array, point: Array) -> Array:
-    """(P,) distance of a point from the box around each primitive, 0 inside [m]."""
+    """(P,) distance of a point from the bounding box of each primitive, 0 inside [m]."""
     local = np.einsum("pji,pj->pi", primitives["rotation"], point - primitives["center"])
     outside = np.maximum(np.abs(local) - primitives["half"], 0.0)
     gap: Array = np.linalg.norm(outside, axis=1)

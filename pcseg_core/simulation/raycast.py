@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ray casting against a table of primitives, in tiles of neighboring rays.
 
-Rays are cut into tiles of 64 that lie close together. A primitive is tested against the tiles
-that its bounds overlap only, nearest primitives first, and tiles that are already covered by
-something nearer drop out. All arithmetic is float32 relative to a reference point near the
-sensor: errors stay below a millimeter at 200 m.
+Rays are grouped into tiles of 64 neighbors. A primitive is tested only against tiles that its
+bounds overlap, nearest primitives first; tiles already covered by nearer hits are skipped.
+Arithmetic is float32 relative to a reference point near the sensor: errors are below a millimeter
+at 200 m.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from pcseg_core.simulation.primitives import Kind, corners, distance
 Array = npt.NDArray[Any]
 
 TILE = 64  # rays in a tile
-_RUN = 16  # neighboring tiles that are tried together first
-_SIDE = 8  # of a square tile on a grid of rays
-_CHUNK = 1536  # pairs of primitive and tile at once: the working set stays in cache
+_RUN = 16  # neighboring tiles tested together first
+_SIDE = 8  # side of a square tile on a grid of rays
+_CHUNK = 1536  # pairs of primitive and tile at once, for the cache
 _FIRST_ROUND = 2  # primitives per tile in the first round; each later round doubles
 _NONE = np.int64(0x7FFFFFFF)
 # Pairs of corners (see `primitives.corners`) that differ in one coordinate.
@@ -36,7 +36,7 @@ class Tiles:
 
     Attributes:
         order: (T, 64) index of each ray; rays may repeat to fill a tile.
-        center: (T, 2) middle of the tile's bounds: azimuth and elevation [rad].
+        center: (T, 2) center of the bounds of a tile: azimuth and elevation [rad].
         half: (T, 2) half width of the bounds [rad].
     """
 
@@ -50,15 +50,15 @@ class Rays:
     """Rays of one measurement, in world axes.
 
     Attributes:
-        reference: (3,) float64 point that `origin` is relative to; the bounds of primitives are
-            seen from here.
+        reference: (3,) float64 point that `origin` is relative to, and viewpoint of the bounds of
+            primitives.
         origin: (N, 3) or (1, 3) float32 [m].
         direction: (N, 3) float32 unit vectors.
-        time: (N,) float32 since the instant that primitives are placed at [s], or None.
-        frame: (3, 3) rotation from world axes to the axes that the tiles' angles are in
-            (x forward, y left, z up).
-        tiles: how the rays are grouped.
-        slack_m, slack_rad: how far the sensor moves and turns while it measures.
+        time: (N,) float32 since the time of the positions of primitives [s], or None.
+        frame: (3, 3) rotation from world axes to the axes of the angles of tiles (x forward, y
+            left, z up).
+        tiles: groups of rays.
+        slack_m, slack_rad: motion of the sensor during the measurement.
     """
 
     reference: Array
@@ -78,7 +78,7 @@ def angles(direction: Array) -> tuple[Array, Array]:
 
 
 def grid_tiles(direction: Array, height: int, width: int) -> Tiles:
-    """Tiles of a grid of rays (height * width, 3), given in the sensor's own axes."""
+    """Tiles of a grid of rays (height * width, 3) in sensor axes."""
     rows, columns = (-(-n // _SIDE) * _SIDE for n in (height, width))
     index = np.arange(height * width).reshape(height, width)
     index = np.pad(index, ((0, rows - height), (0, columns - width)), mode="edge")
@@ -87,13 +87,13 @@ def grid_tiles(direction: Array, height: int, width: int) -> Tiles:
 
 
 def sorted_tiles(direction: Array, cell_rad: float = 0.04) -> Tiles:
-    """Tiles of rays (N, 3) without any order, by cells of azimuth and elevation."""
+    """Tiles of unordered rays (N, 3), by cells of azimuth and elevation."""
     azimuth, elevation = (np.floor(a / cell_rad) for a in angles(direction))
     return _bounded(direction, chunked(np.lexsort((azimuth, elevation))))
 
 
 def chunked(order: Array) -> Array:
-    """(T, 64) from (N,), the last one repeated to fill up."""
+    """(T, 64) from (N,), padded with the last one."""
     missing = -len(order) % TILE
     return np.concatenate([order, np.repeat(order[-1:], missing)]).reshape(-1, TILE)
 
@@ -124,8 +124,8 @@ def angular_bounds(local: Array, slack_m: float | Array, slack_rad: float) -> tu
 
     Args:
         local: (P, 8, 3) corners in the sensor's axes [m].
-        slack_m: how far sensor and box may move against each other [m], one or (P,).
-        slack_rad: how far the sensor may turn.
+        slack_m: relative motion of sensor and box [m], one or (P,).
+        slack_rad: rotation of the sensor.
     """
     ends = local[:, _EDGES, :2]
     along = ends[:, :, 1] - ends[:, :, 0]
@@ -149,15 +149,15 @@ def angular_bounds(local: Array, slack_m: float | Array, slack_rad: float) -> tu
 
 
 def cast(primitives: Array, rays: Rays, limit: Array) -> tuple[Array, Array]:
-    """First primitive that each ray meets.
+    """First primitive hit by each ray.
 
     Args:
         primitives: table (P,) in world axes.
-        limit: (N,) float32 range beyond which nothing is seen (the ground, the far end) [m].
+        limit: (N,) float32 maximum range (the ground, the far end) [m].
 
     Returns:
-        range (N,) float32 [m], which is `limit` where no primitive is nearer; and row (N,) int64
-        of the primitive, -1 for none.
+        range (N,) float32 [m], `limit` without a nearer primitive; and row (N,) int64 of the
+        primitive, -1 for none.
     """
     tiles = rays.tiles
     tau = 0.0 if rays.time is None else float(np.abs(rays.time).max(initial=0.0))
@@ -172,15 +172,15 @@ def cast(primitives: Array, rays: Rays, limit: Array) -> tuple[Array, Array]:
 
 
 def shadowed(primitives: Array, reference: Array, points: Array, sun: Array) -> Array:
-    """(N,) bool: whether a primitive stands between points and the sun.
+    """(N,) bool: whether a primitive is between points and the sun.
 
     Args:
-        points: (N, 3) float32 relative to `reference`, a little outside of solids [m].
+        points: (N, 3) float32 relative to `reference`, slightly outside of solids [m].
         sun: (3,) unit vector toward the sun.
     """
     if len(points) == 0 or len(primitives) == 0:
         return np.zeros(len(points), bool)
-    plane = np.linalg.svd(sun[None])[2][1:]  # two directions across the sun's
+    plane = np.linalg.svd(sun[None])[2][1:]  # two directions perpendicular to the sun
     at = points @ plane.T.astype(np.float32)
     cell = np.floor(at / 1.5)
     order = chunked(np.lexsort((cell[:, 1], cell[:, 0])))
@@ -194,13 +194,13 @@ def shadowed(primitives: Array, reference: Array, points: Array, sun: Array) -> 
         reference, points, sun.astype(np.float32)[None], None, np.eye(3), Tiles(order, low, high)
     )
     best = np.full(order.shape, _pack(np.full(1, np.inf, np.float32), _NONE)[0])
-    # "near" beyond everything: a tile drops out once all of its points are in the shade
+    # "near" beyond everything: a tile is done when all its points are in the shade
     _search(primitives, rays, row, tile, np.full(len(row), 1e30, np.float32), best)
     return _unpack(best, order, len(points))[1] >= 0
 
 
 def surface(primitives: Array, row: Array, points: Array) -> tuple[Array, Array, Array]:
-    """Normals and own coordinates of points (M, 3) float64 on the primitives `row` (M,).
+    """Normals and local coordinates of points (M, 3) float64 on the primitives `row` (M,).
 
     Returns:
         normal in world axes (M, 3), outward; normal in the primitive's axes (M, 3); position in
@@ -226,8 +226,7 @@ def _overlaps(
 ) -> tuple[Array, Array]:
     """Rows and tiles whose bounds overlap in both coordinates.
 
-    Runs of tiles are tried first; the first coordinate may be an angle that comes round after
-    `period`.
+    Runs of tiles are tested first; the first coordinate may be an angle with a `period`.
     """
     runs = -(-len(tile_center) // _RUN)
     member = np.minimum(np.arange(runs * _RUN).reshape(runs, _RUN), len(tile_center) - 1)
@@ -271,7 +270,7 @@ def _overlap(a: Array, a_half: Array, b: Array, b_half: Array, period: float) ->
 
 
 def _pack(t: Array, row: Array | np.int64) -> Array:
-    """Range and row in one int64 that orders by range: bits of positive floats keep their order."""
+    """Range and row in one int64, ordered by range: bits of positive floats keep their order."""
     key: Array = (t.astype(np.float32).view(np.int32).astype(np.int64) << 32) | row
     return key
 
@@ -321,7 +320,7 @@ def _lower(best: Array, tile: Array, key: Array) -> None:
 
 
 class _Solids:
-    """Primitives and rays as contiguous float32, ready to be met."""
+    """Primitives and rays as contiguous float32."""
 
     def __init__(self, primitives: Array, rays: Rays) -> None:
         self.rows = primitives
@@ -352,7 +351,7 @@ class _Solids:
 
 
 def _by_tile(vectors: Array, order: Array) -> Array:
-    """(3, T, 64) from (N, 3), or (3, 1, 1) where all rays share one vector."""
+    """(3, T, 64) from (N, 3), or (3, 1, 1) if all rays share one vector."""
     if len(vectors) == 1:
         return np.ascontiguousarray(vectors.T[:, :, None], np.float32)
     return np.stack([np.ascontiguousarray(vectors[:, k], np.float32)[order] for k in range(3)])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Simulated drives as samples: "simulated:seed=3,sweeps=20,beams=32"."""
+"""Reader of simulated drives: "simulated:seed=3,sweeps=20,beams=32"."""
 
 from __future__ import annotations
 
@@ -28,27 +28,23 @@ Array = npt.NDArray[Any]
 
 
 class DriveOptions(Section):
-    """What a simulated drive is asked for."""
+    """Options of a simulated drive."""
 
-    seed: int = Field(
-        default=0, ge=0, le=2**31, description="Everything else that is drawn by chance."
-    )
-    sweeps: int = Field(default=20, ge=1, le=100_000, description="Samples in the drive.")
-    stride: int = Field(
-        default=1, ge=1, le=100, description="Sweeps of the LiDAR from sample to sample."
-    )
+    seed: int = Field(default=0, ge=0, le=2**31, description="Seed of everything random.")
+    sweeps: int = Field(default=20, ge=1, le=100_000, description="Number of samples.")
+    stride: int = Field(default=1, ge=1, le=100, description="LiDAR sweeps per sample.")
     beams: int = Field(default=64, ge=1, le=256, description="Beams of the LiDAR.")
     columns: int = Field(
         default=2048, ge=16, le=8192, description="Firings of all beams per sweep."
     )
     pattern: Literal["spinning", "solid-state"] = Field(
-        default="spinning", description="How the LiDAR scans."
+        default="spinning", description="Scan pattern of the LiDAR."
     )
     range_noise_m: float = Field(
-        default=0.02, ge=0, le=1, description="Standard deviation of the LiDAR's range [m]."
+        default=0.02, ge=0, le=1, description="Standard deviation of the range [m]."
     )
     organized: bool = Field(
-        default=False, description="Keep a slot for every firing, NaN where nothing came back."
+        default=False, description="Keep a point for every firing, NaN without a return."
     )
     rate_hz: float = Field(default=10.0, ge=1, le=50, description="Sweeps per second [Hz].")
     cameras: int = Field(default=2, ge=0, le=12, description="Cameras, evenly around the vehicle.")
@@ -61,16 +57,14 @@ class DriveOptions(Section):
     turns: float = Field(
         default=0.6, ge=0, le=1, description="Probability of turning at a crossing."
     )
-    town: str | None = Field(
-        default=None, description="Style of the town; by the seed if not given."
-    )
+    town: str | None = Field(default=None, description="Style of the town; default: by the seed.")
 
 
 class SimulatedDrive:
-    """A drive through a simulated town, rendered when a sample (and its pixels) are asked for.
+    """A drive through a simulated town; samples and pixels are rendered on access.
 
-    A sample does not depend on which others were read before. Attributes are those of
-    `pcseg_core.data.Recording`; `options`, `faults` and `world` tell how it was made.
+    Samples do not depend on the order of access. Attributes are those of
+    `pcseg_core.data.Recording`, and `options`, `faults` and `world`.
     """
 
     pose_source = "exact"
@@ -84,13 +78,13 @@ class SimulatedDrive:
         rig: Sequence[CameraSpec] | None = None,
         **options: Any,
     ) -> None:
-        """Describe the drive; the scene is built on first use.
+        """Set up the drive; the scene is built on first use.
 
         Args:
             seed: drives with different seeds have different streets, traffic and light.
-            faults: errors in what is reported; rendering stays exact.
-            lidar: a LiDAR in full, instead of `beams`, `columns`, `pattern` and so on.
-            rig: cameras in full, instead of `cameras`, `width`, `height`, `lens`.
+            faults: errors of reported calibration and stamps; rendering stays exact.
+            lidar: complete LiDAR, instead of `beams`, `columns`, `pattern` and so on.
+            rig: complete cameras, instead of `cameras`, `width`, `height`, `lens`.
             options: fields of `DriveOptions`.
 
         Raises:
@@ -133,7 +127,7 @@ class SimulatedDrive:
         return self.options.sweeps
 
     def __getitem__(self, index: int) -> Sample:
-        """Measure sweep `index`; pictures are taken when their pixels are asked for."""
+        """Measure sweep `index`; images are rendered on access."""
         if not -len(self) <= index < len(self):
             raise IndexError(f"{self.name} has {len(self)} samples, asked for {index}")
         number = (index % len(self)) * self.options.stride
@@ -151,7 +145,7 @@ class SimulatedDrive:
         )
 
     def stamp_ns(self, number: int) -> int:
-        """When sweep `number` of the LiDAR starts (`stride` of them from sample to sample)."""
+        """Start of LiDAR sweep `number` [ns]; a sample takes `stride` of them."""
         return EPOCH_NS + round(number / self.options.rate_hz * 1e9)
 
     def _course(self) -> Course:
@@ -176,7 +170,7 @@ class SimulatedDrive:
         return tuple(camera.model_copy(update=timing) for camera in cameras)
 
     def images_between(self, start_ns: int, end_ns: int) -> list[CameraFrame]:
-        """All images that arrive of those taken from one stamp up to, not including, another."""
+        """All images that were taken in [start_ns, end_ns) and not dropped."""
         frames = []
         for camera in range(len(self.world.cameras)):
             first, period = self._timing(camera)
@@ -187,7 +181,7 @@ class SimulatedDrive:
         return frames
 
     def _paired(self, stamp_ns: int) -> list[CameraFrame]:
-        """The image of each camera that is nearest to the middle of a sweep, as reported."""
+        """The image of each camera nearest to the middle of a sweep, by reported stamps."""
         middle = stamp_ns + round(self.world.lidar.sweep_s * 0.5e9)
         pairs = [self._nearest(k, middle) for k in range(len(self.world.cameras))]
         for spec, image in zip(self.world.cameras, pairs):
@@ -196,7 +190,7 @@ class SimulatedDrive:
         return [self._frame(k, image) for k, image in enumerate(pairs) if image is not None]
 
     def _nearest(self, camera: int, wanted_ns: int) -> int | None:
-        """Number of the image reported nearest to a stamp, None if what arrived is too far off."""
+        """Number of the image nearest to a stamp; None if none is near enough."""
         first, period = self._timing(camera)
         seed, faults = self.options.seed, self.faults
         guess = round((wanted_ns - faults.stamp_offset_s * 1e9 - first) / period)
@@ -209,12 +203,12 @@ class SimulatedDrive:
         return nearest if nearest is not None and gaps[nearest] <= 0.6 * period else None
 
     def _timing(self, camera: int) -> tuple[int, float]:
-        """When a camera takes its first image, and the time between images [ns]."""
+        """Time of the first image of a camera, and period of its images [ns]."""
         spec = self.world.cameras[camera]
         return EPOCH_NS + round(spec.offset_s * 1e9), 1e9 / spec.rate_hz
 
     def _stamps(self, camera: int, image: int) -> tuple[int, int]:
-        """When an image is taken, and when it says it was [ns]."""
+        """True and reported stamp of an image [ns]."""
         first, period = self._timing(camera)
         taken = first + round(image * period)
         return taken, taken + self.faults.stamp_error_ns(self.options.seed, camera, image)
@@ -237,7 +231,7 @@ class SimulatedDrive:
 
 @dataclass(frozen=True)
 class Shot:
-    """A picture that is taken once, when the first of its pixels are asked for."""
+    """An image that is rendered once, on first access."""
 
     world: World
     camera: int
@@ -248,7 +242,7 @@ class Shot:
         return self.world.picture(self.camera, self.taken_ns)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Pickle the order, not the picture."""
+        """Pickle the parameters without the rendered image."""
         return {"world": self.world, "camera": self.camera, "taken_ns": self.taken_ns}
 
     def image(self) -> npt.NDArray[np.uint8]:
@@ -256,7 +250,7 @@ class Shot:
         return self._picture.image
 
     def labels(self) -> npt.NDArray[np.int16]:
-        """(H, W) int16 class ids, -1 where the lens sees nothing."""
+        """(H, W) int16 class ids, -1 outside the lens."""
         return self._picture.labels
 
     def depth(self) -> npt.NDArray[np.float32]:

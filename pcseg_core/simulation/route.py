@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The way that the recording vehicle takes: along lanes, around corners, over the hills."""
+"""The route of the recording vehicle along lanes and around corners."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Route:
         self.yaw = np.unwrap(np.arctan2(along[:, 1], along[:, 0]))
 
     def at(self, distance: Array) -> tuple[Array, Array, Array]:
-        """x, y [m] and yaw [rad] at distances (K,); straight on before the start and the end."""
+        """x, y [m] and yaw [rad] at distances (K,); straight beyond both ends."""
         inside = np.clip(distance, 0.0, self.distance[-1])
         x, y, yaw = (
             np.interp(inside, self.distance, v) for v in (self.xy[:, 0], self.xy[:, 1], self.yaw)
@@ -88,7 +88,7 @@ def _leads_on(streets: Streets, node: Array, heading: int) -> bool:
 def _lane_corners(
     streets: Streets, nodes: list[Array], headings: list[int]
 ) -> tuple[Array, list[int]]:
-    """Corners of the lane's middle line in plan coordinates, and -1, 0, 1 for the turn at each."""
+    """Corners of the lane center in plan coordinates, with the turn -1, 0 or 1 at each."""
     corners, kinds = [], []
     for k, node in enumerate(nodes):
         before, after = headings[max(k - 1, 0)], headings[min(k, len(headings) - 1)]
@@ -104,7 +104,7 @@ def _lane_corners(
 
 
 def _rounded(corners: Array, kinds: list[int]) -> Array:
-    """Points along the corners' polyline with arcs at its turns."""
+    """Points along the polyline of the corners, with arcs at turns."""
     points = [corners[:1]]
     for k in range(1, len(corners) - 1):
         if kinds[k] == 0:
@@ -144,7 +144,7 @@ def _smoothed(values: Array, width_m: float) -> Array:
 
 
 def distances(route: Route, speed_mps: float, start_m: float, times: Array) -> Array:
-    """Distance along a route at `times` (K,), slower in turns (at most 2 m/s^2 sideways).
+    """Distance along a route at `times` (K,), slower in turns (lateral acceleration <= 2 m/s^2).
 
     `start_m` is the distance at time 0; times may be negative.
     """
@@ -169,8 +169,8 @@ def _smoothed_max(values: Array, width_m: float) -> Array:
 def drive_along(
     route: Route, ground: Ground, along: Array, times: Array, rng: np.random.Generator
 ) -> Array:
-    """Poses (K, 4, 4) of a vehicle at distances `along` and `times`: on the ground, with the
-    slope, and rocking a little on its springs."""
+    """Poses (K, 4, 4) of a vehicle at distances `along` and `times`, with the slope of the ground
+    and a slight motion of the suspension."""
     x, y, yaw = route.at(along)
     dx, dy = ground.slope(x, y)
     rock = [_wobble(times, rng, size) for size in (0.004, 0.004, 0.008)]
@@ -181,7 +181,7 @@ def drive_along(
 
 
 def _wobble(times: Array, rng: np.random.Generator, size: float) -> Array:
-    """Slow random swaying, `size` its standard deviation."""
+    """Slow random motion with standard deviation `size`."""
     rates, phases = rng.uniform(0.4, 2.2, 4), rng.uniform(0, 2 * np.pi, 4)
     waves = np.sin(2 * np.pi * rates * times[:, None] + phases)
     swaying: Array = size / np.sqrt(2) * waves.sum(axis=1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A scene: streets, what stands in them, what moves through them, and the light of the day."""
+"""A scene: streets, static and moving objects, and weather."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from pcseg_core.simulation.traffic import Mover, Traffic
 
 Array = npt.NDArray[Any]
 
-_DETAIL_M = 90.0  # within this of the route, blocks are filled with everything
-_BACKDROP_M = 190.0  # and within this with buildings
+_DETAIL_M = 90.0  # blocks nearer to the route are filled completely
+_BACKDROP_M = 190.0  # farther blocks up to here have buildings and trees
 
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything that sensors can see on a drive.
+    """Everything visible on a drive.
 
     Attributes:
         ground: terrain and streets.
-        still: table of what stands still.
-        movers: what moves.
+        still: table of static primitives.
+        movers: moving objects.
         weather: light and haze.
     """
 
@@ -41,7 +41,7 @@ class Scene:
     weather: Weather
 
     def at(self, time_s: float, around: Array, radius_m: float) -> Array:
-        """Primitives within a distance of a point (3,), movers where they are at a time."""
+        """Primitives within a distance of a point (3,) at a time."""
         gap = np.linalg.norm(self.still["center"][:, :2] - around[:2], axis=1)
         near = self.still[gap - np.linalg.norm(self.still["half"], axis=1) < radius_m]
         moving = [m.at(time_s) for m in self.movers if m.near(time_s, around, radius_m)]
@@ -54,8 +54,8 @@ def build_scene(
     """Fill the surroundings of a route.
 
     Args:
-        times: (K,) [s]; along: (K,) distance of the recording vehicle along the route then [m].
-        seed: of all that is placed by chance.
+        times: (K,) [s]; along: (K,) distance of the recording vehicle along the route [m].
+        seed: of random placement.
     """
     blocks = []
     for i, j, block, detailed in _blocks_near(ground.streets, route):
@@ -66,13 +66,13 @@ def build_scene(
         count = _renumber(table, count)
     movers = Traffic(ground, route, times, along, np.random.default_rng([seed, 2])).draw()
     for k, mover in enumerate(movers):
-        # one id for the machine, the next for who rides it
+        # one id for the vehicle, the next for its rider
         mover.parts["instance"] = count + 2 * k + (mover.parts["label"] == Class.RIDER)
     return Scene(ground, join(blocks), tuple(movers), weather)
 
 
 def _renumber(table: Array, first: int) -> int:
-    """Make the instance ids of a block count up from `first`; returns the next free one."""
+    """Renumber the instance ids of a block from `first`; returns the next free id."""
     things = table["instance"] >= 0
     ids, number = np.unique(table["instance"][things], return_inverse=True)
     table["instance"][things] = number + first
@@ -80,7 +80,7 @@ def _renumber(table: Array, first: int) -> int:
 
 
 def _blocks_near(streets: Streets, route: Route) -> list[tuple[int, int, Block, bool]]:
-    """Blocks to fill as (i, j, block, whether in full)."""
+    """Blocks to fill as (i, j, block, whether completely)."""
     u, v = streets.to_plan(route.xy[::20, 0], route.xy[::20, 1])
     found = []
     for i, j in np.ndindex(streets.use.shape):

@@ -20,7 +20,7 @@ Array = npt.NDArray[Any]
 
 _SHADOW_M = 70.0  # shadows of solids are cast this far from the camera
 _CASTER_M = 40.0  # by solids this much farther away
-_LIFT_M = 0.03  # points are lifted off their surface by this before they look for the sun
+_LIFT_M = 0.03  # offset of points from their surface for the shadow test
 _GROUND_BOUNCE = np.array((0.16, 0.15, 0.13), np.float32)
 
 
@@ -65,12 +65,12 @@ def _albedo(hits: Hits) -> Array:
 
 
 def _irradiance(hits: Hits, met: Array, normal: Array) -> Array:
-    """Light that falls on points: the sun where it shines, and sky and ground around."""
+    """Light on points: sun, sky and ground."""
     weather = hits.scene.weather
     toward = weather.sun.astype(np.float32)
     cosine = np.clip(normal @ toward, 0, None)
     leaves = hits.material[met] == Material.LEAVES
-    cosine[leaves] = 0.35 + 0.5 * cosine[leaves]  # leaves point everywhere and let light through
+    cosine[leaves] = 0.35 + 0.5 * cosine[leaves]  # leaves have all orientations and transmit light
     sun = np.where(_in_shade(hits, met, normal, cosine), 0.0, cosine)[:, None]
     above = (0.5 + 0.5 * normal[:, 2:]).astype(np.float32)
     around = 0.55 * above * (weather.sky_color + weather.horizon_color) / 2
@@ -93,7 +93,7 @@ def _in_shade(hits: Hits, met: Array, normal: Array, cosine: Array) -> Array:
 
 
 def _below_vehicles(hits: Hits, met: Array) -> Array:
-    """Indices of points on the ground that a vehicle keeps the sky from."""
+    """Indices of ground points below a vehicle."""
     near = np.flatnonzero(hits.on_ground[met] & (hits.range[met] < _SHADOW_M))
     vehicle = np.isin(hits.table["label"], (Class.CAR, Class.TRUCK, Class.BUS))
     reference = hits.rays.reference
@@ -103,7 +103,7 @@ def _below_vehicles(hits: Hits, met: Array) -> Array:
 
 
 def _mirrored(hits: Hits, met: Array, normal: Array, lit: Array) -> Array:
-    """Add what glossy surfaces mirror of the sky (Schlick's approximation of Fresnel)."""
+    """Add reflections of the sky on glossy surfaces (Schlick's approximation of Fresnel)."""
     gloss = np.where(hits.glass[met], GLOSS[Material.GLASS], GLOSS[hits.material[met]])
     shiny = np.flatnonzero(gloss > 0)
     direction, facing = hits.rays.direction[met[shiny]], normal[shiny]
@@ -111,7 +111,7 @@ def _mirrored(hits: Hits, met: Array, normal: Array, lit: Array) -> Array:
     mirrored = direction + 2 * cosine[:, None] * facing
     share = gloss[shiny] + (1 - gloss[shiny]) * 0.7 * (1 - np.clip(cosine, 0, 1)) ** 5
     seen = sky(hits.scene.weather, mirrored)
-    seen[mirrored[:, 2] < 0.02] *= 0.35  # the street rather than the sky
+    seen[mirrored[:, 2] < 0.02] *= 0.35  # reflects the street, not the sky
     share = share[:, None].astype(np.float32)
     lit[shiny] = lit[shiny] * (1 - share) + seen * share
     return lit

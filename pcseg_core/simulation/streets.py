@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The street plan: a bent grid of streets, and what the ground is made of at any place.
+"""The street plan: a bent grid of streets, and the material of the ground.
 
-Streets are straight in plan coordinates (u, v) [m]; two shears bend the plan into the world, and
-can be undone exactly. Blocks lie between the streets, raised by a curb.
+Streets are straight in plan coordinates (u, v) [m]; two exactly invertible shears bend the plan
+into the world. Blocks between the streets are raised by a curb.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _MARKING = 0.07  # half width of a painted line [m]
 
 
 class BlockUse(IntEnum):
-    """What stands on a block."""
+    """Use of a block."""
 
     BUILT = 0
     PARK = 1
@@ -44,7 +44,7 @@ class Block:
 
 
 class Streets:
-    """Street lines u = const and v = const, with their widths and the blocks between them."""
+    """Streets u = const and v = const, with their widths and the blocks between them."""
 
     def __init__(self, town: Town, rng: np.random.Generator, reach_m: float) -> None:
         """Lay out a plan that covers at least `reach_m` around the origin."""
@@ -79,7 +79,7 @@ class Streets:
         return x - self._bend[0] * np.sin(self._rate[0] * v + self._phase[0]), v
 
     def heading(self, u: float, v: float, plan_yaw: float) -> float:
-        """World yaw [rad] of a direction in the plan at a place."""
+        """World yaw [rad] of a plan direction at a position."""
         step = 0.5
         ends = [
             self.to_world(u + s * step * np.cos(plan_yaw), v + s * step * np.sin(plan_yaw))
@@ -107,7 +107,7 @@ class Streets:
         return found[0], found[1]
 
     def inside(self, x: Array, y: Array) -> Array:
-        """(N,) how far places lie inside of their block, negative on the road [m].
+        """(N,) distance of positions inside their block, negative on the road [m].
 
         Signed distance of a rectangle with rounded corners.
         """
@@ -124,7 +124,7 @@ class Streets:
         return depth
 
     def materials(self, x: Array, y: Array) -> Array:
-        """(N,) ground material, an int8 of `Material`, at world places."""
+        """(N,) int8 `Material` of the ground at world positions."""
         u, v = self.to_plan(x, y)
         i, j = self._cells(u, v)
         depth = self._inside(u, v, i, j)
@@ -146,7 +146,7 @@ class Streets:
         return ground
 
     def _road(self, u: Array, v: Array, i: Array, j: Array) -> Array:
-        """Asphalt, bays or paint of places on the road."""
+        """Asphalt, parking bays or paint at positions on the road."""
         lines = [
             cell + (at - line[cell] > (line[cell + 1] - line[cell]) / 2)
             for at, cell, line in zip((u, v), (i, j), self.lines)

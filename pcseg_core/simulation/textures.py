@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Surface patterns: what materials look like up close, as functions of the position on a solid.
+"""Textures of materials as functions of the position on a solid.
 
-All patterns come from position and a fixed table of noise, so that a wall looks the same in every
-image of a drive.
+Textures depend on the position and a fixed noise table: a wall looks the same in every image.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ _WINDOW = np.array((0.045, 0.055, 0.065), np.float32)  # dark glass
 
 
 def _noise_table() -> tuple[Array, Array]:
-    """White noise, and soft blotches, in [-1, 1], that repeat without seams."""
+    """White and smooth noise in [-1, 1], periodic."""
     rng = np.random.default_rng(20240229)
     fine = rng.uniform(-1, 1, (_SIZE, _SIZE))
     frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(_SIZE), np.fft.fftfreq(_SIZE)))
@@ -55,7 +54,7 @@ def speckle(x: Array, y: Array, z: Array, cell_m: float) -> Array:
 
 
 def blotches(u: Array, v: Array, cell_m: float) -> Array:
-    """Soft noise at positions [m], in [-1, 1]; `cell_m` is its finest detail."""
+    """Smooth noise at positions [m], in [-1, 1]; `cell_m` is its finest detail."""
     return _look_up(_SOFT, u, v, cell_m)
 
 
@@ -69,7 +68,7 @@ class Patch:
         half: (M, 3) half extents [m].
         albedo: (M, 3) the solid's own color.
         texture: (M, 4) its texture parameters.
-        distance: (M,) from the camera [m]: detail below a pixel is left out.
+        distance: (M,) from the camera [m]; detail below a pixel is omitted.
     """
 
     local: Array
@@ -80,7 +79,7 @@ class Patch:
     distance: Array
 
     def wall(self) -> tuple[Array, Array, Array]:
-        """Across and up [m] on upright faces, and which points are on these."""
+        """Horizontal and vertical position on vertical faces [m], and a mask of these points."""
         on_end = np.abs(self.normal[:, 0]) > np.abs(self.normal[:, 1])
         across = np.where(on_end, self.local[:, 1], self.local[:, 0])
         return across, self.local[:, 2] + self.half[:, 2], np.abs(self.normal[:, 2]) < 0.7
@@ -154,7 +153,7 @@ def _roof(patch: Patch) -> Array:
 
 
 def _paint(patch: Patch) -> Array:
-    """Bodywork: doors' gaps, lights at both ends, number plates."""
+    """Bodywork with door gaps, lights and number plates."""
     x, y, z = patch.local.T
     color = patch.shade(0.02 * blotches(x, z, 0.02))
     side = np.abs(patch.normal[:, 1]) > 0.6
@@ -174,7 +173,7 @@ def _paint(patch: Patch) -> Array:
 
 
 def cabin_glass(patch: Patch) -> Array:
-    """(M,) bool: windows of a car's or lorry's cabin, between pillars and roof."""
+    """(M,) bool: windows of the cabin of a car or truck."""
     x, y, z = (patch.local / patch.half).T
     share = (z + 1) / 2
     tall = (share > 0.10) & (share < 0.86)
@@ -271,7 +270,7 @@ def _sign(patch: Patch) -> Array:
 
 
 def _signal(patch: Patch) -> Array:
-    """Three lamps on the side that faces -x; texture: which one is lit (0 red at the top)."""
+    """Three lamps on the -x side; texture: index of the lit one (0 is red, at the top)."""
     color = patch.albedo.copy()
     y, z = patch.local[:, 1], patch.local[:, 2]
     lamps = ((0.9, 0.05, 0.03), (0.95, 0.5, 0.03), (0.08, 0.8, 0.3))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A simulated drive as a rosbag2, as a robot would have recorded it, with labels in the clouds."""
+"""Convert a simulated drive into a rosbag2 with labels in the clouds."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from PIL import Image
 
 from pcseg_core.cloud import EncodedCloud, encode_cloud
 from pcseg_core.data.bag_writer import BagWriter, Format
-from pcseg_core.data.progress import tracked
 from pcseg_core.data.sample import CameraFrame, Sample
 from pcseg_core.errors import InputError
 from pcseg_core.files import write_atomic
 from pcseg_core.geometry import compose, invert
 from pcseg_core.labels import to_wire
+from pcseg_core.progress import tracked
 from pcseg_core.simulation.recording import SimulatedDrive
 
 CLOUD_TOPIC = "/lidar/points"
 ODOMETRY_TOPIC = "/odometry"
 BASE_FRAME, FIXED_FRAME = "base_link", "odom"
-_POSE_STRIDE = 2  # of the exact trajectory's poses, which come at 100 Hz
+_POSE_STRIDE = 2  # of the poses of the exact trajectory, at 100 Hz
 _JPEG_QUALITY = 92
 
 
 @dataclass(frozen=True)
 class _Recorded:
-    """What was recorded from the start of one sweep to the start of the next."""
+    """A sweep and the images from its start to the start of the next."""
 
     sample: Sample
     cloud: EncodedCloud
@@ -52,27 +52,27 @@ def write_simulated_bag(
     force: bool = False,
     workers: int = 2,
 ) -> BagWriter:
-    """Write a drive: clouds, images with CameraInfo, /tf_static, /tf and Odometry.
+    """Write a drive as a bag: clouds, images with CameraInfo, /tf_static, /tf and Odometry.
 
     Frames: odom -> base_link (moving), base_link -> lidar and -> each camera's optical frame
     (static). Clouds have the fields x, y, z, intensity, ring, time (float32, s since the stamp),
     label (uint32, ids of the label space in labels.yaml) and instance (int32). Calibration and
-    stamps are as the drive reports them, faults included.
+    stamps are as reported by the drive, including faults.
 
     Args:
-        drive: the drive, with a stride of 1: a bag holds every sweep.
+        drive: with a stride of 1, since a bag holds every sweep.
         out: folder of the new bag.
         format: "mcap" or "sqlite3".
         raw_images: write sensor_msgs/Image; else CompressedImage (JPEG).
         compress: zstd.
         force: replace a bag at `out`.
-        workers: threads that render.
+        workers: number of rendering threads.
 
     Returns:
         The closed writer, for its `path` and `counts`.
 
     Raises:
-        InputError: `out` is taken or cannot be written, or the drive leaves out sweeps.
+        InputError: `out` is taken or cannot be written, or the stride is not 1.
     """
     if drive.options.stride != 1:
         raise InputError(
@@ -89,7 +89,7 @@ def write_simulated_bag(
             for frame, image in zip(moment.frames, moment.images):
                 _write_image(writer, frame, image)
     classes = yaml.safe_dump(drive.label_space.to_dict(), sort_keys=False)
-    write_atomic(writer.path / "labels.yaml", classes)  # what the labels mean, for readers
+    write_atomic(writer.path / "labels.yaml", classes)  # label space, for readers
     return writer
 
 
@@ -99,7 +99,7 @@ def camera_frame_id(name: str) -> str:
 
 
 def _record(drive: SimulatedDrive, raw_images: bool, workers: int) -> Iterator[_Recorded]:
-    """Render sweep by sweep, a few ahead of the writer."""
+    """Render sweep by sweep, a few sweeps ahead of the writer."""
     drive.world.scene, drive.world.trajectory  # built once, before threads ask for it  # noqa: B018
     with ThreadPoolExecutor(workers) as pool:
         ahead: deque[Future[_Recorded]] = deque()
@@ -165,7 +165,7 @@ def _write_static(writer: BagWriter, drive: SimulatedDrive) -> None:
 
 
 def _write_poses(writer: BagWriter, drive: SimulatedDrive) -> None:
-    """/tf and Odometry of base_link at 50 Hz, from a little before to a little after the sweeps."""
+    """/tf and Odometry of base_link at 50 Hz, with a margin before and after the sweeps."""
     trajectory = drive.world.trajectory
     margin_ns = 200_000_000
     low, high = drive.stamp_ns(0) - margin_ns, drive.stamp_ns(len(drive)) + margin_ns

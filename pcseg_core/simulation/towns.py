@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Towns: named styles of streets, buildings, planting and traffic, so that a drive in another
-town is a real change of domain; and the weather of a drive."""
+"""Towns: named styles of streets, buildings, plants and traffic, as different domains; and the
+weather of a drive."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ Range = tuple[float, float]
 
 @dataclass(frozen=True)
 class Town:
-    """Style of a town; lengths in meters, densities as probabilities per place unless said."""
+    """Style of a town; lengths in meters, densities as probabilities per place by default."""
 
-    block_m: Range = (55.0, 95.0)  # between the middles of parallel streets
+    block_m: Range = (55.0, 95.0)  # between the centers of parallel streets
     lane_m: Range = (3.2, 3.8)
-    bend_m: float = 8.0  # how far streets swing from straight lines
+    bend_m: float = 8.0  # deviation of streets from straight lines
     relief_m: float = 1.6  # height of the hills
     parking: float = 0.6  # streets with bays along the curb
     crosswalks: float = 0.6  # crossings with zebra stripes
@@ -48,7 +48,7 @@ class Town:
     lamps_m: float = 28.0  # distance between street lamps
     signs: float = 0.5
     signals: float = 0.4  # crossings with traffic lights
-    parked: float = 0.65  # bays that are taken
+    parked: float = 0.65  # occupied bays
     trucks: float = 0.08  # of all vehicles
     buses: float = 0.04
     traffic: float = 0.35  # moving vehicles per 20 m of lane
@@ -247,10 +247,10 @@ TOWNS: dict[str, Town] = {
 
 
 def find_town(name: str) -> Town:
-    """Town of that name.
+    """Town by name.
 
     Raises:
-        InputError: there is none.
+        InputError: no such town.
     """
     if name not in TOWNS:
         raise InputError(f"no town '{name}'; known towns: {', '.join(TOWNS)}")
@@ -264,7 +264,7 @@ class Weather:
     Attributes:
         sun: (3,) unit vector toward the sun.
         sun_color, sky_color, horizon_color: linear RGB, 1 is white paint in full sun.
-        haze_m: distance at which things have faded to 37 %.
+        haze_m: distance at which contrast is 37 %.
     """
 
     name: str
@@ -285,7 +285,7 @@ _WEATHERS: dict[str, tuple[Range, Color, Color, Color, Range]] = {
 
 
 def draw_weather(rng: np.random.Generator) -> Weather:
-    """Weather of a drive by chance: clear half of the time."""
+    """Random weather of a drive; clear in half of the drives."""
     names = list(_WEATHERS)
     name = names[int(rng.choice(len(names), p=[0.46, 0.16, 0.24, 0.14]))]
     elevation_deg, sun, sky, horizon, haze = _WEATHERS[name]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Traffic: vehicles, cyclists and pedestrians that move while a drive is recorded."""
+"""Traffic: moving vehicles, cyclists and pedestrians."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from pcseg_core.simulation.route import Route, poses_from_angles
 
 Array = npt.NDArray[Any]
 
-_SIGHT_M = 95.0  # movers that never come this close to the recording vehicle are left out
+_SIGHT_M = 95.0  # movers that stay farther from the recording vehicle are skipped
 _EGO_HALF = np.array([2.5, 1.0])  # half length and width of the recording vehicle [m]
 _FRAME_S = 0.1  # between the poses of a mover
 
 
 @dataclass(frozen=True)
 class Mover:
-    """Something that moves.
+    """A moving object.
 
     Attributes:
-        parts: its primitives, in its own frame.
+        parts: primitives in the frame of the object.
         times: (M,) [s] of the drive. poses: (M, 4, 4) T_world_object at these times.
     """
 
@@ -38,7 +38,7 @@ class Mover:
     poses: Array
 
     def at(self, time_s: float) -> Array:
-        """Parts in world axes at a time, with their velocity."""
+        """Parts in world axes at a time, with velocities."""
         k = int(np.clip(np.searchsorted(self.times, time_s) - 1, 0, len(self.times) - 2))
         step = self.times[k + 1] - self.times[k]
         share = (time_s - self.times[k]) / step
@@ -50,13 +50,13 @@ class Mover:
         return moved
 
     def near(self, time_s: float, point: Array, radius_m: float) -> bool:
-        """Whether it is within a distance of a point (3,) at a time."""
+        """Whether the object is within a distance of a point (3,) at a time."""
         at = [np.interp(time_s, self.times, self.poses[:, k, 3]) for k in (0, 1)]
         return bool(np.hypot(at[0] - point[0], at[1] - point[1]) < radius_m)
 
 
 class Traffic:
-    """Draws what moves around a recording vehicle, clear of that vehicle."""
+    """Draws moving objects around the recording vehicle, without collisions with it."""
 
     def __init__(
         self, ground: Ground, route: Route, times: Array, along: Array, rng: np.random.Generator
@@ -69,7 +69,7 @@ class Traffic:
         self.ego = np.stack(route.at(self.along), axis=1)  # x, y, yaw
 
     def draw(self) -> list[Mover]:
-        """All movers that come near."""
+        """All movers near the route."""
         movers = [*self._companions(), *self._lanes(), *self._walkers()]
         return [mover for mover in movers if mover is not None]
 
@@ -83,7 +83,7 @@ class Traffic:
                 yield self._mover(parts, x, y, yaw, sloped=True)
 
     def _vehicle(self) -> tuple[Array, float]:
-        """A vehicle in motion, and how far right of the lane's middle it keeps [m]."""
+        """A moving vehicle, and its offset to the right of the lane center [m]."""
         rng, town = self.rng, self.town
         kind = rng.random()
         if kind < town.trucks:
@@ -99,7 +99,7 @@ class Traffic:
         return vehicles.car(rng), 0.0
 
     def _lanes(self) -> Iterator[Mover | None]:
-        """Vehicles on all streets near the route, each lane at a speed of its own."""
+        """Vehicles on all streets near the route, with one speed per lane."""
         for axis, line, way, starts, ends in self._street_ways():
             speed = self.rng.uniform(5.0, 11.0)
             lane = self.streets.lane[axis][line] / 2
@@ -134,7 +134,7 @@ class Traffic:
     def _starts(
         self, low: float, high: float, speed: float, gap: float, least: float
     ) -> Iterator[float]:
-        """Places where traffic is at time 0, so that it passes [low, high] during the drive."""
+        """Start positions of traffic that passes [low, high] during the drive."""
         at = low - speed * float(self.times[-1])
         while at < high + speed * float(self.times[-1]):
             at += least + self.rng.exponential(gap)
@@ -143,7 +143,7 @@ class Traffic:
     def _along_street(
         self, parts: Array, axis: int, line: int, way: int, start: float, speed: float, right: float
     ) -> Mover | None:
-        """Steady motion along a street, `right` of its middle as seen by the mover."""
+        """Uniform motion along a street, `right` of its center in driving direction."""
         along = start + way * speed * self.times
         # the right of +v (streets along v, axis 0) is +u; the right of +u is -v
         across = self.streets.lines[axis][line] + right * way * (1 if axis == 0 else -1)
@@ -153,7 +153,7 @@ class Traffic:
         return self._mover(parts, x, y, yaw, sloped=bool((parts["label"] != Class.PERSON).all()))
 
     def _mover(self, parts: Array, x: Array, y: Array, yaw: Array, sloped: bool) -> Mover | None:
-        """A mover, unless it stays out of sight or would run into the recording vehicle."""
+        """A mover; None if it stays far away or would hit the recording vehicle."""
         gap = np.hypot(x - self.ego[:, 0], y - self.ego[:, 1])
         if gap.min() > _SIGHT_M or self._collides(parts, x, y, yaw):
             return None

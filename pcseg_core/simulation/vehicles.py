@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Vehicles, in their own frame: x forward, origin on the ground below their middle."""
+"""Vehicles in their own frame: x forward, origin on the ground below the center."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _PAINTS = np.array(
         (0.20, 0.13, 0.09),
     ]
 )
-# What the paint of a part shows, its first texture parameter
+# First texture parameter of painted parts
 LIGHTS, PLATES = 1.0, 2.0
 _RUBBER, _STEEL, _DARK = (0.02, 0.02, 0.02), (0.25, 0.25, 0.26), (0.04, 0.04, 0.045)
 _QUARTER = np.pi / 2
@@ -38,7 +38,7 @@ _QUARTER = np.pi / 2
 
 @dataclass(frozen=True)
 class _Form:
-    """Shape of a car; `bonnet` and `deck` are where the windows end at the belt line."""
+    """Shape of a car; the windows end at `bonnet` and `deck` at the belt line."""
 
     length: float
     height: float
@@ -59,7 +59,7 @@ _FORMS = (
 
 
 def paint(rng: np.random.Generator) -> Array:
-    """A color for bodywork."""
+    """A color of bodywork."""
     color: Array = np.clip(_PAINTS[rng.integers(len(_PAINTS))] * rng.uniform(0.8, 1.2), 0, 0.85)
     return color
 
@@ -222,7 +222,7 @@ def bus(rng: np.random.Generator) -> Array:
 
 
 def bicycle(rng: np.random.Generator) -> Array:
-    """Bicycle without its rider."""
+    """Bicycle without rider."""
     label, color = Class.BICYCLE, paint(rng)
     hub = (0.34, 0.52)  # height of the hubs, distance from the middle
     crank, saddle, head = (-0.06, 0.0, 0.30), (-0.22, 0.0, 0.86), (0.36, 0.0, 0.88)
@@ -256,7 +256,7 @@ def bicycle(rng: np.random.Generator) -> Array:
 
 
 def motorcycle(rng: np.random.Generator) -> Array:
-    """Motorcycle or scooter without its rider."""
+    """Motorcycle or scooter without rider."""
     label, color = Class.MOTORCYCLE, paint(rng)
     parts = [
         _wheel(0.66, 0, 0.31, 0.13, label),
@@ -280,5 +280,5 @@ def motorcycle(rng: np.random.Generator) -> Array:
 
 
 def with_rider(machine: Array, rider: Array, forward_m: float, up_m: float) -> Array:
-    """A two-wheeler with somebody on its saddle."""
+    """A two-wheeler with rider."""
     return join([machine, place(rider, pose_at(forward_m, 0.0, up_m, 0.0))])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A drive through a simulated town: the scene, the way through it, and the sensors on the way."""
+"""A drive through a simulated town: scene, trajectory and sensors."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ from pcseg_core.simulation.towns import TOWNS, draw_weather, find_town
 Array = npt.NDArray[Any]
 
 LIDAR_HEIGHT_M = 1.85
-_START_M = 25.0  # of the route at time 0: room for what happens before
+_START_M = 25.0  # distance on the route at time 0
 
 
 @dataclass(frozen=True)
 class Course:
-    """How a vehicle moves.
+    """Motion of the recording vehicle.
 
     Attributes:
         duration_s: of the drive.
-        speed_mps: on straight roads; slower in turns.
+        speed_mps: on straight roads; lower in turns.
         turns: probability of turning at a crossing.
     """
 
@@ -58,7 +58,7 @@ class World:
     Attributes:
         seed: of everything that is drawn by chance.
         town: name of a style, see `towns.TOWNS`.
-        course: how the vehicle moves.
+        course: motion of the vehicle.
         lidar, cameras: the sensors.
     """
 
@@ -69,7 +69,7 @@ class World:
     cameras: Sequence[CameraSpec] = ()
 
     def __reduce__(self) -> Any:
-        """Pickle what the world is made from; a process builds each world once."""
+        """Pickle the parameters; every process builds each world once."""
         parts = (self.seed, self.town, self.course, self.lidar, tuple(self.cameras))
         return _shared, parts
 
@@ -118,7 +118,7 @@ class World:
 
     @cached_property
     def trajectory(self) -> Trajectory:
-        """T_world_lidar, the exact motion: sensors move as it interpolates."""
+        """Exact T_world_lidar; sensors move along its interpolation."""
         route, times, along = self._way
         rng = np.random.default_rng([self.seed, 4])
         body = drive_along(route, self._ground, along, times, rng)
@@ -126,7 +126,7 @@ class World:
 
     @cached_property
     def scene(self) -> Scene:
-        """What the sensors see; built on first use, in about a second."""
+        """The scene; built on first use in about a second."""
         weather = draw_weather(np.random.default_rng([self.seed, 5]))
         return build_scene(weather, self._ground, *self._way, seed=self.seed)
 
@@ -136,7 +136,7 @@ class World:
         return self._lidar.sweep(self.scene, self.trajectory, stamp_ns, number, noise, frozen)
 
     def picture(self, camera: int, stamp_ns: int) -> Picture:
-        """Take a picture with a camera at a stamp."""
+        """Render an image of a camera at a stamp."""
         noise = _seed(self.seed, 7, camera, (stamp_ns - EPOCH_NS) % 2**62)
         pose = self.camera_pose(camera, stamp_ns)
         return self._cameras[camera].take(self.scene, pose, drive_time(stamp_ns), noise)
@@ -166,7 +166,7 @@ def drive_time(stamp_ns: int) -> float:
 
 
 def town_of(seed: int) -> str:
-    """The town that a seed lies in when none is asked for."""
+    """Town of a seed."""
     return list(TOWNS)[seed % len(TOWNS)]
 
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Voxel coordinates packed into one sortable int64.
 
-A key holds batch (9 bits), x, y and z (18 bits each), most significant first. The coordinates are
-shifted by `COORD_LIMIT` to be non-negative, so that sorting keys sorts by (batch, x, y, z) and a
-neighbor at (dx, dy, dz) has the key plus a constant. On the grid of stride s the shift is
-`COORD_LIMIT / s`, so that halving a coordinate halves its field.
+A key holds batch (9 bits), x, y and z (18 bits each), most significant first. Coordinates are
+shifted by `COORD_LIMIT` to be non-negative: sorted keys are sorted by (batch, x, y, z), and the key
+of the neighbor at (dx, dy, dz) is the key plus a constant. On the grid of stride s the shift is
+`COORD_LIMIT / s`: to halve a coordinate halves its field.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pcseg_core.errors import InputError
 
 COORD_BITS = 18
 COORD_LIMIT = 1 << (COORD_BITS - 1)  # 131072 voxels: 6.5 km at 0.05 m
-MARGIN = 2  # reach of the largest kernel, so that no neighbor's key carries into another field
+MARGIN = 2  # reach of the largest kernel: no neighbor's key overflows into another field
 MAX_COORD = COORD_LIMIT - MARGIN - 1
 MAX_BATCH = (1 << (63 - 3 * COORD_BITS)) - 1
 _MASK = (1 << COORD_BITS) - 1

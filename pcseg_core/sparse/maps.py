@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kernel maps: which input row feeds which output row at which kernel offset.
+"""Kernel maps: pairs of input and output rows for each kernel offset.
 
 Offsets are ordered lexicographically over (dx, dy, dz), dz fastest. A kernel of odd size k reaches
 from -(k // 2) to k // 2 along each axis, one of even size from 0 to k - 1. Output voxel o reads
 input voxel ``stride * o + offset``. With stride 2 the output voxels are the cells of the doubled
-grid that hold at least one input voxel. A transposed convolution uses the same pairs backwards.
+grid that contain an input voxel. A transposed convolution swaps inputs and outputs.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class KernelMap:
 
     @property
     def is_symmetric(self) -> bool:
-        """True where offset K - 1 - k leads back along offset k: the inverse is the flip."""
+        """Whether offset K - 1 - k is opposite to offset k: the inverse is the flipped map."""
         return self.stride == 1 and self.kernel_size % 2 == 1
 
     @property
@@ -71,7 +71,7 @@ class KernelMap:
         if self._inverse is None:
             table = self.table.flip(0) if self.is_symmetric else self.invert(self.table, self.n_in)
             self._inverse = KernelMap(table, self.n_out, self.kernel_size, self.stride, self.invert)
-            # Weakly: in a circle the tables of sweep after sweep wait for the garbage collector.
+            # Weak: a cycle would keep the tables of every sweep until the garbage collector runs.
             self._inverse._inverse_of = weakref.ref(self)
         return self._inverse
 
@@ -95,7 +95,7 @@ def build_table(keys_in: Tensor, keys_out: Tensor, kernel_size: int, stride: int
         return table
     last = len(keys_in) - 1
     for start in range(0, len(offsets), kernel_size):
-        # The offsets of one (dx, dy) differ in z only: one search, then a step of at most one row.
+        # Offsets of one (dx, dy) differ in z only: one search, then steps of at most one row.
         wanted = base + packing.key_offset(*offsets[start])
         row = torch.searchsorted(keys_in, wanted)
         for k in range(start, start + kernel_size):
@@ -107,18 +107,18 @@ def build_table(keys_in: Tensor, keys_out: Tensor, kernel_size: int, stride: int
 
 
 def first_keys(keys: Tensor) -> Tensor:
-    """Keys, on the finer grid, of the first voxel of each cell: the inverse of `halve`."""
+    """Keys of the first voxel of each cell on the finer grid: the inverse of `halve`."""
     batch = keys >> (3 * packing.COORD_BITS)
     return ((keys - (batch << (3 * packing.COORD_BITS))) << 1) | (batch << (3 * packing.COORD_BITS))
 
 
 def coarsen(keys: Tensor) -> Tensor:
-    """Sorted keys of the cells of the next coarser grid that hold at least one voxel."""
+    """Sorted keys of the occupied cells of the next coarser grid."""
     return torch.unique(packing.halve(keys))
 
 
 def invert_table(table: Tensor, n_in: int) -> Tensor:
-    """Table (K, n_in) of the transposed convolution: the output row each input row feeds."""
+    """Table (K, n_in) of the transposed convolution: the output row of each input row."""
     offset, rows_out = (table >= 0).nonzero(as_tuple=True)
     inverse = table.new_full((len(table), n_in), -1)
     inverse[offset, table[offset, rows_out].to(torch.int64)] = rows_out.to(torch.int32)
@@ -127,7 +127,7 @@ def invert_table(table: Tensor, n_in: int) -> Tensor:
 
 @dataclass(frozen=True)
 class MapBuilder:
-    """The operations that a backend may do faster; the defaults are the plain torch ones."""
+    """Operations that a backend may replace; the defaults are plain torch."""
 
     coarsen: Callable[[Tensor], Tensor] = coarsen
     build_table: Callable[[Tensor, Tensor, int, int], Tensor] = build_table
@@ -135,7 +135,7 @@ class MapBuilder:
 
 
 class KernelMapCache:
-    """Voxel keys of every stride and the kernel maps between them, shared by a whole network."""
+    """Voxel keys of all strides and the kernel maps between them, shared by a network."""
 
     def __init__(
         self, keys: Tensor, builder: MapBuilder | None = None, backend: str = "auto"

@@ -18,8 +18,8 @@ class SparseConv3d(nn.Module):
     """Sparse convolution.
 
     With stride 1 the output voxels are the input voxels (submanifold). With stride 2 they are the
-    occupied cells of the doubled grid. A transposed convolution of stride 2 goes back to the
-    voxels of the finer grid that the input came from.
+    occupied cells of the doubled grid. A transposed convolution of stride 2 returns to the voxels
+    of the finer grid.
 
     Attributes:
         weight: (K, in_channels, out_channels), offsets ordered lexicographically over
@@ -54,7 +54,7 @@ class SparseConv3d(nn.Module):
 
     def reset_parameters(self) -> None:
         """Uniform within 1/sqrt(fan in), as in `torch.nn.Conv3d`."""
-        # On surfaces about a third of the neighbors are there; batch norm absorbs the rest.
+        # On surfaces about a third of the neighbors exist; batch norm compensates.
         bound = 1 / math.sqrt(self.in_channels * len(self.weight))
         nn.init.uniform_(self.weight, -bound, bound)
         if self.bias is not None:
@@ -68,7 +68,7 @@ class SparseConv3d(nn.Module):
         if x.stride % self.stride:
             raise InputError(
                 f"transposed convolution of stride {self.stride} on a tensor of stride "
-                f"{x.stride}: there is no finer grid to return to"
+                f"{x.stride}: no finer grid to return to"
             )
         stride = x.stride // self.stride
         return x.cache.kernel_map(stride, self.kernel_size, self.stride).inverse, stride
@@ -105,7 +105,7 @@ class ReLU(nn.ReLU):
 
 
 def pool(x: SparseTensor, stride: int = 2) -> SparseTensor:
-    """Average the features of the voxels in each cell of a grid `stride` times as coarse."""
+    """Mean features of the voxels in each cell of a grid `stride` times coarser."""
     while stride > 1:
         if stride % 2:
             raise InputError("pool: stride must be a power of two")
@@ -120,7 +120,7 @@ def pool(x: SparseTensor, stride: int = 2) -> SparseTensor:
 
 
 def concatenate(a: SparseTensor, b: SparseTensor) -> SparseTensor:
-    """Channels of two tensors on the same voxels."""
+    """Concatenate the channels of two tensors on the same voxels."""
     if a.stride != b.stride or a.cache is not b.cache:
         raise InputError("concatenate: the tensors are not on the same voxels")
     return a.replace(_cat(a.feats, b.feats))

@@ -13,12 +13,12 @@ from pcseg_core.sparse.maps import KernelMapCache
 
 
 class SparseTensor:
-    """Features (M, C) on M voxels, with the kernel maps of the whole network they go through.
+    """Features (M, C) on M voxels, with the kernel maps of the network.
 
     Attributes:
         feats: (M, C) floating point.
         stride: edge of a voxel in voxels of the input grid, a power of two.
-        cache: keys and kernel maps, shared by all tensors that come from the same input.
+        cache: keys, kernel maps and backend, shared by all tensors of the same input.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class SparseTensor:
 
         Args:
             coords: (M, 4) integer [batch, x, y, z], sorted in that order without duplicates, as
-                `voxelize` gives them; `sort` brings others into this order.
+                returned by `voxelize`; see also `sort`.
             feats: (M, C) floating point, finite, on the same device.
             stride: 1 for an input; another stride needs a cache.
             cache: kernel maps of the same voxels, to be shared with another tensor.
@@ -63,7 +63,7 @@ class SparseTensor:
 
     @classmethod
     def of(cls, feats: Tensor, stride: int, cache: KernelMapCache) -> SparseTensor:
-        """A tensor on known voxels, unchecked: what modules use for their outputs."""
+        """A tensor on known voxels, without checks; for the outputs of modules."""
         tensor = cls.__new__(cls)
         tensor.feats, tensor.stride, tensor.cache = feats, stride, cache
         return tensor
@@ -72,7 +72,7 @@ class SparseTensor:
     def sort(
         cls, coords: Tensor, feats: Tensor, backend: str = "auto"
     ) -> tuple[SparseTensor, Tensor]:
-        """Sort voxels given in any order; also returns the order (M,) that was applied."""
+        """Sort voxels of any order; also returns the permutation (M,)."""
         order = torch.argsort(packing.pack(coords))
         return cls(coords[order], feats[order], backend=backend), order
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Points to voxels and back."""
+"""Voxelization of points, and voxel features back to points."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Voxels:
         inverse: (N,) int64, the voxel of each point.
         counts: (M,) int64, points per voxel.
         keys: (M,) int64 packed coordinates, sorted.
-        grid: (N, 3) float32, where each point lies in voxel units (voxel i spans [i, i + 1)).
+        grid: (N, 3) float32 position of each point in voxels (voxel i spans [i, i + 1)).
         batch: (N,) int64 batch index of each point.
     """
 
@@ -52,15 +52,15 @@ def voxelize(
     """Group points into voxels.
 
     Args:
-        xyz: (N, 3) floating point, m, finite.
-        voxel_size: edge in m, or three edges. Cylindrical voxels need three: radius in m, azimuth
-            in rad, height in m. The seam lies at azimuth +-pi; voxels do not touch across it.
+        xyz: (N, 3) floating point, finite [m].
+        voxel_size: edge [m], or three edges. Cylindrical voxels need three: radius [m], azimuth
+            [rad], height [m]. Voxels on the two sides of azimuth +-pi are not neighbors.
         batch_index: (N,) integer sweep of each point, 0 to 511; None means one sweep.
         mode: "cartesian" or "cylindrical".
 
     Raises:
-        InputError: no points, values that are not finite, or a range of more than 131067 voxels
-            from the origin.
+        InputError: no points, values that are not finite, or points more than 131067 voxels from
+            the origin.
     """
     size = _checked_size(voxel_size, mode)
     _check_points(xyz)
@@ -136,10 +136,10 @@ def mean_features(feats: Tensor, voxels: Voxels) -> Tensor:
 def devoxelize(
     voxel_feats: Tensor, voxels: Voxels, mode: Literal["nearest", "trilinear"] = "nearest"
 ) -> Tensor:
-    """Carry voxel features (M, C) to the points, (N, C).
+    """Features (N, C) of the points from features (M, C) of the voxels.
 
-    "nearest" takes the voxel that holds the point. "trilinear" weighs the eight voxels whose
-    centers surround it; voxels that are not occupied are left out and the weights sum to one.
+    "nearest" takes the voxel of the point. "trilinear" interpolates between the centers of the
+    eight surrounding voxels; the weights of the occupied ones sum to one.
     """
     if voxel_feats.ndim != 2 or len(voxel_feats) != len(voxels):
         raise InputError(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Class-to-text: a teacher of pixel classes becomes a teacher in the space of words."""
+"""Class-to-text: pixel features in a text space from a teacher of pixel classes."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def class_words(
     """The words of each class, in the order of the ids.
 
     Args:
-        classes: what the teacher tells apart.
-        text: the space of the words.
-        given: class name -> words, by the user; a class not named there stands for its own name
-            and synonyms, as far as the space knows them. No words leave a class out.
+        classes: of the teacher.
+        text: space of the words.
+        given: class name -> words, from the user. Other classes take their name and synonyms, as
+            far as the space has vectors for them. An empty list excludes a class.
 
     Raises:
-        InputError: `given` names a class that is not there or a word without a vector, or a class
-            has no known word.
+        InputError: `given` has an unknown class or a word without a vector, or a class has no word
+            with a vector.
     """
     for name in given:
         classes.index(name)
@@ -39,7 +39,7 @@ def class_words(
         words[c.name] = tuple(given.get(c.name, known))
         if c.name not in given and not known:
             raise InputError(
-                f"class '{c.name}' of label space '{classes.name}': text space '{text.name}' knows "
+                f"class '{c.name}' of label space '{classes.name}': text space '{text.name}' has "
                 "neither its name nor its synonyms; give words for it under text.classes, or let "
                 "text.space.generate make a direction for its name"
             )
@@ -48,7 +48,7 @@ def class_words(
 
 
 def class_matrix(text: TextSpace, words: Mapping[str, Sequence[str]]) -> npt.NDArray[np.float32]:
-    """(C, D) float32: the mean vector of each class's words, normalized; zeros for no words."""
+    """(C, D) float32: normalized mean vector of the words of each class; zeros without words."""
     rows = [
         text.embed(members).mean(0) if members else np.zeros(text.channels, np.float32)
         for members in words.values()
@@ -59,13 +59,13 @@ def class_matrix(text: TextSpace, words: Mapping[str, Sequence[str]]) -> npt.NDA
 class ClassToText:
     """Pixel features in a text space: class vectors, weighted by the pixel's probabilities.
 
-    f = sum_c p_c t_c / |sum_c p_c t_c|. Such features know no more than the teacher does, but they
-    speak the language of the text encoder: what learns them answers words near the classes' own.
+    f = sum_c p_c t_c / |sum_c p_c t_c|. These features carry no more information than the teacher,
+    but in the space of the text encoder: a student of them responds to words near the class names.
 
     Args:
         teacher: pixel classes.
-        matrix: (C, D) class vectors, zeros for classes that are left out.
-        parameters: what tells this teacher from others, for caches.
+        matrix: (C, D) class vectors, zeros for excluded classes.
+        parameters: identify the teacher in caches.
     """
 
     name = "class-to-text"
@@ -84,7 +84,7 @@ class ClassToText:
         self.parameters = parameters or {}
 
     def features(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """See PixelFeatures: unit vectors; zeros where only left-out classes are likely."""
+        """See `PixelFeatures`: unit vectors; zeros where only excluded classes are likely."""
         mixed = np.tensordot(self.matrix.T, self.teacher.probabilities(image), axes=1)
         lengths = np.linalg.norm(mixed, axis=0)
         unit: npt.NDArray[np.float32] = (mixed / np.maximum(lengths, 1e-12)).astype(np.float32)
@@ -92,10 +92,10 @@ class ClassToText:
 
 
 class ClassProbabilities:
-    """The teacher's probabilities in the place of pixel features.
+    """Probabilities of the teacher in place of pixel features.
 
-    Stored instead of class-to-text features, they take D / C times less room; the class vectors
-    are multiplied on where they are used.
+    They need D / C times less memory than class-to-text features; the class vectors are applied on
+    use.
     """
 
     name = "class-probabilities"
@@ -113,18 +113,18 @@ class ClassProbabilities:
 def agree_with_labels(
     probabilities: np.ndarray, labels: np.ndarray, groups: np.ndarray
 ) -> npt.NDArray[np.float32]:
-    """Leave out of each point's probabilities what contradicts the label it was voted.
+    """Restrict the probabilities of each point to the teacher's classes of its voted label.
 
-    A label that many frames agree on corrects what a single pixel says of the kind of thing; the
-    pixel then tells which of the teacher's classes of that kind it is.
+    The label, a vote over many frames, decides the coarse class; the pixel decides among the
+    teacher's classes of that label.
 
     Args:
         probabilities: (S, C) of the teacher's classes.
-        labels: (S,) voted labels, negative for none, which changes nothing.
-        groups: (C,) label that each class belongs to, negative for none.
+        labels: (S,) voted labels; negative labels change nothing.
+        groups: (C,) label of each class, negative for none.
 
     Returns:
-        (S, C) float32 rows that sum to 1, or zeros where nothing is left.
+        (S, C) float32 rows that sum to 1, or zeros if no class remains.
     """
     agrees = (labels[:, None] < 0) | (groups[None] == labels[:, None])
     kept = np.where(agrees, probabilities, 0).astype(np.float32)
@@ -135,7 +135,7 @@ def agree_with_labels(
 def name_the_classes(
     words: Mapping[str, Sequence[str]], text: TextSpace, matrix: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Class name -> its vector, for the names that the space has no vector of."""
+    """Class name -> vector, for names without a vector in the space."""
     return {
         name: row
         for name, row in zip(words, matrix)

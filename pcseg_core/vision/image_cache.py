@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What was computed from images, kept on disk: one file per image, one manifest per folder.
+"""Superpixel maps on disk: one file per image, one manifest per folder.
 
-The manifest tells what made the files and from which parameters, and its hash changes with them,
-so that a folder never mixes results of different making.
+The manifest holds the generator, its parameters and their hash. A folder therefore never mixes
+maps of different generators or parameters.
 """
 
 from __future__ import annotations
@@ -11,12 +11,11 @@ import hashlib
 import json
 import zipfile
 import zlib
-from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,110 +24,117 @@ from pcseg_core.data import Recording, Sample, readable
 from pcseg_core.errors import InputError
 from pcseg_core.files import atomic_path, write_atomic
 from pcseg_core.vision.imported import ImportedMasks
-from pcseg_core.vision.pixel_features import PixelFeatures
 from pcseg_core.vision.superpixels import SegmentMap, SuperpixelGenerator
 
 MANIFEST = "manifest.json"
-T = TypeVar("T")
 Image = npt.NDArray[np.uint8]
 _DAMAGE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
-class Maker(Protocol):
-    """What all generators and encoders tell of themselves."""
-
-    name: str
-    parameters: dict[str, Any]
-
-
 def image_key(sample: Sample, k: int) -> str:
-    """What tells the image of camera `k` from all others of its drive."""
+    """Name of the image of camera `k`, unique within its recording."""
     frame = sample.cameras[k]
     return f"{sample.name}/{frame.name}@{frame.stamp_ns}"
 
 
 def image_stem(source: str, image: str) -> str:
-    """File name, without suffix, of what belongs to an image: safe everywhere, and its own."""
+    """File name of an image's map without suffix, valid on every file system and unique."""
     digest = hashlib.sha256(f"{source}\n{image}".encode()).hexdigest()[:8]
     return f"{_slug(image)}-{digest}"
 
 
-class ImageCache(ABC, Generic[T]):
-    """A folder of results, one per image.
+class SuperpixelCache:
+    """A folder of superpixel maps.
 
-    Files lie at `folder/SOURCE/IMAGE-XXXXXXXX.SUFFIX`: names made safe for any file system, told
-    apart by a checksum of the true names. Each is written whole or not at all, so that a stopped
-    run goes on where it was and several processes may fill one folder.
+    Maps are npz files `folder/SOURCE/IMAGE-XXXXXXXX.npz` with `ids` ((H, W) int32, IGNORE = -1)
+    and, where segments have classes, `classes` ((S,) int16). Names are made safe for any file
+    system; the checksum keeps them unique. Files are written atomically: an interrupted run
+    resumes, and several processes may fill one folder. Any program that writes this format is a
+    generator.
 
     Attributes:
-        manifest: what made the files: "format", "generator", "parameters", "hash".
-        can_make: whether missing results can be made, not only read.
-        damaged: number of unreadable files that were made anew.
+        folder: where the maps are.
+        generator: makes missing maps; None for a cache that only reads.
+        manifest: "format", "generator", "parameters", "hash".
+        damaged: number of unreadable files that were replaced.
     """
 
-    kind: str
-    suffix: str
+    def __init__(
+        self, folder: Path, generator: SuperpixelGenerator | ImportedMasks | None = None
+    ) -> None:
+        """Open or create a folder.
 
-    def __init__(self, folder: Path, maker: Maker | None) -> None:
+        Args:
+            folder: where the maps are; created if it is missing.
+            generator: makes missing maps; None reads a folder that was filled before.
+
+        Raises:
+            InputError: the folder holds maps of another generator or other parameters, or other
+                files; without a generator: it holds no maps.
+        """
         self.folder = Path(folder)
+        self.generator = generator
         self.damaged = 0
-        self.can_make = maker is not None
         stored = self.folder / MANIFEST
-        if maker is None:
+        if generator is None:
             self.manifest = self._read_manifest(stored)
             return
-        self.manifest = manifest(self.kind, maker.name, maker.parameters)
+        self.manifest = _manifest(generator.name, generator.parameters)
         if stored.is_file():
             self._compare(self._read_manifest(stored))
         elif self.folder.is_dir() and any(self.folder.iterdir()):
-            raise InputError(
-                f"{folder} is not empty and holds no {self.kind}; choose another folder"
-            )
+            raise InputError(f"{folder} is not empty and holds no superpixels; choose another")
         else:
             write_atomic(stored, json.dumps(self.manifest, indent=2) + "\n")
 
     def path(self, source: str, image: str) -> Path:
-        """Where the result of an image is kept.
+        """File of the map of an image.
 
         Args:
-            source: name of the drive (`Recording.name`).
+            source: name of the recording (`Recording.name`).
             image: name of the image within it, see `image_key`.
         """
-        return self.folder / _slug(source) / f"{image_stem(source, image)}{self.suffix}"
+        return self.folder / _slug(source) / f"{image_stem(source, image)}.npz"
 
-    def read(self, source: str, image: str) -> T:
-        """A result that was made before.
+    def read(self, source: str, image: str) -> SegmentMap:
+        """A stored map.
 
         Raises:
-            InputError: there is none, or its file is damaged.
+            InputError: no map of this image, or its file is damaged.
         """
         path = self.path(source, image)
         if not path.is_file():
             raise InputError(
-                f"{self.folder}: no {self.kind} of image {image} of {source}; make them first"
+                f"{self.folder}: no superpixels of image {image} of {source}; make them first"
             )
         try:
-            return self._load(path)
+            with np.load(path, allow_pickle=False) as stored:
+                classes = stored["classes"] if "classes" in stored.files else None
+                return SegmentMap(stored["ids"], classes)
         except _DAMAGE as error:
-            raise InputError(f"{path}: damaged ({error}); delete it and make it anew") from error
+            raise InputError(f"{path}: damaged ({error}); delete it and make it again") from error
 
-    def write(self, source: str, image: str, value: T) -> None:
-        """Keep a result, replacing an older one."""
+    def write(self, source: str, image: str, value: SegmentMap) -> None:
+        """Store a map, replacing an older one."""
+        value.check(self.path(source, image).name)
+        arrays: dict[str, Any] = {"ids": value.ids}
+        if value.classes is not None:
+            arrays["classes"] = value.classes.astype(np.int16)
         with atomic_path(self.path(source, image)) as temporary:
-            self._save(temporary, value)
+            np.savez_compressed(temporary, **arrays)
 
-    def get(self, source: str, image: str, load: Callable[[], Image]) -> T:
-        """The kept result, or a new one; `load` gives the image only if it is needed.
+    def get(self, source: str, image: str, load: Callable[[], Image]) -> SegmentMap:
+        """The stored map, or a new one; `load` returns the image and is called only if needed.
 
         Raises:
-            InputError: nothing is kept and this cache only reads, or the image is unusable.
+            InputError: no stored map and no generator, or the image is unusable.
         """
         path = self.path(source, image)
-        if path.is_file() or not self.can_make:
+        if path.is_file() or self.generator is None:
             try:
                 return self.read(source, image)
             except InputError:
-                if not self.can_make:
+                if self.generator is None:
                     raise
                 self.damaged += 1
         value = self._make(load(), path.stem)
@@ -138,15 +144,15 @@ class ImageCache(ABC, Generic[T]):
     def fill(
         self, recording: Recording, progress: Callable[[int, int], None] | None = None
     ) -> Counter[str]:
-        """Make what is missing for all images of a drive.
+        """Make the missing maps of all images of a recording.
 
         Args:
             recording: recording with cameras.
             progress: called with (samples done, samples in all).
 
         Returns:
-            How many images were "made" and already "kept", and how many were skipped for which
-            reason. An unusable image is counted, not fatal.
+            Number of images "made", "kept" (already stored), and skipped by reason. An unusable
+            image is counted; it is not an error.
         """
         counts: Counter[str] = Counter()
         for index, sample in readable(recording):
@@ -167,16 +173,23 @@ class ImageCache(ABC, Generic[T]):
             return f"skipped: {error}"
         return "made"
 
+    def _make(self, image: Image, stem: str) -> SegmentMap:
+        """Map of an image whose file is named `stem`."""
+        assert self.generator is not None
+        if isinstance(self.generator, ImportedMasks):
+            return self.generator.read(stem, *image.shape[:2])
+        return self.generator.segment(image)
+
     def _read_manifest(self, path: Path) -> dict[str, Any]:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            expected = manifest(self.kind, content["generator"], content["parameters"])
+            expected = _manifest(content["generator"], content["parameters"])
         except FileNotFoundError:
-            raise InputError(f"{self.folder}: no {MANIFEST}, so no folder of {self.kind}") from None
+            raise InputError(f"{self.folder}: no {MANIFEST}, so no folder of superpixels") from None
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path}: not a manifest of {self.kind} ({error})") from error
+            raise InputError(f"{path}: not a manifest of superpixels ({error})") from error
         if content != expected:
-            raise InputError(f"{path}: not a manifest of {self.kind}, or edited by hand")
+            raise InputError(f"{path}: not a manifest of superpixels, or edited by hand")
         return expected
 
     def _compare(self, stored: dict[str, Any]) -> None:
@@ -187,102 +200,15 @@ class ImageCache(ABC, Generic[T]):
         differing = [k for k in sorted({*old, *new}) if old.get(k) != new.get(k)]
         told = ", ".join(f"{k}: {old.get(k)} there, {new.get(k)} here" for k in differing)
         raise InputError(
-            f"{self.folder} holds {self.kind} of another making ({told}); choose another folder or "
-            "remove this one"
+            f"{self.folder} holds superpixels of another generator or other parameters ({told}); "
+            "choose another folder or remove this one"
         )
 
-    @abstractmethod
-    def _make(self, image: Image, stem: str) -> T:
-        """Result of an image whose file is named `stem`."""
 
-    @abstractmethod
-    def _save(self, path: Path, value: T) -> None: ...
-
-    @abstractmethod
-    def _load(self, path: Path) -> T: ...
-
-
-class SuperpixelCache(ImageCache[SegmentMap]):
-    """Superpixel maps on disk.
-
-    Each map is an npz of `ids` ((H, W) int32, IGNORE = -1) and, where segments have classes,
-    `classes` ((S,) int16). Whatever writes this format is a generator.
-
-    Args:
-        folder: where the maps are; made where it is missing.
-        generator: makes missing maps; None reads a folder that was filled before.
-
-    Raises:
-        InputError: the folder holds maps of another generator or parameters, or something else;
-            without a generator: it holds no maps.
-    """
-
-    kind = "superpixels"
-    suffix = ".npz"
-
-    def __init__(
-        self, folder: Path, generator: SuperpixelGenerator | ImportedMasks | None = None
-    ) -> None:
-        self.generator = generator
-        super().__init__(folder, generator)
-
-    def _make(self, image: Image, stem: str) -> SegmentMap:
-        assert self.generator is not None
-        if isinstance(self.generator, ImportedMasks):
-            return self.generator.read(stem, *image.shape[:2])
-        return self.generator.segment(image)
-
-    def _save(self, path: Path, value: SegmentMap) -> None:
-        value.check(path.name)
-        arrays: dict[str, Any] = {"ids": value.ids}
-        if value.classes is not None:
-            arrays["classes"] = value.classes.astype(np.int16)
-        np.savez_compressed(path, **arrays)
-
-    def _load(self, path: Path) -> SegmentMap:
-        with np.load(path, allow_pickle=False) as stored:
-            classes = stored["classes"] if "classes" in stored.files else None
-            return SegmentMap(stored["ids"], classes)
-
-
-class FeatureCache(ImageCache[npt.NDArray[np.float16]]):
-    """Features of images on disk, (D, h, w) float16 as npy.
-
-    A map takes 2 D h w bytes: 1.8 MB for a 1242x375 image at stride 14 with 384 channels, 120 MB
-    at stride 4 with 2048.
-
-    Args:
-        folder: where the maps are; made where it is missing.
-        encoder: makes missing maps; None reads a folder that was filled before.
-
-    Raises:
-        InputError: see SuperpixelCache.
-    """
-
-    kind = "pixel features"
-    suffix = ".npy"
-
-    def __init__(self, folder: Path, encoder: PixelFeatures | None = None) -> None:
-        self.encoder = encoder
-        super().__init__(folder, encoder)
-
-    def _make(self, image: Image, stem: str) -> npt.NDArray[np.float16]:
-        assert self.encoder is not None
-        limit = float(np.finfo(np.float16).max)
-        return np.clip(self.encoder.features(image), -limit, limit).astype(np.float16)
-
-    def _save(self, path: Path, value: npt.NDArray[np.float16]) -> None:
-        np.save(path, value, allow_pickle=False)
-
-    def _load(self, path: Path) -> npt.NDArray[np.float16]:
-        values: npt.NDArray[np.float16] = np.load(path, allow_pickle=False)
-        return values
-
-
-def manifest(kind: str, generator: str, parameters: dict[str, Any]) -> dict[str, Any]:
-    """What a folder says of its content."""
-    content = {"format": f"pcseg {kind} 1", "generator": generator, "parameters": parameters}
-    content = json.loads(json.dumps(content))  # tuples become lists, as they will when read back
+def _manifest(generator: str, parameters: dict[str, Any]) -> dict[str, Any]:
+    """Content of the manifest of a folder."""
+    content = {"format": "pcseg superpixels 1", "generator": generator, "parameters": parameters}
+    content = json.loads(json.dumps(content))  # tuples become lists, as when read from a file
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     return {**content, "hash": digest}
 

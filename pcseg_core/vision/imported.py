@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Masks made elsewhere (SEEM, X-Decoder, OpenSeeD, ...) as superpixels; see docs/superpixels.md.
+"""Import masks of other programs (SEEM, X-Decoder, OpenSeeD, ...) as superpixels.
 
-Files are found by the name of the image they belong to, as `pcseg superpixels --images` wrote it.
+Files have the names of their images, as written by `pcseg superpixels --images`.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ class ImportedMasks:
     """Masks of a folder, one file per image.
 
     Formats, by suffix:
-        npz: `ids` (H, W) integers, negative for none; `classes` (max id + 1,) where known.
+        npz: `ids` (H, W) integers, negative for none; optional `classes` (max id + 1,).
         npy: (H, W) integers, negative for none.
-        png: 8 or 16 bit gray, or RGB with id = R + 256 G + 65536 B as COCO panoptic has it; 0 for
-            none. With a JSON of the same name, a list of segments (`id`, `category_id`) or an
-            object with such a list under "segments_info", only listed ids are segments, and
-            their categories become the classes.
+        png: 8 or 16 bit gray, or RGB with id = R + 256 G + 65536 B as in COCO panoptic; 0 for none.
+            With a JSON of the same name, only listed ids are segments, and their categories become
+            the classes. The JSON is a list of segments (`id`, `category_id`), or an object with
+            such a list under "segments_info".
         COCO panoptic: PNGs as above, and one JSON in the folder with "annotations" of
             "file_name" and "segments_info".
 
     Args:
-        folder: where the files are.
+        folder: of the files.
         min_area: segments of fewer pixels are dropped [px].
 
     Raises:
-        InputError: there is no such folder, or it holds no masks or a damaged JSON.
+        InputError: no such folder, or it holds no masks or a damaged JSON.
     """
 
     name = "import"
@@ -65,7 +65,7 @@ class ImportedMasks:
         """The mask file of an image.
 
         Raises:
-            InputError: there is none.
+            InputError: no such file.
         """
         for suffix in SUFFIXES:
             path = self.folder / f"{stem}{suffix}"
@@ -74,11 +74,11 @@ class ImportedMasks:
         raise InputError(f"{self.folder}: no mask {stem}.png (or {', '.join(SUFFIXES[:2])})")
 
     def read(self, stem: str, height: int, width: int) -> SegmentMap:
-        """The segments of an image, brought to its size.
+        """The segments of an image at its size.
 
         Raises:
-            InputError: there is no mask of that name, it is damaged, its ids have wrapped, or its
-                shape is another picture's.
+            InputError: no mask of that name, a damaged one, ids that have wrapped, or another shape
+                than that of the image.
         """
         path = self.find(stem)
         ids, classes = self._raw(path)
@@ -104,21 +104,21 @@ class ImportedMasks:
             return _read_png(path, self._segments(path))
         except InputError:
             raise
-        except Exception as error:  # decoders raise their own kinds
+        except Exception as error:  # decoders raise various errors
             raise InputError(f"{path}: not readable as a mask ({error})") from error
 
     def _segments(self, path: Path) -> dict[int, int] | None:
         if not self._coco:
             return _listed(path.with_suffix(".json"))
         if path.stem not in self._coco:
-            raise InputError(f"{path}: not among the annotations of the panoptic JSON beside it")
+            raise InputError(f"{path}: not among the annotations of the panoptic JSON")
         return self._coco[path.stem]
 
 
 def _read_png(
     path: Path, listed: Mapping[int, int] | None
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int16] | None]:
-    """Ids of a PNG (IGNORE where unlisted, or 0), and classes by id where they are listed."""
+    """Ids of a PNG (IGNORE for 0 or unlisted ids), and classes by id if they are listed."""
     with Image.open(path) as picture:
         deep = picture.mode.startswith("I")
         raw = np.asarray(picture.convert("RGB") if picture.mode == "RGBA" else picture)
@@ -151,7 +151,7 @@ def _coco_segments(files: Sequence[Path]) -> dict[str, dict[int, int]]:
     """Categories by image name of a COCO panoptic JSON; empty without one."""
     for path in files:
         if path.with_suffix(".png").is_file():
-            continue  # the list of one image's segments
+            continue  # the segments of one image
         content = _json(path)
         if isinstance(content, dict) and isinstance(content.get("annotations"), list):
             return {

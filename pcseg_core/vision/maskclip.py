@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Dense CLIP the MaskCLIP way (Zhou, Loy, Dai, ECCV 2022, arXiv 2112.01071).
+"""Dense CLIP features by MaskCLIP (Zhou, Loy, Dai, ECCV 2022, arXiv 2112.01071).
 
-CLIP's last attention pools the whole image into one token. Without it, by its value and output
-projections alone, every patch keeps a vector of its own in the space of the text encoder.
+The last attention of CLIP pools the image into one token. MaskCLIP applies only its value and
+output projections, so every patch gets its own vector in the space of the text encoder.
 """
 
 from __future__ import annotations
@@ -31,23 +31,21 @@ LOGIT_SCALE = 100.0  # of CLIP's cosines before the softmax
 
 
 class DenseClipConfig(Section):
-    """How images are cut for the image encoder of CLIP, and how its classes are cleaned."""
+    """Windows of the image encoder of CLIP, and denoising of its classes."""
 
     model: str = Field("ViT-B-16-quickgelu", description="Model of open_clip (ViT or RN)")
     short_side_px: int = Field(
-        448, ge=32, le=4096, description="Images are resized to this shorter side [px]"
+        448, ge=32, le=4096, description="Shorter side of the resized images [px]"
     )
-    window_px: int = Field(
-        448, ge=32, le=4096, description="Side of the square windows that are encoded [px]"
-    )
+    window_px: int = Field(448, ge=32, le=4096, description="Side of the square windows [px]")
     overlap: float = Field(
-        0.33, ge=0, lt=0.9, description="Share of a window that the next one covers again"
+        0.33, ge=0, lt=0.9, description="Overlap of neighboring windows, share of a window"
     )
     prompt_denoising: float = Field(
         0.5,
         ge=0,
         lt=1,
-        description="Classes whose highest probability in the image is below this are dropped; "
+        description="Drop classes whose highest probability in the image is below this; "
         "0 keeps all",
     )
     key_smoothing: float = Field(
@@ -55,7 +53,7 @@ class DenseClipConfig(Section):
         ge=0,
         le=1,
         description="Pixels whose highest probability is below this take the mean of pixels with "
-        "like keys; 0 changes none",
+        "similar keys; 0 disables it",
     )
 
 
@@ -64,7 +62,7 @@ class Window:
     """A part of the feature map.
 
     Attributes:
-        top, left: of the part, in features.
+        top, left: position in the map, in features.
         features: (D, h, w) unit vectors in the text space.
         keys: (K, h, w) keys of the last attention.
     """
@@ -81,11 +79,11 @@ class MaskClip:
     Args:
         visual: image tower of an open_clip model: a ViT with a class token, or a ModifiedResNet.
         config: windows.
-        parameters: what tells this network from others, for caches.
-        device: where it runs.
+        parameters: identify the network in caches.
+        device: of the network.
 
     Raises:
-        InputError: another kind of image tower.
+        InputError: an unsupported image tower.
     """
 
     name = "maskclip"
@@ -111,7 +109,7 @@ class MaskClip:
 
     @torch.inference_mode()
     def features(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """See PixelFeatures: unit vectors; where windows overlap, the direction of their sum."""
+        """See `PixelFeatures`: unit vectors; the normalized sum where windows overlap."""
         size, windows = self.windows(image)
         total = torch.zeros(self.channels, *size, device=self.device)
         for window in windows:
@@ -121,7 +119,7 @@ class MaskClip:
 
     @torch.inference_mode()
     def windows(self, image: npt.NDArray[np.uint8]) -> tuple[tuple[int, int], Iterator[Window]]:
-        """Size of the whole feature map, and its parts one after the other."""
+        """Size of the whole feature map, and an iterator over its parts."""
         check_image(image)
         pixels = torch.tensor(image, device=self.device).permute(2, 0, 1)[None].float() / 255
         resized = self._resize((pixels - self._mean) / self._std)
@@ -141,7 +139,7 @@ class MaskClip:
                 yield Window(top, left, F.normalize(features[0].float(), dim=0), keys[0].float())
 
     def _resize(self, image: Tensor) -> Tensor:
-        """To the configured shorter side, both sides multiples of a patch."""
+        """Resize to the configured shorter side, both sides multiples of a patch."""
         height, width = image.shape[-2:]
         scale = self.config.short_side_px / min(height, width)
         size = [max(1, round(s * scale / self.patch)) * self.patch for s in (height, width)]
@@ -149,13 +147,13 @@ class MaskClip:
 
 
 def _part(whole: Tensor, window: Window) -> Tensor:
-    """The view of (C, H, W) that a window covers."""
+    """The view of (C, H, W) inside a window."""
     height, width = window.features.shape[1:]
     return whole[:, window.top : window.top + height, window.left : window.left + width]
 
 
 def _starts(length: int, window: int, overlap: float) -> list[int]:
-    """First rows of windows that cover a length, spread evenly, overlapping by at least a share."""
+    """Starts of evenly spread windows that cover a length, with at least this overlap."""
     if length <= window:
         return [0]
     step = max(1, int(window * (1 - overlap)))
@@ -164,7 +162,7 @@ def _starts(length: int, window: int, overlap: float) -> list[int]:
 
 
 def _tower(visual: Any) -> tuple[Any, int]:
-    """How a kind of image tower is encoded, and pixels per feature."""
+    """Encoding function of an image tower, and pixels per feature."""
     transformer = require("open_clip.transformer", "vision")
     resnet = require("open_clip.modified_resnet", "vision")
     if isinstance(visual, resnet.ModifiedResNet):
@@ -187,7 +185,7 @@ def _tower(visual: Any) -> tuple[Any, int]:
 def encode_vit(visual: Any, image: Tensor) -> tuple[Tensor, Tensor]:
     """Value path of a ViT.
 
-    The last block is x + out(v(ln x)), then its MLP, as if every patch attended to itself alone.
+    The last block becomes x + out(v(ln x)) followed by its MLP: every patch attends to itself only.
 
     Args:
         visual: open_clip's VisionTransformer.
@@ -217,7 +215,7 @@ def encode_vit(visual: Any, image: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _positions(visual: Any, rows: int, columns: int) -> Tensor:
-    """(1 + rows * columns, W) position embeddings, those of patches fitted to another grid."""
+    """(1 + rows * columns, W) position embeddings, resampled to the grid of patches."""
     own = visual.positional_embedding
     if tuple(visual.grid_size) == (rows, columns):
         return own
@@ -231,7 +229,7 @@ def _grid(tokens: Tensor, rows: int, columns: int) -> Tensor:
 
 
 def encode_resnet(visual: Any, image: Tensor) -> tuple[Tensor, Tensor]:
-    """Value path of CLIP's ResNet: its attention pooling without queries, keys and positions.
+    """Value path of CLIP's ResNet: attention pooling without queries, keys and positions.
 
     Args and returns: see encode_vit.
     """
@@ -245,12 +243,12 @@ def encode_resnet(visual: Any, image: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class MaskClipClasses:
-    """Pixel classes by their names: cosines of dense CLIP and words, cleaned.
+    """Pixel classes by name: cosines of dense CLIP features and words, denoised.
 
     Args:
         pixels: features.
         text: vectors of words, of the same model.
-        label_space: classes; the best of a class's name and synonyms counts.
+        label_space: classes; the best of the name and synonyms of a class counts.
 
     Raises:
         InputError: a class has no word with a vector.
@@ -298,21 +296,21 @@ class MaskClipClasses:
 
 
 def absent_classes(logits: Tensor, threshold: float) -> Tensor:
-    """Prompt denoising: (C,) bool, classes that nowhere in (C, h, w) reach a probability.
+    """Prompt denoising: (C,) bool, classes that do not reach a probability in (C, h, w).
 
-    Where that would leave none, none is dropped.
+    If no class reaches it, none is dropped.
     """
     absent = logits.softmax(0).flatten(1).amax(1) < threshold
     return absent & ~absent.all()
 
 
 def smooth_by_keys(likely: Tensor, keys: Tensor, threshold: float) -> Tensor:
-    """Key smoothing: unsure pixels take the mean of all, weighted by how alike their keys are.
+    """Key smoothing: uncertain pixels take the mean of all, weighted by similarity of keys.
 
     Args:
         likely: (C, h, w) probabilities.
         keys: (K, h, w).
-        threshold: pixels whose highest probability reaches it stay.
+        threshold: pixels whose highest probability reaches it do not change.
 
     Returns:
         (C, h, w) probabilities. Weights are cosines of keys, negative ones 0.
@@ -332,8 +330,8 @@ def load_maskclip(config: DenseClipConfig, weights: Path | None, device: str = "
 
     Raises:
         MissingDependency: open_clip is not installed.
-        InputError: no such model, its weights are missing or of another one, or an image tower
-            that is not supported.
+        InputError: no such model, missing weights or weights of another model, or an unsupported
+            image tower.
     """
     network = load_open_clip(config.model, weights, device)
     assert weights is not None  # load_open_clip has refused it
@@ -347,7 +345,7 @@ def load_maskclip_classes(
     device: str = "cpu",
     templates: Sequence[str] | str = "imagenet+scene",
 ) -> MaskClipClasses:
-    """A teacher of the classes of a label space from CLIP alone, by their names and synonyms."""
+    """A CLIP teacher of the classes of a label space, by their names and synonyms."""
     pixels = load_maskclip(config, weights, device)
     given = templates if isinstance(templates, str) else tuple(templates)
     text = OpenClipText(config.model, weights, given, device)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pixel-class teachers: an image in, a probability per class and pixel out."""
+"""Pixel-class teachers: a probability per class and pixel of an image."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class PixelClasses(Protocol):
-    """What a teacher of pixel classes offers."""
+    """A teacher of pixel classes."""
 
     label_space: LabelSpace
 
@@ -33,15 +33,15 @@ class PixelClasses(Protocol):
         """(H, W, 3) uint8 RGB -> (C, h, w) float32 class probabilities in 0..1.
 
         The map may be smaller than the image; pixel centers scale with it. Probabilities may sum
-        to less than one where the teacher knows classes that the label space lacks.
+        to less than one if the teacher has classes that the label space lacks.
         """
 
     def features(self, image: np.ndarray) -> np.ndarray:
-        """(H, W, 3) uint8 RGB -> (D, h, w) float32 features that the classes are read from."""
+        """(H, W, 3) uint8 RGB -> (D, h, w) float32 features of the classifier."""
 
 
 class TeacherConfig(Section):
-    """Which pixel-class teacher labels the images."""
+    """Pixel-class teacher of the images."""
 
     name: Literal["espnetv2", "maskclip"] = Field(
         "espnetv2",
@@ -49,7 +49,7 @@ class TeacherConfig(Section):
     )
     weights: Path = Field(
         description="Path of the teacher's weights (safetensors); bundled:simulation_teacher is "
-        "the one that comes with the package and knows simulated images"
+        "part of the package and trained on simulated images"
     )
     label_space: str = Field("cityscapes", description="Label space of the teacher's outputs")
     scales: tuple[float, ...] = Field(
@@ -70,8 +70,8 @@ class ESPNetv2Classes:
     """ESPNetv2 with multi-scale and mirror averaging.
 
     Args:
-        weights: safetensors file; width, classes and decoder planes are read from its shapes.
-        label_space: names of the first outputs; further outputs (background) are dropped.
+        weights: safetensors file; its shapes give width, classes and decoder planes.
+        label_space: names of the first outputs; other outputs (background) are dropped.
         scales: image scales to average over.
         flip: also average over the mirrored image.
     """
@@ -98,7 +98,7 @@ class ESPNetv2Classes:
 
     @torch.inference_mode()
     def probabilities(self, image: np.ndarray) -> np.ndarray:
-        """See PixelClasses; the map has half the image's resolution."""
+        """See `PixelClasses`; the map has half the resolution of the image."""
         normalized = normalize(image).to(self.device)
         height, width = image.shape[:2]
         size = ((height + 1) // 2, (width + 1) // 2)
@@ -144,10 +144,10 @@ def normalize(image: np.ndarray) -> Tensor:
 
 
 def load_espnetv2(weights: Path) -> ESPNetv2:
-    """Build the network the file describes and load it strictly.
+    """Build the network of a file and load its weights.
 
     Raises:
-        InputError: the file is missing, unreadable, or is not an ESPNetv2 segmentation network.
+        InputError: the file is missing, unreadable or not an ESPNetv2 segmentation network.
     """
     state = _read_safetensors(weights)
     try:
@@ -182,7 +182,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def load_teacher(config: TeacherConfig, device: str = "cpu") -> PixelClasses:
-    """The teacher a recipe names."""
+    """The teacher of a recipe."""
     space = LabelSpace.load(config.label_space)
     if config.name == "maskclip":
         clip = config.clip or DenseClipConfig()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pixel features: what a frozen image encoder offers, and their cache on disk."""
+"""Interfaces of frozen image encoders."""
 
 from __future__ import annotations
 
@@ -9,22 +9,25 @@ import numpy as np
 import numpy.typing as npt
 
 
-class PixelFeatures(Protocol):
-    """A frozen encoder of images.
-
-    Attributes:
-        channels: number D of features per pixel.
-        name: short name of the network, for example "resnet50".
-        parameters: everything that its features depend on, as JSON can write it (weights by
-            checksum).
-    """
-
-    channels: int
-    name: str
-    parameters: dict[str, Any]
+class FeatureSource(Protocol):
+    """A source of features of pixels."""
 
     def features(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """(H, W, 3) uint8 RGB -> (D, h, w) float32.
 
         The map covers the whole image at lower resolution; pixel centers scale with it.
         """
+
+
+class PixelFeatures(FeatureSource, Protocol):
+    """A frozen encoder of images.
+
+    Attributes:
+        channels: number D of features per pixel.
+        name: short name of the network, such as "resnet50".
+        parameters: all parameters of its features as JSON values (weights by checksum).
+    """
+
+    channels: int
+    name: str
+    parameters: dict[str, Any]

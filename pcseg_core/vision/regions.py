@@ -14,15 +14,15 @@ from pcseg_core.labels import IGNORE
 
 
 def connected_regions(labels: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
-    """Split a label map into regions of equal label that hang together by pixel edges.
+    """Split a label map into 4-connected regions of equal label.
 
-    Works on the runs of equal labels within rows, of which there are far fewer than pixels.
+    Works on runs of equal labels within rows, which are far fewer than pixels.
 
     Args:
         labels: (H, W) integers; negative pixels belong to no region.
 
     Returns:
-        (H, W) int32 region ids, consecutive from 0; IGNORE where the label is negative.
+        (H, W) int32 region ids, consecutive from 0; IGNORE for negative labels.
     """
     height, width = labels.shape
     if labels.size == 0:
@@ -30,7 +30,7 @@ def connected_regions(labels: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
     starts = np.ones((height, width), bool)
     starts[:, 1:] = labels[:, 1:] != labels[:, :-1]
     runs = np.cumsum(starts.ravel()).reshape(height, width) - 1
-    # A pair of runs touches in many columns: count it only where one of the two begins.
+    # Two runs touch in many columns: count the pair only where one of them begins.
     touching = (labels[1:] == labels[:-1]) & (starts[1:] | starts[:-1])
     above, below = runs[:-1][touching], runs[1:][touching]
     count = int(runs[-1, -1]) + 1

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Superpixels from Segment Anything (Kirillov et al., ICCV 2023), prompted at every grid point."""
+"""Superpixels by Segment Anything (Kirillov et al., ICCV 2023), prompted on a grid of points."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ SAM_SOURCE = (
 
 
 class SamSuperpixels:
-    """Segments of the automatic mask generator, smaller ones in front of larger ones.
+    """Segments of the automatic mask generator; smaller ones cover larger ones.
 
-    Pixels of no mask are IGNORE.
+    Pixels without a mask are IGNORE.
 
     Args:
-        checkpoint: weights of any SAM; the size of its network is read from them.
-        min_area: masks, and what remains visible of them, of fewer pixels are dropped [px].
-        device: where the network runs.
+        checkpoint: weights of a SAM of any size.
+        min_area: masks with fewer visible pixels are dropped [px].
+        device: of the network.
         points_per_side: prompts along each side of the image.
         points_per_batch: prompts decoded at once.
-        pred_iou_thresh: masks that the network itself trusts less are dropped.
+        pred_iou_thresh: masks with a lower predicted quality are dropped.
         stability_score_thresh: masks that change more with the threshold are dropped.
-        box_nms_thresh: overlap of boxes above which the less trusted mask is dropped.
-        crop_n_layers: also run on 4^i crops, i up to this.
+        box_nms_thresh: overlap of boxes above which the mask of lower quality is dropped.
+        crop_n_layers: also run on 4^i crops for i up to this.
 
     Raises:
         MissingDependency: segment-anything is not installed.
@@ -89,12 +89,12 @@ class SamSuperpixels:
 def paint_masks(
     masks: Sequence[npt.NDArray[np.bool_]], size: tuple[int, ...], min_area: int = 1
 ) -> SegmentMap:
-    """One map of overlapping masks: large ones first, so that small ones lie on top.
+    """One map of overlapping masks; small ones cover large ones.
 
     Args:
         masks: (H, W) bool each, in any order.
         size: (H, W).
-        min_area: masks of fewer pixels, whole or what remains visible, are left out [px].
+        min_area: masks with fewer visible pixels are dropped [px].
 
     Returns:
         Segments from large to small; uncovered pixels are IGNORE.
@@ -107,10 +107,10 @@ def paint_masks(
 
 
 def load_sam(checkpoint: Path | None) -> nn.Module:
-    """A SAM of the size that its weights have.
+    """A SAM with these weights.
 
     Raises:
-        InputError: the file is missing, or not SAM's.
+        InputError: the file is missing or not of a SAM.
     """
     state = read_weights(checkpoint, SAM_SOURCE)
     try:
@@ -124,14 +124,14 @@ def load_sam(checkpoint: Path | None) -> nn.Module:
 
 
 def _build_sam(state: Mapping[str, Tensor]) -> nn.Module:
-    """The untrained network whose tensors have these shapes."""
+    """The untrained network with tensors of these shapes."""
     modeling = require("segment_anything.modeling", "vision")
     encoder = "image_encoder."
     _, grid, _, width = state[encoder + "pos_embed"].shape
     patch = state[encoder + "patch_embed.proj.weight"].shape[-1]
     channels = state[encoder + "neck.0.weight"].shape[0]
     blocks = range(_count(state, encoder + "blocks."))
-    # Relative positions run over 2 n - 1 distances in windows, or the whole grid, of n x n.
+    # Relative positions have 2 n - 1 entries in windows, or a whole grid, of n x n.
     reach = [(len(state[f"{encoder}blocks.{i}.attn.rel_pos_h"]) + 1) // 2 for i in blocks]
     decoder = "mask_decoder."
     image_encoder = modeling.ImageEncoderViT(
@@ -172,6 +172,6 @@ def _build_sam(state: Mapping[str, Tensor]) -> nn.Module:
 
 
 def _count(state: Mapping[str, Tensor], prefix: str) -> int:
-    """Number of the modules that are numbered after a prefix."""
+    """Number of modules "PREFIX0", "PREFIX1", ..."""
     numbers = {int(k[len(prefix) :].split(".")[0]) for k in state if k.startswith(prefix)}
     return max(numbers) + 1

@@ -19,16 +19,16 @@ from pcseg_core.vision.weights import file_checksum
 
 
 class SemanticSuperpixels:
-    """Segments of one class each, whose class is known.
+    """Segments with one known class each.
 
     Args:
         teacher: pixel classes.
-        teacher_parameters: what its predictions depend on (weights by checksum), for the manifest.
-        slic: splits the regions; None leaves them whole.
-        min_area: smaller regions join the neighbor they share most border with, and smaller
-            splits the largest piece beside them of the same class [px].
-        min_confidence: pixels whose best class is less probable belong to no segment. Where the
-            teacher leaves most of the probability to what is none of its classes, that holds too.
+        teacher_parameters: parameters of the predictions (weights by checksum), for the manifest.
+        slic: splits the regions; None does not split them.
+        min_area: smaller regions join the neighbor with the longest common border; smaller splits
+            join the largest neighbor of the same class [px].
+        min_confidence: pixels whose best class is less probable belong to no segment, including
+            those where most of the probability lies outside the teacher's classes.
     """
 
     name = "semantic"
@@ -55,7 +55,7 @@ class SemanticSuperpixels:
 
     @property
     def label_space(self) -> LabelSpace:
-        """What the classes of the segments mean."""
+        """Classes of the segments."""
         return self.teacher.label_space
 
     def segment(self, image: npt.NDArray[np.uint8]) -> SegmentMap:
@@ -71,7 +71,7 @@ class SemanticSuperpixels:
     def _winner(
         self, probabilities: npt.NDArray[np.float32], size: tuple[int, ...]
     ) -> npt.NDArray[np.int16]:
-        """(H, W) int16 most probable class, IGNORE where there is none."""
+        """(H, W) int16 most probable class, IGNORE for none."""
         values = torch.from_numpy(probabilities)[None]
         full = functional.interpolate(values, size, mode="bilinear", align_corners=False)[0]
         best, winner = full.max(0)
@@ -80,7 +80,7 @@ class SemanticSuperpixels:
 
 
 def classes_of(ids: npt.NDArray[Any], labels: npt.NDArray[Any]) -> npt.NDArray[np.int16]:
-    """(max id + 1,) the label of each id, where all pixels of an id have one label."""
+    """(max id + 1,) label of each id; all pixels of an id have the same label."""
     classes = np.full(int(ids.max(initial=IGNORE)) + 1, IGNORE, np.int16)
     covered = ids != IGNORE
     classes[ids[covered]] = labels[covered]
@@ -88,15 +88,15 @@ def classes_of(ids: npt.NDArray[Any], labels: npt.NDArray[Any]) -> npt.NDArray[n
 
 
 def split(whole: SegmentMap, pieces: npt.NDArray[np.int32], min_area: int) -> SegmentMap:
-    """Cut segments where pieces of another map end; no cut leaves less than `min_area` pixels.
+    """Split segments at the borders of another map, into pieces of at least `min_area`.
 
     Args:
         whole: segments of at least `min_area` pixels each.
         pieces: (H, W) non-negative ids.
-        min_area: smaller cuts go back to a neighbor of the same segment [px].
+        min_area: smaller pieces join a neighbor of the same segment [px].
 
     Returns:
-        Segments that keep the class of the segment they were cut from.
+        Segments with the class of their original segment.
     """
     combined = whole.ids.astype(np.int64) * (int(pieces.max()) + 1) + pieces
     regions = connected_regions(np.where(whole.ids == IGNORE, IGNORE, combined))
@@ -110,10 +110,10 @@ def split(whole: SegmentMap, pieces: npt.NDArray[np.int32], min_area: int) -> Se
 def load_semantic(
     config: TeacherConfig, slic: Slic | None, min_area: int, device: str = "cpu"
 ) -> SemanticSuperpixels:
-    """Semantic superpixels from the teacher that a configuration names.
+    """Semantic superpixels from the teacher of a configuration.
 
     Raises:
-        InputError: its weights are missing or unfit.
+        InputError: its weights are missing or of another network.
     """
     teacher = load_teacher(config, device)
     parameters = config.model_dump(mode="json", exclude={"weights"}, exclude_none=True)

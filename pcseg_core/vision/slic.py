@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SLIC superpixels (Achanta et al., TPAMI 2012): k-means of color and place, searched locally.
+"""SLIC superpixels (Achanta et al., TPAMI 2012): local k-means of color and position.
 
-The image is resampled to a grid of square cells, one per segment, so that the nine centers that a
-pixel may join are the same for all pixels of its cell and distances are one small matrix product
-per cell. The centers move on a coarse copy of the image; full resolution is assigned once, at the
-end. `benchmarks/superpixels.py` sets time and explained color variance beside other
-implementations.
+The image is resampled to a grid of square cells, one per segment. The nine candidate centers are
+then the same for all pixels of a cell, and distances are one small matrix product per cell. The
+centers move on a coarse copy of the image; pixels at full resolution are assigned once at the end.
+`benchmarks/superpixels.py` compares time and explained color variance with other implementations.
 """
 
 from __future__ import annotations
@@ -23,18 +22,18 @@ from pcseg_core.errors import InputError
 from pcseg_core.vision.regions import connected_regions
 from pcseg_core.vision.superpixels import SegmentMap, check_image, resize_ids, tidy
 
-COARSE_CELL = 16  # pixels along the side of a cell while centers move
+COARSE_CELL = 16  # side of a cell in the coarse image [px]
 
 
 class Slic:
-    """SLIC superpixels: compact, of similar size, covering the whole image.
+    """SLIC superpixels: compact, of similar size, covering the image.
 
     Args:
-        segments: about how many segments an image gets.
-        compactness: weight of place against color, in units of CIELAB color difference; larger
-            is squarer.
-        iterations: how often centers move.
-        blur_px: deviation of the Gaussian that smooths the image before pixels are assigned [px].
+        segments: approximate number of segments.
+        compactness: weight of position against color, in units of CIELAB color difference; larger
+            values give squarer segments.
+        iterations: number of updates of the centers.
+        blur_px: standard deviation of the Gaussian blur before pixels are assigned [px].
         min_area_ratio: pieces smaller than this share of the mean segment join a neighbor.
 
     Raises:
@@ -80,7 +79,7 @@ class Slic:
 
     @torch.inference_mode()
     def assign(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.int32]:
-        """(H, W) int32 center of each pixel, before pieces are split and small ones joined."""
+        """(H, W) int32 center of each pixel, before the clean-up of pieces."""
         height, width = image.shape[:2]
         grid = _Grid(height, width, self.segments, self.compactness)
         lab = _smooth(cielab(image), self.blur_px)
@@ -94,7 +93,7 @@ class Slic:
 
 
 class _Grid:
-    """Cells of an image, one per segment, each with the nine centers its pixels may join."""
+    """Cells of an image, one per segment, each with nine candidate centers."""
 
     def __init__(self, height: int, width: int, segments: int, compactness: float) -> None:
         side = math.sqrt(height * width / segments)
@@ -108,7 +107,7 @@ class _Grid:
         self.candidates = (row[:, None] * self.columns + column[None]).view(-1, 9)
 
     def cells(self, lab: Tensor, side: int) -> Tensor:
-        """(1, 3, H, W) colors -> (cells, side * side, 5) color and scaled place of pixels."""
+        """(1, 3, H, W) colors -> (cells, side * side, 5) color and scaled position of pixels."""
         size = (self.rows * side, self.columns * side)
         resampled = functional.interpolate(lab, size, mode="bilinear", antialias=True)
         scale = self.compactness / side
@@ -119,7 +118,7 @@ class _Grid:
         return blocks.permute(1, 3, 2, 4, 0).reshape(-1, side * side, 5)
 
     def nearest(self, cells: Tensor, centers: Tensor) -> Tensor:
-        """(cells, P) the nearest of the nine centers around each pixel's cell."""
+        """(cells, P) nearest of the nine candidate centers of each pixel."""
         around = centers[self.candidates]
         # |x - c|^2 without |x|^2, which is the same for all centers.
         distance = torch.baddbmm(
@@ -135,7 +134,7 @@ class _Grid:
 
 
 def _move(cells: Tensor, centers: Tensor, chosen: Tensor) -> Tensor:
-    """Mean of each center's pixels; a center without pixels stays."""
+    """Mean of the pixels of each center; a center without pixels does not move."""
     flat = chosen.reshape(-1)
     sums = torch.zeros_like(centers).index_add_(0, flat, cells.reshape(-1, 5))
     count = torch.bincount(flat, minlength=len(centers))[:, None]

@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Superpixel maps: what a generator gives, how a raw map is put in order, how points read it.
+"""Superpixel maps: interface of generators, clean-up of raw maps, look-up by points.
 
-A map is int32, ids are consecutive from 0 within its image, and pixels of no segment are IGNORE.
-Ids say nothing across images: `segment_offsets` makes them unique within a batch.
+A map is int32. Ids are consecutive from 0 within their image; pixels without a segment are IGNORE.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -27,9 +25,9 @@ class SegmentMap:
     """The segments of one image.
 
     Attributes:
-        ids: (H, W) int32 segment of each pixel, consecutive from 0; IGNORE where there is none.
-        classes: (S,) int16 class of each segment, IGNORE where unknown; None where segments have
-            no classes. What the ids mean is the generator's affair, the same for all its images.
+        ids: (H, W) int32 segment of each pixel, consecutive from 0; IGNORE for none.
+        classes: (S,) int16 class of each segment, IGNORE if unknown; None for segments without
+            classes. The generator defines the classes, the same for all its images.
     """
 
     ids: Int32
@@ -41,10 +39,10 @@ class SegmentMap:
         return int(self.ids.max(initial=IGNORE)) + 1
 
     def check(self, name: str) -> None:
-        """Refuse a map that is not in order; `name` is how the error calls it.
+        """Check the map; `name` identifies it in the error.
 
         Raises:
-            InputError: another type or shape, an empty id, or classes for other segments.
+            InputError: wrong type or shape, unused ids, or a wrong number of classes.
         """
         if self.ids.ndim != 2 or self.ids.dtype != np.int32:
             raise InputError(
@@ -62,19 +60,19 @@ class SuperpixelGenerator(Protocol):
     """Cuts images into segments.
 
     Attributes:
-        name: short name of the kind, for example "slic".
-        parameters: everything that its maps depend on, as JSON can write it (weights by checksum).
+        name: short name, such as "slic".
+        parameters: all parameters of its maps as JSON values (weights by checksum).
     """
 
     name: str
     parameters: dict[str, Any]
 
     def segment(self, image: npt.NDArray[np.uint8]) -> SegmentMap:
-        """(H, W, 3) uint8 RGB -> the image's segments, in order and of the image's size."""
+        """(H, W, 3) uint8 RGB -> segments, of the size of the image."""
 
 
 def check_image(image: npt.NDArray[Any]) -> None:
-    """Refuse what is not a picture.
+    """Check an image.
 
     Raises:
         InputError: not (H, W, 3) uint8, or without pixels.
@@ -92,16 +90,15 @@ def tidy(
     small: SmallSegments = "merge",
     within_class: bool = False,
 ) -> SegmentMap:
-    """Put a raw map in order: small segments away, ids consecutive.
+    """Clean up a raw map: no small segments, consecutive ids.
 
     Args:
-        ids: (H, W) integer ids of any range; negative is no segment.
-        classes: classes by raw id: (max id + 1,) integers, IGNORE where unknown.
+        ids: (H, W) integer ids of any range; negative for no segment.
+        classes: classes by raw id: (max id + 1,) integers, IGNORE if unknown.
         min_area: segments of fewer pixels are small [px].
-        small: "merge" gives each small segment to the neighbor it shares most border with,
-            among equals to the smallest (IGNORE only where it has none), "ignore" makes its
-            pixels IGNORE.
-        within_class: merge only segments of equal class; those without such a neighbor stay.
+        small: "merge" merges each small segment with the neighbor of the longest common border, or
+            the smallest of equals (IGNORE without a neighbor). "ignore" makes its pixels IGNORE.
+        within_class: merge only segments of equal class; those without such a neighbor are kept.
 
     Returns:
         The map; segments keep the order of their raw ids.
@@ -121,9 +118,9 @@ def tidy(
 
 
 def _dense(ids: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """Ids numbered from 0 (IGNORE where negative), and the (S,) raw id of each number."""
+    """Ids numbered from 0 (IGNORE if negative), and the (S,) raw id of each number."""
     top = int(ids.max(initial=IGNORE))
-    if top >= 1 << 22:  # a table of all possible ids would be larger than sorting is slow
+    if top >= 1 << 22:  # sorting is faster than a table of all possible ids
         values, inverse = np.unique(ids, return_inverse=True)
         covered = values >= 0
         numbers = np.where(covered, np.cumsum(covered) - 1, IGNORE)
@@ -142,7 +139,7 @@ def _absorb(
     small: SmallSegments,
     classes: npt.NDArray[Any] | None,
 ) -> npt.NDArray[np.int64]:
-    """(count,) id that each segment becomes; IGNORE for those that go."""
+    """(count,) new id of each segment; IGNORE for removed ones."""
     area = np.bincount(ids[ids >= 0], minlength=count)
     if small == "ignore":
         return np.where(area < min_area, IGNORE, np.arange(count))
@@ -153,7 +150,7 @@ def _absorb(
     while queue:
         size, s = heapq.heappop(queue)
         if size != area[s] or target[s] != s:
-            continue  # has grown, or is gone, since it was queued
+            continue  # grown or removed since it was queued
         if not borders[s]:
             target[s] = IGNORE if classes is None else s
             continue
@@ -169,7 +166,7 @@ def _absorb(
 def _borders(
     ids: npt.NDArray[Any], count: int, classes: npt.NDArray[Any] | None
 ) -> list[dict[int, int]]:
-    """Per segment the border with each of its 4-neighbors (of its class), in pixel edges."""
+    """Border of each segment with each neighbor (of its class), in pixel edges."""
     sides = [(ids[:, :-1], ids[:, 1:]), (ids[:-1], ids[1:])]
     touching = [(a, b, (a != b) & (a >= 0) & (b >= 0)) for a, b in sides]
     edges = [a[mask] * np.int64(count) + b[mask] for a, b, mask in touching]
@@ -194,14 +191,14 @@ def _join_borders(borders: list[dict[int, int]], gone: int, into: int) -> None:
 
 
 def _last(target: list[int], s: int) -> int:
-    """Where a chain of merges ends."""
+    """End of a chain of merges."""
     while s != IGNORE and target[s] != s:
         s = target[s]
     return s
 
 
 def resize(segments: SegmentMap, height: int, width: int) -> SegmentMap:
-    """The map at another size, by nearest pixel center; segments that vanish are left out."""
+    """The map at another size, by nearest pixel center; vanished segments are removed."""
     if segments.ids.shape == (height, width):
         return segments
     return tidy(resize_ids(segments.ids, height, width), segments.classes)
@@ -222,10 +219,10 @@ def segments_at(
     Args:
         ids: (h, w) map that covers the whole image, of the image's size or smaller.
         uv: (M, 2) pixel coordinates in the image, integers at pixel centers.
-        size: (width, height) of the image; None where it is the map's.
+        size: (width, height) of the image; None if it is that of the map.
 
     Returns:
-        (M,) int32; IGNORE outside the image, at non-finite coordinates and where no segment is.
+        (M,) int32; IGNORE outside the image, at non-finite coordinates and without a segment.
     """
     height, width = ids.shape
     full_width, full_height = size or (width, height)
@@ -238,57 +235,3 @@ def segments_at(
     found = np.full(len(uv), IGNORE, np.int32)
     found[inside] = ids[row, column]
     return found
-
-
-def segment_offsets(maps: Sequence[SegmentMap]) -> npt.NDArray[np.int64]:
-    """(B + 1,) number that makes the ids of each image unique in a batch; the last is their sum.
-
-    Offsets follow from each image's own count. A fixed number per image would let the ids of an
-    image with more segments than that run into the next image's.
-    """
-    return np.cumsum([0, *(segments.count for segments in maps)], dtype=np.int64)
-
-
-@dataclass(frozen=True)
-class SegmentPairs:
-    """Points of a sweep with the segments they fall into; a point has one pair per camera.
-
-    Attributes:
-        point: (P,) int64 positions of points in the sweep, not decreasing within a camera.
-        segment: (P,) int64 ids, unique over the cameras (see `segment_offsets`).
-        camera: (P,) int64 number of the camera.
-    """
-
-    point: npt.NDArray[np.int64]
-    segment: npt.NDArray[np.int64]
-    camera: npt.NDArray[np.int64]
-
-
-def pair_points(
-    maps: Sequence[SegmentMap],
-    uv: Sequence[npt.NDArray[Any]],
-    visible: Sequence[npt.NDArray[np.bool_]],
-    sizes: Sequence[tuple[int, int]] | None = None,
-    min_points: int = 1,
-) -> SegmentPairs:
-    """Pair the points of one sweep with the segments of all its cameras.
-
-    Args:
-        maps: segments of each camera's image.
-        uv: per camera (N, 2) pixel coordinates of all points.
-        visible: per camera (N,) bool, the points to pair.
-        sizes: per camera (width, height) of the image that `uv` means; None: the maps'.
-        min_points: segments with fewer points in all are left out.
-    """
-    offsets = segment_offsets(maps)
-    points, segments, cameras = [], [], []
-    for k, segment_map in enumerate(maps):
-        seen = np.flatnonzero(visible[k])
-        found = segments_at(segment_map.ids, uv[k][seen], sizes[k] if sizes else None)
-        hit = found != IGNORE
-        points.append(seen[hit])
-        segments.append(found[hit] + offsets[k])
-        cameras.append(np.full(hit.sum(), k))
-    columns = [np.concatenate([np.zeros(0, np.int64), *c]) for c in (points, segments, cameras)]
-    enough = np.bincount(columns[1], minlength=offsets[-1])[columns[1]] >= min_points
-    return SegmentPairs(*(column[enough].astype(np.int64) for column in columns))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pixel classes by words: which class has the word that a pixel's features are most alike."""
+"""Pixel classes by words: the class of the word most similar to the features of a pixel."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class TextClasses:
     Args:
         pixels: features in the space of `text`.
         text: vectors of words.
-        words: class name -> its words, in the order of the space's ids; the best word counts.
+        words: class name -> words, in the order of the ids; the best word counts.
         space: the classes.
         temperature: divisor of the cosines before the softmax.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Text spaces: words to vectors, from tables, from open_clip, or from a seed alone."""
+"""Text spaces: vectors of words from tables, open_clip or a seed."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from pydantic import Field, model_validator
 
+from pcseg_core.bundled import find_file
 from pcseg_core.config import Section
 from pcseg_core.errors import InputError, require
 from pcseg_core.text_table import TextTable, unit_rows, word_key
@@ -34,7 +35,7 @@ OPEN_CLIP_SOURCE = (
     "https://huggingface.co/timm (open_clip_model.safetensors of vit_base_patch32_clip_224.openai "
     "for ViT-B-32-quickgelu, and likewise for other models)"
 )
-# What files of older versions store beside the parameters.
+# Buffers in files of older versions.
 _DERIVED = ("position_ids", "attn_mask", "input_resolution", "context_length", "vocab_size")
 SCENE_TEMPLATES = (
     "there is a {} in the scene.",
@@ -55,18 +56,18 @@ _COCO_NAMES = (
 
 
 class TextSpace(Protocol):
-    """Where words have vectors."""
+    """A space with vectors of words."""
 
     @property
     def name(self) -> str:
-        """Vectors of spaces of one name are comparable."""
+        """Vectors of spaces with the same name are comparable."""
 
     @property
     def channels(self) -> int:
         """Size D of the vectors."""
 
     def embed(self, words: Sequence[str]) -> np.ndarray:
-        """(n, D) float32 unit vectors; InputError names the words that have none."""
+        """(n, D) float32 unit vectors; InputError for words without a vector."""
 
     def known(self, word: str) -> bool:
         """Whether the word has a vector."""
@@ -76,17 +77,17 @@ class TableFile(Section):
     """A table of text embeddings on disk."""
 
     vectors: Path = Field(
-        description="npy of (W, D) vectors, or an npz that `pcseg words` wrote (names in it)"
+        description="npy of (W, D) vectors, or an npz with names from `pcseg words`"
     )
     names: Path | Literal["coco"] | None = Field(
         None,
-        description="JSON list of names, or of categories with name, id and synonyms as LVIS has "
-        "them; coco for the 80 COCO names; none for an npz",
+        description="JSON list of names, or of categories with name, id and synonyms as in LVIS; "
+        "coco for the 80 COCO names; none for an npz",
     )
 
 
 class TextSpaceConfig(Section):
-    """Where the vectors of words come from."""
+    """Source of the vectors of words."""
 
     source: Literal["table", "open_clip", "generated"] = Field(
         "generated",
@@ -94,35 +95,42 @@ class TextSpaceConfig(Section):
         "direction per word from a seed, for studies without weights",
     )
     tables: tuple[TableFile, ...] = Field(
-        (), description="Tables of one space, the first wins where names repeat (source: table)"
+        (), description="Tables of one space; the first one wins for repeated names (source: table)"
     )
     model: str = Field("ViT-B-16-quickgelu", description="Model of open_clip (source: open_clip)")
     weights: Path | None = Field(
-        None, description="Its weights, safetensors or torch (source: open_clip)"
+        None, description="Weights of the model, safetensors or torch (source: open_clip)"
     )
     templates: tuple[str, ...] | Literal["imagenet+scene"] = Field(
         "imagenet+scene",
-        description="Sentences around a word, '{}' stands for it, whose vectors are averaged; "
-        "imagenet+scene is the 80 of open_clip and 5 'in the scene'",
+        description="Sentences with '{}' for the word, whose vectors are averaged; imagenet+scene "
+        "is the 80 of open_clip and 5 'in the scene'",
     )
     center: bool = Field(
         False,
-        description="Subtract the mean of all words (a table's, or the recipe's) from their "
-        "vectors, so that cosines of unrelated words are near 0",
+        description="Subtract the mean of all words (of the table or the recipe) from their "
+        "vectors, which brings cosines of unrelated words near 0",
     )
     generate: tuple[str, ...] = Field(
         (),
-        description="Words that the table lacks and that get a random direction, so that classes "
-        "without a name in it can be told apart; no text encoder's vectors (source: table)",
+        description="Words missing in the table that get a random direction in place of a text "
+        "encoder's vector, to separate classes without a name in it (source: table)",
     )
     channels: int = Field(64, ge=2, le=4096, description="Size of vectors (source: generated)")
-    seed: int = Field(0, ge=0, description="Of the random directions")
+    seed: int = Field(0, ge=0, description="Seed of the random directions")
 
     def relative_to(self, folder: Path) -> TextSpaceConfig:
-        """The same with relative paths taken from a folder, such as that of the recipe."""
+        """The same with absolute paths, see `find_file`.
+
+        Args:
+            folder: of the file that names the paths.
+
+        Raises:
+            InputError: a file does not exist.
+        """
 
         def resolved(path: Path) -> Path:
-            return (folder / path.expanduser()).resolve()
+            return find_file(path, folder)
 
         tables = tuple(
             TableFile(
@@ -144,7 +152,7 @@ class TextSpaceConfig(Section):
 
 
 class GeneratedText:
-    """A fixed random direction per word: no knowledge at all, the same on every machine.
+    """A fixed random direction per word, the same on every machine.
 
     Args:
         channels: size of the vectors.
@@ -157,7 +165,7 @@ class GeneratedText:
         self.name = f"generated-{channels}-{seed}"
 
     def known(self, word: str) -> bool:
-        """Every word but an empty one."""
+        """Whether the word is not empty."""
         return bool(word_key(word))
 
     def embed(self, words: Sequence[str]) -> np.ndarray:
@@ -174,16 +182,16 @@ class GeneratedText:
 
 
 class OpenClipText:
-    """The text encoder of an open_clip model: the mean over templates, normalized, as CLIP does.
+    """The text encoder of an open_clip model: normalized mean over templates, as in CLIP.
 
     Args:
-        model: name in open_clip, for example "ViT-B-16-quickgelu".
-        weights: state dict of the whole model, safetensors or torch.
+        model: name in open_clip, such as "ViT-B-16-quickgelu".
+        weights: state dict of the model, safetensors or torch.
         templates: see TextSpaceConfig.
 
     Raises:
         MissingDependency: open_clip is not installed.
-        InputError: open_clip knows no such model, or the weights are missing or of another one.
+        InputError: no such model in open_clip, or missing weights or those of another model.
     """
 
     def __init__(
@@ -207,11 +215,11 @@ class OpenClipText:
         return int(self.embed(["thing"]).shape[1])
 
     def known(self, word: str) -> bool:
-        """Every word but an empty one."""
+        """Whether the word is not empty."""
         return bool(word_key(word))
 
     def embed(self, words: Sequence[str]) -> np.ndarray:
-        """See TextSpace; a word is encoded once."""
+        """See `TextSpace`; vectors are cached."""
         if empty := [word for word in words if not self.known(word)]:
             raise InputError(f"no vector for {empty}: empty words")
         return np.stack([self._vector(word_key(word)) for word in words])
@@ -236,7 +244,7 @@ def load_open_clip(model: str, weights: Path | None, device: str = "cpu") -> Any
     open_clip = require("open_clip", "vision")
     if model not in open_clip.list_models():
         known = ", ".join(m for m in open_clip.list_models() if m.startswith(model[:4]))
-        raise InputError(f"open_clip knows no model '{model}'; similar: {known or 'none'}")
+        raise InputError(f"open_clip has no model '{model}'; similar: {known or 'none'}")
     state = read_weights(weights, f"{OPEN_CLIP_SOURCE}; this is for {model}")
     network = open_clip.create_model(model, pretrained=None)
     tensors = {k: v.float() for k, v in state.items() if k.rpartition(".")[2] not in _DERIVED}
@@ -253,10 +261,10 @@ def _templates(templates: tuple[str, ...] | str) -> list[Callable[[str], str]]:
 
 
 def read_table(file: TableFile) -> TextTable:
-    """Read one table of text embeddings; an npy's space is named after the file.
+    """Read one table of text embeddings; the space of an npy has the name of the file.
 
     Raises:
-        InputError: a file is missing or not what it must be, or numbers differ.
+        InputError: a file is missing or invalid, or the numbers of words and vectors differ.
     """
     if file.vectors.suffix == ".npz":
         return TextTable.load(file.vectors)
@@ -294,7 +302,7 @@ def _names(file: TableFile) -> tuple[tuple[str, ...], dict[str, str]]:
 
 
 def load_text_space(config: TextSpaceConfig, device: str = "cpu") -> TextSpace:
-    """The text space that a recipe names.
+    """The text space of a recipe.
 
     Raises:
         InputError, MissingDependency: see the sources.
@@ -316,7 +324,7 @@ def load_text_space(config: TextSpaceConfig, device: str = "cpu") -> TextSpace:
 
 
 def table_of(space: TextSpace, words: Sequence[str]) -> TextTable:
-    """The vectors of words as a table, for a checkpoint that then needs no text encoder."""
+    """Vectors of words as a table, for checkpoints without a text encoder."""
     if isinstance(space, TextTable):
         return space.select(words)
     unique = tuple(dict.fromkeys(words))

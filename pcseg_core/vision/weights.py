@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights of public networks: read without running code, loaded whole or not at all."""
+"""Weights of public networks: safe reading and strict loading."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pcseg_core.errors import InputError
 
-# Where training frameworks nest the network's tensors within their checkpoints.
+# Keys of the state dict in checkpoints of training frameworks.
 _CONTAINERS = ("state_dict", "model", "teacher", "student", "network")
 
 
@@ -24,12 +24,12 @@ def read_weights(path: Path | None, source: str) -> dict[str, Tensor]:
     """Tensors of a safetensors or torch file, by name.
 
     Args:
-        path: file; a torch file is read with `weights_only=True`, so that nothing in it can run.
-        source: where a user gets such weights, for the error message.
+        path: file; torch files are read with `weights_only=True`, which executes no code.
+        source: of such weights, for the error message.
 
     Raises:
-        InputError: no path, no such file, damaged, or a file that holds more than tensors and
-            plain values.
+        InputError: no path, no such file, a damaged file, or one with other content than tensors
+            and plain values.
     """
     if path is None or not Path(path).is_file():
         given = "no weights given" if path is None else f"weights {path}: no such file"
@@ -46,13 +46,13 @@ def read_weights(path: Path | None, source: str) -> dict[str, Tensor]:
         ) from None
     except (OSError, RuntimeError, ValueError, EOFError, KeyError, SafetensorError) as error:
         raise InputError(
-            f"weights {path}: not readable ({error}); get them anew from {source}"
+            f"weights {path}: not readable ({error}); download them again from {source}"
         ) from None
     return _tensors(content, str(path))
 
 
 def file_checksum(path: Path) -> str:
-    """SHA-256 of a file, for the parameters of what depends on it."""
+    """SHA-256 of a file."""
     digest = hashlib.sha256()
     with Path(path).open("rb") as file:
         while block := file.read(1 << 20):
@@ -77,7 +77,7 @@ def _tensors(content: Any, path: str) -> dict[str, Tensor]:
 def select_prefix(
     state: Mapping[str, Tensor], prefixes: Sequence[str], probe: str
 ) -> dict[str, Tensor] | None:
-    """The tensors under the first prefix that has `probe`, without it; None if none has."""
+    """The tensors under the first prefix with `probe`, without the prefix; None without one."""
     for prefix in prefixes:
         if prefix + probe in state:
             return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
@@ -87,10 +87,10 @@ def select_prefix(
 def load_strictly(
     network: nn.Module, state: Mapping[str, Tensor], path: Path | None, source: str
 ) -> None:
-    """Load every tensor of a network, and none beside.
+    """Load exactly the tensors of a network.
 
     Raises:
-        InputError: a tensor is missing, left over, or of another shape; names the first of each.
+        InputError: missing, unknown or misshapen tensors; the message has the first of each.
     """
     own = network.state_dict()
     missing = [k for k in own if k not in state]

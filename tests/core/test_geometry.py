@@ -81,7 +81,7 @@ def test_quaternion_of_half_turns(axis: tuple[float, float, float]) -> None:
     np.testing.assert_allclose(from_quaternion(q)[:3, :3], R, atol=1e-12)
 
 
-@pytest.mark.parametrize("q", [(0, 0, 0, 0), (np.nan, 0, 0, 1)])
+@pytest.mark.parametrize("q", [(0, 0, 0, 0), (np.nan, 0, 0, 1), (np.inf, 0, 0, 1)])
 def test_quaternion_that_is_none_is_refused(q: tuple[float, ...]) -> None:
     with pytest.raises(InputError, match="quaternion"):
         from_quaternion(q)
@@ -114,6 +114,28 @@ def test_trajectory_takes_the_short_way_round() -> None:
     ends = np.stack([from_euler(0, 0, np.deg2rad(a)) for a in (170, -170)])
     middle = Trajectory([0, 2], ends).at(1)
     np.testing.assert_allclose(middle, from_euler(0, 0, np.pi), atol=1e-12)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(2, 20))
+def test_a_pose_depends_on_its_two_neighbors_alone(seed: int, count: int) -> None:
+    """Bit for bit, as the node keeps the last poses of what a recording has in full."""
+    rng = np.random.default_rng(seed)
+    steps = [from_euler(*rng.normal(0, 0.3, 3), rng.normal(0, 2, 3)) for _ in range(count)]
+    T = np.stack([compose(*steps[: i + 1]) for i in range(count)])
+    T[:, :3, :3] *= 1 + rng.choice([0, 1e-13, 1e-4], (count, 1, 1))  # as rigid as poses come
+    stamps = 10**18 + np.cumsum(rng.integers(1, SECOND // 10, count))
+    whole, mount = Trajectory(stamps, T), from_euler(0.1, 0.2, 0.3, (1, 2, 3))
+    asked = rng.integers(stamps[0], stamps[-1], 40)
+    poses, mounted = whole.at_many(asked), whole.mounted(mount).at_many(asked)
+    for stamp, pose, sensor in zip(asked, poses, mounted, strict=True):
+        left = int(np.searchsorted(stamps, stamp, side="right")) - 1
+        pair = Trajectory(stamps[left : left + 2], T[left : left + 2])
+        np.testing.assert_array_equal(pair.at(int(stamp)), pose)
+        np.testing.assert_array_equal(pair.mounted(mount).at(int(stamp)), sensor)
+    for k in range(1, count):  # at a pose, with later poses or without
+        so_far = Trajectory(stamps[: k + 1], T[: k + 1])
+        np.testing.assert_array_equal(so_far.at(int(stamps[k])), whole.at(int(stamps[k])))
 
 
 def test_trajectory_extrapolates_a_little_and_no_more() -> None:

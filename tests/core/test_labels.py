@@ -270,7 +270,7 @@ def test_own_space_from_a_file_reaches_street_and_beyond(tmp_path: Path) -> None
         (own_space(classes=[{"name": "a", "color": [0, 0, 256]}]), "'color' must be"),
         (own_space(classes=[{"name": "a"}]), "'color' must be"),
         (own_space(classes=["a"]), "needs a 'name'"),
-        (own_space(classes=[{"name": "a", "color": [0, 0, 0], "colour": 1}]), "unknown keys"),
+        (own_space(classes=[{"name": "a", "color": [0, 0, 0], "shade": 1}]), "unknown keys"),
         (own_space(classes=[{"name": "a", "color": [0, 0, 0]}] * 2), "found twice: a"),
         (own_space(raw_ids={7: "ghost"}), "raw id 7 names the class 'ghost'"),
         (own_space(raw_ids={"x": "crate"}), "'x' is not an integer"),

@@ -8,7 +8,7 @@ Run as a script it is `segment_node` with the fake inside. Its behavior comes fr
 from __future__ import annotations
 
 import time
-from types import SimpleNamespace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -32,8 +32,19 @@ def expected_confidence(xyz: np.ndarray) -> np.ndarray:
     return np.where(finite, front, 0.0).astype(np.float32)
 
 
+@dataclass
+class FakeSegmentation:
+    """Has the fields of `pcseg_core.online.segmenter.Segmentation`, which needs torch."""
+
+    labels: np.ndarray
+    confidence: np.ndarray
+    timings_ms: dict[str, float]
+    probabilities: np.ndarray | None
+    label_space: LabelSpace
+
+
 class FakeSegmenter:
-    """Same doors as `pcseg_core.online.segmenter.Segmenter`."""
+    """Has the methods of `pcseg_core.online.segmenter.Segmenter`."""
 
     KNOWN = ("car", "truck", "bus", "tree", "bush", "road", "person", "bäume")
 
@@ -55,7 +66,7 @@ class FakeSegmenter:
         self.label_space = LabelSpace.from_dict({"name": "prompts", "classes": classes})
         return self.label_space
 
-    def segment(self, cloud: PointCloud, probabilities: bool = False) -> Any:
+    def segment(self, cloud: PointCloud, probabilities: bool = False) -> FakeSegmentation:
         """Labels after a delay; every n-th sweep fails as a GPU without memory would."""
         self._count += 1
         time.sleep(self._delay_s)
@@ -72,9 +83,7 @@ class FakeSegmenter:
             known = np.flatnonzero(labels >= 0)
             every[known, labels[known]] = confidence[known]
             every = every.astype(np.float32)
-        return SimpleNamespace(
-            labels=labels, confidence=confidence, timings_ms={}, probabilities=every
-        )
+        return FakeSegmentation(labels, confidence, {}, every, self.label_space)
 
 
 def make_fake(config: Any) -> FakeSegmenter:

@@ -42,11 +42,14 @@ class NodeProcess:
         self,
         *parameters: str,
         program: Any = FAKE_NODE,
+        params: Path | None = None,
         remap: tuple[str, ...] = (),
         namespace: str = "",
     ) -> None:
         self.namespace = namespace or f"/t{os.getpid()}_{next(_names)}"
         arguments = ["--ros-args", "-r", f"__ns:={self.namespace}"]
+        if params is not None:
+            arguments += ["--params-file", str(params)]
         for parameter in parameters:
             arguments += ["-p", parameter]
         for rule in remap:
@@ -128,8 +131,8 @@ class Client:
     def call(self, kind: Any, name: str, request: Any, tries: int = 1) -> Any:
         """Answer of a service.
 
-        A server answers into the void while DDS has not matched its writer with our reader yet;
-        `tries` beyond 1 ask again, for requests that change nothing.
+        An answer is lost while DDS has not matched the server's writer with our reader yet;
+        `tries` beyond 1 repeat the request, which must change nothing.
         """
         if name not in self._services:
             self._services[name] = self.node.create_client(kind, name)
@@ -200,11 +203,11 @@ class Attachment:
         publishers = node.count_publishers(f"{space}/labeled_points")
         return bool(self._publisher.get_subscription_count() and publishers)
 
-    def send(self, cloud: PointCloud2) -> None:
-        """Publish a sweep."""
+    def send(self, cloud: PointCloud2 | bytes) -> None:
+        """Publish a sweep, a message or a serialized one."""
         self._publisher.publish(cloud)
 
-    def exchange(self, cloud: PointCloud2, timeout_s: float = TIMEOUT_S) -> PointCloud2:
+    def exchange(self, cloud: PointCloud2 | bytes, timeout_s: float = TIMEOUT_S) -> PointCloud2:
         """Send a sweep and wait for its answer."""
         self.send(cloud)
         return self.received.get(timeout=timeout_s)

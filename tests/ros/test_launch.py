@@ -26,7 +26,7 @@ from pcseg_core.cloud import encode_cloud
 from pcseg_core.data.bag_reader import BagFile
 from pcseg_core.data.bag_writer import BagWriter
 from pcseg_ros import launching
-from pcseg_ros.specs import parameter_specs
+from pcseg_ros.parameter_file import parameter_specs
 
 FOLDER = Path(__file__).resolve().parents[2] / "launch"
 FILES = sorted(path.name for path in FOLDER.glob("*.launch.py"))
@@ -45,8 +45,12 @@ def test_arguments_are_described_and_name_real_parameters() -> None:
         arguments = arguments_of(file)
         assert all(a.description for a in arguments.values())
         assert set(launching.PARAMETERS) | set(launching.TOPICS) <= set(arguments)
-    named = {parameter for parameter, _, _ in launching.PARAMETERS.values()}
-    assert named <= {*parameter_specs(NodeConfig), "use_sim_time"}
+    specs = parameter_specs(NodeConfig)
+    assert set(launching.PARAMETERS.values()) <= set(specs)
+    described = arguments_of("segment.launch.py")
+    for name, parameter in launching.PARAMETERS.items():
+        assert described[name].description.startswith(specs[parameter].description)
+    assert "separated by ';'" in described["cameras"].description
 
 
 def parameters_of(**given: str) -> list[Any]:

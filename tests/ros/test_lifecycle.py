@@ -59,6 +59,9 @@ def test_missing_checkpoint_leaves_the_node_unconfigured_and_says_why(client: Cl
         ("backend:=cudnn", "'backend' is 'cudnn'"),
         ("device:=tpu", "'device' is 'tpu'"),
         ("diagnostics_period_s:=often", "'diagnostics_period_s' is 'often'"),
+        ("motion.stamp_is:=end", "'motion.stamp_is' is now called 'stamp_reference'"),
+        ("temporal.new_evidence:=0.1", "'temporal.new_evidence' is now called 'correlation"),
+        ("teacher.trust:=1.0", "'teacher.trust' is now called 'camera_weight'"),
     ],
 )
 def test_wrong_parameters_end_the_start_with_one_line(parameter: str, words: str) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Overlays take their time in a thread of their own, and only the newest sweep is drawn."""
+"""Overlays are drawn in a thread of their own, and only those of the newest sweep."""
 
 from __future__ import annotations
 
@@ -16,42 +16,37 @@ pytest.importorskip("rclpy", reason="needs ROS 2 (rclpy)")
 from harness import wait_for
 
 from pcseg_core.camera import CameraModel
-from pcseg_core.cloud import PointCloud
 from pcseg_core.data.sample import CameraFrame
-from pcseg_ros.config import NodeConfig
-from pcseg_ros.fusion import SweepFusion
-from pcseg_ros.statistics import SweepStatistics
+from pcseg_ros.outputs import OverlayThread
 
 
-def test_sweeps_do_not_wait_for_pictures() -> None:
+def test_sweeps_do_not_wait_for_overlays() -> None:
     drawn: list[str] = []
     release = threading.Event()
     model = CameraModel.pinhole(10.0, 10.0, 20.0, 15.0, 41, 31)
     image = np.zeros((31, 41, 3), np.uint8)
 
-    class Camera:
-        def frame(self, *arguments: Any) -> CameraFrame:
-            return CameraFrame("front", 0, model, np.eye(4), image)
+    def frames(drawing: Any, cameras: Any) -> list[CameraFrame]:
+        return [CameraFrame(name, 0, model, np.eye(4), image) for name in cameras]
 
     class Outputs:
         def wanted_overlays(self) -> list[str]:
             return ["front"]
 
-        def publish_overlay(self, camera: str, labeled: Any, view: Any) -> None:
+        def publish_overlay(self, header: Any, frame: CameraFrame, labeled: Any) -> None:
+            assert frame.name == "front"
             release.wait(10)
             drawn.append(labeled)
 
-    node: Any = SimpleNamespace(context=SimpleNamespace(ok=lambda: True))
-    inputs: Any = SimpleNamespace(cameras={"front": Camera()}, rig=None)
     outputs: Any = Outputs()
-    fusion = SweepFusion(node, inputs, outputs, SweepStatistics(), None, NodeConfig())
-    cloud = PointCloud(np.ones((1, 3), np.float32))
-    sweep: Any = SimpleNamespace(images={"front": SimpleNamespace(header=None)})
-    fusion.start()
+    errors: list[Exception] = []
+    overlays = OverlayThread(outputs, frames, errors.append)
+    received = SimpleNamespace(images={"front": SimpleNamespace(header=None)})
     try:
         started = time.monotonic()
         for name in ("first", "passed over", "newest"):
-            fusion.show(name, sweep, cloud)  # type: ignore[arg-type]
+            drawing: Any = SimpleNamespace(labeled=name, received=received)
+            overlays.offer(drawing)
             if name == "first":
                 time.sleep(0.2)  # it is being drawn when the others come
         assert time.monotonic() - started < 5  # the picture takes until it is released
@@ -59,4 +54,5 @@ def test_sweeps_do_not_wait_for_pictures() -> None:
         wait_for(lambda: drawn == ["first", "newest"], "the newest sweep to be drawn")
     finally:
         release.set()
-        assert fusion.stop(5.0)
+        assert overlays.stop(5.0)
+    assert not errors

@@ -16,11 +16,11 @@ from rclpy.context import Context
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
-from pcseg_core.config import Section
+from pcseg_core.config import LIVE, Section
 from pcseg_core.errors import InputError
-from pcseg_ros.config import LIVE, NodeConfig
+from pcseg_ros.config import NodeConfig
+from pcseg_ros.parameter_file import parameter_specs
 from pcseg_ros.parameters import SectionParameters, descriptor_of
-from pcseg_ros.specs import parameter_specs
 
 
 class Inner(Section):

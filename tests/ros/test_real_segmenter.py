@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import platform
-import re
 from pathlib import Path
 
 import numpy as np
@@ -78,33 +76,6 @@ def test_without_a_checkpoint_the_bundled_one_runs(client: Client) -> None:
         expected = Segmenter.load("bundled").segment(read_sweep(sent, 0.0))
         assert np.mean(field_of(node.exchange(sent), "label") == expected.labels) > 0.99
         assert "checkpoint 'bundled' with the classes road, " in process.output
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
-def test_memory_comes_at_once_when_sweeps_have_shown_what_they_need(
-    client: Client, run_folder: Path
-) -> None:
-    """64 MiB more after 20 sweeps, and no more with the sweeps after them."""
-    parameters = (f"checkpoint:={run_folder}", "backend:=torch", "device:=cpu")
-    with NodeProcess(*parameters, program=PROGRAM) as process:
-        node, number = client.attach(process), iter(range(1, 100))
-
-        def after(sweeps: int) -> float:
-            """Resident memory, MiB."""
-            for _ in range(sweeps):
-                node.exchange(sweep(3000, stamp=(next(number), 0)))
-            return resident()
-
-        def resident() -> float:
-            status = Path(f"/proc/{process.process.pid}/status").read_text(encoding="ascii")
-            return int(re.findall(r"VmRSS:\s*(\d+) kB", status)[0]) / 1024
-
-        usual = after(19)
-        assert after(1) < usual + 100
-        wait_for(lambda: resident() > usual + 60, "the reserve")
-        reserved = after(5)
-        assert reserved < usual + 100
-        assert after(40) - reserved < 5
 
 
 @pytest.fixture(scope="module")

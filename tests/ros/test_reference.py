@@ -11,8 +11,8 @@ from pydantic import Field
 
 from pcseg_core.config import Section, parse_section
 from pcseg_ros.config import NodeConfig
+from pcseg_ros.parameter_file import parameter_specs
 from pcseg_ros.reference import parameter_file, parameter_table, topic_table
-from pcseg_ros.specs import parameter_specs
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Counters and percentiles, and what diagnostics make of them."""
+"""Counters, percentiles and the diagnostic status that follows from them."""
 
 from __future__ import annotations
 
 import pytest
 
-from pcseg_ros.statistics import Summary, SweepStatistics
+pytest.importorskip("rclpy", reason="needs ROS 2 (rclpy)")
+
+from pcseg_ros.diagnostics import Summary, SweepStatistics, judge
 
 
 def test_rates_are_taken_between_two_summaries() -> None:
@@ -21,13 +23,13 @@ def test_rates_are_taken_between_two_summaries() -> None:
     assert (first.received, first.recent_received, first.elapsed_s) == (10, 10, 2.0)
     assert first.published == 9
     assert first.stages["latency"] == pytest.approx((5.0, 8.6))  # 95 % between 8 and 9
-    statistics.drop("late")
+    statistics.drop("late", 3)
     statistics.drop("malformed")
     now[0] = 103.0
     second = statistics.summary()
     assert (second.received, second.recent_received, second.recent_published) == (10, 0, 0)
-    assert second.dropped == {"late": 2, "malformed": 1}
-    assert second.recent_drops == {"late": 1, "malformed": 1}
+    assert second.dropped == {"late": 4, "malformed": 1}
+    assert second.recent_drops == {"late": 3, "malformed": 1}
     assert second.elapsed_s == 1.0
 
 
@@ -75,7 +77,4 @@ OK, WARN, ERROR = b"\x00", b"\x01", b"\x02"
 def test_status_of_the_node(
     state: str, fault: str, summary: Summary, level: bytes, message: str
 ) -> None:
-    pytest.importorskip("diagnostic_msgs", reason="needs ROS 2 messages")
-    from pcseg_ros.diagnostics import judge
-
     assert judge(state, fault, summary) == (level, message)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The camera teacher at run time: never in the way, and its labels are those of its pixels."""
+"""The camera teacher at run time: it delays no sweep, and its labels are those of its pixels."""
 
 from __future__ import annotations
 
@@ -12,12 +12,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+pytest.importorskip("rclpy", reason="needs ROS 2 (rclpy)")
+
 from pcseg_core.camera import CameraModel
 from pcseg_core.cloud import PointCloud
 from pcseg_core.data.sample import CameraFrame
+from pcseg_core.distill.evidence import PixelEvidence
 from pcseg_core.labels import IGNORE, LabelSpace
-from pcseg_core.online.camera_fusion import PixelEvidence
-from pcseg_ros.teacher import Look, TeacherThread, projected_labels
+from pcseg_core.online.camera_fusion import label_by_cameras
+from pcseg_ros.camera_teacher import CameraTeacher, PendingEvidence
+from pcseg_ros.config import TeacherParameters
+from pcseg_ros.inputs import NodeSweep
 
 SPACE = LabelSpace.load("street")
 CAMERA = CameraModel.pinhole(20.0, 20.0, 31.5, 23.5, 64, 48)
@@ -42,80 +47,106 @@ class Halves:
         return classes
 
 
-def look(xyz: np.ndarray, frames: int = 1) -> Look:
+def sweep_of(xyz: np.ndarray, frames: int = 1) -> NodeSweep:
     image = np.zeros((48, 64, 3), np.uint8)
     made = [CameraFrame(f"c{i}", 0, CAMERA, np.eye(4), image) for i in range(frames)]
-    return Look(SimpleNamespace(), PointCloud(xyz.astype(np.float32)), lambda: made, SPACE)
+    received: Any = SimpleNamespace(received_s=time.monotonic())
+    return NodeSweep(PointCloud(xyz.astype(np.float32)), lambda: made, received=received)
+
+
+class Harness:
+    """A teacher's thread with what it reports."""
+
+    def __init__(self, teacher: Any, deadline_s: float = 5.0) -> None:
+        self.done: list[PendingEvidence] = []
+        self.errors: list[Exception] = []
+        self.reported = threading.Event()
+        parameters = TeacherParameters(fuse=True, deadline_s=deadline_s)
+        self.teacher = CameraTeacher(
+            teacher, parameters, lambda: False, self.done.append, self._on_error
+        )
+        self.teacher.start()
+
+    def observe(self, sweep: NodeSweep, space: LabelSpace = SPACE) -> Any:
+        return self.teacher.observe(sweep, sweep.cloud, space)
+
+    def _on_error(self, error: Exception) -> None:
+        self.errors.append(error)
+        self.reported.set()
 
 
 POINTS = np.array([[-5.0, 0.0, 10.0], [5.0, 0.0, 10.0], [0.0, 0.0, -10.0], [np.nan] * 3])
 
 
 def test_labels_are_those_of_the_pixels_and_unseen_points_have_none() -> None:
-    errors: list[Exception] = []
-    thread = TeacherThread(Halves(), lambda _: None, errors.append)
-    seen = look(POINTS)
-    thread.offer(seen)
-    evidence = seen.wait(time.monotonic() + 5)
-    assert evidence is not None and not errors
-    labels, confidence = projected_labels(seen.cloud.xyz, evidence)
-    assert labels.tolist() == [SPACE.index("vehicle"), SPACE.index("vegetation"), IGNORE, IGNORE]
-    np.testing.assert_allclose(confidence, [0.8, 0.6, 0, 0], atol=1e-6)
-    assert thread.stop(5)
+    harness = Harness(Halves())
+    sweep = sweep_of(POINTS)
+    evidence = harness.observe(sweep)()
+    assert evidence is not None and not harness.errors
+    assert harness.teacher.stop(5)
+    labeled = harness.done[0].labels()
+    vehicle, vegetation = SPACE.index("vehicle"), SPACE.index("vegetation")
+    assert labeled.labels.tolist() == [vehicle, vegetation, IGNORE, IGNORE]
+    np.testing.assert_allclose(labeled.confidence, [0.8, 0.6, 0, 0], atol=1e-6)
 
 
 def test_cameras_vote() -> None:
     sure, unsure = np.zeros((2, len(SPACE), 48, 64), np.float32)
     sure[3], unsure[5] = 0.9, 0.5
     evidence = [PixelEvidence(p, CAMERA, np.eye(4)) for p in (unsure, sure)]
-    labels, confidence = projected_labels(POINTS[:1].astype(np.float32), evidence)
+    labels, confidence = label_by_cameras(POINTS[:1].astype(np.float32), evidence)
     assert labels.tolist() == [3] and confidence[0] == pytest.approx(0.45)
 
 
 def test_a_sweep_waits_for_its_deadline_and_no_longer() -> None:
-    thread = TeacherThread(Halves(delay_s=0.5), lambda _: None, lambda _: None)
-    late = look(POINTS)
-    thread.offer(late)
-    begin = time.monotonic()
-    assert late.wait(begin + 0.1) is None
-    assert time.monotonic() - begin < 0.4
-    assert late.wait(begin + 5) is not None  # it comes, for whoever has the time
-    assert thread.stop(5)
+    harness = Harness(Halves(delay_s=0.5), deadline_s=0.1)
+    sweep = sweep_of(POINTS)
+    evidence_of = harness.observe(sweep)
+    assert evidence_of() is None
+    assert time.monotonic() - sweep.received.received_s < 0.4
+    assert harness.teacher.stop(5)
+    assert evidence_of() is not None  # the evidence itself is not lost
 
 
-def test_sweeps_that_wait_are_passed_over_for_the_newest() -> None:
-    teacher, done = Halves(delay_s=0.2), []
-    thread = TeacherThread(teacher, done.append, lambda _: None)
-    looks = [look(POINTS) for _ in range(5)]
-    for one in looks:
-        thread.offer(one)
+def test_waiting_sweeps_are_replaced_by_the_newest() -> None:
+    teacher = Halves(delay_s=0.2)
+    harness = Harness(teacher)
+    sweeps, evidence_of = [sweep_of(POINTS) for _ in range(5)], None
+    for sweep in sweeps:
+        evidence_of = harness.observe(sweep)
         time.sleep(0.01)
-    assert looks[-1].wait(time.monotonic() + 5) is not None
-    assert thread.stop(5)
-    assert done == [looks[0], looks[-1]] and teacher.looks == 2
+    assert evidence_of is not None and evidence_of() is not None
+    assert harness.teacher.stop(5)
+    assert [done.sweep for done in harness.done] == [sweeps[0], sweeps[-1]]
+    assert teacher.looks == 2
 
 
-def test_classes_that_do_not_group_are_reported_and_the_sweep_goes_on() -> None:
-    errors: list[Exception] = []
-    reported = threading.Event()
+def test_without_fusion_and_subscribers_the_teacher_is_idle() -> None:
+    teacher, wanted = Halves(), [False]
+    done: list[PendingEvidence] = []
+    idle = CameraTeacher(teacher, TeacherParameters(), lambda: wanted[0], done.append, print)
+    idle.start()
+    sweep = sweep_of(POINTS)
+    assert idle.observe(sweep, sweep.cloud, SPACE)() == []
+    wanted[0] = True
+    evidence_of = idle.observe(sweep, sweep.cloud, SPACE)
+    assert evidence_of() is not None or done
+    assert idle.stop(5) and teacher.looks == 1
 
-    def report(error: Exception) -> None:
-        errors.append(error)
-        reported.set()
 
-    thread = TeacherThread(Halves(), lambda _: None, report)
-    lost = look(POINTS)
-    lost.space = LabelSpace.from_dict(
+def test_classes_that_do_not_group_are_reported_and_the_sweep_is_labeled() -> None:
+    harness = Harness(Halves())
+    space = LabelSpace.from_dict(
         {"name": "prompts", "classes": [{"name": "quagga", "color": [1, 2, 3]}]}
     )
-    thread.offer(lost)
-    assert lost.wait(time.monotonic() + 5) is None
-    assert reported.wait(5) and "quagga" not in str(errors[0]) and "prompts" in str(errors[0])
-    assert thread.stop(5)
+    assert harness.observe(sweep_of(POINTS), space)() is None
+    assert harness.reported.wait(5)
+    (error,) = harness.errors
+    assert "quagga" not in str(error) and "prompts" in str(error)
+    assert harness.teacher.stop(5)
 
 
 def test_teacher_beside_the_student_over_dds(client: Any, tmp_path: Path) -> None:
-    pytest.importorskip("rclpy", reason="needs ROS 2 (rclpy)")
     from harness import NodeProcess, field_of, stamped
     from sensor_msgs.msg import PointCloud2
     from sensors import Sensors, write_calibration

@@ -5,8 +5,16 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 
 from pcseg_ros.worker import LatestSlot, LatestWorker
+
+
+def wait_for(condition: Callable[[], object], timeout_s: float = 10.0) -> None:
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end, f"the condition did not hold within {timeout_s} s"
+        time.sleep(0.001)
 
 
 def _ignore(item: object, error: Exception) -> None:
@@ -47,8 +55,7 @@ def test_busy_worker_skips_to_the_newest() -> None:
     assert started.wait(5.0)
     replaced = [worker.offer(item) for item in (1, 2, 3)]
     release.set()
-    while len(done) < 2:
-        time.sleep(0.001)
+    wait_for(lambda: len(done) == 2)
     assert worker.stop(5.0)
     assert done == [0, 3]
     assert replaced == [False, True, True]
@@ -59,16 +66,14 @@ def test_every_item_is_processed_or_reported_as_replaced_and_the_last_one_always
     worker: LatestWorker[int] = LatestWorker(done.append, _ignore)
     count = 20_000
     replaced = sum(worker.offer(item) for item in range(count))
-    end = time.monotonic() + 5.0
-    while (not done or done[-1] != count - 1) and time.monotonic() < end:
-        time.sleep(0.001)
+    wait_for(lambda: done and done[-1] == count - 1)
     assert worker.stop(5.0)
     assert done == sorted(set(done))
     assert done[-1] == count - 1
     assert len(done) + replaced == count
 
 
-def test_an_error_is_reported_and_the_thread_goes_on() -> None:
+def test_an_error_is_reported_and_the_thread_continues() -> None:
     errors, done = [], threading.Event()
 
     def process(item: int) -> None:
@@ -78,8 +83,7 @@ def test_an_error_is_reported_and_the_thread_goes_on() -> None:
 
     worker = LatestWorker(process, lambda item, error: errors.append((item, str(error))))
     worker.offer(0)
-    while not errors:
-        time.sleep(0.001)
+    wait_for(lambda: errors)
     worker.offer(1)
     assert done.wait(5.0)
     assert worker.stop(5.0)

@@ -16,17 +16,17 @@ from pcseg_core.learning.distill import distill
 from pcseg_core.learning.recipe import load_recipe
 from pcseg_core.models.student import StudentConfig
 from pcseg_core.online.segmenter import Segmenter
+from pcseg_core.recipes import recipe_file
 from pcseg_core.vision.text_space import OpenClipText
 
 open_clip = pytest.importorskip("open_clip")
 
-RECIPE = Path(__file__).parents[2] / "training" / "recipes" / "clip.yaml"
 SOURCE = "simulated:seed=5,sweeps=1,beams=16,columns=256,cameras=1,width=96,height=64"
 VISION = {"image_size": 32, "layers": 2, "width": 16, "head_width": 8, "patch_size": 8}
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
 
 
-def test_clip_teaches_classes_and_words(tmp_path: Path) -> None:
+def test_clip_teaches_classes_and_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = {"embed_dim": 12, "vision_cfg": VISION, "text_cfg": TEXT}
     (tmp_path / "tiny-clip-recipe.json").write_text(json.dumps(config))
     open_clip.add_model_config(tmp_path / "tiny-clip-recipe.json")
@@ -35,7 +35,9 @@ def test_clip_teaches_classes_and_words(tmp_path: Path) -> None:
     weights = tmp_path / "clip.safetensors"
     save_file({k: v.contiguous().clone() for k, v in state.items()}, str(weights))
 
-    recipe = load_recipe(RECIPE)
+    (tmp_path / "vit_b_16_openai.safetensors").symlink_to(weights)
+    monkeypatch.setenv("PCSEG_WEIGHTS", str(tmp_path))
+    recipe = load_recipe(recipe_file("clip"))
     assert recipe.text is not None and recipe.teacher.clip is not None
     small = {"model": "tiny-clip-recipe", "short_side_px": 64, "window_px": 32}
     clip = recipe.teacher.clip.model_copy(update=small)

@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-from benchmarks.studies import zero_shot as study
 from pcseg_core.checkpoint import load_text
 from pcseg_core.data import open_recording
 from pcseg_core.distill.consolidation import ConsolidationConfig
@@ -32,11 +31,7 @@ from pcseg_core.learning.zero_shot_labels import (
     zero_shot_labels,
 )
 from pcseg_core.learning.zero_shot_module import mix_labels, running_quantiles
-from pcseg_core.learning.zero_shot_recipe import (
-    SelfTrainingConfig,
-    ZeroShotRecipe,
-    load_zero_shot_recipe,
-)
+from pcseg_core.learning.zero_shot_recipe import SelfTrainingConfig, ZeroShotRecipe
 from pcseg_core.learning.zero_shot_split import load_split
 from pcseg_core.learning.zero_shot_teacher import load_image_teacher
 from pcseg_core.metrics.zero_shot import stacked
@@ -49,7 +44,6 @@ from pcseg_core.vision.text_space import GeneratedText, load_text_space
 
 UNSEEN = np.array([False, True, False, True])
 OFF = ConsolidationConfig(voxel_m=0)
-RECIPES = Path(__file__).parents[2] / "training" / "recipes"
 DRIVE = "simulated:seed={},sweeps=2,stride=5,beams=16,columns=256,cameras={},width=160,height=96"
 
 
@@ -357,103 +351,12 @@ def test_the_best_word_of_a_class_counts() -> None:
     assert found[0, 0, 0] == pytest.approx(first) and found[1, 0, 1] == found[2, 0, 1]
 
 
-def test_rows_take_from_the_recipe_what_they_are_named_after() -> None:
-    base = load_zero_shot_recipe(RECIPES / "zero_shot_simulated.yaml")
-    seen = study.row_recipe(base, study.SEEN_ONLY, 3)
-    assert seen.supervision == "seen" and seen.seed == 3 and not seen.alignment.active
-    assert seen.self_training.start == 1 and seen.labels.consolidation.voxel_m == 0
-    local = study.row_recipe(base, "local", 0)
-    assert local.alignment.local_weight and not local.alignment.global_weight
-    assert local.supervision == "zero-shot"
-    assert study.row_recipe(base, study.FULL, 0) == base.model_copy(update={"seed": 0})
-    assert study.row_recipe(base, study.FREE, 0).supervision == "annotation-free"
-
-
-def test_the_study_goes_on_where_it_was(tmp_path: Path) -> None:
-    data = study.ZeroShotData([DRIVE.format(s, 2) for s in (1, 2)], [DRIVE.format(3, 0)])
-    split, out = load_split("street_vehicle_pole"), tmp_path / "rows.json"
-    rows = [study.SEEN_ONLY, study.FULL]
-
-    def run(**changes: Any) -> study.ZeroShotAblation:
-        return study.ZeroShotAblation(
-            tiny(**changes), data, split, out, tmp_path / "work", "cpu", rows
-        )
-
-    told: list[str] = []
-    run().run(1, told.append, limit=1)
-    assert len(json.loads(out.read_text())["rows"]) == 1
-    content = run().run(1, told.append)
-    assert sum("hiou" in line for line in told) == 2 and len(content["rows"]) == 2
-    assert run().run(1, told.append) == content and len(told) == 4
-    assert study.SEEN_ONLY in study.markdown(content)
-    study.draw(content, tmp_path / "rows.png")
-    assert (tmp_path / "rows.png").stat().st_size > 10_000
-    changed = run(self_training={"start": 0.9})  # which the row of seen labels does without
-    assert [row["row"] for row in changed.rows] == [study.SEEN_ONLY]
-    assert not run(temperature=0.1).rows
-    with pytest.raises(InputError, match="other settings"):
-        study.ZeroShotAblation(tiny(), data, load_split("street_vegetation_person"), out, tmp_path)
-    with pytest.raises(InputError, match="no row nothing"):
-        study.ZeroShotAblation(tiny(), data, split, out, tmp_path, keep=["nothing"])
-
-
-def test_a_folder_of_sequences_is_split_into_training_and_test(tmp_path: Path) -> None:
-    for name in ("00", "08", "09"):
-        for part in ("velodyne", "labels"):
-            (tmp_path / "sequences" / name / part).mkdir(parents=True)
-        (tmp_path / "sequences" / name / "calib.txt").touch()
-    found = study.folder_data(tmp_path, [])
-    assert [Path(s).name for s in found.test] == ["08"]
-    assert [Path(s).name for s in found.train] == ["00", "09"]
-    chosen = study.folder_data(tmp_path, [f"semantic-kitti:{tmp_path}/sequences/09"])
-    assert [Path(s).name for s in chosen.train] == ["00", "08"]
-    with pytest.raises(InputError, match="no labeled sequence"):
-        study.folder_data(tmp_path / "sequences" / "00" / "labels", [])
-
-
-@pytest.mark.parametrize("name", ["simulated", "semantic_kitti", "nuscenes"])
-def test_recipes_that_come_with_the_source_are_whole(name: str) -> None:
-    recipe = load_zero_shot_recipe(RECIPES / f"zero_shot_{name}.yaml")
-    assert recipe.alignment.active and recipe.self_training.start < 1
-    assert recipe.labels.consolidation.voxel_m > 0 and recipe.supervision == "zero-shot"
-    if name != "simulated":
-        assert recipe.teacher.weights.is_absolute() and recipe.text.weights is not None
-        assert recipe.teacher.label_space == load_split(name).label_space
-
-
-def test_the_commands_say_what_is_wrong(tmp_path: Path) -> None:
+def test_the_command_says_what_is_wrong(tmp_path: Path) -> None:
     from pcseg_core.cli import app
 
-    runner = CliRunner()
-    bad = runner.invoke(
-        app,
-        [
-            "ablate",
-            "zero-shot",
-            "--json",
-            str(tmp_path / "x.json"),
-            "--data",
-            "nowhere",
-            "--recipe",
-            str(RECIPES / "zero_shot_simulated.yaml"),
-        ],
-    )
-    assert bad.exit_code == 2 and "expected 'simulated', a folder" in bad.output
-    bad = runner.invoke(
-        app,
-        [
-            "zero-shot",
-            "simulated:seed=1",
-            "--test",
-            "simulated:seed=2",
-            "--split",
-            "kity",
-            "--out",
-            str(tmp_path / "run"),
-            "--recipe",
-            str(RECIPES / "zero_shot_simulated.yaml"),
-        ],
-    )
+    arguments = ["simulated:seed=1", "--test", "simulated:seed=2", "--out", str(tmp_path / "run")]
+    options = ["--split", "kity", "--recipe", "zero-shot-simulated"]
+    bad = CliRunner().invoke(app, ["zero-shot", *arguments, *options])
     assert bad.exit_code == 2 and "no split 'kity'" in bad.output
 
 

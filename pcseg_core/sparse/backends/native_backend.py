@@ -60,7 +60,7 @@ class _Conv(torch.autograd.Function):
 
 
 def _grad_feats(grad: Tensor, weight: Tensor, kernel_map: KernelMap) -> Tensor:
-    """The transposed convolution; a mutual map is its own inverse with the offsets reversed."""
+    """The transposed convolution; a symmetric map is its own inverse with flipped offsets."""
     mutual = kernel_map.is_symmetric
     table = _table(kernel_map if mutual else kernel_map.inverse)
     packed = native.pack(weight, transpose=True, flip=mutual)
@@ -69,6 +69,6 @@ def _grad_feats(grad: Tensor, weight: Tensor, kernel_map: KernelMap) -> Tensor:
 
 
 def _table(kernel_map: KernelMap) -> Tensor | None:
-    """The table; None for the 1x1x1 convolution, whose rows stay where they are."""
+    """The table; None for the 1x1x1 convolution, which reads the same row."""
     is_identity = kernel_map.kernel_size == 1 and kernel_map.stride == 1
     return None if is_identity else kernel_map.table

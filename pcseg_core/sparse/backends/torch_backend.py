@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sparse convolution in plain PyTorch: the reference, on CPU and CUDA.
 
-Per kernel offset: gather the input rows, multiply, add to the output rows. An offset pairs an
-output row with at most one input row, so the sums never race and the gradient of a gather is a
-gather along the inverse pairs.
+For each kernel offset: gather the input rows, multiply, add to the output rows. An offset pairs an
+output row with at most one input row: sums do not race, and the gradient of a gather is a gather
+along the inverse pairs.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def conv(feats: Tensor, weight: Tensor, bias: Tensor | None, kernel_map: KernelM
 
 
 def autocast_dtype(device: str) -> torch.dtype | None:
-    """The dtype that autocast asks for on this kind of device, None outside autocast."""
+    """The dtype of autocast on this kind of device, None outside autocast."""
     if hasattr(torch, "get_autocast_dtype"):  # torch >= 2.4
         return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
     if device == "cuda":
@@ -65,7 +65,7 @@ class _Conv(torch.autograd.Function):
 
 
 def _center(kernel_map: KernelMap) -> int | None:
-    """The offset that maps every row to itself, where there is one: it needs no gather."""
+    """The offset that maps every row to itself and needs no gather; None without one."""
     return len(kernel_map.table) // 2 if kernel_map.is_symmetric else None
 
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sparse convolution on CUDA through the kernels of torchsparse 2.1.
 
-Only its implicit-GEMM kernels are used, on neighbor tables made here: the order of the offsets is
-therefore that of `maps.kernel_offsets` and weights need no reordering (torchsparse's own tables
-run through the offsets with x fastest for odd kernels). What the kernels take was read from the
-sources of torchsparse 2.1 (Function `ImplicitGEMMConvolutionFuntion`):
+Uses its implicit-GEMM kernels on our own neighbor tables. The offsets keep the order of
+`maps.kernel_offsets` and weights need no reordering (in torchsparse's own tables x varies fastest
+for odd kernels). Arguments of the kernels, from the sources of torchsparse 2.1 (Function
+`ImplicitGEMMConvolutionFuntion`):
 
 * forward: features, weights (K, in, out), table (rows, K) int32 with -1 for absent, its rows
   padded to a multiple of 128, then the number of output rows and channels;
@@ -12,7 +12,7 @@ sources of torchsparse 2.1 (Function `ImplicitGEMMConvolutionFuntion`):
 * gradient of the weights: output gradient, features, inverse table and a split of 32; it returns
   (K * out, in).
 
-This adapter is tested against a stand-in for those kernels. It was not run on a GPU.
+This adapter is tested against a stand-in for the kernels, not on a GPU.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def _gather_multiply(feats: Tensor, weight: Tensor, kernel_map: KernelMap) -> Te
 
 
 def _padded_table(kernel_map: KernelMap) -> Tensor:
-    """The table as torchsparse wants it, (n_out rounded up to tiles, K), kept with the map."""
+    """The table in the layout of torchsparse, (n_out rounded up to tiles, K), cached."""
     table = kernel_map.derived.get("torchsparse")
     if table is None:
         rows = -(-kernel_map.n_out // _ROWS) * _ROWS
@@ -119,6 +119,6 @@ def _kernels() -> ModuleType:
 
 
 def _precision() -> tuple[bool, bool]:
-    """torchsparse's own switches for TF32 and half precision tensor cores."""
+    """Switches of torchsparse for TF32 and half precision tensor cores."""
     switches = importlib.import_module("torchsparse.backends")
     return bool(switches.allow_tf32), bool(switches.allow_fp16)

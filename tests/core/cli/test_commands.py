@@ -162,7 +162,7 @@ def test_view_without_rerun_names_the_package(
 
 # --- distill ---------------------------------------------------------------------------------
 
-RECIPE = "teacher: {weights: w.safetensors}\nseed: 4\n"
+RECIPE = "teacher: {weights: bundled:simulation_teacher}\nseed: 4\n"
 
 
 @pytest.fixture
@@ -204,22 +204,22 @@ def test_distill_starts_over_only_a_run(asked: list[Any], tmp_path: Path) -> Non
     run, other = tmp_path / "run", tmp_path / "photos"
     for folder in (run, other):
         folder.mkdir()
-        (folder / "data").write_text("x")
-    (run / "recipe.yaml").write_text("recipe: {}")
+        (folder / "metrics.json").write_text("x")
+    (run / "recipe.yaml").write_text("{recipe: {}, sources: []}")
     start = ["distill", "drive", "--recipe", tmp_path / "recipe.yaml", "--fresh", "--out"]
     refused = pcseg(*start, other)
     assert refused.exit_code == 2
-    assert "is no run directory" in refused.output
-    assert (other / "data").exists()
+    assert "is not a run directory" in refused.output
+    assert (other / "metrics.json").exists()
     assert pcseg(*start, run).exit_code == 0
-    assert not (run / "data").exists()
+    assert not (run / "metrics.json").exists()
     assert len(asked) == 1
 
 
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
-        (None, "cannot read"),
+        (None, "no recipe"),
         ("teacher: [", "not valid YAML"),
         (RECIPE + "optimizr: {}\n", "unknown key 'optimizr'"),
         (RECIPE + "optimizer: {steps: -1}\n", "optimizer.steps"),

@@ -38,7 +38,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Failing:
         def fail() -> None:
             raise error
 
-        monkeypatch.setattr("pcseg_core.cli.doctor.doctor", fail)
+        monkeypatch.setattr("pcseg_core.cli.doctor.findings", fail)
 
     return arrange
 

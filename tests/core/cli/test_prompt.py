@@ -4,31 +4,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from PIL import Image
 from safetensors.torch import save_file
+from small_runs import example_pictures, write_word_run
 from typer.testing import CliRunner, Result
 
-from pcseg_core.checkpoint import (
-    FILE_NAME,
-    CheckpointMeta,
-    CheckpointText,
-    load_text,
-    save_checkpoint,
-)
+from pcseg_core.checkpoint import load_text
 from pcseg_core.cli import app
-from pcseg_core.labels import LabelSpace
-from pcseg_core.models.student import Student, StudentConfig
-from pcseg_core.vision.espnetv2 import ESPNetv2
-from pcseg_core.vision.text_space import GeneratedText, table_of
 
-Sequence = Callable[..., Path]
-STREET = LabelSpace.load("street")
 SOURCE = "simulated:seed=5,sweeps=2,beams=16,columns=256,cameras=1,width=96,height=64"
 
 
@@ -38,23 +24,7 @@ def pcseg(*arguments: object) -> Result:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint that knows words and regresses the 32 features of a small teacher."""
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("run")
-    save_file(ESPNetv2(20, 0.5).state_dict(), str(folder / "teacher.safetensors"))
-    config = StudentConfig(
-        depth=14, width=0.25, voxel_size_m=0.5, text_channels=16, feature_channels=32
-    )
-    teacher = {"name": "espnetv2", "weights": str(folder / "teacher.safetensors")}
-    meta = CheckpointMeta(
-        student=config.model_dump(mode="json"),
-        label_space=STREET.to_dict(),
-        recipe={"teacher": teacher, "loss": {"regression": 1.0}},
-    )
-    table = table_of(GeneratedText(16), [*STREET.names, "minivan", "jeep", "lamp post"])
-    text = CheckpointText(table, {name: (name,) for name in STREET.names})
-    save_checkpoint(folder / FILE_NAME, Student(config, len(STREET)).state_dict(), meta, text)
-    return folder
+    return write_word_run(tmp_path_factory.mktemp("run"))
 
 
 def test_words_on_a_sweep(run: Path, tmp_path: Path) -> None:
@@ -82,59 +52,18 @@ def test_words_on_a_sweep(run: Path, tmp_path: Path) -> None:
     assert "everything else" in result.output
 
 
-def test_measured_words(run: Path, sequence: Sequence, tmp_path: Path) -> None:
-    result = pcseg(
-        "prompt",
-        run,
-        "--semantic-kitti",
-        sequence(),
-        "--words",
-        "vehicle: minivan, jeep",
-        "--words",
-        "pole: lamp-post",
-        "--json",
-        tmp_path / "f.json",
-    )
-    assert result.exit_code == 0, result.output
-    report = json.loads((tmp_path / "f.json").read_text())
-    assert [row["prompt"] for row in report["alone"]] == ["minivan", "jeep", "lamp-post"]
-    assert [row["truth"] for row in report["together"]] == ["vehicle", "pole"]
-    for row in report["alone"] + report["trained"]:
-        assert row["precision"] is None or 0 <= row["precision"] <= 1
-        assert (row["recall"] is None) == (row["chance"] == 0)
-        if row["answered"] and row["recall"] is not None:
-            hits = row["precision"] * row["answered"]
-            assert row["recall"] * row["chance"] * report["points"] == pytest.approx(hits)
-
-
-def pictures(folder: Path) -> Path:
-    rng = np.random.default_rng(0)
-    for name, level in (("vehicle", 40), ("road", 200)):
-        (folder / name).mkdir(parents=True)
-        pixels = np.clip(rng.normal(level, 20, (64, 64, 3)), 0, 255).astype(np.uint8)
-        Image.fromarray(pixels).save(folder / name / "a.png")
-    mask = np.zeros((64, 64), np.uint8)
-    mask[:32] = 255
-    Image.fromarray(mask).save(folder / "vehicle" / "a.mask.png")
-    return folder
-
-
-def test_pictures_instead_of_words(run: Path, sequence: Sequence, tmp_path: Path) -> None:
-    folder = pictures(tmp_path / "examples")
+def test_pictures_instead_of_words(run: Path, tmp_path: Path) -> None:
+    folder = example_pictures(tmp_path / "examples")
     result = pcseg("prompt", run, SOURCE, "--pictures", folder, "--json", tmp_path / "f.json")
     assert result.exit_code == 0, result.output
     classes = json.loads((tmp_path / "f.json").read_text())["classes"]
     assert list(classes) == ["road", "vehicle"]
-    result = pcseg("prompt", run, "--semantic-kitti", sequence(), "--pictures", folder)
-    assert result.exit_code == 0 and "all groups at once" in result.output
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "give a recording"),
-        ((SOURCE, "--semantic-kitti", "."), "give a recording"),
-        (("--semantic-kitti", "."), "nothing to measure"),
+        ((), "Missing argument"),
         ((SOURCE, "--words", "minivans"), "no vector for 'minivans' (near: minivan"),
         ((SOURCE, "--words", "дом"), "no vector for 'дом'"),
         ((SOURCE, "--words", "*"), "nothing named"),
@@ -148,11 +77,6 @@ def test_refusals(run: Path, arguments: tuple[str, ...], message: str) -> None:
     result = pcseg("prompt", run, *arguments)
     assert result.exit_code != 0
     assert message in " ".join((result.output + str(result.exception)).split())
-
-
-def test_groups_are_named_after_classes(run: Path, sequence: Sequence) -> None:
-    result = pcseg("prompt", run, "--semantic-kitti", sequence(), "--words", "cars: jeep")
-    assert result.exit_code != 0 and "has no class 'cars'" in " ".join(result.output.split())
 
 
 def test_listing_words(run: Path, tiny_run: Path) -> None:

@@ -92,7 +92,7 @@ def test_gaps_and_backward_stamps_are_counted(tmp_path) -> None:
     [
         ({"camera": False}, "no camera has images"),
         ({"extrinsic": False}, "no camera has images"),
-        ({"image_delay_ns": 80_000_000, "sweeps": 1}, "no image is near any sweep"),
+        ({"image_delay_ns": 80_000_000, "sweeps": 1}, "no image matches a sweep"),
     ],
 )
 def test_what_is_missing_is_an_error(tmp_path, change: dict, message: str) -> None:

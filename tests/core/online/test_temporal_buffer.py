@@ -177,7 +177,7 @@ def test_labels_with_confidence_stand_for_probabilities() -> None:
 
 
 def test_bad_input_is_named() -> None:
-    with pytest.raises(InputError, match="looks of shape"):
+    with pytest.raises(InputError, match="probabilities of shape"):
         buffer(3).update(POINT, looks((1, 0)), np.eye(4), 0)
     with pytest.raises(InputError, match="points of shape"):
         buffer(2).update(POINT[:, :2], looks((1, 0)), np.eye(4), 0)

@@ -19,7 +19,7 @@ from pcseg_core.cli import app
 from pcseg_core.cloud import PointCloud
 from pcseg_core.data import CameraFrame, Sample
 from pcseg_core.errors import InputError
-from pcseg_core.vision.image_cache import FeatureCache, SuperpixelCache, image_key, image_stem
+from pcseg_core.vision.image_cache import SuperpixelCache, image_key, image_stem
 from pcseg_core.vision.imported import ImportedMasks
 from pcseg_core.vision.superpixels import SegmentMap
 
@@ -98,8 +98,9 @@ def test_folders_of_another_making_are_refused(tmp_path: Path) -> None:
         SuperpixelCache(tmp_path / "other", Stripes())
     with pytest.raises(InputError, match="no manifest"):
         SuperpixelCache(tmp_path / "nowhere")
-    with pytest.raises(InputError, match="not a manifest of pixel features"):
-        FeatureCache(tmp_path / "maps")
+    (tmp_path / "maps" / "manifest.json").write_text("{}")
+    with pytest.raises(InputError, match="not a manifest of superpixels"):
+        SuperpixelCache(tmp_path / "maps")
 
 
 def test_names_that_look_alike_on_disk_stay_apart(tmp_path: Path) -> None:
@@ -129,20 +130,6 @@ def test_a_cache_without_generator_only_reads(tmp_path: Path) -> None:
     SuperpixelCache(tmp_path, Stripes())
     with pytest.raises(InputError, match="no superpixels of image b of a"):
         SuperpixelCache(tmp_path).get("a", "b", lambda: IMAGE)
-
-
-def test_features_are_kept_in_half_precision(tmp_path: Path) -> None:
-    class Encoder:
-        name, channels = "constant", 2
-        parameters: dict[str, Any] = {}
-
-        def features(self, image: np.ndarray) -> np.ndarray:
-            return np.full((2, 2, 3), 1e6, np.float32) * np.array([[[1]], [[1e-6]]], np.float32)
-
-    kept = FeatureCache(tmp_path, Encoder()).get("drive", "image", lambda: IMAGE)
-    again = FeatureCache(tmp_path).read("drive", "image")
-    assert again.dtype == np.float16 and np.array_equal(kept, again)
-    assert (again[0] == 65504).all() and np.allclose(again[1], 1)  # finite, not infinity
 
 
 # --- masks made elsewhere --------------------------------------------------------------------

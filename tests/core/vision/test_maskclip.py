@@ -230,7 +230,7 @@ def test_as_a_teacher_of_recipes(weights: Path) -> None:
 
 
 def test_what_cannot_be_used_is_named(weights: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="knows no model 'ViT-B-17'; similar: .*ViT-B-16"):
+    with pytest.raises(InputError, match="has no model 'ViT-B-17'; similar: .*ViT-B-16"):
         load_maskclip(DenseClipConfig(model="ViT-B-17"), weights)
     with pytest.raises(InputError, match="no weights given; get them from"):
         load_maskclip(DenseClipConfig(model="tiny-test-vit"), None)

@@ -14,14 +14,7 @@ from pcseg_core.errors import InputError
 from pcseg_core.vision.regions import connected_regions
 from pcseg_core.vision.sam import paint_masks
 from pcseg_core.vision.slic import Slic
-from pcseg_core.vision.superpixels import (
-    SegmentMap,
-    pair_points,
-    resize,
-    segment_offsets,
-    segments_at,
-    tidy,
-)
+from pcseg_core.vision.superpixels import SegmentMap, resize, segments_at, tidy
 
 SHAPES = st.tuples(st.integers(1, 9), st.integers(1, 9))
 LABELS = arrays(np.int32, SHAPES, elements=st.integers(-1, 3))
@@ -134,31 +127,6 @@ def test_more_than_256_masks_do_not_wrap_and_uncovered_is_no_segment() -> None:
     assert painted.count == 400 and painted.ids.dtype == np.int32
     assert (painted.ids[:, 3::4] == -1).all()  # the gaps, and not segment 0
     assert (painted.ids == 0).sum() == 6
-
-
-def test_ids_of_one_image_never_reach_the_next() -> None:
-    many = SegmentMap(np.arange(400, dtype=np.int32).reshape(20, 20))
-    none = SegmentMap(np.full((20, 20), -1, np.int32))
-    few = SegmentMap(np.zeros((20, 20), np.int32))
-    maps = [many, none, few, many]
-    offsets = segment_offsets(maps)
-    assert offsets.tolist() == [0, 400, 400, 401, 801]
-    used = [m.ids[m.ids >= 0] + o for m, o in zip(maps, offsets)]
-    assert len(np.unique(np.concatenate(used))) == sum(len(np.unique(u)) for u in used) == 801
-
-
-def test_a_point_in_two_cameras_gives_two_pairs() -> None:
-    left = SegmentMap(np.array([[0, 0, 1, 1]], np.int32))
-    right = SegmentMap(np.array([[0, 0, 0, -1]], np.int32))
-    uv_left = np.array([[0, 0], [3, 0], [2, 0], [0, 0]], float)
-    uv_right = np.array([[2, 0], [0, 0], [3, 0], [0, 0]], float)
-    seen_left, seen_right = np.array([1, 1, 1, 0], bool), np.array([1, 1, 1, 1], bool)
-    pairs = pair_points([left, right], [uv_left, uv_right], [seen_left, seen_right])
-    given = list(zip(pairs.point, pairs.segment, pairs.camera))
-    assert given == [(0, 0, 0), (1, 1, 0), (2, 1, 0), (0, 2, 1), (1, 2, 1), (3, 2, 1)]
-    enough = pair_points([left, right], [uv_left, uv_right], [seen_left, seen_right], min_points=2)
-    assert set(enough.segment.tolist()) == {1, 2}
-    assert len(pair_points([], [], []).point) == 0
 
 
 def test_minimum_area_counts_what_remains_visible() -> None:

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Subscriptions that the poses of the sensors come from: /tf, /tf_static and Odometry."""
+
+from __future__ import annotations
+
+from nav_msgs.msg import Odometry
+from rclpy.node import Node
+from rclpy.qos import QoSProfile
+from rclpy.subscription import Subscription
+
+from pcseg_core.data.calibration import Calibration
+from pcseg_core.errors import InputError
+from pcseg_ros import conversions, topics
+from pcseg_ros.config import NodeConfig
+from pcseg_ros.sensor_poses import Motion, OdometryMotion, SensorPoses
+from pcseg_ros.transforms import TfMotion, TransformBuffer, has_tf2
+
+
+class PoseInputs:
+    """Keeps the poses of the sensors up to date; the callbacks run in the node's executor.
+
+    Args:
+        node: owner.
+        config: parameters.
+        calibration: calibration file, if any.
+
+    Raises:
+        InputError: parameters that contradict each other, or tf2 is needed and not installed.
+
+    Attributes:
+        poses: poses of the sensors.
+    """
+
+    def __init__(self, node: Node, config: NodeConfig, calibration: Calibration | None) -> None:
+        self._node = node
+        self._transforms: TransformBuffer | None = None
+        self._odometry: OdometryMotion | None = None
+        self._subscription: Subscription[Odometry] | None = None
+        self.poses = SensorPoses(None, None, None)
+        moves = config.temporal.enabled or config.motion.deskew
+        if not (moves or config.cameras.topics):
+            return
+        source = _source(config, moves, calibrated=calibration is not None)
+        if has_tf2():
+            self._transforms = TransformBuffer(node, lambda: self.poses.notify())
+        motion = self._create_motion(source, config, calibration)
+        self.poses = SensorPoses(motion, self._transforms, calibration)
+
+    def reset(self) -> None:
+        """Forget all poses; static transforms stay."""
+        for source in (self._transforms, self._odometry):
+            if source is not None:
+                source.reset()
+
+    def destroy(self) -> None:
+        """End the subscriptions."""
+        if self._transforms is not None:
+            self._transforms.destroy()
+        if self._subscription is not None:
+            self._node.destroy_subscription(self._subscription)
+
+    def _create_motion(
+        self, source: str, config: NodeConfig, calibration: Calibration | None
+    ) -> Motion | None:
+        if source == "none":
+            return None
+        if source == "tf":
+            assert self._transforms is not None
+            return TfMotion(self._transforms, config.motion.fixed_frame)
+        place = None if calibration is None else calibration.body()
+        self._odometry = OdometryMotion(place, self._transforms)
+        self._subscription = self._node.create_subscription(
+            Odometry, topics.ODOMETRY, self._on_odometry, QoSProfile(depth=50)
+        )
+        return self._odometry
+
+    def _on_odometry(self, msg: Odometry) -> None:
+        try:
+            pose = conversions.read_odometry(msg)
+        except InputError as error:
+            self._node.get_logger().error(f"odometry: {error}", throttle_duration_sec=5.0)
+            return
+        assert self._odometry is not None
+        self._odometry.add(msg.child_frame_id, conversions.stamp_ns(msg.header), pose)
+        self.poses.notify()
+
+
+def _source(config: NodeConfig, moves: bool, calibrated: bool) -> str:
+    """Source of the motion: "tf", "odometry" or "none"."""
+    source: str = config.motion.source
+    if source == "none" and moves:
+        raise InputError("temporal.enabled and motion.deskew need motion.source")
+    if source == "auto":
+        source = "tf" if has_tf2() else "odometry"
+    if source == "tf" and not has_tf2():
+        raise InputError("motion.source is tf, but tf2_ros is not installed; use odometry")
+    if config.cameras.topics and not calibrated and not has_tf2():
+        raise InputError("cameras need cameras.calibration if tf2_ros is not installed")
+    return source

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bars on terminals, lines elsewhere."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+
+import pytest
+from rich.console import Console
+
+from pcseg_core import progress
+from pcseg_core.progress import Bar, bar, note, tracked
+
+Screen = Callable[[bool], io.StringIO]
+
+
+@pytest.fixture
+def screen(monkeypatch: pytest.MonkeyPatch) -> Screen:
+    """What is printed from now on, on a terminal or not."""
+
+    def replace(terminal: bool) -> io.StringIO:
+        output = io.StringIO()
+        console = Console(file=output, force_terminal=terminal, width=100)
+        monkeypatch.setattr(progress, "console", console)
+        return output
+
+    return replace
+
+
+def test_a_terminal_shows_nested_bars(screen: Screen) -> None:
+    output = screen(True)
+    with bar("labeling") as outer:
+        outer(1, 4, figures="loss 0.5")
+        assert list(tracked([7, 8, 9], "reading")) == [7, 8, 9]
+        outer(4, 4, description="labeled")
+    text = output.getvalue()
+    assert "labeling" in text and "loss 0.5" in text and "4/4" in text
+    assert "reading" in text and "reading" not in text.splitlines()[-1]
+    assert Bar._display is None
+    with bar("again") as once_more:
+        once_more(2, 2)
+    assert "2/2" in output.getvalue()
+
+
+def test_a_log_gets_a_line_now_and_then(screen: Screen) -> None:
+    output, now_s = screen(False), [0.0]
+    with Bar("training", 100, clock=lambda: now_s[0]) as training:
+        for step in range(101):
+            now_s[0] = step * progress.LINE_EVERY_S / 40
+            training(step, figures=f"loss [{step}]")
+    assert output.getvalue().splitlines() == [
+        "training: 40/100 loss [40]",
+        "training: 80/100 loss [80]",
+        "training: 100/100 loss [100]",
+    ]
+
+
+def test_short_work_leaves_no_line_in_a_log(screen: Screen) -> None:
+    output = screen(False)
+    assert sum(tracked(iter([1, 2, 3]), "reading")) == 6
+    assert output.getvalue() == ""
+    note("skipped: [image] missing (2)")
+    assert output.getvalue() == "skipped: [image] missing (2)\n"
+
+
+def test_a_bar_closes_when_its_loop_ends_early(screen: Screen) -> None:
+    screen(True)
+    with pytest.raises(ValueError), bar("labeling"):
+        for _ in tracked(range(3), "reading"):
+            raise ValueError
+    assert Bar._display is None and Bar._running == 0

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Recipes of the package: complete, found by name from any folder, weights found by file name."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from pcseg_core.bundled import WEIGHTS_VARIABLE
+from pcseg_core.errors import InputError
+from pcseg_core.labels import LabelSpace
+from pcseg_core.learning.pretrain_recipe import load_pretrain_recipe
+from pcseg_core.learning.recipe import load_recipe
+from pcseg_core.learning.zero_shot_recipe import load_zero_shot_recipe
+from pcseg_core.learning.zero_shot_split import load_split
+from pcseg_core.recipes import available_recipes, recipe_file, recipe_kind, recipe_summary
+
+FILES = (
+    "espnetv2_s2.0_cityscapes_1024x512.safetensors",
+    "vit_b_16_openai.safetensors",
+    "lvis_v1_clip_a_cname.npy",
+    "lvis_v1_train_cat_info.json",
+    "coco_clip_a_cname.npy",
+)
+LOADERS = {
+    "distillation": load_recipe,
+    "pretraining": load_pretrain_recipe,
+    "zero-shot": load_zero_shot_recipe,
+}
+
+
+@pytest.fixture
+def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with empty files of the names in the recipes, in PCSEG_WEIGHTS."""
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    for name in FILES:
+        (folder / name).touch()
+    monkeypatch.setenv(WEIGHTS_VARIABLE, str(folder))
+    monkeypatch.chdir(tmp_path)
+    return folder
+
+
+@pytest.mark.parametrize("name", available_recipes())
+def test_every_recipe_of_the_package_loads_from_any_folder(name: str, weights: Path) -> None:
+    file = recipe_file(name)
+    loaded = LOADERS[recipe_kind(file)](file)
+    assert loaded.optimizer.steps > 0 and loaded.seed == 0
+    named = re.findall(r"(?:weights|vectors|names): (\S+)", file.read_text())
+    assert named and all(Path(value).name == value for value in named)
+    assert 20 < len(recipe_summary(file)) <= 100
+
+
+@pytest.mark.parametrize("name", ["contrast", "contrast-kitti", "pretrain-kitti"])
+def test_pretraining_recipes_are_complete(name: str, weights: Path) -> None:
+    found = load_pretrain_recipe(recipe_file(name))
+    assert found.encoder.weights is not None and found.encoder.weights.is_absolute()
+    assert found.superpixels.teacher is not None
+    assert found.superpixels.teacher.weights == found.encoder.weights
+
+
+@pytest.mark.parametrize("name", ["simulated", "semantic-kitti", "nuscenes"])
+def test_zero_shot_recipes_are_complete(name: str, weights: Path) -> None:
+    recipe = load_zero_shot_recipe(recipe_file(f"zero-shot-{name}"))
+    assert recipe.alignment.active and recipe.self_training.start < 1
+    assert recipe.labels.consolidation.voxel_m > 0 and recipe.supervision == "zero-shot"
+    if name != "simulated":
+        assert recipe.teacher.weights == recipe.text.weights == weights / FILES[1]
+        assert recipe.teacher.label_space == load_split(name.replace("-", "_")).label_space
+
+
+def test_the_recipe_of_words_names_its_files(weights: Path) -> None:
+    text = load_recipe(recipe_file("kitti-words")).text
+    assert text is not None and all(t.vectors.parent == weights for t in text.space.tables)
+    assert text.space.tables[1].names == "coco"
+    given = set(LabelSpace.load("cityscapes").names)
+    assert set(text.classes) == given
+
+
+def test_missing_weights_are_an_error_that_lists_where_they_were_looked_for(weights: Path) -> None:
+    (weights / FILES[0]).unlink()
+    with pytest.raises(InputError, match=f"{FILES[0]}.*{weights}.*{WEIGHTS_VARIABLE}"):
+        load_recipe(recipe_file("kitti"))
+
+
+def test_the_real_weights_are_found(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(WEIGHTS_VARIABLE, str(shared_data / "weights"))
+    recipe = load_recipe(recipe_file("kitti-words"))
+    assert recipe.teacher.weights == shared_data / "weights" / FILES[0]
+
+
+def test_unknown_names_list_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="did you mean 'kitti-words'.*clip, contrast"):
+        recipe_file("kitti_word")
+    with pytest.raises(InputError, match="did you mean 'pretrain-kitti'"):
+        recipe_file(tmp_path / "pretrain_kitti.yaml")
+    own = tmp_path / "mine.yaml"
+    own.write_text("teacher: {weights: bundled:simulation_teacher}\n")
+    assert recipe_file(own) == own and recipe_kind(own) == "distillation"

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training commands as a user runs them: recipes by name, resuming, starting over."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_runs import STREET, semantic_kitti, write_run, write_word_run
+from typer.testing import CliRunner, Result
+
+from pcseg_core.checkpoint import load_checkpoint
+from pcseg_core.cli import app
+from pcseg_core.cli.options import adjusted
+from pcseg_core.learning.recipe import load_recipe
+from pcseg_core.recipes import available_recipes, recipe_file
+
+SOURCE = "simulated:seed=5,sweeps=2,beams=16,columns=256,cameras=1,width=96,height=64"
+RECIPE = """
+teacher: {weights: "bundled:simulation_teacher", label_space: simulation, scales: [1.0]}
+student: {depth: 14, width: 0.25, voxel_size_m: 0.5}
+optimizer: {steps: 2, batch_size: 1}
+loss: {min_confidence: 0.0}
+"""
+
+
+def pcseg(*arguments: object) -> Result:
+    return CliRunner().invoke(app, list(map(str, arguments)))
+
+
+def test_recipes_are_listed_and_shown() -> None:
+    lines = pcseg("recipe", "list").output.splitlines()
+    assert [line.split()[0] for line in lines] == list(available_recipes())
+    assert any(line.split()[:2] == ["kitti", "distillation"] for line in lines)
+    assert {line.split()[1] for line in lines} == {"distillation", "pretraining", "zero-shot"}
+    assert pcseg("recipe", "show", "kitti").output == recipe_file("kitti").read_text()
+    wrong = pcseg("recipe", "show", "kity")
+    assert wrong.exit_code == 2 and "did you mean 'kitti'" in wrong.output
+
+
+def test_seed_and_steps_replace_those_of_the_recipe() -> None:
+    recipe = load_recipe(recipe_file("simulated"))
+    assert adjusted(recipe) == recipe
+    changed = adjusted(recipe, seed=3, steps=7)
+    assert (changed.seed, changed.optimizer.steps) == (3, 7)
+    assert changed.optimizer.batch_size == recipe.optimizer.batch_size
+
+
+@pytest.mark.parametrize("command", ["distill", "pretrain", "zero-shot", "label"])
+def test_unknown_recipes_are_one_line(command: str, tmp_path: Path) -> None:
+    options = ["--test", SOURCE, "--split", "nuscenes"] if command == "zero-shot" else []
+    result = pcseg(command, SOURCE, *options, "--recipe", "kitty", "--out", tmp_path / "run")
+    assert result.exit_code == 2 and "did you mean 'kitti'" in result.output
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "marker", ["- flour\n- water\n", "teacher: {weights: w.safetensors}\n", "recipe: bread\n"]
+)
+def test_fresh_deletes_nothing_of_others(marker: str, tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    (mine / "logs").mkdir(parents=True)
+    content = {"recipe.yaml": marker, "logs/thesis.txt": "years of work", "notes.txt": "more"}
+    for name, text in content.items():
+        (mine / name).write_text(text)
+    (tmp_path / "r.yaml").write_text(RECIPE)
+    result = pcseg("distill", SOURCE, "--recipe", tmp_path / "r.yaml", "--out", mine, "--fresh")
+    assert {name: (mine / name).read_text() for name in content} == content
+    assert result.exit_code == 2 and "is not a run directory" in result.output
+
+
+def test_a_run_resumes_and_starts_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "r.yaml").write_text(RECIPE)
+    command = ("distill", SOURCE, "--recipe", "r.yaml", "--out", "run", "--device", "cpu")
+    first = pcseg(*command)
+    assert first.exit_code == 0 and "2 sweeps, 2 steps" in first.output
+    weights = load_checkpoint(tmp_path / "run")[0]
+    refused = pcseg(*command, "--steps", 3)
+    assert refused.exit_code == 2 and "another recipe" in refused.output
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    refused = pcseg(*command, "--steps", 3, "--fresh")
+    assert refused.exit_code == 2 and "notes.txt" in refused.output
+    assert load_checkpoint(tmp_path / "run")[0].keys() == weights.keys()
+    (tmp_path / "run" / "notes.txt").unlink()
+    fresh = pcseg(*command, "--steps", 3, "--fresh")
+    assert fresh.exit_code == 0 and "2 sweeps, 3 steps" in fresh.output
+
+
+def test_fine_tuning_trains_a_checkpoint_and_measures_it(tmp_path: Path) -> None:
+    fit, test = semantic_kitti(tmp_path / "00", 2), semantic_kitti(tmp_path / "0100", 1)
+    run, out = write_run(tmp_path / "run"), tmp_path / "out"
+    command = ("finetune", run, fit, "--test", test, "--out", out, "--steps", 30, "--device", "cpu")
+    result = pcseg(*command)
+    assert result.exit_code == 0, result.output
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["sweeps"] == 2 and metrics["steps"] == 30
+    assert f"mIoU {100 * metrics['test']['miou']:.1f} %" in result.output
+    assert load_checkpoint(out)[1].label_space == STREET.to_dict()
+    again = pcseg(*command)
+    assert again.exit_code == 0 and "30 steps" in again.output
+    refused = pcseg(*command, "--seed", 1)
+    assert refused.exit_code == 2 and "another recipe" in refused.output
+
+
+def test_fine_tuning_keeps_the_classifier_of_the_same_classes(tmp_path: Path) -> None:
+    fit = semantic_kitti(tmp_path / "00", 1)
+    (tmp_path / "run").mkdir()
+    run = write_word_run(tmp_path / "run")
+    (tmp_path / "tiny.yaml").write_text("{trunk_learning_rate: 1.0e-9, optimizer: {steps: 1}}\n")
+    options = ("--recipe", tmp_path / "tiny.yaml", "--out", tmp_path / "out", "--device", "cpu")
+    result = pcseg("finetune", run, fit, *options)
+    assert result.exit_code == 0, result.output
+    before, (after, meta) = load_checkpoint(run)[0], load_checkpoint(tmp_path / "out")
+    name = "network.classifier.weight"
+    assert np.allclose(after[name], before[name], atol=1e-5)
+    assert not any(key.startswith("text_head.") for key in after) and meta.student["width"] == 0.25
+
+
+def test_fine_tuning_takes_labels_of_another_folder(tmp_path: Path) -> None:
+    fit = semantic_kitti(tmp_path / "00", 2)
+    (fit / "labels").rename(tmp_path / "labels")
+    run, out = write_run(tmp_path / "run"), tmp_path / "out"
+    command = ("finetune", run, fit, "--out", out, "--steps", 1, "--device", "cpu")
+    refused = pcseg(*command)
+    assert refused.exit_code == 2 and "none of its 2 sweeps has labels" in refused.output
+    refused = pcseg(*command, fit, "--labels", tmp_path / "labels")
+    assert refused.exit_code == 2 and "one source" in refused.output
+    assert not out.exists()
+    result = pcseg(*command, "--labels", tmp_path / "labels")
+    assert result.exit_code == 0 and "2 sweeps, 1 steps" in result.output, result.output

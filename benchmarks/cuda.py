@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One command for a GPU machine: are all backends right there, and how fast are they?
+"""Equality and speed of all backends on a GPU, in at most six minutes.
 
     python -m benchmarks.cuda --out DIR
 
-Needs PyTorch with Triton and what `pcseg_core` imports; at most six minutes. A part or an engine
-that fails is reported with its error and the others go on; parts for which no time is left are
-named. DIR gets `cuda.json`, `cuda.md` and `profile.txt`, written after each part. Engines take
-turns; times are medians from an idle GPU to an idle GPU, those of layers are of a CUDA graph.
-`--quick` tests the script itself, also on a CPU with TRITON_INTERPRET=1.
+Needs PyTorch with Triton and the imports of `pcseg_core`. An error ends its engine or part only
+and is reported. DIR receives `cuda.json`, `cuda.md` and `profile.txt` after each part. Engines take
+turns; times are medians from an idle GPU to an idle GPU. Layers are timed in a CUDA graph.
+`--quick` tests the script, also on a CPU with TRITON_INTERPRET=1.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ import numpy as np
 import torch
 
 from benchmarks.gpu import equality, inputs, layers, networks, pipelines, report
-from benchmarks.gpu.machine import Machine, Row, describe
+from benchmarks.gpu.machine import Machine, Row, ceilings, describe
 from pcseg_core.files import write_atomic
 
 Part = tuple[str, Callable[[], Iterable[Row]]]
@@ -49,6 +48,9 @@ class Results:
             try:
                 for row in part():
                     self.rows.append(row)
+                    if self._machine.left_s() < 0:
+                        entry["failed"] = "cut short: no time left"
+                        break
             except Exception as error:  # also of a GPU that went away
                 entry["failed"] = f"{type(error).__name__}: {error}"
                 entry["trace"] = traceback.format_exc()
@@ -76,6 +78,7 @@ def parts(machine: Machine, points: np.ndarray, out: Path) -> list[Part]:
         return ()
 
     return [
+        ("ceilings", lambda: ceilings(machine)),
         ("equality of maps", lambda: equality.kernel_maps(machine, cloud, inputs.VOXELS_M[0])),
         ("equality of fused layers", lambda: equality.fused_layers(machine, made)),
         ("pipeline", lambda: pipelines.sweeps(machine, points)),
@@ -94,7 +97,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     parser.add_argument("--sweep", type=Path, help="a sweep instead of a simulated one")
     parser.add_argument("--device", default="cuda", help="cuda, cuda:N or, with --quick, cpu")
-    parser.add_argument("--budget", type=float, default=345.0, help="seconds for all parts")
+    parser.add_argument("--budget", type=float, default=330.0, help="seconds for all parts")
     parser.add_argument("--rounds", type=int, default=20, help="turns of each engine")
     parser.add_argument("--only", help="parts whose name contains this")
     parser.add_argument("--quick", action="store_true", help="small inputs: test the script")

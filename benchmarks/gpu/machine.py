@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The GPU, and clocks for it."""
+"""The GPU under test: its description, its rates and timers."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ import shutil
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from typing import Any
 
 import torch
 
+from benchmarks.measure import matmul_precision
 from pcseg_core.native import library
 from pcseg_core.sparse.backends import backends_report, triton_backend
 
@@ -152,6 +154,26 @@ def describe(machine: Machine) -> Row:
     row["peers"] = {name: _version(name) for name in ("spconv", "torchsparse") if importable(name)}
     row["interpreted"] = triton_backend.interpreted()
     return row
+
+
+def ceilings(machine: Machine) -> Iterator[Row]:
+    """Highest rates of this GPU: copies [GB/s] and dense products [TFLOP/s], on random values."""
+    size = 256 if machine.quick else 8192
+    source = torch.randn(size, size, 4, device=machine.device)
+    target = torch.empty_like(source)
+    time_ms = _fastest(machine, lambda: target.copy_(source))
+    yield {"kind": "ceiling", "what": "copy GB/s", "rate": 2e-6 * source.nbytes / time_ms}
+    for name, dtype in (("fp32", torch.float32), ("tf32", torch.float32), ("fp16", torch.float16)):
+        a, b = (torch.randn(size, size, device=machine.device, dtype=dtype) for _ in range(2))
+        with matmul_precision("high" if name == "tf32" else "highest"):
+            time_ms = _fastest(machine, partial(torch.mm, a, b))
+        yield {"kind": "ceiling", "what": f"{name} TFLOP/s", "rate": 2e-9 * size**3 / time_ms}
+
+
+def _fastest(machine: Machine, action: Action) -> float:
+    action()
+    times = [machine.stream_ms(action) or machine.wall_ms(action) for _ in range(3)]
+    return min(times)
 
 
 def _version(module: str) -> str | None:

@@ -169,5 +169,5 @@ def profile(machine: Machine, points: np.ndarray) -> str:
     device = machine.device.type == "cuda"
     tables = [averages.table(sort_by="self_cpu_time_total", row_limit=40)]
     if device:
-        tables.insert(0, averages.table(sort_by="self_cuda_time_total", row_limit=40))
+        tables.insert(0, averages.table(sort_by="self_device_time_total", row_limit=40))
     return "\n".join(tables)

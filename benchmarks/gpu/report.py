@@ -92,6 +92,8 @@ def markdown(about: Row, parts: list[Row], rows: list[Row]) -> str:
     lines = ["# GPU benchmark", ""]
     lines += [f"- {key}: {value}" for key, value in about.items() if key != "backends"]
     lines += [f"- backend {name}: {note}" for name, note in about["backends"].items()]
+    rates = [row for row in rows if row["kind"] == "ceiling"]
+    lines += [f"- measured {row['what']}: {row['rate']:.0f}" for row in rates]
     lines += ["", *_equality(rows)]
     for kind, columns in _COLUMNS.items():
         chosen = [row for row in rows if row["kind"] == kind]

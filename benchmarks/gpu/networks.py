@@ -34,7 +34,7 @@ class Engine:
 
     Attributes:
         run: logits (M, classes), kernel maps included.
-        known: the same on known kernel maps, without synchronization, or None.
+        known: the same with known kernel maps, without synchronization, or None.
     """
 
     run: Callable[[], Tensor]

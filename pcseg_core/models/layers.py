@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layers of a network for inference: a convolution with all that follows it, per backend."""
+"""Layers of a network for inference: convolution, bias, residual and rectifier, per backend."""
 
 from __future__ import annotations
 
@@ -39,13 +39,14 @@ class Layer(Protocol):
 
         Args:
             x: (n_in, cin) features, any step between rows.
-            kernel_map: of the convolution; None for 1x1x1, whose rows stay where they are.
-            out: (n_out, cout) for the result. It may lie on `residual`; on `x` for 1x1x1 only.
+            kernel_map: of the convolution; None for 1x1x1.
+            out: (n_out, cout) for the result; may share memory with `residual`, and with `x` for
+                1x1x1.
             residual: (n_out, cout) or None.
             relu: replace negative results by zero.
 
         Returns:
-            The result, in `out` or, for 1x1x1, in a tensor of its own.
+            The result: `out`, or for 1x1x1 possibly another tensor.
         """
         ...
 
@@ -56,7 +57,7 @@ MakeLayer = Callable[[Tensor, Tensor, "Tensor | None"], Layer]
 
 @dataclass(frozen=True, eq=False)
 class NativeLayer:
-    """A layer in the native library's layout, on the CPU."""
+    """A layer in the layout of the native library, on the CPU."""
 
     packed: Tensor
     bias: Tensor
@@ -92,7 +93,7 @@ class NativeLayer:
 
 @dataclass(frozen=True, eq=False)
 class TritonLayer:
-    """A layer in the network's precision, on a GPU.
+    """A layer in the precision of the network, on a GPU.
 
     Attributes:
         weight: (K, cin, cout).

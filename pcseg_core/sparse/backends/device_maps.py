@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kernel maps on a GPU: few launches, no synchronization, nothing on the CPU.
+"""Kernel maps on a GPU: few launches, no synchronization with the CPU.
 
-The same tables as `maps.build_table` and `maps.invert_table` make, in operations that run over all
-offsets at once.
+The tables equal those of `maps`; the operations run over all offsets at once.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from torch import Tensor
 from pcseg_core.sparse import keys as packing
 from pcseg_core.sparse.maps import MapBuilder, first_keys, kernel_offsets
 
-_MAX_SEARCHED = 1 << 25  # keys looked for at once: 256 MiB
+_MAX_SEARCHED = 1 << 25  # keys searched at once: 256 MiB
 
 
 def build_table(keys_in: Tensor, keys_out: Tensor, kernel_size: int, stride: int) -> Tensor:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which of the CUDA backends is faster on this GPU."""
+"""Order of the CUDA backends by their speed on this GPU."""
 
 from __future__ import annotations
 
@@ -24,8 +24,7 @@ log = logging.getLogger(__name__)
 def order(device: torch.device) -> tuple[str, ...]:
     """Backends that "auto" may take on a CUDA device, the fastest first.
 
-    Where there are several, one layer is timed on each, once per process; one that fails is left
-    out.
+    Several available backends are timed on one layer, once per process; one that fails is left out.
     """
     names = [name for name, backend in _BACKENDS.items() if not isinstance(backend.load(), str)]
     if torch.cuda.get_device_capability(device) < _TENSOR_CORES:
@@ -54,7 +53,7 @@ def layer_ms(name: str, device: torch.device) -> float:
             end.record()
             end.synchronize()
             times.append(begin.elapsed_time(end))
-    except Exception as error:  # foreign kernels raise whatever they like
+    except Exception as error:  # peers raise errors of any type
         log.warning("sparse backend %s is left out: %s", name, error)
         return float("inf")
     return min(times)

@@ -4,8 +4,8 @@
 An implicit matrix product: a tile of output rows gathers its input rows through the neighbor table,
 offset by offset, and multiplies them with the weights of that offset; see `triton_kernels`. Sums
 are float32. Products of float32 are exact unless torch allows TF32
-(`torch.set_float32_matmul_precision`). Two calls in one process give the same bits: nothing is
-summed by atomics.
+(`torch.set_float32_matmul_precision`). No sum uses atomics: equal inputs give equal bits within a
+process once the tile of their channels is chosen.
 
 Triton comes with torch's Linux wheels and compiles at first use, about a second per kernel. With
 TRITON_INTERPRET=1 in the environment the kernels run, slowly, on the CPU; tests use that.
@@ -32,8 +32,8 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _LIMITS = {torch.float16: 65504.0}  # a larger sum saturates instead of becoming infinite
 _FLOAT32_PRODUCTS = {"highest": "ieee", "high": "tf32", "medium": "tf32"}
 _MIN_CAPABILITY = (7, 5)
-_MIN_SORTED = 1024  # rows below which it does not pay to sort them
-_MIN_TUNED = 2048  # rows below which times say nothing
+_MIN_SORTED = 1024  # smaller tables are not sorted
+_MIN_TUNED = 2048  # smaller inputs are too short to time
 _SORT_BITS = 31  # offsets that fit the sort key
 
 
@@ -46,7 +46,7 @@ class Tile(NamedTuple):
     stages: int = 3
 
 
-# Candidates, the first of them for small inputs. They differ in speed, not in the order of sums.
+# Candidates by bytes per value, first the default for small inputs; all sum in the same order.
 _TILES = {
     2: (Tile(64, 64), Tile(64, 32), Tile(128, 64), Tile(128, 128, 8)),
     4: (Tile(64, 64), Tile(64, 32), Tile(32, 64), Tile(128, 64, 8)),
@@ -148,9 +148,9 @@ def convolve(
         feats: (n_in, cin or more) float32, float16 or bfloat16; any step between rows.
         weight: (K, cin, cout) of that dtype.
         kernel_map: of the convolution.
-        out: (n_out, cout) to write to, apart from `feats`; a new tensor by default.
+        out: (n_out, cout) to write to, in other memory than `feats`; a new tensor by default.
         bias: (cout,) added to each row.
-        residual: (n_out, cout) added before the rectifier; may lie on `out`.
+        residual: (n_out, cout) added before the rectifier; may be `out`.
         relu: replace negative results by zero.
         products: of float32: "ieee", "tf32x3" or "tf32"; by default as torch is set.
 
@@ -247,8 +247,8 @@ def grad_of_weight(
 def sorted_table(kernel_map: KernelMap) -> tuple[Tensor, Tensor]:
     """The table with its columns sorted by which neighbors are there, and the order (n_out,) int32.
 
-    Rows with the same neighbors then share tiles, and tiles skip more offsets. On LiDAR sweeps
-    tiles of 32 rows do three times less needless work.
+    Rows with the same neighbors then share tiles, and tiles skip more offsets: on a LiDAR sweep the
+    share of useful rows in tiles of 32 rises from 0.22 to 0.64.
     """
     derived = kernel_map.derived
     if "triton.order" not in derived:
@@ -279,7 +279,7 @@ def _power_of_two(channels: int) -> int:
 
 
 def _channels(cin: int, dtype: torch.dtype) -> int:
-    """Input channels per step; the same for all tiles, so that the order of sums is."""
+    """Input channels per step; the same for all tiles, so that all sum in the same order."""
     wide = 64 if dtype.itemsize == 2 and cin % 64 == 0 else 32
     return min(wide, _power_of_two(cin))
 

@@ -8,8 +8,8 @@ output rows with the same neighbors share a tile: column i belongs to output row
 skips the offsets at which none of its rows has a neighbor.
 
 Weights are (K, cin, cout), contiguous. Features are rows with a given step between them. Sums are
-float32. Rows are addressed with 64 bits. The number of rows is not specialized: a new sweep
-compiles nothing.
+float32. Row addresses have 64 bits. The kernels are not specialized to the number of rows, so a new
+sweep does not compile anything.
 """
 
 import triton
@@ -43,7 +43,8 @@ def convolve(
 ):
     """out[order[i]] = sum over k of x[table[k, i]] @ weight[k], + bias + residual, rectified.
 
-    A program computes a tile of ROWS x COLUMNS. `residual` may lie on `out`, `x` may not.
+    A program computes a tile of ROWS x COLUMNS. `out` may share memory with `residual`, not
+    with `x`.
     """
     tiles = tl.cdiv(cout, COLUMNS)
     at = (tl.program_id(0) // tiles) * ROWS + tl.arange(0, ROWS)

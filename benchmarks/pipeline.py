@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The whole way of a sweep, stage by stage: PointCloud2 in, labeled PointCloud2 out.
+"""Time of the pipeline, stage by stage: PointCloud2 in, labeled PointCloud2 out.
 
     python -m benchmarks.pipeline --sweep FILE --json OUT
 
-Engines take turns within each round. The network has random weights unless --checkpoint names one;
-its time does not depend on them. A second table times the projection of the sweep into six cameras.
+The engines run in turn within each round. The network has random weights unless --checkpoint is
+given; its time does not depend on them. A second figure is the time of projecting the sweep into
+six cameras.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from time import perf_counter as now
 from typing import Any
 
 import numpy as np
@@ -31,12 +33,13 @@ from pcseg_core.files import write_atomic
 from pcseg_core.labels import LabelSpace, to_wire
 from pcseg_core.models.student import Student, StudentConfig
 from pcseg_core.native import library
+from pcseg_core.online.pipeline import Pipeline, Sweep
 from pcseg_core.online.segmenter import Segmenter
 from pcseg_core.projection import project_cloud
 from pcseg_core.sparse import SparseTensor
 
 STAGES = ("read", "prepare", "voxelize", "infer", "label", "write", "total")
-# Engine -> backend of our modules and precision.
+# Engine -> backend and precision.
 ENGINES = {
     "native bf16": ("native", "bf16"),
     "native fp32": ("native", "fp32"),
@@ -54,24 +57,21 @@ def message(points: np.ndarray, intensity_scale: float) -> EncodedCloud:
     return encode_cloud(columns, 1, len(points))
 
 
-def run_once(segmenter: Segmenter, sweep: EncodedCloud) -> dict[str, float]:
+def run_once(pipeline: Pipeline, sweep: EncodedCloud) -> dict[str, float]:
     """Wall time of every stage in ms."""
-    from time import perf_counter as now
-
     start = now()
     cloud = read_cloud(sweep, intensity_scale=1.0)
     read = now()
-    result = segmenter.segment(cloud)
-    segmented = now()
-    labeled = append_fields(
-        sweep, {"label": to_wire(result.labels), "confidence": result.confidence}
-    )
+    labeled = pipeline.process(Sweep(cloud))
+    processed = now()
+    fields = {"label": to_wire(labeled.labels), "confidence": labeled.confidence}
+    encoded = append_fields(sweep, fields)
     done = now()
-    assert labeled.width == sweep.width
+    assert encoded.width == sweep.width
     return {
-        **result.timings_ms,
+        **labeled.inference_ms,
         "read": 1e3 * (read - start),
-        "write": 1e3 * (done - segmented),
+        "write": 1e3 * (done - processed),
         "total": 1e3 * (done - start),
     }
 
@@ -87,10 +87,8 @@ def engine(name: str, student: Student, meta: CheckpointMeta) -> Callable[[Encod
         peer = SpconvUNet(student.network)
         segmenter._network = lambda x: SparseTensor(x.coords, _one_thread(peer, x))
 
-    def run(sweep: EncodedCloud) -> dict[str, float]:
-        return run_once(segmenter, sweep)
-
-    return run
+    pipeline = Pipeline(segmenter)
+    return lambda sweep: run_once(pipeline, sweep)
 
 
 def _one_thread(peer: Callable[..., torch.Tensor], x: SparseTensor) -> torch.Tensor:
@@ -104,7 +102,7 @@ def _one_thread(peer: Callable[..., torch.Tensor], x: SparseTensor) -> torch.Ten
 
 
 def available_engines(spconv: bool) -> list[str]:
-    """Engines that can run here, with a line on stderr for each that cannot."""
+    """Engines that can run here; prints a line to stderr for each one left out."""
     names = list(ENGINES)
     missing = library.load()
     if isinstance(missing, str):

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What prompts cost: a sweep labeled by the checkpoint's own classes and by words, taking turns.
+"""Cost of prompts: a sweep labeled with the checkpoint's own classes and with words, in turn.
 
     python -m benchmarks.prompts --sweep FILE [--prompts 20] [--json OUT]
 
-The network has random weights unless --checkpoint names one; its time does not depend on them.
-"cost" is the median, over rounds, of the difference between words and own classes in one round:
-wall time, and CPU time of all threads, which a busy machine changes less.
+The network has random weights unless --checkpoint is given; its time does not depend on them.
+"cost" is the median over rounds of the difference between words and own classes: wall time, and
+CPU time of all threads, which depends less on other load of the machine.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from pcseg_core.errors import InputError, PcsegError
 from pcseg_core.files import write_atomic
 from pcseg_core.labels import LabelSpace
 from pcseg_core.models.student import Student, StudentConfig
+from pcseg_core.online.pipeline import Pipeline, Sweep
 from pcseg_core.online.segmenter import Segmenter
 from pcseg_core.vision.text_space import GeneratedText, table_of
 
@@ -55,14 +56,14 @@ def measure(segmenter: Segmenter, cloud: PointCloud, count: int, rounds: int) ->
     """Medians of both, of their difference, and of setting the prompts."""
     if segmenter.text is None:
         raise InputError("the checkpoint knows no words")
-    table = segmenter.text.table
+    pipeline, sweep, table = Pipeline(segmenter), Sweep(cloud), segmenter.text.table
     prompts = [word for word in table.words if "," not in word and ":" not in word][-count:]
 
     actions = {
-        "reset": lambda: segmenter.set_prompts(None),
-        "own_classes": lambda: segmenter.segment(cloud),
-        "set_prompts": lambda: segmenter.set_prompts(prompts),
-        "words": lambda: segmenter.segment(cloud),
+        "reset": lambda: pipeline.set_prompts(None),
+        "own_classes": lambda: pipeline.process(sweep),
+        "set_prompts": lambda: pipeline.set_prompts(prompts),
+        "words": lambda: pipeline.process(sweep),
     }
     clocks = {"wall": time.perf_counter, "cpu": time.process_time}
     spent: dict[str, list[float]] = {f"{a}_{c}_ms": [] for a in actions for c in clocks}

@@ -17,6 +17,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,14 @@ class Watcher:
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(self.node)
 
+    def close(self) -> None:
+        """End the node of this process."""
+        import rclpy
+
+        self._executor.shutdown()
+        self.node.destroy_node()
+        rclpy.try_shutdown()
+
     def _on_cloud(self, message: Any) -> None:
         self.sweeps += 1
 
@@ -102,15 +111,16 @@ def soak(
     samples: list[dict[str, float]] = []
     logs = Path(os.environ.get("TMPDIR", "/tmp")) / f"soak-{os.getpid()}"
     environment = local_domain()
-    watcher = Watcher(overlays, environment)
     given = [f"checkpoint:={checkpoint}", *more] if checkpoint else more
     parameters = [part for text in given for part in ("-p", text)]
     remapped = ["-r", f"points:={topic}", "-r", "__ns:=/soak", "-r", "odometry:=/odometry"]
     command = [NODE, "--ros-args", *parameters, *remapped]
-    with run_module(command, environment, logs / "node.log") as node:
+    with (
+        closing(Watcher(overlays, environment)) as watcher,
+        run_module(command, environment, logs / "node.log") as node,
+    ):
         health = watcher.health
-        failed = lambda: bool(health.fault) or node.poll() is not None  # noqa: E731
-        watcher.spin(lambda: health.active or failed(), _START_S)
+        watcher.spin(lambda: health.active or health.failed or node.poll() is not None, _START_S)
         if not health.active:
             raise PcsegError(f"the node did not become active; see {logs / 'node.log'}")
         play = ["pcseg_ros.bag_play", str(bag), "--loop", "--rate", str(rate)]

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What smoothing over time is worth, and what it costs, on whole drives.
+"""Effect and cost of smoothing over time, on whole recordings.
 
     python -m benchmarks.temporal simulated:seed=100010,sweeps=40,cameras=0 ... --json OUT
     python -m benchmarks.temporal kitti-raw:DIR --checkpoint RUN --json OUT
 
-Labels with and without the temporal buffer are compared sweep by sweep. In simulated drives it is
-known what moves: figures are split into what stands, what moves, and the wake: standing points
-within 0.3 m of where something moved in the last two seconds, which is where smoothing would
-smear. The time of an update stands beside that of `np.unique` on the voxels of the same sweep.
+The pipeline with and without smoothing labels the same deskewed sweeps. In simulated drives the
+moving points are known: figures are split into standing points, moving points, and the wake:
+standing points within 0.3 m of a place where something moved in the last two seconds, where
+smoothing would smear. The time of the fusion stage is compared with that of `np.unique` on the
+voxels of the same sweep.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,15 +25,15 @@ from scipy.spatial import cKDTree
 
 from pcseg_core.data import Recording, Sample, open_recording, readable
 from pcseg_core.errors import InputError, PcsegError
-from pcseg_core.evaluation.contenders import Moment
 from pcseg_core.evaluation.evaluator import truth_of
+from pcseg_core.evaluation.methods import variants
 from pcseg_core.files import write_atomic
 from pcseg_core.geometry import transform
 from pcseg_core.labels import IGNORE
 from pcseg_core.metrics.confusion import Confusion
 from pcseg_core.metrics.flicker import Flicker, Pairing
+from pcseg_core.online.pipeline import MotionConfig, PipelineConfig, SmoothingConfig, Sweep
 from pcseg_core.online.segmenter import Segmenter
-from pcseg_core.online.temporal import TemporalBuffer, TemporalBufferConfig
 from pcseg_core.progress import tracked
 from pcseg_core.simulation.recording import SimulatedDrive
 from pcseg_ros.process import keep_freed_memory
@@ -45,14 +45,14 @@ WAKE_M, WAKE_S = 0.3, 2.0
 
 @dataclass
 class Totals:
-    """Counts over drives.
+    """Counts over recordings.
 
     Attributes:
         classes: number of classes.
         confusions: (method, part) -> confusion.
-        flickers: method -> (changed, pairs) of points that stand (all points, where it is not
-            known what moves).
-        update, unique: wall times [ms]; update_cpu, unique_cpu: times of the calling thread [ms].
+        flickers: method -> (changed, pairs) of standing points (of all points if the moving ones
+            are unknown).
+        times: "fusion" and "unique" -> wall time of each sweep [ms].
     """
 
     classes: int
@@ -66,14 +66,6 @@ class Totals:
         """Add points of a part."""
         empty = Confusion(self.classes)
         self.confusions.setdefault((method, part), empty).update(labels, truth)
-
-    def clock(self, name: str, action: Callable[[], Any]) -> Any:
-        """Run and note wall and CPU time."""
-        wall, cpu = time.perf_counter(), time.thread_time()
-        result = action()
-        self.times.setdefault(f"{name}_cpu", []).append(1e3 * (time.thread_time() - cpu))
-        self.times.setdefault(name, []).append(1e3 * (time.perf_counter() - wall))
-        return result
 
     def as_dict(self) -> dict[str, Any]:
         """All figures as plain values; shares are fractions."""
@@ -104,46 +96,55 @@ def _ious(confusion: Confusion) -> zip[tuple[float, bool]]:
 
 
 def measure(
-    recording: Recording, segmenter: Segmenter, config: TemporalBufferConfig, to: Totals
+    recording: Recording, segmenter: Segmenter, config: SmoothingConfig, to: Totals
 ) -> None:
-    """Add a drive to the totals."""
+    """Add a recording to the totals."""
     if recording.pose_source == "none":
         raise InputError(f"{recording.name}: has no poses, which smoothing over time needs")
-    buffer = TemporalBuffer(config, len(segmenter.label_space))
+    pipeline = PipelineConfig(motion=MotionConfig(deskew=True), temporal=config)
+    smoothed, single = (method.pipeline for method in variants("", "", segmenter, pipeline))
     pairing, flickers = Pairing(), {method: Flicker() for method in METHODS}
     movers, wake = moving_instances(recording), Wake()
     stood: np.ndarray | None = None
     for _, sample in tracked(readable(recording), recording.name, len(recording)):
-        single = segmenter.segment(sample.cloud, probabilities=True)
-        pose, still = sample.T_world_lidar, Moment(sample).still
-        assert pose is not None and single.probabilities is not None
-        cells = np.floor(still[np.isfinite(still).all(1)] / config.voxel_m).astype(np.int64)
-        keys = cells @ np.array([1 << 42, 1 << 21, 1])
-        to.clock("unique", lambda k=keys: np.unique(k, return_inverse=True))
-        look, stamp = single.probabilities, sample.stamp_ns
-        smoothed, _ = to.clock("update", lambda: buffer.update(still, look, pose, stamp))  # noqa: B023
-        world = transform(pose, still.astype(np.float64))
+        sweep = Sweep.of(sample)
+        after, before = smoothed.process(sweep), single.process(sweep)  # share the network's run
+        xyz, pose = before.cloud.xyz, sample.T_world_lidar
+        assert pose is not None
+        to.times.setdefault("fusion", []).append(after.stages_ms["fusion"])
+        to.times.setdefault("unique", []).append(unique_ms(xyz, config.voxel_m))
+        world = transform(pose, xyz.astype(np.float64))
         moving = np.isin(sample.instances, movers) if movers is not None else None
         pairs = pairing.add(world)
         if pairs is not None and moving is not None and stood is not None:
             keep = ~moving[pairs[0]] & stood[pairs[1]]
             pairs = pairs[0][keep], pairs[1][keep]
         stood = None if moving is None else ~moving
-        for method, labels in zip(METHODS, (single.labels, smoothed)):
+        given = before.labels, after.labels
+        for method, labels in zip(METHODS, given):
             flickers[method].add(labels, pairs)
         if moving is not None:
             parts = {
                 "all": np.ones(len(moving), bool),
                 "standing": ~moving,
                 "moving": moving,
-                "wake": wake.add(world, moving, stamp),
+                "wake": wake.add(world, moving, sample.stamp_ns),
             }
-            count_parts(sample, segmenter, (single.labels, smoothed), parts, to)
+            count_parts(sample, segmenter, given, parts, to)
         to.sweeps += 1
-        to.points += len(still)
+        to.points += len(xyz)
     for method, flicker in flickers.items():
         to.flickers[method][0] += flicker.changed
         to.flickers[method][1] += flicker.pairs
+
+
+def unique_ms(xyz: np.ndarray, voxel_m: float) -> float:
+    """Wall time of `np.unique` on the voxels of a sweep [ms]."""
+    cells = np.floor(xyz[np.isfinite(xyz).all(1)] / voxel_m).astype(np.int64)
+    keys = cells @ np.array([1 << 42, 1 << 21, 1])
+    started = time.perf_counter()
+    np.unique(keys, return_inverse=True)
+    return 1e3 * (time.perf_counter() - started)
 
 
 def count_parts(
@@ -153,7 +154,7 @@ def count_parts(
     parts: dict[str, np.ndarray],
     to: Totals,
 ) -> None:
-    """Count right and wrong points of each part."""
+    """Count the points of each part."""
     truth = truth_of(sample, segmenter.label_space)
     for method, given in zip(METHODS, labels):
         for part, mask in parts.items():
@@ -161,7 +162,7 @@ def count_parts(
 
 
 def moving_instances(recording: Recording) -> np.ndarray | None:
-    """Instance ids of what moves in a simulated drive; None for other drives."""
+    """Instance ids of the moving objects of a simulated drive; None for other recordings."""
     if not isinstance(recording, SimulatedDrive):
         return None
     ids = [mover.parts["instance"] for mover in recording.world.scene.movers]
@@ -169,13 +170,13 @@ def moving_instances(recording: Recording) -> np.ndarray | None:
 
 
 class Wake:
-    """Standing points where something moved lately."""
+    """Finds standing points at places where something moved in the last seconds."""
 
     def __init__(self) -> None:
         self._past: list[tuple[int, np.ndarray]] = []
 
     def add(self, world: np.ndarray, moving: np.ndarray, stamp_ns: int) -> np.ndarray:
-        """(N,) bool of a sweep: stands, and is near a place where something moved before."""
+        """(N,) bool: standing points of a sweep near a place where something moved before."""
         self._past = [(s, p) for s, p in self._past if stamp_ns - s <= WAKE_S * 1e9]
         wake = np.zeros(len(world), bool)
         past = [points for _, points in self._past if len(points)]
@@ -189,7 +190,7 @@ class Wake:
 
 
 def table(figures: dict[str, Any]) -> str:
-    """The figures for a terminal."""
+    """The figures as text."""
     single, smoothed = (figures[method] for method in METHODS)
     lines = [f"{figures['sweeps']} sweeps, {figures['points']:,} points"]
     lines.append(
@@ -203,12 +204,9 @@ def table(figures: dict[str, Any]) -> str:
                 f"accuracy % {100 * before['accuracy']:6.2f} -> {100 * after['accuracy']:6.2f}   "
                 f"({before['points']:,} points)"
             )
-    for name in ("update", "unique"):
-        wall, cpu = figures[f"{name}_ms"], figures[f"{name}_cpu_ms"]
-        lines.append(
-            f"{name} ms: wall p50 {wall['p50']}, p95 {wall['p95']}, min {wall['min']}; "
-            f"CPU of its thread p50 {cpu['p50']}, min {cpu['min']}"
-        )
+    for name in ("fusion", "unique"):
+        wall = figures[f"{name}_ms"]
+        lines.append(f"{name} ms: p50 {wall['p50']}, p95 {wall['p95']}, min {wall['min']}")
     return "\n".join(lines)
 
 
@@ -216,7 +214,7 @@ def main() -> int:
     """Run from the command line."""
     keep_freed_memory()  # as the node does
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("drives", nargs="+", help="drives with poses, as pcseg takes them")
+    parser.add_argument("recordings", nargs="+", help="bags or reader:path, with poses")
     parser.add_argument("--checkpoint", default="bundled")
     parser.add_argument("--voxel", type=float, help="edge of the voxels [m]")
     parser.add_argument("--memory", type=float, help="time in which evidence fades to 1/e [s]")
@@ -224,7 +222,8 @@ def main() -> int:
     parser.add_argument("--json")
     arguments = parser.parse_args()
     asked = {"voxel_m": arguments.voxel, "memory_s": arguments.memory, "gate_m": arguments.gate}
-    config = TemporalBufferConfig(**{k: v for k, v in asked.items() if v is not None})
+    given = {k: v for k, v in asked.items() if v is not None}
+    config = SmoothingConfig(enabled=True, **given)
     try:
         segmenter = Segmenter.load(arguments.checkpoint)
         totals = Totals(len(segmenter.label_space))
@@ -237,7 +236,7 @@ def main() -> int:
     print(table(figures))
     if arguments.json:
         content = {
-            "drives": arguments.recordings,
+            "recordings": arguments.recordings,
             "checkpoint": arguments.checkpoint,
             "buffer": config.model_dump(),
             **figures,

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Play a bag into the node, record what it says, and end when the bag does.
+"""Play a bag to the node, record its outputs, and end with the bag.
 
     ros2 launch pcseg_ros replay.launch.py bag:=drive out:=labeled cloud_topic:=/velodyne_points
 
-Takes the arguments of segment.launch.py as well. The time is that of the bag.
+Takes the arguments of segment.launch.py too. The time is that of the bag.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def generate_launch_description() -> LaunchDescription:
     """Declare the arguments; start recorder and node, then the player."""
     own = [
         DeclareLaunchArgument("bag", description="Bag to play"),
-        DeclareLaunchArgument("out", description="Folder of the bag that is recorded; new"),
-        DeclareLaunchArgument("rate", default_value="1.0", description="Speed"),
+        DeclareLaunchArgument("out", description="Folder of the new bag with the outputs"),
+        DeclareLaunchArgument("rate", default_value="1.0", description="Speed of the bag"),
     ]
     start = OpaqueFunction(function=_start)
     return LaunchDescription([*own, *launching.node_arguments(), start])

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Start the segmentation node; without a checkpoint it takes the bundled one.
+"""Start the segmentation node, with the bundled checkpoint if none is given.
 
     ros2 launch pcseg_ros segment.launch.py checkpoint:=runs/first cloud_topic:=/velodyne_points
 
-The arguments are the values that most setups change; everything else is in the parameter file.
-An argument that is given overrides the parameter file. With `bag:=DIR` the bag is played as soon
+The arguments are the parameters that most setups change; all others are in the parameter file.
+A given argument overrides the parameter file. With `bag:=DIR` the bag is played as soon
 as the node is active.
 """
 
@@ -22,7 +22,9 @@ def generate_launch_description() -> LaunchDescription:
     bag = [
         DeclareLaunchArgument("bag", default_value="", description="Bag to play, if any"),
         DeclareLaunchArgument("rate", default_value="1.0", description="Speed of the bag"),
-        DeclareLaunchArgument("loop", default_value="false", description="Play it for ever"),
+        DeclareLaunchArgument(
+            "loop", default_value="false", description="Play the bag in a loop: true or false"
+        ),
     ]
     start = OpaqueFunction(function=_start)
     return LaunchDescription([*launching.node_arguments(), *bag, start])

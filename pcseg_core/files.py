@@ -88,6 +88,53 @@ def claim_folder(out: Path, kind: FolderKind, *, fresh: bool = False) -> bool:
         InputError: it is a file or holds something else; or `fresh`, and it also holds files that
             we did not write. Nothing is deleted in either case.
     """
+    if not _is_ours(out, kind):
+        return False
+    if not fresh:
+        return True
+    for path in _own_files(out, kind):
+        path.unlink()
+    for folder in sorted((p for p in out.rglob("*") if p.is_dir()), reverse=True):
+        folder.rmdir()
+    return False
+
+
+def check_new_folder(out: Path, kind: FolderKind, *, force: bool) -> None:
+    """Make sure that `new_folder` can put a result at `out`, before the work that makes it.
+
+    Raises:
+        InputError: see `new_folder`.
+    """
+    if not _is_ours(out, kind):
+        return
+    if not force:
+        raise InputError(f"{out} exists; choose another path, or use --force to replace it")
+    _own_files(out, kind)
+
+
+@contextmanager
+def new_folder(out: Path, kind: FolderKind, *, force: bool) -> Iterator[Path]:
+    """Give a temporary path as `atomic_path` does; an earlier result at `out` is replaced.
+
+    The earlier result stays until the block succeeds.
+
+    Args:
+        out: the folder.
+        kind: what may be replaced.
+        force: replace an earlier result.
+
+    Raises:
+        InputError: `out` is taken and `force` is not given, or by something else than an earlier
+            result, or together with files that we did not write.
+    """
+    check_new_folder(out, kind, force=force)
+    with atomic_path(out) as folder:
+        yield folder
+        claim_folder(out, kind, fresh=True)
+
+
+def _is_ours(out: Path, kind: FolderKind) -> bool:
+    """Whether a folder holds results of a kind; False for a new or empty one, else an error."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     try:
@@ -98,8 +145,11 @@ def claim_folder(out: Path, kind: FolderKind, *, fresh: bool = False) -> bool:
         raise InputError(
             f"{out} exists and is not a {kind.name} ({error}); choose another path"
         ) from error
-    if not fresh:
-        return True
+    return True
+
+
+def _own_files(out: Path, kind: FolderKind) -> list[Path]:
+    """All files of a folder, or an error if we did not write all of them."""
     known = (kind.marker, *kind.contents)
     files = [path for path in out.rglob("*") if path.is_symlink() or not path.is_dir()]
     names = {path: path.relative_to(out).as_posix() for path in files}
@@ -110,11 +160,7 @@ def claim_folder(out: Path, kind: FolderKind, *, fresh: bool = False) -> bool:
             f"{out} also holds files that pcseg did not write ({listed}); move them away, or "
             "choose another path"
         )
-    for path in files:
-        path.unlink()
-    for folder in sorted((p for p in out.rglob("*") if p.is_dir()), reverse=True):
-        folder.rmdir()
-    return False
+    return files
 
 
 def _honor_umask(written: Path) -> None:

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parameters of the segmentation node. No ROS imports.
 
-The node adds to `PipelineConfig`, which decides the labels, where its inputs come from and what it
-publishes.
+`PipelineConfig` decides the labels; the node adds its inputs and outputs.
 """
 
 from __future__ import annotations

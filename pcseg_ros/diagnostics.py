@@ -15,11 +15,7 @@ import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.node import Node
 
-from pcseg_core.online.pipeline import NO_MOTION
-
-__all__ = ["NO_MOTION"]
-
-# Reasons for which a sweep is dropped, with NO_MOTION.
+# Reasons for which a sweep is dropped, besides `pcseg_core.online.pipeline.NO_MOTION`.
 REPLACED = "replaced by a newer sweep"
 TOO_OLD = "too old"
 MALFORMED = "malformed"

@@ -15,7 +15,7 @@ from sensor_msgs.msg import PointCloud2
 from pcseg_core.data.sample import CameraFrame
 from pcseg_core.errors import InputError
 from pcseg_core.labels import LabelSpace
-from pcseg_core.online.pipeline import MotionError, Pipeline, SegmenterLike
+from pcseg_core.online.pipeline import NO_MOTION, MotionError, Pipeline, SegmenterLike
 from pcseg_ros import conversions, diagnostics
 from pcseg_ros.camera_teacher import CameraTeacher, PendingEvidence
 from pcseg_ros.config import NodeConfig
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 
 
 class NodeSegmenter(SegmenterLike, Protocol):
-    """A segmenter that tells its device, as `pcseg_core.online.segmenter.Segmenter` does."""
+    """The part of `pcseg_core.online.segmenter.Segmenter` that the node uses."""
 
     @property
     def device(self) -> object:
-        """Where the network runs; its text is "cpu", "cuda" or "cuda:N"."""
+        """Where the network runs; as text "cpu", "cuda" or "cuda:N"."""
 
 
 class Inference:
@@ -213,7 +213,7 @@ class Inference:
     def _reason_of(self, error: Exception) -> str:
         """Why a sweep with this error is dropped."""
         if isinstance(error, MotionError):
-            return diagnostics.NO_MOTION
+            return NO_MOTION
         if isinstance(error, InputError):
             return diagnostics.MALFORMED
         if "out of memory" not in str(error):  # torch raises RuntimeError or a subclass

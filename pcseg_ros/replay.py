@@ -17,8 +17,8 @@ from sensor_msgs.msg import PointCloud2
 
 from pcseg_core.data.bag import BagRecording
 from pcseg_core.data.bag_reader import ODOMETRY
-from pcseg_core.demo.live import ReplayResult
 from pcseg_core.errors import PcsegError
+from pcseg_core.evaluation.live import ReplayResult
 from pcseg_ros.conversions import read_labels, stamp_ns
 from pcseg_ros.health import NodeHealth
 from pcseg_ros.subprocesses import applied, local_domain, run_module, tail
@@ -151,7 +151,7 @@ class _Listener:
         def running() -> bool:
             return node.poll() is None
 
-        self.try_wait(lambda: condition() or bool(self._health.fault) or not running(), limit_s)
+        self.try_wait(lambda: condition() or self._health.failed or not running(), limit_s)
         if self._health.fault:
             raise PcsegError(f"the node is {self._health.fault}")
         if not running() or not condition():

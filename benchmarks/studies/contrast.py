@@ -16,7 +16,6 @@ import typer
 from benchmarks.studies import study
 from benchmarks.studies.study import Data, JsonOut, Picture, Row, Seeds, Work
 from pcseg_core.cli.options import Device, Steps, adjusted
-from pcseg_core.cli.progress import note
 from pcseg_core.data import Recording, open_recording
 from pcseg_core.errors import InputError
 from pcseg_core.evaluation import pictures
@@ -28,6 +27,7 @@ from pcseg_core.learning.pretrain import pretrain
 from pcseg_core.learning.pretrain_recipe import PretrainRecipe, load_pretrain_recipe
 from pcseg_core.learning.probe import Features, FrozenNetwork, Scan, probe_features, untrained
 from pcseg_core.learning.runs import on_gpu
+from pcseg_core.progress import note
 from pcseg_core.recipes import recipe_file
 
 RAW, UNTRAINED = "raw inputs", "random"

@@ -19,7 +19,6 @@ from pcseg_core.checkpoint import load_checkpoint
 from pcseg_core.cli.finetune import read_sweeps
 from pcseg_core.cli.options import Device, Steps, adjusted
 from pcseg_core.cli.probe import read
-from pcseg_core.cli.progress import note
 from pcseg_core.config import load_yaml
 from pcseg_core.errors import InputError
 from pcseg_core.evaluation import pictures
@@ -28,6 +27,7 @@ from pcseg_core.labels import LabelSpace
 from pcseg_core.learning.dataset import TrainingSweep
 from pcseg_core.learning.finetune import FinetuneRecipe, finetune
 from pcseg_core.learning.probe import Scan
+from pcseg_core.progress import note
 
 PRETRAINED, SCRATCH = "pretrained", "scratch"
 SHARES = (1.0, 5.0, 10.0, 25.0, 100.0)

@@ -17,7 +17,6 @@ from pydantic import Field
 
 from benchmarks.studies import study
 from pcseg_core.cli.outputs import check_file
-from pcseg_core.cli.progress import progress_bar
 from pcseg_core.config import Section
 from pcseg_core.data.semantic_kitti import SemanticKittiRecording
 from pcseg_core.errors import InputError
@@ -28,6 +27,7 @@ from pcseg_core.online.example_pictures import encoder_of, read_pictures
 from pcseg_core.online.prompts import EVERYTHING_ELSE, PromptSet
 from pcseg_core.online.prototypes import fit_prototypes
 from pcseg_core.online.segmenter import Segmenter
+from pcseg_core.progress import bar
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -280,7 +280,7 @@ def words_study(
         segmenter.set_prototypes(fit_prototypes(encoder, read_pictures(images)))
         report = measure_classes(segmenter, recording, label_space, str(run))
     else:
-        with progress_bar("measuring words") as progress:
+        with bar("measuring words") as progress:
             report = measure_words(
                 segmenter, recording, words or [], label_space, str(run), progress
             )

@@ -17,7 +17,6 @@ import typer
 from benchmarks.studies import study
 from benchmarks.studies.study import Data, JsonOut, Picture, Row, Seeds, Work
 from pcseg_core.cli.options import Device, Steps, adjusted
-from pcseg_core.cli.progress import note
 from pcseg_core.distill.alignment import AlignmentConfig
 from pcseg_core.distill.consolidation import ConsolidationConfig
 from pcseg_core.errors import InputError
@@ -31,6 +30,7 @@ from pcseg_core.learning.zero_shot_recipe import (
     load_zero_shot_recipe,
 )
 from pcseg_core.learning.zero_shot_split import Split, load_split
+from pcseg_core.progress import note
 from pcseg_core.recipes import recipe_file
 
 SEEN_ONLY = "seen labels alone"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`pcseg demo`: the main job from nothing to a picture."""
+"""`pcseg demo`: end-to-end demo on simulated data."""
 
 from __future__ import annotations
 
@@ -11,23 +11,26 @@ import typer
 
 def demo(
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("demo"),
-    seed: Annotated[int, typer.Option(min=0, help="Other towns, streets and traffic.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of towns, traffic and training.")] = 0,
     steps: Annotated[int | None, typer.Option(min=1, help="Training steps.")] = None,
     ros: Annotated[
         bool, typer.Option("--ros/--no-ros", help="Replay over DDS through the ROS 2 node.")
     ] = True,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Start over; deletes an earlier demo in OUT.")
+    ] = False,
 ) -> None:
-    """Record simulated drives, distil a LiDAR segmenter from their images, run it live, measure it.
+    """Record simulated drives, distill a LiDAR segmenter from their images, run and measure it.
 
-    Leaves report.json, picture.png and drive.rrd (for the Rerun viewer). Interrupted, the same
-    command goes on.
+    Writes report.json, picture.png and drive.rrd (for the Rerun viewer). Interrupted runs resume:
+    run the same command again.
     """
     from pcseg_core.demo.run import DemoSettings, run_demo
 
     given: dict[str, Any] = {"seed": seed, "use_ros": ros}
     if steps is not None:
         given["steps"] = steps
-    _print(run_demo(DemoSettings(**given), out), out)
+    _print(run_demo(DemoSettings(**given), out, fresh=fresh), out)
 
 
 def _print(report: dict[str, Any], out: Path) -> None:
@@ -35,10 +38,10 @@ def _print(report: dict[str, Any], out: Path) -> None:
     from rich.table import Table
 
     share = 100 * report["seen_share"]
-    table = Table(title="mIoU over 8 classes, on a drive that nothing was trained on")
+    table = Table(title="mIoU over 8 classes, on a drive that is not in the training data")
     table.add_column("")
-    table.add_column(f"points that cameras see\n({share:.0f} %)", justify="right")
-    table.add_column("points that no camera\nsees", justify="right")
+    table.add_column(f"points in view of\na camera ({share:.0f} %)", justify="right")
+    table.add_column("points out of\nview", justify="right")
     table.add_column("all points", justify="right")
     table.add_row("teacher: camera labels, projected", _percent(report["teacher_miou"]), "-", "-")
     for name, title in (("student", "student: LiDAR alone"), ("bundled", "bundled checkpoint")):
@@ -50,10 +53,10 @@ def _print(report: dict[str, Any], out: Path) -> None:
     times = ", ".join(f"{name} {t['p50']:.0f} ms (p95 {t['p95']:.0f})" for name, t in stages)
     console.print(f"latency per sweep, {report['transport']}: {times}")
     reasons = ", ".join(f"{reason}: {count}" for reason, count in report["drops"].items())
-    answered = f"{report['sweeps_answered']} of {report['sweeps_sent']} sweeps answered"
+    answered = f"{report['sweeps_answered']} of {report['sweeps_sent']} sweeps labeled"
     console.print(f"{answered}; dropped: {reasons or 'none'}")
     console.print(f"took {sum(report['seconds'].values()):.0f} s: {report['seconds']}")
-    console.print(f"look at {out / 'picture.png'}, or: rerun {out / 'drive.rrd'}")
+    console.print(f"see {out / 'picture.png'}, or: rerun {out / 'drive.rrd'}")
 
 
 def _percent(value: float | None) -> str:

@@ -4,16 +4,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pcseg_core.cli.outputs import PICTURES, check_file
-from pcseg_core.cli.progress import note, progress_bar
 from pcseg_core.errors import InputError
-
-REPLAY = "Replay of a recording"
+from pcseg_core.progress import bar, note
 
 if TYPE_CHECKING:
     from pcseg_core.data import Recording
@@ -22,202 +21,213 @@ if TYPE_CHECKING:
     from pcseg_core.evaluation.report import BoxReport
     from pcseg_core.online.segmenter import Segmenter
 
+_REPLAY = "Replay of a recording"
+
+Run = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN|RECORDING",
+        help="Run directory of `pcseg distill`, or a checkpoint; with --checkpoint or --params a "
+        "recording to replay: a bag, or reader:path.",
+    ),
+]
+SemanticKitti = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder in SemanticKITTI layout: a sequence, a folder of sequences, or any folder "
+        "with velodyne/ and labels/."
+    ),
+]
+Source = Annotated[
+    str | None, typer.Option(help="Any other labeled source: a bag, or reader:path.")
+]
+Boxes = Annotated[
+    str | None,
+    typer.Option(help="A source with 3D boxes, for recall of vehicle and person points."),
+]
+Json = Annotated[Path | None, typer.Option("--json", help="Write all figures to this JSON file.")]
+Picture = Annotated[Path | None, typer.Option(help="Draw figures and one scan into this PNG.")]
+Space = Annotated[str, typer.Option(help="Label space to measure in.")]
+Baselines = Annotated[bool, typer.Option(help="Also fit and measure baselines (majority, linear).")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Backend = Annotated[
+    str, typer.Option(envvar="PCSEG_BACKEND", help="Backend of the sparse convolutions.")
+]
+Checkpoint = Annotated[
+    str | None, typer.Option(help="Checkpoint to replay the recording to.", rich_help_panel=_REPLAY)
+]
+Compare = Annotated[
+    str | None,
+    typer.Option(help="A second checkpoint, on the same sweeps.", rich_help_panel=_REPLAY),
+]
+Live = Annotated[
+    bool,
+    typer.Option(
+        "--live",
+        help="Play the bag over DDS, at the speed of the recording, to a new node.",
+        rich_help_panel=_REPLAY,
+    ),
+]
+Params = Annotated[
+    Path | None,
+    typer.Option(
+        help="ROS parameter file (YAML) of the node. Without --live the recording is evaluated "
+        "offline by the pipeline that the node runs with these parameters.",
+        rich_help_panel=_REPLAY,
+    ),
+]
+Temporal = Annotated[
+    bool,
+    typer.Option(
+        "--temporal",
+        help="Smooth over time, as the node with temporal.enabled: true; needs poses.",
+        rich_help_panel=_REPLAY,
+    ),
+]
+Deskew = Annotated[
+    bool,
+    typer.Option(
+        "--deskew",
+        help="Correct the points for the motion within the sweep, as the node with "
+        "motion.deskew: true; needs poses.",
+        rich_help_panel=_REPLAY,
+    ),
+]
+Cameras = Annotated[
+    bool,
+    typer.Option(
+        "--cameras",
+        help="Fuse the pixel classes of --teacher, as the node with teacher.fuse: true.",
+        rich_help_panel=_REPLAY,
+    ),
+]
+Labels = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder with .label files (SemanticKITTI) of the sweeps, for a recording without "
+        "labels.",
+        rich_help_panel=_REPLAY,
+    ),
+]
+Teacher = Annotated[
+    str | None,
+    typer.Option(
+        help="Recipe (name or file) whose teacher labels images, for the agreement with the "
+        "cameras.",
+        rich_help_panel=_REPLAY,
+    ),
+]
+
 
 def evaluate(
-    run: Annotated[
-        str,
-        typer.Argument(
-            metavar="RUN|RECORDING",
-            help="Run directory of `pcseg distill`, or a checkpoint; with --checkpoint a "
-            "recording to replay: a bag, or reader:path.",
-        ),
-    ],
-    semantic_kitti: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder in SemanticKITTI layout: a sequence, a folder of sequences, or any "
-            "folder with velodyne/ and labels/."
-        ),
-    ] = None,
-    source: Annotated[
-        str | None, typer.Option(help="Any other labeled source: a bag, or reader:path.")
-    ] = None,
-    boxes: Annotated[
-        str | None,
-        typer.Option(help="A source with 3D boxes, for recall of vehicle and person points."),
-    ] = None,
-    json_: Annotated[
-        Path | None, typer.Option("--json", help="Write all figures there as JSON.")
-    ] = None,
-    picture: Annotated[
-        Path | None, typer.Option(help="Draw figures and one scan into this PNG.")
-    ] = None,
-    label_space: Annotated[str, typer.Option(help="Label space to measure in.")] = "street",
-    baselines: Annotated[
-        bool, typer.Option(help="Fit and measure baselines (majority, linear) beside it.")
-    ] = True,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    backend: Annotated[
-        str, typer.Option(envvar="PCSEG_BACKEND", help="Backend of the sparse convolutions.")
-    ] = "auto",
-    checkpoint: Annotated[
-        str | None,
-        typer.Option(help="Replay the recording to this checkpoint.", rich_help_panel=REPLAY),
-    ] = None,
-    compare: Annotated[
-        str | None,
-        typer.Option(help="A second checkpoint, on the same sweeps.", rich_help_panel=REPLAY),
-    ] = None,
-    live: Annotated[
-        bool,
-        typer.Option(
-            "--live",
-            help="Play the bag over DDS, as fast as it was recorded, to a node of its own.",
-            rich_help_panel=REPLAY,
-        ),
-    ] = False,
-    params: Annotated[
-        Path | None,
-        typer.Option(
-            help="ROS parameter file (YAML) of the node that --live plays to, as on the robot.",
-            rich_help_panel=REPLAY,
-        ),
-    ] = None,
-    temporal: Annotated[
-        bool,
-        typer.Option("--temporal", help="Smooth over time; needs poses.", rich_help_panel=REPLAY),
-    ] = False,
-    cameras: Annotated[
-        bool,
-        typer.Option(
-            "--cameras", help="Add the teacher's pixels of each sweep.", rich_help_panel=REPLAY
-        ),
-    ] = False,
-    labels: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder of .label files (SemanticKITTI) of the sweeps, where the recording "
-            "itself has no labels.",
-            rich_help_panel=REPLAY,
-        ),
-    ] = None,
-    teacher: Annotated[
-        Path | None,
-        typer.Option(
-            help="Recipe (name or file) whose teacher labels images, for the agreement with the "
-            "cameras.",
-            rich_help_panel=REPLAY,
-        ),
-    ] = None,
+    run: Run,
+    semantic_kitti: SemanticKitti = None,
+    source: Source = None,
+    boxes: Boxes = None,
+    json_: Json = None,
+    picture: Picture = None,
+    label_space: Space = "street",
+    baselines: Baselines = True,
+    device: Device = "auto",
+    backend: Backend = "auto",
+    checkpoint: Checkpoint = None,
+    compare: Compare = None,
+    live: Live = False,
+    params: Params = None,
+    temporal: Temporal = False,
+    deskew: Deskew = False,
+    cameras: Cameras = False,
+    labels: Labels = None,
+    teacher: Teacher = None,
 ) -> None:
-    """Measure a checkpoint on labeled sweeps, or by the replay of a recorded drive.
+    """Measure a checkpoint on labeled sweeps, or by the replay of a recording.
 
     `pcseg evaluate RUN --semantic-kitti DIR` measures on labeled sweeps. `pcseg evaluate
-    RECORDING --checkpoint RUN` replays a drive, which need not have labels: mIoU where it has,
-    flicker from sweep to sweep, agreement with the cameras, latency, drops and memory.
+    RECORDING --checkpoint RUN` replays a recording, with or without labels: mIoU if it has
+    labels, flicker from sweep to sweep, agreement with the cameras, latency, drops and memory.
+    The figures are those of the pipeline of a node with default parameters, with the options
+    --temporal, --deskew and --cameras, or with the parameter file --params.
 
     Fractions in the JSON are 0 to 1. `miou` and `accuracy` are taken in the label space "street"
     (road, sidewalk, structure, vegetation, terrain, vehicle, person, pole), `miou_merged_ground`
     with road, sidewalk and terrain as one.
     """
-    if checkpoint is not None:
-        if semantic_kitti or source or boxes:
-            raise InputError(
-                "--checkpoint replays the recording that comes first; leave out "
-                "--semantic-kitti, --source and --boxes"
-            )
-        check_file(json_)
-        check_file(picture, PICTURES)
-        from pcseg_core.cli.evaluate_replay import ReplayOptions, evaluate_recording
-
-        options = ReplayOptions(
-            checkpoint,
-            compare,
-            live,
-            params,
-            temporal,
-            cameras,
-            labels,
-            teacher,
-            label_space,
-            device,
-            backend,
-        )
-        evaluate_recording(run, options, json_, picture)
-        return
-    if compare or live or params or temporal or cameras or labels or teacher:
-        raise InputError(
-            "--compare, --live, --params, --temporal, --cameras, --labels and --teacher are for a "
-            "replay: pcseg evaluate RECORDING --checkpoint RUN"
-        )
-    _on_labels(
-        Path(run),
-        semantic_kitti,
-        source,
-        boxes,
-        json_,
-        picture,
-        label_space,
-        baselines,
-        device,
-        backend,
-    )
-
-
-def _on_labels(
-    run: Path,
-    semantic_kitti: Path | None,
-    source: str | None,
-    boxes: str | None,
-    json_: Path | None,
-    picture: Path | None,
-    label_space: str,
-    baselines: bool,
-    device: str,
-    backend: str,
-) -> None:
-    """Measure on labeled sweeps and on boxes."""
-    _check(semantic_kitti, source, boxes, json_, picture)
-    from pcseg_core.online.segmenter import Segmenter
-
-    report: Report | None = None
-    box_report: BoxReport | None = None
-    segmenter = Segmenter.load(run, device=device, backend=backend)
-    if semantic_kitti or source:
-        recording = _open(semantic_kitti, source)
-        report = _against_labels(run, segmenter, recording, label_space, baselines)
-    if boxes:
-        box_report = _against_boxes(segmenter, boxes)
-    _write(run, report, box_report, json_, picture)
-
-
-def _check(
-    semantic_kitti: Path | None,
-    source: str | None,
-    boxes: str | None,
-    json_: Path | None,
-    picture: Path | None,
-) -> None:
-    if semantic_kitti and source:
-        raise InputError("give either --semantic-kitti or --source, not both")
-    if not (semantic_kitti or source or boxes):
-        raise InputError("nothing to measure on; give --semantic-kitti DIR, --source or --boxes")
-    if semantic_kitti and not semantic_kitti.is_dir():
-        raise InputError(f"--semantic-kitti {semantic_kitti}: no such folder")
-    if picture and not (semantic_kitti or source):
-        raise InputError("--picture needs labeled sweeps: give --semantic-kitti or --source too")
     check_file(json_)
     check_file(picture, PICTURES)
+    if checkpoint is None and params is None:
+        if compare or live or temporal or deskew or cameras or labels or teacher:
+            raise InputError(
+                "--compare, --live, --temporal, --deskew, --cameras, --labels and --teacher are "
+                "for a replay: pcseg evaluate RECORDING --checkpoint RUN"
+            )
+        request = _Request(Path(run), semantic_kitti, source, boxes, json_, picture)
+        _evaluate_run(request, label_space, baselines, device, backend)
+        return
+    if semantic_kitti or source or boxes:
+        raise InputError(
+            "--checkpoint and --params replay the recording that comes first; leave out "
+            "--semantic-kitti, --source and --boxes"
+        )
+    from pcseg_core.cli.evaluate_replay import ReplayOptions, evaluate_recording
+
+    how = (live, params, temporal, deskew, cameras)
+    options = ReplayOptions(
+        checkpoint, compare, *how, labels, teacher, label_space, device, backend
+    )
+    evaluate_recording(run, options, json_, picture)
 
 
-def _open(semantic_kitti: Path | None, source: str | None) -> Recording:
+@dataclass(frozen=True)
+class _Request:
+    """The sources and outputs of an evaluation on labeled sweeps."""
+
+    run: Path
+    semantic_kitti: Path | None
+    source: str | None
+    boxes: str | None
+    json: Path | None
+    picture: Path | None
+
+    def check(self) -> None:
+        """Refuse options that exclude each other, before the long work."""
+        if self.semantic_kitti and self.source:
+            raise InputError("give either --semantic-kitti or --source, not both")
+        if not (self.semantic_kitti or self.source or self.boxes):
+            raise InputError(
+                "nothing to measure on; give --semantic-kitti DIR, --source or --boxes"
+            )
+        if self.semantic_kitti and not self.semantic_kitti.is_dir():
+            raise InputError(f"--semantic-kitti {self.semantic_kitti}: no such folder")
+        if self.picture and not (self.semantic_kitti or self.source):
+            raise InputError(
+                "--picture needs labeled sweeps: give --semantic-kitti or --source too"
+            )
+
+
+def _evaluate_run(
+    request: _Request, label_space: str, with_baselines: bool, device: str, backend: str
+) -> None:
+    """Measure on labeled sweeps and on boxes."""
+    request.check()
+    from pcseg_core.online.segmenter import Segmenter
+
+    segmenter = Segmenter.load(request.run, device=device, backend=backend)
+    report: Report | None = None
+    if request.semantic_kitti or request.source:
+        recording = _open(request)
+        report = _against_labels(request.run, segmenter, recording, label_space, with_baselines)
+    box_report = _against_boxes(segmenter, request.boxes) if request.boxes else None
+    _write(request, report, box_report)
+
+
+def _open(request: _Request) -> Recording:
     from pcseg_core.data import open_recording
     from pcseg_core.data.semantic_kitti import SemanticKittiRecording
 
-    if semantic_kitti:
-        return SemanticKittiRecording(semantic_kitti, lidar_only=True)
-    assert source is not None
-    return open_recording(source)
+    if request.semantic_kitti:
+        return SemanticKittiRecording(request.semantic_kitti, lidar_only=True)
+    assert request.source is not None
+    return open_recording(request.source)
 
 
 def _against_labels(
@@ -225,12 +235,13 @@ def _against_labels(
 ) -> Report:
     from pcseg_core.evaluation.evaluator import evaluate as measure
     from pcseg_core.labels import LabelSpace, grouping
+    from pcseg_core.online.pipeline import Pipeline
 
-    grouping(segmenter.label_space, LabelSpace.load(label_space))  # fail before the long part
+    grouping(segmenter.label_space, LabelSpace.load(label_space))  # fails before the long part
     fitted, remark = _fit_baselines(run, segmenter) if with_baselines else ({}, "not asked for")
-    with progress_bar("measuring sweeps") as progress:
+    with bar("measuring sweeps") as progress:
         report = measure(
-            segmenter,
+            Pipeline(segmenter),
             recording,
             space=label_space,
             baselines=fitted,
@@ -245,31 +256,26 @@ def _against_labels(
 
 
 def _fit_baselines(run: Path, segmenter: Segmenter) -> tuple[dict[str, Baseline], str | None]:
-    """The baselines, or the reason why there are none."""
+    """The baselines, or the reason for leaving them out."""
     from pcseg_core.evaluation.baselines import fit_baselines, run_directory
 
     folder = run_directory(run)
     if not (folder / "pseudo_labels").is_dir():
         return {}, f"{folder}/pseudo_labels, to which they are fitted, is missing"
-    with progress_bar("fitting baselines") as progress:
+    with bar("fitting baselines") as progress:
         return fit_baselines(folder, device=str(segmenter.device), progress=progress), None
 
 
 def _against_boxes(segmenter: Segmenter, source: str) -> BoxReport:
     from pcseg_core.data import open_recording
     from pcseg_core.evaluation import evaluate_boxes
+    from pcseg_core.online.pipeline import Pipeline
 
-    with progress_bar("measuring against boxes") as progress:
-        return evaluate_boxes(segmenter, open_recording(source), progress=progress)
+    with bar("measuring against boxes") as progress:
+        return evaluate_boxes(Pipeline(segmenter), open_recording(source), progress=progress)
 
 
-def _write(
-    run: Path,
-    report: Report | None,
-    boxes: BoxReport | None,
-    json_: Path | None,
-    picture: Path | None,
-) -> None:
+def _write(request: _Request, report: Report | None, boxes: BoxReport | None) -> None:
     from rich.console import Console
 
     from pcseg_core.evaluation import render
@@ -282,10 +288,10 @@ def _write(
         console.print(report.table())
     if boxes:
         console.print(box_table(boxes))
-    if json_ and report:
-        report.write_json(json_)
-    elif json_ and boxes:
-        content = {"checkpoint": str(run), "boxes": boxes.model_dump(mode="json")}
-        write_atomic(json_, json.dumps(content, indent=2) + "\n")
-    if picture and report:
-        render(report, picture)
+    if request.json and report:
+        report.write_json(request.json)
+    elif request.json and boxes:
+        content = {"checkpoint": str(request.run), "boxes": boxes.model_dump(mode="json")}
+        write_atomic(request.json, json.dumps(content, indent=2) + "\n")
+    if request.picture and report:
+        render(report, request.picture)

@@ -1,95 +1,94 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`pcseg evaluate RECORDING --checkpoint C`: judge a checkpoint by the replay of a drive."""
+"""`pcseg evaluate RECORDING --checkpoint C`: measure a checkpoint by the replay of a recording."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+from urllib.parse import parse_qsl
 
-from pcseg_core.cli.progress import note, progress_bar
-from pcseg_core.config import read_yaml
 from pcseg_core.errors import InputError
+from pcseg_core.progress import bar, note
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from pcseg_core.data import Recording
-    from pcseg_core.distill.pseudo_labels import PseudoLabelConfig
-    from pcseg_core.evaluation.contenders import Contender
-    from pcseg_core.evaluation.replay import Judges
+    from pcseg_core.evaluation.live import NodeSetup
+    from pcseg_core.evaluation.methods import Method, PipelineMethod
+    from pcseg_core.evaluation.replay import GroundTruth
     from pcseg_core.evaluation.replay_report import ReplayReport
-    from pcseg_core.vision.pixel_classes import PixelClasses
+    from pcseg_core.learning.recipe import Recipe
+    from pcseg_core.vision.pixel_classes import PixelClasses, TeacherConfig
 
 
 @dataclass(frozen=True)
 class ReplayOptions:
-    """What `pcseg evaluate` was asked for; see its options."""
+    """The options of `pcseg evaluate` for a replay."""
 
-    checkpoint: str
+    checkpoint: str | None
     compare: str | None
     live: bool
     params: Path | None
     temporal: bool
+    deskew: bool
     cameras: bool
     labels: Path | None
-    teacher: Path | None
+    teacher: str | None
     label_space: str
     device: str
     backend: str
 
     def check(self) -> None:
-        """Refuse what does not go together, before the long part."""
+        """Refuse options that exclude each other, before the long work."""
+        short_forms = self.temporal or self.deskew or self.cameras
         if self.cameras and not self.teacher:
             raise InputError("--cameras needs a teacher for the images: give --teacher too")
-        if self.live and (self.temporal or self.cameras):
+        if short_forms and self.live:
             raise InputError(
-                "--live plays the bag to the node; set temporal.enabled, cameras and the like in a "
-                "parameter file and give it by --params. --temporal and --cameras are for the "
-                "evaluation without --live"
+                "--live plays the bag to the node; set temporal.enabled, motion.deskew and "
+                "teacher.fuse in a parameter file and give it by --params. --temporal, --deskew "
+                "and --cameras are for the evaluation without --live"
             )
-        if self.params:
-            self._check_params(self.params)
+        if short_forms and self.params:
+            raise InputError(
+                f"--params {self.params} decides the pipeline: set temporal.enabled, "
+                "motion.deskew and teacher.fuse there instead of giving --temporal, --deskew or "
+                "--cameras"
+            )
         if self.labels and not self.labels.is_dir():
             raise InputError(f"--labels {self.labels}: no such folder")
-
-    def _check_params(self, params: Path) -> None:
-        if not self.live:
-            raise InputError("--params are those of the node: give --live too")
-        if not params.is_file():
-            raise InputError(f"--params {params}: no such file")
-        if any(_prompts_of(read_yaml(params))):
-            raise InputError(
-                f"--params {params}: prompts change what labels mean; leave them out to be "
-                "measured in the checkpoint's classes"
-            )
-
-
-def _prompts_of(node: Any) -> Iterator[str]:
-    """Prompts that a parameter file sets, at whatever depth of names of nodes."""
-    for key, value in node.items() if isinstance(node, dict) else ():
-        if key == "prompts" and isinstance(value, list):
-            yield from (str(word) for word in value if word)
-        else:
-            yield from _prompts_of(value)
 
 
 def evaluate_recording(
     source: str, options: ReplayOptions, json_: Path | None, picture: Path | None
 ) -> ReplayReport:
-    """Measure, print the table and write what was asked for."""
+    """Replay a recording, print the figures and write report and picture."""
+    options.check()
     from rich.console import Console
 
     from pcseg_core.evaluation.replay import evaluate_replay
     from pcseg_core.evaluation.replay_picture import render_replay
 
-    options.check()
-    recording = _open(source, options)
-    teacher, teaching = _teacher(options)
-    judges = _judges(recording, options, teacher, teaching)
-    contenders = _live(source, options) if options.live else _offline(recording, options, teacher)
-    with progress_bar("measuring sweeps") as progress:
-        report = evaluate_replay(recording, contenders, judges, progress)
+    recipe = _recipe(options)
+    setup = _setup(options, recipe)
+    if options.live:
+        _check_bag(source)
+    recording = _open(source, setup)
+    if not options.live:
+        _check_poses(recording, source, setup)
+    teacher = _load_teacher(recipe.teacher, setup) if recipe else None
+    truth = _ground_truth(recording, options, recipe, teacher)
+    if options.live:
+        methods = _live(source, options, setup)
+    else:
+        same = recipe is not None and recipe.teacher == setup.teacher
+        fused = teacher if same else _load_teacher(setup.teacher, setup)
+        methods = _offline(options, setup, fused)
+    with bar("measuring sweeps") as progress:
+        report = evaluate_replay(recording, methods, truth, progress)
     for remark in report.notes:
         note(remark)
     for reason, count in report.skipped.items():
@@ -102,105 +101,152 @@ def evaluate_recording(
     return report
 
 
-def _open(source: str, options: ReplayOptions) -> Recording:
+def _setup(options: ReplayOptions, recipe: Recipe | None) -> NodeSetup:
+    """The settings of the node whose labels are measured."""
+    from pcseg_core.evaluation.live import NodeSetup, read_parameters
+    from pcseg_core.online.pipeline import (
+        CameraUseConfig,
+        MotionConfig,
+        PipelineConfig,
+        SmoothingConfig,
+    )
+
+    if options.params:
+        setup = read_parameters(options.params)
+        if setup.prompts:
+            raise InputError(
+                f"--params {options.params}: prompts change the meaning of the labels; leave them "
+                "out to be measured in the checkpoint's classes"
+            )
+    else:
+        pipeline = PipelineConfig(
+            motion=MotionConfig(deskew=options.deskew),
+            temporal=SmoothingConfig(enabled=options.temporal),
+            teacher=CameraUseConfig(fuse=options.cameras),
+        )
+        setup = NodeSetup(pipeline, teacher=recipe.teacher if recipe and options.cameras else None)
+    return replace(
+        setup,
+        checkpoint=options.checkpoint or setup.checkpoint,
+        device=setup.device if options.device == "auto" else options.device,
+        backend=setup.backend if options.backend == "auto" else options.backend,
+    )
+
+
+def _recipe(options: ReplayOptions) -> Recipe | None:
+    from pcseg_core.learning.recipe import load_recipe
+    from pcseg_core.recipes import recipe_file
+
+    return load_recipe(recipe_file(options.teacher)) if options.teacher else None
+
+
+def _open(source: str, setup: NodeSetup) -> Recording:
+    """The recording, read as the node decodes it."""
     from pcseg_core.data import open_recording
 
-    recording = open_recording(source)
-    if options.temporal and recording.pose_source == "none":
+    reader, place = _reader(source)
+    in_source = dict(parse_qsl(place.partition("?")[2])) if reader == "bag" else {}
+    wanted: Mapping[str, object] = setup.bag_options if reader == "bag" else {}
+    return open_recording(source, **{k: v for k, v in wanted.items() if k not in in_source})
+
+
+def _check_poses(recording: Recording, source: str, setup: NodeSetup) -> None:
+    """Refuse to smooth or deskew without poses."""
+    if not (setup.pipeline.temporal.enabled or setup.pipeline.motion.deskew):
+        return
+    if recording.pose_source == "none":
         raise InputError(
-            f"--temporal: {source} has no poses; record /tf or Odometry, or install kiss-icp"
+            f"smoothing and deskewing need poses, and {source} has no poses; record /tf or "
+            "Odometry, or install kiss-icp"
         )
-    return recording
+    if recording.pose_source == "kiss-icp":
+        note("kiss-icp estimates the poses; the node takes them from /tf or Odometry")
 
 
-def _judges(
+def _reader(source: str) -> tuple[str, str]:
+    """Reader and path of a source, as `open_recording` understands it."""
+    from pcseg_core.data import READERS, detect
+
+    reader, colon, place = source.partition(":")
+    if colon and reader in READERS:
+        return reader, place
+    path = Path(source.partition("?")[0])
+    return (detect(path) if path.exists() else ""), source
+
+
+def _load_teacher(config: TeacherConfig | None, setup: NodeSetup) -> PixelClasses | None:
+    from pcseg_core.online.segmenter import choose_device
+    from pcseg_core.vision.pixel_classes import load_teacher
+
+    return load_teacher(config, str(choose_device(setup.device))) if config else None
+
+
+def _ground_truth(
     recording: Recording,
     options: ReplayOptions,
+    recipe: Recipe | None,
     teacher: PixelClasses | None,
-    teaching: PseudoLabelConfig | None,
-) -> Judges:
-    from dataclasses import replace
-
-    from pcseg_core.evaluation.replay import own_labels
-    from pcseg_core.evaluation.side_labels import SideLabels
+) -> GroundTruth:
+    from pcseg_core.evaluation.external_labels import ExternalLabels
+    from pcseg_core.evaluation.replay import recorded_labels
     from pcseg_core.labels import LabelSpace
 
     space = LabelSpace.load(options.label_space)
     if options.labels:
-        judges = SideLabels(options.labels, len(recording)).judges(space)
+        truth = ExternalLabels(options.labels, len(recording)).ground_truth(space)
     else:
-        judges = own_labels(recording, space)
-    if teacher is None or teaching is None:
-        return judges
-    return replace(judges, teacher=teacher, teaching=teaching)
-
-
-def _teacher(options: ReplayOptions) -> tuple[PixelClasses | None, PseudoLabelConfig | None]:
-    if options.teacher is None:
-        return None, None
-    from pcseg_core.learning.recipe import load_recipe
-    from pcseg_core.recipes import recipe_file
-    from pcseg_core.vision.pixel_classes import load_teacher
-
-    recipe = load_recipe(recipe_file(options.teacher))
-    return load_teacher(recipe.teacher), recipe.labels
+        truth = recorded_labels(recording, space)
+    return replace(truth, teacher=teacher, projection=recipe.labels) if recipe else truth
 
 
 def _offline(
-    recording: Recording, options: ReplayOptions, teacher: PixelClasses | None
-) -> list[Contender]:
-    """The contenders of each checkpoint: all that was asked for first, then with less of it."""
-    from pcseg_core.evaluation.contenders import Network, Smoothed, WithCameras
+    options: ReplayOptions, setup: NodeSetup, teacher: PixelClasses | None
+) -> list[Method]:
+    """The variants of each checkpoint, the fully configured ones first."""
+    from pcseg_core.evaluation.methods import variants
     from pcseg_core.online.segmenter import Segmenter
 
-    chains: list[list[Contender]] = []
-    for name, checkpoint in _named(options).items():
-        segmenter = Segmenter.load(checkpoint, device=options.device, backend=options.backend)
-        more = options.temporal or options.cameras
-        network = Network(name, checkpoint, segmenter, probabilities=more)
-        inner: Network | WithCameras = network
-        chain: list[Contender] = [network]
-        if options.cameras:
-            assert teacher is not None
-            inner = WithCameras(f"{name} + cameras", network, teacher)
-            chain.insert(0, inner)
-        if options.temporal:
-            chain.insert(0, Smoothed(f"{inner.name}, smoothed", inner))
-        chains.append(chain)
-    return [chain[0] for chain in chains] + [c for chain in chains for c in chain[1:]]
+    chains: list[list[PipelineMethod]] = []
+    for name, checkpoint in _named(setup.checkpoint, options.compare).items():
+        segmenter = Segmenter.load(checkpoint, setup.device, setup.precision, setup.backend)
+        chains.append(variants(name, checkpoint, segmenter, setup.pipeline, teacher))
+    return [*(chain[0] for chain in chains), *(m for chain in chains for m in chain[1:])]
 
 
-def _live(source: str, options: ReplayOptions) -> list[Contender]:
+def _check_bag(source: str) -> Path:
+    """The bag for --live, or an error."""
+    reader, place = _reader(source)
+    if reader != "bag":
+        raise InputError(f"--live needs a rosbag2, got {source}")
+    return Path(place.partition("?")[0])
+
+
+def _live(source: str, options: ReplayOptions, setup: NodeSetup) -> list[Method]:
     from pcseg_core.checkpoint import load_checkpoint
-    from pcseg_core.data import READERS, detect
-    from pcseg_core.demo.live import find_replay
-    from pcseg_core.evaluation.contenders import Live
+    from pcseg_core.evaluation.live import LiveMethod, find_replay
     from pcseg_core.labels import LabelSpace
 
-    reader, colon, place = source.partition(":")
-    bag = Path(place if colon and reader in READERS else source)
-    if (reader if colon and reader in READERS else detect(bag)) != "bag":
-        raise InputError(f"--live plays bags; {source} is none")
+    bag = _check_bag(source)
     play, problem = find_replay()
     if problem:
         raise InputError(f"--live needs the ROS 2 node: {problem}; pip install 'pcseg_ros[ros]'")
-    contenders: list[Contender] = []
-    for name, checkpoint in _named(options).items():
+    methods: list[Method] = []
+    for name, checkpoint in _named(setup.checkpoint, options.compare).items():
         _, meta = load_checkpoint(Path(checkpoint))
         space = LabelSpace.from_dict(meta.label_space)
         note(f"playing {bag} to the node with {checkpoint}")
         with tempfile.TemporaryDirectory(prefix="pcseg-replay-") as logs:
             result = play(bag, Path(checkpoint), Path(logs), options.params)
-        contenders.append(Live(name, checkpoint, space, result))
-    return contenders
+        methods.append(LiveMethod(name, checkpoint, space, result))
+    return methods
 
 
-def _named(options: ReplayOptions) -> dict[str, str]:
+def _named(checkpoint: str, compare: str | None) -> dict[str, str]:
     """Name in the report -> checkpoint."""
-    named = {_name(options.checkpoint): options.checkpoint}
-    if options.compare:
-        name = _name(options.compare)
-        named[name if name not in named else f"{name} (2)"] = options.compare
+    named = {_name(checkpoint): checkpoint}
+    if compare:
+        name = _name(compare)
+        named[name if name not in named else f"{name} (2)"] = compare
     return named
 
 

@@ -107,16 +107,17 @@ def read_sweeps(
     """
     from pcseg_core.cli.probe import open_labeled
     from pcseg_core.data import open_recording
-    from pcseg_core.evaluation.side_labels import SideLabels
+    from pcseg_core.evaluation.external_labels import ExternalLabels
     from pcseg_core.learning.finetune import read_labeled
 
     recording = open_recording(source) if labels else open_labeled(source)
-    side = SideLabels(labels, len(recording)) if labels else None
+    external = ExternalLabels(labels, len(recording)) if labels else None
 
     def relabel(index: int, sample: Sample) -> Sample:
-        if side is None:
+        if external is None:
             return sample
-        return dataclasses.replace(sample, labels=side.of(index, sample), label_space=side.space)
+        given = external.of(index, sample)
+        return dataclasses.replace(sample, labels=given, label_space=external.space)
 
     found = list(read_labeled(recording, space, reach, relabel))
     if not found:

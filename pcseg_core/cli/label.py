@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`pcseg label`: auto-labels of a recording from its cameras, in SemanticKITTI format."""
+"""`pcseg label`: automatic labels of a recording from its cameras, in SemanticKITTI format."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pcseg_core.cli.options import RecipeName
-from pcseg_core.cli.progress import note, progress_bar
+from pcseg_core.progress import bar, note
 
 if TYPE_CHECKING:
     from pcseg_core.online.auto_labels import AutoLabels
@@ -20,44 +20,56 @@ def label(
     recipe: RecipeName,
     out: Annotated[Path, typer.Option(help="Folder of labels, new or to resume.")],
     checkpoint: Annotated[
-        str | None, typer.Option(help="Also write the labels of this checkpoint, to student/.")
+        str | None, typer.Option(help="Student whose labels are written to student/.")
     ] = None,
     min_confidence: Annotated[
-        float, typer.Option(min=0, max=1, help="Points with less confidence stay unlabeled.")
+        float, typer.Option(min=0, max=1, help="Points with less confidence become unlabeled.")
     ] = 0.0,
     window: Annotated[
-        int,
-        typer.Option(min=1, help="Sweeps in memory at a time; labels are propagated among them."),
+        int, typer.Option(min=1, help="Number of sweeps in memory, which share labels.")
     ] = 100,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
     """Label a recording from its cameras: labels/NAME.label, one uint32 per point.
 
-    The teacher of the recipe labels the images. The labels are projected onto the points and, with
-    poses, propagated to points that no camera sees in that sweep. labels.yaml names the classes; 0
-    is unlabeled. Interrupted runs resume: run the same command again. `pcseg evaluate SOURCE
-    --checkpoint RUN --labels OUT` measures a checkpoint against the labels.
+    The recipe's teacher labels the images. The labels are projected onto the points and, with
+    poses, propagated to points that no camera sees in their own sweep. labels.yaml gives the
+    classes; 0 is unlabeled. Interrupted runs resume: run the same command again. `pcseg evaluate
+    SOURCE --checkpoint RUN --labels OUT` measures a checkpoint against the labels.
     """
     from pcseg_core.data import open_recording
     from pcseg_core.learning.recipe import load_recipe
-    from pcseg_core.online.auto_labels import AutoLabeler, label_recording
+    from pcseg_core.online.auto_labels import (
+        AutoLabeler,
+        LabelSettings,
+        check_output,
+        label_recording,
+    )
+    from pcseg_core.online.pipeline import Pipeline
     from pcseg_core.online.segmenter import Segmenter, choose_device
     from pcseg_core.recipes import recipe_file
     from pcseg_core.vision.pixel_classes import load_teacher
 
     chosen = load_recipe(recipe_file(recipe))
-    recording = open_recording(source)
-    segmenter = None if checkpoint is None else Segmenter.load(checkpoint, device=device)
-    labeler = AutoLabeler(
-        load_teacher(chosen.teacher, str(choose_device(device))),
-        chosen.teacher,
-        chosen.labels,
-        min_confidence,
-        segmenter,
-        checkpoint or "",
+    settings = LabelSettings(
+        source=source,
+        teacher=chosen.teacher,
+        labels=chosen.labels,
+        min_confidence=min_confidence,
+        checkpoint=checkpoint or "",
     )
-    with progress_bar("labeling") as progress:
-        result = label_recording(labeler, recording, source, out, window=window, progress=progress)
+    check_output(out, settings)
+    teacher = load_teacher(chosen.teacher, str(choose_device(device)))
+    student = Pipeline(Segmenter.load(checkpoint, device=device)) if checkpoint else None
+    recording = open_recording(source)
+    with bar("labeling") as progress:
+        result = label_recording(
+            AutoLabeler(teacher, settings, student),
+            recording,
+            out,
+            window=window,
+            progress=progress,
+        )
     _summarize(result)
 
 
@@ -67,7 +79,7 @@ def _summarize(result: AutoLabels) -> None:
     for reason, count in result.skipped.most_common(5):
         note(f"skipped: {reason} ({count})")
     console = Console(highlight=False, soft_wrap=True)
-    before = f", {result.kept} of them before" if result.kept else ""
+    before = f", {result.kept} of them by an earlier run" if result.kept else ""
     console.print(f"{result.out}: {result.sweeps} sweeps labeled{before}")
     total = int(result.counts.sum()) + result.unlabeled
     if total:

@@ -12,8 +12,8 @@ import typer
 
 from pcseg_core.cli.options import Device
 from pcseg_core.cli.outputs import PICTURES, check_file
-from pcseg_core.cli.progress import note, progress_bar
 from pcseg_core.errors import InputError
+from pcseg_core.progress import bar, note
 
 if TYPE_CHECKING:
     from pcseg_core.data import Recording
@@ -78,7 +78,7 @@ def _measure(
     reach = min(load_checkpoint(run)[1].student.get("max_range_m", 80.0) for run in runs)
     fitted, tested = read(fit, space, reach), read(test, space, reach)
     place = "cuda" if on_gpu(device) else "cpu"
-    with progress_bar("probing") as progress:
+    with bar("probing") as progress:
         results = run_probe(runs, fitted, tested, space, place, max_points, progress)
     return {
         "runs": [str(run) for run in runs],

@@ -86,10 +86,12 @@ def _try(
     if json_:
         write_atomic(json_, json.dumps({"sweep": sample.name, "classes": shares}, indent=1) + "\n")
     if picture is not None:
+        from pcseg_core.online.pipeline import Pipeline
         from pcseg_core.viewer.picture import draw
         from pcseg_core.viewer.rerun import sample_view
 
-        draw(sample_view(sample, segmenter.label_space, segmenter), segmenter.label_space, picture)
+        view = sample_view(sample, segmenter.label_space, Pipeline(segmenter))
+        draw(view, segmenter.label_space, picture)
         console.print(f"wrote {picture}", highlight=False)
 
 

@@ -3,15 +3,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pcseg_core.cli.progress import note, progress_bar
 from pcseg_core.errors import InputError
+from pcseg_core.progress import bar, note
 
 if TYPE_CHECKING:
+    from pcseg_core.online.pipeline import Pipeline
     from pcseg_core.online.replay import Replay
 
 
@@ -20,12 +22,12 @@ def segment(
     checkpoint: Annotated[
         Path, typer.Option(help="Run directory of `pcseg distill`, or a checkpoint file.")
     ],
-    out: Annotated[Path, typer.Option(help="Folder to write; it appears when it is complete.")],
+    out: Annotated[Path, typer.Option(help="Folder to write; appears when it is complete.")],
     cloud_topic: Annotated[
-        str | None, typer.Option(help="PointCloud2 topic to label, where a bag has several.")
+        str | None, typer.Option(help="PointCloud2 topic to label, for a bag with several.")
     ] = None,
     bag: Annotated[
-        bool, typer.Option("--bag", help="Write a bag also for a source that is none.")
+        bool, typer.Option("--bag", help="Write a bag even if the source is not a bag.")
     ] = False,
     rgb: Annotated[
         bool, typer.Option("--rgb", help="Add the field rgb with the colors of the classes.")
@@ -39,22 +41,24 @@ def segment(
 ) -> None:
     """Label the clouds of a bag or of any other recording.
 
-    A bag becomes a bag: clouds get the fields label (uint32, 65535 for none) and confidence
-    (float32), all other topics pass through. Any other source becomes labels/NAME.label, one
-    uint32 per point as in SemanticKITTI. labels.yaml in the folder tells the classes.
+    The labels of a bag go to a new bag: clouds get the fields label (uint32, 65535 for none) and
+    confidence (float32), all other topics are copied. Those of any other source go to
+    labels/NAME.label, one uint32 per point as in SemanticKITTI. labels.yaml in the folder gives
+    the classes.
     """
-    from pcseg_core.data import open_recording
     from pcseg_core.online import replay
+    from pcseg_core.online.pipeline import Pipeline
     from pcseg_core.online.segmenter import Segmenter
 
     reader, place = _kind(source)
     if reader != "bag" and (cloud_topic or compress):
         raise InputError("--cloud-topic and --compress are for bags")
-    segmenter = Segmenter.load(checkpoint, device=device, backend=backend)
-    with progress_bar("labeling") as progress:
+    replay.check_output(out, bag=bag or reader == "bag", force=force)
+    pipeline = Pipeline(Segmenter.load(checkpoint, device=device, backend=backend))
+    with bar("labeling") as progress:
         if reader == "bag":
             result = replay.segment_bag(
-                segmenter,
+                pipeline,
                 Path(place),
                 out,
                 cloud_topic=cloud_topic,
@@ -63,17 +67,30 @@ def segment(
                 force=force,
                 progress=progress,
             )
-        elif bag:
-            recording = open_recording(source)
-            result = replay.segment_recording_to_bag(
-                segmenter, recording, out, rgb=rgb, force=force, progress=progress
-            )
         else:
-            recording = open_recording(source)
-            result = replay.segment_recording(
-                segmenter, recording, out, force=force, progress=progress
-            )
+            result = _segment_recording(pipeline, source, out, bag, rgb, force, progress)
     _summarize(result)
+
+
+def _segment_recording(
+    pipeline: Pipeline,
+    source: str,
+    out: Path,
+    bag: bool,
+    rgb: bool,
+    force: bool,
+    progress: Callable[[int, int], None],
+) -> Replay:
+    """Label a recording other than a bag."""
+    from pcseg_core.data import open_recording
+    from pcseg_core.online import replay
+
+    recording = open_recording(source)
+    if bag:
+        return replay.segment_recording_to_bag(
+            pipeline, recording, out, rgb=rgb, force=force, progress=progress
+        )
+    return replay.segment_recording(pipeline, recording, out, force=force, progress=progress)
 
 
 def _kind(source: str) -> tuple[str, str]:

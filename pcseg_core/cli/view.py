@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pcseg_core.cli.outputs import PICTURES, check_file
-from pcseg_core.cli.progress import console, progress_bar
 from pcseg_core.errors import InputError
+from pcseg_core.progress import bar, console
 
 if TYPE_CHECKING:
     from pcseg_core.labels import LabelSpace
-    from pcseg_core.online.segmenter import Segmenter
+    from pcseg_core.online.pipeline import Pipeline
     from pcseg_core.viewer.rerun import View
 
 
@@ -29,25 +29,25 @@ def view(
         ),
     ],
     checkpoint: Annotated[
-        Path | None, typer.Option(help="Label the sweeps with it; a run brings its own.")
+        Path | None, typer.Option(help="Labels the sweeps; default for a run: its own.")
     ] = None,
     save: Annotated[Path | None, typer.Option(help="Write a Rerun recording (.rrd).")] = None,
     picture: Annotated[Path | None, typer.Option(help="Draw one sweep into a PNG.")] = None,
     sweep: Annotated[
         int | None, typer.Option(help="Only this sweep, counted from 0; -1 is the last.")
     ] = None,
-    every: Annotated[int, typer.Option(min=1, help="Only every so many sweeps.")] = 1,
+    every: Annotated[int, typer.Option(min=1, help="Only every N-th sweep.")] = 1,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
-    """Look at a bag, a training run or one sample: Rerun recording or picture.
+    """Show a bag, a training run or one sample: Rerun recording or picture.
 
-    Clouds are colored by class, by confidence and, where labels are known, by error; images carry
-    the points that they see. Without --save and --picture the Rerun viewer opens.
+    Clouds are colored by class, by confidence and, with known labels, by error; images show the
+    points in view. Without --save and --picture the Rerun viewer opens.
     """
     check_file(save, (".rrd",))
     check_file(picture, PICTURES)
     if save is None and picture is None and not _has_display():
-        raise InputError("no display to open a viewer on; give --save FILE.rrd or --picture PNG")
+        raise InputError("no display for the viewer; give --save FILE.rrd or --picture PNG")
     scene = _Scene(source, checkpoint, device)
     if picture is not None:
         from pcseg_core.viewer.picture import draw
@@ -63,7 +63,7 @@ def _record(scene: _Scene, sweep: int | None, every: int, save: Path | None) -> 
     from pcseg_core.viewer.rerun import record
 
     indices = list(range(0, len(scene), every)) if sweep is None else [scene.index(sweep)]
-    with progress_bar("recording") as progress:
+    with bar("recording") as progress:
 
         def counted() -> Iterator[View]:
             for done, one in enumerate(scene.views(indices)):
@@ -75,7 +75,7 @@ def _record(scene: _Scene, sweep: int | None, every: int, save: Path | None) -> 
 
 
 class _Scene:
-    """What a source holds: a run's training sweeps, or the samples of a recording."""
+    """The sweeps of a source: training sweeps of a run, or samples of a recording."""
 
     def __init__(self, source: str, checkpoint: Path | None, device: str) -> None:
         from pcseg_core.checkpoint import FILE_NAME
@@ -89,8 +89,8 @@ class _Scene:
             self.run = path
         if self.run is not None and checkpoint is None and (self.run / FILE_NAME).is_file():
             checkpoint = self.run
-        self.segmenter = _load(checkpoint, device)
-        self.space: LabelSpace | None = self.segmenter.label_space if self.segmenter else None
+        self.pipeline = _load(checkpoint, device)
+        self.space: LabelSpace | None = self.pipeline.label_space if self.pipeline else None
         self.name = path.name
         if self.run is not None:
             self._open_run(self.run)
@@ -122,7 +122,7 @@ class _Scene:
         return len(self.numbers)
 
     def index(self, position: int) -> int:
-        """Check the position of a sweep; negative ones count from the end."""
+        """Position of a sweep, from 0; negative positions count from the end."""
         if not -len(self) <= position < len(self):
             raise InputError(f"--sweep {position}: {self.name} has {len(self)} sweeps")
         return position % len(self)
@@ -132,14 +132,15 @@ class _Scene:
 
         numbers = [self.numbers[position] for position in positions]
         if self.run is not None:
-            return run_views(self.run, self.segmenter, numbers)
-        return recording_views(self.recording, self.space, self.segmenter, numbers)
+            return run_views(self.run, self.pipeline, numbers)
+        return recording_views(self.recording, self.space, self.pipeline, numbers)
 
 
-def _load(checkpoint: Path | None, device: str) -> Segmenter | None:
+def _load(checkpoint: Path | None, device: str) -> Pipeline | None:
+    from pcseg_core.online.pipeline import Pipeline
     from pcseg_core.online.segmenter import Segmenter
 
-    return None if checkpoint is None else Segmenter.load(checkpoint, device=device)
+    return None if checkpoint is None else Pipeline(Segmenter.load(checkpoint, device=device))
 
 
 def _recipe_space(run: Path) -> str:

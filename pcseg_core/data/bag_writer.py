@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
+import glob
 import os
-import shutil
-import tempfile
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -17,9 +16,11 @@ import numpy.typing as npt
 
 from pcseg_core.camera import CameraModel
 from pcseg_core.cloud import EncodedCloud
+from pcseg_core.config import read_yaml
 from pcseg_core.data import bag_reader, messages
 from pcseg_core.data.bag_reader import type_store
-from pcseg_core.errors import InputError, PcsegError, require
+from pcseg_core.errors import InputError, require
+from pcseg_core.files import FolderKind, check_new_folder, new_folder
 
 Format = Literal["mcap", "sqlite3"]
 METADATA_VERSION: Literal[8] = 8  # read by Humble and later; 9 is Jazzy's
@@ -49,36 +50,22 @@ class BagWriter:
             force: replace a bag at `path`; other content is never replaced.
 
         Raises:
-            InputError: the path is taken or cannot be written, or the format is unknown.
+            InputError: the path is taken, or the format is unknown.
         """
         self.path = Path(path).absolute()
         if format not in ("mcap", "sqlite3"):
             raise InputError(f"bag format '{format}': expected mcap or sqlite3")
-        _check_place(self.path, force)
+        check_new_folder(self.path, bag_folder(self.path), force=force)
         self.counts: dict[str, int] = {}
         self._connections: dict[str, Any] = {}
         self._format = format
         self._compress = compress
-        self._folder: Path | None = None
+        self._force = force
         self._writer: Any = None
+        self._context = self._writing()
 
     def __enter__(self) -> BagWriter:
-        rosbag2 = require("rosbags.rosbag2", "core")
-        plugin = rosbag2.StoragePlugin[self._format.upper()]
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            folder = tempfile.mkdtemp(prefix=f".{self.path.name[:100]}.", dir=self.path.parent)
-        except OSError as error:
-            raise InputError(f"cannot write {self.path}: {error.strerror or error}") from error
-        self._folder = Path(folder)
-        self._writer = rosbag2.Writer(
-            self._folder / self.path.name, version=METADATA_VERSION, storage_plugin=plugin
-        )
-        if self._compress:
-            mode = rosbag2.CompressionMode
-            chosen = mode.STORAGE if self._format == "mcap" else mode.MESSAGE
-            self._writer.set_compression(chosen, rosbag2.CompressionFormat.ZSTD)
-        self._writer.open()
+        self._context.__enter__()
         return self
 
     def __exit__(
@@ -87,16 +74,27 @@ class BagWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        assert self._folder is not None
-        try:
-            if kind is None:
-                self._writer.close()
-                _put(self._folder / self.path.name, self.path)
-            else:
-                with suppress(Exception):  # the folder is removed anyway
+        self._context.__exit__(kind, error, trace)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Open the writer for the block."""
+        rosbag2 = require("rosbags.rosbag2", "core")
+        plugin = rosbag2.StoragePlugin[self._format.upper()]
+        with new_folder(self.path, bag_folder(self.path), force=self._force) as folder:
+            self._writer = rosbag2.Writer(folder, version=METADATA_VERSION, storage_plugin=plugin)
+            if self._compress:
+                mode = rosbag2.CompressionMode
+                chosen = mode.STORAGE if self._format == "mcap" else mode.MESSAGE
+                self._writer.set_compression(chosen, rosbag2.CompressionFormat.ZSTD)
+            self._writer.open()
+            try:
+                yield
+            except BaseException:
+                with suppress(Exception):  # the folder is removed in any case
                     self._writer.storage.abort()
-        finally:
-            shutil.rmtree(self._folder, ignore_errors=True)
+                raise
+            self._writer.close()
 
     def write_cloud(
         self,
@@ -298,23 +296,25 @@ def _qos(latched: bool) -> Any:
     )
 
 
-def _check_place(path: Path, force: bool) -> None:
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
-        return
-    if not (path / "metadata.yaml").is_file():
-        raise InputError(f"{path} exists and is not a bag; choose another path")
-    if not force:
-        raise InputError(f"{path} exists; choose another path, or use --force to replace it")
-
-
-def _put(written: Path, target: Path) -> None:
-    """Move the finished bag into place; an old bag is removed only afterwards."""
-    old = written.parent / "replaced"
+def bag_folder(path: Path) -> FolderKind:
+    """The kind of folder that a bag at `path` is, with the files that its metadata names."""
+    metadata = path / "metadata.yaml"
     try:
-        if target.exists():
-            target.rename(old)
-        written.rename(target)
-    except OSError as error:
-        if old.exists() and not target.exists():
-            old.rename(target)
-        raise PcsegError(f"cannot put the bag at {target}: {error.strerror or error}") from error
+        files = _data_files(metadata)
+    except InputError:
+        files = []
+    contents = (*map(glob.escape, files), "labels.yaml")
+    return FolderKind("bag", metadata.name, _data_files, contents)
+
+
+def _data_files(metadata: Path) -> list[str]:
+    """Names of the data files of a bag.
+
+    Raises:
+        InputError: the metadata is not that of a rosbag2.
+    """
+    about = read_yaml(metadata).get("rosbag2_bagfile_information")
+    paths = about.get("relative_file_paths") if isinstance(about, dict) else None
+    if not isinstance(paths, list):
+        raise InputError(f"its {metadata.name} is not of rosbag2")
+    return [str(path).rsplit("/", 1)[-1] for path in paths]

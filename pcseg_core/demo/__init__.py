@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The main job end to end on simulated drives: record, distil, run live, measure, show."""
+"""The demo, end to end on simulated drives: record, distill, replay, measure, draw."""

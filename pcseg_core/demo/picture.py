@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The picture of the demo: what the cameras teach, and what the LiDAR then knows on its own."""
+"""Picture of the demo: labels of the camera teacher, labels of the student, and the truth."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pcseg_core.distill.pseudo_labels import PseudoLabelConfig
 from pcseg_core.evaluation import pictures
 from pcseg_core.evaluation.evaluator import truth_of
 from pcseg_core.labels import LabelSpace, grouping, regroup
-from pcseg_core.online.segmenter import Segmenter
+from pcseg_core.online.pipeline import Pipeline, Sweep
 from pcseg_core.projection import project_sample
 from pcseg_core.vision.pixel_classes import PixelClasses
 
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 _WIDTH, _GAP = 1500, 28
 _HEAD, _CAPTION, _LEGEND = 92, 30, 56
 _EXTENT_M = 36.0
-_IMAGES = 2  # at most; more would be too small to tell
+_IMAGES = 2  # at most; more would be too small
 
 
 def draw(
     sample: Sample,
-    segmenter: Segmenter,
+    student: Pipeline,
     teacher: PixelClasses,
     config: PseudoLabelConfig,
     scores: Scores,
@@ -40,12 +40,13 @@ def draw(
 ) -> None:
     """Write the picture of one sweep of the replayed drive, atomically.
 
-    Above the images of its cameras with the labels that the teacher gives to the points they see;
-    below, from above, those same labels, what the student gives to all points, and the truth.
+    Top: camera images with the teacher's labels of the points. Bottom: bird's-eye views of the
+    teacher's labels, the student's labels and the truth.
     """
     space = LabelSpace.load(config.label_space)
     taught = project_teacher(sample, teacher, config)
-    given = regroup(segmenter.segment(sample.cloud).labels, grouping(segmenter.label_space, space))
+    labeled = student.process(Sweep.of(sample))
+    given = regroup(labeled.labels, grouping(labeled.label_space, space))
     image_height = _image_height(sample)
     side = (_WIDTH - 4 * _GAP) // 3
     height = _HEAD + _CAPTION + image_height + _CAPTION + side + _LEGEND + _GAP // 2
@@ -55,9 +56,9 @@ def draw(
     top = _HEAD + _CAPTION + image_height + _CAPTION + _GAP // 2
     share, miou = _percent((taught >= 0).mean()), _percent(scores.miou("student", ALL))
     panels = {
-        f"2  Before: a label only where a camera looks ({share} of points)": taught,
-        f"3  After: all points, from the LiDAR alone (mIoU {miou})": given,
-        "For comparison: the truth": truth_of(sample, space),
+        f"2  Teacher: labels of the points in view of a camera ({share})": taught,
+        f"3  Student: labels of all points, LiDAR only (mIoU {miou})": given,
+        "Ground truth": truth_of(sample, space),
     }
     for column, (title, labels) in enumerate(panels.items()):
         axes = _axes(figure, _GAP + column * (side + _GAP), top, side, side, height)
@@ -74,7 +75,7 @@ def _headline(figure: Figure, height: int) -> None:
     figure.text(
         left,
         1 - 40 / height,
-        "The cameras teach, the LiDAR learns: no point was labeled by hand",
+        "LiDAR segmentation distilled from camera images, without manual labels",
         fontsize=17,
         weight="bold",
         color=pictures.INK,
@@ -82,8 +83,8 @@ def _headline(figure: Figure, height: int) -> None:
     figure.text(
         left,
         1 - 68 / height,
-        "A LiDAR sweep of a simulated drive, in streets that neither network was trained in. "
-        "Below: the same sweep from above, with the vehicle in the middle.",
+        "A LiDAR sweep of a simulated drive, in a town that neither network was trained in. "
+        "Bottom: bird's-eye views of the sweep, with the vehicle in the center.",
         fontsize=11,
         color=pictures.FAINT,
     )
@@ -103,7 +104,7 @@ def _draw_images(
     top: int,
     height: int,
 ) -> None:
-    """The images with the teacher's label of each point they see; the first one says what it is."""
+    """The images with the teacher's labels of the points in view."""
     frames = sample.cameras[:_IMAGES]
     width = (_WIDTH - _GAP * (len(frames) + 1)) / max(len(frames), 1)
     for k, frame in enumerate(frames):
@@ -121,7 +122,7 @@ def _draw_images(
         looking = "ahead" if k == 0 else "back" if len(frames) == 2 else frame.name
         title = f"Camera looking {looking}"
         if k == 0:
-            title = f"1  An image network labels what the cameras see ({title.lower()})"
+            title = f"1  Image network: labels of the camera images ({title.lower()})"
         colors = pictures.label_colors(taught[far_first], space.palette)
         pictures.overlay(
             axes,
@@ -146,7 +147,7 @@ def _from_above(
 
 
 def _axes(figure: Figure, left: float, top: float, width: float, height: float, total: int) -> Axes:
-    """Axes at a place in pixels from the top left corner."""
+    """Axes at a position in pixels from the top left corner."""
     return figure.add_axes(
         (left / _WIDTH, 1 - (top + height) / total, width / _WIDTH, height / total)
     )

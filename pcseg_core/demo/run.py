@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import shutil
 import time
 import warnings
 from collections.abc import Iterator
@@ -20,18 +19,19 @@ from rich.console import Console
 
 from pcseg_core.bundled import BUNDLED
 from pcseg_core.checkpoint import FILE_NAME
-from pcseg_core.config import Section, read_yaml
+from pcseg_core.config import Section, load_yaml
 from pcseg_core.data import open_recording
 from pcseg_core.demo import picture
-from pcseg_core.demo.live import ReplayResult, find_replay, replay_in_process
 from pcseg_core.demo.measure import ALL, SEEN, UNSEEN, Scores, measure
 from pcseg_core.distill.pseudo_labels import PseudoLabelConfig
 from pcseg_core.errors import InputError, MissingDependency
-from pcseg_core.files import write_atomic
+from pcseg_core.evaluation.live import ReplayResult, find_replay, replay_in_process
+from pcseg_core.files import FolderKind, claim_folder, write_atomic
 from pcseg_core.labels import LabelSpace
 from pcseg_core.learning.distill import distill
 from pcseg_core.learning.recipe import LossConfig, OptimizerConfig, Recipe
 from pcseg_core.models.student import StudentConfig
+from pcseg_core.online.pipeline import Pipeline
 from pcseg_core.online.segmenter import Segmenter
 from pcseg_core.simulation.recording import SimulatedDrive
 from pcseg_core.simulation.to_bag import write_simulated_bag
@@ -45,12 +45,12 @@ console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 class DemoSettings(Section):
-    """How large the demo is; the defaults end within six minutes on two cores."""
+    """Size of the demo; the defaults take six minutes on two cores."""
 
     seed: int = Field(0, ge=0, le=10_000, description="Towns, streets, traffic and training")
-    training_drives: int = Field(10, ge=1, le=40, description="Drives the student learns from")
+    training_drives: int = Field(10, ge=1, le=40, description="Number of training drives")
     training_sweeps: int = Field(
-        4, ge=1, description="Sweeps of each: many short drives teach more than one long one"
+        4, ge=1, description="Sweeps of each: many short drives train better than one long one"
     )
     replay_sweeps: int = Field(20, ge=1, description="Sweeps of the drive that is replayed")
     rate_hz: float = Field(5.0, ge=1, le=20, description="Sweeps per second [Hz]")
@@ -58,13 +58,13 @@ class DemoSettings(Section):
     beams: int = Field(64, ge=1, le=128, description="Beams of the LiDAR")
     columns: int = Field(1024, ge=16, le=4096, description="Firings of all beams per sweep")
     width: int = Field(640, ge=64, description="Image width, half of it in training drives [px]")
-    height: int = Field(384, ge=64, description="Image height, likewise [px]")
+    height: int = Field(384, ge=64, description="Image height, half of it in training drives [px]")
     voxel_size_m: float = Field(0.15, gt=0.01, le=2, description="Voxels of the student [m]")
     steps: int = Field(400, ge=1, description="Steps of the student's training")
     use_ros: bool = Field(True, description="Replay over DDS through the ROS 2 node")
 
     def training_drive(self, number: int) -> SimulatedDrive:
-        """A drive to learn from; each number is another town."""
+        """A drive for training; each number is another town."""
         return self._drive(number, self.training_sweeps, self.width // 2, self.height // 2)
 
     def live_drive(self) -> SimulatedDrive:
@@ -84,7 +84,7 @@ class DemoSettings(Section):
         )
 
     def teacher(self, width: int) -> TeacherConfig:
-        """The bundled teacher for images of a width, which it sees at the width it knows."""
+        """The bundled teacher, scaling images of a width to the width of its own training."""
         return TeacherConfig(
             weights=Path(f"{BUNDLED}:simulation_teacher"),
             label_space="simulation",
@@ -97,58 +97,90 @@ class DemoSettings(Section):
         teacher = self.teacher(self.width // 2)
         student = StudentConfig(depth=14, width=0.25, voxel_size_m=self.voxel_size_m)
         optimizer = OptimizerConfig(steps=self.steps, learning_rate=6e-3)
-        loss = LossConfig(min_confidence=0.45)  # the teacher is small, and seldom sure
+        loss = LossConfig(min_confidence=0.45)  # the small teacher has low confidences
         return Recipe(
             teacher=teacher, student=student, optimizer=optimizer, loss=loss, seed=self.seed
         )
 
 
-def run_demo(settings: DemoSettings, out: Path) -> dict[str, Any]:
-    """Run the main job from nothing to a picture; the same call goes on where one was stopped.
+def run_demo(settings: DemoSettings, out: Path, *, fresh: bool = False) -> dict[str, Any]:
+    """Run the demo. Interrupted runs resume: make the same call again.
 
     Leaves in `out`: bags/, run/ (the training), logs/, report.json, picture.png and drive.rrd.
 
+    Args:
+        settings: size of the demo.
+        out: new folder, or the folder of a demo of the same settings.
+        fresh: delete an earlier demo in `out`.
+
     Returns:
-        What report.json holds.
+        Content of report.json.
 
     Raises:
-        InputError: `out` holds something else.
+        InputError: `out` holds something else, or a demo of other settings and `fresh` is not
+            given.
     """
     seconds: dict[str, float] = {}
-    _claim(settings, out)
-    # record what the robot would have recorded
+    _claim(settings, out, fresh)
     with _step("1/5 recording drives through simulated towns", "record", seconds):
         training = [
             _bag(settings.training_drive(k), out / "bags" / f"training_{k}")
             for k in range(settings.training_drives)
         ]
         live = _bag(settings.live_drive(), out / "bags" / "live")
-    # a network for the LiDAR learns from what a network for images says; no label is used
+    # The student learns from the labels of an image network; no ground truth is used.
     recipe, teacher = settings.recipe(), settings.teacher(settings.width)
     with _step("2/5 distilling a LiDAR network from the camera images", "distil", seconds):
         if not (out / "run" / FILE_NAME).is_file():
             with _quiet():
                 distill([str(bag) for bag in training], recipe, out / "run")
-    # the camera-less network labels a drive that it has never seen
     with _step("3/5 replaying another drive to it, LiDAR only", "replay", seconds):
-        answers = _replay(settings, live, out)
+        replayed = _replay(settings, live, out)
     with _step("4/5 measuring against exact truth", "measure", seconds):
-        scores, bundled = _measure(recipe.labels, live, answers, teacher, out)
+        scores, bundled = _measure(recipe.labels, live, replayed, teacher, out)
     with _step("5/5 drawing", "draw", seconds):
         _draw(live, scores, recipe.labels, teacher, out)
-    report = _report(settings, answers, scores, bundled, seconds)
+    report = _report(settings, replayed, scores, bundled, seconds)
     write_atomic(out / "report.json", json.dumps(report, indent=1))
     return report
 
 
-def _claim(settings: DemoSettings, out: Path) -> None:
-    """Go on in a folder of the same settings, replace a demo of others, refuse anything else."""
-    wanted, stored = settings.model_dump(), out / _SETTINGS
-    if stored.is_file() and read_yaml(stored) != wanted:
-        shutil.rmtree(out)  # a demo, as its settings show
-    elif not stored.is_file() and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out} holds something that is not a demo; choose another --out")
-    write_atomic(stored, yaml.safe_dump(wanted, sort_keys=False))
+def _claim(settings: DemoSettings, out: Path, fresh: bool) -> None:
+    """Continue a demo of the same settings; with `fresh` delete any demo first."""
+    if claim_folder(out, DEMO, fresh=fresh) and _stored(out / _SETTINGS) != settings:
+        raise InputError(
+            f"{out} holds a demo of other settings; choose another --out, or start over with "
+            "--fresh"
+        )
+    write_atomic(out / _SETTINGS, yaml.safe_dump(settings.model_dump(), sort_keys=False))
+
+
+def _stored(marker: Path) -> DemoSettings:
+    return load_yaml(marker, DemoSettings)
+
+
+DEMO = FolderKind(
+    "demo",
+    _SETTINGS,
+    _stored,
+    (
+        "bags/*/metadata.yaml",
+        "bags/*/labels.yaml",
+        "bags/*/*.mcap",
+        "run/recipe.yaml",
+        "run/metrics.json",
+        f"run/{FILE_NAME}",
+        "run/last.ckpt",
+        "run/cache/*.npz",
+        "run/pseudo_labels/*.npz",
+        "run/logs/hparams.yaml",
+        "run/logs/metrics.csv",
+        "logs/*.log",
+        "report.json",
+        "picture.png",
+        "drive.rrd",
+    ),
+)
 
 
 @contextmanager
@@ -161,7 +193,7 @@ def _step(title: str, name: str, seconds: dict[str, float]) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what Lightning says to those who write training code."""
+    """Hide Lightning's hints for developers."""
     log = logging.getLogger("lightning.pytorch")
     level = log.level
     log.setLevel(logging.WARNING)
@@ -181,32 +213,31 @@ def _bag(recording: SimulatedDrive, path: Path) -> Path:
 
 
 def _replay(settings: DemoSettings, bag: Path, out: Path) -> ReplayResult:
-    replay, problem = find_replay() if settings.use_ros else (replay_in_process, "not asked for")
+    replay, problem = find_replay() if settings.use_ros else (replay_in_process, "--no-ros")
     if problem:
         console.print(f"[yellow]   no DDS here ({problem}): the network runs in this process[/]")
     return replay(bag, (out / "run" / FILE_NAME).resolve(), out / "logs", None)
 
 
 def _measure(
-    config: PseudoLabelConfig, bag: Path, answers: ReplayResult, teacher: TeacherConfig, out: Path
+    config: PseudoLabelConfig, bag: Path, replayed: ReplayResult, teacher: TeacherConfig, out: Path
 ) -> tuple[Scores, dict[str, Any]]:
     student = Segmenter.load(out / "run").label_space
     bundled = Segmenter.load(BUNDLED)
-    scores = measure(
-        open_recording(f"bag:{bag}"), answers, student, load_teacher(teacher), bundled, config
-    )
+    recording, labeler = open_recording(f"bag:{bag}"), load_teacher(teacher)
+    scores = measure(recording, replayed, student, labeler, Pipeline(bundled), config)
     return scores, bundled.meta.metrics
 
 
 def _draw(
     bag: Path, scores: Scores, config: PseudoLabelConfig, teacher: TeacherConfig, out: Path
 ) -> None:
-    recording, segmenter = open_recording(f"bag:{bag}"), Segmenter.load(out / "run")
+    recording, student = open_recording(f"bag:{bag}"), Pipeline(Segmenter.load(out / "run"))
     sample = recording[len(recording) // 2]
-    picture.draw(sample, segmenter, load_teacher(teacher), config, scores, out / "picture.png")
+    picture.draw(sample, student, load_teacher(teacher), config, scores, out / "picture.png")
     try:
         space = LabelSpace.load(config.label_space)
-        views = recording_views(recording, space, segmenter, range(len(recording)))
+        views = recording_views(recording, space, student, range(len(recording)))
         record(views, space, out / "drive.rrd", max_points=30_000)
     except MissingDependency as problem:
         console.print(f"[yellow]   no drive.rrd: {problem}[/]")
@@ -214,7 +245,7 @@ def _draw(
 
 def _report(
     settings: DemoSettings,
-    answers: ReplayResult,
+    replayed: ReplayResult,
     scores: Scores,
     bundled: dict[str, Any],
     seconds: dict[str, float],
@@ -233,11 +264,11 @@ def _report(
         "bundled_miou_all": miou("bundled", ALL),
         "seen_share": round(scores.seen_share, 4),
         "label_space": scores.space.name,
-        "transport": answers.transport,
-        "sweeps_sent": answers.sent,
-        "sweeps_answered": len(answers.labels),
-        "drops": answers.dropped,
-        "stages_ms": {k: {"p50": v[0], "p95": v[1]} for k, v in answers.stages_ms.items()},
+        "transport": replayed.transport,
+        "sweeps_sent": replayed.sent,
+        "sweeps_answered": len(replayed.labels),
+        "drops": replayed.dropped,
+        "stages_ms": {k: {"p50": v[0], "p95": v[1]} for k, v in replayed.stages_ms.items()},
         "seconds": seconds,
         "classes": scores.as_dict(),
         "bundled_training": bundled,

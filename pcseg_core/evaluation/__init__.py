@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Figures and pictures: how good a segmenter is, against labels, boxes and baselines."""
+"""Figures and pictures of pipelines against labels, boxes, cameras and baselines."""
 
 from pcseg_core.evaluation.boxes import evaluate_boxes
 from pcseg_core.evaluation.evaluator import evaluate

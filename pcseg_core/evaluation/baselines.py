@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a student must beat: the majority class, and linear classifiers without a trained network.
+"""Baselines of a student: the majority class, and linear classifiers without a trained network.
 
-All are fitted to the pseudo labels that the student was trained on, found in its run directory,
-with the same confidence threshold and the same class weights.
+All are fitted to the pseudo labels in the run directory of the student, with the confidence
+threshold and the class weights of its training.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from pcseg_core.checkpoint import load_checkpoint
 from pcseg_core.errors import InputError
+from pcseg_core.labels import IGNORE
 from pcseg_core.models.student import Points, Student, StudentConfig
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ Features = Callable[[Array, Array], Array]
 
 _FIT_POINTS = 200_000
 _CALIBRATION_SWEEPS = 8
-_NETWORK_SWEEPS = 24  # one pass of the untrained network over each; fewer points than all sweeps
+_NETWORK_SWEEPS = 24  # the untrained network runs on each
 
 
 def raw_inputs(xyz: Array, intensity: Array) -> Array:
@@ -43,7 +44,7 @@ class PseudoLabels:
 
     Args:
         run: run directory with `pseudo_labels/*.npz`.
-        minimum: labels of a lower confidence are left out, as in the student's training.
+        minimum: labels of a lower confidence are ignored, as in the training.
 
     Raises:
         InputError: the run directory has no pseudo labels.
@@ -60,9 +61,9 @@ class PseudoLabels:
         return len(self.files)
 
     def labels(self, index: int) -> Array:
-        """Class ids (N,) int64 of a sweep, -1 where the student was not trained."""
+        """Class ids (N,) int64 of a sweep, IGNORE for points left out of the training."""
         label, confidence = self._read(index, "label", "confidence")
-        return np.where(confidence >= self.minimum, label, -1).astype(np.int64)
+        return np.where(confidence >= self.minimum, label, IGNORE).astype(np.int64)
 
     def confidence(self, index: int) -> Array:
         """Confidence (N,) float32 in 0..1 of a sweep's labels."""
@@ -85,13 +86,13 @@ class PseudoLabels:
                 return [stored[name] for name in names]
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise InputError(
-                f"{path}: not a pseudo-label file ({error}); run `pcseg distill` again to make it "
-                "anew, or evaluate with --no-baselines"
+                f"{path}: not a pseudo-label file ({error}); run `pcseg distill` again, or "
+                "evaluate with --no-baselines"
             ) from error
 
 
 class Majority:
-    """Gives every point the commonest class of the pseudo labels."""
+    """Predicts the most frequent class of the pseudo labels for every point."""
 
     def __init__(self, counts: Array) -> None:
         self.label = int(np.argmax(counts))
@@ -105,7 +106,7 @@ class LinearClassifier:
 
     Args:
         features: maps xyz (N, 3) and intensity (N,) to features (N, D).
-        weight, bias: (D, C) and (C,), for the features as they come.
+        weight, bias: (D, C) and (C,), for features that are not standardized.
         max_range_m: points beyond it get no label, as with the student.
     """
 
@@ -118,7 +119,7 @@ class LinearClassifier:
         reach = np.linalg.norm(xyz, axis=1)  # NaN and infinite points fail the comparison
         usable = np.flatnonzero(reach <= self.max_range_m)
         intensity = cloud.intensity if cloud.intensity is not None else np.zeros(len(xyz))
-        labels = np.full(len(xyz), -1, np.int64)
+        labels = np.full(len(xyz), IGNORE, np.int64)
         if len(usable):
             values = self.features(xyz[usable], np.nan_to_num(intensity[usable]))
             labels[usable] = np.argmax(values @ self.weight + self.bias, axis=1)
@@ -135,7 +136,7 @@ class UntrainedNetwork:
         self.device = torch.device(device)
 
     def calibrate(self, sweeps: Sequence[tuple[Array, Array]]) -> None:
-        """Set the statistics of every batch norm to their mean over the sweeps."""
+        """Set the statistics of every batch norm to their mean over sweeps (xyz, intensity)."""
         norms: list[Any] = [m for m in self.student.modules() if hasattr(m, "running_mean")]
         for norm in norms:
             norm.reset_running_stats()
@@ -207,7 +208,7 @@ def _fit(
     seed: int,
     progress: Callable[[int, int], None] | None,
 ) -> LinearClassifier:
-    """Gather features of a sample of labeled points of the sweeps and fit a classifier."""
+    """Fit a classifier to a random sample of the labeled points of the sweeps."""
     rng = np.random.default_rng(seed)
     per_sweep = counts[list(sweeps)].sum(axis=1)
     share = min(1.0, _FIT_POINTS / max(per_sweep.sum(), 1))
@@ -228,10 +229,10 @@ def _fit(
 def fit_logistic(
     features: Array, labels: Array, class_weights: Array, decay: float = 1e-4
 ) -> tuple[Array, Array]:
-    """Weighted multinomial logistic regression by L-BFGS, from zero, so deterministic.
+    """Weighted multinomial logistic regression by L-BFGS; deterministic.
 
     Args:
-        features: (N, D); standardized inside, constant columns are harmless.
+        features: (N, D); standardized inside, constant columns are allowed.
         labels: (N,) class ids in 0..C-1.
         class_weights: (C,) weight of the points of each class.
         decay: L2 penalty on the weights of standardized features.

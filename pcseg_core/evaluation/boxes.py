@@ -6,15 +6,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from pcseg_core.errors import InputError
-from pcseg_core.evaluation.evaluator import Progress, SegmenterLike
+from pcseg_core.evaluation.evaluator import Progress
 from pcseg_core.evaluation.report import BoxFigures, BoxReport
+from pcseg_core.geometry import transform
 from pcseg_core.labels import LabelSpace, grouping, regroup
+from pcseg_core.online.pipeline import Pipeline, Sweep
 
 if TYPE_CHECKING:
     from pcseg_core.data import Box, Recording, Sample
@@ -22,24 +24,23 @@ if TYPE_CHECKING:
 Mask = npt.NDArray[np.bool_]
 
 # Classes of the street space by the words that data sets use for boxes. A rider on a bicycle is
-# a person on a vehicle: either answer is taken as right, and such boxes are not counted.
+# a person on a vehicle: both classes count as right, and such boxes are not counted.
 _CLASSES = {
     "vehicle": ("car", "van", "truck", "tram", "bus", "trailer", "vehicle"),
     "person": ("pedestrian", "person", "person_sitting"),
     "either": ("cyclist", "bicycle", "motorcycle", "rider", "bicyclist", "motorcyclist"),
 }
 MEASURED = ("vehicle", "person")
-# Boxes are drawn by hand: their lowest points are often road, and objects stick out a little.
+# Boxes are annotated by hand: their lowest points are often road, and objects stick out a little.
 CORE_LIFT_M = 0.2
 MARGIN_M = 0.2
-# A box with fewer points says little about whether its object was found.
-_MIN_POINTS = 5
+_MIN_POINTS = 5  # a box with fewer points is not counted as found or missed
 
 
 def box_class(label: str) -> str | None:
     """ "vehicle", "person", "either" or None for the class name of a box, in any data set's words.
 
-    Names in parts, such as nuScenes "vehicle.bus.rigid", are matched by their most telling part.
+    Names in parts, such as nuScenes "vehicle.bus.rigid", are matched by their last known part.
     """
     parts = label.lower().replace("-", "_").split(".")
     for part in reversed(parts):
@@ -50,14 +51,14 @@ def box_class(label: str) -> str | None:
 
 
 def grown(box: Box, margin_m: float, lift_m: float = 0.0) -> Box:
-    """The box with its faces moved outwards by a margin and its bottom raised by `lift_m`."""
+    """The box with its faces moved outward by a margin and its bottom raised by `lift_m`."""
     lift = np.array([0.0, 0.0, lift_m])
     size = np.asarray(box.size, np.float64) + 2 * margin_m - lift
     center = np.asarray(box.center, np.float64) + lift / 2
     return dataclasses.replace(box, center=center, size=np.maximum(size, 0))
 
 
-def union(boxes: Sequence[Box], xyz: npt.NDArray[Any], margin_m: float = 0.0) -> Mask:
+def union(boxes: Sequence[Box], xyz: npt.NDArray[np.float32], margin_m: float = 0.0) -> Mask:
     """(N,) bool: points (N, 3) inside any of the boxes."""
     mask = np.zeros(len(xyz), bool)
     for box in boxes:
@@ -86,19 +87,19 @@ class _Tally:
 
 
 def evaluate_boxes(
-    segmenter: SegmenterLike, recording: Recording, *, progress: Progress | None = None
+    pipeline: Pipeline, recording: Recording, *, progress: Progress | None = None
 ) -> BoxReport:
-    """Recall and precision-like share of vehicle and person points against 3D boxes.
+    """Recall and share inside of predicted vehicle and person points against 3D boxes.
 
-    Recall is taken in the core of a box, its lowest 0.2 m left out because they are often road.
-    The share inside counts predicted points within 0.2 m of a box, where boxes were annotated:
-    in view of the cameras when the samples have some, else everywhere.
+    Recall counts the points in the core of a box: all but its lowest 0.2 m, which are often road.
+    The share inside counts predicted points within 0.2 m of a box, in the annotated region: the
+    view of the cameras if the samples have cameras, else everything.
 
     Raises:
-        InputError: no sample has boxes, or the model's label space does not group into "street".
+        InputError: no sample has boxes, or the label space does not group into "street".
     """
     street = LabelSpace.load("street")
-    table = grouping(segmenter.label_space, street)
+    table = grouping(pipeline.label_space, street)
     names = list(street.names)
     tallies = {name: _Tally() for name in MEASURED}
     scans = 0
@@ -106,7 +107,7 @@ def evaluate_boxes(
         sample = recording[index]
         if sample.boxes is not None:
             scans += 1
-            pred = regroup(segmenter.segment(sample.cloud).labels, table)
+            pred = regroup(pipeline.process(Sweep.of(sample)).labels, table)
             for name, tally in tallies.items():
                 _count(tally, name, sample, pred == names.index(name))
         if progress:
@@ -138,8 +139,6 @@ def _count(tally: _Tally, name: str, sample: Sample, predicted: Mask) -> None:
 
 def annotated_region(sample: Sample) -> Mask:
     """(N,) bool: points that project into some camera's image; all points without cameras."""
-    from pcseg_core.geometry import transform
-
     xyz = sample.cloud.xyz
     if not sample.cameras:
         return np.ones(len(xyz), bool)

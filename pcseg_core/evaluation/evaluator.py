@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measure a segmenter, and baselines beside it, on labeled sweeps."""
+"""Measure a pipeline, and baselines, on labeled sweeps."""
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +14,7 @@ from pcseg_core.errors import InputError
 from pcseg_core.evaluation.report import Example, Figures, Report, ScanFigures, merge_of
 from pcseg_core.labels import LabelSpace, grouping, regroup
 from pcseg_core.metrics.confusion import Calibration, Confusion
+from pcseg_core.online.pipeline import Pipeline, Sweep
 
 if TYPE_CHECKING:
     from pcseg_core.cloud import PointCloud
@@ -23,32 +23,12 @@ if TYPE_CHECKING:
 Labels = npt.NDArray[np.int64]
 Progress = Callable[[int, int], None]
 
-
-class SegmentationLike(Protocol):
-    """labels: int (N,), -1 for none; confidence: float (N,) in 0..1."""
-
-    @property
-    def labels(self) -> npt.NDArray[Any]: ...
-
-    @property
-    def confidence(self) -> npt.NDArray[Any]: ...
-
-
-class SegmenterLike(Protocol):
-    """What is measured: `pcseg_core.online.segmenter.Segmenter` or anything alike."""
-
-    @property
-    def label_space(self) -> LabelSpace: ...
-
-    def segment(self, cloud: PointCloud) -> SegmentationLike: ...
-
-
-# A baseline gives class ids (N,) of the segmenter's label space for a cloud of N points.
-Baseline = Callable[["PointCloud"], npt.NDArray[Any]]
+# A baseline gives class ids (N,) of the pipeline's label space for a cloud of N points.
+Baseline = Callable[["PointCloud"], npt.NDArray[np.integer]]
 
 
 def evaluate(
-    segmenter: SegmenterLike,
+    pipeline: Pipeline,
     recording: Recording,
     *,
     space: str = "street",
@@ -56,17 +36,17 @@ def evaluate(
     checkpoint: str = "",
     progress: Progress | None = None,
 ) -> Report:
-    """Measure on every sweep of a labeled drive.
+    """Measure on every sweep of a labeled recording.
 
     Predictions and labels are compared in one label space that both group into. Points whose
     label has no group there are left out; points without prediction count as wrong. Sweeps
-    without labels among labeled ones are counted in `skipped`.
+    without labels are counted in `skipped`.
 
     Args:
-        segmenter: the model; it sees the cloud only.
+        pipeline: labels the sweeps.
         recording: samples with labels, of any number and of any sizes.
         space: name of the label space to measure in.
-        baselines: methods to measure on the same points, by name.
+        baselines: further methods to measure on the same points, by name.
         checkpoint: name of the model for the report.
         progress: called with (scans done, scans in all).
 
@@ -74,7 +54,7 @@ def evaluate(
         InputError: no labeled scans, a scan that cannot be read or whose labels are of another
             length, or label spaces without a grouping into `space`.
     """
-    run = _Run(segmenter, recording, LabelSpace.load(space), dict(baselines or {}))
+    run = _Run(pipeline, recording, LabelSpace.load(space), dict(baselines or {}))
     for index in range(len(recording)):
         run.add(index)
         if progress:
@@ -87,24 +67,20 @@ class _Run:
 
     def __init__(
         self,
-        segmenter: SegmenterLike,
+        pipeline: Pipeline,
         recording: Recording,
         space: LabelSpace,
         baselines: dict[str, Baseline],
     ) -> None:
         if len(recording) == 0:
             raise InputError(f"{recording.name}: no scans to evaluate on")
-        self.segmenter, self.recording, self.space, self.baselines = (
-            segmenter,
-            recording,
-            space,
-            baselines,
-        )
+        self.pipeline, self.recording = pipeline, recording
+        self.space, self.baselines = space, baselines
         self.merge = merge_of(space)
-        self.to_space = grouping(segmenter.label_space, space)
+        self.to_space = grouping(pipeline.label_space, space)
         self.calibration = Calibration()
         self.scans: list[ScanFigures] = []
-        self.indices: list[int] = []  # where in the drive each of the scans is
+        self.indices: list[int] = []  # of the scans in the recording
         self.skipped: Counter[str] = Counter(getattr(recording, "skipped", {}))
         self.total = Confusion(len(space))
         self.baseline_totals = {name: Confusion(len(space)) for name in baselines}
@@ -115,15 +91,13 @@ class _Run:
             self.skipped["sweep without labels"] += 1
             return
         truth = truth_of(sample, self.space)
-        start = time.perf_counter()
-        result = self.segmenter.segment(sample.cloud)
-        milliseconds = 1e3 * (time.perf_counter() - start)
-        pred = regroup(result.labels, self.to_space)
+        labeled = self.pipeline.process(Sweep.of(sample))
+        pred = regroup(labeled.labels, self.to_space)
         confusion = Confusion(len(self.space))
         confusion.update(pred, truth)
-        answered = (truth >= 0) & (pred >= 0)
-        self.calibration.update(result.confidence[answered], (pred == truth)[answered])
-        self._note_scan(sample, confusion, milliseconds)
+        both = (truth >= 0) & (pred >= 0)
+        self.calibration.update(labeled.confidence[both], (pred == truth)[both])
+        self._note_scan(sample, confusion, sum(labeled.stages_ms.values()))
         self.indices.append(index)
         self.total = self.total + confusion
         for name, baseline in self.baselines.items():
@@ -181,15 +155,19 @@ class _Run:
         )
 
     def _example(self) -> Example:
-        """The scan of middling mIoU, segmented once more instead of keeping every scan."""
+        """The scan of median mIoU, labeled again because scans are not kept."""
         ranking = np.argsort([scan.miou if scan.miou is not None else -1 for scan in self.scans])
         sample = self.recording[self.indices[ranking[len(ranking) // 2]]]
-        pred = regroup(self.segmenter.segment(sample.cloud).labels, self.to_space)
+        pred = regroup(self.pipeline.process(Sweep.of(sample)).labels, self.to_space)
         return Example(sample.name, sample.cloud.xyz, truth_of(sample, self.space), pred)
 
 
 def truth_of(sample: Sample, space: LabelSpace) -> Labels:
-    """Labels (N,) of a sample in another label space, -1 where they have no group there."""
+    """Labels (N,) of a sample in another label space, IGNORE for those without a group there.
+
+    Raises:
+        InputError: no labels, another number of labels than points, or no grouping into `space`.
+    """
     if sample.labels is None or sample.label_space is None:
         raise InputError(f"{sample.name}: carries no labels; evaluation needs labeled sweeps")
     if len(sample.labels) != len(sample.cloud):

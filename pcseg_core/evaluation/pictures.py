@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The picture vocabulary: bird's-eye views, points over images, legends, confusion, bars.
+"""Parts of pictures: bird's-eye views, points over images, legends, confusion matrices, bars.
 
-Every function draws into matplotlib axes that it is given. Colors are float (N, 3) RGB in 0..1;
-`label_colors`, `error_colors` and `scalar_colors` make them. `new_figure` and `save` work without
-a display and without touching the state of pyplot.
+The functions draw into given matplotlib axes. Colors are float (N, 3) RGB in 0..1;
+`label_colors`, `error_colors` and `scalar_colors` make them. `new_figure` and `save` need no
+display and do not change the state of pyplot.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def label_colors(labels: npt.NDArray[Any], palette: npt.NDArray[np.uint8]) -> Co
 
 
 def error_colors(pred: npt.NDArray[Any], truth: npt.NDArray[Any]) -> Colors:
-    """Pale green where right, red where wrong, light gray where there is no truth; (N, 3)."""
+    """Colors (N, 3): pale green for right, red for wrong, light gray for points without truth."""
     colors = np.empty((len(truth), 3))
     colors[:] = UNLABELED
     known = np.asarray(truth) >= 0
@@ -93,10 +93,9 @@ def bev(
     Args:
         xyz: (N, 3) points in the LiDAR frame [m].
         colors: (N, 3).
-        extent_m: half of the side that is shown [m].
+        extent_m: half of the side of the view [m].
         point_size: size of a point in squared typographic points.
-        on_top: (N,) numbers by which points are stacked; z when not given, so that what is seen
-            from above hides what lies below.
+        on_top: (N,) numbers, points with higher ones are drawn on top; None takes z.
     """
     height = xyz[:, 2] if on_top is None else on_top
     near = np.flatnonzero(np.all(np.abs(xyz[:, :2]) < extent_m, axis=1))
@@ -120,13 +119,13 @@ def overlay(
     point_size: float = 9.0,
     dim: float = 0.6,
 ) -> None:
-    """Points over an image.
+    """Draw points over an image.
 
     Args:
         image: (H, W, 3) uint8 RGB.
-        uv: (N, 2) pixels, integer coordinates are pixel centers; hide points by leaving them out.
+        uv: (N, 2) pixels, integer coordinates are pixel centers.
         colors: (N, 3).
-        dim: how far the image is faded toward light gray, 0..1, so that the points stand out.
+        dim: share of light gray mixed into the image, 0..1, for contrast with the points.
     """
     gray = image.mean(axis=2, keepdims=True)
     faded = (1 - dim) * image + dim * (0.45 * gray + 140)
@@ -138,7 +137,7 @@ def overlay(
 
 
 def frame(ax: Axes, title: str = "") -> None:
-    """No ticks, a thin frame and a title above on the left."""
+    """Set a thin frame and a title on the left, without ticks."""
     ax.set_xticks([])
     ax.set_yticks([])
     for spine in ax.spines.values():
@@ -154,7 +153,7 @@ def legend(
     anchor: tuple[float, float] = (0.5, 0.0),
     columns: int = 0,
 ) -> None:
-    """Colored squares with names, in one row unless `columns` says otherwise.
+    """Draw colored squares with names, in one row or in a number of columns.
 
     Args:
         colors: one per name: uint8 (C, 3) palette, floats in 0..1 or matplotlib color names.
@@ -180,7 +179,7 @@ def legend(
 def confusion(
     ax: Axes, matrix: npt.NDArray[Any], names: Sequence[str], *, title: str = "Confusion"
 ) -> None:
-    """Confusion matrix, each row in percent of its true class; rows truth, columns predicted.
+    """Draw a confusion matrix in percent of the true class; rows truth, columns predicted.
 
     Args:
         matrix: (C, C) counts; a matrix (C, D) with more columns needs D column names in `names`,
@@ -213,12 +212,12 @@ def confusion(
 def bars(
     ax: Axes, names: Sequence[str], series: Mapping[str, Sequence[float]], *, title: str = "IoU"
 ) -> None:
-    """Grouped horizontal bars of fractions, in percent.
+    """Draw grouped horizontal bars of fractions, in percent.
 
     Args:
         names: (G,) groups from top to bottom.
-        series: name of each series with its (G,) values in 0..1; NaN is written as a dash. The
-            first series is the one that matters and carries its numbers.
+        series: name -> (G,) values in 0..1; NaN is written as a dash. The first series is
+            annotated with its numbers.
     """
     thickness = 0.84 / max(len(series), 1)
     rows = np.arange(len(names))
@@ -252,7 +251,7 @@ def bars(
 
 
 def _rings(ax: Axes, extent_m: float) -> None:
-    """Circles of distance every 10 m (every quarter of a large extent), marked to the right."""
+    """Draw range circles every 10 m (every quarter of a large extent)."""
     from matplotlib.patches import Circle
 
     step = 10.0 if extent_m <= 60 else extent_m / 4

@@ -1,26 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Judge checkpoints by the replay of a recorded drive."""
+"""Measure methods on every sweep of a recording: accuracy, flicker, camera agreement, latency."""
 
 from __future__ import annotations
 
-from collections import Counter
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from pcseg_core.data import readable
-from pcseg_core.distill.pseudo_labels import PseudoLabelConfig, camera_evidence, label_points
+from pcseg_core.distill.pseudo_labels import PseudoLabelConfig
 from pcseg_core.errors import InputError
-from pcseg_core.evaluation.contenders import Answer, Contender, Live, Moment, peak_rss_mb
 from pcseg_core.evaluation.evaluator import truth_of
+from pcseg_core.evaluation.methods import Method, Prediction, peak_rss_mb
 from pcseg_core.evaluation.replay_report import ReplayFigures, ReplayReport, Scene, SweepFigures
+from pcseg_core.evaluation.report import Figures, merge_of
 from pcseg_core.geometry import transform
 from pcseg_core.labels import LabelSpace, grouping, regroup
 from pcseg_core.metrics.confusion import Confusion
 from pcseg_core.metrics.flicker import Flicker, Pairing, Pairs
+from pcseg_core.online.camera_fusion import CameraLabeler, label_by_cameras
+from pcseg_core.online.pipeline import Sweep
 
 if TYPE_CHECKING:
     from pcseg_core.data import Recording, Sample
@@ -30,56 +33,56 @@ Labels = npt.NDArray[np.int64]
 Progress = Callable[[int, int], None]
 
 AGREEMENT_SWEEPS = 20
-"""Sweeps, evenly over the drive, whose images the teacher labels: it takes its time."""
+"""Number of sweeps, evenly over the recording, whose images the teacher labels."""
 
 
 @dataclass(frozen=True, eq=False)
-class Judges:
-    """What contenders are measured against, beside each other.
+class GroundTruth:
+    """The labels, and optionally the camera teacher, that methods are compared with.
 
     Attributes:
         space: label space of the figures.
-        truth: labels (N,) of a sweep in that space, or None; by index and sample.
-        labels_from: where they are from, for the report; None if there are none.
-        teacher: labels the images, or None.
-        teaching: how pixels become labels of points; its label space is not used.
+        labels_of: (index, sample) -> labels (N,) in that space, or None for an unlabeled sweep.
+        labels_from: their source, for the report; None if there are no labels.
+        teacher: labels the images, for the camera agreement; None for none.
+        projection: how pixels become labels of points; its label space is not used.
     """
 
     space: LabelSpace
-    truth: Callable[[int, Sample], Labels | None]
+    labels_of: Callable[[int, Sample], Labels | None]
     labels_from: str | None
     teacher: PixelClasses | None = None
-    teaching: PseudoLabelConfig = field(default_factory=PseudoLabelConfig)
+    projection: PseudoLabelConfig = field(default_factory=PseudoLabelConfig)
 
 
-def own_labels(recording: Recording, space: LabelSpace) -> Judges:
-    """Judges by the labels that a recording carries, if it does."""
+def recorded_labels(recording: Recording, space: LabelSpace) -> GroundTruth:
+    """The labels that a recording carries, if any."""
     labeled = recording.label_space is not None
 
-    def truth(index: int, sample: Sample) -> Labels | None:
+    def labels_of(index: int, sample: Sample) -> Labels | None:
         return None if sample.labels is None or not labeled else truth_of(sample, space)
 
-    return Judges(space, truth, "the recording" if labeled else None)
+    return GroundTruth(space, labels_of, "the recording" if labeled else None)
 
 
 def evaluate_replay(
     recording: Recording,
-    contenders: Sequence[Contender],
-    judges: Judges,
+    methods: Sequence[Method],
+    truth: GroundTruth,
     progress: Progress | None = None,
 ) -> ReplayReport:
-    """Show every sweep to every contender and measure their labels.
+    """Run all methods on every sweep and measure their labels.
 
     Args:
-        recording: the recording; with poses, flicker is measured.
-        contenders: the first one is the one that was asked for.
-        judges: what they are measured against.
+        recording: the recording; flicker needs its poses.
+        methods: the first one gives the headline figures.
+        truth: labels to compare with.
         progress: called with (sweeps done, sweeps in all).
 
     Raises:
-        InputError: no sweep can be read, or a label space does not group into that of the judges.
+        InputError: no sweep can be read, or a label space does not group into that of `truth`.
     """
-    run = _Run(recording, contenders, judges)
+    run = _Run(recording, methods, truth)
     for index, sample in readable(recording):
         run.add(index, sample)
         if progress:
@@ -88,174 +91,150 @@ def evaluate_replay(
 
 
 class _Measure:
-    """Counts of one contender."""
+    """Counts of one method."""
 
-    def __init__(self, contender: Contender, space: LabelSpace) -> None:
-        self.contender = contender
-        self.groups = grouping(contender.label_space, space)
+    def __init__(self, method: Method, space: LabelSpace, pairing: Pairing) -> None:
+        self.method, self.space = method, space
+        self.groups = grouping(method.label_space, space)
         self.confusion = Confusion(len(space))
         self.flicker = Flicker()
-        self.pairing = Pairing()  # of the sweeps that it answered
+        self.pairing = pairing
         self.counts = np.zeros(len(space), np.int64)
         self.points = 0
-        self.taught = self.agreed = 0
-        self.milliseconds: list[float] = []
-        self.dropped = 0
+        self.compared = self.agreed = 0
 
-    def figures(self, space: LabelSpace, live: bool, sweeps: int) -> ReplayFigures:
-        confusion, flicker = self.confusion, self.flicker.share
-        known = confusion.points > 0
-        iou = zip(space.names, confusion.iou, confusion.present)
-        p50, p95, dropped = self._latency()
+    def count(
+        self, labels: Labels, truth: Labels | None, taught: Labels | None, pairs: Pairs | None
+    ) -> tuple[float | None, float | None]:
+        """Add a sweep; its accuracy and flicker, None where there is nothing to compare with."""
+        accuracy = None
+        self.points += len(labels)
+        self.counts += np.bincount(labels[labels >= 0], minlength=len(self.space))
+        if truth is not None and (truth >= 0).any():
+            self.confusion.update(labels, truth)
+            known = truth >= 0
+            accuracy = float(np.mean(labels[known] == truth[known]))
+        if taught is not None:
+            both = (taught >= 0) & (labels >= 0)
+            self.compared += int(both.sum())
+            self.agreed += int((taught == labels)[both].sum())
+        return accuracy, self.flicker.add(labels, pairs)
+
+    def figures(self, sweeps: int, unread: int) -> ReplayFigures:
+        """All figures over a recording of so many sweeps, some of which could not be read."""
+        method, flicker, names = self.method, self.flicker.share, self.space.names
+        dropped = dict(method.dropped)
+        if unread and not method.live:
+            dropped["unreadable"] = unread
+        p50, p95 = method.latency_ms or (None, None)
+        shares = (self.counts / max(self.counts.sum(), 1)).round(5).tolist()
+        common = Figures.of(self.confusion, names, merge_of(self.space))
+        present = dict(zip(names, self.confusion.present))
+        common.iou = {name: iou if present[name] else None for name, iou in common.iou.items()}
         return ReplayFigures(
-            name=self.contender.name,
-            checkpoint=self.contender.checkpoint,
-            miou=confusion.miou if known else None,
-            accuracy=confusion.accuracy if known else None,
-            iou={name: float(value) if here else None for name, value, here in iou if known},
+            **common.model_dump(),
+            name=method.name,
+            checkpoint=method.checkpoint,
             flicker=flicker,
             temporal_consistency=None if flicker is None else 1 - flicker,
-            camera_agreement=self.agreed / self.taught if self.taught else None,
+            camera_agreement=self.agreed / self.compared if self.compared else None,
             latency_ms_p50=p50,
             latency_ms_p95=p95,
             drop_rate=sum(dropped.values()) / sweeps,
             unlabeled=1 - float(self.counts.sum()) / max(self.points, 1),
-            rss_mb=round(peak_rss_mb(children=live), 1),
+            rss_mb=round(peak_rss_mb(children=method.live), 1),
             dropped=dropped,
-            class_shares=dict(
-                zip(space.names, (self.counts / max(self.counts.sum(), 1)).round(5).tolist())
-            ),
+            class_shares=dict(zip(names, shares)),
         )
-
-    def _latency(self) -> tuple[float | None, float | None, dict[str, int]]:
-        """Median and 95th percentile [ms], and drops by reason."""
-        if isinstance(self.contender, Live):
-            stages = self.contender.result.stages_ms
-            p50, p95 = stages.get("latency", (None, None))
-            return p50, p95, dict(self.contender.result.dropped)
-        dropped = {"unreadable": self.dropped} if self.dropped else {}
-        if not self.milliseconds:
-            return None, None, dropped
-        p50, p95 = np.percentile(self.milliseconds, (50, 95)).round(2).tolist()
-        return p50, p95, dropped
 
 
 class _Run:
     """State of one evaluation."""
 
-    def __init__(
-        self, recording: Recording, contenders: Sequence[Contender], judges: Judges
-    ) -> None:
+    def __init__(self, recording: Recording, methods: Sequence[Method], truth: GroundTruth) -> None:
         if not len(recording):
             raise InputError(f"{recording.name}: no sweeps to evaluate on")
-        self.recording, self.judges = recording, judges
-        self.measures = [_Measure(contender, judges.space) for contender in contenders]
-        self.live = any(isinstance(contender, Live) for contender in contenders)
-        self.pairing = Pairing()
+        self.recording, self.truth = recording, truth
+        pairing = Pairing()
+        self.measures = [_Measure(method, truth.space, pairing) for method in methods]
         self.sweeps: list[SweepFigures] = []
         self.scene: Scene | None = None
-        last = len(recording) - 1
-        spread = np.linspace(0, last, min(AGREEMENT_SWEEPS, len(recording))).round().astype(int)
-        self.taught = set(spread.tolist()) if judges.teacher is not None else set()
-        self.groups = None
-        if judges.teacher is not None:
-            self.groups = grouping(judges.teacher.label_space, judges.space)
+        count = min(AGREEMENT_SWEEPS, len(recording))
+        spread = np.linspace(0, len(recording) - 1, count).round().astype(int)
+        self.taught = set(spread.tolist()) if truth.teacher is not None else set()
+        self.labeler = CameraLabeler(truth.teacher, truth.space) if truth.teacher else None
 
     def add(self, index: int, sample: Sample) -> None:
-        moment, judges = Moment(sample), self.judges
-        truth = judges.truth(index, sample)
-        taught = self._teach(sample) if index in self.taught else None
-        shared = None if self.live else self._pair(moment, self.pairing)
+        sweep = Sweep.of(sample)
+        truth = self.truth.labels_of(index, sample)
+        xyz = sweep.deskewed().xyz
+        taught = self._camera_labels(sweep, xyz) if index in self.taught else None
+        predictions = [measure.method.predict(sweep) for measure in self.measures]
+        pairs = self._pairs(sample, xyz, predictions)
         figures = SweepFigures(stamp_ns=sample.stamp_ns, points=len(sample.cloud))
-        labels: dict[str, Labels] = {}
-        changed: dict[str, npt.NDArray[np.int8]] = {}
-        keep = (
-            self.scene is None or index <= len(self.recording) // 2
-        )  # the middle, if it is answered
-        for measure in self.measures:
-            answer = measure.contender.answer(moment)
-            name = measure.contender.name
-            if answer is None:
-                measure.dropped += 1
+        scene = Scene(sample.cloud.xyz, truth, {}, {})
+        for measure, prediction in zip(self.measures, predictions):
+            if prediction is None:
                 continue
-            pairs = self._pair(moment, measure.pairing) if self.live else shared
-            given = regroup(answer.labels, measure.groups)
-            labels[name] = given
-            if keep:
-                changed[name] = _changes(given, measure.flicker.last, pairs)
-            self._count(measure, answer, given, truth, taught, pairs, figures)
+            name = measure.method.name
+            labels = regroup(prediction.labels, measure.groups)
+            matched = pairs.get(id(measure.pairing))
+            scene.labels[name] = labels
+            scene.changed[name] = _changes(labels, measure.flicker.last, matched)
+            accuracy, flicker = measure.count(labels, truth, taught, matched)
+            figures.note(name, accuracy, flicker, prediction.milliseconds)
         self.sweeps.append(figures)
-        if keep and labels:
-            self.scene = Scene(sample.cloud.xyz, truth, labels, changed)
+        first_half = index <= len(self.recording) // 2
+        if scene.labels and (self.scene is None or first_half):
+            self.scene = scene
 
-    def _count(
-        self,
-        measure: _Measure,
-        answer: Answer,
-        given: Labels,
-        truth: Labels | None,
-        taught: Labels | None,
-        pairs: Pairs | None,
-        figures: SweepFigures,
-    ) -> None:
-        name = measure.contender.name
-        measure.points += len(given)
-        measure.counts += np.bincount(given[given >= 0], minlength=len(self.judges.space))
-        if truth is not None and (truth >= 0).any():
-            measure.confusion.update(given, truth)
-            known = truth >= 0
-            figures.accuracy[name] = float(np.mean(given[known] == truth[known]))
-        if taught is not None:
-            seen = (taught >= 0) & (given >= 0)
-            measure.taught += int(seen.sum())
-            measure.agreed += int((taught == given)[seen].sum())
-        flicker = measure.flicker.add(given, pairs)
-        if flicker is not None:
-            figures.flicker[name] = flicker
-        if answer.milliseconds is not None:
-            measure.milliseconds.append(answer.milliseconds)
-            figures.milliseconds[name] = round(answer.milliseconds, 2)
+    def _pairs(
+        self, sample: Sample, xyz: npt.NDArray[np.float32], predictions: list[Prediction | None]
+    ) -> dict[int, Pairs | None]:
+        """Points at the place of a point of the last predicted sweep, by the id of the pairing.
 
-    def _pair(self, moment: Moment, pairing: Pairing) -> Pairs | None:
-        """Points at the place of one of the sweep before, the last one that was answered."""
-        pose = moment.sample.T_world_lidar
+        Methods share a pairing as long as they miss no sweep.
+        """
+        pose = sample.T_world_lidar
         if pose is None:
-            return None
-        return pairing.add(transform(pose, moment.still.astype(np.float64)))
+            return {}
+        pairings = {}
+        for measure, prediction in zip(self.measures, predictions):
+            if prediction is None:
+                measure.pairing = copy.copy(measure.pairing)
+            else:
+                pairings[id(measure.pairing)] = measure.pairing
+        world = transform(pose, xyz.astype(np.float64))
+        return {key: pairing.add(world) for key, pairing in pairings.items()}
 
-    def _teach(self, sample: Sample) -> Labels | None:
-        judges = self.judges
-        if judges.teacher is None or self.groups is None or not sample.cameras:
+    def _camera_labels(self, sweep: Sweep, xyz: npt.NDArray[np.float32]) -> Labels | None:
+        """The teacher's labels of the points (N,) that a camera sees."""
+        if self.labeler is None or sweep.frames is None:
             return None
-        evidence = camera_evidence(
-            sample, judges.teacher, self.groups, len(judges.space), judges.teaching
-        )
-        labels, _ = label_points(evidence, len(sample.cloud))
+        images = [self.labeler.label(frame) for frame in sweep.frames()]
+        labels, _ = label_by_cameras(xyz, images, self.truth.projection)
         return labels.astype(np.int64)
 
     def report(self) -> ReplayReport:
-        recording, space = self.recording, self.judges.space
+        recording, space = self.recording, self.truth.space
         if not self.sweeps:
             reasons = "; ".join(reason for reason, _ in recording.skipped.most_common(3))
-            raise InputError(
-                f"{recording.name}: no sweep can be read: {reasons or 'there is none'}"
-            )
+            raise InputError(f"{recording.name}: no sweep can be read: {reasons or 'it has none'}")
         unread = len(recording) - len(self.sweeps)
-        for measure in self.measures:
-            measure.dropped += unread
-        figures = [measure.figures(space, self.live, len(recording)) for measure in self.measures]
+        figures = [measure.figures(len(recording), unread) for measure in self.measures]
+        live = any(measure.method.live for measure in self.measures)
         return ReplayReport(
             **figures[0].model_dump(),
             source=recording.name,
-            transport="over DDS" if self.live else "offline, every sweep",
+            transport="over DDS" if live else "offline, every sweep",
             label_space=space.name,
             classes=list(space.names),
-            labels_from=self.judges.labels_from if figures[0].miou is not None else None,
+            labels_from=self.truth.labels_from if figures[0].miou is not None else None,
             pose_source=recording.pose_source,
             sweeps=len(self.sweeps),
             points=sum(sweep.points for sweep in self.sweeps),
             others=figures[1:],
-            skipped=dict(Counter(recording.skipped)),
+            skipped=dict(recording.skipped),
             notes=self._notes(),
             per_sweep=self.sweeps,
             scene=self.scene,
@@ -263,19 +242,21 @@ class _Run:
         )
 
     def _notes(self) -> list[str]:
-        """Why figures are missing."""
+        """Reasons for missing figures."""
         notes = []
-        if self.judges.labels_from is None:
+        if self.truth.labels_from is None:
             notes.append("no mIoU: the recording carries no labels; give a folder by --labels")
         if self.recording.pose_source == "none":
             notes.append("no flicker: the recording has no poses (TF, Odometry or kiss-icp)")
-        if self.taught and not any(measure.taught for measure in self.measures):
-            notes.append("no agreement with cameras: no point of a labeled sweep is seen by one")
+        if self.taught and not any(measure.compared for measure in self.measures):
+            notes.append("no agreement with cameras: no camera sees a point of a labeled sweep")
         return notes
 
 
-def _changes(labels: Labels, last: Any, pairs: Pairs | None) -> npt.NDArray[np.int8]:
-    """(N,) int8: 1 changed since the sweep before, 0 the same, -1 nothing to compare with."""
+def _changes(
+    labels: Labels, last: npt.NDArray[np.int64] | None, pairs: Pairs | None
+) -> npt.NDArray[np.int8]:
+    """(N,) int8: 1 changed since the previous sweep, 0 same, -1 not compared."""
     changes = np.full(len(labels), -1, np.int8)
     if last is not None and pairs is not None:
         changes[pairs[0]] = labels[pairs[0]] != last[pairs[1]]

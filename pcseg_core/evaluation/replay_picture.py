@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One picture of a replay: classes, figures over time, and a sweep from above."""
+"""Picture of a replay: classes, figures over time, and a bird's-eye view of one sweep."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 _EXTENT_M = 40.0
 _SHADES = (pictures.ACCENT, "#b4bec9", "#f0a202", "#8b949e", "#2a9d8f")
-_CHANGED = np.array([pictures.UNLABELED, pictures.RIGHT, pictures.WRONG])  # none, same, changed
+_CHANGED = np.array([pictures.UNLABELED, pictures.RIGHT, pictures.WRONG])  # -1, 0, 1
 
 
 def render_replay(report: ReplayReport, path: str | os.PathLike[str]) -> None:
-    """Write the picture of a replay as `evaluate_replay` made it."""
+    """Write the picture of a report of `evaluate_replay`."""
     figure = pictures.new_figure(1600, 1180)
     figure.text(0.03, 0.968, _headline(report), fontsize=16, weight="bold", color=pictures.INK)
     figure.text(0.03, 0.944, _second_line(report), fontsize=10.5, color=pictures.FAINT)
@@ -54,23 +54,23 @@ def _second_line(report: ReplayReport) -> str:
 
 
 def _draw_classes(figure: Figure, report: ReplayReport) -> None:
-    """IoU of the classes, or how the points are spread over them where there is no truth."""
+    """IoU of the classes; without truth the shares of the predicted classes."""
     axes = figure.add_axes((0.085, 0.585, 0.36, 0.315))
     if report.labels_from:
         names = [name for name in report.classes if report.iou.get(name) is not None]
         names.sort(key=lambda name: -(report.iou[name] or 0))
         series = {
-            f.name: [_mean(f), *(_value(f.iou.get(n)) for n in names)] for f in report.contenders
+            f.name: [_mean(f), *(_value(f.iou.get(n)) for n in names)] for f in report.methods
         }
         pictures.bars(axes, ["mean", *names], series, title="IoU by class, percent")
         return
     names = sorted(report.classes, key=lambda name: -report.class_shares.get(name, 0))
-    shares = {f.name: [f.class_shares.get(n, 0.0) for n in names] for f in report.contenders}
+    shares = {f.name: [f.class_shares.get(n, 0.0) for n in names] for f in report.methods}
     pictures.bars(axes, names, shares, title="Share of the points by class, percent")
 
 
 def _draw_series(figure: Figure, report: ReplayReport) -> None:
-    """Figures sweep by sweep: what there is of accuracy, flicker and latency."""
+    """Accuracy, flicker and latency of each sweep, as far as they are known."""
     seconds = np.array([s.stamp_ns for s in report.per_sweep], np.float64) * 1e-9
     seconds -= seconds[0]
     kinds = [
@@ -83,10 +83,10 @@ def _draw_series(figure: Figure, report: ReplayReport) -> None:
     for row, (key, title, factor, lowest) in enumerate(shown):
         bottom = 0.91 - (row + 1) * height + 0.035
         axes = figure.add_axes((0.55, bottom, 0.42, height - 0.06))
-        for shade, contender in zip(_SHADES, report.contenders):
-            values = [getattr(s, key).get(contender.name, np.nan) for s in report.per_sweep]
+        for shade, method in zip(_SHADES, report.methods):
+            values = [getattr(s, key).get(method.name, np.nan) for s in report.per_sweep]
             numbers = factor * np.array(values, np.float64)
-            axes.plot(seconds, numbers, color=shade, linewidth=1.6, label=contender.name)
+            axes.plot(seconds, numbers, color=shade, linewidth=1.6, label=method.name)
         axes.set_ylim(bottom=lowest)
         axes.set_xlim(0, max(seconds[-1], 0.1))
         axes.set_title(title, loc="left", fontsize=10.5, color=pictures.INK)
@@ -103,7 +103,7 @@ def _draw_series(figure: Figure, report: ReplayReport) -> None:
                 labelcolor=pictures.INK,
             )
         if row == len(shown) - 1:
-            axes.set_xlabel("seconds of the drive", fontsize=8.5, color=pictures.FAINT)
+            axes.set_xlabel("seconds of the recording", fontsize=8.5, color=pictures.FAINT)
 
 
 def _draw_scene(figure: Figure, report: ReplayReport, scene: Scene) -> None:
@@ -120,10 +120,8 @@ def _draw_scene(figure: Figure, report: ReplayReport, scene: Scene) -> None:
     shuffled = np.random.default_rng(0).permutation(int(finite.sum())).astype(np.float64)
     for name in (first, *others)[: 3 - len(drawn)]:
         state = scene.changed[name][finite]
-        on_top = shuffled + len(state) * state.astype(
-            np.float64
-        )  # compared points over those without a partner
-        title = f"Changed since the sweep before: {name}"
+        on_top = shuffled + len(state) * state.astype(np.float64)  # changed, same, not compared
+        title = f"Changed since the previous sweep: {name}"
         drawn.append((title, _CHANGED[state + 1], on_top))
     for column, (title, colors, stacking) in enumerate(drawn):
         axes = figure.add_axes((0.02 + 0.325 * column, 0.055, 0.31, 0.42))

@@ -1,45 +1,42 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a replay found, as JSON and as a table. Shares are fractions in 0..1."""
+"""Report of a replay, as JSON and as a table. Shares are fractions in 0..1."""
 
 from __future__ import annotations
 
-import json
-import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
-from pcseg_core.evaluation.report import percent
-from pcseg_core.files import write_atomic
+from pcseg_core.evaluation.report import SUMMARY, Figures, JsonReport, comparison_table, percent
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 
-class ReplayFigures(BaseModel):
-    """Figures of one contender; None where one does not apply.
+class ReplayFigures(Figures):
+    """Figures of one method; None where one does not apply.
 
-    `miou`, `accuracy` and `iou` are against the labels of the recording. `flicker` is the share of
-    points whose label differs from that of the sweep before at the same place (10 cm), live of
-    the sweep answered before;
-    `temporal_consistency` is what it lacks to 1. `camera_agreement` is the share of the points
-    seen by a camera that get the class that the teacher gives to their pixels. `latency` is from
-    sweep to labels: in this process, or in the node from arrival to publication. `drop_rate` is
-    the share of sweeps that got no answer, `unlabeled` of points without a label. `rss_mb` is the
-    highest resident memory: of this process, all contenders and the measuring included, or of the
-    node's process when live.
+    Attributes:
+        miou, accuracy, iou: against the labels of the recording; `iou` is None for classes that
+            the truth lacks.
+        flicker: share of points whose label differs from that of the previous sweep (live: the
+            last one with labels) at the same place (10 cm).
+        temporal_consistency: 1 - flicker.
+        camera_agreement: share of the points seen by a camera whose class is the one that the
+            teacher gives to their pixels.
+        latency_ms_p50, latency_ms_p95: from sweep to labels in this process, or from arrival to
+            publication in the node [ms].
+        drop_rate: share of sweeps without labels.
+        unlabeled: share of points without a label.
+        rss_mb: highest resident memory of this process, all methods and the measurement included,
+            or of the node's process [MB].
     """
-
-    model_config = ConfigDict(extra="forbid")
 
     name: str
     checkpoint: str
-    miou: float | None = None
-    accuracy: float | None = None
-    iou: dict[str, float | None] = Field(default_factory=dict)
     flicker: float | None = None
     temporal_consistency: float | None = None
     camera_agreement: float | None = None
@@ -53,7 +50,7 @@ class ReplayFigures(BaseModel):
 
 
 class SweepFigures(BaseModel):
-    """One sweep: stamp, and by contender the accuracy, flicker and latency [ms]."""
+    """One sweep: stamp, and by method the accuracy, flicker and latency [ms]."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -63,28 +60,42 @@ class SweepFigures(BaseModel):
     flicker: dict[str, float] = Field(default_factory=dict)
     milliseconds: dict[str, float] = Field(default_factory=dict)
 
+    def note(
+        self, method: str, accuracy: float | None, flicker: float | None, spent_ms: float | None
+    ) -> None:
+        """Store the known figures of a method."""
+        if accuracy is not None:
+            self.accuracy[method] = accuracy
+        if flicker is not None:
+            self.flicker[method] = flicker
+        if spent_ms is not None:
+            self.milliseconds[method] = round(spent_ms, 2)
+
 
 @dataclass
 class Scene:
-    """A sweep kept for the picture.
+    """A sweep for the picture.
 
     Attributes:
-        xyz: (N, 3) f32 [m]; truth: (N,) or None; labels: contender -> (N,), in the space.
-        changed: contender -> (N,) int8: 1 where the label differs from the sweep before, 0 where
-            it is the same, -1 where there is no point to compare with.
+        xyz: (N, 3) float32 [m].
+        truth: (N,) class ids, or None.
+        labels: method -> (N,) class ids.
+        changed: method -> (N,) int8: 1 where the label differs from that of the previous sweep, 0
+            where it is the same, -1 where there is no point to compare with.
     """
 
     xyz: npt.NDArray[np.float32]
     truth: npt.NDArray[np.int64] | None
-    labels: dict[str, npt.NDArray[Any]]
+    labels: dict[str, npt.NDArray[np.int64]]
     changed: dict[str, npt.NDArray[np.int8]]
 
 
-class ReplayReport(ReplayFigures):
-    """A whole replay. The figures at the top are those of the contender that was asked for;
-    `others` are measured beside it, on the same sweeps in the same run."""
+class ReplayReport(ReplayFigures, JsonReport):
+    """Report of a replay.
 
-    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+    The figures at the top level are those of the first method; `others` are measured on the same
+    sweeps in the same run.
+    """
 
     source: str
     transport: str
@@ -99,38 +110,17 @@ class ReplayReport(ReplayFigures):
     notes: list[str] = Field(default_factory=list)
     per_sweep: list[SweepFigures] = Field(default_factory=list)
     scene: Scene | None = Field(default=None, exclude=True)
-    palette: Any = Field(default=None, exclude=True)
 
     @property
-    def contenders(self) -> list[ReplayFigures]:
-        """All of them, the one that was asked for first."""
+    def methods(self) -> list[ReplayFigures]:
+        """Figures of all methods, the first one first."""
         return [self, *self.others]
 
-    def write_json(self, path: str | os.PathLike[str]) -> None:
-        """Write the report as JSON, whole or not at all."""
-        text = json.dumps(self.model_dump(mode="json"), indent=2, allow_nan=False)
-        write_atomic(path, text + "\n")
-
     def table(self) -> Table:
-        """Table for a terminal, one column for each contender."""
-        from rich.table import Table
-
+        """Table for a terminal, one column per method."""
         how = f"{self.sweeps} sweeps, {self.points:,} points, {self.transport}"
-        table = Table(title=f"{self.source}: {how}")
-        table.add_column("", no_wrap=True)
-        for figures in self.contenders:
-            table.add_column(figures.name, justify="right")
-        for title, key, form in _ROWS:
-            values = [getattr(figures, key) for figures in self.contenders]
-            if any(value is not None for value in values):
-                table.add_row(title, *map(form, values))
-        if self.labels_from:
-            table.add_section()
-            for name in self.classes:
-                values = [figures.iou.get(name) for figures in self.contenders]
-                if any(value is not None for value in values):
-                    table.add_row(f"IoU {name} %", *map(percent, values))
-        return table
+        methods = {figures.name: figures for figures in self.methods}
+        return comparison_table(f"{self.source}: {how}", methods, _ROWS, self.classes)
 
 
 def _number(value: float | None) -> str:
@@ -138,8 +128,7 @@ def _number(value: float | None) -> str:
 
 
 _ROWS = (
-    ("mIoU %", "miou", percent),
-    ("accuracy %", "accuracy", percent),
+    *SUMMARY,
     ("flicker %", "flicker", percent),
     ("agrees with the cameras %", "camera_agreement", percent),
     ("latency p50, ms", "latency_ms_p50", _number),

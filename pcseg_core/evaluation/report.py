@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an evaluation found, as JSON and as a table. All figures are fractions in 0..1."""
+"""Report of an evaluation, as JSON and as a table. All figures are fractions in 0..1."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -20,13 +21,18 @@ from pcseg_core.metrics.confusion import Confusion
 if TYPE_CHECKING:
     from rich.table import Table
 
+Row: TypeAlias = "tuple[str, str, Callable[[float | None], str]]"
+"""Title, attribute of the figures, and how its value is written."""
+
 
 class Figures(BaseModel):
     """Figures of one method over a set of points; None where a figure does not apply.
 
-    `iou` maps class names to IoU, None for classes neither true nor predicted; the mean is taken
-    over the classes present in the truth. `miou_merged_ground` counts road, sidewalk and terrain
-    as one class.
+    Attributes:
+        miou: mean IoU over the classes present in the truth.
+        accuracy: share of points whose class is right.
+        miou_merged_ground, accuracy_merged_ground: with road, sidewalk and terrain as one class.
+        iou: class name -> IoU, None for classes neither true nor predicted.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -63,7 +69,7 @@ class Merge:
 
 
 class ScanFigures(BaseModel):
-    """One scan: its name, points with truth, figures and the time the model took [ms]."""
+    """One scan: its name, number of points with truth, figures and inference time [ms]."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -76,12 +82,14 @@ class ScanFigures(BaseModel):
 
 
 class BoxFigures(BaseModel):
-    """Points against 3D boxes of one class, where there are no labels per point.
+    """Predicted points of one class against 3D boxes.
 
-    `recall` is the share of points in the core of the boxes that carry the class. `inside` is the
-    share of points of that class, where boxes were annotated, that lie in a box: like a
-    precision, but objects that nobody boxed count against it. `found` is the share of boxes of
-    which more than half of the points carry the class.
+    Attributes:
+        boxes, points: number of boxes, and of the points in their cores.
+        recall: share of the points in the cores of the boxes that are predicted as the class.
+        inside: share of the points predicted as the class, in the annotated region, that lie in a
+            box. Like a precision, but objects without a box count against it.
+        found: share of boxes of which more than half of the points are predicted as the class.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -105,7 +113,7 @@ class BoxReport(BaseModel):
 
 @dataclass
 class Example:
-    """A scan kept for pictures: xyz (N, 3) f32 [m], truth and prediction (N,) in the space."""
+    """A scan for the picture: xyz (N, 3) float32 [m], true and predicted class ids (N,)."""
 
     name: str
     xyz: npt.NDArray[np.float32]
@@ -113,11 +121,30 @@ class Example:
     pred: npt.NDArray[np.int64]
 
 
-class Report(BaseModel):
-    """A whole evaluation. `confusion` has true classes as rows and predicted ones as columns;
-    `unpredicted` counts the points of each true class that got no label."""
+class JsonReport(BaseModel):
+    """Base of the reports.
+
+    Attributes:
+        palette: (C, 3) uint8 colors of the classes, for the picture.
+    """
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+
+    palette: npt.NDArray[np.uint8] | None = Field(default=None, exclude=True)
+
+    def write_json(self, path: str | os.PathLike[str]) -> None:
+        """Write the report as JSON, atomically."""
+        text = json.dumps(self.model_dump(mode="json"), indent=2, allow_nan=False)
+        write_atomic(path, text + "\n")
+
+
+class Report(Figures, JsonReport):
+    """Report of an evaluation on labeled scans; the figures at the top are those of the pipeline.
+
+    Attributes:
+        confusion: points by true (rows) and predicted (columns) class.
+        unpredicted: points of each true class that got no label.
+    """
 
     checkpoint: str
     source: str
@@ -125,11 +152,6 @@ class Report(BaseModel):
     classes: list[str]
     scans: int
     points: int
-    miou: float | None
-    accuracy: float | None
-    miou_merged_ground: float | None = None
-    accuracy_merged_ground: float | None = None
-    iou: dict[str, float | None]
     iou_merged_ground: dict[str, float | None] | None = None
     confusion: list[list[int]]
     unpredicted: list[int]
@@ -141,37 +163,55 @@ class Report(BaseModel):
     boxes: BoxReport | None = None
     skipped: dict[str, int] = Field(default_factory=dict)
     example: Example | None = Field(default=None, exclude=True)
-    palette: Any = Field(default=None, exclude=True)
-
-    def write_json(self, path: str | os.PathLike[str]) -> None:
-        """Write the report as JSON, whole or not at all."""
-        text = json.dumps(self.model_dump(mode="json"), indent=2, allow_nan=False)
-        write_atomic(path, text + "\n")
 
     def table(self) -> Table:
-        """Table for a terminal: per-class IoU of the student and of the baselines."""
-        from rich.table import Table
-
-        table = Table(title=f"{self.source}: {self.scans} scans, {self.points:,} points")
-        table.add_column("IoU %", no_wrap=True)
-        table.add_column("points %", justify="right")
-        for name in ("student", *self.baselines):
-            table.add_column(name.replace("_", " "), justify="right")
+        """Table for a terminal, one column for the student and one for each baseline."""
+        title = f"{self.source}: {self.scans} scans, {self.points:,} points"
+        methods = {"student": self, **self.baselines}
         counts = np.array(self.confusion).sum(axis=1) + np.array(self.unpredicted)
-        share = counts / max(counts.sum(), 1)
-        for index, name in enumerate(self.classes):
-            others = [percent(figures.iou[name]) for figures in self.baselines.values()]
-            present = percent(share[index]) if counts[index] else "-"
-            table.add_row(name, present, percent(self.iou[name]), *others)
-        table.add_section()
-        for title, key in _SUMMARY:
-            others = [percent(getattr(figures, key)) for figures in self.baselines.values()]
-            table.add_row(title, "", f"[bold]{percent(getattr(self, key))}[/]", *others)
-        return table
+        shares = dict(zip(self.classes, (counts / max(counts.sum(), 1)).tolist()))
+        return comparison_table(title, methods, SUMMARY, self.classes, shares)
+
+
+def comparison_table(
+    title: str,
+    methods: Mapping[str, Figures],
+    rows: Sequence[Row],
+    classes: Sequence[str],
+    shares: Mapping[str, float] | None = None,
+) -> Table:
+    """Table for a terminal: a column per method, summary rows, then the IoU of each class.
+
+    Args:
+        title: of the table.
+        methods: name -> figures.
+        rows: summary rows; one without any value is left out.
+        classes: names of the classes.
+        shares: class -> share of the points, shown in a column of its own; None shows none.
+    """
+    from rich.table import Table
+
+    table = Table(title=title)
+    table.add_column("", no_wrap=True)
+    for name in methods:
+        table.add_column(name.replace("_", " "), justify="right")
+    if shares is not None:
+        table.add_column("points %", justify="right")
+    for label, key, form in rows:
+        values = [getattr(figures, key) for figures in methods.values()]
+        if any(value is not None for value in values):
+            table.add_row(label, *map(form, values))
+    table.add_section()
+    for name in classes:
+        values = [figures.iou.get(name) for figures in methods.values()]
+        if any(value is not None for value in values):
+            share = [] if shares is None else [percent(shares[name] or None)]
+            table.add_row(f"IoU {name} %", *map(percent, values), *share)
+    return table
 
 
 def box_table(boxes: BoxReport) -> Table:
-    """Table of the figures against 3D boxes."""
+    """Table of the figures against 3D boxes, for a terminal."""
     from rich.table import Table
 
     table = Table(title=f"{boxes.source}: 3D boxes of {boxes.scans} scans")
@@ -183,17 +223,17 @@ def box_table(boxes: BoxReport) -> Table:
     return table
 
 
-_SUMMARY = (
-    ("mIoU", "miou"),
-    ("accuracy", "accuracy"),
-    ("mIoU, one ground", "miou_merged_ground"),
-    ("accuracy, one ground", "accuracy_merged_ground"),
-)
-
-
 def percent(value: float | None) -> str:
     """A fraction as percent with one decimal, a dash for None."""
     return "-" if value is None else f"{100 * value:.1f}"
+
+
+SUMMARY: tuple[Row, ...] = (
+    ("mIoU %", "miou", percent),
+    ("accuracy %", "accuracy", percent),
+    ("mIoU, one ground %", "miou_merged_ground", percent),
+    ("accuracy, one ground %", "accuracy_merged_ground", percent),
+)
 
 
 def merge_of(space: LabelSpace) -> Merge | None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One picture of an evaluation: IoU beside the baselines, confusion, and a scan from above."""
+"""Picture of an evaluation: IoU of pipeline and baselines, confusion, and a bird's-eye view."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _EXTENT_M = 40.0
 
 
 def render(report: Report, path: str | os.PathLike[str]) -> None:
-    """Write the picture of a report as `evaluate` made it (one read from JSON has no scan)."""
+    """Write the picture of a report of `evaluate`; one read from JSON is drawn without a scan."""
     figure = pictures.new_figure(1600, 1200)
     figure.text(0.03, 0.972, _headline(report), fontsize=16, weight="bold", color=pictures.INK)
     figure.text(0.03, 0.95, _second_line(report), fontsize=10.5, color=pictures.FAINT)
@@ -42,7 +42,7 @@ def _second_line(report: Report) -> str:
 
 
 def _draw_bars(figure: Figure, report: Report) -> None:
-    """Classes present in the truth, best first, below their mean."""
+    """IoU of the classes present in the truth, in descending order after their mean."""
     ious = {name: value for name, value in report.iou.items() if _occurs(report, name)}
     order = sorted(ious, key=lambda name: -(ious[name] or 0))
     methods = {"this checkpoint": (report.miou, report.iou)}
@@ -63,13 +63,13 @@ def _draw_confusion(figure: Figure, report: Report) -> None:
         matrix = np.hstack([matrix, np.array(report.unpredicted)[:, None]])
         names.append("no label")
     axes = figure.add_axes((0.56, 0.585, 0.42, 0.325))
-    title = "Where the points of each true class go, percent"
+    title = "Predicted class of the points of each true class, percent"
     pictures.confusion(axes, matrix, names, title=title)
 
 
 def _draw_scan(figure: Figure, report: Report, example: Example) -> None:
     palette = np.asarray(report.palette, np.uint8)
-    shuffled = np.random.default_rng(0).permutation(len(example.xyz))  # neither hides the other
+    shuffled = np.random.default_rng(0).permutation(len(example.xyz))  # neither color on top
     panels = (
         (f"Truth, scan {example.name}", pictures.label_colors(example.truth, palette), None),
         ("Prediction, LiDAR only", pictures.label_colors(example.pred, palette), None),

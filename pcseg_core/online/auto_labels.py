@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Labels for a whole recording without hands: the projected teacher's, and the student's."""
+"""Automatic labels of a recording: the teacher's, projected onto the points, and the student's."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import yaml
+from pydantic import Field
 
-from pcseg_core.config import read_yaml
+from pcseg_core.config import Section, load_yaml
 from pcseg_core.distill.labeling import Labeled, Labeler
 from pcseg_core.distill.pseudo_labels import PseudoLabelConfig
 from pcseg_core.errors import InputError
-from pcseg_core.files import write_atomic
+from pcseg_core.files import FolderKind, claim_folder, write_atomic
 from pcseg_core.labels import LabelSpace
+from pcseg_core.online.pipeline import Pipeline, Sweep
 from pcseg_core.online.replay import LABELS_FILE, label_file_name, labels_yaml, raw_ids_of
 from pcseg_core.vision.pixel_classes import PixelClasses, TeacherConfig
 
 if TYPE_CHECKING:
     from pcseg_core.data import Recording, Sample
-    from pcseg_core.online.segmenter import Segmenter
 
-Array = npt.NDArray[Any]
 Progress = Callable[[int, int], None]
 
 SETTINGS_FILE = "label.yaml"
@@ -34,107 +34,114 @@ _CACHE = "cache"
 _STUDENT = "student"
 
 
+class LabelSettings(Section):
+    """Everything that decides the labels of a recording."""
+
+    source: str = Field(description="Recording, as `open_recording` takes it")
+    teacher: TeacherConfig = Field(description="Teacher that labels the images")
+    labels: PseudoLabelConfig = Field(
+        default_factory=PseudoLabelConfig, description="How pixels become labels of points"
+    )
+    min_confidence: float = Field(
+        0.0, ge=0, le=1, description="Points labeled with less confidence become unlabeled"
+    )
+    checkpoint: str = Field("", description="Student that labels the sweeps too; empty for none")
+
+
 @dataclass
 class AutoLabels:
-    """What was written.
+    """Result of `label_recording`.
 
     Attributes:
         out: folder with labels/NAME.label and labels.yaml; student/ likewise.
         label_space: classes of the teacher's labels.
-        sweeps: sweeps with a label file; `kept` of them were there before.
-        counts: (C,) int64 points of each class, among those of this call.
-        unlabeled: points without a label, likewise.
-        skipped: how often each reason left a sweep without labels.
+        sweeps: number of sweeps with a label file.
+        kept: number of those whose file an earlier call wrote.
+        counts: (C,) int64 points of each class, of the sweeps that this call labeled.
+        unlabeled: number of points without a label, likewise.
+        skipped: reason -> number of sweeps without labels.
     """
 
     out: Path
     label_space: LabelSpace
     sweeps: int = 0
     kept: int = 0
-    counts: Array = field(default_factory=lambda: np.zeros(0, np.int64))
+    counts: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     unlabeled: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
 
 
+@dataclass(frozen=True)
 class AutoLabeler:
-    """Teacher and, if given, student for `label_recording`.
+    """Teacher and optional student for `label_recording`.
 
-    Args:
-        teacher: pixel classes.
-        teacher_config: identifies the teacher.
-        config: how pixels become labels of points.
-        min_confidence: points labeled with less become unlabeled.
-        segmenter: the student, or None.
-        checkpoint: its name, for the settings.
+    Attributes:
+        teacher: pixel classes, as `settings.teacher` describes them.
+        settings: everything that decides the labels.
+        student: labels the sweeps too, as `settings.checkpoint` names it; None for no student.
     """
 
-    def __init__(
-        self,
-        teacher: PixelClasses,
-        teacher_config: TeacherConfig,
-        config: PseudoLabelConfig,
-        min_confidence: float = 0.0,
-        segmenter: Segmenter | None = None,
-        checkpoint: str = "",
-    ) -> None:
-        self.teacher, self.teacher_config, self.config = teacher, teacher_config, config
-        self.min_confidence, self.segmenter = min_confidence, segmenter
-        self.checkpoint = checkpoint if segmenter is not None else ""
+    teacher: PixelClasses
+    settings: LabelSettings
+    student: Pipeline | None = None
 
-    def settings(self, source: str) -> dict[str, Any]:
-        """All that decides what is written."""
-        return {
-            "source": source,
-            "teacher": self.teacher_config.model_dump(mode="json"),
-            "labels": self.config.model_dump(mode="json"),
-            "min_confidence": self.min_confidence,
-            "checkpoint": self.checkpoint,
-        }
+
+def check_output(out: Path, settings: LabelSettings) -> None:
+    """Make sure that the labels can be written to `out`, before the long work.
+
+    Raises:
+        InputError: it holds something else, or labels made with other settings.
+    """
+    if claim_folder(out, AUTO_LABELS) and _stored_settings(out / SETTINGS_FILE) != settings:
+        raise InputError(f"{out} holds labels made with other settings; choose another --out")
 
 
 def label_recording(
     labeler: AutoLabeler,
     recording: Recording,
-    source: str,
     out: Path,
     *,
     window: int = 100,
     progress: Progress | None = None,
 ) -> AutoLabels:
-    """Write labels/NAME.label for every sweep that can be read, as SemanticKITTI stores them.
+    """Write labels/NAME.label in SemanticKITTI format for every sweep that can be read.
 
-    One little-endian uint32 per point in the sweep's order, 0 for none; `labels.yaml` tells the
-    classes. With poses, labels are carried between the sweeps of a window to points that no camera
-    sees at the time. With a student its labels go to student/. The same call goes on where an
-    interrupted one stopped.
+    One little-endian uint32 per point in the sweep's order, 0 for none; `labels.yaml` gives the
+    classes. With poses, labels are propagated between the sweeps of a window to points that no
+    camera sees in their own sweep. The labels of a student go to student/. Interrupted calls
+    resume: make the same call again.
 
     Args:
-        labeler: what labels.
-        recording: the recording.
-        source: what it was opened from.
-        out: folder to make or to go on with.
-        window: sweeps that are held in memory at a time, and carried between.
+        labeler: teacher, student and settings.
+        recording: opened from `labeler.settings.source`.
+        out: new folder, or the folder of an interrupted call.
+        window: number of sweeps that are held in memory and share labels.
         progress: called with (sweeps done, sweeps in all).
 
     Raises:
         InputError: `out` holds something else, or no sweep could be labeled.
     """
-    _claim(out, labeler.settings(source))
-    space = LabelSpace.load(labeler.config.label_space)
+    settings = labeler.settings
+    check_output(out, settings)
+    stored = yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
+    write_atomic(out / SETTINGS_FILE, stored)
+    space = LabelSpace.load(settings.labels.label_space)
     result = AutoLabels(out, space, counts=np.zeros(len(space), np.int64))
     writer = _Writer(labeler, out, space, result)
     for start in range(0, len(recording), window):
         part = _Window(recording, start, min(start + window, len(recording)))
-        writer.write(part, source, progress)
+        writer.write(part, progress)
     result.skipped.update(recording.skipped)
     if not result.sweeps:
         reasons = "; ".join(reason for reason, _ in result.skipped.most_common(3))
-        raise InputError(f"{source}: no sweep could be labeled: {reasons or 'there is none'}")
+        raise InputError(
+            f"{settings.source}: no sweep could be labeled: {reasons or 'it has none'}"
+        )
     return result
 
 
 class _Window:
-    """Some successive sweeps of a drive, as a drive."""
+    """Successive sweeps of a recording, as a recording."""
 
     def __init__(self, recording: Recording, start: int, stop: int) -> None:
         self.recording, self.start, self.stop = recording, start, stop
@@ -150,7 +157,7 @@ class _Window:
 
 
 class _Writer:
-    """Writes the files of a window; those that are there already are left alone."""
+    """Writes the label files of windows; those of an earlier call are kept."""
 
     def __init__(
         self, labeler: AutoLabeler, out: Path, space: LabelSpace, result: AutoLabels
@@ -158,12 +165,11 @@ class _Writer:
         self.labeler, self.out, self.space, self.result = labeler, out, space, result
         self.raw_ids = raw_ids_of(space)
         write_atomic(out / LABELS_FILE, labels_yaml(space, self.raw_ids))
-        student = labeler.segmenter
-        if student is not None:
-            words = labels_yaml(student.label_space, raw_ids_of(student.label_space))
-            write_atomic(out / _STUDENT / LABELS_FILE, words)
+        if labeler.student is not None:
+            classes = labeler.student.label_space
+            write_atomic(out / _STUDENT / LABELS_FILE, labels_yaml(classes, raw_ids_of(classes)))
 
-    def write(self, window: _Window, source: str, progress: Progress | None) -> None:
+    def write(self, window: _Window, progress: Progress | None) -> None:
         def tell(done: int) -> None:
             if progress:
                 progress(window.start + done, len(window.recording))
@@ -175,9 +181,9 @@ class _Writer:
             self.result.kept += len(names)
             tell(len(window))
             return
-        labeler = self.labeler
-        inner = Labeler(labeler.teacher, labeler.teacher_config, labeler.config, self.out / _CACHE)
-        labeled = _by_index(inner, window, source, tell)
+        teacher, settings = self.labeler.teacher, self.labeler.settings
+        inner = Labeler(teacher, settings.teacher, settings.labels, self.out / _CACHE)
+        labeled = _by_index(inner, window, settings.source, tell)
         self.result.skipped.update(inner.skipped)
         written: list[str] = []
         for index in range(len(window)):
@@ -187,7 +193,7 @@ class _Writer:
             file.unlink()
 
     def _write_sweep(self, window: _Window, index: int, labeled: Labeled | None) -> list[str]:
-        """Write the files of a sweep and give the teacher's name; none where it cannot be read."""
+        """Write the files of a sweep; names of the teacher's files, none if it cannot be read."""
         try:
             sample = window[index]
         except InputError as error:
@@ -195,15 +201,14 @@ class _Writer:
             return []
         labels = np.full(len(sample.cloud), -1, np.int64)
         if labeled is not None:
-            sure = labeled.confidence >= self.labeler.min_confidence
+            sure = labeled.confidence >= self.labeler.settings.min_confidence
             labels[sample.cloud.finite] = np.where(sure, labeled.labels, -1)
         name = f"labels/{label_file_name(sample.name, window.start + index)}.label"
         _write_labels(self.out / name, labels, self.raw_ids)
-        student = self.labeler.segmenter
-        if student is not None:
-            given = student.segment(sample.cloud).labels
-            ids = raw_ids_of(student.label_space)
-            _write_labels(self.out / _STUDENT / name, given, ids)
+        if self.labeler.student is not None:
+            given = self.labeler.student.process(Sweep.of(sample))
+            ids = raw_ids_of(given.label_space)
+            _write_labels(self.out / _STUDENT / name, given.labels, ids)
         self.result.sweeps += 1
         self.result.counts += np.bincount(labels[labels >= 0], minlength=len(self.space))
         self.result.unlabeled += int((labels < 0).sum())
@@ -213,7 +218,7 @@ class _Writer:
 def _by_index(
     labeler: Labeler, window: _Window, source: str, tell: Callable[[int], None]
 ) -> dict[int, Labeled]:
-    """Labels by index in the window; empty where no sweep of it can be labeled."""
+    """Labels by index in the window; empty if none of its sweeps can be labeled."""
     identity = f"{source}@{window.start}"
     try:
         labeled = labeler.label({identity: window}, lambda stage, done, total: tell(done))
@@ -224,22 +229,27 @@ def _by_index(
     return {int(one.name.rsplit("-", 1)[1]): one for one in labeled}
 
 
-def _write_labels(path: Path, labels: Array, raw_ids: Array) -> None:
+def _write_labels(
+    path: Path, labels: npt.NDArray[np.integer], raw_ids: npt.NDArray[np.uint32]
+) -> None:
     raw = np.where(labels < 0, 0, raw_ids[labels]).astype("<u4")
     write_atomic(path, raw.tobytes())
 
 
-def _claim(out: Path, settings: dict[str, Any]) -> None:
-    """Make the folder, or make sure that it is one of the same settings.
+def _stored_settings(file: Path) -> LabelSettings:
+    return load_yaml(file, LabelSettings)
 
-    Raises:
-        InputError: it holds something else.
-    """
-    path = out / SETTINGS_FILE
-    if path.is_file():
-        if read_yaml(path) == settings:
-            return
-        raise InputError(f"{out} holds labels made with other settings; choose another --out")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out} exists and holds something else; choose another --out")
-    write_atomic(path, yaml.safe_dump(settings, sort_keys=False))
+
+AUTO_LABELS = FolderKind(
+    "folder of automatic labels",
+    SETTINGS_FILE,
+    _stored_settings,
+    (
+        LABELS_FILE,
+        "labels/*.label",
+        f"{_STUDENT}/{LABELS_FILE}",
+        f"{_STUDENT}/labels/*.label",
+        f"{_CACHE}/done-*",
+        f"{_CACHE}/*.npz",
+    ),
+)

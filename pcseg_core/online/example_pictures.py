@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Example pictures of classes on disk, and the encoder they are to be seen with."""
+"""Example pictures of classes on disk, and the encoder that their features come from."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MASK = ".mask"
 
 
 def read_pictures(folder: Path) -> dict[str, list[Picture]]:
-    """Examples from FOLDER/CLASS/NAME.png (or .jpg), with NAME.mask.png where a mask is.
+    """Read examples FOLDER/CLASS/NAME.png (or .jpg), each with an optional NAME.mask.png.
 
     Raises:
         InputError: no such folder, or no pictures in it.
@@ -49,7 +49,7 @@ def encoder_of(recipe: Mapping[str, Any], device: str = "cpu") -> FeatureSource:
     """The encoder whose features the student of a recipe regresses.
 
     Raises:
-        InputError: the recipe names none, or its weights are not where they were.
+        InputError: the recipe names no encoder, or its weights are missing.
     """
     if "encoder" in recipe:
         return load_encoder(parse_section(recipe["encoder"], EncoderConfig, "encoder"), device)

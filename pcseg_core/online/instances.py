@@ -12,7 +12,7 @@ from scipy import ndimage
 
 from pcseg_core.errors import InputError
 
-_REACH_M = 150.0  # farther points are too sparse to be connected, and the grid stays small
+_REACH_M = 150.0  # limits the grid; farther points are too sparse to be connected
 
 
 def cluster_instances(
@@ -26,20 +26,19 @@ def cluster_instances(
     """Number the objects of a sweep.
 
     Points of one class whose cells touch, corners included, are one instance: Euclidean clustering
-    (Rusu 2009, section 6.2) on the ground plane, with a distance of one to two cells. Things stand
-    side by side on the ground, so that the height may be left out, and the gaps between the beams
-    of a LiDAR, which grow with the distance, do not tear them apart.
+    (Rusu 2009, section 6.2) on the ground plane, with a distance of one to two cells. Objects
+    rarely overlap in the ground plane, and without the height the gaps between the beams, which
+    grow with the distance, do not split them.
 
     Args:
-        xyz: (N, 3) points, z up, m; those that are not finite or beyond 150 m get no instance.
+        xyz: (N, 3) points, z up [m]; points that are not finite or beyond 150 m get no instance.
         labels: (N,) class ids.
-        classes: ids of the things among them.
-        cell_m: edge of a cell, m.
-        min_points: smaller clusters are none.
+        classes: ids of the classes with instances.
+        cell_m: edge of a cell [m].
+        min_points: minimum number of points of an instance.
 
     Returns:
-        (N,) ids: 1 for the first instance, 0 where there is none. They say nothing of the sweeps
-        before and after.
+        (N,) ids from 1, 0 for points without an instance. They are not tracked over sweeps.
 
     Raises:
         InputError: shapes differ, or the cell is not positive.
@@ -64,7 +63,7 @@ def cluster_instances(
 
 
 def _connected(plane: npt.NDArray[Any], cell_m: float) -> npt.NDArray[np.int64]:
-    """Index of the connected region of each point (M, 2), from 0."""
+    """(M,) index of the connected region of each point (M, 2), from 0."""
     cells = np.floor(plane / cell_m).astype(np.int64)
     cells -= cells.min(axis=0)
     grid = np.zeros(cells.max(axis=0) + 1, dtype=bool)

@@ -14,14 +14,14 @@ RGB = npt.NDArray[np.uint8]
 def draw_labels(
     image: RGB, projection: Projection, colors: RGB, *, radius_px: int = 1, opacity: float = 0.7
 ) -> RGB:
-    """Draw the points that the camera sees as squares, near ones over far ones.
+    """Draw the visible points as squares, near ones over far ones.
 
     Args:
         image: (H, W, 3) RGB; not changed.
         projection: of the N points into this image.
         colors: (N, 3) color of each point.
-        radius_px: half side of a square.
-        opacity: of a square, 0 to 1.
+        radius_px: half side of a square [px].
+        opacity: opacity of a square, 0..1.
 
     Returns:
         (H, W, 3) picture.
@@ -35,7 +35,7 @@ def draw_labels(
     columns = np.clip(pixels[:, 0, None, None] + beside, 0, width - 1)
     squares = (rows * width + columns).reshape(len(seen), -1)
     owner = np.full(height * width, -1, np.int32)
-    owner[squares] = seen[:, None]  # where squares overlap the last one stays, which is the nearest
+    owner[squares] = seen[:, None]  # the last assignment wins: the nearest point
     painted = np.flatnonzero(owner >= 0)
     picture: RGB = image.reshape(-1, 3).copy()
     below = (1.0 - opacity) * picture[painted]

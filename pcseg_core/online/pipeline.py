@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one chain from a decoded sweep to its labels.
+"""The pipeline from a decoded sweep to its labels.
 
-The node, `evaluate`, `segment`, `label`, the demo and the benchmarks all run this chain, so that
-what is measured is what runs: deskew, segment, fuse with the cameras, smooth over time, threshold.
+Steps: deskew, segment, fuse with the cameras, smooth over time, threshold. The node, the commands,
+the evaluation and the benchmarks all run this pipeline, so that what is measured is what runs.
 """
 
 from __future__ import annotations
@@ -17,15 +17,11 @@ import numpy.typing as npt
 from pydantic import Field
 
 from pcseg_core.config import LIVE, Section
+from pcseg_core.distill.evidence import PixelEvidence
 from pcseg_core.errors import PcsegError
 from pcseg_core.geometry import undo_motion
 from pcseg_core.labels import IGNORE, LabelSpace
-from pcseg_core.online.camera_fusion import (
-    CameraFusionConfig,
-    CameraLabeler,
-    PixelEvidence,
-    fuse_cameras,
-)
+from pcseg_core.online.camera_fusion import CameraFusionConfig, CameraLabeler, fuse_cameras
 from pcseg_core.online.temporal import TemporalBuffer, TemporalBufferConfig
 
 if TYPE_CHECKING:
@@ -82,7 +78,7 @@ class CameraUseConfig(Section):
 
 
 class PipelineConfig(Section):
-    """Everything that decides the labels of a sweep, given the checkpoint and the teacher."""
+    """Settings that decide the labels of a sweep, given the checkpoint and the teacher."""
 
     min_confidence: float = Field(
         0.0,
@@ -102,14 +98,14 @@ class MotionError(PcsegError):
 
 @dataclass
 class Sweep:
-    """One sweep and what was recorded around it.
+    """One sweep with its images and the motion of the platform.
 
     Attributes:
-        cloud: the points as measured, LiDAR frame.
+        cloud: points as measured, LiDAR frame.
         frames: returns the images, each with `T_cam_lidar` from the LiDAR frame at the sweep's
             stamp to the camera frame at the image's stamp; None without images.
         poses: stamps (K,) int64 ns -> T_fixed_lidar (K, 4, 4) in a frame without jumps; raises
-            `PcsegError` where they are unknown. None for a platform without poses.
+            `PcsegError` for a stamp whose pose is unknown. None for a platform without poses.
     """
 
     cloud: PointCloud
@@ -118,10 +114,21 @@ class Sweep:
 
     @classmethod
     def of(cls, sample: Sample) -> Sweep:
-        """A recorded sample as a sweep."""
+        """The sweep of a recorded sample."""
         frames = sample.frames_at_sweep if sample.cameras else None
         poses = None if sample.trajectory is None else sample.trajectory.at_many
         return cls(sample.cloud, frames, poses)
+
+    def deskewed(self) -> PointCloud:
+        """The cloud, corrected for the motion within the sweep where times and poses are given.
+
+        Raises:
+            PcsegError: a pose is unknown.
+        """
+        cloud = self.cloud
+        if self.poses is None or cloud.time is None:
+            return cloud
+        return replace(cloud, xyz=undo_motion(cloud.xyz, cloud.time, self.poses, cloud.stamp_ns))
 
 
 @dataclass
@@ -129,12 +136,13 @@ class LabeledSweep:
     """A sweep with its labels.
 
     Attributes:
-        cloud: the points as the network saw them, deskewed if the configuration says so.
-        labels: (N,) int32 class ids; IGNORE where there is none or its confidence is too low.
-        confidence: (N,) float32 in 0..1; 0 where there is no label.
+        cloud: points as the network saw them, deskewed if the configuration says so.
+        labels: (N,) int32 class ids; IGNORE for points without a label or with too low confidence.
+        confidence: (N,) float32 in 0..1; 0 for points that the network gave no label.
         label_space: meaning of the ids.
         stages_ms: wall time of each stage: motion, inference, fusion [ms].
-        problems: (event, reason) of each input that was missing; the sweep was labeled without it.
+        inference_ms: wall time of the steps of inference; see `Segmentation.timings_ms` [ms].
+        problems: (event, reason) of each missing input; the sweep was labeled without it.
     """
 
     cloud: PointCloud
@@ -142,11 +150,12 @@ class LabeledSweep:
     confidence: npt.NDArray[np.float32]
     label_space: LabelSpace
     stages_ms: dict[str, float] = field(default_factory=dict)
+    inference_ms: dict[str, float] = field(default_factory=dict)
     problems: list[tuple[str, str]] = field(default_factory=list)
 
 
 class SegmenterLike(Protocol):
-    """What the pipeline needs of a `pcseg_core.online.segmenter.Segmenter`."""
+    """The part of `pcseg_core.online.segmenter.Segmenter` that the pipeline uses."""
 
     @property
     def label_space(self) -> LabelSpace: ...
@@ -157,14 +166,14 @@ class SegmenterLike(Protocol):
 
 
 class CameraObserver(Protocol):
-    """Labels the pixels of a sweep's images, at once or in a thread of its own."""
+    """Labels the pixels of a sweep's images, immediately or in a thread of its own."""
 
     def observe(self, sweep: Sweep, cloud: PointCloud, space: LabelSpace) -> Callable[[], Evidence]:
-        """Start to label; the returned function waits for the evidence, None if it is late."""
+        """Start labeling; the returned function waits for the evidence and gives None if late."""
 
 
 class ImmediateCameras:
-    """Labels the images of a sweep when the pipeline asks for the evidence.
+    """Labels the images of a sweep when the pipeline waits for the evidence.
 
     Args:
         teacher: pixel classes that group into those of the segmenter.
@@ -181,17 +190,18 @@ class ImmediateCameras:
 
 
 class Pipeline:
-    """Labels sweeps, one after the other, in the order of their stamps.
+    """Labels sweeps one by one, in the order of their stamps.
 
-    All methods but `reset` belong to one thread at a time.
+    Only `reset` may be called from another thread.
 
     Args:
         segmenter: the network.
-        config: settings.
+        config: settings; None takes the defaults: the network alone.
         cameras: labels images; None fuses no cameras.
 
     Attributes:
-        config: settings; may be replaced between sweeps (`min_confidence` takes effect at once).
+        segmenter: the network.
+        config: settings; may be replaced between sweeps.
     """
 
     def __init__(
@@ -213,17 +223,17 @@ class Pipeline:
 
     @property
     def counters(self) -> dict[str, int]:
-        """Events of the temporal buffer; see `TemporalBuffer`."""
+        """Counts of the events of the temporal buffer; see `TemporalBuffer.counters`."""
         return {} if self._buffer is None else dict(self._buffer.counters)
 
     def set_prompts(self, prompts: Sequence[str] | None) -> LabelSpace:
-        """Change the classes from the next sweep on; see `Segmenter.set_prompts`."""
+        """Set the classes of the next sweeps; see `Segmenter.set_prompts`."""
         space = self.segmenter.set_prompts(prompts)
         self.reset()
         return space
 
     def reset(self) -> None:
-        """Forget earlier sweeps; any thread."""
+        """Forget earlier sweeps before the next one."""
         self._forget = True
 
     def process(self, sweep: Sweep) -> LabeledSweep:
@@ -247,21 +257,20 @@ class Pipeline:
         clock.stop("fusion")
         space = result.label_space or self.label_space
         labels = labels.astype(np.int32, copy=False)
-        return LabeledSweep(cloud, labels, confidence, space, clock.stages_ms, problems)
+        return LabeledSweep(
+            cloud, labels, confidence, space, clock.stages_ms, result.timings_ms, problems
+        )
 
     def _locate(
         self, sweep: Sweep, problems: list[tuple[str, str]]
     ) -> tuple[PointCloud, Float64 | None]:
-        """The cloud, deskewed if asked for, and T_fixed_lidar at its stamp if that is needed."""
+        """The cloud, deskewed if configured, and T_fixed_lidar at its stamp if it is needed."""
         cloud, motion = sweep.cloud, self.config.motion
         if sweep.poses is None or not (self.config.temporal.enabled or motion.deskew):
             return cloud, None
         try:
             pose = sweep.poses(np.array([cloud.stamp_ns], np.int64))[0]
-            if motion.deskew and cloud.time is not None:
-                moved = undo_motion(cloud.xyz, cloud.time, sweep.poses, cloud.stamp_ns)
-                cloud = replace(cloud, xyz=moved)
-            return cloud, pose
+            return (sweep.deskewed() if motion.deskew else cloud), pose
         except PcsegError as error:
             if motion.required:
                 raise MotionError(f"{NO_MOTION}: {error}") from None
@@ -269,7 +278,7 @@ class Pipeline:
             return sweep.cloud, None
 
     def _observe(self, sweep: Sweep, cloud: PointCloud) -> Callable[[], Evidence] | None:
-        """Start to label the images; what gives the evidence if it is to be fused."""
+        """Start labeling the images; the function that waits for evidence to fuse, or None."""
         if self._cameras is None or sweep.frames is None:
             return None
         evidence_of = self._cameras.observe(sweep, cloud, self.label_space)
@@ -301,7 +310,7 @@ class Pipeline:
         if self._buffer is None or self._buffer.classes != classes:
             self._buffer = TemporalBuffer(self.config.temporal, classes)
         elif self._forget:
-            self._buffer.reset()  # a new one would scatter its large tables over the memory
+            self._buffer.reset()  # reuses its large tables; a new buffer would allocate them again
         self._forget = False
         return self._buffer.update(cloud.xyz, probabilities, pose, cloud.stamp_ns)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One picture of one sweep: its images with the points they see, and the sweep from above."""
+"""Picture of a sweep: camera images with the points in view, and bird's-eye views."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _GAP = 32
 _LARGEST_BEV = 752
 
 _TITLES = {
-    "label": "From above, by class",
-    "confidence": "From above, by confidence (dark: unsure, yellow: sure)",
+    "label": "Classes",
+    "confidence": "Confidence (dark: low, yellow: high)",
     "error": "Right and wrong",
-    "height": "From above, by height",
-    "intensity": "From above, by intensity",
+    "height": "Height",
+    "intensity": "Intensity",
 }
-# What is drawn from above: the first of these whose layers are all known.
+# Bird's-eye views: the first of these whose layers are all known.
 _PANELS: tuple[tuple[str, ...], ...] = (
     ("truth", "label", "error"),
     ("label", "confidence"),
@@ -43,8 +43,8 @@ _RAW_PANELS = ("height", "intensity")
 def draw(view: View, space: LabelSpace | None, path: str | os.PathLike[str]) -> None:
     """Write the picture of a view, atomically, 1600 px wide.
 
-    Images go on top, up to three side by side; below them the sweep from above: truth, labels and
-    error, or labels and confidence, or height and intensity, whichever is known.
+    Top: images, up to three in a row. Bottom: bird's-eye views of truth, labels and error, or of
+    labels and confidence, or of height and intensity, as far as they are known.
     """
     layers = view.layers(space.palette if space is not None else np.zeros((0, 3), np.uint8))
     panels = next((p for p in _PANELS if set(p) <= set(layers)), _RAW_PANELS)
@@ -73,12 +73,12 @@ def _headline(view: View) -> str:
     if view.labels is not None and view.truth is not None and (view.truth >= 0).any():
         known = view.truth >= 0
         right = np.mean(view.labels[known] == view.truth[known])
-        text += f", {100 * right:.1f} % as the {view.truth_name}"
+        text += f", {100 * right:.1f} % equal to the {view.truth_name}"
     return text
 
 
 def _axes(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
-    """Axes at a place in pixels from the top left corner."""
+    """Axes at a position in pixels from the top left corner."""
     total = figure.get_figheight() * figure.dpi
     return figure.add_axes(
         (left / _WIDTH, 1 - (top + height) / total, width / _WIDTH, height / total)
@@ -101,7 +101,7 @@ def _draw_images(
     layers: dict[str, pictures.Colors],
     top: float,
 ) -> None:
-    """A row of images; points without a label are left out."""
+    """Draw a row of images; points without a label are left out."""
     by_distance = pictures.scalar_colors(np.linalg.norm(view.xyz, axis=1), 2, 40, "turbo_r")
     colors = layers.get("label", by_distance)
     for column, seen in enumerate(row):
@@ -124,10 +124,10 @@ def _draw_bevs(
     side: float,
 ) -> None:
     left = (_WIDTH - len(panels) * side - (len(panels) - 1) * _GAP) / 2
-    shuffled = np.random.default_rng(0).permutation(len(view.xyz))  # neither hides the other
+    shuffled = np.random.default_rng(0).permutation(len(view.xyz))  # neither color on top
     titles = {**_TITLES, "truth": view.truth_name.capitalize()}
     if "truth" in panels:
-        titles["label"] = "Labels given by the network"
+        titles["label"] = "Labels of the network"
     if view.truth_name != "truth":
         titles["error"] = f"Agreement with the {view.truth_name}"
     for column, name in enumerate(panels):

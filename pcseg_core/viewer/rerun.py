@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Look at recordings, runs and samples.
+"""Sweeps of recordings and runs as views, and views as a Rerun recording.
 
-`recording_views` and `run_views` bring what is to be seen into one form, `View`; `record` makes a
-Rerun recording of views, and `pcseg_core.viewer.picture.draw` a picture of one.
+`recording_views` and `run_views` make views of any source; `record` makes a Rerun recording of
+views, and `pcseg_core.viewer.picture.draw` a picture of one.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from pcseg_core.evaluation import pictures
 from pcseg_core.files import atomic_path
 from pcseg_core.geometry import invert
 from pcseg_core.labels import LabelSpace, grouping, regroup
+from pcseg_core.online.pipeline import Pipeline, Sweep
 from pcseg_core.projection import project_sample
 
 if TYPE_CHECKING:
     from pcseg_core.camera import CameraModel
     from pcseg_core.data import Recording, Sample
-    from pcseg_core.evaluation.evaluator import SegmenterLike
 
 Array = npt.NDArray[Any]
 
@@ -34,12 +34,12 @@ _NO_CLASS = 65535  # class id of points without a label in a Rerun recording
 
 @dataclass
 class CameraView:
-    """An image and the points that it sees.
+    """An image and the points in its view.
 
     Attributes:
-        name: of the camera.
+        name: name of the camera.
         image: (H, W, 3) uint8 RGB.
-        camera: its model.
+        camera: model of the image.
         T_lidar_cam: (4, 4) pose of the camera in the LiDAR frame of the sweep.
         index: (M,) positions of the visible points in the sweep.
         uv: (M, 2) their pixels.
@@ -55,17 +55,17 @@ class CameraView:
 
 @dataclass
 class View:
-    """A sweep to look at.
+    """A sweep to show.
 
     Attributes:
-        name: of the sample.
-        stamp_ns: when it was taken.
+        name: name of the sample.
+        stamp_ns: its stamp [ns].
         xyz: (N, 3) finite points, LiDAR frame [m].
         intensity: (N,) 0..1, or None.
-        labels: (N,) class ids to show, -1 for none; None where there are none.
+        labels: (N,) class ids to show, IGNORE for none; None for an unlabeled sweep.
         confidence: (N,) 0..1, or None.
         truth: (N,) class ids that the labels are compared with, or None.
-        truth_name: what those are: "truth" or "pseudo labels".
+        truth_name: "truth" or "pseudo labels".
         pose: (4, 4) T_world_lidar, or None.
         cameras: images.
     """
@@ -103,31 +103,31 @@ class View:
 def recording_views(
     recording: Recording,
     space: LabelSpace | None,
-    segmenter: SegmenterLike | None,
+    pipeline: Pipeline | None,
     indices: Iterable[int],
 ) -> Iterator[View]:
-    """Views of samples of a drive.
+    """Views of samples of a recording.
 
     Args:
         recording: any recording.
-        space: label space to show labels in; None shows none.
-        segmenter: labels the sweeps; the recording's own labels then serve as truth.
-        indices: which samples.
+        space: label space of the labels; None shows no labels.
+        pipeline: labels the sweeps; the recording's own labels then are the truth.
+        indices: of the samples.
     """
     for index in indices:
-        yield sample_view(recording[index], space, segmenter)
+        yield sample_view(recording[index], space, pipeline)
 
 
-def sample_view(sample: Sample, space: LabelSpace | None, segmenter: SegmenterLike | None) -> View:
+def sample_view(sample: Sample, space: LabelSpace | None, pipeline: Pipeline | None) -> View:
     """View of one sample; see `recording_views`."""
     cloud = sample.cloud
     given = _given_labels(sample, space)
     confidence = cloud.extra.get("confidence")
     labels, truth = given, None
-    if segmenter is not None and space is not None:
-        result = segmenter.segment(cloud)
-        labels = regroup(result.labels, grouping(segmenter.label_space, space))
-        confidence, truth = result.confidence, given
+    if pipeline is not None and space is not None:
+        labeled = pipeline.process(Sweep.of(sample))
+        labels = regroup(labeled.labels, grouping(labeled.label_space, space))
+        confidence, truth = labeled.confidence, given
     kept = np.flatnonzero(cloud.finite)
 
     def take(values: Array | None) -> Array | None:
@@ -164,11 +164,11 @@ def _camera_view(sample: Sample, k: int, kept: Array) -> CameraView:
 
 
 def run_views(
-    run: Path, segmenter: SegmenterLike | None, indices: Iterable[int] | None = None
+    run: Path, pipeline: Pipeline | None, indices: Iterable[int] | None = None
 ) -> Iterator[View]:
     """Views of the pseudo-labeled sweeps that a run was trained on.
 
-    With a segmenter its labels are shown and the pseudo labels serve as truth.
+    With a pipeline its labels are shown, and the pseudo labels are the truth.
 
     Raises:
         InputError: the run has no pseudo labels.
@@ -181,9 +181,9 @@ def run_views(
         xyz, intensity = pseudo.points(index)
         labels, confidence = pseudo.labels(index), pseudo.confidence(index)
         view = View(pseudo.files[index].stem, index * 10**8, xyz, intensity, labels, confidence)
-        if segmenter is not None:
-            result = segmenter.segment(PointCloud(xyz, intensity=intensity))
-            view.labels, view.confidence = result.labels, result.confidence
+        if pipeline is not None:
+            labeled = pipeline.process(Sweep(PointCloud(xyz, intensity=intensity)))
+            view.labels, view.confidence = labeled.labels, labeled.confidence
             view.truth, view.truth_name = labels, "pseudo labels"
         yield view
 
@@ -199,11 +199,11 @@ def record(
     """Write views as a Rerun recording, or show them in the Rerun viewer.
 
     Args:
-        views: what to show, in the order of time.
+        views: in the order of time.
         space: classes of the labels.
-        path: the .rrd file to write, whole or not at all; None opens the viewer.
-        name: of the recording.
-        max_points: sweeps with more points are thinned evenly.
+        path: .rrd file, written atomically; None opens the viewer.
+        name: name of the recording.
+        max_points: sweeps with more points are subsampled evenly.
 
     Returns:
         Number of views.
@@ -222,7 +222,7 @@ def record(
         try:
             return _record_all(rr, stream, views, space, max_points)
         finally:
-            stream.disconnect()  # writes what is left
+            stream.disconnect()  # flushes
 
 
 def _record_all(
@@ -254,7 +254,7 @@ def _record_all(
 
 
 def _blueprint(layers: list[str], cameras: list[str]) -> Any:
-    """A tab per layer, since they lie on the same points, and the images beside them."""
+    """A tab for each layer, since all layers have the same points, and the images."""
     rrb = require("rerun.blueprint", "viewer")
     tabs = []
     for shown in layers:
@@ -281,7 +281,7 @@ def _describe_classes(rr: Any, stream: Any, space: LabelSpace | None) -> None:
 def _record_cloud(
     rr: Any, stream: Any, view: View, palette: npt.NDArray[np.uint8], max_points: int
 ) -> list[str]:
-    """The cloud once per layer; labels as classes, so that the viewer knows their names."""
+    """Log the cloud once per layer, labels as class ids with names; the names of the layers."""
     if view.pose is not None:
         motion = rr.Transform3D(translation=view.pose[:3, 3], mat3x3=view.pose[:3, :3])
         stream.log("world/lidar", motion)
@@ -302,7 +302,7 @@ def _record_cloud(
 
 
 def _record_camera(rr: Any, stream: Any, view: View, seen: CameraView) -> None:
-    """The image with its points, and the camera's place in the world."""
+    """Log the image with its points, and the pose of the camera."""
     place = f"world/lidar/cameras/{seen.name}"
     motion = rr.Transform3D(translation=seen.T_lidar_cam[:3, 3], mat3x3=seen.T_lidar_cam[:3, :3])
     model = seen.camera

@@ -17,6 +17,7 @@ from pcseg_core.evaluation.evaluator import evaluate
 from pcseg_core.labels import LabelSpace
 from pcseg_core.learning.recipe import Recipe, load_recipe
 from pcseg_core.metrics.confusion import Confusion
+from pcseg_core.online.pipeline import Pipeline
 from pcseg_core.online.segmenter import Segmenter
 from pcseg_core.simulation.recording import SimulatedDrive
 from pcseg_core.vision.pixel_classes import TeacherConfig, load_teacher
@@ -51,7 +52,7 @@ def test_the_teacher_says_that_it_saw_simulated_drives_alone() -> None:
 
 def test_both_know_a_town_that_they_never_saw() -> None:
     drive = SimulatedDrive(7001, sweeps=1, beams=64, columns=1024, width=320, height=192)
-    report = evaluate(Segmenter.load("bundled"), drive)
+    report = evaluate(Pipeline(Segmenter.load("bundled")), drive)
     assert report.accuracy is not None and report.accuracy > 0.7
     config = TeacherConfig(weights=TEACHER, label_space="simulation", scales=(1.0,), flip=False)
     teacher, frame = load_teacher(config), drive[0].cameras[0]

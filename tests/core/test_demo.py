@@ -8,15 +8,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
+from typer.testing import CliRunner
 
+from pcseg_core.cli import app
 from pcseg_core.demo import run as demo
-from pcseg_core.demo.live import ReplayResult
 from pcseg_core.demo.measure import ALL, SEEN, UNSEEN, measure
 from pcseg_core.demo.run import DemoSettings, run_demo
 from pcseg_core.distill.pseudo_labels import PseudoLabelConfig
 from pcseg_core.errors import InputError, PcsegError
 from pcseg_core.evaluation.evaluator import truth_of
+from pcseg_core.evaluation.live import ReplayResult
 from pcseg_core.labels import LabelSpace
+from pcseg_core.online.pipeline import Pipeline
 from pcseg_core.online.segmenter import Segmenter
 from pcseg_core.simulation.recording import SimulatedDrive
 from pcseg_core.vision.pixel_classes import load_teacher
@@ -72,16 +76,43 @@ def test_the_same_call_goes_on_and_another_starts_over(
         patched.setattr(demo, "write_simulated_bag", fail)
         patched.setattr(demo, "distill", fail)
         run_demo(TINY, done)
+        other = TINY.model_copy(update={"seed": 1})
+        with pytest.raises(InputError, match="--fresh"):
+            run_demo(other, done)
+        assert (done / "report.json").is_file()
         with pytest.raises(AssertionError, match="done again"):
-            run_demo(TINY.model_copy(update={"seed": 1}), done)
-    assert not (done / "report.json").exists()
+            run_demo(other, done, fresh=True)
+    assert [path.name for path in done.iterdir()] == ["settings.yaml"]
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(InputError, match="not a demo"):
-        run_demo(TINY, tmp_path)
+    for fresh in (False, True):
+        with pytest.raises(InputError, match="not a demo"):
+            run_demo(TINY, tmp_path, fresh=fresh)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize("settings", ["theme: dark", "seed: 1\neditor: vim", "[1, 2]"])
+def test_settings_of_another_program_do_not_make_a_folder_ours(
+    tmp_path: Path, settings: str
+) -> None:
+    (tmp_path / "settings.yaml").write_text(settings)
+    (tmp_path / "bags").mkdir()
+    (tmp_path / "bags" / "thesis.tex").write_text("years of work")
+    result = CliRunner().invoke(app, ["demo", "--fresh", "--no-ros", "--out", str(tmp_path)])
+    assert result.exit_code == 2 and "not a demo" in result.output
+    assert (tmp_path / "bags" / "thesis.tex").is_file()
+    assert (tmp_path / "settings.yaml").read_text() == settings
+
+
+def test_files_of_others_in_a_demo_keep_it_whole(tmp_path: Path) -> None:
+    (tmp_path / "settings.yaml").write_text(yaml.safe_dump(TINY.model_dump()))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").write_text("by hand")
+    with pytest.raises(InputError, match=r"did not write .run/notes\.txt"):
+        run_demo(TINY, tmp_path, fresh=True)
+    assert (tmp_path / "run" / "notes.txt").is_file()
 
 
 def test_answers_that_are_the_truth_score_one() -> None:
@@ -90,12 +121,12 @@ def test_answers_that_are_the_truth_score_one() -> None:
     sample = drive[0]
     answers = ReplayResult("test", 2, {sample.cloud.stamp_ns: truth_of(sample, street)})
     teacher = load_teacher(TINY.recipe().teacher)
-    arguments = (street, teacher, Segmenter.load("bundled"), PseudoLabelConfig())
+    arguments = (street, teacher, Pipeline(Segmenter.load("bundled")), PseudoLabelConfig())
     scores = measure(drive, answers, *arguments)
     assert scores.sweeps == 1  # the other one was not answered
     assert [scores.miou("student", part) for part in (SEEN, UNSEEN, ALL)] == [1, 1, 1]
     assert 0 < scores.miou("teacher", SEEN) < 1
     assert scores.confusions["teacher", UNSEEN].matrix.sum() == 0
     assert scores.confusions["student", ALL].points == np.sum(truth_of(sample, street) >= 0)
-    with pytest.raises(PcsegError, match="not one of its 2 sweeps"):
+    with pytest.raises(PcsegError, match="none of its 2 sweeps"):
         measure(drive, ReplayResult("test", 2), *arguments)

@@ -15,8 +15,8 @@ torch = pytest.importorskip("torch")
 from harness import ROOT
 
 from pcseg_core.checkpoint import CheckpointMeta, save_checkpoint
-from pcseg_core.demo.live import replay_in_process
 from pcseg_core.errors import PcsegError
+from pcseg_core.evaluation.live import replay_in_process
 from pcseg_core.labels import LabelSpace
 from pcseg_core.models.student import Student, StudentConfig
 from pcseg_core.simulation.recording import SimulatedDrive

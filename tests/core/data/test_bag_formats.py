@@ -170,6 +170,24 @@ def test_a_bag_is_replaced_only_when_asked_and_only_by_a_whole_one(tmp_path) -> 
     assert sorted(p.name for p in tmp_path.iterdir()) == ["drive", "thesis"]
 
 
+@pytest.mark.parametrize("metadata", ["title: my photos", "rosbag2_bagfile_information: 3"])
+def test_metadata_of_another_program_does_not_make_a_folder_a_bag(tmp_path, metadata) -> None:
+    (tmp_path / "metadata.yaml").write_text(metadata)
+    (tmp_path / "photo.png").write_text("years of work")
+    with pytest.raises(InputError, match="is not a bag"):
+        BagWriter(tmp_path, force=True)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["metadata.yaml", "photo.png"]
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "other.mcap"])
+def test_files_that_a_bag_does_not_name_are_never_deleted(tmp_path, name) -> None:
+    path = bag(tmp_path / "drive", sweeps=1)
+    (path / name).write_text("by hand")
+    with pytest.raises(InputError, match=f"did not write .{name}"):
+        BagWriter(path, force=True)
+    assert {name, "metadata.yaml"} < {p.name for p in path.iterdir()}
+
+
 def test_writer_refuses_wrong_input(tmp_path) -> None:
     with pytest.raises(InputError, match="expected mcap or sqlite3"):
         BagWriter(tmp_path / "drive", format="zip")

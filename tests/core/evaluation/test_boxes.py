@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from test_evaluator import Reading, Samples
+from test_evaluator import Samples, reading
 
 from pcseg_core.camera import CameraModel
 from pcseg_core.cloud import PointCloud
@@ -58,7 +58,7 @@ def test_recall_and_share_inside_by_hand() -> None:
     outside = [(20, 0, 0, VEHICLE)] * 2
     beside = [(10, 1.1, 0, VEHICLE)] * 2  # 0.1 m out: inside the margin
     report = evaluate_boxes(
-        Reading(), Samples([boxed(in_box + low + outside + beside, [box("Car", 10)])])
+        reading(), Samples([boxed(in_box + low + outside + beside, [box("Car", 10)])])
     )
     vehicle = report.classes["vehicle"]
     assert (vehicle.boxes, vehicle.points) == (1, 10)
@@ -70,14 +70,14 @@ def test_recall_and_share_inside_by_hand() -> None:
 
 def test_riders_count_for_neither_and_against_neither() -> None:
     rider = [(10, 0, 0, VEHICLE)] * 3 + [(10, 0, 0.5, PERSON)] * 3
-    report = evaluate_boxes(Reading(), Samples([boxed(rider, [box("Cyclist", 10)])]))
+    report = evaluate_boxes(reading(), Samples([boxed(rider, [box("Cyclist", 10)])]))
     for figures in report.classes.values():
         assert (figures.boxes, figures.recall, figures.inside) == (0, None, None)
 
 
 def test_a_box_of_few_points_is_not_judged_found_or_lost() -> None:
     report = evaluate_boxes(
-        Reading(), Samples([boxed([(10, 0, 0, VEHICLE)] * 4, [box("Car", 10)])])
+        reading(), Samples([boxed([(10, 0, 0, VEHICLE)] * 4, [box("Car", 10)])])
     )
     assert report.classes["vehicle"].found is None
     assert report.classes["vehicle"].recall == 1.0
@@ -92,12 +92,12 @@ def test_points_that_no_camera_sees_are_not_held_against_it() -> None:
         CameraFrame("front", 0, model, T_cam_lidar, np.zeros((100, 200, 3), np.uint8))
     )
     assert annotated_region(sample).tolist() == [True, False, False]
-    assert evaluate_boxes(Reading(), Samples([sample])).classes["vehicle"].inside == 1.0
+    assert evaluate_boxes(reading(), Samples([sample])).classes["vehicle"].inside == 1.0
 
 
 def test_no_boxes_at_all_is_an_error_but_an_empty_list_is_not() -> None:
     points = [(10.0, 0.0, 0.0, VEHICLE)]
     with pytest.raises(InputError, match="no sample has 3D boxes"):
-        evaluate_boxes(Reading(), Samples([boxed(points, None)]))
-    report = evaluate_boxes(Reading(), Samples([boxed(points, [])]))
+        evaluate_boxes(reading(), Samples([boxed(points, None)]))
+    report = evaluate_boxes(reading(), Samples([boxed(points, [])]))
     assert report.classes["vehicle"].inside == 0.0

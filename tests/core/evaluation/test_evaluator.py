@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,27 +18,31 @@ from pcseg_core.data.sample import Sample
 from pcseg_core.errors import InputError
 from pcseg_core.evaluation import Report, evaluate, render
 from pcseg_core.labels import LabelSpace
+from pcseg_core.online.pipeline import Pipeline
+from pcseg_core.online.segmenter import Segmentation
 
 STREET = LabelSpace.load("street")
 KITTI = LabelSpace.load("semantic_kitti")
 
 
 @dataclass
-class Answer:
-    labels: np.ndarray
-    confidence: np.ndarray
-
-
-@dataclass
 class Reading:
-    """Segmenter that finds its answer in the intensity of the cloud."""
+    """Segmenter that takes the labels from the intensity of the cloud."""
 
     label_space: LabelSpace = STREET
 
-    def segment(self, cloud: PointCloud) -> Answer:
+    def segment(self, cloud: PointCloud, probabilities: bool = False) -> Segmentation:
         assert cloud.intensity is not None
         labels = np.round(cloud.intensity).astype(np.int32)
-        return Answer(labels, np.where(labels < 0, 0, 0.75).astype(np.float32))
+        confidence = np.where(labels < 0, 0, 0.75).astype(np.float32)
+        return Segmentation(labels, confidence, label_space=self.label_space)
+
+    def set_prompts(self, prompts: Sequence[str] | None) -> LabelSpace:
+        raise NotImplementedError
+
+
+def reading(space: LabelSpace = STREET) -> Pipeline:
+    return Pipeline(Reading(space))
 
 
 @dataclass
@@ -64,7 +69,7 @@ class Samples:
 def sample(
     answers: list[int], truth: list[int] | None, space: LabelSpace = STREET, name: str = "s"
 ) -> Sample:
-    """A sweep on which `Reading` gives these answers."""
+    """A sweep on which `Reading` predicts these labels."""
     rng = np.random.default_rng(len(answers))
     xyz = rng.normal(size=(len(answers), 3)).astype(np.float32)
     cloud = PointCloud(xyz, intensity=np.array(answers, np.float32))
@@ -74,7 +79,7 @@ def sample(
 
 def test_figures_over_scans_of_different_size() -> None:
     drive = Samples([sample([0, 0, 1], [0, 0, 1]), sample([0, 0, 0, 4, 4, -1], [0, 1, 4, 4, 4, 4])])
-    report = evaluate(Reading(), drive)
+    report = evaluate(reading(), drive)
     # road: 3 hits, 2 false, 0 missed; sidewalk: 1 hit, 1 missed; terrain: 2 hits, 2 missed
     assert report.iou["road"] == pytest.approx(3 / 5)
     assert report.iou["sidewalk"] == pytest.approx(1 / 2)
@@ -93,17 +98,17 @@ def test_predictions_and_truth_of_other_spaces_meet_in_street() -> None:
     names = ["road", "parking", "building", "car", "bicycle", "person"]
     truth = [KITTI.index(name) for name in names] + [-1]
     answers = [STREET.index(name) for name in ["road", "road", "structure", "vehicle"]] + [5, 6, 0]
-    report = evaluate(Reading(), Samples([sample(answers, truth, KITTI)]))
+    report = evaluate(reading(), Samples([sample(answers, truth, KITTI)]))
     assert report.accuracy == 1.0
     assert report.points == 6
-    back = evaluate(Reading(KITTI), Samples([sample(truth, answers, STREET)]))
+    back = evaluate(reading(KITTI), Samples([sample(truth, answers, STREET)]))
     assert back.points == 7
     assert back.accuracy == pytest.approx(6 / 7)  # what has no class there is a miss
 
 
 def test_baselines_are_measured_on_the_same_points() -> None:
     drive = Samples([sample([0, 1, 5], [0, 0, 5])])
-    report = evaluate(Reading(), drive, baselines={"all_road": lambda c: np.zeros(len(c), int)})
+    report = evaluate(reading(), drive, baselines={"all_road": lambda c: np.zeros(len(c), int)})
     assert report.baselines["all_road"].accuracy == pytest.approx(2 / 3)
     assert report.baselines["all_road"].iou["road"] == pytest.approx(2 / 3)
     assert report.baselines["all_road"].iou["vehicle"] == 0.0
@@ -111,7 +116,7 @@ def test_baselines_are_measured_on_the_same_points() -> None:
 
 def test_sweeps_without_labels_are_counted() -> None:
     drive = Samples([sample([0], None), sample([0], [0], name="labeled")])
-    report = evaluate(Reading(), drive)
+    report = evaluate(reading(), drive)
     assert report.scans == 1
     assert report.skipped == {"sweep without labels": 1}
     assert report.example is not None
@@ -129,7 +134,7 @@ def test_sweeps_without_labels_are_counted() -> None:
 )
 def test_drives_that_cannot_be_measured(samples: list[Sample], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        evaluate(Reading(), Samples(samples))
+        evaluate(reading(), Samples(samples))
 
 
 def test_a_space_without_grouping_is_refused() -> None:
@@ -137,17 +142,17 @@ def test_a_space_without_grouping_is_refused() -> None:
         {"name": "fruit", "classes": [{"name": "apple", "color": [1, 2, 3]}]}
     )
     with pytest.raises(InputError, match="no grouping from label space 'fruit' into 'street'"):
-        evaluate(Reading(other), Samples([sample([0], [0])]))
+        evaluate(reading(other), Samples([sample([0], [0])]))
 
 
 def test_one_own_space_needs_no_grouping() -> None:
-    report = evaluate(Reading(KITTI), Samples([sample([3], [3], KITTI)]), space="semantic_kitti")
+    report = evaluate(reading(KITTI), Samples([sample([3], [3], KITTI)]), space="semantic_kitti")
     assert report.iou["truck"] == 1.0
     assert report.miou_merged_ground is None
 
 
 def test_json_has_the_figures_and_reads_back(tmp_path: Path) -> None:
-    report = evaluate(Reading(), Samples([sample([0, 1], [0, 0])]), checkpoint="runs/x")
+    report = evaluate(reading(), Samples([sample([0, 1], [0, 0])]), checkpoint="runs/x")
     report.write_json(tmp_path / "deep" / "report.json")
     text = (tmp_path / "deep" / "report.json").read_text()
     content = json.loads(text)
@@ -161,7 +166,7 @@ def test_json_has_the_figures_and_reads_back(tmp_path: Path) -> None:
 
 def test_the_same_input_gives_the_same_report() -> None:
     drive = Samples([sample([0, 1, 4, -1], [0, 0, 4, 4])])
-    first, second = (evaluate(Reading(), drive).model_dump() for _ in range(2))
+    first, second = (evaluate(reading(), drive).model_dump() for _ in range(2))
     for report in (first, second):
         report["per_scan"][0].pop("milliseconds")
         report.pop("milliseconds_median")
@@ -171,7 +176,7 @@ def test_the_same_input_gives_the_same_report() -> None:
 def test_picture_is_written_whole_and_shows_the_classes(tmp_path: Path) -> None:
     answers = [0] * 300 + [3] * 300
     drive = Samples([sample(answers, [0] * 250 + [3] * 350)])
-    report = evaluate(Reading(), drive, baselines={"majority": lambda c: np.zeros(len(c), int)})
+    report = evaluate(reading(), drive, baselines={"majority": lambda c: np.zeros(len(c), int)})
     render(report, tmp_path / "report.png")
     pixels = np.asarray(Image.open(tmp_path / "report.png").convert("RGB"))
     assert pixels.shape == (1200, 1600, 3)
@@ -181,6 +186,6 @@ def test_picture_is_written_whole_and_shows_the_classes(tmp_path: Path) -> None:
 
 
 def test_a_report_read_from_json_still_draws(tmp_path: Path) -> None:
-    report = evaluate(Reading(), Samples([sample([0, 1, -1], [0, 0, 0])]))
+    report = evaluate(reading(), Samples([sample([0, 1, -1], [0, 0, 0])]))
     render(Report.model_validate_json(report.model_dump_json()), tmp_path / "again.png")
     assert (tmp_path / "again.png").stat().st_size > 10_000

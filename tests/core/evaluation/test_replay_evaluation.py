@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Replays: flicker on known pairs, labels from a side folder, and the command as a user runs it."""
+"""Replays: flicker on known pairs, labels of another folder, the command as a user runs it."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -13,14 +16,23 @@ from typer.testing import CliRunner, Result
 
 from pcseg_core.cli import app
 from pcseg_core.data import open_recording
-from pcseg_core.demo.live import ReplayResult
 from pcseg_core.errors import InputError
-from pcseg_core.evaluation.contenders import Live
+from pcseg_core.evaluation import live
 from pcseg_core.evaluation.evaluator import truth_of
-from pcseg_core.evaluation.replay import evaluate_replay, own_labels
-from pcseg_core.evaluation.side_labels import SideLabels
+from pcseg_core.evaluation.external_labels import ExternalLabels
+from pcseg_core.evaluation.live import LiveMethod, ReplayResult
+from pcseg_core.evaluation.replay import evaluate_replay, recorded_labels
 from pcseg_core.labels import LabelSpace
 from pcseg_core.metrics.flicker import Flicker, Pairing
+from pcseg_core.online.pipeline import (
+    CameraUseConfig,
+    MotionConfig,
+    PipelineConfig,
+    SmoothingConfig,
+)
+from pcseg_core.simulation.recording import SimulatedDrive
+from pcseg_core.simulation.to_bag import write_simulated_bag
+from pcseg_core.vision.pixel_classes import TeacherConfig
 
 DRIVE = "simulated:seed=100003,sweeps=4,beams=24,columns=400,cameras=1,width=160,height=96"
 STREET = LabelSpace.load("street")
@@ -50,7 +62,7 @@ def test_flicker_counts_changed_labels_among_the_known() -> None:
     assert flicker.share == 0.5
 
 
-def truth_as_answers(drop: int | None = None, wrong: int | None = None) -> ReplayResult:
+def truth_as_labels(drop: int | None = None, wrong: int | None = None) -> ReplayResult:
     """The exact labels of the drive as if a node had given them, of one sweep none or all wrong."""
     drive = open_recording(DRIVE)
     result = ReplayResult("DDS", len(drive), stages_ms={"latency": (40.0, 55.0)})
@@ -68,9 +80,9 @@ def truth_as_answers(drop: int | None = None, wrong: int | None = None) -> Repla
 
 def test_exact_answers_have_exact_figures() -> None:
     drive = open_recording(DRIVE)
-    perfect = Live("perfect", "a", STREET, truth_as_answers())
-    partial = Live("partial", "b", STREET, truth_as_answers(drop=1, wrong=2))
-    report = evaluate_replay(drive, [perfect, partial], own_labels(drive, STREET))
+    perfect = LiveMethod("perfect", "a", STREET, truth_as_labels())
+    partial = LiveMethod("partial", "b", STREET, truth_as_labels(drop=1, wrong=2))
+    report = evaluate_replay(drive, [perfect, partial], recorded_labels(drive, STREET))
     assert (report.miou, report.accuracy, report.drop_rate) == (1.0, 1.0, 0.0)
     assert (report.latency_ms_p50, report.latency_ms_p95) == (40.0, 55.0)
     other = report.others[0]
@@ -132,17 +144,17 @@ def test_labels_beside_the_recording(tmp_path: Path) -> None:
         kitti.tofile(ordered / f"frame{index}.label")
     space = STREET.to_dict() | {"raw_ids": {k + 1: n for k, n in enumerate(STREET.names)}}
     (named.parent / "labels.yaml").write_text(yaml.safe_dump(space))
-    perfect = Live("perfect", "a", STREET, truth_as_answers())
+    perfect = LiveMethod("perfect", "a", STREET, truth_as_labels())
     for folder, classes in ((named.parent, 6), (ordered, 2)):
-        judges = SideLabels(folder, len(drive)).judges(STREET)
-        report = evaluate_replay(drive, [perfect], judges)
+        truth = ExternalLabels(folder, len(drive)).ground_truth(STREET)
+        report = evaluate_replay(drive, [perfect], truth)
         assert report.miou == 1.0
         assert len([v for v in report.iou.values() if v is not None]) >= classes
     with pytest.raises(InputError, match=r"no \.label files"):
-        SideLabels(tmp_path, 4)
+        ExternalLabels(tmp_path, 4)
     (named / "000002.label").write_bytes(b"\0" * 40)
     with pytest.raises(InputError, match="10 labels for a sweep"):
-        evaluate_replay(drive, [perfect], SideLabels(named.parent, 4).judges(STREET))
+        evaluate_replay(drive, [perfect], ExternalLabels(named.parent, 4).ground_truth(STREET))
 
 
 @pytest.mark.parametrize(
@@ -152,9 +164,11 @@ def test_labels_beside_the_recording(tmp_path: Path) -> None:
         (["--checkpoint", "bundled", "--source", "x"], "leave out"),
         (["--checkpoint", "bundled", "--cameras"], "--teacher"),
         (["--checkpoint", "bundled", "--live", "--temporal"], "without --live"),
-        (["--checkpoint", "bundled", "--live"], "plays bags"),
-        (["--params", "p.yaml"], "--checkpoint"),
-        (["--checkpoint", "bundled", "--params", "p.yaml"], "--live too"),
+        (["--checkpoint", "bundled", "--live", "--deskew"], "without --live"),
+        (["--checkpoint", "bundled", "--live"], "needs a rosbag2"),
+        (["--params", "p.yaml"], "no such file"),
+        (["--params", "p.yaml", "--source", "x"], "leave out"),
+        (["--params", "p.yaml", "--temporal"], "set temporal.enabled"),
         (["--checkpoint", "bundled", "--live", "--params", "/nowhere.yaml"], "no such file"),
         (["--checkpoint", "bundled", "--labels", "/nowhere"], "no such folder"),
         (["--checkpoint", "nothing-here"], "nothing-here"),
@@ -166,11 +180,138 @@ def test_what_does_not_go_together_is_said(arguments: list[str], message: str) -
     assert message in " ".join(result.output.split())
 
 
-def test_prompts_in_the_parameters_of_the_node_are_refused(tmp_path: Path) -> None:
+class FakeTeacher(CameraUseConfig):
+    weights: str = ""
+    scale: float = 1.0
+
+    def teacher_config(self) -> TeacherConfig | None:
+        if not self.weights:
+            return None
+        return TeacherConfig(
+            weights=Path(self.weights), label_space="simulation", scales=(self.scale,), flip=False
+        )
+
+
+class FakeNode(PipelineConfig):
+    """Parameters of a node, as `NodeParameters` describes them."""
+
+    checkpoint: str = ""
+    device: str = "auto"
+    backend: str = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    prompts: tuple[str, ...] = ()
+    teacher: FakeTeacher = FakeTeacher()
+    topics: tuple[str, ...] = ()
+
+    def recording_options(self) -> dict[str, object]:
+        return {"max_image_offset_s": 0.2, "camera_topics": list(self.topics)}
+
+
+@dataclass
+class Parameters:
+    """The entry point of the node's parameters, for any file."""
+
+    config: FakeNode
+
+    def load(self) -> Callable[[Path], FakeNode]:
+        return lambda path: self.config
+
+
+@pytest.fixture
+def node(monkeypatch: pytest.MonkeyPatch) -> Callable[[FakeNode], None]:
+    """Installs parameters as those of every file."""
+
+    def install(config: FakeNode) -> None:
+        monkeypatch.setattr(live, "_plugin", {"parameters": Parameters(config)}.get)
+
+    return install
+
+
+def test_prompts_in_the_parameters_of_the_node_are_refused(
+    tmp_path: Path, node: Callable[[FakeNode], None]
+) -> None:
     params = tmp_path / "node.yaml"
-    params.write_text("/**: {ros__parameters: {prompts: ['tree', '*']}}")
-    result = evaluate(DRIVE, "--checkpoint", "bundled", "--live", "--params", str(params))
-    assert result.exit_code == 2 and "prompts change what labels mean" in result.output
-    params.write_text("/**: {ros__parameters: {prompts: ['']}}")
-    result = evaluate(DRIVE, "--checkpoint", "bundled", "--live", "--params", str(params))
-    assert "plays bags" in result.output  # the next thing that is wrong
+    params.touch()
+    arguments = ["--checkpoint", "bundled", "--live", "--params", str(params)]
+    node(FakeNode(prompts=("tree", "*")))
+    result = evaluate(DRIVE, *arguments)
+    assert result.exit_code == 2 and "prompts change the meaning" in result.output
+    node(FakeNode())
+    assert "needs a rosbag2" in evaluate(DRIVE, *arguments).output  # the next thing that is wrong
+
+
+def test_without_the_package_of_the_node_there_are_no_parameters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "_plugin", lambda name: None)
+    (tmp_path / "node.yaml").touch()
+    result = evaluate(DRIVE, "--params", tmp_path / "node.yaml")
+    assert result.exit_code == 2 and "pcseg_ros is not installed" in result.output
+
+
+@pytest.fixture(scope="module")
+def bag(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    drive = SimulatedDrive(
+        100_003, sweeps=4, beams=24, columns=400, cameras=1, width=160, height=96, speed_mps=8.0
+    )
+    return write_simulated_bag(drive, tmp_path_factory.mktemp("bags") / "drive").path
+
+
+def test_parameters_of_the_node_decide_the_pipeline(
+    bag: Path, tmp_path: Path, node: Callable[[FakeNode], None]
+) -> None:
+    def figures(*arguments: object) -> dict[str, dict[str, float]]:
+        result = evaluate(bag, *arguments, "--json", tmp_path / "report.json")
+        assert result.exit_code == 0, result.output
+        content = json.loads((tmp_path / "report.json").read_text())
+        kept = ("miou", "flicker", "unlabeled")
+        return {m["name"]: {k: m[k] for k in kept} for m in (content, *content["others"])}
+
+    def by_parameters(config: FakeNode) -> dict[str, dict[str, float]]:
+        node(config)
+        return figures("--params", params)
+
+    params = tmp_path / "node.yaml"
+    params.touch()
+    smooth, deskew = SmoothingConfig(enabled=True), MotionConfig(deskew=True)
+    smoothed = by_parameters(FakeNode(temporal=smooth))
+    assert list(smoothed) == ["bundled, smoothed", "bundled"]
+    assert smoothed == figures("--checkpoint", "bundled", "--temporal")
+    deskewed = by_parameters(FakeNode(temporal=smooth, motion=deskew))
+    assert deskewed == figures("--checkpoint", "bundled", "--temporal", "--deskew")
+    assert all(deskewed[name]["miou"] != smoothed[name]["miou"] for name in smoothed)
+    sure = by_parameters(FakeNode(min_confidence=0.9))["bundled"]
+    assert sure["unlabeled"] > smoothed["bundled"]["unlabeled"] + 0.05
+    teacher = FakeTeacher(weights="bundled:simulation_teacher", scale=2.0, fuse=True)
+    topics = ("/camera_0/image/compressed",)
+    fused = by_parameters(FakeNode(teacher=teacher, topics=topics))
+    assert list(fused) == ["bundled + cameras", "bundled"]
+    assert fused["bundled"] == smoothed["bundled"] != fused["bundled + cameras"]
+
+
+def test_a_bag_is_decoded_and_paired_as_the_node_does(
+    bag: Path, tmp_path: Path, node: Callable[[FakeNode], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[dict[str, object]] = []
+
+    def note(source: str, **options: object) -> object:
+        opened.append(options)
+        raise InputError("seen enough")
+
+    monkeypatch.setattr("pcseg_core.data.open_recording", note)
+    params = tmp_path / "node.yaml"
+    params.touch()
+    node(FakeNode(topics=("/camera",)))
+    evaluate(bag, "--params", params)
+    evaluate(f"bag:{bag}?max_image_offset_s=0.3", "--params", params)
+    node(FakeNode())
+    evaluate(bag, "--params", params)
+    evaluate(bag, "--checkpoint", "bundled")
+    evaluate(DRIVE, "--checkpoint", "bundled")
+    assert opened == [
+        {"max_image_offset_s": 0.2, "camera_topics": ["/camera"]},
+        {"camera_topics": ["/camera"]},
+        {"max_image_offset_s": 0.2},
+        {"max_image_offset_s": 0.05, "intensity_scale": 0.0},
+        {},
+    ]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from test_evaluator import STREET, Reading
+from test_evaluator import STREET, reading
 
 from pcseg_core.camera import CameraModel
 from pcseg_core.cloud import PointCloud
@@ -56,7 +56,7 @@ def test_a_view_keeps_finite_points_and_visible_pixels() -> None:
 
 
 def test_with_a_segmenter_the_labels_become_the_truth() -> None:
-    view = sample_view(seen_sample(), STREET, Reading())
+    view = sample_view(seen_sample(), STREET, reading())
     assert view.labels is not None
     assert view.truth is not None
     assert view.labels.tolist() == [0, 3, 3, -1]
@@ -85,7 +85,7 @@ def test_labels_of_another_space_are_grouped() -> None:
 
 def test_pictures_with_and_without_cameras_and_labels(tmp_path: Path) -> None:
     views = {
-        "all": sample_view(seen_sample(), STREET, Reading()),
+        "all": sample_view(seen_sample(), STREET, reading()),
         "raw": sample_view(seen_sample(), None, None),
         "bare": View("bare", 0, np.zeros((0, 3), np.float32)),
     }
@@ -101,7 +101,7 @@ def test_views_of_a_run_compare_with_its_pseudo_labels(tiny_run: Path) -> None:
     assert views[0].name == "00001"
     assert views[0].confidence is not None
     assert views[0].confidence[:40] == pytest.approx(0.5)
-    compared = next(run_views(tiny_run, Reading(), [1]))
+    compared = next(run_views(tiny_run, reading(), [1]))
     assert views[0].labels is not None
     assert np.array_equal(compared.truth, views[0].labels)
 
@@ -120,7 +120,7 @@ def logged(path: Path) -> dict[str, str]:
 def test_a_recording_holds_clouds_images_and_the_trajectory(tmp_path: Path) -> None:
     pytest.importorskip("rerun")
     path = tmp_path / "drive.rrd"
-    views = [sample_view(seen_sample(stamp), STREET, Reading()) for stamp in (0, 5 * 10**7)]
+    views = [sample_view(seen_sample(stamp), STREET, reading()) for stamp in (0, 5 * 10**7)]
     assert record(views, STREET, path) == 2
     found = logged(path)
     for layer in ("label", "truth", "confidence", "error"):

@@ -12,17 +12,18 @@ from typer.testing import CliRunner
 from pcseg_core.cli import app
 from pcseg_core.data import open_recording
 from pcseg_core.data.sample import Sample
-from pcseg_core.distill.pseudo_labels import PseudoLabelConfig
 from pcseg_core.errors import InputError
 from pcseg_core.evaluation.evaluator import truth_of
 from pcseg_core.labels import LabelSpace
-from pcseg_core.online.auto_labels import AutoLabeler, label_recording
+from pcseg_core.online.auto_labels import AutoLabeler, LabelSettings, label_recording
+from pcseg_core.online.pipeline import Pipeline, Sweep
 from pcseg_core.online.segmenter import Segmenter
 from pcseg_core.vision.pixel_classes import TeacherConfig
 
 DRIVE = "simulated:seed=100004,sweeps=5,beams=24,columns=400,cameras=2,width=160,height=96"
 STREET = LabelSpace.load("street")
 CONFIG = TeacherConfig(weights=Path("bundled:simulation_teacher"), label_space="simulation")
+SETTINGS = LabelSettings(source=DRIVE, teacher=CONFIG)
 
 
 class ExactTeacher:
@@ -53,8 +54,8 @@ def labels_in(folder: Path) -> list[np.ndarray]:
 
 def test_the_teachers_labels_are_those_of_the_points(tmp_path: Path) -> None:
     drive, out = open_recording(DRIVE), tmp_path / "out"
-    labeler = AutoLabeler(ExactTeacher(), CONFIG, PseudoLabelConfig(), 0.5)
-    result = label_recording(labeler, drive, DRIVE, out, window=3)
+    settings = SETTINGS.model_copy(update={"min_confidence": 0.5})
+    result = label_recording(AutoLabeler(ExactTeacher(), settings), drive, out, window=3)
     files = labels_in(out)
     assert result.sweeps == len(files) == 5
     for index, raw in enumerate(files):
@@ -73,37 +74,33 @@ def test_interrupted_it_goes_on_where_it_stopped(tmp_path: Path) -> None:
     drive, out = open_recording(DRIVE), tmp_path / "out"
     stopped = ExactTeacher(stop_after=8)  # in the second window, at its second sweep
     with pytest.raises(KeyboardInterrupt):
-        label_recording(
-            AutoLabeler(stopped, CONFIG, PseudoLabelConfig()), drive, DRIVE, out, window=2
-        )
+        label_recording(AutoLabeler(stopped, SETTINGS), drive, out, window=2)
     assert len(labels_in(out)) == 2
     teacher = ExactTeacher()
-    labeler = AutoLabeler(teacher, CONFIG, PseudoLabelConfig())
+    labeler = AutoLabeler(teacher, SETTINGS)
     steps: list[tuple[int, int]] = []
     result = label_recording(
-        labeler, drive, DRIVE, out, window=2, progress=lambda *step: steps.append(step)
+        labeler, drive, out, window=2, progress=lambda *step: steps.append(step)
     )
     assert (result.sweeps, result.kept) == (5, 2)
     assert teacher.calls == 4  # one sweep of the second window was cached
     assert steps[-1] == (5, 5)
     resumed = labels_in(out)
     whole = tmp_path / "whole"
-    label_recording(labeler, drive, DRIVE, whole, window=2)
+    label_recording(labeler, drive, whole, window=2)
     assert all((a == b).all() for a, b in zip(resumed, labels_in(whole)))
     before = teacher.calls
-    again = label_recording(labeler, drive, DRIVE, out, window=2)
+    again = label_recording(labeler, drive, out, window=2)
     assert (again.kept, teacher.calls) == (5, before)
     assert not list(out.glob("cache/*.npz"))
 
 
 def test_the_students_labels_beside_them(tmp_path: Path) -> None:
-    drive, out, segmenter = open_recording(DRIVE), tmp_path / "out", Segmenter.load("bundled")
-    labeler = AutoLabeler(
-        ExactTeacher(), CONFIG, PseudoLabelConfig(), segmenter=segmenter, checkpoint="bundled"
-    )
-    label_recording(labeler, drive, DRIVE, out)
+    drive, out, student = open_recording(DRIVE), tmp_path / "out", Segmenter.load("bundled")
+    settings = SETTINGS.model_copy(update={"checkpoint": "bundled"})
+    label_recording(AutoLabeler(ExactTeacher(), settings, Pipeline(student)), drive, out)
     given = labels_in(out / "student")
-    expected = segmenter.segment(drive[3].cloud).labels
+    expected = Pipeline(student).process(Sweep(drive[3].cloud)).labels
     assert (given[3].astype(np.int64) - 1 == expected).all()
     assert LabelSpace.load(str(out / "student" / "labels.yaml")).names == STREET.names
 
@@ -131,8 +128,7 @@ def test_sweeps_that_no_camera_sees_are_unlabeled(tmp_path: Path) -> None:
             return sample
 
     drive = Blind()
-    labeler = AutoLabeler(ExactTeacher(), CONFIG, PseudoLabelConfig())
-    result = label_recording(labeler, drive, "blind", tmp_path / "out")
+    result = label_recording(AutoLabeler(ExactTeacher(), SETTINGS), drive, tmp_path / "out")
     first, second = labels_in(tmp_path / "out")
     assert (first == 0).all() and (second > 0).any()
     assert result.sweeps == 2 and any("broken" in reason for reason in result.skipped)
@@ -142,14 +138,17 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     drive = open_recording(DRIVE)
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "file").write_text("mine")
-    labeler = AutoLabeler(ExactTeacher(), CONFIG, PseudoLabelConfig())
-    with pytest.raises(InputError, match="something else"):
-        label_recording(labeler, drive, DRIVE, tmp_path / "taken")
-    assert [path.name for path in (tmp_path / "taken").iterdir()] == ["file"]
-    label_recording(labeler, drive, DRIVE, tmp_path / "out")
-    other = AutoLabeler(ExactTeacher(), CONFIG, PseudoLabelConfig(), min_confidence=0.9)
+    labeler = AutoLabeler(ExactTeacher(), SETTINGS)
+    with pytest.raises(InputError, match="not a folder of automatic labels"):
+        label_recording(labeler, drive, tmp_path / "taken")
+    (tmp_path / "taken" / "label.yaml").write_text("printer: zebra")
+    with pytest.raises(InputError, match="not a folder of automatic labels"):
+        label_recording(labeler, drive, tmp_path / "taken")
+    assert {path.name for path in (tmp_path / "taken").iterdir()} == {"file", "label.yaml"}
+    label_recording(labeler, drive, tmp_path / "out")
+    other = AutoLabeler(ExactTeacher(), SETTINGS.model_copy(update={"min_confidence": 0.9}))
     with pytest.raises(InputError, match="other settings"):
-        label_recording(other, drive, DRIVE, tmp_path / "out")
+        label_recording(other, drive, tmp_path / "out")
 
 
 def test_the_command(tmp_path: Path) -> None:

@@ -6,13 +6,14 @@ import pytest
 
 from pcseg_core.camera import CameraModel
 from pcseg_core.data.sample import CameraFrame
+from pcseg_core.distill.evidence import PixelEvidence
 from pcseg_core.errors import InputError
-from pcseg_core.labels import LabelSpace
+from pcseg_core.labels import IGNORE, LabelSpace
 from pcseg_core.online.camera_fusion import (
     CameraFusionConfig,
     CameraLabeler,
-    PixelEvidence,
     fuse_cameras,
+    label_by_cameras,
 )
 
 CAMERA = CameraModel.pinhole(fx=50, fy=50, cx=49.5, cy=49.5, width=100, height=100)
@@ -92,3 +93,15 @@ def test_the_teachers_classes_become_those_of_the_segmenter() -> None:
     Teacher.label_space = street  # coarser than what is asked for
     with pytest.raises(InputError, match="street"):
         CameraLabeler(Teacher(), LabelSpace.load("semantic_kitti"))  # type: ignore[arg-type]
+
+
+def test_labels_by_cameras_are_the_vote_of_the_pixels() -> None:
+    xyz = np.array([[10, 5, 0], [10, -5, 0], [-10, 0, 0], [np.nan, 0, 0]], np.float32)
+    halves = evidence((0.8, 0.1), (0.1, 0.6))
+    labels, confidence = label_by_cameras(xyz, [halves])
+    assert labels.tolist() == [0, 1, IGNORE, IGNORE]
+    np.testing.assert_allclose(confidence, [0.8, 0.6, 0, 0], atol=1e-6)
+    labels, confidence = label_by_cameras(xyz[:1], [halves, evidence((0.0, 0.9))])
+    assert labels.tolist() == [1] and confidence[0] == pytest.approx((0.1 + 0.9) / 2, abs=1e-6)
+    labels, confidence = label_by_cameras(xyz, [])
+    assert (labels == IGNORE).all() and not confidence.any()

@@ -18,6 +18,7 @@ from pcseg_core.data.messages import cloud as cloud_message
 from pcseg_core.errors import InputError
 from pcseg_core.labels import WIRE_UNLABELED, LabelSpace, from_wire
 from pcseg_core.online import replay
+from pcseg_core.online.pipeline import Pipeline, Sweep
 from pcseg_core.online.segmenter import Segmenter
 
 TOPIC = "/lidar/points"
@@ -25,8 +26,8 @@ STRING = "std_msgs/msg/String"
 
 
 @pytest.fixture(scope="module")
-def segmenter(tiny_run: Path) -> Segmenter:
-    return Segmenter.load(tiny_run, device="cpu")
+def pipeline(tiny_run: Path) -> Pipeline:
+    return Pipeline(Segmenter.load(tiny_run, device="cpu"))
 
 
 def points_fields(seed: int, count: int = 200) -> dict[str, np.ndarray]:
@@ -58,9 +59,9 @@ def make_bag(path: Path, broken: bool = False) -> Path:
     return path
 
 
-def test_clouds_gain_labels_and_all_else_is_untouched(segmenter: Segmenter, tmp_path: Path) -> None:
+def test_clouds_gain_labels_and_all_else_is_untouched(pipeline: Pipeline, tmp_path: Path) -> None:
     source = make_bag(tmp_path / "drive")
-    result = replay.segment_bag(segmenter, source, tmp_path / "labeled", rgb=True)
+    result = replay.segment_bag(pipeline, source, tmp_path / "labeled", rgb=True)
     before, after = (list(BagFile(p).messages()) for p in (source, tmp_path / "labeled"))
     assert [(c.topic, t) for c, t, _ in before] == [(c.topic, t) for c, t, _ in after]
     bag = BagFile(source)
@@ -78,32 +79,32 @@ def test_clouds_gain_labels_and_all_else_is_untouched(segmenter: Segmenter, tmp_
             assert old_points[name].tobytes() == new_points[name].tobytes()
         # what the segmenter says when it is asked directly, with intensities in 0..1
         cloud = read_cloud(old, intensity_scale=1 / 255)
-        expected = segmenter.segment(cloud)
+        expected = pipeline.process(Sweep(cloud))
         assert np.array_equal(from_wire(new_points["label"].ravel()), expected.labels)
         assert np.allclose(new_points["confidence"].ravel(), expected.confidence)
         assert new_points["label"].ravel()[5] == WIRE_UNLABELED
         colors = unpack_rgb(new_points["rgb"].ravel())
-        assert np.array_equal(colors[0], segmenter.label_space.palette[expected.labels[0]])
+        assert np.array_equal(colors[0], pipeline.label_space.palette[expected.labels[0]])
     assert result.sweeps == 3
     assert result.counts.sum() == 3 * 199
     assert result.unlabeled == 3
 
 
-def test_a_labeled_bag_reads_back_with_its_classes(segmenter: Segmenter, tmp_path: Path) -> None:
-    replay.segment_bag(segmenter, make_bag(tmp_path / "drive"), tmp_path / "labeled")
+def test_a_labeled_bag_reads_back_with_its_classes(pipeline: Pipeline, tmp_path: Path) -> None:
+    replay.segment_bag(pipeline, make_bag(tmp_path / "drive"), tmp_path / "labeled")
     drive = open_recording(str(tmp_path / "labeled"))
     assert drive.label_space is not None
-    assert drive.label_space.names == segmenter.label_space.names
+    assert drive.label_space.names == pipeline.label_space.names
     sample = drive[0]
     assert sample.labels is not None
     assert sample.labels[5] == -1
     assert (np.delete(sample.labels, 5) >= 0).all()
-    assert np.array_equal(sample.labels, segmenter.segment(sample.cloud).labels)
+    assert np.array_equal(sample.labels, pipeline.process(Sweep(sample.cloud)).labels)
 
 
-def test_labels_are_replaced_not_doubled(segmenter: Segmenter, tmp_path: Path) -> None:
-    replay.segment_bag(segmenter, make_bag(tmp_path / "drive"), tmp_path / "once")
-    replay.segment_bag(segmenter, tmp_path / "once", tmp_path / "twice")
+def test_labels_are_replaced_not_doubled(pipeline: Pipeline, tmp_path: Path) -> None:
+    replay.segment_bag(pipeline, make_bag(tmp_path / "drive"), tmp_path / "once")
+    replay.segment_bag(pipeline, tmp_path / "once", tmp_path / "twice")
     fields: list[Field] = open_message(tmp_path / "twice").fields
     assert [f.name for f in fields].count("label") == 1
 
@@ -115,10 +116,10 @@ def open_message(path: Path) -> object:
 
 
 def test_a_malformed_cloud_passes_through_and_is_counted(
-    segmenter: Segmenter, tmp_path: Path
+    pipeline: Pipeline, tmp_path: Path
 ) -> None:
     source = make_bag(tmp_path / "drive", broken=True)
-    result = replay.segment_bag(segmenter, source, tmp_path / "labeled")
+    result = replay.segment_bag(pipeline, source, tmp_path / "labeled")
     assert result.sweeps == 2
     assert sum(result.skipped.values()) == 1
     assert "no field z" in next(iter(result.skipped))
@@ -130,21 +131,21 @@ def test_a_malformed_cloud_passes_through_and_is_counted(
     assert after[0] != before[0]
 
 
-def test_an_existing_result_is_replaced_only_by_force(segmenter: Segmenter, tmp_path: Path) -> None:
+def test_an_existing_result_is_replaced_only_by_force(pipeline: Pipeline, tmp_path: Path) -> None:
     source = make_bag(tmp_path / "drive")
     out = tmp_path / "labeled"
-    replay.segment_bag(segmenter, source, out)
+    replay.segment_bag(pipeline, source, out)
     with pytest.raises(InputError, match="--force"):
-        replay.segment_bag(segmenter, source, out)
-    assert replay.segment_bag(segmenter, source, out, force=True).sweeps == 3
+        replay.segment_bag(pipeline, source, out)
+    assert replay.segment_bag(pipeline, source, out, force=True).sweeps == 3
     with pytest.raises(InputError, match="in place"):
-        replay.segment_bag(segmenter, source, source, force=True)
+        replay.segment_bag(pipeline, source, source, force=True)
     assert BagFile(source).counts[TOPIC] == 3
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 def test_an_interrupted_labeling_leaves_nothing(
-    segmenter: Segmenter, tmp_path: Path, error: type[BaseException]
+    pipeline: Pipeline, tmp_path: Path, error: type[BaseException]
 ) -> None:
     source = make_bag(tmp_path / "drive")
 
@@ -153,23 +154,23 @@ def test_an_interrupted_labeling_leaves_nothing(
             raise error
 
     with pytest.raises(error):
-        replay.segment_bag(segmenter, source, tmp_path / "labeled", progress=stop)
+        replay.segment_bag(pipeline, source, tmp_path / "labeled", progress=stop)
     assert [path.name for path in tmp_path.iterdir()] == ["drive"]
 
 
 def test_label_files_follow_the_sweeps(
-    segmenter: Segmenter, sequence: Callable[..., Path], tmp_path: Path
+    pipeline: Pipeline, sequence: Callable[..., Path], tmp_path: Path
 ) -> None:
     drive = open_recording(f"semantic-kitti:{sequence(scans=2)}")
     out = tmp_path / "labels_of_drive"
-    result = replay.segment_recording(segmenter, drive, out)
+    result = replay.segment_recording(pipeline, drive, out)
     space = LabelSpace.load(out / "labels.yaml")
-    assert space.names == segmenter.label_space.names
+    assert space.names == pipeline.label_space.names
     files = sorted((out / "labels").iterdir())
     assert [file.name for file in files] == ["000000.label", "000001.label"]
     for index, file in enumerate(files):
         raw = np.fromfile(file, "<u4")
-        expected = segmenter.segment(drive[index].cloud).labels
+        expected = pipeline.process(Sweep(drive[index].cloud)).labels
         assert np.array_equal(space.from_raw(raw), expected)
     assert result.sweeps == 2
 
@@ -183,36 +184,72 @@ def test_label_files_of_a_data_set_use_its_own_ids(tiny_run: Path) -> None:
 
 
 def test_a_folder_that_holds_something_else_is_never_replaced(
-    segmenter: Segmenter, sequence: Callable[..., Path], tmp_path: Path
+    pipeline: Pipeline, sequence: Callable[..., Path], tmp_path: Path
 ) -> None:
     drive = open_recording(f"semantic-kitti:{sequence()}")
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.tex").write_text("years of work")
-    with pytest.raises(InputError, match="holds no labels"):
-        replay.segment_recording(segmenter, drive, mine, force=True)
+    with pytest.raises(InputError, match="not a folder of label files"):
+        replay.segment_recording(pipeline, drive, mine, force=True)
     assert (mine / "thesis.tex").read_text() == "years of work"
-    replay.segment_recording(segmenter, drive, tmp_path / "out")
+    replay.segment_recording(pipeline, drive, tmp_path / "out")
     with pytest.raises(InputError, match="--force"):
-        replay.segment_recording(segmenter, drive, tmp_path / "out")
-    assert replay.segment_recording(segmenter, drive, tmp_path / "out", force=True).sweeps == 2
+        replay.segment_recording(pipeline, drive, tmp_path / "out")
+    assert replay.segment_recording(pipeline, drive, tmp_path / "out", force=True).sweeps == 2
+
+
+@pytest.mark.parametrize(
+    "labels", ["cat: 1", "name: pets\nclasses: [{name: cat, color: [1, 2, 3]}]"]
+)
+def test_a_labels_file_of_another_program_does_not_make_a_folder_ours(
+    pipeline: Pipeline, sequence: Callable[..., Path], tmp_path: Path, labels: str
+) -> None:
+    drive = open_recording(f"semantic-kitti:{sequence()}")
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "labels.yaml").write_text(labels)
+    (theirs / "cats.csv").write_text("years of work")
+    with pytest.raises(InputError, match="not a folder of label files"):
+        replay.segment_recording(pipeline, drive, theirs, force=True)
+    assert sorted(path.name for path in theirs.iterdir()) == ["cats.csv", "labels.yaml"]
+
+
+def test_files_of_others_in_a_result_keep_it_whole(
+    pipeline: Pipeline, sequence: Callable[..., Path], tmp_path: Path
+) -> None:
+    drive, out = open_recording(f"semantic-kitti:{sequence()}"), tmp_path / "out"
+    replay.segment_recording(pipeline, drive, out)
+    (out / "labels" / "corrections.txt").write_text("by hand")
+    before = sorted(path.name for path in out.rglob("*"))
+    with pytest.raises(InputError, match=r"did not write .labels/corrections\.txt"):
+        replay.segment_recording(pipeline, drive, out, force=True)
+    assert sorted(path.name for path in out.rglob("*")) == before
+    (out / "labels" / "corrections.txt").unlink()
+    with pytest.raises(RuntimeError):
+        replay.segment_recording(pipeline, drive, out, force=True, progress=fail)
+    assert len(list((out / "labels").iterdir())) == 2  # the earlier result stays
+
+
+def fail(_done: int, _total: int) -> None:
+    raise RuntimeError
 
 
 def test_any_drive_into_a_bag(
-    segmenter: Segmenter, sequence: Callable[..., Path], tmp_path: Path
+    pipeline: Pipeline, sequence: Callable[..., Path], tmp_path: Path
 ) -> None:
     drive = open_recording(f"semantic-kitti:{sequence(scans=2)}")
-    replay.segment_recording_to_bag(segmenter, drive, tmp_path / "bag")
+    replay.segment_recording_to_bag(pipeline, drive, tmp_path / "bag")
     back = open_recording(str(tmp_path / "bag"))
     assert len(back) == 2
     for index in range(2):
         assert np.array_equal(back[index].cloud.xyz, drive[index].cloud.xyz)
-        expected = segmenter.segment(drive[index].cloud).labels
+        expected = pipeline.process(Sweep(drive[index].cloud)).labels
         assert np.array_equal(back[index].labels, expected)
 
 
 def test_a_drive_of_unreadable_sweeps_is_an_error_and_leaves_nothing(
-    segmenter: Segmenter, tmp_path: Path
+    pipeline: Pipeline, tmp_path: Path
 ) -> None:
     class Broken:
         name, label_space, pose_source = "broken", None, "none"
@@ -229,5 +266,5 @@ def test_a_drive_of_unreadable_sweeps_is_an_error_and_leaves_nothing(
 
     for write in (replay.segment_recording, replay.segment_recording_to_bag):
         with pytest.raises(InputError, match="sweep 0 is truncated"):
-            write(segmenter, Broken(), tmp_path / "out")  # type: ignore[arg-type, operator]
+            write(pipeline, Broken(), tmp_path / "out")  # type: ignore[arg-type, operator]
     assert not list(tmp_path.iterdir())

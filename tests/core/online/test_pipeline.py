@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pipeline against its parts called by hand, and where inputs are missing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from pcseg_core.cloud import PointCloud
+from pcseg_core.data import Sample, open_recording
+from pcseg_core.errors import InputError
+from pcseg_core.geometry import deskew
+from pcseg_core.labels import IGNORE, LabelSpace
+from pcseg_core.online.camera_fusion import CameraFusionConfig, CameraLabeler, fuse_cameras
+from pcseg_core.online.pipeline import (
+    NO_EVIDENCE,
+    NO_MOTION,
+    CameraUseConfig,
+    Evidence,
+    ImmediateCameras,
+    MotionConfig,
+    MotionError,
+    Pipeline,
+    PipelineConfig,
+    SmoothingConfig,
+    Sweep,
+)
+from pcseg_core.online.segmenter import Segmenter
+from pcseg_core.online.temporal import TemporalBuffer
+from pcseg_core.vision.pixel_classes import PixelClasses, TeacherConfig, load_teacher
+
+DRIVE = "simulated:seed=100003,sweeps=3,beams=16,columns=300,cameras=1,width=160,height=96"
+DESKEW = MotionConfig(deskew=True)
+SMOOTH = SmoothingConfig(enabled=True)
+FUSE = CameraUseConfig(fuse=True, camera_weight=0.5)
+
+
+@pytest.fixture(scope="module")
+def samples() -> list[Sample]:
+    drive = open_recording(DRIVE)
+    return [drive[index] for index in range(len(drive))]
+
+
+@pytest.fixture(scope="module")
+def segmenter() -> Segmenter:
+    return Segmenter.load("bundled", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def teacher() -> PixelClasses:
+    config = TeacherConfig(
+        weights="bundled:simulation_teacher", label_space="simulation", scales=(2.0,), flip=False
+    )
+    return load_teacher(config)
+
+
+@pytest.mark.parametrize("deskewed", [False, True])
+def test_all_steps_in_their_order(
+    samples: list[Sample], segmenter: Segmenter, teacher: PixelClasses, deskewed: bool
+) -> None:
+    motion = MotionConfig(deskew=deskewed)
+    config = PipelineConfig(min_confidence=0.6, motion=motion, temporal=SMOOTH, teacher=FUSE)
+    pipeline = Pipeline(segmenter, config, ImmediateCameras(teacher))
+    labeler = CameraLabeler(teacher, segmenter.label_space)
+    buffer = TemporalBuffer(SMOOTH, len(segmenter.label_space))
+    for sample in samples:
+        cloud, trajectory, pose = sample.cloud, sample.trajectory, sample.T_world_lidar
+        assert cloud.time is not None and trajectory is not None and pose is not None
+        before = cloud.xyz.copy()
+        xyz = deskew(cloud.xyz, cloud.time, trajectory, cloud.stamp_ns) if deskewed else cloud.xyz
+        given = segmenter.segment(PointCloud(xyz, intensity=cloud.intensity), probabilities=True)
+        assert given.probabilities is not None
+        images = [labeler.label(frame) for frame in sample.frames_at_sweep()]
+        weight = CameraFusionConfig(camera_weight=0.5)
+        fused = fuse_cameras(xyz, given.probabilities, images, weight)
+        labels, confidence = buffer.update(xyz, fused, pose, cloud.stamp_ns)
+        expected = np.where(confidence >= 0.6, labels, IGNORE)
+        result = pipeline.process(Sweep.of(sample))
+        moved_m = np.nanmax(np.abs(result.cloud.xyz - before))
+        assert moved_m > 0.1 if deskewed else moved_m == 0
+        assert np.nanmax(np.abs(result.cloud.xyz - xyz)) < 0.005  # poses every 10 ms, not all
+        assert np.mean(result.labels == expected) > 0.99
+        assert 0.05 < np.mean(result.labels == IGNORE) < 0.95
+        assert np.array_equal(cloud.xyz, before, equal_nan=True)
+        assert result.stages_ms.keys() == {"motion", "inference", "fusion"}
+        assert {"voxelize", "infer"} <= result.inference_ms.keys() and not result.problems
+
+
+def test_the_default_is_the_network_alone(samples: list[Sample], segmenter: Segmenter) -> None:
+    expected = segmenter.segment(samples[0].cloud)
+    result = Pipeline(segmenter).process(Sweep.of(samples[0]))
+    assert np.array_equal(result.labels, expected.labels)
+    assert np.array_equal(result.confidence, expected.confidence)
+    assert result.cloud is samples[0].cloud and result.label_space is expected.label_space
+
+
+class Lost:
+    """Knows the pose of one stamp, or none."""
+
+    def __init__(self, known_ns: int | None) -> None:
+        self.known_ns = known_ns
+
+    def __call__(self, stamps_ns: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        if any(stamp != self.known_ns for stamp in stamps_ns.tolist()):
+            raise InputError("no pose there")
+        return np.tile(np.eye(4), (len(stamps_ns), 1, 1))
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_unknown_motion_is_reported_or_refused(
+    samples: list[Sample], segmenter: Segmenter, known: bool
+) -> None:
+    cloud = samples[0].cloud
+    sweep = Sweep(cloud, poses=Lost(cloud.stamp_ns if known else None))
+    config = PipelineConfig(motion=DESKEW, temporal=SMOOTH)
+    result = Pipeline(segmenter, config).process(sweep)
+    assert result.problems == [(NO_MOTION, "no pose there")] and result.cloud is cloud
+    assert np.array_equal(result.labels, segmenter.segment(cloud).labels)
+    required = PipelineConfig(motion=MotionConfig(deskew=True, required=True))
+    with pytest.raises(MotionError, match="no pose there"):
+        Pipeline(segmenter, required).process(sweep)
+    still = Pipeline(segmenter, required).process(Sweep(cloud))  # a platform without poses
+    assert not still.problems
+
+
+class Cameras:
+    """Gives one evidence for all sweeps, and notes the clouds that it is shown."""
+
+    def __init__(self, evidence: Evidence) -> None:
+        self.evidence = evidence
+        self.clouds: list[PointCloud] = []
+
+    def observe(self, sweep: Sweep, cloud: PointCloud, space: LabelSpace) -> Callable[[], Evidence]:
+        self.clouds.append(cloud)
+        return lambda: self.evidence
+
+
+def test_late_evidence_is_reported(samples: list[Sample], segmenter: Segmenter) -> None:
+    sweep, late = Sweep.of(samples[0]), Cameras(None)
+    result = Pipeline(segmenter, PipelineConfig(teacher=FUSE), late).process(sweep)
+    assert [event for event, _ in result.problems] == [NO_EVIDENCE]
+    assert np.array_equal(result.labels, segmenter.segment(sweep.cloud).labels)
+    assert not Pipeline(segmenter, PipelineConfig(), late).process(sweep).problems  # not fused
+
+
+def test_cameras_see_the_deskewed_cloud_and_only_sweeps_with_images(
+    samples: list[Sample], segmenter: Segmenter
+) -> None:
+    cameras = Cameras([])
+    pipeline = Pipeline(segmenter, PipelineConfig(motion=DESKEW), cameras)
+    result = pipeline.process(Sweep.of(samples[0]))
+    pipeline.process(Sweep(samples[0].cloud))
+    assert [cloud is result.cloud for cloud in cameras.clouds] == [True]
+
+
+def test_reset_forgets_earlier_sweeps(samples: list[Sample], segmenter: Segmenter) -> None:
+    config, pipelines = PipelineConfig(temporal=SMOOTH), []
+    for history in ([], [samples[0]], [samples[0], None]):
+        pipeline = Pipeline(segmenter, config)
+        for sample in history:
+            _ = pipeline.reset() if sample is None else pipeline.process(Sweep.of(sample))
+        pipelines.append(pipeline)
+    fresh, smoothed, reset = (p.process(Sweep.of(samples[1])) for p in pipelines)
+    assert not np.array_equal(smoothed.confidence, fresh.confidence)
+    assert np.array_equal(reset.confidence, fresh.confidence)
+    assert np.array_equal(reset.labels, fresh.labels)
+    assert not pipelines[2].counters

@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
-from collections.abc import Callable
 from functools import cache
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -157,7 +156,7 @@ def convolve(
     Returns:
         `out`.
     """
-    offsets, cin, cout = weight.shape
+    _, cin, cout = weight.shape
     if weight.dtype != feats.dtype or feats.shape[1] < cin:
         raise InputError(
             f"triton convolution: features {feats.dtype} of {feats.shape[1]} channels, weights "
@@ -167,43 +166,63 @@ def convolve(
         out = feats.new_empty(kernel_map.n_out, cout)
     if not out.numel():
         return out
-    feats, weight = _rows(feats), weight.contiguous()
-    table, order = sorted_table(kernel_map)
-    products = products or _products()
-
-    def run(tile: Tile, target: Tensor) -> None:
-        grid = (-(-len(order) // tile.rows) * -(-cout // tile.columns),)
-        _kernels().convolve[grid](
-            feats,
-            table,
-            order,
-            weight,
-            weight if bias is None else bias,
-            target if residual is None else residual,
-            target,
-            len(order),
-            offsets,
-            cin,
-            cout,
-            feats.stride(0),
-            0 if residual is None else residual.stride(0),
-            target.stride(0),
-            HAS_BIAS=bias is not None,
-            HAS_RESIDUAL=residual is not None,
-            RELU=relu,
-            LIMIT=_LIMITS.get(target.dtype, 0.0),
-            PRECISION=products,
-            ROWS=tile.rows,
-            COLUMNS=tile.columns,
-            CHANNELS=_channels(cin, feats.dtype),
-            num_warps=tile.warps,
-            num_stages=tile.stages,
-        )
-
+    call = _Call(
+        _rows(feats),
+        weight.contiguous(),
+        *sorted_table(kernel_map),
+        bias,
+        residual,
+        relu,
+        products or _products(),
+    )
     with _on_device(feats):
-        key = (cin, cout, offsets, feats.dtype, products, feats.device)
-        run(_tile(key, len(order), run, out), out)
+        _launch(call, _tile(call, out), out)
     return out
+
+
+class _Call(NamedTuple):
+    """Arguments of one convolution that do not depend on the tile."""
+
+    feats: Tensor
+    weight: Tensor
+    table: Tensor
+    order: Tensor
+    bias: Tensor | None
+    residual: Tensor | None
+    relu: bool
+    products: str
+
+
+def _launch(call: _Call, tile: Tile, out: Tensor) -> None:
+    feats, weight, bias, residual = call.feats, call.weight, call.bias, call.residual
+    (offsets, cin, cout), rows = weight.shape, len(call.order)
+    grid = (-(-rows // tile.rows) * -(-cout // tile.columns),)
+    _kernels().convolve[grid](
+        feats,
+        call.table,
+        call.order,
+        weight,
+        weight if bias is None else bias,
+        out if residual is None else residual,
+        out,
+        rows,
+        offsets,
+        cin,
+        cout,
+        feats.stride(0),
+        0 if residual is None else residual.stride(0),
+        out.stride(0),
+        HAS_BIAS=bias is not None,
+        HAS_RESIDUAL=residual is not None,
+        RELU=call.relu,
+        LIMIT=_LIMITS.get(out.dtype, 0.0),
+        PRECISION=call.products,
+        ROWS=tile.rows,
+        COLUMNS=tile.columns,
+        CHANNELS=_channels(cin, feats.dtype),
+        num_warps=tile.warps,
+        num_stages=tile.stages,
+    )
 
 
 def grad_of_weight(
@@ -284,32 +303,34 @@ def _channels(cin: int, dtype: torch.dtype) -> int:
     return min(wide, _power_of_two(cin))
 
 
-def _tile(key: _Key, rows: int, run: Callable[[Tile, Tensor], None], out: Tensor) -> Tile:
+def _tile(call: _Call, out: Tensor) -> Tile:
     """The fastest tile for these channels, measured once; the default for small inputs."""
+    (offsets, cin, cout), feats = call.weight.shape, call.feats
+    key = (cin, cout, offsets, feats.dtype, call.products, feats.device)
     if key in _tuned:
         return _tuned[key]
-    candidates = _TILES[key[3].itemsize]
-    if rows < _MIN_TUNED or interpreted():
+    candidates = _TILES[feats.element_size()]
+    if len(call.order) < _MIN_TUNED or interpreted():
         return candidates[0]
-    widest = max(candidates[0].columns, _power_of_two(key[1]))
+    widest = max(candidates[0].columns, _power_of_two(cout))
     scratch = torch.empty_like(out)
-    times = {t: _time(run, t, scratch) for t in candidates if t.columns <= widest}
+    times = {t: _time(call, t, scratch) for t in candidates if t.columns <= widest}
     _tuned[key] = min(times, key=lambda tile: times[tile])
     return _tuned[key]
 
 
-def _time(run: Callable[[Tile, Tensor], None], tile: Tile, scratch: Tensor) -> float:
-    """Time of a few runs [ms]; infinite where the GPU has too little shared memory."""
+def _time(call: _Call, tile: Tile, scratch: Tensor) -> float:
+    """Time of a few runs [ms]; infinite if the GPU has too little shared memory."""
     from triton.runtime.errors import OutOfResources
 
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     try:
-        run(tile, scratch)  # compiles
+        _launch(call, tile, scratch)  # compiles
     except OutOfResources:
         return float("inf")
     begin.record()
     for _ in range(5):
-        run(tile, scratch)
+        _launch(call, tile, scratch)
     end.record()
     end.synchronize()
     return begin.elapsed_time(end)

@@ -160,8 +160,8 @@ class CameraModel:
         # A point is s * ray - origin, with s such that its z is the depth.
         origin = self.R @ self._offset
         scale = (np.asarray(depth, dtype=np.float64) + origin[2]) / rays[:, 2]
-        result = scale[:, None] * rays - origin
-        return result
+        values: Float64 = scale[:, None] * rays - origin
+        return values
 
     def contains(self, uv: npt.ArrayLike) -> npt.NDArray[np.bool_]:
         """(N,) bool: the pixel coordinate lies in the image; False for NaN."""

@@ -203,8 +203,8 @@ def hdbscan_labels(points: Array, config: TemporalConfig) -> Int32:
     found = hdbscan.HDBSCAN(
         min_cluster_size=size, approx_min_span_tree=True, leaf_size=100, core_dist_n_jobs=1
     )
-    result = found.fit_predict(points).astype(np.int32)
-    return result
+    values: Int32 = found.fit_predict(points).astype(np.int32)
+    return values
 
 
 def keep_static(

@@ -111,8 +111,8 @@ def _pixels(encoder: FeatureSource, picture: Picture, name: str) -> np.ndarray:
     share = torch.from_numpy(picture.mask.astype(np.float32))[None, None]
     inside = F.interpolate(share, features.shape[1:], mode="area")[0, 0].numpy().ravel()
     chosen = inside >= min(0.5, float(inside.max()))  # a thin class fills no whole feature
-    result = flat[chosen]
-    return result
+    values: np.ndarray = flat[chosen]
+    return values
 
 
 def logistic_regression(

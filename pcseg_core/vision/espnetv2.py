@@ -102,8 +102,8 @@ class EESP(nn.Module):
         if self.stride == 2:
             result: Tensor = out  # the down-sampler activates after its own concatenation
             return result
-        result = self.module_act(out + x if out.shape == x.shape else out)
-        return result
+        values: Tensor = self.module_act(out + x if out.shape == x.shape else out)
+        return values
 
 
 class DownSampler(nn.Module):

@@ -56,4 +56,4 @@ def layer_ms(name: str, device: torch.device) -> float:
     except Exception as error:  # peers raise errors of any type
         log.warning("sparse backend %s is left out: %s", name, error)
         return float("inf")
-    return min(times)
+    return float(min(times))

@@ -333,7 +333,7 @@ def _time(call: _Call, tile: Tile, scratch: Tensor) -> float:
         _launch(call, tile, scratch)
     end.record()
     end.synchronize()
-    return begin.elapsed_time(end)
+    return float(begin.elapsed_time(end))
 
 
 def _rows(matrix: Tensor) -> Tensor:

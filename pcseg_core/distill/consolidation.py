@@ -136,7 +136,8 @@ def _seen_through(
     distance = np.linalg.norm(xyz, axis=1)
     margin = np.maximum(config.margin_m, config.margin_ratio * distance)
     nearest = image[_cells(xyz, config.cell_deg)]
-    return np.isfinite(nearest) & (nearest > distance + margin)
+    result: Bool = np.isfinite(nearest) & (nearest > distance + margin)
+    return result
 
 
 def _nearest_around(xyz: npt.NDArray[np.floating], cell_deg: float) -> Float32:

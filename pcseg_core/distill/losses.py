@@ -25,7 +25,10 @@ def class_weights(counts: npt.ArrayLike, balance: float) -> npt.NDArray[np.float
     values = np.asarray(counts, np.float64)
     frequency = values / max(values.sum(), 1e-6)
     weights = np.maximum(frequency, 1e-4) ** -balance
-    return (weights / max((weights * frequency).sum(), 1e-6)).astype(np.float32)
+    result: npt.NDArray[np.float32] = (weights / max((weights * frequency).sum(), 1e-6)).astype(
+        np.float32
+    )
+    return result
 
 
 def weighted_cross_entropy(

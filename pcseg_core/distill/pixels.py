@@ -157,4 +157,5 @@ def patch_of(
     columns = -(-width // patch_px)
     u = np.clip((uv[:, 0] + 0.5) * (width / size[0]), 0, width - 1e-3).astype(np.int64)
     v = np.clip((uv[:, 1] + 0.5) * (height / size[1]), 0, height - 1e-3).astype(np.int64)
-    return (v // patch_px) * columns + u // patch_px
+    result: npt.NDArray[np.int64] = (v // patch_px) * columns + u // patch_px
+    return result

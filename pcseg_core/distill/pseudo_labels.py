@@ -150,7 +150,8 @@ def sample_map(values: np.ndarray, uv: np.ndarray, size: tuple[int, int]) -> np.
     a, b = (u - u0).astype(values.dtype), (v - v0).astype(values.dtype)
     top = values[:, v0, u0] * (1 - a) + values[:, v0, u1] * a
     bottom = values[:, v1, u0] * (1 - a) + values[:, v1, u1] * a
-    return (top * (1 - b) + bottom * b).T
+    result: np.ndarray = (top * (1 - b) + bottom * b).T
+    return result
 
 
 def apply_priors(evidence: Evidence, priors: np.ndarray) -> Evidence:

@@ -197,12 +197,14 @@ def hdbscan_labels(points: Array, config: TemporalConfig) -> Int32:
     if config.clusterer == "sklearn" or (config.clusterer == "auto" and not _installed("hdbscan")):
         sklearn_cluster = require("sklearn.cluster", "cluster")
         found = sklearn_cluster.HDBSCAN(min_cluster_size=size, n_jobs=1, copy=True)
-        return found.fit_predict(points).astype(np.int32)
+        result: Int32 = found.fit_predict(points).astype(np.int32)
+        return result
     hdbscan = require("hdbscan", "cluster")
     found = hdbscan.HDBSCAN(
         min_cluster_size=size, approx_min_span_tree=True, leaf_size=100, core_dist_n_jobs=1
     )
-    return found.fit_predict(points).astype(np.int32)
+    values: Int32 = found.fit_predict(points).astype(np.int32)
+    return values
 
 
 def keep_static(

@@ -93,7 +93,8 @@ def augment_points(xyz: Array, config: AugmentConfig, rng: Rng) -> Array:
 def augment_intensity(intensity: Array, config: AugmentConfig, rng: Rng) -> Array:
     """Scale (N,) float32 intensities by one factor."""
     gain = rng.uniform(-1, 1) * config.intensity_gain
-    return np.clip(intensity * np.float32(1 + gain), 0, 1)
+    result: Array = np.clip(intensity * np.float32(1 + gain), 0, 1)
+    return result
 
 
 def draw_members(ids: Array, limit: int, rng: Rng) -> Array:

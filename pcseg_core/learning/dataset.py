@@ -278,7 +278,8 @@ def collate(sectors: Sequence[Batch]) -> Batch:
             )
         numbered.append(replace(sector, points=points, pixels=pixels, segments=segments))
         start += len(points.xyz)
-    return _joined(numbered)
+    result: Batch = _joined(numbered)
+    return result
 
 
 _NAMES = ("point_segment", "pixel_segment", "names")

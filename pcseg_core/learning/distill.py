@@ -243,7 +243,8 @@ def _text_frequency(config: TextConfig, sweeps: Sequence[TrainingSweep]) -> Arra
         return None
     texts = [s.pixels.text for s in sweeps if s.pixels is not None and s.pixels.text is not None]
     counts: Array = np.sum([text[:].sum(0, dtype=np.float64) for text in texts], axis=0)
-    return counts / max(counts.sum(), 1.0)
+    result: Array | None = counts / max(counts.sum(), 1.0)
+    return result
 
 
 def self_training(recipe: Recipe, open_classes: Tensor) -> SelfTraining | None:

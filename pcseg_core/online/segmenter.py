@@ -44,12 +44,15 @@ class Segmentation:
     """Labels of one sweep.
 
     Attributes:
-        labels: (N,) int32 class ids; IGNORE for points that are not finite or out of range.
+        labels: (N,) int32 class ids; IGNORE for points that are no returns (not finite, or exactly
+            zero), out of range, or without a finite confidence.
         confidence: (N,) float32 probability of the label in 0..1; 0 without a label.
         timings_ms: wall time of each stage [ms].
         probabilities: (N, C) float32 of all classes, rows sum to 1, 0 without a label; None if
             they were not requested.
         label_space: classes of the labels; the segmenter's may have changed since.
+        out_of_range: number of returns farther than the checkpoint's `max_range_m`.
+        not_finite: number of points whose confidence is not a finite number: a damaged network.
     """
 
     labels: np.ndarray
@@ -57,6 +60,8 @@ class Segmentation:
     timings_ms: dict[str, float] = field(default_factory=dict)
     probabilities: np.ndarray | None = None
     label_space: LabelSpace | None = None
+    out_of_range: int = 0
+    not_finite: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -225,15 +230,26 @@ class Segmenter:
         Args:
             cloud: the sweep.
             probabilities: return the probabilities of all classes too, for fusion.
+
+        Raises:
+            InputError: `cloud` is not a PointCloud.
         """
+        if not isinstance(cloud, PointCloud):
+            shape = f" {cloud.shape}" if isinstance(cloud, np.ndarray) else ""
+            raise InputError(
+                f"segment: expected a PointCloud, got {type(cloud).__name__}{shape}; for arrays "
+                "call segmenter.segment(pcseg_core.PointCloud(xyz, intensity)) with xyz (N, 3) in "
+                "meters and intensity (N,) in 0 to 1"
+            )
         timings: dict[str, float] = {}
         classes = self._classes
         with _stage("prepare", timings):
-            kept, points = self._points(cloud)
+            kept, points, out_of_range = self._points(cloud)
         labels = np.full(len(cloud), IGNORE, np.int32)
         confidence = np.zeros(len(cloud), np.float32)
         shape = (len(cloud), len(classes.label_space))
         every = np.zeros(shape, np.float32) if probabilities else None
+        not_finite = 0
         if len(kept):
             with _stage("voxelize", timings):
                 voxels = self.student.voxelize(points)
@@ -242,28 +258,41 @@ class Segmenter:
                 likely = classes.probabilities(sparse)
             with _stage("label", timings):
                 top, winner = likely.max(1)
+                good = top.isfinite()
+                if not good.all():
+                    not_finite = int(voxels.counts[~good].sum())
+                    winner, top = winner.where(good, IGNORE), top.where(good, 0)
+                    likely = likely.where(good[:, None], 0)
                 labels[kept] = winner.to(torch.int32)[voxels.inverse].cpu().numpy()
                 confidence[kept] = top[voxels.inverse].cpu().numpy()
                 if every is not None:
                     every[kept] = likely[voxels.inverse].cpu().numpy()
-        return Segmentation(labels, confidence, timings, every, classes.label_space)
+        space = classes.label_space
+        return Segmentation(labels, confidence, timings, every, space, out_of_range, not_finite)
 
-    def _points(self, cloud: PointCloud) -> tuple[np.ndarray, Points]:
-        """Indices of the usable points, and the points."""
+    def _points(self, cloud: PointCloud) -> tuple[np.ndarray, Points, int]:
+        """Indices of the usable points, the points, and the number of returns out of range."""
         xyz = np.ascontiguousarray(cloud.xyz, np.float32)
         limit = self.student.config.max_range_m
         with np.errstate(invalid="ignore", over="ignore"):  # NaN and huge values are dropped
-            usable = np.einsum("ij,ij->i", xyz, xyz) <= limit * limit
+            square = np.einsum("ij,ij->i", xyz, xyz)
+            beyond = square > limit * limit
+            usable = (square > 0) & ~beyond  # NaN is neither
         kept = np.flatnonzero(usable)
         intensity = cloud.intensity
         if intensity is None:
             intensity = np.zeros(len(xyz), np.float32)
-        values = np.nan_to_num(intensity[kept].astype(np.float32), nan=0.0, posinf=1.0, neginf=0.0)
-        return kept, Points(
+        # As in training; fmax and fmin turn NaN into 0.
+        values = np.fmin(np.fmax(intensity[kept].astype(np.float32), 0), 1)
+        points = Points(
             self._tensor(xyz[kept]),
             self._tensor(values),
             torch.zeros(len(kept), dtype=torch.int64, device=self.device),
         )
+        out_of_range = np.count_nonzero(beyond)
+        if out_of_range:  # infinite points are no returns
+            out_of_range = int(np.isfinite(xyz[beyond]).all(1).sum())
+        return kept, points, out_of_range
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self.device)

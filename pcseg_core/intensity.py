@@ -8,7 +8,6 @@ field (uint8); guessed from the bulk of the first sweeps. It is held for the top
 
 from __future__ import annotations
 
-import threading
 from typing import Any
 
 import numpy as np
@@ -18,18 +17,19 @@ from pcseg_core.errors import InputError
 
 Array = npt.NDArray[Any]
 
-# Quantile of the intensities that a range must contain. A larger share of outliers changes it.
+# Share of the positive intensities that a range must contain.
 _QUANTILE = 0.99
 # Intensities of 0..1 may exceed 1 at retroreflectors.
 _UNIT_RANGE_MARGIN = 2.0
 _SWEEPS_TO_GUESS = 10
 _FEWEST_VALUES = 100
+_SAMPLE = 4096
 
 
 class IntensityScale:
     """Factor that maps the intensities of one topic or recording to 0..1.
 
-    Threads may share it.
+    One thread at a time may use it.
 
     Args:
         given: factor set by the user, for example 1/255; None or 0 if not set.
@@ -61,13 +61,12 @@ class IntensityScale:
                     )
                 self.factor, self.source = float(factor), source
         self._sweeps = 0 if self.factor is not None else sweeps
-        self._tops: list[float] = []
-        self._lock = threading.Lock()
+        self._samples: list[Array] = []
 
     @property
     def final(self) -> bool:
         """Further sweeps do not change the factor."""
-        return self.factor is not None and len(self._tops) >= self._sweeps
+        return self.factor is not None and len(self._samples) >= self._sweeps
 
     def observe(self, values: Array) -> float:
         """Take the intensities of a sweep into account and return the factor.
@@ -76,12 +75,11 @@ class IntensityScale:
             values: (N,) as stored in the message. Values that are not finite or not positive do
                 not count; a sweep with less than 100 others changes only a missing factor.
         """
-        with self._lock:
-            if self.factor is None and values.dtype == np.uint8:
-                self.factor, self.source, self._sweeps = 1 / 255, "range of uint8", 0
-            if not self.final:
-                self._guess(values)
-            return 1.0 if self.factor is None else self.factor
+        if self.factor is None and values.dtype == np.uint8:
+            self.factor, self.source, self._sweeps = 1 / 255, "range of uint8", 0
+        if not self.final:
+            self._guess(values)
+        return 1.0 if self.factor is None else self.factor
 
     def apply(self, values: Array) -> npt.NDArray[np.float32]:
         """`observe`, and the scaled intensities (N,); a view where the factor is 1.
@@ -101,17 +99,17 @@ class IntensityScale:
         return f"intensity scale {self.factor:.6g} ({self.source})"
 
     def _guess(self, values: Array) -> None:
-        with np.errstate(invalid="ignore"):
-            counted = values[np.isfinite(values) & (values > 0)]
-        top = float(np.quantile(counted, _QUANTILE)) if len(counted) else 0.0
+        counted = values[np.isfinite(values) & (values > 0)]
         if len(counted) < _FEWEST_VALUES:
             if self.factor is None and len(counted):
-                self.factor, self.source = _factor(top, values.dtype), "guessed from few points"
+                self.factor, self.source = _factor(counted), "guessed from few points"
             return
-        self._tops.append(top)
-        self.factor = _factor(float(np.median(self._tops)), values.dtype)
-        sweeps = len(self._tops)
+        self._samples.append(counted[:: max(1, len(counted) // _SAMPLE)].astype(counted.dtype))
+        self.factor = _factor(np.concatenate(self._samples))
+        sweeps = len(self._samples)
         self.source = f"guessed from {sweeps} sweep{'s' if sweeps > 1 else ''}"
+        if self.final:
+            self._samples = [np.zeros(0)] * sweeps  # only their number counts
 
 
 def guess_intensity_scale(values: Array) -> float:
@@ -123,9 +121,10 @@ def guess_intensity_scale(values: Array) -> float:
     return IntensityScale(sweeps=1).observe(values)
 
 
-def _factor(top: float, dtype: np.dtype[Any]) -> float:
-    """Factor for intensities of which nearly all are at most `top`."""
-    if dtype.kind == "f" and top <= _UNIT_RANGE_MARGIN:
+def _factor(values: Array) -> float:
+    """Factor for intensities (N,), positive."""
+    top = float(np.quantile(values, _QUANTILE))
+    if values.dtype.kind == "f" and top <= _UNIT_RANGE_MARGIN:
         return 1.0
     # Powers of two: the guess hardly depends on which sweeps it is made from.
     return 1 / 255 if top <= 255 else float(2.0 ** -np.ceil(np.log2(top)))

@@ -70,8 +70,7 @@ class NodeSetup:
         checkpoint, device, backend, precision: see `Segmenter.load`.
         teacher: labels the images; None for no teacher.
         prompts: classes in words; empty for the classes of the checkpoint.
-        bag_options: options of the bag reader that make it decode and pair as the node does;
-            an intensity scale of 0 is guessed for every sweep.
+        bag_options: options of the bag reader that make it decode and pair as the node does.
     """
 
     pipeline: PipelineConfig = field(default_factory=PipelineConfig)

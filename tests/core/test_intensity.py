@@ -65,9 +65,18 @@ def test_sweeps_without_returns_do_not_count() -> None:
     assert scale.observe(sweep(255)) == pytest.approx(1 / 255)
 
 
-def test_one_unusual_sweep_among_the_first_is_outvoted() -> None:
+def test_a_damaged_sweep_among_the_first_is_outvoted() -> None:
     scale = IntensityScale()
-    for top in (255, 60000, 255, 255):
+    for share in (0, 0.03, 0, 0, 0):
+        values = sweep(255)
+        values[: int(share * len(values))] = 1e30
+        scale.observe(values)
+    assert scale.factor == pytest.approx(1 / 255)
+
+
+def test_dark_sweeps_of_a_bright_sensor_are_recognized() -> None:
+    scale = IntensityScale()
+    for top in (1, 240, 1):
         scale.observe(sweep(top))
     assert scale.factor == pytest.approx(1 / 255)
 

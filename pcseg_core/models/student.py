@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from pcseg_core.checkpoint import check_fits
 from pcseg_core.config import Section
 from pcseg_core.models.minkunet import MinkUNet
 from pcseg_core.sparse.tensor import SparseTensor
@@ -182,6 +183,24 @@ class Student(nn.Module):
         regressed = self.regression(features) if self.regression is not None else None
         logits = self.network.classifier(features)
         return StudentOutput(logits, features, regressed, voxels, self.text_head)
+
+
+def load_student(
+    config: StudentConfig, classes: int, state: Mapping[str, Tensor], source: object
+) -> Student:
+    """Build a student with the weights of a checkpoint, on the CPU.
+
+    Nothing of the described size is allocated before it is known that the weights have it.
+
+    Raises:
+        InputError: the weights do not fit the configuration; `source` names them.
+    """
+    with torch.device("meta"):
+        student = Student(config, classes)
+    check_fits(student, state, source)
+    student.to_empty(device="cpu")
+    student.load_state_dict(dict(state))
+    return student
 
 
 def cosine_logits(

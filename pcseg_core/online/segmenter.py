@@ -14,20 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pcseg_core.checkpoint import (
-    CheckpointMeta,
-    CheckpointText,
-    load_checkpoint,
-    load_strictly,
-    load_text,
-)
+from pcseg_core.checkpoint import CheckpointMeta, CheckpointText, load_checkpoint, load_text
 from pcseg_core.cloud import PointCloud
 from pcseg_core.config import parse_section
 from pcseg_core.errors import InputError
 from pcseg_core.labels import IGNORE, LabelSpace
 from pcseg_core.models.inference import CompiledMinkUNet, compile_inference
 from pcseg_core.models.minkunet import MinkUNet
-from pcseg_core.models.student import Points, Student, StudentConfig
+from pcseg_core.models.student import Points, Student, StudentConfig, load_student
 from pcseg_core.native import library
 from pcseg_core.online.prompts import PromptHead, PromptSet
 from pcseg_core.online.prototypes import PrototypeHead, Prototypes
@@ -135,8 +129,7 @@ class Segmenter:
         state, meta = load_checkpoint(Path(path))
         config = parse_section(meta.student, StudentConfig, f"checkpoint {path}")
         space = LabelSpace.from_dict(meta.label_space)
-        student = Student(config, len(space))
-        load_strictly(student, state, path)
+        student = load_student(config, len(space), state, path)
         return cls(student, space, meta, device, precision, load_text(Path(path)), backend)
 
     @property

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -143,10 +144,8 @@ def test_an_arbitrary_header_is_a_clear_error(
     inside = header if len(place) == 1 else header[place[0]]
     inside[place[-1]] = value
     state = state | {"text_table.vectors": torch.zeros(2, 4)}
-    try:
+    with contextlib.suppress(InputError):
         Segmenter.load(write(tmp_path, state, header), device="cpu")
-    except InputError:
-        pass
 
 
 @pytest.mark.parametrize("header", ["[" * 100_000, "{" * 10, "null", "1e999", '{"student": []}'])
@@ -170,7 +169,5 @@ def test_changed_bytes_are_a_clear_error(
     for at in rng.integers(0, min(len(raw), 6000), changes):
         raw[at] = rng.integers(256)
     (tmp_path / "changed.safetensors").write_bytes(raw[: int(rng.integers(1, len(raw) + 1))])
-    try:
+    with contextlib.suppress(InputError):
         Segmenter.load(tmp_path / "changed.safetensors", device="cpu")
-    except InputError:
-        pass

@@ -70,6 +70,16 @@ def test_a_slice_of_the_keys_is_not_taken_for_all_of_them(count: int, longer: bo
         assert torch.equal(table, build_table(*pair, kernel_size, 1))
 
 
+def test_the_library_itself_writes_within_the_table() -> None:
+    keys = random_voxels(20_000, 25)[:5000]
+    table = torch.full((27 * 5000,), 7, dtype=torch.int32)
+    address = keys.data_ptr()
+    status = library.library().pcseg_build_table(
+        address, 5000, address, 100, 3, 1, table.data_ptr(), 1
+    )
+    assert status == 0 and bool((table[27 * 100 :] == 7).all())
+
+
 WIDTHS = st.integers(1, 70)
 
 

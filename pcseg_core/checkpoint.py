@@ -26,6 +26,7 @@ from pcseg_core.bundled import BUNDLED, bundled_file
 from pcseg_core.config import Section
 from pcseg_core.errors import InputError
 from pcseg_core.files import atomic_path
+from pcseg_core.input_check import InputStatistics
 from pcseg_core.text_table import TextTable
 
 FILE_NAME = "checkpoint.safetensors"
@@ -46,6 +47,9 @@ class CheckpointMeta(Section):
     metrics: dict[str, Any] = Field(default_factory=dict, description="Figures of the training")
     text: dict[str, Any] | None = Field(
         None, description="Words of the text table, and temperature and class words of the run"
+    )
+    inputs: InputStatistics | None = Field(
+        None, description="Scale and distribution of the sweeps of the training"
     )
     pcseg_version: str = Field(__version__, description="Version that wrote the file")
 

@@ -97,6 +97,10 @@ class Inputs:
         """Topics of the sweeps and the images."""
         return [self._points.topic_name, *(camera.topic for camera in self.cameras.values())]
 
+    def use_intensity_scale(self, trained: float | None) -> None:
+        """Set the scale that the checkpoint was trained with; the parameter comes first."""
+        self.intensity = IntensityScale(self._config.intensity_scale, trained)
+
     def destroy(self) -> None:
         """End all subscriptions."""
         self._jumps.unregister()

@@ -21,6 +21,7 @@ from pcseg_core.config import LIVE, Section
 from pcseg_core.distill.evidence import PixelEvidence
 from pcseg_core.errors import InputError, PcsegError
 from pcseg_core.geometry import undo_motion
+from pcseg_core.input_check import InputCheck, InputStatistics
 from pcseg_core.labels import IGNORE, LabelSpace
 from pcseg_core.online.camera_fusion import CameraFusionConfig, CameraLabeler, fuse_cameras
 from pcseg_core.online.temporal import TemporalBuffer, TemporalBufferConfig
@@ -40,6 +41,7 @@ NO_EVIDENCE = "camera evidence late"
 NO_TIMES = "no point times to deskew with"
 OUT_OF_RANGE = "most points out of range"
 NOT_FINITE = "confidence not finite"
+UNLIKE_TRAINING = "input unlike the training"
 # Share of the returns beyond the range of the checkpoint that is reported.
 _FAR_SHARE = 0.5
 
@@ -149,8 +151,8 @@ class LabeledSweep:
         stages_ms: wall time of each stage: motion, inference, fusion [ms].
         inference_ms: wall time of the steps of inference; see `Segmentation.timings_ms` [ms].
         problems: (event, reason) of each input that is missing or unusable; the sweep was labeled
-            without it. Events: NO_MOTION, NO_EVIDENCE, NO_TIMES, OUT_OF_RANGE and NOT_FINITE of
-            this module, `pcseg_core.cloud.TIME_PROBLEM`.
+            without it. Events: NO_MOTION, NO_EVIDENCE, NO_TIMES, OUT_OF_RANGE, NOT_FINITE
+            and UNLIKE_TRAINING of this module, `pcseg_core.cloud.TIME_PROBLEM`.
         out_of_range: number of returns beyond the range of the checkpoint, unlabeled.
     """
 
@@ -212,6 +214,7 @@ class Pipeline:
     Attributes:
         segmenter: the network.
         config: settings; may be replaced between sweeps.
+        trained_on: statistics of the sweeps that the network was trained on, or None.
     """
 
     def __init__(
@@ -223,6 +226,9 @@ class Pipeline:
         self.segmenter = segmenter
         self.config = config or PipelineConfig()
         self._cameras = cameras
+        # Absent from stand-ins for a segmenter.
+        self.trained_on: InputStatistics | None = getattr(segmenter, "trained_on", None)
+        self._check_input = InputCheck(self.trained_on)
         self._buffer: TemporalBuffer | None = None
         self._forget = False
 
@@ -259,6 +265,8 @@ class Pipeline:
                 "pipeline.process(pcseg_core.Sweep(pcseg_core.PointCloud(xyz, intensity)))"
             )
         clock, problems = _Clock(), list[tuple[str, str]]()
+        if difference := self._check_input(sweep.cloud):
+            problems.append((UNLIKE_TRAINING, difference))
         cloud, pose = self._locate(sweep, problems)
         clock.stop("motion")
         evidence_of = self._observe(sweep, cloud)

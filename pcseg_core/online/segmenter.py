@@ -18,6 +18,7 @@ from pcseg_core.checkpoint import CheckpointMeta, CheckpointText, load_checkpoin
 from pcseg_core.cloud import PointCloud
 from pcseg_core.config import parse_section
 from pcseg_core.errors import InputError
+from pcseg_core.input_check import InputStatistics
 from pcseg_core.labels import IGNORE, LabelSpace
 from pcseg_core.models.inference import CompiledMinkUNet, compile_inference
 from pcseg_core.models.minkunet import MinkUNet
@@ -131,6 +132,11 @@ class Segmenter:
         space = LabelSpace.from_dict(meta.label_space)
         student = load_student(config, len(space), state, path)
         return cls(student, space, meta, device, precision, load_text(Path(path)), backend)
+
+    @property
+    def trained_on(self) -> InputStatistics | None:
+        """Scale and distribution of the sweeps of the training; None for old checkpoints."""
+        return self.meta.inputs
 
     @property
     def label_space(self) -> LabelSpace:

@@ -121,7 +121,8 @@ class PointCloud:
         """(N,) bool: the point is a return: finite, and not exactly (0, 0, 0)."""
         x, y, z = self.xyz.T
         with np.errstate(invalid="ignore", over="ignore"):  # inf - inf
-            return np.isfinite(x + y + z) & ((x != 0) | (y != 0) | (z != 0))
+            finite: npt.NDArray[np.bool_] = np.isfinite(x + y + z)
+        return finite & ((x != 0) | (y != 0) | (z != 0))
 
     def select(self, index: Array) -> PointCloud:
         """Points by boolean mask (N,) or integer index (K,), unorganized."""

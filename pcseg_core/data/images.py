@@ -107,7 +107,8 @@ def image_size(path: str | Path) -> tuple[int, int]:
     """
     try:
         with Image.open(path) as image:
-            return image.size
+            result: tuple[int, int] = image.size
+            return result
     except (OSError, SyntaxError, ValueError) as error:
         raise InputError(f"{path}: not a readable image: {error}") from error
 
@@ -148,7 +149,8 @@ def _unpack(message: ImageMessage, channels: int, kind: str, name: str) -> npt.N
         )
     data = np.pad(data, (0, max(0, step * height - len(data))))  # the last row may lack padding
     rows = np.ascontiguousarray(data[: step * height].reshape(height, step)[:, :row])
-    return rows.view(dtype).reshape(height, width, channels)
+    result: npt.NDArray[Any] = rows.view(dtype).reshape(height, width, channels)
+    return result
 
 
 def _demosaic(mosaic: RGB, pattern: tuple[int, int, int, int]) -> RGB:

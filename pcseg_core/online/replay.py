@@ -149,9 +149,7 @@ def _labeled_message(
     """The message of the cloud with labels, or None if it cannot be read."""
     try:
         message = recording.bag.deserialize(raw, CLOUD)
-        cloud = read_cloud(
-            message, intensity_scale=recording.intensity_scale, time_field="none"
-        )
+        cloud = read_cloud(message, intensity_scale=recording.intensity_scale, time_field="none")
     except InputError as error:
         replay.skipped[str(error)] += 1
         return None

@@ -18,7 +18,7 @@ from pcseg_core.data.messages import cloud as cloud_message
 from pcseg_core.errors import InputError
 from pcseg_core.labels import WIRE_UNLABELED, LabelSpace, from_wire
 from pcseg_core.online import replay
-from pcseg_core.online.pipeline import Pipeline, Sweep
+from pcseg_core.online.pipeline import OUT_OF_RANGE, Pipeline, Sweep
 from pcseg_core.online.segmenter import Segmenter
 
 TOPIC = "/lidar/points"
@@ -129,6 +129,23 @@ def test_a_malformed_cloud_passes_through_and_is_counted(
     )
     assert after[1] == before[1]
     assert after[0] != before[0]
+
+
+def test_problems_scale_and_range_are_accounted_for(pipeline: Pipeline, tmp_path: Path) -> None:
+    path = tmp_path / "drive"
+    with BagWriter(path) as writer:
+        for i in range(3):
+            fields = points_fields(i, 2000)
+            if i < 2:  # millimeters
+                fields |= {a: fields[a] * np.float32(1000) for a in "xyz"}
+            encoded = encode_cloud(fields | {"time": np.arange(2000) * 1e6})  # no possible times
+            writer.write_message(TOPIC, CLOUD, cloud_message(encoded, "lidar", 10**8 * i), i)
+    result = replay.segment_bag(pipeline, path, tmp_path / "labeled")
+    assert result.sweeps == 3 and not result.skipped
+    assert result.intensity_scale == "intensity scale 0.00392157 (guessed from 3 sweeps)"
+    ((problem, count),) = result.problems.items()
+    assert problem.startswith(f"{OUT_OF_RANGE}: 100 %") and count == 2
+    assert 3900 < result.out_of_range <= 2 * 1999
 
 
 def test_an_existing_result_is_replaced_only_by_force(pipeline: Pipeline, tmp_path: Path) -> None:

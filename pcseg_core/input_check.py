@@ -24,8 +24,10 @@ _SHARES = tuple(np.arange(1, 10) / 10)
 _SAMPLE = 4096
 # Sweeps with fewer returns are not judged.
 _FEWEST_RETURNS = 1000
-# A share of values below a decile of the training that differs more than this from the decile.
-_FAR_SHARE = 0.6
+# Largest difference from the distribution of the training. Scenes of one sensor (10 recordings of
+# an HDL-64E) reach 0.35 in intensity and 0.44 in range; sensors that a network fails on begin at
+# 0.55.
+_FAR_SHARE = 0.5
 # Factors on the smallest and largest number of the training.
 _FAR_RETURNS, _FAR_RINGS = 10.0, 2.0
 _SATURATED_SHARE = 0.5

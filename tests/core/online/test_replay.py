@@ -5,17 +5,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from pcseg_core.cloud import Field, encode_cloud, read_cloud, structured, unpack_rgb
+from pcseg_core.checkpoint import load_checkpoint, save_checkpoint
+from pcseg_core.cloud import Field, PointCloud, encode_cloud, read_cloud, structured, unpack_rgb
 from pcseg_core.data import open_recording
 from pcseg_core.data.bag_reader import CLOUD, BagFile, type_store
 from pcseg_core.data.bag_writer import BagWriter
 from pcseg_core.data.messages import cloud as cloud_message
 from pcseg_core.errors import InputError
+from pcseg_core.evaluation.live import NodeSetup
+from pcseg_core.input_check import InputStatistics
 from pcseg_core.labels import WIRE_UNLABELED, LabelSpace, from_wire
 from pcseg_core.online import replay
 from pcseg_core.online.pipeline import OUT_OF_RANGE, Pipeline, Sweep
@@ -285,3 +289,18 @@ def test_a_drive_of_unreadable_sweeps_is_an_error_and_leaves_nothing(
         with pytest.raises(InputError, match="sweep 0 is truncated"):
             write(pipeline, Broken(), tmp_path / "out")  # type: ignore[arg-type, operator]
     assert not list(tmp_path.iterdir())
+
+
+def test_every_command_takes_the_scale_of_the_checkpoint(tiny_run: Path, tmp_path: Path) -> None:
+    state, meta = load_checkpoint(tiny_run)
+    inputs = InputStatistics.measure([PointCloud(np.ones((9, 3)))], intensity_scale=1 / 512)
+    run = tmp_path / "run.safetensors"
+    save_checkpoint(run, state, meta.model_copy(update={"inputs": inputs}))
+    drive = make_bag(tmp_path / "drive")
+    result = replay.segment_bag(Pipeline(Segmenter.load(run)), drive, tmp_path / "labeled")
+    assert result.intensity_scale == "intensity scale 0.00195312 (checkpoint)"
+    setup = NodeSetup(checkpoint=str(run))
+    evaluated = open_recording(f"bag:{drive}", **setup.reader_options())
+    assert evaluated.intensity_scale == 1 / 512
+    given = replace(setup, bag_options={"intensity_scale": 0.25})
+    assert open_recording(f"bag:{drive}", **given.reader_options()).intensity_scale == 0.25

@@ -166,9 +166,8 @@ def _intensity_differences(
     if _distance(values, trained.intensity) <= _FAR_SHARE:
         return []
     median, usual = float(np.median(values)), trained.intensity[4]
-    return [
-        f"the median intensity is {median:.3g}, in the training {usual:.3g}; set intensity_scale"
-    ]
+    compared = f"the median intensity is {median:.3g}, in the training {usual:.3g}"
+    return [f"{compared}: another sensor, or a wrong intensity_scale"]
 
 
 def _sample(kept: Array) -> Array:

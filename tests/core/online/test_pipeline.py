@@ -22,6 +22,7 @@ from pcseg_core.online.pipeline import (
     NO_TIMES,
     NOT_FINITE,
     OUT_OF_RANGE,
+    UNLIKE_TRAINING,
     CameraUseConfig,
     Evidence,
     ImmediateCameras,
@@ -176,7 +177,9 @@ def test_reset_forgets_earlier_sweeps(samples: list[Sample], segmenter: Segmente
 
 def test_deskewing_without_times_is_reported(samples: list[Sample], segmenter: Segmenter) -> None:
     cloud = samples[0].cloud
-    columns = {**dict(zip("xyz", cloud.xyz.T)), "fire_time": np.zeros(len(cloud), np.float32)}
+    assert cloud.intensity is not None
+    columns = {**dict(zip("xyz", cloud.xyz.T)), "intensity": cloud.intensity}
+    columns["fire_time"] = np.zeros(len(cloud), np.float32)
     bare = replace(read_cloud(encode_cloud(columns)), stamp_ns=cloud.stamp_ns)
     pipeline = Pipeline(segmenter, PipelineConfig(motion=DESKEW))
     poses = samples[0].trajectory
@@ -192,8 +195,9 @@ def test_deskewing_without_times_is_reported(samples: list[Sample], segmenter: S
 
 def test_times_that_are_left_out_are_reported(samples: list[Sample], segmenter: Segmenter) -> None:
     cloud = samples[0].cloud
-    assert cloud.time is not None
-    columns = {**dict(zip("xyz", cloud.xyz.T)), "time": cloud.time * 1e7}
+    assert cloud.time is not None and cloud.intensity is not None
+    columns = {**dict(zip("xyz", cloud.xyz.T)), "intensity": cloud.intensity}
+    columns["time"] = cloud.time * 1e7
     read = read_cloud(encode_cloud(columns), time_unit="s")
     result = Pipeline(segmenter, PipelineConfig(motion=DESKEW)).process(Sweep(read))
     assert [event for event, _ in result.problems] == [TIME_PROBLEM]
@@ -231,8 +235,8 @@ def test_a_sweep_without_its_last_pose_asks_for_the_ends_only(segmenter: Segment
 def test_clouds_in_other_units_are_reported(samples: list[Sample], segmenter: Segmenter) -> None:
     cloud = samples[0].cloud
     result = Pipeline(segmenter).process(Sweep(replace(cloud, xyz=cloud.xyz * 1000)))
-    ((event, reason),) = result.problems
-    assert event == OUT_OF_RANGE and reason.startswith("100 % of the points")
+    assert [event for event, _ in result.problems] == [UNLIKE_TRAINING, OUT_OF_RANGE]
+    assert result.problems[1][1].startswith("100 % of the points")
     assert result.out_of_range == np.count_nonzero(cloud.finite)
 
 

@@ -122,7 +122,8 @@ class PointCloud:
         x, y, z = self.xyz.T
         with np.errstate(invalid="ignore", over="ignore"):  # inf - inf
             finite: npt.NDArray[np.bool_] = np.isfinite(x + y + z)
-        return finite & ((x != 0) | (y != 0) | (z != 0))
+        finite &= (x != 0) | (y != 0) | (z != 0)
+        return finite
 
     def select(self, index: Array) -> PointCloud:
         """Points by boolean mask (N,) or integer index (K,), unorganized."""
@@ -200,14 +201,12 @@ def read_cloud(
 
     Args:
         msg: message with x, y and z.
-        intensity_scale: factor that maps the intensity to 0..1 (for example 1/255). An
-            `IntensityScale` holds one factor for the sweeps of a topic. None or 0 guesses it from
-            this cloud alone.
+        intensity_scale: factor that maps the intensity to 0..1, such as 1/255, or the
+            `IntensityScale` of the topic. None or 0 guesses it from this cloud alone.
         time_field: field with the time of each point; "auto" takes the first of `TIME_NAMES`,
             "none" reads no times.
-        time_unit: "s", "ms", "us" or "ns"; "auto" takes the suffix of the field's name, else s
-            for floats and ns for integers, unless only another unit gives a possible epoch or a
-            possible duration of a sweep.
+        time_unit: "s", "ms", "us" or "ns"; "auto" takes the suffix of the field's name, else s for
+            floats and ns for integers, unless only another unit makes a possible sweep.
         stamp_reference: moment of the sweep that the header's stamp refers to. "start", "mid" and
             "end" shift the times accordingly; "auto" keeps relative times and converts absolute
             times to times relative to the stamp.
@@ -239,18 +238,23 @@ def read_cloud(
         extra=MessageFields(points, [name for name in names if name not in used]),
     )
     if intensity_name is not None:
-        scale = intensity_scale
-        if not isinstance(scale, IntensityScale):
-            scale = IntensityScale(scale, sweeps=1)
-        cloud.intensity = scale.apply(_native(points[intensity_name]))
+        if not isinstance(intensity_scale, IntensityScale):
+            intensity_scale = IntensityScale(intensity_scale, sweeps=1)
+        cloud.intensity = intensity_scale.apply(_native(points[intensity_name]))
     if time_name is not None:
-        unit = unit_of_name(time_name) if time_unit == "auto" else time_unit
-        cloud.time, problem = read_time(_native(points[time_name]), unit, stamp_reference, stamp_ns)
-        if problem:
-            cloud.problems.append((TIME_PROBLEM, f"field '{time_name}': {problem}"))
+        _read_times(cloud, points, time_name, time_unit, stamp_reference)
     if ring_name is not None:
         cloud.ring = _native(points[ring_name]).astype(np.uint16, copy=False)
     return cloud
+
+
+def _read_times(
+    cloud: PointCloud, points: Array, name: str, time_unit: str, stamp_reference: str
+) -> None:
+    unit = unit_of_name(name) if time_unit == "auto" else time_unit
+    cloud.time, problem = read_time(_native(points[name]), unit, stamp_reference, cloud.stamp_ns)
+    if problem:
+        cloud.problems.append((TIME_PROBLEM, f"field '{name}': {problem}"))
 
 
 def _header(msg: Any) -> tuple[int, str]:

@@ -177,12 +177,14 @@ def _sample(kept: Array) -> Array:
 
 
 def _norm(xyz: Array) -> Array:
-    return np.linalg.norm(xyz.astype(np.float64), axis=1)
+    distance: Array = np.linalg.norm(xyz.astype(np.float64), axis=1)
+    return distance
 
 
 def _clipped(intensity: Array) -> Array:
     """As the network sees them; NaN is 0."""
-    return np.fmin(np.fmax(intensity, 0), 1)
+    clipped: Array = np.fmin(np.fmax(intensity, 0), 1)
+    return clipped
 
 
 def _count_rings(ring: Array) -> int:

@@ -90,7 +90,8 @@ class IntensityScale:
         if factor == 1.0:
             return values.astype(np.float32, copy=False)
         with np.errstate(over="ignore", invalid="ignore"):  # 1e300 becomes inf
-            return values.astype(np.float32) * np.float32(factor)
+            scaled: npt.NDArray[np.float32] = values.astype(np.float32) * np.float32(factor)
+            return scaled
 
     def __str__(self) -> str:
         """Sentence for logs."""

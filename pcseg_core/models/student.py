@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from pcseg_core.checkpoint import check_fits
 from pcseg_core.config import Section
@@ -185,6 +186,22 @@ class Student(nn.Module):
         return StudentOutput(logits, features, regressed, voxels, self.text_head)
 
 
+class _Uninitialized(TorchFunctionMode):
+    """Parameters are not filled with random numbers, which torch compiles on the meta device."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., object],
+        types: Iterable[type],
+        args: tuple[object, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
+        named = kwargs or {}
+        if func.__name__ in ("normal_", "uniform_", "kaiming_uniform_"):
+            return args[0] if args else named["tensor"]
+        return func(*args, **named)
+
+
 def load_student(
     config: StudentConfig, classes: int, state: Mapping[str, Tensor], source: object
 ) -> Student:
@@ -195,10 +212,11 @@ def load_student(
     Raises:
         InputError: the weights do not fit the configuration; `source` names them.
     """
-    with torch.device("meta"):
+    with _Uninitialized():
+        with torch.device("meta"):
+            described = Student(config, classes)
+        check_fits(described, state, source)
         student = Student(config, classes)
-    check_fits(student, state, source)
-    student.to_empty(device="cpu")
     student.load_state_dict(dict(state))
     return student
 

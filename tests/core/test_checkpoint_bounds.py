@@ -94,9 +94,17 @@ def test_a_huge_network_is_not_built_from_a_small_file(
     state, meta = good
     huge = {"depth": 34, "width": 4.0, "feature_channels": 4096, "text_channels": 4096}
     header = meta.model_dump() | {"student": huge}
-    monkeypatch.setattr(Student, "to_empty", None)  # nothing is allocated
+    devices: list[str] = []
+
+    class Recorded(Student):
+        def __init__(self, config: StudentConfig, classes: int) -> None:
+            devices.append(torch.get_default_device().type)
+            super().__init__(config, classes)
+
+    monkeypatch.setattr("pcseg_core.models.student.Student", Recorded)
     with pytest.raises(InputError, match=r"does not fit its own description.* more"):
         Segmenter.load(write(tmp_path, state, header), device="cpu")
+    assert devices == ["meta"]  # nothing is allocated
 
 
 def test_loaded_weights_are_those_of_the_file(

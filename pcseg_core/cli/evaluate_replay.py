@@ -150,7 +150,7 @@ def _open(source: str, setup: NodeSetup) -> Recording:
 
     reader, place = _reader(source)
     in_source = dict(parse_qsl(place.partition("?")[2])) if reader == "bag" else {}
-    wanted: Mapping[str, object] = setup.bag_options if reader == "bag" else {}
+    wanted: Mapping[str, object] = setup.reader_options() if reader == "bag" else {}
     return open_recording(source, **{k: v for k, v in wanted.items() if k not in in_source})
 
 

@@ -111,6 +111,10 @@ def _summarize(result: Replay) -> None:
 
     for reason, count in result.skipped.items():
         note(f"skipped: {reason} ({count})")
+    for problem, count in result.problems.items():
+        note(f"{problem} ({count} sweeps)")
+    if result.intensity_scale:
+        note(result.intensity_scale)
     console = Console(highlight=False, soft_wrap=True)
     median = np.median(result.milliseconds)
     console.print(f"{result.out}: {result.sweeps} sweeps labeled, {median:.0f} ms each (median)")
@@ -120,5 +124,6 @@ def _summarize(result: Replay) -> None:
         for name, count in zip(result.label_space.names, result.counts)
         if count
     ]
-    shares.append(f"unlabeled {100 * result.unlabeled / total:.1f} %")
+    far = f", {100 * result.out_of_range / total:.1f} % out of range" if result.out_of_range else ""
+    shares.append(f"unlabeled {100 * result.unlabeled / total:.1f} %{far}")
     console.print(", ".join(shares))

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pcseg_core.camera import CameraModel
-from pcseg_core.cloud import PointCloud, guess_intensity_scale, read_cloud, structured
+from pcseg_core.cloud import IntensityScale, PointCloud, read_cloud
 from pcseg_core.data.bag_cameras import CameraTopics, find_cameras
 from pcseg_core.data.bag_poses import build_tree, find_poses
 from pcseg_core.data.bag_reader import (
@@ -57,6 +57,7 @@ class BagRecording:
         name, label_space, pose_source, scenes, skipped: see `pcseg_core.data.Recording`.
         problems: sentences about missing parts (a calibration, poses).
         cloud_topic: the topic of the sweeps.
+        scale: scale of the intensities, one for the whole bag, with its source.
         lidar_frame: their frame.
         cameras: the usable cameras.
         trajectory: T_world_lidar, or None.
@@ -73,7 +74,7 @@ class BagRecording:
         calibration: Calibration | str | Path | None = None,
         max_image_offset_s: float = 0.06,
         label_space: str | LabelSpace | None = None,
-        intensity_scale: float | None = None,
+        intensity_scale: float | IntensityScale | None = None,
         time_field: str = "auto",
         time_unit: str = "auto",
         stamp_reference: str = "auto",
@@ -93,8 +94,7 @@ class BagRecording:
             max_image_offset_s: maximum stamp difference between a sweep and its image [s].
             label_space: space of the field `label` of the clouds, if they have one; None takes the
                 space in the bag's `labels.yaml`, as written by `pcseg segment`.
-            intensity_scale: see `read_cloud`; None guesses one scale for the whole bag, 0 guesses
-                one for every sweep, as the node does.
+            intensity_scale: see `read_cloud`; None or 0 guesses one scale for the whole bag.
             time_field, time_unit, stamp_reference: see `read_cloud`.
 
         Raises:
@@ -109,13 +109,15 @@ class BagRecording:
         self.bag = BagFile(path)
         self._scan(cloud_topic)
         self._reading: dict[str, Any] = {
-            "intensity_scale": float(intensity_scale or 0) or None,
+            "intensity_scale": None,
             "time_field": time_field,
             "time_unit": time_unit,
             "stamp_reference": stamp_reference,
         }
-        if intensity_scale is None:
-            self._reading["intensity_scale"] = self._guess_scale()
+        if not isinstance(intensity_scale, IntensityScale):
+            intensity_scale = IntensityScale(float(intensity_scale or 0))
+        self.scale = intensity_scale
+        self._reading["intensity_scale"] = self._guess_scale()
         if isinstance(calibration, (str, Path)):
             calibration = load_calibration(calibration)
         self.cameras = self._find_cameras(camera_topics, calibration)
@@ -220,15 +222,13 @@ class BagRecording:
 
     def _guess_scale(self) -> float | None:
         """One intensity scale for the whole bag, from sweeps spread over it."""
-        scales = []
         for index in np.unique(np.linspace(0, len(self.clouds) - 1, 5).astype(int)).tolist():
             try:
-                points = structured(self.bag.read(self.clouds, index))
+                message = self.bag.read(self.clouds, index)
+                read_cloud(message, intensity_scale=self.scale, time_field="none")
             except InputError:
                 continue  # reported when the sweep itself is read
-            if "intensity" in (points.dtype.names or ()):
-                scales.append(guess_intensity_scale(points["intensity"]))
-        return min(scales, default=None)
+        return self.scale.factor
 
     def _find_cameras(
         self, wanted: Sequence[str] | str | None, known: Calibration | None

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import yaml
 
-from pcseg_core.cloud import append_fields, encode_cloud, pack_rgb, read_cloud
+from pcseg_core.cloud import IntensityScale, append_fields, encode_cloud, pack_rgb, read_cloud
 from pcseg_core.config import read_yaml
 from pcseg_core.data import messages, readable
 from pcseg_core.data.bag import BagRecording
@@ -44,6 +44,9 @@ class Replay:
         unlabeled: number of points without a label.
         milliseconds: time from each sweep to its labels [ms].
         skipped: reason -> number of sweeps without labels.
+        problems: event and first reason -> number of sweeps that were labeled in spite of it.
+        intensity_scale: the scale of a bag's intensities and its source; "" for other recordings.
+        out_of_range: number of returns beyond the range of the checkpoint.
     """
 
     out: Path
@@ -53,6 +56,10 @@ class Replay:
     unlabeled: int = 0
     milliseconds: list[float] = field(default_factory=list)
     skipped: Counter[str] = field(default_factory=Counter)
+    problems: Counter[str] = field(default_factory=Counter)
+    intensity_scale: str = ""
+    out_of_range: int = 0
+    _first_reason: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.counts = np.zeros(len(self.label_space), np.int64)
@@ -65,6 +72,9 @@ class Replay:
         self.counts += np.bincount(known, minlength=len(self.label_space))
         self.unlabeled += len(labeled.labels) - len(known)
         self.sweeps += 1
+        self.out_of_range += labeled.out_of_range
+        for event, reason in labeled.problems:
+            self.problems[f"{event}: {self._first_reason.setdefault(event, reason)}"] += 1
         return labeled
 
 
@@ -109,8 +119,12 @@ def segment_bag(
     """
     if out.exists() and out.resolve() == source.resolve():
         raise InputError(f"{out}: a bag cannot be labeled in place; choose another --out")
-    recording = BagRecording(source, cloud_topic=cloud_topic, camera_topics=[], poses="none")
-    replay = Replay(out, pipeline.label_space)
+    trained = pipeline.trained_on
+    scale = IntensityScale(trained=None if trained is None else trained.intensity_scale)
+    recording = BagRecording(
+        source, cloud_topic=cloud_topic, camera_topics=[], poses="none", intensity_scale=scale
+    )
+    replay = Replay(out, pipeline.label_space, intensity_scale=str(scale))
     total = sum(recording.bag.counts.values())
     with BagWriter(out, compress=compress, force=force) as writer:
         for done, (connection, bag_ns, raw) in enumerate(recording.bag.messages()):
@@ -135,7 +149,7 @@ def _labeled_message(
     """The message of the cloud with labels, or None if it cannot be read."""
     try:
         message = recording.bag.deserialize(raw, CLOUD)
-        cloud = read_cloud(message, intensity_scale=recording.intensity_scale)
+        cloud = read_cloud(message, intensity_scale=recording.intensity_scale, time_field="none")
     except InputError as error:
         replay.skipped[str(error)] += 1
         return None

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from pcseg_core.camera import CameraModel
 from pcseg_core.cloud import PointCloud, guess_intensity_scale, read_cloud, structured
+from pcseg_core.data.bag_account import bag_account
 from pcseg_core.data.bag_cameras import CameraTopics, find_cameras
 from pcseg_core.data.bag_poses import build_tree, find_poses
 from pcseg_core.data.bag_reader import (
@@ -56,6 +57,7 @@ class BagRecording:
     Attributes:
         name, label_space, pose_source, scenes, skipped: see `pcseg_core.data.Recording`.
         problems: sentences about missing parts (a calibration, poses).
+        account: what the bag holds by topic, and what becomes of it.
         cloud_topic: the topic of the sweeps.
         lidar_frame: their frame.
         cameras: the usable cameras.
@@ -122,7 +124,9 @@ class BagRecording:
         body = None if calibration is None else calibration.body()
         self.pose_source, self.trajectory = self._find_poses(poses, fixed_frame, body)
         self._drop_uncovered()
+        self.cameras = self._readable_cameras(camera_topics is not None)
         self._pairs = [self._pair(camera, float(max_image_offset_s)) for camera in self.cameras]
+        self.account = bag_account(self)
         self.scenes: Sequence[str] = [self.name] * len(self.clouds)
 
     def __len__(self) -> int:
@@ -190,7 +194,7 @@ class BagRecording:
         self.indices, transforms = self.bag.index(
             [self.cloud_topic, *self.bag.of_type(*kinds)], self.skipped
         )
-        self.tree = build_tree(transforms)
+        self.tree = build_tree(transforms, self.skipped)
         self.clouds = self._ordered_clouds()
         self.lidar_frame = self.clouds.frame_id
 
@@ -202,7 +206,10 @@ class BagRecording:
         if wanted is None and len(topics) != 1:
             what = "several PointCloud2 topics, choose one" if topics else "no PointCloud2 topic"
             listed = ", ".join(topics or sorted(self.bag.topics)) or "none at all"
-            raise InputError(f"{self.path}: {what} (topics: {listed})")
+            hints = sorted(
+                {f"; {why}" for why in map(_other_cloud, self.bag.topics.values()) if why}
+            )
+            raise InputError(f"{self.path}: {what} (topics: {listed}){''.join(hints)}")
         return wanted or topics[0]
 
     def _ordered_clouds(self) -> TopicIndex:
@@ -273,14 +280,52 @@ class BagRecording:
             raise InputError(
                 "no CameraInfo for it; record its camera_info topic or give a calibration file"
             )
-        info = self.bag.read(self.indices[camera.info], 0)
-        return CameraModel.from_camera_info(info, rectified=camera.rectified)
+        models, refused = [], []
+        for raw in self.bag.infos[camera.info]:
+            try:
+                info = self.bag.deserialize(raw, CAMERA_INFO)
+                models.append(CameraModel.from_camera_info(info, rectified=camera.rectified))
+            except InputError as error:
+                refused.append(error)
+        if not models:
+            raise refused[0]
+        if len(models) > 1:
+            self.problems.append(
+                f"camera {camera.image}: its CameraInfo changes during the recording "
+                f"({len(models)} versions); the first is used for all images"
+            )
+        return models[0]
+
+    def _readable_cameras(self, chosen: bool) -> list[BagCamera]:
+        """The cameras without those that cannot be decoded while others can.
+
+        A camera that is chosen by name, or is the only one, stays; its images fail on access.
+        """
+        faults = {} if chosen else {c.topics.image: self._fault(c) for c in self.cameras}
+        if not faults or all(faults.values()):
+            return self.cameras
+        for topic, fault in faults.items():
+            if fault:
+                self.problems.append(f"camera {topic} cannot be used: {fault}")
+        return [camera for camera in self.cameras if not faults[camera.topics.image]]
+
+    def _fault(self, camera: BagCamera) -> str:
+        """Why none of three images spread over the recording can be used; empty if one can."""
+        fault = ""
+        for position in np.unique(np.linspace(0, len(camera.index) - 1, 3).astype(int)).tolist():
+            try:
+                self._frame(camera, position).image  # noqa: B018 - does it decode?
+            except InputError as error:
+                fault = fault or str(error)
+            else:
+                return ""
+        return fault
 
     def _find_poses(
         self, mode: str, fixed_frame: str | None, T_body_lidar: npt.NDArray[np.float64] | None
     ) -> tuple[str, Trajectory | None]:
         inputs = (self.bag, self.indices, self.tree, self.clouds)
-        found = find_poses(mode, *inputs, fixed_frame, self._estimate, T_body_lidar)
+        found = find_poses(mode, *inputs, fixed_frame, self._estimate, T_body_lidar, self.skipped)
         if found.problem:
             self.problems.append(found.problem)
         return found.source, found.trajectory
@@ -329,6 +374,18 @@ class BagRecording:
         loader = partial(_load_image, self.bag, camera.index, position, size)
         stamp = int(camera.index.stamps_ns[position])
         return CameraFrame(camera.topics.name, stamp, camera.model, camera.T_cam_lidar, loader)
+
+
+def _other_cloud(msgtype: str) -> str:
+    """What to do with points that are recorded in another type than PointCloud2."""
+    package, _, name = msgtype.partition("/msg/")
+    if package.startswith("livox") and name == "CustomMsg":
+        return "livox CustomMsg: set xfer_format 0 or 2 in the driver to record PointCloud2"
+    if "Packet" in name or name in ("VelodyneScan", "PandarScan", "RslidarScan"):
+        return f"{msgtype}: packets of the sensor; replay them through the driver and record points"
+    if msgtype in ("sensor_msgs/msg/PointCloud", "sensor_msgs/msg/LaserScan"):
+        return f"{msgtype} is not read; convert it to PointCloud2"
+    return ""
 
 
 def _load_image(bag: BagFile, index: TopicIndex, position: int, size: tuple[int, int]) -> RGB:

@@ -10,10 +10,32 @@ from dataclasses import dataclass
 from pcseg_core.data.bag_reader import CAMERA_INFO, COMPRESSED_IMAGE, IMAGE, BagFile
 from pcseg_core.errors import InputError
 
-# Topics of depth images, masks and the like, by the usual names.
-_NO_PICTURE = re.compile(
-    r"depth|disparity|mask|label|semantic|segment|confidence|infra|thermal|overlay|theora", re.I
-)
+# Kinds of images without colors, by words of topic names.
+_KINDS = {
+    "depth": "a depth image",
+    "disparity": "a disparity image",
+    "mask": "a mask",
+    "masks": "a mask",
+    "label": "labels",
+    "labels": "labels",
+    "semantic": "labels",
+    "semantics": "labels",
+    "segmentation": "labels",
+    "segmented": "labels",
+    "confidence": "a confidence image",
+    "infra": "an infrared image",
+    "infra1": "an infrared image",
+    "infra2": "an infrared image",
+    "infrared": "an infrared image",
+    "ir": "an infrared image",
+    "thermal": "a thermal image",
+    "overlay": "a picture with drawings",
+    "theora": "a video",
+    "ffmpeg": "a video",
+}
+_COMPRESSED_DEPTH = "compresseddepth"
+# Last parts that say nothing about the kind of image; the part in front of them does.
+_PLAIN = re.compile(r"image(_?(raw|rect|rect_raw|rect_color|color|mono|compressed))?|compressed")
 
 
 @dataclass(frozen=True)
@@ -33,6 +55,25 @@ class CameraTopics:
     rectified: bool
 
 
+def no_picture(topic: str) -> str:
+    """Why the images of a topic are no pictures, by its name; empty if they are.
+
+    The last part of the name decides, as in /camera/depth/image_rect_raw (where "depth" is the last
+    part that says anything) and /depth_cam/color/image_raw. Words within other words, as in
+    /infrastructure, mean nothing; nor do the names of robots and cameras in front.
+    """
+    parts = [part for part in topic.lower().split("/") if part]
+    if parts and parts[-1] == _COMPRESSED_DEPTH:
+        return _KINDS["depth"]
+    telling = [part for part in parts if not _PLAIN.fullmatch(part)]
+    plain_end = bool(parts) and bool(_PLAIN.fullmatch(parts[-1]))
+    # "depth" alone is a kind; "depth_cam" in front of a plain end is the name of a camera.
+    words = telling[-1:] if plain_end else telling[-1:] and telling[-1].split("_")
+    if telling and telling[-1].startswith("aligned_depth"):
+        return _KINDS["depth"]
+    return next((_KINDS[word] for word in words if word in _KINDS), "")
+
+
 def find_cameras(
     bag: BagFile, frames: Mapping[str, str], image_topics: Sequence[str] | None = None
 ) -> list[CameraTopics]:
@@ -46,7 +87,7 @@ def find_cameras(
         bag: the bag.
         frames: topic -> frame_id of its first message.
         image_topics: use exactly these. None takes one per camera, preferably rectified, color and
-            uncompressed, without depth images, masks and the like.
+            uncompressed, without depth images, masks and the like (see `left_out`).
 
     Raises:
         InputError: a given topic has no images.
@@ -58,7 +99,7 @@ def find_cameras(
             known = ", ".join(present) or "none"
             raise InputError(f"{bag.path}: no images on {missing[0]}; image topics: {known}")
         return [_camera(bag, frames, topic) for topic in image_topics]
-    pictures = [topic for topic in present if not _NO_PICTURE.search(topic)]
+    pictures = [topic for topic in present if not no_picture(topic)]
     best: dict[str, CameraTopics] = {}
     for topic in sorted(pictures, key=lambda topic: _preference(bag, topic)):
         camera = _camera(bag, frames, topic)
@@ -73,7 +114,7 @@ def _camera(bag: BagFile, frames: Mapping[str, str], topic: str) -> CameraTopics
         name=namespace.strip("/") or leaf,
         image=topic,
         info=_info_topic(bag, frames, topic),
-        rectified="rect" in leaf,
+        rectified=_is_rectified(leaf),
     )
 
 
@@ -89,14 +130,19 @@ def _info_topic(bag: BagFile, frames: Mapping[str, str], topic: str) -> str | No
     return same[0] if len(same) == 1 else None
 
 
+def _is_rectified(leaf: str) -> bool:
+    """Whether the last part of a topic names rectified images ("image_rect_color")."""
+    return any(word in ("rect", "rectified") for word in leaf.lower().split("_"))
+
+
 def _base(topic: str) -> str:
     return topic.removesuffix("/compressed")
 
 
 def _preference(bag: BagFile, topic: str) -> tuple[bool, bool, bool, str]:
     leaf = _base(topic).rpartition("/")[2]
-    gray = "mono" in leaf or "gray" in leaf or "gray" in leaf
-    return "rect" not in leaf, gray, bag.topics[topic] == COMPRESSED_IMAGE, topic
+    gray = "mono" in leaf or "gray" in leaf or "grey" in leaf
+    return not _is_rectified(leaf), gray, bag.topics[topic] == COMPRESSED_IMAGE, topic
 
 
 def _unique_names(cameras: list[CameraTopics]) -> list[CameraTopics]:

@@ -117,10 +117,12 @@ def segment_bag(
             message = None
             if connection.topic == recording.cloud_topic:
                 message = _labeled_message(pipeline, recording, raw, replay, rgb)
-            if message is None:
-                writer.pass_through(connection, bag_ns, raw)
-            else:
+            if message is not None:
                 writer.write_message(connection.topic, CLOUD, message, bag_ns)
+            elif reason := writer.add_topic(connection):
+                replay.skipped[reason] += 1
+            else:
+                writer.pass_through(connection, bag_ns, raw)
             if progress:
                 progress(done + 1, total)
         if not replay.sweeps:

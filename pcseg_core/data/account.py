@@ -7,15 +7,35 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any
 
+from pydantic import Field
+
+from pcseg_core.config import Section
 from pcseg_core.errors import InputError
 
 if TYPE_CHECKING:
     from pcseg_core.data import Recording
 
 UNREADABLE = "unreadable sample: "  # prefix of the reasons of samples that fail on access
-Entry: TypeAlias = "dict[str, int | dict[str, int]]"
+
+
+class Entry(Section):
+    """One kind of items: numbers held, used, left out and failed by reason, and unexplained."""
+
+    held: int
+    used: int
+    left_out: dict[str, int] = Field(default_factory=dict)
+    failed: dict[str, int] = Field(default_factory=dict)
+    unexplained: int = 0
+
+    def line(self, kind: str) -> str:
+        """The entry in one line."""
+        parts = [f"{self.used} of {self.held} used"]
+        for word, reasons in (("left out", self.left_out), ("failed", self.failed)):
+            parts += [f"{count} {word} ({reason})" for reason, count in reasons.items()]
+        parts += [f"{self.unexplained} unexplained"] if self.unexplained else []
+        return f"{kind}: {', '.join(parts)}"
 
 
 def _reasons() -> defaultdict[str, Counter[str]]:
@@ -68,36 +88,31 @@ class Account:
                 "bag reindex'), or copy it again"
             )
 
-    def lines(self) -> list[str]:
-        """One line per kind."""
-        return [self._line(kind) for kind in self.held]
-
-    def to_dict(self) -> dict[str, Entry]:
-        """The numbers by kind, for JSON."""
+    def entries(self) -> dict[str, Entry]:
+        """The numbers by kind; similar reasons are one (see `grouped`)."""
         rest = self.unexplained()
         return {
-            kind: {
-                "held": self.held[kind],
-                "used": self.used[kind],
-                "left_out": dict(grouped(self.left_out.get(kind, {}))),
-                "failed": dict(grouped(self.failed.get(kind, {}))),
-                "unexplained": rest.get(kind, 0),
-            }
-            for kind in self.held
+            kind: Entry(
+                held=held,
+                used=self.used[kind],
+                left_out=dict(grouped(self.left_out.get(kind, {}))),
+                failed=dict(grouped(self.failed.get(kind, {}))),
+                unexplained=rest.get(kind, 0),
+            )
+            for kind, held in self.held.items()
         }
+
+    def lines(self) -> list[str]:
+        """One line per kind."""
+        return [entry.line(kind) for kind, entry in self.entries().items()]
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """The numbers by kind, for JSON."""
+        return {kind: entry.model_dump() for kind, entry in self.entries().items()}
 
     def _explained(self, kind: str) -> int:
         reasons = self.left_out.get(kind, Counter()), self.failed.get(kind, Counter())
         return self.used[kind] + sum(sum(counts.values()) for counts in reasons)
-
-    def _line(self, kind: str) -> str:
-        parts = [f"{self.used[kind]} of {self.held[kind]} used"]
-        for word, reasons in (("left out", self.left_out), ("failed", self.failed)):
-            parts += [
-                f"{count} {word} ({reason})" for reason, count in grouped(reasons.get(kind, {}))
-            ]
-        rest = self.unexplained().get(kind)
-        return f"{kind}: {', '.join(parts)}" + (f", {rest} unexplained" if rest else "")
 
 
 def account(recording: Recording) -> Account:

@@ -24,17 +24,15 @@ def bag_account(recording: BagRecording) -> Account:
     """Account of all topics of the bag; the topic of the sweeps is first."""
     bag = recording.bag
     found = Account()
-    damaged = bag.damaged()
+    damaged, missing = bag.damaged(), bag.missing()
     for topic in sorted(bag.held, key=lambda topic: (topic != recording.cloud_topic, topic)):
         found.held[topic] = bag.held[topic]
         readable = bag.counts[topic]
-        rest = bag.held[topic] - readable
         for (name, _), (reason, count) in bag.left_out.items():
             if name == topic and count:
                 found.left_out[topic][reason] += count
-                rest -= count
-        if rest:
-            found.left_out[topic]["named in metadata.yaml and not in its files"] += rest
+        if missing[topic]:
+            found.left_out[topic]["named in metadata.yaml and not in its files"] = missing[topic]
         if damaged[topic]:
             found.failed[topic]["lost in a damaged chunk"] += damaged[topic]
         _explain(found, recording, topic, readable - damaged[topic])

@@ -151,6 +151,14 @@ class BagFile:
         if start_ns is None and stop_ns is None:
             self._check_all_read(list(chosen), read)
 
+    def missing(self) -> Counter[str]:
+        """Topic -> messages that metadata.yaml names and no file holds."""
+        rest = Counter(self.held)
+        rest.subtract(self.counts)
+        for (topic, _), (_, count) in self.left_out.items():
+            rest[topic] -= count
+        return +rest
+
     def damaged(self) -> Counter[str]:
         """Topic -> messages that were lost in damaged chunks so far."""
         lost: Counter[str] = Counter()

@@ -302,9 +302,8 @@ def _store_with(connection: Any) -> Any:
 
 
 def _bad_definition(connection: Any, reason: str) -> InputError:
-    return InputError(
-        f"{connection.topic}: the definition of {connection.msgtype} cannot be used ({reason[:200]})"
-    )
+    name = f"{connection.topic}: the definition of {connection.msgtype}"
+    return InputError(f"{name} cannot be used ({reason[:200]})")
 
 
 def _first(bag_ns: int | None, stamp_ns: int) -> int:

@@ -120,9 +120,7 @@ def soak(
         run_module(command, environment, logs / "node.log") as node,
     ):
         health = watcher.health
-        watcher.spin(
-            lambda: health.active or bool(health.fault) or node.poll() is not None, _START_S
-        )
+        watcher.spin(lambda: health.active or health.failed or node.poll() is not None, _START_S)
         if not health.active:
             raise PcsegError(f"the node did not become active; see {logs / 'node.log'}")
         play = ["pcseg_ros.bag_play", str(bag), "--loop", "--rate", str(rate)]

@@ -53,6 +53,11 @@ class NodeHealth:
         """The node labels sweeps."""
         return self.state == "active"
 
+    @property
+    def failed(self) -> bool:
+        """The node could not be configured."""
+        return bool(self.fault)
+
     def _on_report(self, message: DiagnosticArray) -> None:
         for status in message.status:
             if status.name.startswith(self._prefix):
@@ -71,7 +76,7 @@ def wait(
     )
     health, remind_s = NodeHealth(node, name), time.monotonic() + _REMIND_S
     try:
-        while not (health.active or health.fault):
+        while not (health.active or health.failed):
             rclpy.spin_once(node, timeout_sec=0.5)
             if time.monotonic() > remind_s:
                 remind_s += _REMIND_S

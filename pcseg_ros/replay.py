@@ -151,7 +151,7 @@ class _Listener:
         def running() -> bool:
             return node.poll() is None
 
-        self.try_wait(lambda: condition() or bool(self._health.fault) or not running(), limit_s)
+        self.try_wait(lambda: condition() or self._health.failed or not running(), limit_s)
         if self._health.fault:
             raise PcsegError(f"the node is {self._health.fault}")
         if not running() or not condition():

@@ -149,7 +149,8 @@ def image_size(path: str | Path) -> tuple[int, int]:
     """
     try:
         with Image.open(path) as image:
-            return image.size
+            result: tuple[int, int] = image.size
+            return result
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"{path}: not a readable image: {error}") from error
 
@@ -197,7 +198,8 @@ def _unpack(message: ImageMessage, channels: int, kind: str, name: str) -> npt.N
     dtype = np.dtype(kind).newbyteorder(">" if message.is_bigendian else "<")
     height, width = int(message.height), int(message.width)
     rows = _rows(message, height, width * channels * dtype.itemsize, name)
-    return rows.view(dtype).reshape(height, width, channels)
+    result: npt.NDArray[Any] = rows.view(dtype).reshape(height, width, channels)
+    return result
 
 
 def _rows(message: ImageMessage, height: int, row: int, name: str) -> RGB:

@@ -73,7 +73,7 @@ def _headline(view: View) -> str:
     if view.labels is not None and view.truth is not None and (view.truth >= 0).any():
         known = view.truth >= 0
         right = np.mean(view.labels[known] == view.truth[known])
-        text += f", {100 * right:.1f} % as the {view.truth_name}"
+        text += f", {100 * right:.1f} % equal to the {view.truth_name}"
     return text
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import time
 
@@ -86,9 +87,16 @@ def test_follows_a_best_effort_publisher(client: Client, reliability: str) -> No
         publisher = client.node.create_publisher(PointCloud2, f"{process.namespace}/points", weak)
         try:
             wait_for(publisher.get_subscription_count, "the node to follow")
-            publisher.publish(sweep(10))
-            assert node.received.get(timeout=5).width == 10
-            assert node.exchange(sweep(11)).width == 11  # the reliable one still matches
+
+            def answered(points: int) -> bool:
+                publisher.publish(sweep(points))  # lost while the node has not matched it yet
+                with contextlib.suppress(queue.Empty):
+                    return bool(node.received.get(timeout=1.0).width == points)
+                return False
+
+            wait_for(lambda: answered(10), "an answer to the best effort publisher")
+            node.send(sweep(11))  # the reliable one still matches
+            wait_for(lambda: node.received.get(timeout=5).width == 11, "an answer to the other")
         finally:
             client.node.destroy_publisher(publisher)
 

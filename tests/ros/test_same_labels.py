@@ -187,6 +187,8 @@ def test_live_and_offline_labels_are_equal(
     assert live.keys() == offline.keys() and len(live) == SWEEPS
     for stamp, answer in live.items():
         np.testing.assert_array_equal(read_labels(answer), offline[stamp].labels)
-        np.testing.assert_array_equal(field_of(answer, "confidence"), offline[stamp].confidence)
+        # The teacher's convolutions may differ in the last bits between two processes.
+        confidence = field_of(answer, "confidence")
+        np.testing.assert_allclose(confidence, offline[stamp].confidence, rtol=0, atol=1e-5)
     if case != "network":
         assert any((offline[s].labels != unaided[s].labels).any() for s in offline)

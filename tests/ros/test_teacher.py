@@ -177,3 +177,30 @@ def test_teacher_beside_the_student_over_dds(client: Any, tmp_path: Path) -> Non
         ahead = field_of(seen, "x") > 0
         assert (field_of(seen, "label")[~ahead] == 65535).all()  # behind the camera
         assert (field_of(seen, "label")[ahead] < 8).any()
+
+
+def test_late_evidence_is_counted_and_the_sweep_published(client: Any, tmp_path: Path) -> None:
+    from harness import NodeProcess, stamped, value_of
+    from sensors import Sensors, write_calibration
+    from test_cameras import T_BODY_LIDAR, post
+
+    file = write_calibration(tmp_path / "rig.yaml", intrinsics=True, T_body_lidar=T_BODY_LIDAR)
+    with NodeProcess(
+        "checkpoint:=fake",
+        "diagnostics_period_s:=0.1",
+        "cameras.topics:=['front/image_raw']",
+        "cameras.deadline_s:=0.3",
+        f"cameras.calibration:={file}",
+        "motion.source:=none",
+        "teacher.fuse:=true",
+        "teacher.weights:=bundled:simulation_teacher",
+        "teacher.label_space:=simulation",
+        "teacher.deadline_s:=0.0",
+        "device:=cpu",
+    ) as process:
+        node = client.attach(process)
+        sensors = Sensors(client, process.namespace)
+        for number in range(3):
+            sensors.look(10.0 + number)
+            assert node.exchange(stamped(post(), (10 + number, 0))).width == 100
+        node.report(lambda s: int(value_of(s, "counted: camera evidence late") or 0) > 0)

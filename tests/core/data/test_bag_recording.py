@@ -26,9 +26,9 @@ from pcseg_core.data import bag_poses, messages, open_recording, readable
 from pcseg_core.data.bag import BagRecording
 from pcseg_core.data.bag_reader import CAMERA_INFO, CLOUD, TF
 from pcseg_core.data.bag_writer import BagWriter
-from pcseg_core.data.calibration import save_calibration
+from pcseg_core.data.calibration import Calibration, save_calibration
 from pcseg_core.errors import InputError
-from pcseg_core.geometry import compose, invert
+from pcseg_core.geometry import compose, from_euler, invert
 
 
 def _cloud(seed: int = 0, **fields: np.ndarray):
@@ -69,6 +69,15 @@ def test_poses_from_odometry_equal_those_from_tf(tmp_path) -> None:
     drive = BagRecording(bag(tmp_path / "drive", tf=False, odometry=True))
     assert drive.pose_source == "odometry"
     np.testing.assert_allclose(drive[4].T_world_lidar, lidar_pose(4) @ T_BASE_LIDAR, atol=1e-12)
+
+
+def test_odometry_uses_the_place_of_the_lidar_in_the_calibration(tmp_path) -> None:
+    path = bag(tmp_path / "drive", tf=False, odometry=True)
+    place = from_euler(0.0, 0.1, 0.2, (1.0, 2.0, 3.0))
+    calibration = Calibration.model_validate({"cameras": {}, "T_body_lidar": place.tolist()})
+    drive = BagRecording(path, calibration=calibration)
+    assert drive.pose_source == "odometry"
+    np.testing.assert_allclose(drive[4].T_world_lidar, lidar_pose(4) @ place, atol=1e-12)
 
 
 def test_without_poses(tmp_path, monkeypatch) -> None:

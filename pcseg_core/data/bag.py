@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from pcseg_core.camera import CameraModel
 from pcseg_core.cloud import PointCloud, guess_intensity_scale, read_cloud, structured
+from pcseg_core.data import fingerprint
 from pcseg_core.data.bag_account import bag_account
 from pcseg_core.data.bag_cameras import CameraTopics, find_cameras
 from pcseg_core.data.bag_poses import build_tree, find_poses
@@ -332,10 +333,7 @@ class BagRecording:
 
     def _estimate(self) -> Trajectory:
         """Poses by LiDAR odometry."""
-        files = [self.path] if self.path.is_file() else list(self.path.iterdir())
-        stats = [file.stat() for file in files]
-        size, changed = sum(s.st_size for s in stats), max(s.st_mtime_ns for s in stats)
-        key = f"{self.path.resolve()} {size} {changed} {self.cloud_topic} {self._reading}"
+        key = f"{self.path.resolve()} {fingerprint(self.path)} {self.cloud_topic} {self._reading}"
         return cached_trajectory(key, self._readable_clouds())
 
     def _readable_clouds(self) -> Iterator[PointCloud]:

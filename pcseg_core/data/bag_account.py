@@ -14,6 +14,7 @@ from pcseg_core.data.bag_reader import CAMERA_INFO, CLOUD, COMPRESSED_IMAGE, IMA
 
 if TYPE_CHECKING:
     from pcseg_core.data.bag import BagRecording
+    from pcseg_core.data.bag_reader import BagFile
 
 _FAILED = "message that does not deserialize"
 _UNCOVERED = "sweep outside the time of the poses"
@@ -22,12 +23,25 @@ _OF_SWEEPS = ("no image near the sweep", "image outside the time of the poses")
 
 def bag_account(recording: BagRecording) -> Account:
     """Account of all topics of the bag; the topic of the sweeps is first."""
-    bag = recording.bag
-    found = Account()
+    bag, found = recording.bag, Account()
+    explain_files(found, bag, recording.cloud_topic)
+    damaged = bag.damaged()
+    for topic in found.held:
+        _explain(found, recording, topic, bag.counts[topic] - damaged[topic])
+    return found
+
+
+def explain_files(found: Account, bag: BagFile, first: str = "") -> None:
+    """Account for what a bag holds, and for the messages that its files do not give.
+
+    Args:
+        found: is added to.
+        bag: the bag.
+        first: topic of the first entry.
+    """
     damaged, missing = bag.damaged(), bag.missing()
-    for topic in sorted(bag.held, key=lambda topic: (topic != recording.cloud_topic, topic)):
+    for topic in sorted(bag.held, key=lambda topic: (topic != first, topic)):
         found.held[topic] = bag.held[topic]
-        readable = bag.counts[topic]
         for (name, _), (reason, count) in bag.left_out.items():
             if name == topic and count:
                 found.left_out[topic][reason] += count
@@ -35,8 +49,6 @@ def bag_account(recording: BagRecording) -> Account:
             found.left_out[topic]["named in metadata.yaml and not in its files"] = missing[topic]
         if damaged[topic]:
             found.failed[topic]["lost in a damaged chunk"] += damaged[topic]
-        _explain(found, recording, topic, readable - damaged[topic])
-    return found
 
 
 def _explain(found: Account, recording: BagRecording, topic: str, readable: int) -> None:

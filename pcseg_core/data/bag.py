@@ -208,7 +208,7 @@ class BagRecording:
             what = "several PointCloud2 topics, choose one" if topics else "no PointCloud2 topic"
             listed = ", ".join(topics or sorted(self.bag.topics)) or "none at all"
             hints = sorted(
-                {f"; {why}" for why in map(_other_cloud, self.bag.topics.values()) if why}
+                {f"; {why}" for why in map(points_elsewhere, self.bag.topics.values()) if why}
             )
             raise InputError(f"{self.path}: {what} (topics: {listed}){''.join(hints)}")
         return wanted or topics[0]
@@ -372,18 +372,6 @@ class BagRecording:
         loader = partial(_load_image, self.bag, camera.index, position, size)
         stamp = int(camera.index.stamps_ns[position])
         return CameraFrame(camera.topics.name, stamp, camera.model, camera.T_cam_lidar, loader)
-
-
-def _other_cloud(msgtype: str) -> str:
-    """What to do with points that are recorded in another type than PointCloud2."""
-    package, _, name = msgtype.partition("/msg/")
-    if package.startswith("livox") and name == "CustomMsg":
-        return "livox CustomMsg: set xfer_format 0 or 2 in the driver to record PointCloud2"
-    if "Packet" in name or name in ("VelodyneScan", "PandarScan", "RslidarScan"):
-        return f"{msgtype}: packets of the sensor; replay them through the driver and record points"
-    if msgtype in ("sensor_msgs/msg/PointCloud", "sensor_msgs/msg/LaserScan"):
-        return f"{msgtype} is not read; convert it to PointCloud2"
-    return ""
 
 
 def _load_image(bag: BagFile, index: TopicIndex, position: int, size: tuple[int, int]) -> RGB:

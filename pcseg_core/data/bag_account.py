@@ -99,4 +99,16 @@ def _unused(recording: BagRecording, topic: str) -> str:
         return problem or (by_name and f"{by_name}, by its name") or "not a chosen camera"
     if kind == CLOUD:
         return "not the chosen cloud topic"
-    return f"{kind} is not used"
+    return points_elsewhere(kind) or f"{kind} is not used"
+
+
+def points_elsewhere(msgtype: str) -> str:
+    """What to do with points recorded in another type than PointCloud2; empty for no points."""
+    package, _, name = msgtype.partition("/msg/")
+    if package.startswith("livox") and name == "CustomMsg":
+        return "livox CustomMsg: set xfer_format 0 or 2 in the driver to record PointCloud2"
+    if "Packet" in name or name in ("VelodyneScan", "PandarScan", "RslidarScan"):
+        return f"{msgtype}: packets of the sensor; replay them through the driver and record points"
+    if msgtype in ("sensor_msgs/msg/PointCloud", "sensor_msgs/msg/LaserScan"):
+        return f"{msgtype} is not read; convert it to PointCloud2"
+    return ""

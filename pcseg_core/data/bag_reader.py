@@ -256,9 +256,9 @@ class BagFile:
             for channel in storage.channels.values():
                 if channel.serialization != "cdr":
                     reason = f"serialization '{channel.serialization}'; only cdr is read"
-                    self._leave_out(channel.topic, channel.msgtype, reason, channel.count)
+                    self._leave_out(channel.topic, channel.msgtype, reason, channel.held)
                 else:
-                    kinds[channel.topic][type_name(channel.msgtype)] += channel.count
+                    kinds[channel.topic][type_name(channel.msgtype)] += channel.held
         self.topics: dict[str, str] = {}
         self.counts: Counter[str] = Counter()
         for topic, counts in kinds.items():

@@ -30,16 +30,16 @@ _BLOCK = 1 << 20
 
 
 class Channel(NamedTuple):
-    """A topic in one file, as the file describes it; `count` is what the file says it holds."""
+    """A topic in one file, as the file describes it; `held` is its number of messages there."""
 
     topic: str
-    msgtype: str
     serialization: str
+    msgtype: str
     language: str
     definition: str
     digest: str
     qos: str
-    count: int
+    held: int
 
 
 class Storage(Protocol):
@@ -106,7 +106,7 @@ def unzstd(data: bytes, limit: int = MAX_BYTES) -> bytes:
     """
     unpacker = zstd.ZstdDecompressor()
     try:
-        content = unpacker.decompress(data, max_length=limit)
+        content: bytes = unpacker.decompress(data, max_length=limit)
     except zstd.ZstdError as error:
         raise ValueError(f"zstd data is damaged: {error}") from error
     if not unpacker.eof and (len(content) < limit or unpacker.decompress(b"", max_length=1)):

@@ -53,7 +53,7 @@ class McapFile:
     """An MCAP file opened for reading.
 
     Attributes:
-        channels: channel id -> channel; its count is what the file says it holds.
+        channels: channel id -> channel.
         damaged: offset of each damaged chunk -> messages lost with it, by channel.
     """
 
@@ -78,7 +78,7 @@ class McapFile:
                 raise
             raise not_a_bag(path, f"a record is damaged: {error}") from error
         self.channels = {
-            key: channel._replace(count=self._held[key]) for key, channel in self.channels.items()
+            key: channel._replace(held=self._held[key]) for key, channel in self.channels.items()
         }
 
     def close(self) -> None:
@@ -228,13 +228,11 @@ class McapFile:
             )
         elif kind == _CHANNEL:
             key, schema = struct.unpack_from("<HH", body)
-            topic, encoding, pairs = _texts(body, 4, 3)
-            name, language, definition = self._schemas.get(schema, ("", "", ""))
+            topic, serialization, pairs = _texts(body, 4, 3)
+            kind_of_schema = self._schemas.get(schema, ("", "", ""))
             notes = _pairs(memoryview(pairs))
             qos = notes.get("offered_qos_profiles", "")
-            channel = Channel(
-                topic.decode(), name, encoding.decode(), language, definition, "", qos, 0
-            )
+            channel = Channel(topic.decode(), serialization.decode(), *kind_of_schema, "", qos, 0)
             self.channels.setdefault(key, channel)
 
     def _load(self, group: _Group) -> Iterator[tuple[int, int, bytes]]:

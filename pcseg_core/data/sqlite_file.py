@@ -86,8 +86,8 @@ class SqliteFile:
         return {
             key: Channel(
                 str(topic),
-                str(kind),
                 str(serialization),
+                str(kind),
                 *definitions.get(kind, ("", "")),
                 str(digest or ""),
                 str(qos or ""),

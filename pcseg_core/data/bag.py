@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,8 +17,8 @@ import numpy.typing as npt
 from pcseg_core.camera import CameraModel
 from pcseg_core.cloud import PointCloud, guess_intensity_scale, read_cloud, structured
 from pcseg_core.data import fingerprint
-from pcseg_core.data.bag_account import bag_account
-from pcseg_core.data.bag_cameras import CameraTopics, find_cameras
+from pcseg_core.data.bag_account import bag_account, points_elsewhere
+from pcseg_core.data.bag_cameras import CameraTopics, find_cameras, in_own_frame
 from pcseg_core.data.bag_poses import build_tree, find_poses
 from pcseg_core.data.bag_reader import (
     CAMERA_INFO,
@@ -207,10 +208,8 @@ class BagRecording:
         if wanted is None and len(topics) != 1:
             what = "several PointCloud2 topics, choose one" if topics else "no PointCloud2 topic"
             listed = ", ".join(topics or sorted(self.bag.topics)) or "none at all"
-            hints = sorted(
-                {f"; {why}" for why in map(points_elsewhere, self.bag.topics.values()) if why}
-            )
-            raise InputError(f"{self.path}: {what} (topics: {listed}){''.join(hints)}")
+            hints = sorted(set(map(points_elsewhere, self.bag.topics.values())) - {""})
+            raise InputError(f"{self.path}: {'; '.join([f'{what} (topics: {listed})', *hints])}")
         return wanted or topics[0]
 
     def _ordered_clouds(self) -> TopicIndex:
@@ -274,6 +273,9 @@ class BagRecording:
                 f"the extrinsic calibration is missing: {error}; record /tf_static or give a "
                 "calibration file"
             ) from error
+        for other in {i.frame_id for i in self.indices.values() if i.msgtype == CAMERA_INFO}:
+            with suppress(InputError):  # frames that are not connected
+                model = in_own_frame(model, self.tree.static(other, index.frame_id))
         return BagCamera(camera, index, model, T_cam_lidar)
 
     def _intrinsics(self, camera: CameraTopics) -> CameraModel:

@@ -5,8 +5,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
+import numpy.typing as npt
+
+from pcseg_core.camera import CameraModel
 from pcseg_core.data.bag_reader import CAMERA_INFO, COMPRESSED_IMAGE, IMAGE, BagFile
 from pcseg_core.errors import InputError
 
@@ -105,6 +109,31 @@ def find_cameras(
         camera = _camera(bag, frames, topic)
         best.setdefault(camera.info or _base(topic), camera)
     return _unique_names(sorted(best.values(), key=lambda camera: camera.name))
+
+
+def in_own_frame(model: CameraModel, T_first_own: npt.NDArray[np.float64]) -> CameraModel:
+    """The model of a second stereo camera, for points in its own frame where it has one.
+
+    By CameraInfo, P of the second camera maps points of the first camera's frame, so its fourth
+    column holds the baseline. Some drivers give the images a frame of their own, at that baseline
+    in TF, and the same P: then the baseline would count twice.
+
+    Args:
+        model: of the second camera.
+        T_first_own: (4, 4) its frame in the frame of another camera.
+
+    Returns:
+        The model without the baseline if TF holds the same one (to 10 %), else the model.
+    """
+    if model.P is None or not model.P[:, 3].any():
+        return model
+    offset = np.linalg.solve(model.P[:, :3], model.P[:, 3])
+    baseline = float(np.linalg.norm(offset))
+    if np.linalg.norm(T_first_own[:3, 3] + model.R.T @ offset) > 0.1 * baseline:
+        return model
+    P = model.P.copy()
+    P[:, 3] = 0.0
+    return replace(model, P=P)
 
 
 def _camera(bag: BagFile, frames: Mapping[str, str], topic: str) -> CameraTopics:

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -355,3 +356,33 @@ def test_the_same_recording_with_png_files_is_usable(tmp_path) -> None:
         ),
     )
     assert inspect_bag(path)[0].trainable
+
+
+BASELINE_M = 0.12
+
+
+@pytest.mark.parametrize("own_frame", [True, False])
+def test_the_baseline_of_a_stereo_pair_counts_once(tmp_path, own_frame: bool) -> None:
+    """With the frame of the left camera P holds the baseline; with its own frame TF does."""
+    left = CAMERA
+    P = np.hstack([CAMERA.K, [[-CAMERA.K[0, 0] * BASELINE_M], [0.0], [0.0]]])
+    right = replace(CAMERA, P=P)
+    T_left_right = from_euler(0.0, 0.0, 0.0, (BASELINE_M, 0.0, 0.0))
+    with BagWriter(tmp_path / "drive") as writer:
+        static = {("lidar", "left"): invert(T_CAM_LIDAR), ("left", "right"): T_left_right}
+        writer.write_tf(static, START, static=True)
+        cloud = encode_cloud(dict(zip("xyz", points().T)))
+        writer.write_cloud("/points", cloud, "lidar", START)
+        for name, model in (("left", left), ("right", right)):
+            frame = name if own_frame else "left"
+            writer.write_image(f"/{name}/image_raw", picture(), frame, START)
+            writer.write_camera_info(f"/{name}/camera_info", model, frame, START)
+    sample = BagRecording(tmp_path / "drive", poses="none")[0]
+    seen = np.array([[8.0, 0.5, 0.3], [5.0, -0.4, 0.1]])
+    pixels = []
+    for k, frame in enumerate(sample.cameras):
+        T = sample.T_cam_lidar(k)
+        pixels.append(frame.camera.project(seen @ T[:3, :3].T + T[:3, 3])[0])
+    disparity = pixels[0] - pixels[1]
+    np.testing.assert_allclose(disparity[:, 0], CAMERA.K[0, 0] * BASELINE_M / seen[:, 0], rtol=1e-6)
+    np.testing.assert_allclose(disparity[:, 1], 0.0, atol=1e-9)

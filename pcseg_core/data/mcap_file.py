@@ -69,6 +69,7 @@ class McapFile:
         self._schemas: dict[int, tuple[str, str, str]] = {}
         self._groups: list[_Group] = []
         self._held: Counter[int] = Counter()
+        self._size = path.stat().st_size
         self._file = path.open("rb")
         try:
             self._read_index()
@@ -111,10 +112,9 @@ class McapFile:
 
     def _read_index(self) -> None:
         """Find channels and groups, by the summary or by a scan."""
-        size = self._path.stat().st_size
-        if self._at(0, len(_MAGIC)) != _MAGIC:
+        if self._size < len(_MAGIC) or self._at(0, len(_MAGIC)) != _MAGIC:
             raise not_a_bag(self._path, "it does not start as an MCAP file")
-        end = size - _FOOTER_BYTES
+        end = self._size - _FOOTER_BYTES
         footer = self._at(max(end, 0), _FOOTER_BYTES)
         if end < len(_MAGIC) or footer[-len(_MAGIC) :] != _MAGIC or footer[0] != _FOOTER:
             raise not_a_bag(self._path, "its end is missing")
@@ -275,11 +275,10 @@ class McapFile:
         return data
 
     def _at(self, offset: int, size: int) -> bytes:
-        self._file.seek(offset)
-        data = self._file.read(size)
-        if len(data) != size:
+        if offset + size > self._size:  # before memory is taken for them
             raise not_a_bag(self._path, f"{size} bytes at byte {offset} are not there")
-        return data
+        self._file.seek(offset)
+        return self._file.read(size)
 
 
 def _unpacked(compression: str, data: bytes, size: int) -> bytes:

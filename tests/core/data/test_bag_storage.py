@@ -7,11 +7,13 @@ import sqlite3
 import struct
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from recordings import START, bag
 
 from pcseg_core.data import open_recording
+from pcseg_core.data.bag import BagRecording
 from pcseg_core.data.bag_reader import BagFile
 from pcseg_core.data.bag_writer import BagWriter
 from pcseg_core.errors import InputError
@@ -325,3 +327,31 @@ def test_topics_with_a_bad_definition_are_named_by_the_writer(tmp_path, definiti
                 writer.pass_through(connection, time, raw)
                 copied += 1
     assert copied == 21 and read_counts(tmp_path / "copy") == HELD
+
+
+FORMS = {
+    "plain": {},
+    "unchunked": {"use_chunking": False},
+    "without statistics": {"use_statistics": False, "chunk_size": 4000},
+    "lz4": {"compression": mcap_writer.CompressionType.LZ4, "chunk_size": 4000},
+    "without channels in the summary": {"repeat_channels": False, "repeat_schemas": False},
+}
+
+
+@pytest.mark.parametrize("options", FORMS.values(), ids=FORMS)
+def test_mutated_files_are_read_whole_in_part_or_refused(tmp_path, options) -> None:
+    whole = rewritten(bag(tmp_path / "drive"), tmp_path / "whole.mcap", **options).read_bytes()
+    rng = np.random.default_rng(0)
+    values = [0, 1, 2**31, 2**63, 2**64 - 1]
+    for _ in range(80):
+        data = bytearray(whole)
+        for place in rng.integers(0, len(data) - 8, 2).tolist():
+            near_end = len(data) - 1000 < place or rng.random() < 0.5
+            at = place if near_end else len(data) - 1000 + place % 990
+            data[at : at + 8] = int(rng.choice(np.array(values, np.uint64))).to_bytes(8, "little")
+        (tmp_path / "odd.mcap").write_bytes(data)
+        try:
+            recording = BagRecording(tmp_path / "odd.mcap", poses="none")
+            assert not recording.account.unexplained()
+        except InputError as error:
+            assert len(str(error)) < 2000

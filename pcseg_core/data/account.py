@@ -123,9 +123,11 @@ def account(recording: Recording) -> Account:
             Counter(given.held), Counter(given.used), given.left_out, _copied(given.failed)
         )
     else:
-        excluded = sum(n for r, n in recording.skipped.items() if not r.startswith(UNREADABLE))
-        held = {"sweeps": len(recording) + excluded}
-        found = Account.of(held, {"sweeps": len(recording)}, recording.skipped)
+        other = {r: n for r, n in recording.skipped.items() if not r.startswith(UNREADABLE)}
+        found = Account(Counter(sweeps=len(recording)), Counter(sweeps=len(recording)))
+        if other:
+            found.held["other items"] = sum(other.values())
+            found.left_out["other items"] = Counter(other)
     kind = next(iter(found.used), "sweeps")
     for reason, count in recording.skipped.items():
         if reason.startswith(UNREADABLE):

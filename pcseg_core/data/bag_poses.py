@@ -82,8 +82,13 @@ def find_poses(
             return FoundPoses("odometry", odometry)
         except InputError as error:
             reasons.append(str(error))
-    if mode == "kiss-icp" or (mode == "auto" and find_spec("kiss_icp") is not None):
+    if mode == "kiss-icp":
         return FoundPoses("kiss-icp", estimate())
+    if mode == "auto" and find_spec("kiss_icp") is not None:
+        try:
+            return FoundPoses("kiss-icp", estimate())
+        except InputError as error:
+            reasons.append(f"kiss-icp: {error}")
     problem = f"no poses: {'; '.join(reasons)}"
     if mode in ("tf", "odometry"):
         raise InputError(f"{bag.path}: {problem}")

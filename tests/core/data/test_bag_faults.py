@@ -386,3 +386,17 @@ def test_the_baseline_of_a_stereo_pair_counts_once(tmp_path, own_frame: bool) ->
     disparity = pixels[0] - pixels[1]
     np.testing.assert_allclose(disparity[:, 0], CAMERA.K[0, 0] * BASELINE_M / seen[:, 0], rtol=1e-6)
     np.testing.assert_allclose(disparity[:, 1], 0.0, atol=1e-9)
+
+
+def test_an_odometry_that_fails_leaves_the_bag_without_poses(tmp_path, monkeypatch) -> None:
+    def fail(*_args: object) -> None:
+        raise InputError("too few points")
+
+    monkeypatch.setattr("pcseg_core.data.bag_poses.find_spec", lambda name: object())
+    monkeypatch.setattr("pcseg_core.data.bag.cached_trajectory", fail)
+    path = _record(tmp_path / "drive")
+    recording = BagRecording(path)
+    assert recording.pose_source == "none"
+    assert "kiss-icp: too few points" in recording.problems[0]
+    with pytest.raises(InputError, match="too few points"):
+        BagRecording(path, poses="kiss-icp")

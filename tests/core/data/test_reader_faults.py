@@ -134,7 +134,10 @@ def test_sequences_of_one_name_in_several_folders_stay_apart(tmp_path) -> None:
 
 def test_accounts_of_readers_without_their_own(tmp_path) -> None:
     drive = open_recording("simulated:seed=3,sweeps=2")
-    assert _explained(drive)["sweeps"].used == 2
+    drive.skipped["no image of front near a sweep"] += 3
+    entries = _explained(drive)
+    assert (entries["sweeps"].held, entries["sweeps"].used) == (2, 2)
+    assert entries["other items"].left_out == {"no image of front near a sweep": 3}
 
 
 def test_the_fingerprint_changes_with_the_files(tmp_path) -> None:

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from pcseg_core.checkpoint import load_checkpoint
-from pcseg_core.data import open_recording
 from pcseg_core.distill.labeling import label_scene
 from pcseg_core.distill.observation import ClassEvidence, Observer, StoredObservation, scenes
 from pcseg_core.distill.pixels import PixelSampler, PointPixels
@@ -31,7 +30,15 @@ from pcseg_core.learning.objectives.segmentation import Segmentation, class_coun
 from pcseg_core.learning.objectives.self_training import SelfTraining
 from pcseg_core.learning.objectives.text import TextRegression
 from pcseg_core.learning.recipe import Recipe, TextConfig
-from pcseg_core.learning.runs import claim, finish, identity, observe, torch_device, train
+from pcseg_core.learning.runs import (
+    all_skipped,
+    claim,
+    finish,
+    observe,
+    open_recordings,
+    torch_device,
+    train,
+)
 from pcseg_core.learning.teachers import TextTeacher, load_text_teacher
 from pcseg_core.models.student import Student, StudentConfig
 from pcseg_core.vision.class_to_text import agree_with_labels
@@ -71,11 +78,10 @@ def distill(
     if recipe.optimizer.heads_only and start is None:
         raise InputError("optimizer.heads_only needs a run to start from; give --start RUN")
     claim(out, recipe, [*sources, *([f"start:{start}"] if start else [])])
-    started = time.monotonic()
     # Observe every sweep once: what do the images say about its points?
     teacher = load_teacher(recipe.teacher, torch_device(device))
     text = load_text_teacher(recipe.text, teacher, torch_device(device)) if recipe.text else None
-    recordings = {identity(source): open_recording(source) for source in sources}
+    recordings, started = open_recordings(sources), time.monotonic()
     observer = new_observer(recipe, teacher, text, cache or out / "cache")
     observations = observe(observer, recordings, "labeling sweeps")
     # Fuse the evidence of each scene over time, into labels also of points that no camera sees.
@@ -83,20 +89,11 @@ def distill(
     labeling_s = time.monotonic() - started
     # Train a student to predict the labels from the points alone.
     space = LabelSpace.load(recipe.labels.label_space)
-    student = new_student(recipe, sweeps, len(space), text)
-    if start is not None:
-        take_over(student, start, space)
-    module = TrainingModule(
-        student,
-        objectives(recipe, student, sweeps, text),
-        LabeledSectors(sweeps, recipe),
-        recipe.optimizer,
-        self_training=self_training(recipe, torch.ones(len(space), dtype=torch.bool)),
-    )
-    training = train(module, out, device)
+    student = new_student(recipe, sweeps, space, text, start)
+    training = train(new_module(student, sweeps, recipe, text), out, device)
     metrics = {
         "sweeps": len(sweeps),
-        "skipped": dict(sum((r.skipped for r in recordings.values()), observer.skipped)),
+        "skipped": all_skipped(recordings, observer),
         "poses": {name: recording.pose_source for name, recording in recordings.items()},
         "class_shares": class_shares(sweeps, space),
         "labeling_s": round(labeling_s, 1),
@@ -163,16 +160,27 @@ def _agreed(pixels: PointPixels, labels: Array, groups: Array) -> Array:
 
 
 def new_student(
-    recipe: Recipe, sweeps: Sequence[TrainingSweep], classes: int, text: TextTeacher | None
+    recipe: Recipe,
+    sweeps: Sequence[TrainingSweep],
+    space: LabelSpace,
+    text: TextTeacher | None,
+    start: Path | None = None,
 ) -> Student:
-    """A student with the heads that the objectives of the recipe train."""
+    """A student with the heads that the objectives of the recipe train, maybe of another run.
+
+    Raises:
+        InputError: see `take_over`.
+    """
     torch.manual_seed(recipe.seed)
     heads: dict[str, int] = {}
     if recipe.loss.regression > 0:
         heads["feature_channels"] = image_channels(sweeps)
     if text is not None:
         heads["text_channels"] = text.channels
-    return Student(recipe.student.model_copy(update=heads), classes)
+    student = Student(recipe.student.model_copy(update=heads), len(space))
+    if start is not None:
+        take_over(student, start, space)
+    return student
 
 
 def image_channels(sweeps: Sequence[TrainingSweep]) -> int:
@@ -204,10 +212,10 @@ def take_over(student: Student, start: Path, space: LabelSpace) -> None:
     student.load_state_dict({**own, **fitting})
 
 
-def objectives(
-    recipe: Recipe, student: Student, sweeps: Sequence[TrainingSweep], text: TextTeacher | None
-) -> list[Objective]:
-    """The objectives of a recipe with a teacher."""
+def new_module(
+    student: Student, sweeps: Sequence[TrainingSweep], recipe: Recipe, text: TextTeacher | None
+) -> TrainingModule:
+    """The objectives of a recipe with a teacher, for a student, on labeled sweeps."""
     loss, classes = recipe.loss, student.network.classifier.out_features
     if recipe.optimizer.heads_only:
         loss = loss.model_copy(update={"cross_entropy": 0.0, "lovasz": 0.0})
@@ -220,7 +228,13 @@ def objectives(
     if recipe.alignment is not None and recipe.alignment.active:
         width = student.network.feature_channels
         found.append(Alignment(width, image_channels(sweeps), recipe.alignment))
-    return found
+    return TrainingModule(
+        student,
+        found,
+        LabeledSectors(sweeps, recipe),
+        recipe.optimizer,
+        self_training=self_training(recipe, torch.ones(classes, dtype=torch.bool)),
+    )
 
 
 def _text_frequency(config: TextConfig, sweeps: Sequence[TrainingSweep]) -> Array | None:

@@ -4,14 +4,13 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pcseg_core.data import Recording, open_recording
+from pcseg_core.data import Recording
 from pcseg_core.distill.image_views import ImageViewer, superpixel_cache
 from pcseg_core.distill.observation import Observer, StoredObservation
 from pcseg_core.distill.temporal import segment_files
@@ -24,7 +23,16 @@ from pcseg_core.learning.objectives.contrast import PixelContrast, TemporalContr
 from pcseg_core.learning.objectives.regression import Regression
 from pcseg_core.learning.pairs import PairedSectors
 from pcseg_core.learning.recipe import Recipe
-from pcseg_core.learning.runs import claim, finish, identity, observe, on_gpu, torch_device, train
+from pcseg_core.learning.runs import (
+    all_skipped,
+    claim,
+    finish,
+    observe,
+    on_gpu,
+    open_recordings,
+    torch_device,
+    train,
+)
 from pcseg_core.models.student import Student
 from pcseg_core.progress import bar
 from pcseg_core.vision.encoders import load_encoder
@@ -62,7 +70,7 @@ def pretrain(
     """
     if recipe.encoder is None:
         raise InputError("pretraining needs a recipe with 'encoder'")
-    named = dict(sources) if isinstance(sources, Mapping) else _opened(sources)
+    named = dict(sources) if isinstance(sources, Mapping) else open_recordings(sources)
     started = time.monotonic()
     # Observe every sweep once: features and superpixels of its images, segments across sweeps.
     with first_process_first(on_gpu(device)):
@@ -77,7 +85,7 @@ def pretrain(
     training = train(module, out, device)
     metrics = {
         "sweeps": len(observations),
-        "skipped": dict(skipped),
+        "skipped": skipped,
         "preparing_s": round(preparing_s, 1),
         **module.clock.throughput(),
         **training,
@@ -87,13 +95,9 @@ def pretrain(
     return metrics
 
 
-def _opened(sources: Sequence[str]) -> dict[str, Recording]:
-    return {identity(source): open_recording(source) for source in sources}
-
-
 def prepare(
     recordings: Mapping[str, Recording], recipe: Recipe, folder: Path, device: str
-) -> tuple[list[StoredObservation], dict[int, Path], Counter[str]]:
+) -> tuple[list[StoredObservation], dict[int, Path], dict[str, int]]:
     """Observations, temporal segments if the recipe needs them, and what was skipped."""
     assert recipe.encoder is not None
     on = torch_device(device)
@@ -106,8 +110,7 @@ def prepare(
     if recipe.across_sweeps:
         with bar("preparing segments") as progress:
             segments = segment_files(observations, recipe.temporal, folder / "segments", progress)
-    skipped = sum((recording.skipped for recording in recordings.values()), observer.skipped)
-    return observations, segments, skipped
+    return observations, segments, all_skipped(recordings, observer)
 
 
 def new_module(

@@ -19,7 +19,7 @@ from lightning.pytorch.loggers import CSVLogger
 
 from pcseg_core.checkpoint import FILE_NAME, CheckpointMeta, CheckpointText, save_checkpoint
 from pcseg_core.config import Section, read_yaml
-from pcseg_core.data import Recording
+from pcseg_core.data import Recording, open_recording
 from pcseg_core.distill.observation import Observer, StoredObservation
 from pcseg_core.errors import InputError
 from pcseg_core.files import FolderKind, atomic_path, claim_folder, write_atomic
@@ -91,6 +91,16 @@ def torch_device(device: str) -> str:
 def on_gpu(device: str) -> bool:
     """Whether "auto", "cpu" or "cuda" is a GPU on this machine."""
     return device == "cuda" or (device == "auto" and torch.cuda.is_available())
+
+
+def open_recordings(sources: Sequence[str]) -> dict[str, Recording]:
+    """Recordings by their source, see `identity`."""
+    return {identity(source): open_recording(source) for source in sources}
+
+
+def all_skipped(recordings: Mapping[str, Recording], observer: Observer) -> dict[str, int]:
+    """What the recordings and the observer left out, by reason."""
+    return dict(sum((r.skipped for r in recordings.values()), observer.skipped))
 
 
 def observe(

@@ -27,7 +27,15 @@ from pcseg_core.learning.objectives.alignment import Alignment
 from pcseg_core.learning.objectives.segmentation import WordSegmentation, class_counts
 from pcseg_core.learning.probe import Scan, by_point, read_scans, run_student
 from pcseg_core.learning.recipe import Recipe
-from pcseg_core.learning.runs import claim, finish, identity, observe, torch_device, train
+from pcseg_core.learning.runs import (
+    all_skipped,
+    claim,
+    finish,
+    observe,
+    open_recordings,
+    torch_device,
+    train,
+)
 from pcseg_core.learning.teachers import load_split_teacher
 from pcseg_core.learning.zero_shot_labels import hold_out, label_scene, zero_shot_labels
 from pcseg_core.learning.zero_shot_split import Split
@@ -54,7 +62,7 @@ def zero_shot(
 ) -> dict[str, Any]:
     """Train on true labels of seen classes and image labels of unseen ones, and measure both.
 
-    Interrupted runs resume: make the same call again.
+    Interrupted runs resume: make the same call again. Returns what metrics.json also holds.
 
     Args:
         sources: recordings with images, labeled unless the recipe is annotation-free.
@@ -66,51 +74,49 @@ def zero_shot(
         device: "auto", "cpu" or "cuda".
         every: only every k-th sweep is trained on.
 
-    Returns:
-        Figures of the run, also written to metrics.json.
-
     Raises:
         InputError: unusable sources, weights, words or recipe, or a directory of another run.
     """
     if recipe.supervision is None or recipe.text is None:
         raise InputError("zero-shot learning needs a recipe with 'supervision'")
     claim(out, recipe, [*sources, f"split {split.model_dump_json()}", f"every {every}"])
-    on, unseen = torch_device(device), split.mask
     # Observe every sweep once: true labels, and what the images say about its points.
-    space = load_text_space(recipe.text.space, on)
+    space = load_text_space(recipe.text.space, torch_device(device))
     words = split.class_words(space)
-    observer = new_observer(recipe, split, space, words, cache or out / "cache", on)
-    recordings = {identity(source): open_recording(source) for source in sources}
-    observations = observe(observer, recordings, "observing sweeps", every)
+    observer = new_observer(recipe, split, space, words, cache or out / "cache", device)
+    recordings = open_recordings(sources)
+    observed = observe(observer, recordings, "observing sweeps", every)
     # Label seen classes by the truth and unseen ones by the images; hold out some scenes.
-    kept, held = hold_out(observations, recipe.stacking.held_out)
+    kept, held = hold_out(observed, recipe.stacking.held_out)
     sweeps, quality = label_sweeps(kept, split, recipe)
     # Train a student whose classifier is the cosine with the words of the classes.
     vectors = torch.from_numpy(class_matrix(space, words))
-    torch.manual_seed(recipe.seed)
-    config = recipe.student.model_copy(update={"text_channels": vectors.shape[1]})
-    student = Student(config, len(split.space))
-    module = new_module(student, sweeps, vectors, unseen, recipe)
+    module = new_module(sweeps, vectors, split, recipe)
     training = train(module, out, device)
     # Measure, also with the bias toward seen classes calibrated on the held-out scenes.
-    classifier = CosineClassifier(student, vectors, on)
-    gamma = _gamma(classifier, held, unseen, recipe)
-    measured = measure(classifier, _scans(test, split, recipe), split, gamma)
+    classifier = CosineClassifier(module.student, vectors, torch_device(device))
+    gamma = _gamma(classifier, held, split.mask, recipe)
+    figures = measure(classifier, _scans(test, split, recipe), split, gamma)
     metrics = {
         "sweeps": len(sweeps),
         "held_out": len(held),
-        "skipped": dict(sum((r.skipped for r in recordings.values()), observer.skipped)),
+        "skipped": all_skipped(recordings, observer),
         "labels": quality,
         "gamma": gamma,
-        **{k: v.model_dump() for k, v in measured.items()},
+        **{k: v.model_dump() for k, v in figures.items()},
         **training,
     }
-    temperature = recipe.text.temperature
-    fold_classifier(student, vectors, unseen, gamma, temperature, classifier.mean_norm)
-    table = table_of(space, [word for group in words.values() for word in group])
-    known = CheckpointText(table, words, temperature)
-    finish(student, split.space, recipe, metrics, out, known)
+    classifier.fold(split.mask, gamma, recipe.text.temperature)
+    known = _checkpoint_text(space, words, recipe.text.temperature)
+    finish(module.student, split.space, recipe, metrics, out, known)
     return metrics
+
+
+def _checkpoint_text(
+    space: TextSpace, words: dict[str, tuple[str, ...]], temperature: float
+) -> CheckpointText:
+    table = table_of(space, [word for group in words.values() for word in group])
+    return CheckpointText(table, words, temperature)
 
 
 def new_observer(
@@ -122,7 +128,8 @@ def new_observer(
     device: str,
 ) -> Observer:
     """Observes truth, class evidence by words, and image features with their patches."""
-    teacher, features, known = load_split_teacher(recipe, split, text, words, device)
+    on = torch_device(device)
+    teacher, features, known = load_split_teacher(recipe, split, text, words, on)
     patch_px = recipe.alignment.patch_px if recipe.alignment is not None else None
     return Observer(
         folder,
@@ -170,15 +177,21 @@ def label_sweeps(
 
 
 def new_module(
-    student: Student,
-    sweeps: Sequence[TrainingSweep],
-    vectors: Tensor,
-    unseen: npt.NDArray[np.bool_],
-    recipe: Recipe,
+    sweeps: Sequence[TrainingSweep], vectors: Tensor, split: Split, recipe: Recipe
 ) -> TrainingModule:
-    """The objectives of a recipe with supervision, for a student, on labeled sweeps."""
+    """A new student with the objectives of a recipe with supervision, on labeled sweeps.
+
+    Args:
+        sweeps: labeled sweeps.
+        vectors: (C, D) unit text vectors of the classes.
+        split: seen and unseen classes.
+        recipe: everything else.
+    """
     assert recipe.text is not None
-    hidden = torch.from_numpy(unseen)
+    torch.manual_seed(recipe.seed)
+    config = recipe.student.model_copy(update={"text_channels": vectors.shape[1]})
+    student = Student(config, len(split.space))
+    hidden = torch.from_numpy(split.mask)
     # Classes without examples are not negatives either: they compete in the test only.
     excluded = hidden if recipe.supervision == "seen" else torch.zeros_like(hidden)
     counts = class_counts(sweeps, len(vectors), recipe.loss.min_confidence)
@@ -239,6 +252,25 @@ class CosineClassifier:
         self._voxels += len(norms)
         return by_point(cosine_logits(output.text, self.vectors, 1.0), output)
 
+    @torch.no_grad()
+    def fold(self, unseen: npt.NDArray[np.bool_], gamma: float, temperature: float) -> None:
+        """Write the cosines into the student's linear classifier, which needs no words.
+
+        Without stacking the best class is the same. Gamma and the confidence assume that every
+        feature has the mean length.
+
+        Args:
+            unseen: (C,) bool.
+            gamma: of calibrated stacking, in cosines.
+            temperature: of the cosines.
+        """
+        head, linear = self.student.text_head, self.student.network.classifier
+        assert head is not None
+        scale = 1 / (temperature * max(self.mean_norm, 1e-6))
+        linear.weight.copy_(self.vectors @ head.weight * scale)
+        taken = torch.from_numpy(~unseen).to(self.vectors) * gamma / temperature
+        linear.bias.copy_(self.vectors @ head.bias * scale - taken)
+
 
 def _gamma(
     classifier: CosineClassifier,
@@ -284,34 +316,3 @@ def measure(
     if not totals["plain"].points:
         raise InputError("the test recordings have no labeled point of these classes")
     return {k: ZeroShotFigures.of(v, space.names, unseen) for k, v in totals.items()}
-
-
-@torch.no_grad()
-def fold_classifier(
-    student: Student,
-    vectors: Tensor,
-    unseen: npt.NDArray[np.bool_],
-    gamma: float,
-    temperature: float,
-    mean_norm: float,
-) -> None:
-    """Write the cosine classifier into the linear one, which needs no words at run time.
-
-    Without stacking the best class is the same. Gamma and the confidence assume that every
-    feature has the mean length.
-
-    Args:
-        student: trained, changed in place.
-        vectors: (C, D) unit vectors of the classes.
-        unseen: (C,) bool.
-        gamma: of calibrated stacking, in cosines.
-        temperature: of the cosine classifier.
-        mean_norm: mean length of the text head's outputs.
-    """
-    head, linear = student.text_head, student.network.classifier
-    assert head is not None
-    scale = 1 / (temperature * max(mean_norm, 1e-6))
-    rows = vectors.to(head.weight.device)
-    linear.weight.copy_(rows @ head.weight * scale)
-    taken = torch.from_numpy(~unseen).to(rows) * gamma / temperature
-    linear.bias.copy_(rows @ head.bias * scale - taken)

@@ -13,7 +13,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-import pcseg_core.learning.distill as distillation
 from pcseg_core.checkpoint import load_checkpoint
 from pcseg_core.config import read_yaml
 from pcseg_core.data import open_recording
@@ -166,7 +165,7 @@ class _Poisoned:
 def test_poisoned_sweeps_are_counted_and_skipped(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(distillation, "open_recording", lambda _: _Poisoned())
+    monkeypatch.setattr("pcseg_core.learning.runs.open_recording", lambda _: _Poisoned())
     short = recipe.model_copy(update={"optimizer": OptimizerConfig(steps=1, batch_size=1)})
     metrics = distill(["poisoned"], short, tmp_path / "run", device="cpu")
     assert metrics["sweeps"] == 1

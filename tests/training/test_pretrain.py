@@ -174,7 +174,7 @@ def test_a_view_pairs_every_point_with_its_pixel(stored: Any) -> None:
 
 
 def test_mirrored_features_lie_where_the_others_do(tmp_path: Path) -> None:
-    camera = maker(tmp_path, mirror=True).look(sample(), "fakes").images[0]
+    camera = maker(tmp_path, mirror=True).observe_sample(sample(), "fakes").images[0]
     assert camera.mirrored is not None
     assert np.allclose(camera.mirrored[2], camera.features[2], atol=0.5)  # the same pixels
     assert np.allclose(camera.mirrored[1], (WIDTH - 1) - camera.features[1])
@@ -285,6 +285,8 @@ def test_batches_depend_on_seed_and_step_and_ranks_share_them(stored: Any) -> No
     assert torch.equal(together, early[5].points.intensity)
     places = torch.cat([half.segments.place for half in halves])
     assert sorted(places) == sorted(early[5].segments.place)
+    with pytest.raises(InputError, match="gives 2 of 3 processes something to do.*at least 6"):
+        batches(stored, settings, 0, 9, 0, 3)[5]
 
 
 def test_members_are_drawn_by_segment() -> None:

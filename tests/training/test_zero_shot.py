@@ -26,7 +26,7 @@ from pcseg_core.learning.dataset import LabeledSectors, StepDataset, TrainingSwe
 from pcseg_core.learning.objectives.self_training import mix_labels, running_quantiles
 from pcseg_core.learning.recipe import Recipe, SelfTrainingConfig
 from pcseg_core.learning.teachers import load_split_teacher
-from pcseg_core.learning.zero_shot import CosineClassifier, fold_classifier, zero_shot
+from pcseg_core.learning.zero_shot import CosineClassifier, zero_shot
 from pcseg_core.learning.zero_shot_labels import hold_out, label_scene, zero_shot_labels
 from pcseg_core.learning.zero_shot_split import load_split
 from pcseg_core.metrics.zero_shot import stacked
@@ -234,7 +234,7 @@ def test_folding_keeps_the_best_class_and_gamma_acts_at_the_mean_length() -> Non
     classifier = CosineClassifier(student, vectors)
     cosines = classifier(xyz, xyz[:, 0] * 0 + 0.5)
     for gamma, agreement in ((0.0, 1.0), (0.1, 0.85)):
-        fold_classifier(student, vectors, UNSEEN, gamma, 0.07, classifier.mean_norm)
+        classifier.fold(UNSEEN, gamma, 0.07)
         points = torch.from_numpy(xyz)
         with torch.no_grad():
             output = student(

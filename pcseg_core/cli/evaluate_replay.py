@@ -93,6 +93,8 @@ def evaluate_recording(
         note(remark)
     for reason, count in report.skipped.items():
         note(f"skipped: {reason} ({count})")
+    for kind, entry in report.account.items():
+        note(entry.line(kind))
     Console().print(report.table())
     if json_:
         report.write_json(json_)

@@ -16,7 +16,9 @@ import yaml
 from pcseg_core.cloud import IntensityScale, append_fields, encode_cloud, pack_rgb, read_cloud
 from pcseg_core.config import read_yaml
 from pcseg_core.data import messages, readable
+from pcseg_core.data.account import Account, account, grouped
 from pcseg_core.data.bag import BagRecording
+from pcseg_core.data.bag_account import explain_files
 from pcseg_core.data.bag_reader import CLOUD
 from pcseg_core.data.bag_writer import BagWriter, bag_folder
 from pcseg_core.errors import InputError
@@ -47,6 +49,7 @@ class Replay:
         problems: event and first reason -> number of sweeps that were labeled in spite of it.
         intensity_scale: the scale of a bag's intensities and its source; "" for other recordings.
         out_of_range: number of returns beyond the range of the checkpoint.
+        account: what the recording holds, and what becomes of it.
     """
 
     out: Path
@@ -60,6 +63,7 @@ class Replay:
     intensity_scale: str = ""
     out_of_range: int = 0
     _first_reason: dict[str, str] = field(default_factory=dict)
+    account: Account = field(default_factory=Account)
 
     def __post_init__(self) -> None:
         self.counts = np.zeros(len(self.label_space), np.int64)
@@ -128,19 +132,34 @@ def segment_bag(
     total = sum(recording.bag.counts.values())
     with BagWriter(out, compress=compress, force=force) as writer:
         for done, (connection, bag_ns, raw) in enumerate(recording.bag.messages()):
-            message = None
-            if connection.topic == recording.cloud_topic:
+            topic, message, reason = connection.topic, None, ""
+            if topic == recording.cloud_topic:
                 message = _labeled_message(pipeline, recording, raw, replay, rgb)
-            if message is None:
-                writer.pass_through(connection, bag_ns, raw)
+            if message is not None:
+                writer.write_message(topic, CLOUD, message, bag_ns)
+            elif reason := writer.add_topic(connection):
+                replay.skipped[reason] += 1
+                replay.account.failed[topic][reason] += 1
             else:
-                writer.write_message(connection.topic, CLOUD, message, bag_ns)
+                writer.pass_through(connection, bag_ns, raw)
+            replay.account.used[topic] += not reason
             if progress:
                 progress(done + 1, total)
         if not replay.sweeps:
             raise InputError(f"{source}: no cloud could be labeled: {_reasons(replay.skipped)}")
+        explain_files(replay.account, recording.bag)
+        _move_unlabeled(replay, recording.cloud_topic)
+        replay.account.check(str(source))
     write_atomic(out / LABELS_FILE, labels_yaml(pipeline.label_space))
     return replay
+
+
+def _move_unlabeled(replay: Replay, topic: str) -> None:
+    """Clouds that were copied without labels are not used."""
+    unlabeled = replay.account.used[topic] - replay.sweeps
+    replay.account.used[topic] -= unlabeled
+    if unlabeled:
+        replay.account.failed[topic]["copied without labels"] = unlabeled
 
 
 def _labeled_message(
@@ -274,9 +293,11 @@ LABEL_FILES = FolderKind(
 
 def _check_any(replay: Replay, recording: Recording) -> None:
     replay.skipped.update(recording.skipped)
+    replay.account = account(recording)
     if not replay.sweeps:
         raise InputError(f"{recording.name}: no sweep could be labeled: {_reasons(replay.skipped)}")
 
 
 def _reasons(skipped: Counter[str]) -> str:
-    return "; ".join(reason for reason, _ in skipped.most_common(3)) or "it has none"
+    shown = [f"{count} x {reason}" for reason, count in grouped(skipped)[:3]]
+    return "; ".join(shown) or "it has none"

@@ -304,3 +304,37 @@ def test_every_command_takes_the_scale_of_the_checkpoint(tiny_run: Path, tmp_pat
     assert evaluated.intensity_scale == 1 / 512
     given = replace(setup, bag_options={"intensity_scale": 0.25})
     assert open_recording(f"bag:{drive}", **given.reader_options()).intensity_scale == 0.25
+
+
+def test_topics_that_cannot_be_copied_are_left_out_and_counted(
+    pipeline: Pipeline, tmp_path: Path
+) -> None:
+    mcap_writer = pytest.importorskip("mcap.writer")
+    source = BagFile(make_bag(tmp_path / "drive", broken=True))
+    with (tmp_path / "mixed.mcap").open("wb") as stream:
+        writer = mcap_writer.Writer(stream)
+        writer.start(profile="ros2")
+        channels = {}
+        for topic in source.connections:
+            text = topic.msgdef.data.encode()
+            schema = writer.register_schema(topic.msgtype, "ros2msg", text)
+            channels[topic.topic] = writer.register_channel(topic.topic, "cdr", schema)
+        odd = writer.register_schema("a/msg/T", "ros2msg", b"b/Unknown field")
+        channels["/odd"] = writer.register_channel("/odd", "cdr", odd)
+        note = writer.register_schema("note", "jsonschema", b"{}")
+        channels["/note"] = writer.register_channel("/note", "json", note)
+        for connection, time, raw in source.messages():
+            writer.add_message(channels[connection.topic], time, bytes(raw), time)
+            writer.add_message(channels["/odd"], time, b"\0\1\0\0", time)
+            writer.add_message(channels["/note"], time, b"{}", time)
+        writer.finish()
+    total = sum(source.counts.values())
+    result = replay.segment_bag(pipeline, tmp_path / "mixed.mcap", tmp_path / "labeled")
+    entries = result.account.entries()
+    assert (entries[TOPIC].held, entries[TOPIC].used) == (3, 2)
+    assert entries[TOPIC].failed == {"copied without labels": 1}
+    assert (entries["/odd"].held, entries["/odd"].used) == (total, 0)
+    assert "cannot be used" in next(iter(entries["/odd"].failed))
+    assert list(entries["/note"].left_out.values()) == [total]
+    assert not any(entry.unexplained for entry in entries.values())
+    assert "/odd" not in BagFile(tmp_path / "labeled").topics

@@ -13,7 +13,6 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from pcseg_core.camera import CameraModel
 from pcseg_core.cloud import PointCloud
 from pcseg_core.data.calibration import Calibration
-from pcseg_core.data.images import check_size
 from pcseg_core.data.sample import CameraFrame
 from pcseg_core.errors import InputError
 from pcseg_ros import conversions, qos
@@ -90,8 +89,7 @@ class Camera:
             ),
             deadline_s,
         )
-        image = conversions.read_image(msg, self.name)
-        check_size(image, (model.width, model.height), self.name)
+        image = conversions.read_image(msg, self.name, (model.width, model.height))
         return CameraFrame(self.name, stamp, model, T, image)
 
     def _on_info(self, msg: CameraInfo) -> None:

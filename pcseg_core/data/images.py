@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,12 @@ from scipy import ndimage
 from pcseg_core.errors import InputError
 
 RGB = npt.NDArray[np.uint8]
+Size: TypeAlias = "tuple[int, int] | None"
+"""Expected (width, height) of an image; None accepts any."""
+
+MAX_PIXELS = 80_000_000
+"""Larger images are refused before they are decoded."""
+_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF")
 
 # encoding: (channels, dtype, indices of R, G, B)
 _PACKED: dict[str, tuple[int, str, tuple[int, int, int]]] = {
@@ -52,12 +58,12 @@ class ImageMessage(Protocol):
     data: Any
 
 
-def read_image(path: str | Path, size: tuple[int, int] | None = None) -> RGB:
+def read_image(path: str | Path, size: Size = None) -> RGB:
     """Read an image file as (H, W, 3) uint8 RGB; gray becomes three equal channels.
 
     Args:
         path: the file.
-        size: expected (width, height); None accepts any.
+        size: expected (width, height), compared before the pixels are decoded.
 
     Raises:
         InputError: the file is missing, truncated, not an image, or of another size.
@@ -66,36 +72,35 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None) -> RGB:
         content = Path(path).read_bytes()
     except OSError as error:
         raise InputError(f"{path}: cannot read the image: {error.strerror or error}") from error
-    return check_size(decode_image(content, str(path)), size, str(path))
+    return decode_image(content, str(path), size)
 
 
-def check_size(image: RGB, size: tuple[int, int] | None, name: str) -> RGB:
-    """The image; raises InputError unless it has the (width, height) of its camera."""
-    height, width = image.shape[:2]
-    if size is not None and (width, height) != size:
-        raise InputError(
-            f"{name}: the image is {width}x{height}, its camera model is for {size[0]}x{size[1]}; "
-            "give the calibration of the images as stored"
-        )
-    return image
+def decode_image(
+    data: bytes | memoryview | npt.NDArray[np.uint8], name: str = "image", size: Size = None
+) -> RGB:
+    """Decode the bytes of a PNG, JPEG, WebP or TIFF file to (H, W, 3) uint8 RGB.
 
-
-def decode_image(data: bytes | memoryview | npt.NDArray[np.uint8], name: str = "image") -> RGB:
-    """Decode the bytes of a PNG, JPEG or other image file to (H, W, 3) uint8 RGB.
+    Args:
+        data: the file.
+        name: names the image in the error.
+        size: expected (width, height), compared before the pixels are decoded.
 
     Raises:
-        InputError: the bytes are not a complete image of a known format; the message has `name`.
+        InputError: the bytes are not a complete image of these formats, or of another size.
     """
     content = data if isinstance(data, bytes) else bytes(data)
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+            _check_size(image.size, size, name)
             if image.mode.startswith("I;16") or image.mode == "I":
                 return _stack(_eight_bits(np.asarray(image).astype(np.uint16)))
             return np.array(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # Pillow raises exceptions of many kinds for damaged files
         raise InputError(
-            f"{name}: the image does not decode ({error}); expected a whole PNG or JPEG of "
-            f"{len(content)} bytes"
+            f"{name}: the image does not decode ({error}); expected a whole PNG, JPEG, WebP or "
+            f"TIFF of {len(content)} bytes"
         ) from error
 
 
@@ -103,23 +108,32 @@ def image_size(path: str | Path) -> tuple[int, int]:
     """(width, height) of an image file; reads the header only.
 
     Raises:
-        InputError: the file is missing or not an image.
+        InputError: the file is missing, not an image, or too large.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=_FORMATS) as image:
+            _check_size(image.size, None, str(path))
             return image.size
-    except (OSError, SyntaxError, ValueError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # Pillow raises exceptions of many kinds for damaged files
         raise InputError(f"{path}: not a readable image: {error}") from error
 
 
-def image_from_message(message: ImageMessage, name: str = "image") -> RGB:
+def image_from_message(message: ImageMessage, name: str = "image", size: Size = None) -> RGB:
     """Convert a `sensor_msgs/Image` to (H, W, 3) uint8 RGB.
 
     16-bit images keep their upper 8 bits; Bayer mosaics are interpolated.
 
+    Args:
+        message: the image.
+        name: names the image in the error.
+        size: expected (width, height), compared before the pixels are converted.
+
     Raises:
-        InputError: an encoding without colors (such as depth), or too few bytes.
+        InputError: an encoding without colors (such as depth), too few bytes, or another size.
     """
+    _check_size((int(message.width), int(message.height)), size, name)
     encoding = message.encoding.strip().lower()
     pattern = encoding.rstrip("0123456789")
     if encoding in _PACKED:
@@ -146,9 +160,23 @@ def _unpack(message: ImageMessage, channels: int, kind: str, name: str) -> npt.N
             f"{name}: a {width}x{height} {message.encoding} image needs rows of {row} bytes or "
             f"more; this one has step {step} and {len(data)} bytes in all"
         )
-    data = np.pad(data, (0, max(0, step * height - len(data))))  # the last row may lack padding
-    rows = np.ascontiguousarray(data[: step * height].reshape(height, step)[:, :row])
-    return rows.view(dtype).reshape(height, width, channels)
+    # A view of the rows without their padding, which the last one may lack.
+    rows = np.ndarray((height, row), np.uint8, data, strides=(step, 1))
+    return np.ascontiguousarray(rows).view(dtype).reshape(height, width, channels)
+
+
+def _check_size(found: tuple[int, int], size: Size, name: str) -> None:
+    """Refuse a (width, height) that is not the expected one, or too large."""
+    width, height = found
+    if size is not None and found != size:
+        raise InputError(
+            f"{name}: the image is {width}x{height}, its camera model is for {size[0]}x{size[1]}; "
+            "give the calibration of the images as stored"
+        )
+    if width * height > MAX_PIXELS:
+        raise InputError(
+            f"{name}: the image is {width}x{height}; at most {MAX_PIXELS:,} pixels are decoded"
+        )
 
 
 def _demosaic(mosaic: RGB, pattern: tuple[int, int, int, int]) -> RGB:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from diagnostic_msgs.msg import DiagnosticArray
+from lifecycle_msgs.srv import ChangeState
 from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from std_srvs.srv import SetBool, Trigger
@@ -51,6 +52,7 @@ class SegmentNode(LifecycleNode):
     ) -> None:
         arguments.setdefault("node_name", NODE_NAME)
         super().__init__(automatically_declare_parameters_from_overrides=True, **arguments)
+        self._refuse_invalid_transitions()
         self._segmenter_factory = segmenter_factory
         self._inference: Inference | None = None
         self._announcer = ClassAnnouncer(self)
@@ -107,6 +109,27 @@ class SegmentNode(LifecycleNode):
         return self._inference is None or self._inference.stop(timeout_s)
 
     # --- lifecycle -------------------------------------------------------------------------------
+
+    def _refuse_invalid_transitions(self) -> None:
+        """Answer false to requests that the state does not allow, such as configuring twice.
+
+        rclpy of Humble and Jazzy raises in the executor instead, which ends the process.
+        """
+        service = next(s for s in self.services if s.srv_type is ChangeState)
+        change = service.callback
+
+        def answer(
+            request: ChangeState.Request, response: ChangeState.Response
+        ) -> ChangeState.Response:
+            try:
+                return change(request, response)
+            except RuntimeError as error:  # RCLError; errors of the transitions do not get here
+                wanted = request.transition.label or request.transition.id
+                self.get_logger().warning(f"transition {wanted} refused: {error}")
+                response.success = False
+                return response
+
+        service.callback = answer
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Load the checkpoint; on failure stay unconfigured and log the reason."""

@@ -219,9 +219,10 @@ class Attachment:
         )
         return str(response.current_state.label)
 
-    def change(self, transition: str) -> bool:
-        """Ask for a lifecycle transition by its label."""
-        request = ChangeState.Request(transition=Transition(label=transition))
+    def change(self, transition: str | int) -> bool:
+        """Ask for a lifecycle transition by its label or id."""
+        key = "label" if isinstance(transition, str) else "id"
+        request = ChangeState.Request(transition=Transition(**{key: transition}))
         name = self._process.service("change_state")
         return bool(self._client.call(ChangeState, name, request).success)
 

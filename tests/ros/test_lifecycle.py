@@ -12,6 +12,7 @@ import pytest
 pytest.importorskip("rclpy", reason="needs ROS 2 (rclpy)")
 
 from harness import Client, NodeProcess, field_of, sweep, value_of, wait_for
+from lifecycle_msgs.msg import Transition
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import PointCloud2
 
@@ -38,6 +39,18 @@ def test_the_whole_life_by_service(client: Client) -> None:
         assert node.exchange(sweep(12)).width == 12
         assert node.change("shutdown") and node.state() == "finalized"
         assert process.stop()[0] == 0
+
+
+def test_transitions_that_the_state_does_not_allow_are_refused(client: Client) -> None:
+    """As a lifecycle manager requests them from a node that starts by itself."""
+    by_label = ("configure", "activate", "cleanup", "destroy", "unknown")
+    by_id = (Transition.TRANSITION_CONFIGURE, Transition.TRANSITION_CLEANUP, 250)
+    with NodeProcess("checkpoint:=fake") as process:
+        node = client.attach(process)
+        assert not any([node.change(transition) for transition in (*by_label, *by_id)])
+        assert node.state() == "active"
+        assert node.exchange(sweep(10)).width == 10
+        assert "Traceback" not in process.output
 
 
 def test_missing_checkpoint_leaves_the_node_unconfigured_and_says_why(client: Client) -> None:

@@ -74,7 +74,7 @@ class Inputs:
         self._counted_drops: dict[str, int] = {}
         path = config.cameras.calibration
         calibration = load_calibration(path) if path else None
-        self._pose_inputs = PoseInputs(node, config, calibration)
+        self._pose_inputs = PoseInputs(node, config, calibration, statistics)
         self.cameras = create_cameras(node, config.cameras, calibration, self._on_image)
         self._synchronizer = create_synchronizer(config.cameras, tuple(self.cameras))
         steady = Clock(clock_type=ClockType.STEADY_TIME)

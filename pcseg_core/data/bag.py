@@ -27,7 +27,7 @@ from pcseg_core.data.bag_reader import (
     TopicIndex,
 )
 from pcseg_core.data.calibration import Calibration, load_calibration
-from pcseg_core.data.images import RGB, decode_image, image_from_message
+from pcseg_core.data.images import RGB, check_size, decode_image, image_from_message
 from pcseg_core.data.odometry import cached_trajectory
 from pcseg_core.data.sample import CameraFrame, Sample
 from pcseg_core.data.stamps import longest_increasing, nearest
@@ -335,8 +335,8 @@ def _load_image(bag: BagFile, index: TopicIndex, position: int, size: tuple[int,
     message = bag.read(index, position)
     name = f"{bag.path}, {index.topic} at {int(index.stamps_ns[position])} ns"
     if index.msgtype == COMPRESSED_IMAGE:
-        return decode_image(message.data, name, size)
-    return image_from_message(message, name, size)
+        return check_size(decode_image(message.data, name), size, name)
+    return check_size(image_from_message(message, name), size, name)
 
 
 def _labels(

@@ -93,7 +93,6 @@ class Sensors:
             place.orientation.z, place.orientation.w = z, w
             self.odometry.publish(message)
 
-
     def place(self, stamp_s: float, x: float, w: float = 1.0, body: str = "base_link") -> None:
         """Publish one Odometry, which may be broken."""
         message = _stamp(Odometry(child_frame_id=body), stamp_s, "odom")

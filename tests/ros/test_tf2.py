@@ -144,9 +144,7 @@ def test_odometry_about_the_base_takes_the_place_of_the_lidar_from_tf(
     np.testing.assert_allclose(pose, pose_at(S) @ T_BASE_LIDAR, atol=1e-9)
 
 
-def test_broken_transforms_are_left_out(
-    buffer: TransformBuffer, refused: list[Exception]
-) -> None:
+def test_broken_transforms_are_left_out(buffer: TransformBuffer, refused: list[Exception]) -> None:
     broken = message("odom", "base_link", np.eye(4), 3 * S + 50_000_000)
     broken.transforms[0].transform.rotation.w = 0.0
     buffer._on_moving(broken)

@@ -8,19 +8,19 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from diagnostic_msgs.msg import DiagnosticArray
-from lifecycle_msgs.srv import ChangeState
 from rclpy.clock import Clock, ClockType
-from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 from std_srvs.srv import SetBool, Trigger
 
 from pcseg_core.bundled import BUNDLED
 from pcseg_core.errors import InputError, PcsegError
 from pcseg_core.labels import LabelSpace
 from pcseg_ros import diagnostics, topics
-from pcseg_ros.classes import ClassAnnouncer, ClassParameters
+from pcseg_ros.classes import ClassAnnouncer, ClassParameters, check_filter
 from pcseg_ros.config import NodeConfig
 from pcseg_ros.diagnostics import SweepStatistics, process_values
 from pcseg_ros.inference import Inference, NodeSegmenter
+from pcseg_ros.lifecycle_node import TolerantLifecycleNode
 from pcseg_ros.loading import load_segmenter, load_teacher
 from pcseg_ros.parameter_file import NODE_NAME
 from pcseg_ros.parameters import SectionParameters
@@ -29,7 +29,7 @@ from pcseg_ros.process import leave, serve
 _STOP_TIMEOUT_S = 10.0
 
 
-class SegmentNode(LifecycleNode):
+class SegmentNode(TolerantLifecycleNode):
     """Subscribes `points`, publishes `labeled_points`.
 
     configure loads the checkpoint, activate starts the work, deactivate stops it and keeps the
@@ -52,7 +52,6 @@ class SegmentNode(LifecycleNode):
     ) -> None:
         arguments.setdefault("node_name", NODE_NAME)
         super().__init__(automatically_declare_parameters_from_overrides=True, **arguments)
-        self._refuse_invalid_transitions()
         self._segmenter_factory = segmenter_factory
         self._inference: Inference | None = None
         self._announcer = ClassAnnouncer(self)
@@ -101,7 +100,12 @@ class SegmentNode(LifecycleNode):
 
     def start(self) -> None:
         """Configure and activate, if `autostart` is set."""
-        if self.config.autostart and self.trigger_configure() == TransitionCallbackReturn.SUCCESS:
+        if not self.config.autostart:
+            name = self.get_fully_qualified_name()
+            self.get_logger().info(
+                f"autostart is false: run 'ros2 lifecycle set {name} configure', then activate"
+            )
+        elif self.trigger_configure() == TransitionCallbackReturn.SUCCESS:
             self.trigger_activate()
 
     def close(self, timeout_s: float) -> bool:
@@ -109,27 +113,6 @@ class SegmentNode(LifecycleNode):
         return self._inference is None or self._inference.stop(timeout_s)
 
     # --- lifecycle -------------------------------------------------------------------------------
-
-    def _refuse_invalid_transitions(self) -> None:
-        """Answer false to requests that the state does not allow, such as configuring twice.
-
-        rclpy of Humble and Jazzy raises in the executor instead, which ends the process.
-        """
-        service = next(s for s in self.services if s.srv_type is ChangeState)
-        change = service.callback
-
-        def answer(
-            request: ChangeState.Request, response: ChangeState.Response
-        ) -> ChangeState.Response:
-            try:
-                return change(request, response)
-            except RuntimeError as error:  # RCLError; errors of the transitions do not get here
-                wanted = request.transition.label or request.transition.id
-                self.get_logger().warning(f"transition {wanted} refused: {error}")
-                response.success = False
-                return response
-
-        service.callback = answer
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Load the checkpoint; on failure stay unconfigured and log the reason."""
@@ -141,6 +124,7 @@ class SegmentNode(LifecycleNode):
             self._inference = inference
             if config.prompts:
                 inference.set_prompts(config.prompts)
+            check_filter(config.filter_classes, inference.label_space)
             self._announcer.announce(inference.label_space)
         except Exception as error:
             self._release()

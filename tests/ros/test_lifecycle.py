@@ -6,8 +6,10 @@ from __future__ import annotations
 import contextlib
 import queue
 import time
+from pathlib import Path
 
 import pytest
+import yaml
 
 pytest.importorskip("rclpy", reason="needs ROS 2 (rclpy)")
 
@@ -15,6 +17,9 @@ from harness import Client, NodeProcess, field_of, sweep, value_of, wait_for
 from lifecycle_msgs.msg import Transition
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import PointCloud2
+
+from pcseg_ros.config import NodeConfig
+from pcseg_ros.parameter_file import read
 
 
 def test_the_whole_life_by_service(client: Client) -> None:
@@ -85,6 +90,50 @@ def test_wrong_parameters_end_the_start_with_one_line(parameter: str, words: str
         process._reader.join(1)
         assert words in process.output
         assert "Traceback" not in process.output
+
+
+def test_empty_lists_of_a_parameter_file_are_defaults(client: Client, tmp_path: Path) -> None:
+    file = tmp_path / "params.yaml"
+    file.write_text(
+        "/**: {ros__parameters: {checkpoint: fake, filter_classes: [], instance_classes: []}}"
+    )
+    with NodeProcess(params=file) as process:
+        node = client.attach(process)
+        assert list(node.get_parameter("instance_classes").string_array_value) == [
+            "vehicle",
+            "person",
+        ]
+        assert "parameter 'filter_classes' is empty: its default is used" in process.output
+
+
+def test_dumped_parameters_can_be_loaded(client: Client, tmp_path: Path) -> None:
+    """As `ros2 param dump` writes them."""
+    own = lambda values: {n: v for n, v in values.items() if not n.startswith("qos")}  # noqa: E731
+    file = tmp_path / "dumped.yaml"
+    with NodeProcess("checkpoint:=fake", "min_confidence:=0.25") as process:
+        node = client.attach(process)
+        dumped = node.dump_parameters()
+    file.write_text(yaml.safe_dump({"/**": {"ros__parameters": dumped}}))
+    assert "cameras.topics" in dumped and "class_names" in dumped
+    with NodeProcess(params=file) as process:
+        node = client.attach(process)
+        assert node.exchange(sweep(10)).width == 10
+        assert own(node.dump_parameters()) == own(dumped)
+        assert "unknown" not in process.output
+    assert read(file) == NodeConfig(checkpoint="fake", min_confidence=0.25)
+
+
+def test_unknown_class_of_the_filter_is_refused_at_configuring(client: Client) -> None:
+    with NodeProcess("checkpoint:=fake", "filter_classes:=['vehicle', 'unicorn']") as process:
+        node = client.attach(process, active=False)
+        wait_for(lambda: "filter_classes: unknown class 'unicorn'" in process.output, "the reason")
+        assert node.state() == "unconfigured"
+
+
+def test_a_node_without_autostart_says_what_to_do(client: Client) -> None:
+    with NodeProcess("checkpoint:=fake", "autostart:=false") as process:
+        command = f"ros2 lifecycle set {process.namespace}/segment_node configure"
+        wait_for(lambda: command in process.output, "the command")
 
 
 def test_unknown_parameter_is_pointed_out_and_whole_numbers_are_floats(client: Client) -> None:

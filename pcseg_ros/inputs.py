@@ -71,17 +71,24 @@ class Inputs:
         self._on_jump = on_jump
         self.enabled = False
         self._newest_ns = 0
+        self._frame = ""
         self._counted_drops: dict[str, int] = {}
         path = config.cameras.calibration
         calibration = load_calibration(path) if path else None
         self._pose_inputs = PoseInputs(node, config, calibration, statistics)
-        self.cameras = create_cameras(node, config.cameras, calibration, self._on_image)
+        self.cameras = create_cameras(node, config.cameras, calibration, self._on_image, statistics)
         self._synchronizer = create_synchronizer(config.cameras, tuple(self.cameras))
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._deadline = node.create_timer(1.0, self._hand_on, clock=steady)
         self._deadline.cancel()
         self._points = SensorSubscription(
-            node, PointCloud2, topics.POINTS, self._on_points, config.input_reliability
+            node,
+            PointCloud2,
+            topics.POINTS,
+            self._on_points,
+            statistics,
+            "sweeps",
+            config.input_reliability,
         )
         backwards = JumpThreshold(
             min_forward=None, min_backward=Duration(nanoseconds=-JUMP_NS), on_clock_change=False
@@ -167,6 +174,10 @@ class Inputs:
         if stamp < self._newest_ns - JUMP_NS:
             self._jump("stamps of the sweeps jumped back")
         self._newest_ns = max(stamp, self._newest_ns)
+        if self._frame and msg.header.frame_id != self._frame:
+            change = f"from '{self._frame}' to '{msg.header.frame_id}'; expected one sensor"
+            self._statistics.complain(self._node, "frame of the sweeps changed", change)
+        self._frame = msg.header.frame_id
         sweep = ReceivedSweep(msg, now, matched_s=now)
         if not self.cameras:
             self._on_sweep(sweep)

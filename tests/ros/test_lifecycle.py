@@ -13,7 +13,7 @@ import yaml
 
 pytest.importorskip("rclpy", reason="needs ROS 2 (rclpy)")
 
-from harness import Client, NodeProcess, field_of, sweep, value_of, wait_for
+from harness import Client, NodeProcess, field_of, stamped, sweep, value_of, wait_for
 from lifecycle_msgs.msg import Transition
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import PointCloud2
@@ -162,6 +162,44 @@ def test_follows_a_best_effort_publisher(client: Client, reliability: str) -> No
             wait_for(lambda: node.received.get(timeout=5).width == 11, "an answer to the other")
         finally:
             client.node.destroy_publisher(publisher)
+
+
+def test_returns_to_reliable_when_the_best_effort_publisher_is_gone(client: Client) -> None:
+    with NodeProcess("checkpoint:=fake", "diagnostics_period_s:=0.1") as process:
+        node = client.attach(process)
+        topic = f"{process.namespace}/points"
+
+        def requested() -> ReliabilityPolicy:
+            (subscription,) = client.node.get_subscriptions_info_by_topic(topic)
+            return subscription.qos_profile.reliability
+
+        weak = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
+        for _ in range(2):
+            publisher = client.node.create_publisher(PointCloud2, topic, weak)
+            wait_for(lambda: "has a best effort publisher" in process.output, "the node to follow")
+            wait_for(lambda: requested() == ReliabilityPolicy.BEST_EFFORT, "best effort")
+            client.node.destroy_publisher(publisher)
+            wait_for(lambda: requested() == ReliabilityPolicy.RELIABLE, "reliable")
+        wait_for(node.connected, "topics to match")
+        node.send(sweep(12))
+        wait_for(lambda: node.received.get(timeout=5).width == 12, "an answer")
+
+
+def test_two_publishers_and_changing_frames_are_pointed_out(client: Client) -> None:
+    with NodeProcess("checkpoint:=fake", "diagnostics_period_s:=0.1") as process:
+        node = client.attach(process)
+        topic = f"{process.namespace}/points"
+        second = client.node.create_publisher(PointCloud2, topic, 10)
+        try:
+            node.report(lambda s: value_of(s, "counted: sweeps of several publishers") == "1")
+            assert f"{topic} is published by /test_client, /test_client" in process.output
+            for number, frame in enumerate(("a", "b", "a")):
+                node.exchange(stamped(sweep(10), (number + 1, 0), frame))
+            key = "counted: frame of the sweeps changed"
+            node.report(lambda s: value_of(s, key) == "2")
+            assert "from 'a' to 'b'; expected one sensor" in process.output
+        finally:
+            client.node.destroy_publisher(second)
 
 
 def test_reliable_input_refuses_a_best_effort_publisher_and_warns(client: Client) -> None:

@@ -11,7 +11,7 @@ NO_ROS := $(VENV)/.no-ros
 
 help:
 	@sed -n '1,4p' Makefile | sed 's/^# \{0,1\}//'
-	@echo "  make lint   ruff and mypy"
+	@echo "  make lint   ruff, mypy, import-linter and codespell"
 
 install: $(READY)
 
@@ -35,6 +35,7 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 	$(BIN)/codespell
 
 clean:

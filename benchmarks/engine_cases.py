@@ -132,14 +132,14 @@ def layer_engines(
     x: SparseTensor, conv: SparseConv3d, with_spconv: bool
 ) -> dict[str, Callable[[], object]]:
     """One convolution on known kernel maps, per engine."""
-    from pcseg_core.models.inference import Layer
+    from pcseg_core.models.layers import NativeLayer
 
-    table = x.cache.kernel_map(x.stride, conv.kernel_size, 1).table
+    kernel_map = x.cache.kernel_map(x.stride, conv.kernel_size, 1)
     engines: dict[str, Callable[[], object]] = {}
     for name, dtype in (("native fp32", torch.float32), ("native bf16", torch.bfloat16)):
-        layer = Layer.of(conv.weight, torch.zeros(conv.out_channels), dtype)
+        layer = NativeLayer.of(conv.weight, torch.zeros(conv.out_channels), dtype)
         feats, out = x.feats.to(dtype), torch.empty(len(x), conv.out_channels, dtype=dtype)
-        engines[name] = partial(layer, feats, table, out)
+        engines[name] = partial(layer, feats, kernel_map, out)
     plain = KernelMapCache(x.cache.keys(1), backend="torch")
     engines["torch fp32"] = partial(_torch_layer, conv, SparseTensor.of(x.feats, x.stride, plain))
     if with_spconv:

@@ -25,11 +25,10 @@ from scipy.spatial import cKDTree
 
 from pcseg_core.data import Recording, Sample, open_recording, readable
 from pcseg_core.errors import InputError, PcsegError
-from pcseg_core.evaluation.evaluator import truth_of
 from pcseg_core.evaluation.methods import variants
 from pcseg_core.files import write_atomic
 from pcseg_core.geometry import transform
-from pcseg_core.labels import IGNORE
+from pcseg_core.labels import IGNORE, truth_of
 from pcseg_core.metrics.confusion import Confusion
 from pcseg_core.metrics.flicker import Flicker, Pairing
 from pcseg_core.online.pipeline import MotionConfig, PipelineConfig, SmoothingConfig, Sweep

@@ -155,11 +155,13 @@ class CameraModel:
         xn, yn = self._distortion.undistort(xd, yd)
         rays: Float64 = np.stack([xn, yn, np.ones_like(xn)], axis=1) @ self.R.T
         if depth is None:
-            return rays / np.linalg.norm(rays, axis=1, keepdims=True)
+            result: Float64 = rays / np.linalg.norm(rays, axis=1, keepdims=True)
+            return result
         # A point is s * ray - origin, with s such that its z is the depth.
         origin = self.R @ self._offset
         scale = (np.asarray(depth, dtype=np.float64) + origin[2]) / rays[:, 2]
-        return scale[:, None] * rays - origin
+        values: Float64 = scale[:, None] * rays - origin
+        return values
 
     def contains(self, uv: npt.ArrayLike) -> npt.NDArray[np.bool_]:
         """(N,) bool: the pixel coordinate lies in the image; False for NaN."""

@@ -100,7 +100,8 @@ class PointCloud:
         """(N,) bool: the point has a position."""
         x, y, z = self.xyz.T
         with np.errstate(invalid="ignore"):  # inf - inf
-            return np.isfinite(x + y + z)
+            result: npt.NDArray[np.bool_] = np.isfinite(x + y + z)
+            return result
 
     def select(self, index: Array) -> PointCloud:
         """Points by boolean mask (N,) or integer index (K,), unorganized."""
@@ -232,4 +233,5 @@ def _read_intensity(field: Array, scale: float | None) -> npt.NDArray[np.float32
     factor = guess_intensity_scale(values) if scale is None else scale
     if factor == 1.0:
         return values.astype(np.float32, copy=False)
-    return values.astype(np.float32) * np.float32(factor)
+    result: npt.NDArray[np.float32] = values.astype(np.float32) * np.float32(factor)
+    return result

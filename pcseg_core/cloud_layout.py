@@ -81,7 +81,8 @@ def structured(msg: PointCloud2Like) -> Array:
         )
     view = np.ndarray((height, width), dtype, buffer=data.data, strides=(row, step))
     view.flags.writeable = False
-    return view
+    result: Array = view
+    return result
 
 
 def overlay(points: Array, code: Any, offset: int) -> Array:

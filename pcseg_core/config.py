@@ -7,7 +7,7 @@ import difflib
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -96,5 +96,6 @@ def _section_at(section: type[Section], location: tuple[Any, ...]) -> Any:
         field = getattr(current, "model_fields", {}).get(part)
         if field is None:
             continue  # an index, or the tag of a union
-        current = field.annotation
+        kinds = (field.annotation, *get_args(field.annotation))  # the members of an optional one
+        current = next((k for k in kinds if hasattr(k, "model_fields")), field.annotation)
     return current

@@ -44,7 +44,8 @@ def transform(T: Array, xyz: Array) -> Array:
         moved: Array = points @ pose[:3, :3].T + pose[:3, 3]
         return moved
     rotated: Array = np.einsum("...ij,...j->...i", pose[..., :3, :3], points)
-    return rotated + pose[..., :3, 3]
+    result: Array = rotated + pose[..., :3, 3]
+    return result
 
 
 def invert(T: Array) -> Float64:
@@ -269,7 +270,8 @@ def deskew(xyz: Array, time_s: Array, trajectory: Trajectory, stamp_ns: int) -> 
             f"{np.shape(time_s)}"
         )
     if len(points) == 0:
-        return points.copy()
+        result: Array = points.copy()
+        return result
     times = np.nan_to_num(np.asarray(time_s, dtype=np.float64), nan=0.0, posinf=0.0, neginf=0.0)
     grid = np.linspace(times.min(), times.max(), _DESKEW_POSES)
     stamps = stamp_ns + np.round(grid * 1e9).astype(np.int64)

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Sized
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -177,6 +178,37 @@ def regroup(labels: npt.ArrayLike, table: Int64) -> Int64:
     ids = np.asarray(labels).astype(np.int64, copy=False)
     padded = np.append(np.asarray(table, dtype=np.int64), IGNORE)
     return padded[np.where((ids >= 0) & (ids < len(table)), ids, len(table))]
+
+
+class LabeledSample(Protocol):
+    """The part of `pcseg_core.data.Sample` that `truth_of` reads."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def cloud(self) -> Sized: ...
+
+    @property
+    def labels(self) -> npt.NDArray[np.int16] | None: ...
+
+    @property
+    def label_space(self) -> LabelSpace | None: ...
+
+
+def truth_of(sample: LabeledSample, space: LabelSpace) -> Int64:
+    """Labels (N,) of a sample in another label space, -1 for classes without a group there.
+
+    Raises:
+        InputError: the sample has no labels, or not one per point.
+    """
+    if sample.labels is None or sample.label_space is None:
+        raise InputError(f"{sample.name}: carries no labels; expected a labeled sweep")
+    if len(sample.labels) != len(sample.cloud):
+        raise InputError(
+            f"{sample.name}: {len(sample.labels)} labels for {len(sample.cloud)} points"
+        )
+    return regroup(sample.labels, grouping(sample.label_space, space))
 
 
 def to_wire(labels: npt.ArrayLike) -> npt.NDArray[np.uint32]:

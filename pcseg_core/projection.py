@@ -158,7 +158,8 @@ class _Grid:
                 there = cells.take(at + (row * width + column))
                 there -= np.float32(distance_px / self.slope_px_m)
                 np.maximum(result, there, out=result)
-        return result
+        found: Float32 = result
+        return found
 
 
 def _hidden(
@@ -200,4 +201,5 @@ def _border_weight(uv: Float32, size: tuple[int, int], border_px: float) -> Floa
     distance = np.minimum(
         np.minimum(u + 0.5, width - 0.5 - u), np.minimum(v + 0.5, height - 0.5 - v)
     )
-    return np.clip(distance / max(border_px, 1e-6), 0.0, 1.0).astype(np.float32)
+    result: Float32 = np.clip(distance / max(border_px, 1e-6), 0.0, 1.0).astype(np.float32)
+    return result

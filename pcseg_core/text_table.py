@@ -31,7 +31,8 @@ def word_key(word: str) -> str:
 def unit_rows(vectors: np.ndarray) -> np.ndarray:
     """(W, D) float32 rows of length 1; zero rows stay zero."""
     values = np.asarray(vectors, np.float32)
-    return values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
+    result: np.ndarray = values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
+    return result
 
 
 @dataclass(frozen=True, eq=False)

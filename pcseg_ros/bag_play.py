@@ -188,7 +188,8 @@ def message_class(msgtype: str) -> type | None:
     """Class of a type like "sensor_msgs/msg/PointCloud2"; None if it is not installed."""
     package, _, name = msgtype.partition("/msg/")
     try:
-        return getattr(importlib.import_module(f"{package}.msg"), name)
+        result: type | None = getattr(importlib.import_module(f"{package}.msg"), name)
+        return result
     except (ImportError, AttributeError):
         return None
 

@@ -121,13 +121,13 @@ class NodeConfig(PipelineConfig):
         pattern=r"^(auto|cpu|cuda(:\d+)?)$",
         description="Where inference runs: auto, cpu, cuda or cuda:N",
     )
-    backend: Literal["auto", "torch", "native", "torchsparse"] = Field(
+    backend: Literal["auto", "torch", "native", "triton", "torchsparse"] = Field(
         "auto", description="Implementation of the sparse convolutions"
     )
-    precision: Literal["auto", "fp32", "bf16"] = Field(
+    precision: Literal["auto", "fp32", "fp16", "bf16"] = Field(
         "auto",
-        description="Arithmetic of the network on a CPU; auto takes bf16 if the CPU has "
-        "instructions for it (avx512_bf16)",
+        description="Arithmetic of the network; auto takes fp16 on a GPU, bf16 if the CPU has "
+        "instructions for it (avx512_bf16), else fp32",
     )
     autostart: bool = Field(
         True, description="Configure and activate at start, without a lifecycle manager"

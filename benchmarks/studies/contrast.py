@@ -20,13 +20,13 @@ from pcseg_core.data import Recording, open_recording
 from pcseg_core.errors import InputError
 from pcseg_core.evaluation import pictures
 from pcseg_core.evaluation.baselines import raw_inputs
-from pcseg_core.evaluation.report import Figures, merge_of
 from pcseg_core.files import slug
 from pcseg_core.labels import LabelSpace
 from pcseg_core.learning.pretrain import pretrain
-from pcseg_core.learning.pretrain_recipe import PretrainRecipe, load_pretrain_recipe
 from pcseg_core.learning.probe import Features, FrozenNetwork, Scan, probe_features, untrained
+from pcseg_core.learning.recipe import Recipe, load_recipe
 from pcseg_core.learning.runs import on_gpu
+from pcseg_core.metrics.figures import Figures, merge_of
 from pcseg_core.progress import note
 from pcseg_core.recipes import recipe_file
 
@@ -78,7 +78,7 @@ def folder_data(path: Path, fit: Sequence[str], test: Sequence[str]) -> Data:
     return Data(train, fit=sources[:1], test=sources[1:] or sources)
 
 
-def method_recipe(base: PretrainRecipe, method: str, seed: int) -> PretrainRecipe:
+def method_recipe(base: Recipe, method: str, seed: int) -> Recipe:
     """The recipe of a method: the base with its losses and its kind of superpixels."""
     changes = dict(METHODS[method])
     kind = changes.pop("kind", base.superpixels.name)
@@ -102,7 +102,7 @@ class ContrastStudy(study.Study):
 
     def __init__(
         self,
-        base: PretrainRecipe,
+        base: Recipe,
         data: Data,
         out: Path,
         work: Path,
@@ -229,7 +229,7 @@ def contrast(
     """
     study.check_outputs(json_, picture)
     name = recipe or ("contrast" if data == "simulated" else "contrast-kitti")
-    base = adjusted(load_pretrain_recipe(recipe_file(name)), steps=steps)
+    base = adjusted(load_recipe(recipe_file(name)), steps=steps)
     sources = _data(data, fit or [], test or [])
     folder = work or json_.with_suffix(".work")
     space = LabelSpace.load("street")

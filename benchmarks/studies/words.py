@@ -20,9 +20,8 @@ from pcseg_core.cli.outputs import check_file
 from pcseg_core.config import Section
 from pcseg_core.data.semantic_kitti import SemanticKittiRecording
 from pcseg_core.errors import InputError
-from pcseg_core.evaluation.evaluator import truth_of
 from pcseg_core.files import write_atomic
-from pcseg_core.labels import LabelSpace, grouping, regroup
+from pcseg_core.labels import LabelSpace, grouping, regroup, truth_of
 from pcseg_core.online.example_pictures import encoder_of, read_pictures
 from pcseg_core.online.prompts import EVERYTHING_ELSE, PromptSet
 from pcseg_core.online.prototypes import fit_prototypes

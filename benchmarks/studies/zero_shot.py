@@ -23,12 +23,8 @@ from pcseg_core.errors import InputError
 from pcseg_core.evaluation import pictures
 from pcseg_core.files import slug
 from pcseg_core.learning.probe import Scan
+from pcseg_core.learning.recipe import Recipe, SelfTrainingConfig, load_recipe
 from pcseg_core.learning.zero_shot import zero_shot
-from pcseg_core.learning.zero_shot_recipe import (
-    SelfTrainingConfig,
-    ZeroShotRecipe,
-    load_zero_shot_recipe,
-)
 from pcseg_core.learning.zero_shot_split import Split, load_split
 from pcseg_core.progress import note
 from pcseg_core.recipes import recipe_file
@@ -94,7 +90,7 @@ def folder_data(path: Path, test: Sequence[str]) -> Data:
     return Data(train, list(test) or [f"semantic-kitti:{p}" for p in tested])
 
 
-def row_recipe(base: ZeroShotRecipe, row: str, seed: int) -> ZeroShotRecipe:
+def row_recipe(base: Recipe, row: str, seed: int) -> Recipe:
     """The recipe of a row: the base without the parts that the row leaves out."""
     parts = ROWS[row]
     weights = {
@@ -120,7 +116,7 @@ def row_recipe(base: ZeroShotRecipe, row: str, seed: int) -> ZeroShotRecipe:
     )
 
 
-def digest(recipe: ZeroShotRecipe) -> str:
+def digest(recipe: Recipe) -> str:
     """A short hash of everything in a recipe."""
     return hashlib.sha256(recipe.model_dump_json().encode()).hexdigest()[:12]
 
@@ -141,7 +137,7 @@ class ZeroShotStudy(study.Study):
 
     def __init__(
         self,
-        base: ZeroShotRecipe,
+        base: Recipe,
         data: Data,
         split: Split,
         out: Path,
@@ -294,7 +290,7 @@ def zero_shot_study(
     is measured in a town that is not trained in.
     """
     study.check_outputs(json_, picture)
-    base = adjusted(load_zero_shot_recipe(recipe_file(recipe)), steps=steps)
+    base = adjusted(load_recipe(recipe_file(recipe)), steps=steps)
     sources, folder = _data(data, test or []), work or json_.with_suffix(".work")
     rows = ZeroShotStudy(base, sources, load_split(split), json_, folder, device, row, every)
     content = rows.run(seeds, note, limit)

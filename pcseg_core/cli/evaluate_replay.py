@@ -137,7 +137,11 @@ def _recipe(options: ReplayOptions) -> Recipe | None:
     from pcseg_core.learning.recipe import load_recipe
     from pcseg_core.recipes import recipe_file
 
-    return load_recipe(recipe_file(options.teacher)) if options.teacher else None
+    if not options.teacher:
+        return None
+    recipe = load_recipe(recipe_file(options.teacher))
+    recipe.required_teacher()
+    return recipe
 
 
 def _open(source: str, setup: NodeSetup) -> Recording:

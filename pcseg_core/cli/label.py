@@ -53,13 +53,13 @@ def label(
     chosen = load_recipe(recipe_file(recipe))
     settings = LabelSettings(
         source=source,
-        teacher=chosen.teacher,
+        teacher=chosen.required_teacher(),
         labels=chosen.labels,
         min_confidence=min_confidence,
         checkpoint=checkpoint or "",
     )
     check_output(out, settings)
-    teacher = load_teacher(chosen.teacher, str(choose_device(device)))
+    teacher = load_teacher(settings.teacher, str(choose_device(device)))
     student = Pipeline(Segmenter.load(checkpoint, device=device)) if checkpoint else None
     recording = open_recording(source)
     with bar("labeling") as progress:

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeVar
 
 import typer
 
-from pcseg_core.errors import InputError
-from pcseg_core.files import FolderKind, claim_folder
+from pcseg_core.files import claim_folder
 
 if TYPE_CHECKING:
     from pcseg_core.learning.recipe import OptimizerConfig
@@ -72,30 +71,6 @@ def start_over(out: Path) -> None:
     Raises:
         InputError: `out` is not a run directory, or holds other files too. Nothing is deleted.
     """
+    from pcseg_core.learning.runs import RUN
+
     claim_folder(out, RUN, fresh=True)
-
-
-def _check_run(marker: Path) -> None:
-    from pcseg_core.config import read_yaml
-
-    content = read_yaml(marker)
-    if set(content) != {"recipe", "sources"} or not isinstance(content["recipe"], dict):
-        raise InputError(f"{marker.name} does not name the recipe and the sources of a run")
-
-
-RUN = FolderKind(
-    name="run directory",
-    marker="recipe.yaml",
-    check=_check_run,
-    contents=(
-        "cache/*",
-        "checkpoint.safetensors",
-        "last.ckpt",
-        "logs/*",
-        "metrics.json",
-        "pseudo_labels/*",
-        ".checkpoint.safetensors.*/*",
-        ".metrics.json.*/*",
-        ".recipe.yaml.*/*",
-    ),
-)

@@ -42,10 +42,10 @@ def pretrain(
     work.
     """
     from pcseg_core.learning.pretrain import pretrain as run
-    from pcseg_core.learning.pretrain_recipe import load_pretrain_recipe
+    from pcseg_core.learning.recipe import load_recipe
     from pcseg_core.recipes import recipe_file
 
-    chosen = adjusted(load_pretrain_recipe(recipe_file(recipe)), seed, steps)
+    chosen = adjusted(load_recipe(recipe_file(recipe)), seed, steps)
     if not resume and os.environ.get("RANK", "0") == "0":  # the others wait for this one
         start_over(out)
     _summarize(run(sources, chosen, out, cache=cache, device=device, workers=workers), out)

@@ -45,12 +45,12 @@ def zero_shot(
     Seen classes are learned from the labels of SOURCES, unseen ones from an image teacher that
     knows words. Interrupted runs resume: run the same command again.
     """
+    from pcseg_core.learning.recipe import load_recipe
     from pcseg_core.learning.zero_shot import zero_shot as run
-    from pcseg_core.learning.zero_shot_recipe import load_zero_shot_recipe
     from pcseg_core.learning.zero_shot_split import load_split
     from pcseg_core.recipes import recipe_file
 
-    chosen = adjusted(load_zero_shot_recipe(recipe_file(recipe)), seed, steps)
+    chosen = adjusted(load_recipe(recipe_file(recipe)), seed, steps)
     classes = load_split(split)
     if not resume:
         start_over(out)

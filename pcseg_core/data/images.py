@@ -118,7 +118,7 @@ def decode_image(
         )
     try:
         with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
-            _check_numbers(*image.size, size, name)
+            _check_numbers(image.width, image.height, size, name)
             if image.mode.startswith("I;16") or image.mode == "I":
                 return _stack(_eight_bits(np.asarray(image).astype(np.uint16)))
             return np.array(image.convert("RGB"))

@@ -76,22 +76,26 @@ class CameraFrame:
         """
         pixels = _load(self._image)
         assert pixels is not None
-        return pixels
+        result: npt.NDArray[np.uint8] = pixels
+        return result
 
     @property
     def labels(self) -> npt.NDArray[np.int16] | None:
         """(H, W) int16 class ids, -1 without a class; None for an unlabeled image."""
-        return _load(self._labels)
+        result: npt.NDArray[np.int16] | None = _load(self._labels)
+        return result
 
     @property
     def depth(self) -> npt.NDArray[np.float32] | None:
         """(H, W) float32 z in the camera frame [m], NaN or infinity without a surface."""
-        return _load(self._depth)
+        result: npt.NDArray[np.float32] | None = _load(self._depth)
+        return result
 
     @property
     def instances(self) -> npt.NDArray[np.int32] | None:
         """(H, W) int32 instance ids, -1 without an instance."""
-        return _load(self._instances)
+        result: npt.NDArray[np.int32] | None = _load(self._instances)
+        return result
 
     def __repr__(self) -> str:
         return f"CameraFrame({self.name!r}, stamp_ns={self.stamp_ns})"

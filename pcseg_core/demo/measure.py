@@ -12,9 +12,8 @@ import numpy.typing as npt
 from pcseg_core.data import Recording, Sample
 from pcseg_core.distill.pseudo_labels import PseudoLabelConfig
 from pcseg_core.errors import PcsegError
-from pcseg_core.evaluation.evaluator import truth_of
 from pcseg_core.evaluation.live import ReplayResult
-from pcseg_core.labels import LabelSpace, grouping, regroup
+from pcseg_core.labels import LabelSpace, grouping, regroup, truth_of
 from pcseg_core.metrics.confusion import Confusion
 from pcseg_core.online.camera_fusion import CameraLabeler, label_by_cameras
 from pcseg_core.online.pipeline import Pipeline, Sweep

@@ -13,8 +13,7 @@ from pcseg_core.data import Sample
 from pcseg_core.demo.measure import ALL, Scores, project_teacher
 from pcseg_core.distill.pseudo_labels import PseudoLabelConfig
 from pcseg_core.evaluation import pictures
-from pcseg_core.evaluation.evaluator import truth_of
-from pcseg_core.labels import LabelSpace, grouping, regroup
+from pcseg_core.labels import LabelSpace, grouping, regroup, truth_of
 from pcseg_core.online.pipeline import Pipeline, Sweep
 from pcseg_core.projection import project_sample
 from pcseg_core.vision.pixel_classes import PixelClasses

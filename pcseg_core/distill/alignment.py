@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Alignment of LiDAR features with image features at two levels: classes and image patches.
+"""Contrastive alignment of LiDAR features with image features: by class and by image patch.
 
 The two contrastive terms of "Transferring CLIP's Knowledge into Zero-Shot Point Cloud Semantic
 Segmentation" (Wang et al., ACM MM 2023, arXiv 2312.07221): global and semantic over the classes of
@@ -10,15 +10,15 @@ nor patch size; those here are our own.
 from __future__ import annotations
 
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from pcseg_core.config import Section
-from pcseg_core.distill.contrast import false_negatives, info_nce, segment_means
+from pcseg_core.distill.contrast import info_nce, segment_means
 
 
 class AlignmentConfig(Section):
-    """Weights of the two terms, and what they compare."""
+    """Weights of the two terms, and the features they compare."""
 
     global_weight: float = Field(
         1.0, ge=0, description="Weight of class prototypes across the batch"
@@ -29,77 +29,21 @@ class AlignmentConfig(Section):
     temperature: float = Field(0.07, gt=0, description="Divisor of the similarities")
     channels: int = Field(64, ge=2, le=4096, description="Size of the projected features")
     patch_px: int = Field(
-        16, ge=1, le=256, description="Edge of a patch on the map of image features [px of the map]"
+        16, ge=1, le=256, description="Edge of a patch on the map of image features [map px]"
     )
     min_points: int = Field(3, ge=1, description="Patches with fewer points are left out")
     false_negative_quantile: float | None = Field(
         0.9,
         gt=0,
         lt=1,
-        description="Pairs of patches whose image features are more alike than this quantile are "
-        "no negatives; null excludes none",
+        description="Pairs of patches whose image features are more similar than this quantile of "
+        "all pairs are not negatives; null excludes none",
     )
 
     @property
     def active(self) -> bool:
         """Whether any term counts."""
         return self.global_weight + self.local_weight > 0
-
-
-class Projections(nn.Module):
-    """A linear map for each side of each term.
-
-    The terms ask for different things, classes and places; through one projection they would
-    work against each other.
-
-    Args:
-        point_channels: size of the student's features.
-        pixel_channels: size of the image features.
-        config: size of the projected features and the terms in use.
-    """
-
-    def __init__(self, point_channels: int, pixel_channels: int, config: AlignmentConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.heads = nn.ModuleDict()
-        for term, weight in (("global", config.global_weight), ("local", config.local_weight)):
-            if weight:
-                self.heads[f"{term}_points"] = nn.Linear(point_channels, config.channels)
-                self.heads[f"{term}_pixels"] = nn.Linear(pixel_channels, config.channels)
-
-    def losses(
-        self, points: Tensor, pixels: Tensor, labels: Tensor, patches: Tensor, patch_pixels: Tensor
-    ) -> dict[str, Tensor]:
-        """Weighted terms by name.
-
-        Args:
-            points: (S, C) student features of the points that a camera sees.
-            pixels: (S, D) image features of their pixels.
-            labels: (S,) int64 true or pseudo labels, IGNORE for none.
-            patches: (S,) int64 row of each point's patch in `patch_pixels`, IGNORE for none.
-            patch_pixels: (R, D) mean image feature of each patch.
-        """
-        config, heads, found = self.config, self.heads, {}
-        if config.global_weight:
-            found["global"] = config.global_weight * global_alignment(
-                heads["global_points"](points),
-                heads["global_pixels"](pixels),
-                labels,
-                config.temperature,
-            )
-        if config.local_weight:
-            excluded = None
-            if config.false_negative_quantile is not None:
-                excluded = false_negatives(patch_pixels, config.false_negative_quantile)
-            found["local"] = config.local_weight * local_alignment(
-                heads["local_points"](points),
-                heads["local_pixels"](patch_pixels),
-                patches,
-                config.temperature,
-                config.min_points,
-                excluded,
-            )
-        return found
 
 
 def global_alignment(
@@ -117,7 +61,7 @@ def global_alignment(
         temperature: divisor of the inner products.
 
     Returns:
-        Scalar; ln |C| where the features say nothing, 0 (with a gradient path) without labels.
+        Scalar; ln |C| for features without information, 0 (with a gradient path) without labels.
     """
     classes = int(labels.max()) + 1 if len(labels) else 0
     of_points, sizes = segment_means(functional.normalize(points, dim=1), labels, classes)
@@ -149,7 +93,7 @@ def local_alignment(
         patches: (S,) int64 patch of each point, IGNORE for none.
         temperature: divisor of the inner products.
         min_points: patches with fewer points are left out, as queries and as negatives.
-        excluded: (R, R) bool, patches that are no negatives of each other.
+        excluded: (R, R) bool, patches that are not negatives of each other.
 
     Returns:
         Scalar; 0 (with a gradient path) without patches.

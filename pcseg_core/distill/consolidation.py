@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pseudo labels of a drive fused over time and cameras before training.
+"""Bayes fusion of class evidence over the sweeps and cameras of a scene.
 
-Voxels of the world hold the probability of each class and take every look at them as evidence by
-Bayes' rule, p <- p l / sum(p l). What moves would smear its class along its way, so points whose
-place another sweep sees through are fused within their own sweep only.
+World voxels hold the probability of each class. Every observation updates them by Bayes' rule,
+p <- p l / sum(p l). Moving objects would smear their class along their path, so points at a place
+that another sweep sees through are fused within their own sweep only.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,31 +25,30 @@ Bool = npt.NDArray[np.bool_]
 
 
 class ConsolidationConfig(Section):
-    """Voxels, how far a single look is trusted, and what counts as moving."""
+    """Voxels, noise of single observations, and the detection of moving points."""
+
+    renamed: ClassVar[dict[str, str]] = {"doubt": "observation_noise"}
 
     voxel_m: float = Field(
-        0.0, ge=0, le=2, description="Edge of the world voxels [m]; 0 leaves each sweep to itself"
+        0.0, ge=0, le=2, description="Edge of the world voxels [m]; 0 fuses nothing"
     )
-    doubt: float = Field(
-        0.5,
-        gt=0,
-        lt=1,
-        description="Share of every look that is taken for a guess, so that no single one decides",
+    observation_noise: float = Field(
+        0.5, gt=0, lt=1, description="Uniform mixing weight of each observation (label smoothing)"
     )
     margin_m: float = Field(
-        0.6, gt=0, description="A place is empty if another sweep sees this far beyond it [m]"
+        0.6, gt=0, description="A place is empty if another sweep measures this far beyond it [m]"
     )
     margin_ratio: float = Field(
-        0.03, ge=0, lt=1, description="The same as a share of the distance; the larger one holds"
+        0.03, ge=0, lt=1, description="The same as a share of the distance; the larger one counts"
     )
     cell_deg: float = Field(
-        1.5, gt=0.05, le=10, description="Cell of the range images that tell what is empty [deg]"
+        1.5, gt=0.05, le=10, description="Cell of the range images that find empty places [deg]"
     )
     window: int = Field(
-        60, ge=2, description="Sweeps fused together; a longer drive is cut into such parts"
+        60, ge=2, description="Sweeps fused together; longer scenes are split into such windows"
     )
     neighbors: int = Field(
-        4, ge=1, description="Sweeps before and after, each, that may see through a place"
+        4, ge=1, description="Sweeps before, and as many after, that are tested for empty places"
     )
 
 
@@ -58,16 +58,16 @@ def consolidate(
     evidence: Sequence[Evidence],
     config: ConsolidationConfig,
 ) -> list[Float32]:
-    """Class probabilities of all points of a scene after all its looks.
+    """Class probabilities of all points of a scene after all its observations.
 
     Args:
-        clouds: (N_i, 3) finite points of each sweep in its LiDAR frame, motion undone [m].
+        clouds: (N_i, 3) finite points of each sweep in its LiDAR frame, deskewed [m].
         poses: (4, 4) T_world_lidar of each sweep, in the order of time.
-        evidence: what the cameras said of each sweep.
-        config: voxels, trust and motion.
+        evidence: class evidence of each sweep.
+        config: voxels, noise and motion.
 
     Returns:
-        Per sweep (N_i, C) probabilities that add up to 1; 0 where nothing was ever seen.
+        Per sweep (N_i, C) probabilities that sum to 1; zeros for points in voxels without evidence.
     """
     found: list[Float32] = []
     for first in range(0, len(clouds), config.window):
@@ -86,14 +86,14 @@ def _consolidate(
     start = invert(poses[0])  # world coordinates may be too large for the keys of voxels
     keys = [world_keys(xyz, start @ pose, config.voxel_m) for xyz, pose in zip(clouds, poses)]
     voxels, rows = _rows(keys, moving)
-    logs, seen = _fuse(rows, evidence, voxels, config.doubt)
+    logs, seen = _fuse(rows, evidence, voxels, config.observation_noise)
     odds = np.exp(logs - logs.max(1, keepdims=True))
     fused = np.where(seen[:, None], odds / odds.sum(1, keepdims=True), 0).astype(np.float32)
     return [fused[r] for r in rows]
 
 
 def likeliest(probabilities: Float32) -> tuple[npt.NDArray[np.int16], Float32]:
-    """(N,) labels, IGNORE where nothing was seen, and their probability, from (N, C)."""
+    """(N,) labels, IGNORE for rows of zeros, and their probability, from (N, C)."""
     best = probabilities.argmax(1)
     confidence: Float32 = probabilities[np.arange(len(best)), best]
     return np.where(confidence > 0, best, IGNORE).astype(np.int16), confidence
@@ -104,16 +104,16 @@ def moving_points(
     poses: Sequence[npt.NDArray[np.float64]],
     config: ConsolidationConfig,
 ) -> list[Bool]:
-    """Points whose place is empty in a sweep before or after.
+    """Points at places that a sweep before or after sees through.
 
-    A place is empty in a sweep that measured something there, and nothing in that direction or
-    beside it (3 x 3 cells of its range image) nearer than the place and a margin beyond it. Thin
-    and porous things let single rays through, but not all of the rays beside them.
+    A sweep sees through a place if it measured something in that direction (3 x 3 cells of its
+    range image) and all of it lies beyond the place by more than a margin. Thin and porous objects
+    let single rays through, but not all rays around them.
 
     Args:
-        clouds: (N_i, 3) finite points of each sweep in its LiDAR frame, motion undone [m].
+        clouds: (N_i, 3) finite points of each sweep in its LiDAR frame, deskewed [m].
         poses: (4, 4) T_world_lidar of each sweep, in the order of time.
-        config: margins, cells and how many sweeps to ask.
+        config: margins, cells and number of neighbors.
 
     Returns:
         Per sweep (N_i,) bool.
@@ -136,7 +136,8 @@ def _seen_through(
     distance = np.linalg.norm(xyz, axis=1)
     margin = np.maximum(config.margin_m, config.margin_ratio * distance)
     nearest = image[_cells(xyz, config.cell_deg)]
-    return np.isfinite(nearest) & (nearest > distance + margin)
+    result: Bool = np.isfinite(nearest) & (nearest > distance + margin)
+    return result
 
 
 def _nearest_around(xyz: npt.NDArray[np.floating], cell_deg: float) -> Float32:
@@ -167,7 +168,7 @@ def _cells(
 def _rows(
     keys: Sequence[npt.NDArray[np.int64]], moving: Sequence[Bool]
 ) -> tuple[int, list[npt.NDArray[np.int64]]]:
-    """Number of voxels, and the voxel of every point; what moves has voxels of its own sweep."""
+    """Number of voxels, and the voxel of every point; moving points have voxels per sweep."""
     places, place = np.unique(np.concatenate(keys), return_inverse=True)
     owner = np.concatenate([np.where(m, i + 1, 0) for i, m in enumerate(moving)])
     voxels, row = np.unique(owner * len(places) + place, return_inverse=True)
@@ -175,17 +176,17 @@ def _rows(
 
 
 def _fuse(
-    rows: Sequence[npt.NDArray[np.int64]], evidence: Sequence[Evidence], voxels: int, doubt: float
+    rows: Sequence[npt.NDArray[np.int64]], evidence: Sequence[Evidence], voxels: int, noise: float
 ) -> tuple[npt.NDArray[np.float64], Bool]:
-    """(V, C) log probabilities up to a constant, and which voxels anything was seen of."""
+    """(V, C) log probabilities up to a constant, and which voxels have evidence."""
     classes = evidence[0].sums.shape[1]
     logs, seen = np.zeros((voxels, classes)), np.zeros(voxels, bool)
-    for own, look in zip(rows, evidence):
-        # The points of one voxel in one sweep are one look: their errors are not independent.
-        at, inverse = np.unique(own[look.index], return_inverse=True)
-        sums = np.stack([np.bincount(inverse, c, len(at)) for c in look.sums.T], axis=1)
-        weights = np.bincount(inverse, look.weights, len(at))
-        likelihood = (1 - doubt) * sums / weights[:, None] + doubt / classes
+    for own, seen_by in zip(rows, evidence):
+        # Points of one voxel in one sweep are one observation: their errors are not independent.
+        at, inverse = np.unique(own[seen_by.index], return_inverse=True)
+        sums = np.stack([np.bincount(inverse, c, len(at)) for c in seen_by.sums.T], axis=1)
+        weights = np.bincount(inverse, seen_by.weights, len(at))
+        likelihood = (1 - noise) * sums / weights[:, None] + noise / classes
         logs[at] += np.minimum(1, weights)[:, None] * np.log(likelihood)
         seen[at] = True
     return logs, seen

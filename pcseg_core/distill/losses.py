@@ -1,13 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Losses between per-point predictions and what the camera teachers said."""
+"""Losses between predictions and labels or image features, and the weights of classes."""
 
 from __future__ import annotations
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from pcseg_core.labels import IGNORE
+
+
+def class_weights(counts: npt.ArrayLike, balance: float) -> npt.NDArray[np.float32]:
+    """Inverse class frequencies to a power, with mean 1 over the labels.
+
+    Args:
+        counts: (C,) labels of each class; shares of any sum do as well.
+        balance: the power; 0 weighs all classes equally, 1 makes their sums equal.
+
+    Returns:
+        (C,) weights; frequencies below 1e-4 count as 1e-4.
+    """
+    values = np.asarray(counts, np.float64)
+    frequency = values / max(values.sum(), 1e-6)
+    weights = np.maximum(frequency, 1e-4) ** -balance
+    result: npt.NDArray[np.float32] = (weights / max((weights * frequency).sum(), 1e-6)).astype(
+        np.float32
+    )
+    return result
 
 
 def weighted_cross_entropy(

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Per-point labels from what camera teachers see: project, weigh, vote, carry across frames."""
+"""Pseudo labels of points: project pixel classes, vote over cameras, propagate across sweeps."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -13,16 +13,21 @@ from pcseg_core.config import Section
 from pcseg_core.data.sample import Sample
 from pcseg_core.distill.consolidation import ConsolidationConfig
 from pcseg_core.distill.evidence import Evidence, PixelEvidence, world_keys
-from pcseg_core.geometry import deskew
 from pcseg_core.labels import IGNORE
-from pcseg_core.projection import project_cloud, project_sample
+from pcseg_core.projection import project_cloud
 
 if TYPE_CHECKING:
     from pcseg_core.vision.pixel_classes import PixelClasses  # imports torch
 
 
 class PseudoLabelConfig(Section):
-    """How pixels become labels of points."""
+    """How pixel classes become labels of points."""
+
+    renamed: ClassVar[dict[str, str]] = {
+        "carry_voxel_m": "propagate_voxel_m",
+        "carry_weight": "propagate_weight",
+        "carry_min_weight": "propagate_min_weight",
+    }
 
     label_space: str = Field("street", description="Label space of the student")
     splat_radius_px: int = Field(2, ge=0, le=10, description="Occlusion splat radius [px]")
@@ -32,60 +37,40 @@ class PseudoLabelConfig(Section):
         description="Factors on the probabilities of target classes, by name, "
         "against a known bias of the teacher",
     )
-    carry_voxel_m: float = Field(
+    propagate_voxel_m: float = Field(
         0.2,
         ge=0,
         le=2,
-        description="Edge of the world voxels that carry labels across the frames "
-        "of a drive with poses [m]; 0 carries nothing",
+        description="Edge of the world voxels that propagate labels between the sweeps of a "
+        "scene with poses [m]; 0 propagates nothing",
     )
-    carry_weight: float = Field(
-        1.0, ge=0, description="Weight of a voxel's mean evidence beside a point's own"
+    propagate_weight: float = Field(
+        1.0, ge=0, description="Weight of a voxel's mean evidence relative to a point's own"
     )
-    carry_min_weight: float = Field(
-        2.0, gt=0, description="Weight (fully visible pixels) below which a voxel carries nothing"
+    propagate_min_weight: float = Field(
+        2.0, gt=0, description="Evidence of a voxel, in fully visible pixels, that it needs"
     )
     consolidation: ConsolidationConfig = Field(
         default_factory=ConsolidationConfig,
-        description="Bayes fusion over the drive instead of carrying, where its voxels have a size",
+        description="Bayes fusion over the scene, used instead of propagation if its voxel_m is "
+        "above 0",
     )
 
 
-class FeatureSource(Protocol):
-    """What gives features of pixels: encoders, and teachers of pixel classes."""
-
-    def features(self, image: np.ndarray) -> np.ndarray:
-        """(H, W, 3) uint8 RGB -> (D, h, w) float32."""
-
-
-def camera_evidence(
-    sample: Sample,
-    teacher: PixelClasses,
-    groups: np.ndarray,
-    classes: int,
-    config: PseudoLabelConfig,
-) -> Evidence:
-    """Vote of all cameras over the points of a sweep.
+def pixel_evidence(
+    sample: Sample, teacher: PixelClasses, groups: np.ndarray, classes: int
+) -> Iterator[PixelEvidence]:
+    """Pixel classes of the images of a sample, one by one.
 
     Args:
         sample: sweep with images.
         teacher: pixel classes.
         groups: (C_teacher,) target class of each of the teacher's classes, IGNORE for none.
         classes: number C of target classes.
-        config: projection settings.
     """
-    images = (
-        PixelEvidence(
-            group_probabilities(teacher.probabilities(frame.image), groups, classes),
-            frame.camera,
-            sample.T_cam_lidar(k),
-        )
-        for k, frame in enumerate(sample.cameras)
-    )
-    cloud, xyz = sample.cloud, sample.cloud.xyz
-    if sample.trajectory is not None and cloud.time is not None:
-        xyz = deskew(xyz, cloud.time, sample.trajectory, cloud.stamp_ns)
-    return gather_evidence(xyz, images, classes, config)
+    for k, frame in enumerate(sample.cameras):
+        grouped = group_probabilities(teacher.probabilities(frame.image), groups, classes)
+        yield PixelEvidence(grouped, frame.camera, sample.T_cam_lidar(k))
 
 
 def gather_evidence(
@@ -120,30 +105,6 @@ def gather_evidence(
     return Evidence(index, weights[index], sums[index])
 
 
-def camera_features(
-    sample: Sample, teacher: FeatureSource, config: PseudoLabelConfig
-) -> tuple[np.ndarray, np.ndarray]:
-    """The teacher's pixel features of the points its cameras see (a point's first camera counts).
-
-    Returns:
-        (S, D) float16 features and (S,) int32 positions of their points in the sweep.
-    """
-    features, index, taken = [], [], np.zeros(len(sample.cloud), bool)
-    for k, frame in enumerate(sample.cameras):
-        projection = project_sample(
-            sample, k, splat_radius_px=config.splat_radius_px, border_px=config.border_px
-        )
-        seen = np.flatnonzero(projection.visible & (projection.weight > 0.5) & ~taken)
-        taken[seen] = True
-        size = (frame.camera.width, frame.camera.height)
-        values = sample_map(teacher.features(frame.image), projection.uv[seen], size)
-        features.append(values.astype(np.float16))
-        index.append(seen.astype(np.int32))
-    if not features:
-        return np.zeros((0, 0), np.float16), np.zeros(0, np.int32)
-    return np.concatenate(features), np.concatenate(index)
-
-
 def group_probabilities(probabilities: np.ndarray, groups: np.ndarray, classes: int) -> np.ndarray:
     """Add up (C_src, h, w) probabilities into (C, h, w); what maps to IGNORE is left out."""
     grouped = np.zeros((classes, *probabilities.shape[1:]), np.float32)
@@ -172,7 +133,8 @@ def sample_map(values: np.ndarray, uv: np.ndarray, size: tuple[int, int]) -> np.
     a, b = (u - u0).astype(values.dtype), (v - v0).astype(values.dtype)
     top = values[:, v0, u0] * (1 - a) + values[:, v0, u1] * a
     bottom = values[:, v1, u0] * (1 - a) + values[:, v1, u1] * a
-    return (top * (1 - b) + bottom * b).T
+    result: np.ndarray = (top * (1 - b) + bottom * b).T
+    return result
 
 
 def apply_priors(evidence: Evidence, priors: np.ndarray) -> Evidence:
@@ -198,28 +160,28 @@ def label_points(evidence: Evidence, count: int) -> tuple[np.ndarray, np.ndarray
     return _decide(sums, weights)
 
 
-def carry_labels(
+def propagate_labels(
     clouds: Sequence[np.ndarray],
     poses: Sequence[np.ndarray],
     evidence: Sequence[Evidence],
     config: PseudoLabelConfig,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Labels of all sweeps of a scene, with evidence shared through voxels of the world.
+    """Labels of all sweeps of a scene. World voxels propagate evidence between the sweeps.
 
-    A point takes the sum of its own evidence and of its voxel's mean, so that what a camera saw
-    once is known in all sweeps (beside and behind the vehicle too), and errors of single images
-    are voted down.
+    A point takes the sum of its own evidence and of the mean of its voxel. Points that no camera
+    sees at the time are labeled, and errors of single images are outvoted.
 
     Args:
-        clouds: (N_i, 3) points of each sweep in its LiDAR frame; non-finite points get no label.
+        clouds: (N_i, 3) points of each sweep in its LiDAR frame, deskewed; non-finite points get
+            no label.
         poses: (4, 4) T_world_lidar of each sweep.
-        evidence: what the cameras said of each sweep.
+        evidence: class evidence of each sweep.
         config: voxel size and weights.
 
     Returns:
         Per sweep (N_i,) int16 labels and (N_i,) float32 confidence.
     """
-    keys = [world_keys(xyz, pose, config.carry_voxel_m) for xyz, pose in zip(clouds, poses)]
+    keys = [world_keys(xyz, pose, config.propagate_voxel_m) for xyz, pose in zip(clouds, poses)]
     seen = np.concatenate([k[e.index] for k, e in zip(keys, evidence)])
     if len(seen) == 0:
         return [label_points(own, len(xyz)) for xyz, own in zip(clouds, evidence)]
@@ -250,12 +212,12 @@ def _with_voxels(
 ) -> tuple[np.ndarray, np.ndarray]:
     position = np.minimum(np.searchsorted(voxels, keys), len(voxels) - 1)
     known = (voxels[position] == keys) & (keys >= 0)
-    known &= weights[position] >= config.carry_min_weight
+    known &= weights[position] >= config.propagate_min_weight
     total = np.zeros((len(keys), sums.shape[1]), np.float32)
     weight = np.zeros(len(keys), np.float32)
-    carried = position[known]
-    total[known] = sums[carried] / weights[carried][:, None] * config.carry_weight
-    weight[known] = config.carry_weight
+    known_voxel = position[known]
+    total[known] = sums[known_voxel] / weights[known_voxel][:, None] * config.propagate_weight
+    weight[known] = config.propagate_weight
     total[own.index] += own.sums
     weight[own.index] += own.weights
     return _decide(total, weight)

@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Segments that last: what stands on the ground, found in sweeps laid over each other by pose.
+"""Temporal segments: clusters above the ground that the sweeps of a scene share.
 
-Sweeps are moved into one frame, the ground is taken away, what remains is clustered once, and the
-clusters are handed back to the points of each sweep, so that ids are shared between sweeps.
+Sweeps are moved into one frame by their poses, ground points are removed, the remaining points are
+clustered once, and every point takes the id of its cluster, so that sweeps share ids.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -18,6 +19,8 @@ import numpy.typing as npt
 from pydantic import Field
 
 from pcseg_core.config import Section
+from pcseg_core.distill.cache import digest, read_arrays, write_arrays
+from pcseg_core.distill.observation import StoredObservation
 from pcseg_core.errors import require
 from pcseg_core.geometry import invert, transform
 from pcseg_core.labels import IGNORE
@@ -25,42 +28,46 @@ from pcseg_core.labels import IGNORE
 Array = npt.NDArray[Any]
 Bool = npt.NDArray[np.bool_]
 Int32 = npt.NDArray[np.int32]
+Progress = Callable[[int, int], None]
+
+_FEW = 8  # sweeps that are clustered faster than processes start
 
 
 class TemporalConfig(Section):
     """How segments across sweeps are found."""
 
-    gap: int = Field(default=1, ge=1, le=20, description="Sweeps from one of a pair to the other")
+    gap: int = Field(default=1, ge=1, le=20, description="Distance of paired sweeps, in sweeps")
     ground: Literal["auto", "ransac", "patchwork"] = Field(
-        default="auto", description="Ground removal; auto is Patchwork++ where it is installed"
+        default="auto", description="Ground removal; auto is Patchwork++ if installed, else RANSAC"
     )
     ground_distance_m: float = Field(
-        default=0.25, gt=0, le=2, description="RANSAC: distance to the plane that is ground [m]"
+        default=0.25, gt=0, le=2, description="RANSAC: points nearer to the plane are ground [m]"
     )
-    ground_iterations: int = Field(default=200, ge=1, description="RANSAC: planes tried")
+    ground_iterations: int = Field(default=200, ge=1, description="RANSAC: number of planes")
     max_range_m: float = Field(
-        default=50.0, gt=1, le=500, description="Farther points are in no segment [m]"
+        default=50.0, gt=1, le=500, description="Points beyond are in no segment [m]"
     )
     voxel_m: float = Field(
-        default=0.2, gt=0, le=2, description="Points of one such voxel are clustered as one [m]"
+        default=0.2, gt=0, le=2, description="Voxels that are clustered in place of points [m]"
     )
     min_cluster_size: int = Field(
-        default=20, ge=2, description="HDBSCAN: least voxels of a cluster"
+        default=20, ge=2, description="HDBSCAN: smallest cluster, in voxels"
     )
-    clusters: int = Field(default=50, ge=1, le=10_000, description="Largest clusters that are kept")
+    clusters: int = Field(
+        default=50, ge=1, le=10_000, description="Number of largest clusters to keep"
+    )
     clusterer: Literal["auto", "hdbscan", "sklearn"] = Field(
-        default="auto", description="Implementation of HDBSCAN; auto is hdbscan where installed"
+        default="auto", description="Implementation of HDBSCAN; auto is hdbscan if installed"
     )
     gate_m: float = Field(
         default=0.5,
         gt=0,
-        description="Clusters whose middle moves more between the sweeps move "
-        "themselves and are dropped [m]",
+        description="Clusters whose center moves more than this between sweeps are dropped [m]",
     )
     gate_extent_m: float = Field(
         default=12.0,
         gt=0,
-        description="Larger clusters do not move; their middle may, with what is seen of them [m]",
+        description="Larger clusters are kept: their center moves with the visible part [m]",
     )
 
 
@@ -70,7 +77,7 @@ def temporal_segments(
     """Segments that several sweeps share.
 
     Args:
-        clouds: (N_i, 3) finite points of each sweep in its LiDAR frame [m].
+        clouds: (N_i, 3) finite points of each sweep in its LiDAR frame, deskewed [m].
         poses: (4, 4) T_world_lidar of each sweep.
         config: how segments are found.
 
@@ -107,18 +114,18 @@ def ground_mask(xyz: Array, config: TemporalConfig) -> Bool:
 def ransac_ground(
     xyz: Array, distance_m: float = 0.25, iterations: int = 200, seed: int = 0
 ) -> Bool:
-    """Points near the level plane that has the most points near it, or below it.
+    """Points near or below the level plane with the most inliers.
 
-    All planes are tried at once, against a sample of the points.
+    All planes are tested at once on a sample of the points.
 
     Args:
         xyz: (N, 3) points, z up [m].
         distance_m: distance to the plane that counts as near.
-        iterations: planes tried.
+        iterations: number of planes.
         seed: of the planes and the sample.
 
     Returns:
-        (N,) bool; nothing where no plane within 20 degrees of level was found.
+        (N,) bool; all False without a plane within 20 degrees of level.
     """
     rng = np.random.default_rng(seed)
     low = xyz[xyz[:, 2] <= np.quantile(xyz[:, 2], 0.6)] if len(xyz) else xyz
@@ -153,11 +160,11 @@ def _patchwork(xyz: Array) -> Bool:
     patchwork = require("pypatchworkpp", "cluster")
     parameters = patchwork.Parameters()
     parameters.verbose = False
-    # It expects the sensor's height; the low points around the vehicle tell it.
+    # It needs the height of the sensor: estimated from the low points around the vehicle.
     around = xyz[np.linalg.norm(xyz[:, :2], axis=1) < 20]
     if len(around):
         parameters.sensor_height = float(np.clip(-np.quantile(around[:, 2], 0.1), 0.3, 4.0))
-    with _quiet():  # it greets on stdout, which belongs to results
+    with _quiet():  # it prints to stdout, which is for results
         estimator = patchwork.patchworkpp(parameters)
     estimator.estimateGround(np.column_stack([xyz, np.zeros(len(xyz))]).astype(np.float32))
     mask = np.zeros(len(xyz), bool)
@@ -168,8 +175,8 @@ def _patchwork(xyz: Array) -> Bool:
 def cluster(xyz: Array, config: TemporalConfig) -> Int32:
     """HDBSCAN over occupied voxels; points take the cluster of their voxel.
 
-    Voxels make the density that clusters are told apart by less dependent on the distance from
-    the sensor, and the work many times less.
+    With voxels the density depends less on the distance from the sensor, and there are far fewer
+    of them than points.
 
     Returns:
         (N,) int32 cluster, IGNORE for noise.
@@ -190,18 +197,20 @@ def hdbscan_labels(points: Array, config: TemporalConfig) -> Int32:
     if config.clusterer == "sklearn" or (config.clusterer == "auto" and not _installed("hdbscan")):
         sklearn_cluster = require("sklearn.cluster", "cluster")
         found = sklearn_cluster.HDBSCAN(min_cluster_size=size, n_jobs=1, copy=True)
-        return found.fit_predict(points).astype(np.int32)
+        result: Int32 = found.fit_predict(points).astype(np.int32)
+        return result
     hdbscan = require("hdbscan", "cluster")
     found = hdbscan.HDBSCAN(
         min_cluster_size=size, approx_min_span_tree=True, leaf_size=100, core_dist_n_jobs=1
     )
-    return found.fit_predict(points).astype(np.int32)
+    values: Int32 = found.fit_predict(points).astype(np.int32)
+    return values
 
 
 def keep_static(
     points: Array, sweeps: Array, count: int, ids: Array, config: TemporalConfig
 ) -> Int32:
-    """Drop clusters that are not in all sweeps, or whose middle moves from sweep to sweep.
+    """Drop clusters that are not in all sweeps, or whose center moves from sweep to sweep.
 
     Args:
         points: (N, 3) in one frame [m].
@@ -234,7 +243,7 @@ def keep_static(
 
 
 def keep_largest(ids: Array, count: int) -> Int32:
-    """Number the `count` largest clusters from 0, largest first; the others become IGNORE."""
+    """Renumber the `count` largest clusters from 0, largest first; others become IGNORE."""
     found, sizes = np.unique(ids[ids != IGNORE], return_counts=True)
     order = np.argsort(-sizes, kind="stable")[:count]
     table = np.full(int(ids.max(initial=IGNORE)) + 2, IGNORE, np.int32)
@@ -242,9 +251,72 @@ def keep_largest(ids: Array, count: int) -> Int32:
     return table[ids]
 
 
+def partners(observations: Sequence[StoredObservation], gap: int) -> dict[int, int]:
+    """By position, the observation `gap` sweeps later in the scene; both must have poses."""
+    place = {(o.scene, o.index): i for i, o in enumerate(observations) if o.posed}
+    return {
+        i: place[o.scene, o.index + gap]
+        for i, o in enumerate(observations)
+        if o.posed and (o.scene, o.index + gap) in place
+    }
+
+
+def segment_files(
+    observations: Sequence[StoredObservation],
+    config: TemporalConfig,
+    folder: Path,
+    progress: Progress,
+) -> dict[int, Path]:
+    """Segments of every sweep and its partner (or of it alone), a file each, made in parallel.
+
+    Resumes: existing files are kept.
+
+    Args:
+        observations: stored sweeps.
+        config: how segments are found.
+        folder: of the files; several runs may share it.
+        progress: called with (files made, files to make).
+
+    Returns:
+        By position, a file for `read_segments`.
+    """
+    joblib = require("joblib", "cluster")
+
+    pairs = partners(observations, config.gap)
+    key = digest(config.model_dump(mode="json"))
+    files = {i: folder / f"{o.path.stem}-{key}.npz" for i, o in enumerate(observations)}
+    missing = [i for i, file in files.items() if not file.is_file()]
+    jobs = (
+        joblib.delayed(_write_segments)(
+            observations[i], observations[pairs[i]] if i in pairs else None, config, files[i]
+        )
+        for i in missing
+    )
+    workers = -1 if len(missing) > _FEW else 1
+    for done, _ in enumerate(joblib.Parallel(n_jobs=workers, return_as="generator")(jobs)):
+        progress(done + 1, len(missing))
+    return files
+
+
+def read_segments(file: Path) -> tuple[Array, Array]:
+    """Segments (N,) int64 of a sweep and (M,) of its partner, empty without one."""
+    arrays = read_arrays(file)
+    return arrays["now"].astype(np.int64), arrays["then"].astype(np.int64)
+
+
+def _write_segments(
+    now: StoredObservation, then: StoredObservation | None, config: TemporalConfig, file: Path
+) -> None:
+    sweeps = [stored.load() for stored in (now, then) if stored is not None]
+    poses = [sweep.pose if then else np.eye(4) for sweep in sweeps]
+    ids = temporal_segments([sweep.deskewed for sweep in sweeps], poses, config)
+    second = ids[1] if then else np.zeros(0, np.int32)
+    write_arrays(file, {"now": ids[0].astype(np.int16), "then": second.astype(np.int16)})
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Throw away what native code writes to stdout."""
+    """Discard what native code writes to stdout."""
     sys.stdout.flush()
     kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
     try:

@@ -14,29 +14,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from pcseg_core.checkpoint import load_checkpoint
+from pcseg_core.distill.losses import class_weights
 from pcseg_core.errors import InputError
 from pcseg_core.labels import IGNORE
-from pcseg_core.models.student import Points, Student, StudentConfig
+from pcseg_core.learning.linear import logistic_regression
+from pcseg_core.learning.probe import Features, UntrainedNetwork, raw_inputs
+from pcseg_core.models.student import StudentConfig
 
 if TYPE_CHECKING:
     from pcseg_core.cloud import PointCloud
 
 Array = npt.NDArray[Any]
-Features = Callable[[Array, Array], Array]
 
 _FIT_POINTS = 200_000
 _CALIBRATION_SWEEPS = 8
 _NETWORK_SWEEPS = 24  # the untrained network runs on each
-
-
-def raw_inputs(xyz: Array, intensity: Array) -> Array:
-    """z [m], intensity (0..1) and range [m] of each point, float32 (N, 3)."""
-    columns = (xyz[:, 2], intensity, np.linalg.norm(xyz, axis=1))
-    return np.stack(columns, axis=1).astype(np.float32)
 
 
 class PseudoLabels:
@@ -126,37 +120,6 @@ class LinearClassifier:
         return labels
 
 
-class UntrainedNetwork:
-    """The student's architecture with random weights, batch norms fitted to training sweeps."""
-
-    def __init__(self, config: StudentConfig, classes: int, seed: int, device: str) -> None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.student = Student(config, classes).to(device).eval()
-        self.device = torch.device(device)
-
-    def calibrate(self, sweeps: Sequence[tuple[Array, Array]]) -> None:
-        """Set the statistics of every batch norm to their mean over sweeps (xyz, intensity)."""
-        norms: list[Any] = [m for m in self.student.modules() if hasattr(m, "running_mean")]
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # a cumulative average
-        self.student.train()
-        for xyz, intensity in sweeps:
-            self(xyz, intensity)
-        self.student.eval()
-
-    @torch.no_grad()
-    def __call__(self, xyz: Array, intensity: Array) -> Array:
-        """Penultimate features (N, D) float32 of points (N, 3), (N,)."""
-        batch = torch.zeros(len(xyz), dtype=torch.int64)
-        values = torch.from_numpy(np.asarray(intensity, np.float32))
-        points = Points(torch.from_numpy(xyz), values, batch).to(self.device)
-        output = self.student(points)
-        features: Array = output.features[output.voxels.inverse].cpu().numpy()
-        return features
-
-
 def fit_baselines(
     run: Path,
     *,
@@ -179,7 +142,7 @@ def fit_baselines(
     counts = pseudo.counts(classes)
     if not counts.any():
         raise InputError(f"no point in {run / 'pseudo_labels'} has a label")
-    weights = _class_weights(counts.sum(axis=0), float(loss.get("class_balance", 0.5)))
+    weights = class_weights(counts.sum(axis=0), float(loss.get("class_balance", 0.5)))
     config = StudentConfig.model_validate(meta.student)
     network = _untrained_network(config, classes, pseudo, seed, device)
     raw = _fit(pseudo, range(len(pseudo)), counts, raw_inputs, weights, config, seed, None)
@@ -203,7 +166,7 @@ def _fit(
     sweeps: Sequence[int],
     counts: Array,
     features: Features,
-    class_weights: Array,
+    balance: Array,
     config: StudentConfig,
     seed: int,
     progress: Callable[[int, int], None] | None,
@@ -222,58 +185,13 @@ def _fit(
             targets.append(labels[drawn])
         if progress:
             progress(done + 1, len(sweeps))
-    weight, bias = fit_logistic(np.concatenate(inputs), np.concatenate(targets), class_weights)
+    weight, bias = logistic_regression(np.concatenate(inputs), np.concatenate(targets), balance)
     return LinearClassifier(features, weight, bias, config.max_range_m)
-
-
-def fit_logistic(
-    features: Array, labels: Array, class_weights: Array, decay: float = 1e-4
-) -> tuple[Array, Array]:
-    """Weighted multinomial logistic regression by L-BFGS; deterministic.
-
-    Args:
-        features: (N, D); standardized inside, constant columns are allowed.
-        labels: (N,) class ids in 0..C-1.
-        class_weights: (C,) weight of the points of each class.
-        decay: L2 penalty on the weights of standardized features.
-
-    Returns:
-        Weight (D, C) and bias (C,) float32 for features that are not standardized.
-    """
-    mean, spread = features.mean(axis=0), features.std(axis=0)
-    spread = np.where(spread > 1e-6, spread, 1.0)
-    x = torch.from_numpy(((features - mean) / spread).astype(np.float32))
-    y = torch.from_numpy(labels.astype(np.int64))
-    weight = torch.zeros(x.shape[1], len(class_weights), requires_grad=True)
-    bias = torch.zeros(len(class_weights), requires_grad=True)
-    balance = torch.from_numpy(np.asarray(class_weights, np.float32))
-    solver = torch.optim.LBFGS(
-        [weight, bias], max_iter=200, history_size=20, line_search_fn="strong_wolfe"
-    )
-
-    def loss() -> Tensor:
-        solver.zero_grad()
-        value = torch.nn.functional.cross_entropy(x @ weight + bias, y, balance)
-        value = value + decay * weight.square().sum()
-        value.backward()
-        return value
-
-    solver.step(loss)
-    scaled = weight.detach().numpy() / spread[:, None]
-    shifted = bias.detach().numpy() - mean @ scaled
-    return scaled.astype(np.float32), shifted.astype(np.float32)
 
 
 def run_directory(checkpoint: Path) -> Path:
     """The run directory of a checkpoint given as that directory or as the file inside it."""
     return checkpoint if checkpoint.is_dir() else checkpoint.parent
-
-
-def _class_weights(counts: Array, balance: float) -> Array:
-    """Inverse class frequencies to a power, mean 1 over the labels; as in the training."""
-    frequency = counts / counts.sum()
-    weights = np.maximum(frequency, 1e-4) ** -balance
-    return np.asarray(weights / (weights * frequency).sum())
 
 
 def _count(labels: Array, classes: int) -> Array:

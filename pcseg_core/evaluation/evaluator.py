@@ -11,9 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from pcseg_core.errors import InputError
-from pcseg_core.evaluation.report import Example, Figures, Report, ScanFigures, merge_of
-from pcseg_core.labels import LabelSpace, grouping, regroup
+from pcseg_core.evaluation.report import Example, Report, ScanFigures
+from pcseg_core.labels import LabelSpace, grouping, regroup, truth_of
 from pcseg_core.metrics.confusion import Calibration, Confusion
+from pcseg_core.metrics.figures import Figures, merge_of
 from pcseg_core.online.pipeline import Pipeline, Sweep
 
 if TYPE_CHECKING:
@@ -160,18 +161,3 @@ class _Run:
         sample = self.recording[self.indices[ranking[len(ranking) // 2]]]
         pred = regroup(self.pipeline.process(Sweep.of(sample)).labels, self.to_space)
         return Example(sample.name, sample.cloud.xyz, truth_of(sample, self.space), pred)
-
-
-def truth_of(sample: Sample, space: LabelSpace) -> Labels:
-    """Labels (N,) of a sample in another label space, IGNORE for those without a group there.
-
-    Raises:
-        InputError: no labels, another number of labels than points, or no grouping into `space`.
-    """
-    if sample.labels is None or sample.label_space is None:
-        raise InputError(f"{sample.name}: carries no labels; evaluation needs labeled sweeps")
-    if len(sample.labels) != len(sample.cloud):
-        raise InputError(
-            f"{sample.name}: {len(sample.labels)} labels for {len(sample.cloud)} points"
-        )
-    return regroup(sample.labels, grouping(sample.label_space, space))

@@ -14,13 +14,12 @@ import numpy.typing as npt
 from pcseg_core.data import readable
 from pcseg_core.distill.pseudo_labels import PseudoLabelConfig
 from pcseg_core.errors import InputError
-from pcseg_core.evaluation.evaluator import truth_of
 from pcseg_core.evaluation.methods import Method, Prediction, peak_rss_mb
 from pcseg_core.evaluation.replay_report import ReplayFigures, ReplayReport, Scene, SweepFigures
-from pcseg_core.evaluation.report import Figures, merge_of
 from pcseg_core.geometry import transform
-from pcseg_core.labels import LabelSpace, grouping, regroup
+from pcseg_core.labels import LabelSpace, grouping, regroup, truth_of
 from pcseg_core.metrics.confusion import Confusion
+from pcseg_core.metrics.figures import Figures, merge_of
 from pcseg_core.metrics.flicker import Flicker, Pairing, Pairs
 from pcseg_core.online.camera_fusion import CameraLabeler, label_by_cameras
 from pcseg_core.online.pipeline import Sweep

@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
-from pcseg_core.evaluation.report import SUMMARY, Figures, JsonReport, comparison_table, percent
+from pcseg_core.evaluation.report import SUMMARY, JsonReport, comparison_table, percent
+from pcseg_core.metrics.figures import Figures
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -1,219 +1,301 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training batches: sectors of pseudo-labeled sweeps, augmented, the same for the same seed."""
+"""Training batches: sectors of sweeps, augmented; each batch is a function of seed and step."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from pcseg_core.distill.cache import Stored, write_arrays
+from pcseg_core.distill.pixels import PointPixels
 from pcseg_core.labels import IGNORE
-from pcseg_core.learning.recipe import AugmentConfig, Recipe
+from pcseg_core.learning.augment import (
+    ScenePicker,
+    augment_intensity,
+    augment_points,
+    keep_some,
+    labeled_sector,
+)
+from pcseg_core.learning.recipe import TrainingRecipe
 from pcseg_core.models.student import Points
+from pcseg_core.sparse.voxels import Voxels
+
+Array = npt.NDArray[Any]
+Part = TypeVar("Part", bound="_Tensors")
+
+NAMES_PER_SECTOR = 100_000  # more segments than a sector has, to number them in a batch
 
 
 @dataclass
 class TrainingSweep:
-    """One training sweep, as stored in a run's pseudo_labels folder.
+    """A labeled sweep.
 
     Attributes:
-        xyz: (N, 3) float32 finite points within range [m].
+        xyz: (N, 3) float32 finite points [m].
         intensity: (N,) float32 in 0..1.
         label: (N,) int16, IGNORE where unknown.
         confidence: (N,) float32 in 0..1.
-        scene: sweeps of one scene were recorded at one place.
-        features: (S, D) float16 teacher features of the points at `feature_index`, or None.
+        scene: sweeps of one scene show one place.
+        pixels: image features of points, or None.
     """
 
-    xyz: np.ndarray
-    intensity: np.ndarray
-    label: np.ndarray
-    confidence: np.ndarray
+    xyz: Array
+    intensity: Array
+    label: Array
+    confidence: Array
     scene: str
-    features: np.ndarray | None = None
-    feature_index: np.ndarray | None = None
+    pixels: PointPixels | None = None
 
     def save(self, path: Path) -> None:
-        """Write as an uncompressed npz."""
-        arrays = {k: v for k, v in vars(self).items() if v is not None}
-        with path.open("wb") as file:
-            np.savez(file, **arrays)
+        """Write points and labels as an uncompressed npz, atomically."""
+        write_arrays(path, {name: v for name, v in vars(self).items() if name != "pixels"})
 
-    @staticmethod
-    def load(path: Path) -> TrainingSweep:
-        with np.load(path) as stored:
-            arrays = {name: stored[name] for name in stored.files}
-        arrays["scene"] = str(arrays["scene"])
-        return TrainingSweep(**arrays)
-
-    def select(self, labels: np.ndarray, keep: np.ndarray) -> TrainingSweep:
-        """The points at positions `keep` (K,) in ascending order, with other labels (N,)."""
-        features, feature_index = None, None
-        if self.features is not None:
-            kept = self.kept_pairs(keep)
-            features, feature_index = self.features[kept >= 0], kept[kept >= 0]
-        return TrainingSweep(
-            self.xyz[keep],
-            self.intensity[keep],
-            labels[keep],
-            self.confidence[keep],
-            self.scene,
-            features,
-            feature_index,
-        )
-
-    def kept_pairs(self, keep: np.ndarray) -> np.ndarray:
-        """(S,) int64 position of each point with features among `keep`, -1 for those left out."""
-        assert self.feature_index is not None
-        position = np.full(len(self.xyz), -1, np.int64)
-        position[keep] = np.arange(len(keep))
-        return position[self.feature_index]
-
-    def confident(self, minimum: float) -> np.ndarray:
-        """(N,) int64 labels, IGNORE where the confidence is below the minimum."""
+    def confident(self, minimum: float) -> npt.NDArray[np.int64]:
+        """(N,) labels, IGNORE where the confidence is below the minimum."""
         return np.where(self.confidence >= minimum, self.label, IGNORE).astype(np.int64)
 
 
+class _Tensors:
+    """A dataclass of tensors, of parts like itself, and of None."""
+
+    def to(self: Part, device: torch.device) -> Part:
+        """The same on a device."""
+        values = {k: v if v is None else v.to(device) for k, v in vars(self).items()}
+        return type(self)(**values)
+
+
 @dataclass
-class Batch:
-    """Input and targets of one optimizer step.
+class PixelBatch(_Tensors):
+    """Points that cameras see, with the features of their pixels.
 
     Attributes:
-        points: sectors of several sweeps.
-        labels: (N,) int64, IGNORE where not trained on.
-        confidence: (N,) float32.
-        features: (S, D) float32 teacher features of the points `feature_index`; S may be 0.
-        feature_index: (S,) int64.
+        point: (S,) int64 positions in the batch.
+        image: (S, D) float32 features of the teacher or encoder, or None.
+        text: (S, K) float32 features for the text head, or None.
+        patch: (S,) int64 row of `patch_image` of each, or None.
+        patch_image: (R, D) float32 mean features of image patches, or None.
+    """
+
+    point: Tensor
+    image: Tensor | None
+    text: Tensor | None = None
+    patch: Tensor | None = None
+    patch_image: Tensor | None = None
+
+
+@dataclass
+class SegmentBatch(_Tensors):
+    """Superpixels and temporal segments. Their names are unique in the step.
+
+    Attributes:
+        place: (B,) int64 place of each sector; the two sectors of a pair share it.
+        second: (N,) bool, points of the later sweep of a pair.
+        temporal: (N,) int64 temporal segment of each point, IGNORE for none or not drawn.
+        point_segment: (S,) int64 superpixel under each point of `PixelBatch`, IGNORE for none.
+        pixels: (R, D) float32 frozen features of pixels drawn from the superpixels.
+        pixel_segment: (R,) int64 superpixel of each of these pixels.
+        names: (M,) int64 superpixels with points, ascending.
+        classes: (M,) int64 class of each, IGNORE for none.
+    """
+
+    place: Tensor
+    second: Tensor
+    temporal: Tensor
+    point_segment: Tensor
+    pixels: Tensor
+    pixel_segment: Tensor
+    names: Tensor
+    classes: Tensor
+
+    @property
+    def sector(self) -> Tensor:
+        """(M,) int64 sector of each superpixel."""
+        return torch.div(self.names, NAMES_PER_SECTOR, rounding_mode="floor")
+
+
+@dataclass
+class VoxelLabels(_Tensors):
+    """Labels of voxels: (M,) int64, IGNORE for none, and (M,) float32 confidence in 0..1."""
+
+    labels: Tensor
+    confidence: Tensor
+
+
+@dataclass
+class Batch(_Tensors):
+    """Input and targets of one optimizer step, or of one sector of it.
+
+    Attributes:
+        points: of all sectors, one sector after the other.
+        labels: (N,) int64, IGNORE where not trained on; None without labels.
+        confidence: (N,) float32 in 0..1; None without labels.
+        pixels: image features of points, or None.
+        segments: superpixels and temporal segments, or None.
+        targets: labels of the voxels, set during the step.
     """
 
     points: Points
-    labels: Tensor
-    confidence: Tensor
-    features: Tensor
-    feature_index: Tensor
+    labels: Tensor | None = None
+    confidence: Tensor | None = None
+    pixels: PixelBatch | None = None
+    segments: SegmentBatch | None = None
+    targets: VoxelLabels | None = None
 
-    def to(self, device: torch.device) -> Batch:
-        moved = {k: v.to(device) for k, v in vars(self).items()}
-        return type(self)(**moved)
+    def voted(self, voxels: Voxels, classes: int) -> VoxelLabels | None:
+        """Labels of voxels by the vote of their points; None without labels."""
+        if self.labels is None or self.confidence is None:
+            return None
+        found = vote(self.labels, self.confidence, voxels.inverse, len(voxels), classes)
+        return VoxelLabels(*found)
+
+
+def vote(
+    labels: Tensor, confidence: Tensor, inverse: Tensor, voxels: int, classes: int
+) -> tuple[Tensor, Tensor]:
+    """Label of each voxel by the summed confidence of its points.
+
+    Returns:
+        (M,) int64 labels, IGNORE without any labeled point; (M,) float32 mean confidence of the
+        points that voted for the winner, times their share of the vote.
+    """
+    labeled = (labels != IGNORE).nonzero().squeeze(1)
+    cells = inverse[labeled] * classes + labels[labeled]
+    ballot = confidence.new_zeros(voxels * classes)
+    ballot.index_add_(0, cells, confidence[labeled])
+    counts = torch.zeros_like(ballot).index_add_(0, cells, torch.ones_like(confidence[labeled]))
+    ballot, counts = ballot.view(voxels, classes), counts.view(voxels, classes)
+    top, winner = ballot.max(1)
+    won = counts.gather(1, winner[:, None]).squeeze(1)
+    share = top / ballot.sum(1).clamp_min(1e-6)
+    mean = top / won.clamp_min(1)
+    return torch.where(top > 0, winner, IGNORE), mean * share
+
+
+class Sectors(Protocol):
+    """Draws the sectors of a step."""
+
+    def draw(self, step: int, rank: int, world: int) -> list[Batch]:
+        """The share of process `rank` of `world` in the sectors of a step, a batch each."""
 
 
 class StepDataset(Dataset[Batch]):
-    """The batches of the optimizer steps first..first+count-1, each a function of (seed, step)."""
+    """The batches of the steps first..first+count-1, of process `rank` of `world`."""
 
-    def __init__(self, sweeps: list[TrainingSweep], recipe: Recipe, first: int, count: int) -> None:
-        self.sweeps = sweeps
-        self.recipe = recipe
-        self.first = first
-        self.count = count
-        self.scenes: dict[str, list[int]] = {}
-        for i, sweep in enumerate(sweeps):
-            self.scenes.setdefault(sweep.scene, []).append(i)
-        # The square root lets many assorted scenes outweigh one long drive: diversity of places
-        # decides how well the student transfers.
-        sizes = np.sqrt([len(members) for members in self.scenes.values()])
-        self.scene_probability = sizes / sizes.sum()
+    def __init__(
+        self, sectors: Sectors, first: int, count: int, rank: int = 0, world: int = 1
+    ) -> None:
+        self.sectors, self.first, self.count = sectors, first, count
+        self.rank, self.world = rank, world
 
     def __len__(self) -> int:
         return self.count
 
     def __getitem__(self, index: int) -> Batch:
-        rng = np.random.default_rng((self.recipe.seed, self.first + index))
-        parts = [self._sector(rng) for _ in range(self.recipe.optimizer.batch_size)]
-        return self.collate(parts)
-
-    def collate(self, parts: list[TrainingSweep]) -> Batch:
-        """Sectors of sweeps as one batch."""
-        return collate(parts)
-
-    def _sector(self, rng: np.random.Generator) -> TrainingSweep:
-        members = list(self.scenes.values())[rng.choice(len(self.scenes), p=self.scene_probability)]
-        sweep = self.sweeps[members[rng.integers(len(members))]]
-        labels = sweep.confident(self.recipe.loss.min_confidence)
-        keep = _choose_sector(sweep.xyz, labels, self.recipe.optimizer.sector_deg, rng)
-        keep &= rng.random(len(keep)) >= rng.uniform(0, self.recipe.augment.drop)
-        keep &= keep_beams(sweep.xyz, self.recipe.augment, rng)
-        cut = sweep.select(labels, np.flatnonzero(keep))
-        cut.xyz = augment_points(cut.xyz, self.recipe.augment, rng)
-        gain = rng.uniform(-1, 1) * self.recipe.augment.intensity_gain
-        cut.intensity = np.clip(cut.intensity * np.float32(1 + gain), 0, 1)
-        return cut
+        return collate(self.sectors.draw(self.first + index, self.rank, self.world))
 
 
-def _choose_sector(
-    xyz: np.ndarray, labels: np.ndarray, width_deg: float, rng: np.random.Generator
-) -> np.ndarray:
-    """(N,) bool: a sector around a labeled point whose class is drawn evenly."""
-    if width_deg >= 360:
-        return np.ones(len(xyz), bool)
-    azimuth = np.degrees(np.arctan2(xyz[:, 1], xyz[:, 0]))
-    present = np.unique(labels[labels != IGNORE])
-    if len(present):
-        members = np.flatnonzero(labels == rng.choice(present))
-        center = azimuth[rng.choice(members)] + rng.uniform(-0.4, 0.4) * width_deg
-    else:
-        center = rng.uniform(-180, 180)
-    away = np.abs((azimuth - center + 180) % 360 - 180)
-    return away <= width_deg / 2
+class LabeledSectors:
+    """Sectors around labeled points whose class is drawn evenly.
+
+    Args:
+        sweeps: labeled sweeps.
+        recipe: optimizer, augmentation, least confidence and seed.
+    """
+
+    def __init__(self, sweeps: Sequence[TrainingSweep], recipe: TrainingRecipe) -> None:
+        self.sweeps, self.recipe = sweeps, recipe
+        self.scenes = ScenePicker([sweep.scene for sweep in sweeps])
+
+    def draw(self, step: int, rank: int = 0, world: int = 1) -> list[Batch]:
+        """See `Sectors`; every process draws all sectors."""
+        rng = np.random.default_rng((self.recipe.seed, step))
+        return [self._sector(rng) for _ in range(self.recipe.optimizer.batch_size)]
+
+    def _sector(self, rng: np.random.Generator) -> Batch:
+        recipe, sweep = self.recipe, self.sweeps[self.scenes.draw(rng)]
+        labels = sweep.confident(recipe.loss.min_confidence)
+        mask = labeled_sector(sweep.xyz, labels, recipe.optimizer.sector_deg, rng)
+        mask &= keep_some(sweep.xyz, recipe.augment, rng)
+        keep = np.flatnonzero(mask)
+        xyz = augment_points(sweep.xyz[keep], recipe.augment, rng)
+        intensity = augment_intensity(sweep.intensity[keep], recipe.augment, rng)
+        return Batch(
+            sector_points(xyz, intensity),
+            torch.from_numpy(labels[keep]),
+            torch.from_numpy(sweep.confidence[keep]),
+            None if sweep.pixels is None else _pixels_of(sweep.pixels, keep, len(mask)),
+        )
 
 
-def keep_beams(xyz: np.ndarray, config: AugmentConfig, rng: np.random.Generator) -> np.ndarray:
-    """(N,) bool: points outside randomly dropped elevation bands, in half of the calls."""
-    if rng.random() < 0.5:
-        return np.ones(len(xyz), bool)
-    elevation = np.degrees(np.arctan2(xyz[:, 2], np.hypot(xyz[:, 0], xyz[:, 1])))
-    band = ((elevation + 90) / config.beam_deg).astype(np.intp)
-    kept = rng.random(int(180 / config.beam_deg) + 2) >= rng.uniform(0, config.beam_drop)
-    return kept[band]
+def sector_points(xyz: Array, intensity: Array) -> Points:
+    """Points (N, 3), (N,) of one sector."""
+    batch = torch.zeros(len(xyz), dtype=torch.int64)
+    return Points(torch.from_numpy(xyz), torch.from_numpy(intensity), batch)
 
 
-def augment_points(xyz: np.ndarray, config: AugmentConfig, rng: np.random.Generator) -> np.ndarray:
-    """Rotate, mirror, tilt, scale, shift and jitter (N, 3) float32 points of one sweep."""
-    yaw = rng.uniform(-np.pi, np.pi) if config.rotate else 0.0
-    roll, pitch = np.radians(rng.uniform(-1, 1, 2) * config.tilt_deg)
-    matrix = _rotation(yaw, pitch, roll) * (1 + rng.uniform(-1, 1) * config.scale)
-    if config.flip and rng.random() < 0.5:
-        matrix = matrix @ np.diag([1.0, -1.0, 1.0])
-    moved = xyz @ matrix.T.astype(np.float32)
-    moved[:, 2] += np.float32(rng.uniform(-1, 1) * config.shift_z_m)
-    if config.jitter_m:
-        moved += rng.standard_normal(moved.shape, dtype=np.float32) * np.float32(config.jitter_m)
-    return moved
+def _pixels_of(pixels: PointPixels, keep: Array, count: int) -> PixelBatch:
+    """Pixels of the points at positions `keep` (K,) among `count`."""
+    position = np.full(count, IGNORE, np.int64)
+    position[keep] = np.arange(len(keep))
+    moved = position[pixels.point]
+    rows = np.flatnonzero(moved != IGNORE)
 
+    def floats(values: Stored | None, rows: Array | slice) -> Tensor | None:
+        return None if values is None else torch.from_numpy(values[rows].astype(np.float32))
 
-def _rotation(yaw: float, pitch: float, roll: float) -> np.ndarray:
-    """(3, 3) Rz(yaw) Ry(pitch) Rx(roll)."""
-    cy, sy = np.cos(yaw), np.sin(yaw)
-    cp, sp = np.cos(pitch), np.sin(pitch)
-    cr, sr = np.cos(roll), np.sin(roll)
-    rz = np.array([[cy, -sy, 0], [sy, cy, 0], [0, 0, 1]])
-    ry = np.array([[cp, 0, sp], [0, 1, 0], [-sp, 0, cp]])
-    rx = np.array([[1, 0, 0], [0, cr, -sr], [0, sr, cr]])
-    return rz @ ry @ rx
-
-
-def collate(parts: list[TrainingSweep]) -> Batch:
-    """Points, labels and features of sectors, one after the other."""
-    sizes = [len(p.xyz) for p in parts]
-    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
-    batch = np.repeat(np.arange(len(parts)), sizes)
-    points = Points(
-        torch.from_numpy(np.concatenate([p.xyz for p in parts])),
-        torch.from_numpy(np.concatenate([p.intensity for p in parts])),
-        torch.from_numpy(batch),
+    return PixelBatch(
+        torch.from_numpy(moved[rows]),
+        floats(pixels.image, rows),
+        floats(pixels.text, rows),
+        None if pixels.patch is None else torch.from_numpy(pixels.patch[rows].astype(np.int64)),
+        floats(pixels.patch_image, slice(None)),
     )
-    seen = [(p, s) for p, s in zip(parts, starts) if p.features is not None]
-    features = (
-        np.concatenate([p.features for p, _ in seen]) if seen else np.zeros((0, 0), np.float16)
-    )
-    index = [p.feature_index + s for p, s in seen if p.feature_index is not None]
-    return Batch(
-        points,
-        torch.from_numpy(np.concatenate([p.label for p in parts]).astype(np.int64)),
-        torch.from_numpy(np.concatenate([p.confidence for p in parts])),
-        torch.from_numpy(features.astype(np.float32)),
-        torch.from_numpy(np.concatenate(index) if index else np.zeros(0, np.int64)),
-    )
+
+
+def collate(sectors: Sequence[Batch]) -> Batch:
+    """Sectors as one batch. Positions count through, names become unique."""
+    numbered, start, patches = [], 0, 0
+    for number, sector in enumerate(sectors):
+        points, pixels, segments = sector.points, sector.pixels, sector.segments
+        points = replace(points, batch=points.batch + number)
+        if pixels is not None:
+            patch = None if pixels.patch is None else pixels.patch + patches
+            patches += 0 if pixels.patch_image is None else len(pixels.patch_image)
+            pixels = replace(pixels, point=pixels.point + start, patch=patch)
+        if segments is not None:
+            segments = replace(
+                segments,
+                temporal=_renamed(segments.temporal, int(segments.place[0])),
+                **{n: _renamed(getattr(segments, n), number) for n in _NAMES},
+            )
+        numbered.append(replace(sector, points=points, pixels=pixels, segments=segments))
+        start += len(points.xyz)
+    result: Batch = _joined(numbered)
+    return result
+
+
+_NAMES = ("point_segment", "pixel_segment", "names")
+
+
+def _renamed(ids: Tensor, number: int) -> Tensor:
+    return torch.where(ids == IGNORE, IGNORE, ids + number * NAMES_PER_SECTOR)
+
+
+def _joined(parts: Sequence[Any]) -> Any:
+    """Dataclasses of one kind as one; empty tensors may have other widths."""
+    values: dict[str, Any] = {}
+    for name in vars(parts[0]):
+        members = [member for part in parts if (member := getattr(part, name)) is not None]
+        if members and isinstance(members[0], Tensor):
+            values[name] = torch.cat([m for m in members if len(m)] or members[:1])
+        else:
+            values[name] = _joined(members) if members else None
+    return type(parts[0])(**values)

@@ -1,30 +1,50 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Distillation, whole: recordings and a teacher in, a LiDAR-only segmenter out."""
+"""Distillation: recordings and a camera teacher in, a LiDAR-only segmenter out."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from pcseg_core.checkpoint import load_checkpoint
-from pcseg_core.data import Recording, open_recording
-from pcseg_core.distill.labeling import Labeled, Labeler, class_shares
+from pcseg_core.distill.labeling import label_scene
+from pcseg_core.distill.observation import ClassEvidence, Observer, StoredObservation, scenes
+from pcseg_core.distill.pixels import PixelSampler, PointPixels
 from pcseg_core.errors import InputError
-from pcseg_core.files import atomic_path, slug
-from pcseg_core.labels import IGNORE, LabelSpace
-from pcseg_core.learning.dataset import TrainingSweep
-from pcseg_core.learning.module import DistillModule
+from pcseg_core.files import slug
+from pcseg_core.labels import IGNORE, LabelSpace, grouping
+from pcseg_core.learning.dataset import LabeledSectors, TrainingSweep
+from pcseg_core.learning.module import TrainingModule
+from pcseg_core.learning.objectives import Objective
+from pcseg_core.learning.objectives.alignment import Alignment
+from pcseg_core.learning.objectives.regression import Regression
+from pcseg_core.learning.objectives.segmentation import Segmentation, class_counts
+from pcseg_core.learning.objectives.self_training import SelfTraining
+from pcseg_core.learning.objectives.text import TextRegression
 from pcseg_core.learning.recipe import Recipe, TextConfig
-from pcseg_core.learning.runs import bar, claim, console, finish, identity, on_gpu, train
-from pcseg_core.learning.text import TextObjective, TextTeacher, load_text_teacher
+from pcseg_core.learning.runs import (
+    all_skipped,
+    claim,
+    finish,
+    observe,
+    open_recordings,
+    torch_device,
+    train,
+)
+from pcseg_core.learning.teachers import TextTeacher, load_text_teacher
 from pcseg_core.models.student import Student, StudentConfig
 from pcseg_core.vision.class_to_text import agree_with_labels
-from pcseg_core.vision.pixel_classes import load_teacher
+from pcseg_core.vision.pixel_classes import PixelClasses, load_teacher
+
+Array = npt.NDArray[Any]
 
 
 def distill(
@@ -37,15 +57,15 @@ def distill(
 ) -> dict[str, Any]:
     """Label recordings with the recipe's teacher and train a student on the labels.
 
-    The same call goes on where an interrupted one stopped.
+    Interrupted runs resume: make the same call again.
 
     Args:
         sources: bags, or reader:path.
-        recipe: everything that decides the result.
+        recipe: of the run, with a teacher.
         out: run directory; gets recipe.yaml, pseudo_labels/, logs/, last.ckpt and the checkpoint.
-        cache: folder of labeled sweeps that several runs may share; default inside `out`.
+        cache: folder of observations that several runs may share; default inside `out`.
         device: "auto", "cpu" or "cuda".
-        start: run or checkpoint whose student is trained on, for example to learn words.
+        start: run or checkpoint whose student is trained further, for example to learn words.
 
     Returns:
         Figures of the run, also written to metrics.json.
@@ -53,115 +73,123 @@ def distill(
     Raises:
         InputError: unusable sources, weights or recipe, or a run directory of another recipe.
     """
+    if recipe.teacher is None or recipe.supervision is not None:
+        raise InputError("distillation needs a recipe with 'teacher' and without 'supervision'")
     if recipe.optimizer.heads_only and start is None:
         raise InputError("optimizer.heads_only needs a run to start from; give --start RUN")
     claim(out, recipe, [*sources, *([f"start:{start}"] if start else [])])
-    teacher = load_teacher(recipe.teacher, _device(device))
-    text = load_text_teacher(recipe.text, teacher, _device(device)) if recipe.text else None
-    recordings = {identity(s): open_recording(s) for s in sources}
-    labeler = Labeler(
-        teacher,
-        recipe.teacher,
-        recipe.labels,
-        cache or out / "cache",
-        with_features=recipe.loss.regression > 0,
-        text=text.source if text else None,
-    )
-    started = time.monotonic()
-    labeled = _label(labeler, recordings)
-    if text and recipe.text and recipe.text.source == "classes":
-        _agree(labeled, labeler, recipe.loss.min_confidence)
-    sweeps = _store(labeled, out / "pseudo_labels")
+    # Observe every sweep once: what do the images say about its points?
+    teacher = load_teacher(recipe.teacher, torch_device(device))
+    text = load_text_teacher(recipe.text, teacher, torch_device(device)) if recipe.text else None
+    recordings, started = open_recordings(sources), time.monotonic()
+    observer = new_observer(recipe, teacher, text, cache or out / "cache")
+    observations = observe(observer, recordings, "labeling sweeps")
+    # Fuse the evidence of each scene over time, into labels also of points that no camera sees.
+    sweeps = label_sweeps(observations, recipe, teacher.label_space, out / "pseudo_labels")
     labeling_s = time.monotonic() - started
-    student = _build(recipe, sweeps, len(labeler.space), text)
-    if start is not None:
-        _take_over(student, start, labeler.space)
-    objective = _text_objective(recipe.text, text, sweeps) if recipe.text and text else None
-    if objective is not None and student.text_head is not None:
-        objective.prepare(student.text_head)
-    training = _train(student, sweeps, recipe, out, device, objective)
-    if objective is not None and student.text_head is not None:
-        objective.restore(student.text_head)
+    # Train a student to predict the labels from the points alone.
+    space = LabelSpace.load(recipe.labels.label_space)
+    student = new_student(recipe, sweeps, space, text, start)
+    training = train(new_module(student, sweeps, recipe, text), out, device)
     metrics = {
         "sweeps": len(sweeps),
-        "skipped": dict(
-            sum((recording.skipped for recording in recordings.values()), labeler.skipped)
-        ),
+        "skipped": all_skipped(recordings, observer),
         "poses": {name: recording.pose_source for name, recording in recordings.items()},
-        "class_shares": class_shares(labeled, labeler.space),
+        "class_shares": class_shares(sweeps, space),
         "labeling_s": round(labeling_s, 1),
         **training,
     }
-    words = text.checkpoint_text(recipe.text) if recipe.text and text else None
-    finish(student, labeler.space, recipe, metrics, out, words)
+    words = text.checkpoint_text(recipe.text) if text and recipe.text else None
+    finish(student, space, recipe, metrics, out, words)
     return metrics
 
 
-def _device(device: str) -> str:
-    return "cuda" if on_gpu(device) else "cpu"
-
-
-def _label(labeler: Labeler, recordings: dict[str, Recording]) -> list[Labeled]:
-    with bar() as progress:
-        task = progress.add_task("labeling sweeps", total=None)
-        labeled = labeler.label(
-            recordings,
-            lambda _stage, done, total: progress.update(task, completed=done, total=total),
+def new_observer(
+    recipe: Recipe, teacher: PixelClasses, text: TextTeacher | None, folder: Path
+) -> Observer:
+    """Observes what the objectives of a recipe need: class evidence, image features, words."""
+    known = recipe.required_teacher().identity
+    aligned = recipe.alignment is not None and recipe.alignment.active
+    pixels = None
+    if recipe.loss.regression or text or aligned:
+        pixels = PixelSampler(
+            recipe.labels,
+            {"teacher": known, "words": text.identity if text else None},
+            image=teacher.features if recipe.loss.regression or aligned else None,
+            text=text.source.features if text else None,
+            patch_px=recipe.alignment.patch_px if recipe.alignment and aligned else None,
         )
-    for reason, count in labeler.skipped.most_common():
-        console.print(f"[yellow]skipped {count} sweep(s):[/] {reason}", highlight=False)
-    return labeled
+    return Observer(folder, evidence=ClassEvidence(teacher, recipe.labels, known), pixels=pixels)
 
 
-def _store(labeled: list[Labeled], folder: Path) -> list[TrainingSweep]:
-    """Write what the student trains on; baselines are fitted to the same files."""
+def label_sweeps(
+    observations: Sequence[StoredObservation], recipe: Recipe, teacher: LabelSpace, folder: Path
+) -> list[TrainingSweep]:
+    """Label observations scene by scene, and store points and labels.
+
+    Args:
+        observations: with class evidence.
+        recipe: how evidence becomes labels.
+        teacher: label space of the teacher.
+        folder: gets an npz per sweep, which baselines are fitted to.
+    """
+    groups = grouping(teacher, LabelSpace.load(recipe.labels.label_space))
     sweeps: list[TrainingSweep] = []
-    for item in labeled:
-        seen = item.seen
-        has_features = len(seen.feature_index) > 0
-        sweep = TrainingSweep(
-            seen.xyz,
-            seen.intensity,
-            item.labels,
-            item.confidence,
-            item.scene,
-            seen.features if has_features else None,
-            seen.feature_index if has_features else None,
-        )
-        path = folder / f"{len(sweeps):05d}-{slug(item.name)}.npz"
-        if not path.is_file():
-            with atomic_path(path) as temporary:
-                sweep.save(temporary)
-        sweeps.append(sweep)
+    for _, members in scenes(observations):
+        seen = [stored.load() for stored in members]
+        for sweep, (label, confidence) in zip(seen, label_scene(seen, recipe.labels)):
+            pixels = sweep.pixels
+            if pixels is not None and recipe.text and recipe.text.source == "classes":
+                sure = np.where(confidence >= recipe.loss.min_confidence, label, IGNORE)
+                pixels = replace(pixels, text=_agreed(pixels, sure, groups))
+            labeled = TrainingSweep(
+                sweep.xyz, sweep.intensity, label, confidence, sweep.scene, pixels
+            )
+            path = folder / f"{len(sweeps):05d}-{slug(sweep.name)}.npz"
+            if not path.is_file():
+                labeled.save(path)
+            sweeps.append(labeled)
     return sweeps
 
 
-def _agree(labeled: list[Labeled], labeler: Labeler, minimum: float) -> None:
-    """Correct the class probabilities of pixels by the labels that many frames agreed on."""
-    classes = len(labeler.groups)
-    for item in labeled:
-        index, values = item.seen.feature_index, item.seen.features
-        sure = item.confidence[index] >= minimum
-        voted = np.where(sure, item.labels[index], IGNORE)
-        kept = agree_with_labels(values[:, -classes:], voted, labeler.groups)
-        values[:, -classes:] = kept.astype(values.dtype)
+def _agreed(pixels: PointPixels, labels: Array, groups: Array) -> Array:
+    """Class probabilities of pixels, corrected by the labels that many sweeps agreed on."""
+    assert pixels.text is not None
+    kept = agree_with_labels(pixels.text[:], labels[pixels.point], groups)
+    return kept.astype(np.float16)
 
 
-def _build(
-    recipe: Recipe, sweeps: list[TrainingSweep], classes: int, text: TextTeacher | None
+def new_student(
+    recipe: Recipe,
+    sweeps: Sequence[TrainingSweep],
+    space: LabelSpace,
+    text: TextTeacher | None,
+    start: Path | None = None,
 ) -> Student:
+    """A student with the heads that the objectives of the recipe train, maybe of another run.
+
+    Raises:
+        InputError: see `take_over`.
+    """
     torch.manual_seed(recipe.seed)
-    config = recipe.student
+    heads: dict[str, int] = {}
     if recipe.loss.regression > 0:
-        sizes = {s.features.shape[1] for s in sweeps if s.features is not None}
-        size = (sizes.pop() if sizes else 0) - (text.source.channels if text else 0)
-        config = config.model_copy(update={"feature_channels": max(0, size)})
-    if text:
-        config = config.model_copy(update={"text_channels": text.channels})
-    return Student(config, classes)
+        heads["feature_channels"] = image_channels(sweeps)
+    if text is not None:
+        heads["text_channels"] = text.channels
+    student = Student(recipe.student.model_copy(update=heads), len(space))
+    if start is not None:
+        take_over(student, start, space)
+    return student
 
 
-def _take_over(student: Student, start: Path, space: LabelSpace) -> None:
+def image_channels(sweeps: Sequence[TrainingSweep]) -> int:
+    """Size of the image features of sweeps; 0 without any."""
+    pixels = [sweep.pixels for sweep in sweeps if sweep.pixels is not None]
+    return max((p.image.shape[1] for p in pixels if p.image is not None), default=0)
+
+
+def take_over(student: Student, start: Path, space: LabelSpace) -> None:
     """Copy the network, and heads of the same shape, of another run.
 
     Raises:
@@ -184,28 +212,49 @@ def _take_over(student: Student, start: Path, space: LabelSpace) -> None:
     student.load_state_dict({**own, **fitting})
 
 
-def _text_objective(
-    config: TextConfig, text: TextTeacher, sweeps: list[TrainingSweep]
-) -> TextObjective:
+def new_module(
+    student: Student, sweeps: Sequence[TrainingSweep], recipe: Recipe, text: TextTeacher | None
+) -> TrainingModule:
+    """The objectives of a recipe with a teacher, for a student, on labeled sweeps."""
+    loss, classes = recipe.loss, student.network.classifier.out_features
+    if recipe.optimizer.heads_only:
+        loss = loss.model_copy(update={"cross_entropy": 0.0, "lovasz": 0.0})
+    counts = class_counts(sweeps, classes, loss.min_confidence)
+    found: list[Objective] = [Segmentation(loss, counts)]
+    if loss.regression:
+        found.append(Regression(loss.regression))
+    if text is not None and recipe.text is not None:
+        found.append(TextRegression(recipe.text, text.matrix, _text_frequency(recipe.text, sweeps)))
+    if recipe.alignment is not None and recipe.alignment.active:
+        width = student.network.feature_channels
+        found.append(Alignment(width, image_channels(sweeps), recipe.alignment))
+    return TrainingModule(
+        student,
+        found,
+        LabeledSectors(sweeps, recipe),
+        recipe.optimizer,
+        self_training=self_training(recipe, torch.ones(classes, dtype=torch.bool)),
+    )
+
+
+def _text_frequency(config: TextConfig, sweeps: Sequence[TrainingSweep]) -> Array | None:
+    """(C,) share of each class of the teacher among the pixels; None if not by classes."""
     if config.source != "classes":
-        return TextObjective(config, text.matrix, None)
-    classes = len(text.matrix)
-    counts = np.zeros(classes)
-    for sweep in sweeps:
-        if sweep.features is not None:
-            counts += sweep.features[:, -classes:].sum(0, dtype=np.float64)
-    return TextObjective(config, text.matrix, counts / max(counts.sum(), 1.0))
+        return None
+    texts = [s.pixels.text for s in sweeps if s.pixels is not None and s.pixels.text is not None]
+    counts: Array = np.sum([text[:].sum(0, dtype=np.float64) for text in texts], axis=0)
+    result: Array | None = counts / max(counts.sum(), 1.0)
+    return result
 
 
-def _train(
-    student: Student,
-    sweeps: list[TrainingSweep],
-    recipe: Recipe,
-    out: Path,
-    device: str,
-    text: TextObjective | None,
-) -> dict[str, Any]:
-    """Train to the recipe's last step, from the last stored epoch if there is one."""
-    module = DistillModule(student, sweeps, recipe, text)
-    config = recipe.optimizer
-    return train(module, config.steps, config.gradient_clip, out, device)
+def self_training(recipe: Recipe, open_classes: Tensor) -> SelfTraining | None:
+    """The self-training of a recipe, for the classes without true labels (C,) bool."""
+    if recipe.self_training is None:
+        return None
+    return SelfTraining(recipe.self_training, open_classes, recipe.optimizer.steps, recipe.seed)
+
+
+def class_shares(sweeps: Sequence[TrainingSweep], space: LabelSpace) -> dict[str, float]:
+    """Share of each class among all labels."""
+    counts = class_counts(sweeps, len(space), 0.0)
+    return dict(zip(space.names, (counts / max(1, counts.sum())).round(5).tolist()))

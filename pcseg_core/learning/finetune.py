@@ -5,34 +5,35 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from pydantic import Field
 
 from pcseg_core.checkpoint import CheckpointMeta, load_checkpoint
-from pcseg_core.config import Section
 from pcseg_core.data import Recording, readable
 from pcseg_core.data.sample import Sample
 from pcseg_core.errors import InputError
-from pcseg_core.evaluation.evaluator import truth_of
-from pcseg_core.evaluation.report import Figures, merge_of
-from pcseg_core.labels import IGNORE, LabelSpace
-from pcseg_core.learning.dataset import TrainingSweep
-from pcseg_core.learning.module import DistillModule
-from pcseg_core.learning.probe import Scan
-from pcseg_core.learning.recipe import AugmentConfig, LossConfig, OptimizerConfig, Recipe
-from pcseg_core.learning.runs import finish, on_gpu, train
-from pcseg_core.learning.schedule import adamw
+from pcseg_core.labels import LabelSpace
+from pcseg_core.learning.dataset import LabeledSectors, TrainingSweep
+from pcseg_core.learning.module import TrainingModule
+from pcseg_core.learning.objectives.segmentation import Segmentation, class_counts
+from pcseg_core.learning.probe import Scan, by_point, confusion_of, labeled_scan, run_student
+from pcseg_core.learning.recipe import OptimizerConfig, TrainingRecipe
+from pcseg_core.learning.runs import finish, torch_device, train
 from pcseg_core.metrics.confusion import Confusion
-from pcseg_core.models.student import Points, Student, StudentConfig
+from pcseg_core.metrics.figures import Figures, merge_of
+from pcseg_core.models.student import Student, StudentConfig
+
+Array = npt.NDArray[Any]
 
 _CLASSIFIER = "network.classifier."
 _OTHER_HEADS = ("regression.", "text_head.")
 
 
-class FinetuneRecipe(Section):
+class FinetuneRecipe(TrainingRecipe):
     """How a network is trained on few labels."""
 
     head_learning_rate: float = Field(
@@ -44,46 +45,25 @@ class FinetuneRecipe(Section):
     scratch_learning_rate: float = Field(
         default=4e-3, gt=0, description="Highest learning rate of a network without pretraining"
     )
-    augment: AugmentConfig = Field(default_factory=AugmentConfig)
     optimizer: OptimizerConfig = Field(
         default_factory=lambda: OptimizerConfig(steps=300), description="learning_rate is not used"
     )
-    loss: LossConfig = Field(default_factory=LossConfig)
-    seed: int = Field(default=0, ge=0, description="Seed of everything random")
 
 
-class FinetuneModule(DistillModule):
-    """Cross-entropy and Lovász on true labels, with rates of their own for head and trunk.
+def rate_groups(student: Student, recipe: FinetuneRecipe, pretrained: bool) -> list[dict[str, Any]]:
+    """Parameters of the last layer and of all others, with their learning rates.
 
     Args:
         student: network to train.
-        sweeps: labeled sweeps.
-        recipe: everything else.
-        pretrained: whether trunk and head get different rates.
+        recipe: the rates.
+        pretrained: whether the trunk is; if not, all layers have the rate of training from scratch.
     """
-
-    def __init__(
-        self,
-        student: Student,
-        sweeps: list[TrainingSweep],
-        recipe: FinetuneRecipe,
-        pretrained: bool,
-    ) -> None:
-        # The parts that training needs (optimizer, loss, augment, seed) are those of a Recipe.
-        super().__init__(student, sweeps, cast(Recipe, recipe))
-        self.rates = recipe
-        self.pretrained = pretrained
-
-    def configure_optimizers(self) -> Any:
-        """AdamW with two groups, linear warm-up, cosine decay to zero."""
-        head = list(self.student.network.classifier.parameters())
-        known = {id(parameter) for parameter in head}
-        trunk = [p for p in self.student.parameters() if id(p) not in known]
-        rates = self.rates
-        pair = (rates.head_learning_rate, rates.trunk_learning_rate)
-        head_rate, trunk_rate = pair if self.pretrained else (rates.scratch_learning_rate,) * 2
-        groups = [{"params": head, "lr": head_rate}, {"params": trunk, "lr": trunk_rate}]
-        return adamw(groups, rates.optimizer)
+    head = list(student.network.classifier.parameters())
+    known = {id(parameter) for parameter in head}
+    trunk = [p for p in student.parameters() if id(p) not in known]
+    pair = (recipe.head_learning_rate, recipe.trunk_learning_rate)
+    head_rate, trunk_rate = pair if pretrained else (recipe.scratch_learning_rate,) * 2
+    return [{"params": head, "lr": head_rate}, {"params": trunk, "lr": trunk_rate}]
 
 
 def read_labeled(
@@ -101,20 +81,15 @@ def read_labeled(
         relabel: gives a sample (index, sample) other labels.
     """
     for index, found in readable(recording):
-        sample = relabel(index, found)
-        if sample.labels is None:
-            recording.skipped["sweep without labels"] += 1
-            continue
-        cloud, truth = sample.cloud, truth_of(sample, space)
-        near = cloud.finite & (np.linalg.norm(cloud.xyz, axis=1) <= max_range_m)
-        strength = cloud.intensity if cloud.intensity is not None else np.zeros(len(cloud))
-        yield TrainingSweep(
-            cloud.xyz[near].astype(np.float32),
-            np.nan_to_num(strength[near]).astype(np.float32),
-            truth[near].astype(np.int16),
-            np.ones(int(near.sum()), np.float32),
-            f"{recording.name}/{recording.scenes[index]}",
-        )
+        scan = labeled_scan(recording, relabel(index, found), space, max_range_m)
+        if scan is not None:
+            yield TrainingSweep(
+                scan.xyz,
+                scan.intensity,
+                scan.truth.astype(np.int16),
+                np.ones(len(scan.xyz), np.float32),
+                f"{recording.name}/{recording.scenes[index]}",
+            )
 
 
 def start(run: Path | None, config: StudentConfig, space: LabelSpace, seed: int) -> Student:
@@ -146,19 +121,15 @@ def same_classes(meta: CheckpointMeta, space: LabelSpace) -> bool:
     return LabelSpace.from_dict(meta.label_space).names == space.names
 
 
-@torch.no_grad()
 def measure(student: Student, test: Sequence[Scan], classes: int, device: str) -> Confusion:
     """Confusion of a student over labeled scans."""
-    confusion = Confusion(classes)
     student = student.to(device).eval()
-    for scan in test:
-        batch = torch.zeros(len(scan.xyz), dtype=torch.int64)
-        points = Points(torch.from_numpy(scan.xyz), torch.from_numpy(scan.intensity), batch)
-        output = student(points.to(torch.device(device)))
-        labels = output.logits.argmax(1)[output.voxels.inverse].cpu().numpy()
-        confusion.update(labels, scan.truth)
-        confusion.unpredicted += scan.missed
-    return confusion
+
+    def predict(xyz: Array, intensity: Array) -> Array:
+        output = run_student(student, xyz, intensity)
+        return by_point(output.logits.argmax(1), output)
+
+    return confusion_of(predict, test, classes)
 
 
 def finetune(
@@ -192,7 +163,8 @@ def finetune(
     Raises:
         InputError: no labeled point, or the run has another network.
     """
-    if not any((sweep.label != IGNORE).any() for sweep in sweeps):
+    counts = class_counts(sweeps, len(space), recipe.loss.min_confidence)
+    if not counts.any():
         raise InputError("the sweeps to train on have no labeled point of these classes")
     _, meta = load_checkpoint(run)
     config = StudentConfig.model_validate(meta.student)
@@ -200,12 +172,17 @@ def finetune(
     rates = recipe
     if same_classes(meta, space):  # the last layer is not new either
         rates = recipe.model_copy(update={"head_learning_rate": recipe.trunk_learning_rate})
-    module = FinetuneModule(student, sweeps, rates, not scratch)
-    optimizer = recipe.optimizer
-    metrics = train(module, optimizer.steps, optimizer.gradient_clip, out, device)
+    module = TrainingModule(
+        student,
+        [Segmentation(recipe.loss, counts)],
+        LabeledSectors(sweeps, recipe),
+        recipe.optimizer,
+        groups=rate_groups(student, rates, pretrained=not scratch),
+    )
+    metrics = train(module, out, device)
     metrics["sweeps"] = len(sweeps)
     if test:
-        confusion = measure(student, test, len(space), "cuda" if on_gpu(device) else "cpu")
+        confusion = measure(student, test, len(space), torch_device(device))
         figures = Figures.of(confusion, space.names, merge_of(space))
         metrics["test"] = {**figures.model_dump(), "confusion": confusion.matrix.tolist()}
     finish(student, space, recipe, metrics, out)

@@ -1,100 +1,115 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Lightning module that trains a student on pseudo labels."""
+"""The Lightning module: one student, a list of objectives, averaged weights."""
 
 from __future__ import annotations
 
+import math
+import time
+from collections.abc import Sequence
 from typing import Any
 
 import lightning
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
-from pcseg_core.distill.losses import feature_regression, lovasz_softmax, weighted_cross_entropy
-from pcseg_core.labels import IGNORE
-from pcseg_core.learning.dataset import Batch, StepDataset, TrainingSweep
-from pcseg_core.learning.recipe import Recipe
-from pcseg_core.learning.schedule import adamw
-from pcseg_core.learning.text import TextObjective
+from pcseg_core.learning.dataset import Batch, Sectors, StepDataset
+from pcseg_core.learning.distributed import ranks
+from pcseg_core.learning.objectives import Objective
+from pcseg_core.learning.objectives.segmentation import Segmentation
+from pcseg_core.learning.objectives.self_training import SelfTraining
+from pcseg_core.learning.recipe import OptimizerConfig
 from pcseg_core.models.student import Points, Student, StudentOutput
 
-STEPS_PER_EPOCH = 50  # a run resumes at an epoch's start, so at most this many steps are repeated
+STEPS_PER_EPOCH = 50  # runs resume at the start of an epoch: at most this many steps are repeated
 
 
-class DistillModule(lightning.LightningModule):
-    """Cross-entropy, Lovász and feature regression on voxels, with averaged weights.
+class TrainingModule(lightning.LightningModule):
+    """Trains a student on the sum of the losses of its objectives.
 
     Args:
         student: network to train.
-        sweeps: pseudo-labeled training sweeps.
-        recipe: everything else.
-        text: losses of the text head, None without one.
-    """
+        objectives: give the losses.
+        sectors: draws the data of each step.
+        optimizer: steps, rates, and which parameters are trained.
+        self_training: replaces labels of voxels, or None; needs a `Segmentation` objective.
+        groups: groups of parameters with learning rates of their own; by default all parameters
+            of student and objectives have that of `optimizer`.
+        workers: processes that prepare batches; 0 prepares them between the steps.
 
-    class_weights: Tensor
+    Attributes:
+        averaged: moving average of the student's weights, the result of the training.
+        clock: wall time by stage.
+    """
 
     def __init__(
         self,
         student: Student,
-        sweeps: list[TrainingSweep],
-        recipe: Recipe,
-        text: TextObjective | None = None,
+        objectives: Sequence[Objective],
+        sectors: Sectors,
+        optimizer: OptimizerConfig,
+        *,
+        self_training: SelfTraining | None = None,
+        groups: Sequence[dict[str, Any]] | None = None,
+        workers: int = 0,
     ) -> None:
         super().__init__()
+        for objective in objectives:
+            objective.prepare(student)
         self.student = student
+        self.objectives = torch.nn.ModuleList(objectives)
         self.averaged = AveragedModel(
-            student, multi_avg_fn=get_ema_multi_avg_fn(recipe.optimizer.average), use_buffers=True
+            student, multi_avg_fn=get_ema_multi_avg_fn(optimizer.average), use_buffers=True
         )
-        self.sweeps = sweeps
-        self.recipe = recipe
-        weights = class_weights(sweeps, student.network.classifier.out_features, recipe)
-        self.register_buffer("class_weights", weights)
-        self.text = text
+        # Data-parallel training waits for the gradients of all parameters that require any.
+        self.averaged.requires_grad_(False)
+        self.sectors, self.optimizer, self.workers = sectors, optimizer, workers
+        self.self_training, self.groups = self_training, groups
+        self.clock = StageClock()
+
+    def result(self) -> Student:
+        """The student, with the averaged weights."""
+        self.student.load_state_dict(self.averaged.module.state_dict())
+        for objective in self.objectives:
+            assert isinstance(objective, Objective)
+            objective.restore(self.student)
+        return self.student
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of the training."""
+        return -(-self.optimizer.steps // STEPS_PER_EPOCH)
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Batches of the current epoch, so that a resumed run goes on with the same data."""
+        """Batches of the current epoch; a resumed run gets the same ones."""
         first = self.current_epoch * STEPS_PER_EPOCH
-        count = min(STEPS_PER_EPOCH, self.recipe.optimizer.steps - first)
-        dataset = StepDataset(self.sweeps, self.recipe, first, count)
-        # Batches are whole already, and a worker would compete with torch for the cores.
-        return DataLoader(dataset, batch_size=None, num_workers=0)
+        count = min(STEPS_PER_EPOCH, self.optimizer.steps - first)
+        dataset = StepDataset(self.sectors, first, count, *ranks())
+        return DataLoader(dataset, batch_size=None, num_workers=self.workers)
 
     def training_step(self, batch: Batch, _index: int) -> Tensor:
-        """One weighted sum of the objectives."""
-        weights = self.recipe.loss
-        frozen = self.recipe.optimizer.heads_only
+        """The sum of the losses of all objectives."""
+        frozen = self.optimizer.heads_only
         output = self._with_frozen_network(batch.points) if frozen else self.student(batch.points)
-        labels, confidence = vote(
-            batch.labels,
-            batch.confidence,
-            output.voxels.inverse,
-            len(output.voxels),
-            output.logits.shape[1],
-        )
+        self.clock.mark("forward")
+        batch.targets = batch.voted(output.voxels, output.logits.shape[1])
+        self._relabel(batch)
         losses: dict[str, Tensor] = {}
-        if weights.cross_entropy and not frozen:
-            losses["cross_entropy"] = weights.cross_entropy * weighted_cross_entropy(
-                output.logits, labels, confidence, self.class_weights
-            )
-        if weights.lovasz and not frozen:
-            losses["lovasz"] = weights.lovasz * lovasz_softmax(output.logits.softmax(1), labels)
-        if weights.regression and output.regressed is not None:
-            predicted = output.regressed[output.voxels.inverse[batch.feature_index]]
-            losses["regression"] = weights.regression * feature_regression(
-                predicted, batch.features[:, : predicted.shape[1]]
-            )
-        if self.text is not None and output.text_head is not None:
-            values = batch.features[:, self.student.config.feature_channels :]
-            voxel = output.voxels.inverse[batch.feature_index]
-            losses |= self.text(output.text_head, output.features, values, voxel)
+        figures: dict[str, Tensor] = {}
+        for objective in self.objectives:
+            assert isinstance(objective, Objective)
+            losses |= objective.losses(output, batch)
+            figures |= objective.figures(output, batch)
         total = torch.stack(list(losses.values())).sum()
-        accuracy = _agreement(output.logits, labels)
-        self.log_dict({**losses, "loss": total, "agreement": accuracy}, prog_bar=True, batch_size=1)
+        self.log_dict({**losses, "loss": total, **figures}, prog_bar=True, batch_size=1)
+        self.clock.sectors += 0 if batch.segments is None else len(batch.segments.place)
+        self.clock.mark("losses")
         return total
 
     def _with_frozen_network(self, points: Points) -> StudentOutput:
-        """What the student says, with gradients in its heads alone."""
+        """The student's output, with gradients in its heads only."""
         student = self.student
         student.network.eval()
         with torch.no_grad():
@@ -104,57 +119,65 @@ class DistillModule(lightning.LightningModule):
         regressed = student.regression(features) if student.regression is not None else None
         return StudentOutput(logits, features, regressed, voxels, student.text_head)
 
+    @torch.no_grad()
+    def _relabel(self, batch: Batch) -> None:
+        if self.self_training is None or not self.self_training.active(self.global_step):
+            return
+        assert batch.targets is not None
+        segmentation = next(o for o in self.objectives if isinstance(o, Segmentation))
+        output = self.averaged.module.eval()(batch.points)
+        likely = segmentation.logits(output).softmax(1)
+        batch.targets = self.self_training.relabel(batch.targets, likely, self.global_step)
+
+    def on_train_epoch_start(self) -> None:
+        """Start the clock."""
+        self.clock.mark(None)
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        """The time since the last step went into data."""
+        self.clock.mark("data")
+
     def on_train_batch_end(self, *_: Any) -> None:
-        """Move the averaged weights; early on they follow quickly."""
+        """Update the averaged weights."""
         self.averaged.update_parameters(self.student)
+        self.clock.mark("other")
 
-    def configure_optimizers(self) -> Any:
-        """AdamW, linear warm-up, cosine decay to zero."""
-        return adamw(self.student.parameters(), self.recipe.optimizer)
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """AdamW with linear warm-up and cosine decay to zero."""
+        config = self.optimizer
+        everything = [*self.student.parameters(), *self.objectives.parameters()]
+        optimizer = torch.optim.AdamW(
+            self.groups or everything, lr=config.learning_rate, weight_decay=config.weight_decay
+        )
+        warm = max(1, round(config.warmup * config.steps))
 
+        def rate(step: int) -> float:
+            if step < warm:
+                return (step + 1) / warm
+            progress = (step - warm) / max(1, config.steps - warm)
+            return 0.5 * (1 + math.cos(min(1.0, progress) * math.pi))
 
-def vote(
-    labels: Tensor, confidence: Tensor, inverse: Tensor, voxels: int, classes: int
-) -> tuple[Tensor, Tensor]:
-    """Label of each voxel by the summed confidence of its points.
-
-    Returns:
-        (M,) int64 labels, IGNORE without any labeled point; (M,) float32 mean confidence of the
-        points that voted for the winner, times their share of the vote.
-    """
-    labeled = (labels != IGNORE).nonzero().squeeze(1)
-    cells = inverse[labeled] * classes + labels[labeled]
-    ballot = confidence.new_zeros(voxels * classes)
-    ballot.index_add_(0, cells, confidence[labeled])
-    counts = torch.zeros_like(ballot).index_add_(0, cells, torch.ones_like(confidence[labeled]))
-    ballot, counts = ballot.view(voxels, classes), counts.view(voxels, classes)
-    top, winner = ballot.max(1)
-    won = counts.gather(1, winner[:, None]).squeeze(1)
-    share = top / ballot.sum(1).clamp_min(1e-6)
-    mean = top / won.clamp_min(1)
-    return torch.where(top > 0, winner, IGNORE), mean * share
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def class_weights(sweeps: list[TrainingSweep], classes: int, recipe: Recipe) -> Tensor:
-    """(C,) float32 inverse class frequencies to the recipe's power; mean 1 over the labels."""
-    counts = class_counts(sweeps, classes, recipe.loss.min_confidence)
-    frequency = counts / counts.sum().clamp_min(1)
-    weights = frequency.clamp_min(1e-4) ** -recipe.loss.class_balance
-    return (weights / (weights * frequency).sum().clamp_min(1e-6)).float()
+class StageClock:
+    """Wall time of the stages of training; "other" is gradients and optimizer."""
 
+    def __init__(self) -> None:
+        self.seconds = {"data": 0.0, "forward": 0.0, "losses": 0.0, "other": 0.0}
+        self.sectors = 0
+        self._mark = time.perf_counter()
 
-def class_counts(sweeps: list[TrainingSweep], classes: int, minimum: float) -> Tensor:
-    counts = torch.zeros(classes, dtype=torch.float64)
-    for sweep in sweeps:
-        labels = torch.from_numpy(sweep.confident(minimum))
-        counts += torch.bincount(labels[labels != IGNORE], minlength=classes)
-    return counts
+    def mark(self, stage: str | None) -> None:
+        """Add the time since the last mark to a stage; None adds it nowhere."""
+        now = time.perf_counter()
+        if stage is not None:
+            self.seconds[stage] += now - self._mark
+        self._mark = now
 
-
-def _agreement(logits: Tensor, labels: Tensor) -> Tensor:
-    labeled = labels != IGNORE
-    return (
-        (logits.argmax(1) == labels)[labeled].float().mean()
-        if labeled.any()
-        else logits.new_zeros(())
-    )
+    def throughput(self) -> dict[str, Any]:
+        """Sectors per second of all processes, and the share of each stage."""
+        total = max(sum(self.seconds.values()), 1e-9)
+        shares = {name: round(value / total, 4) for name, value in self.seconds.items()}
+        return {"sectors_per_s": round(self.sectors * ranks()[1] / total, 3), "share": shares}

@@ -1,58 +1,66 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pretraining, whole: recordings and frozen image networks in, a network for any classes out."""
+"""Pretraining: recordings and a frozen image network in, a network for any classes out."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from pcseg_core.data import Recording, open_recording
+from pcseg_core.data import Recording
+from pcseg_core.distill.image_views import ImageViewer, superpixel_cache
+from pcseg_core.distill.observation import Observer, StoredObservation
+from pcseg_core.distill.temporal import segment_files
 from pcseg_core.errors import InputError
 from pcseg_core.labels import LabelClass, LabelSpace
-from pcseg_core.learning.distributed import first_process_first
-from pcseg_core.learning.pretrain_module import PretrainModule
-from pcseg_core.learning.pretrain_recipe import PretrainRecipe, SuperpixelConfig
-from pcseg_core.learning.runs import bar, claim, console, finish, identity, on_gpu, train
-from pcseg_core.learning.views import Entry, ViewMaker, make_segments
+from pcseg_core.learning.distributed import first_process_first, synchronize
+from pcseg_core.learning.module import TrainingModule
+from pcseg_core.learning.objectives import Objective
+from pcseg_core.learning.objectives.contrast import PixelContrast, TemporalContrast
+from pcseg_core.learning.objectives.regression import Regression
+from pcseg_core.learning.pairs import PairedSectors
+from pcseg_core.learning.recipe import Recipe
+from pcseg_core.learning.runs import (
+    all_skipped,
+    claim,
+    finish,
+    observe,
+    on_gpu,
+    open_recordings,
+    torch_device,
+    train,
+)
 from pcseg_core.models.student import Student
+from pcseg_core.progress import bar
 from pcseg_core.vision.encoders import load_encoder
-from pcseg_core.vision.image_cache import SuperpixelCache
-from pcseg_core.vision.semantic import load_semantic
-from pcseg_core.vision.slic import Slic
-from pcseg_core.vision.superpixels import SuperpixelGenerator
 
-# A pretrained network knows no classes: as a segmenter it calls every point the same.
 NO_CLASSES = LabelSpace("pretrained", (LabelClass(0, "unlabeled", (160, 160, 160)),))
+"""Label space of a pretrained network, which has no classes: it labels all points the same."""
 
 
 def pretrain(
     sources: Sequence[str] | Mapping[str, Recording],
-    recipe: PretrainRecipe,
+    recipe: Recipe,
     out: Path,
     cache: Path | None = None,
     device: str = "auto",
     workers: int = 0,
 ) -> dict[str, Any]:
-    """Train a student to agree with frozen image networks, without labels.
+    """Train a student to agree with a frozen image network, without labels.
 
-    The same call goes on where an interrupted one stopped. Under torchrun the processes share
-    the steps, and losses and gradients are those of one process on the whole batch.
+    Interrupted runs resume: make the same call again. Under torchrun the processes share the
+    steps; losses and gradients are those of one process on the whole batch.
 
     Args:
-        sources: bags, or reader:path; or drives by the names that identify them in the cache.
-        recipe: everything that decides the result.
+        sources: bags, or reader:path; or recordings by the names that identify them in the cache.
+        recipe: of the run, with an encoder.
         out: run directory; gets recipe.yaml, cache/, logs/, last.ckpt and the checkpoint.
-        cache: folder of views, superpixels and segments that several runs may share.
+        cache: folder of observations, superpixels and segments that several runs may share.
         device: "auto", "cpu" or "cuda".
-        workers: processes that prepare batches beside the training; 0 for none.
+        workers: processes that prepare batches in parallel to the training; 0 for none.
 
     Returns:
         Figures of the run, also written to metrics.json.
@@ -60,23 +68,26 @@ def pretrain(
     Raises:
         InputError: unusable sources, weights or recipe, or a run directory of another recipe.
     """
-    named = dict(sources) if isinstance(sources, Mapping) else _opened(sources)
+    if recipe.encoder is None:
+        raise InputError("pretraining needs a recipe with 'encoder'")
+    named = dict(sources) if isinstance(sources, Mapping) else open_recordings(sources)
     started = time.monotonic()
+    # Observe every sweep once: features and superpixels of its images, segments across sweeps.
     with first_process_first(on_gpu(device)):
         claim(out, recipe, list(named))
-        views, segments, skipped = prepare(named, recipe, cache or out / "cache", device)
+        observations, segments, skipped = prepare(named, recipe, cache or out / "cache", device)
     preparing_s = time.monotonic() - started
+    # Train a student to tell apart what the image network tells apart.
     torch.manual_seed(recipe.seed)
     student = Student(recipe.student, len(NO_CLASSES))
-    channels = stored_channels(views[0])
-    module = PretrainModule(student, channels, views, segments, recipe, workers)
-    config = recipe.optimizer
-    training = train(module, config.steps, config.gradient_clip, out, device)
+    channels = observations[0].load().images[0].features.shape[0]
+    module = new_module(student, channels, observations, segments, recipe, workers)
+    training = train(module, out, device)
     metrics = {
-        "sweeps": len(views),
-        "skipped": dict(skipped),
+        "sweeps": len(observations),
+        "skipped": skipped,
         "preparing_s": round(preparing_s, 1),
-        **module.throughput(),
+        **module.clock.throughput(),
         **training,
     }
     if module.global_rank == 0:
@@ -84,54 +95,51 @@ def pretrain(
     return metrics
 
 
-def _opened(sources: Sequence[str]) -> dict[str, Recording]:
-    return {identity(source): open_recording(source) for source in sources}
-
-
 def prepare(
-    recordings: Mapping[str, Recording], recipe: PretrainRecipe, cache: Path, device: str
-) -> tuple[list[Entry], dict[int, Path], Counter[str]]:
-    """Views, segments across sweeps where the recipe needs them, and what was skipped."""
-    on = "cuda" if on_gpu(device) else "cpu"
-    encoder = load_encoder(recipe.encoder, on)
-    superpixels = superpixel_cache(recipe.superpixels, cache, on)
-    maker = ViewMaker(encoder, superpixels, recipe.views, recipe.pairs.mirror > 0, cache)
-    with bar() as progress:
-        task = progress.add_task("", total=None)
-
-        def tell(stage: str, done: int, total: int) -> None:
-            progress.update(task, description=f"preparing {stage}", completed=done, total=total)
-
-        views = maker.make(recordings, tell)
-        segments = make_segments(views, recipe.temporal, cache, tell) if recipe.across_time else {}
-    for reason, count in maker.skipped.most_common():
-        console.print(f"[yellow]skipped {count}:[/] {reason}", highlight=False)
-    skipped = sum((recording.skipped for recording in recordings.values()), maker.skipped)
-    return views, segments, skipped
+    recordings: Mapping[str, Recording], recipe: Recipe, folder: Path, device: str
+) -> tuple[list[StoredObservation], dict[int, Path], dict[str, int]]:
+    """Observations, temporal segments if the recipe needs them, and what was skipped."""
+    assert recipe.encoder is not None
+    on = torch_device(device)
+    superpixels = superpixel_cache(recipe.superpixels, folder, on)
+    mirror = recipe.pairs.mirror > 0
+    viewer = ImageViewer(load_encoder(recipe.encoder, on), superpixels, recipe.views, mirror)
+    observer = Observer(folder, images=viewer)
+    observations = observe(observer, recordings, "preparing views")
+    segments: dict[int, Path] = {}
+    if recipe.across_sweeps:
+        with bar("preparing segments") as progress:
+            segments = segment_files(observations, recipe.temporal, folder / "segments", progress)
+    return observations, segments, all_skipped(recordings, observer)
 
 
-def superpixel_cache(config: SuperpixelConfig, cache: Path, device: str) -> SuperpixelCache:
-    """The superpixels that a recipe names, each making in a folder of its own."""
-    if config.name == "folder":
-        assert config.folder is not None
-        return SuperpixelCache(config.folder)
-    slic = Slic(config.segments, config.compactness)
-    generator: SuperpixelGenerator = slic
-    if config.name == "semantic":
-        assert config.teacher is not None
-        generator = load_semantic(config.teacher, slic, config.min_area, device)
-    text = json.dumps(generator.parameters, sort_keys=True, default=str)
-    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-    return SuperpixelCache(cache / f"superpixels-{config.name}-{digest}", generator)
+def new_module(
+    student: Student,
+    channels: int,
+    observations: Sequence[StoredObservation],
+    segments: Mapping[int, Path],
+    recipe: Recipe,
+    workers: int = 0,
+) -> TrainingModule:
+    """The objectives of a recipe with an encoder, for a student, on observations.
 
-
-def stored_channels(entry: Entry) -> int:
-    """Number of features per pixel in a stored view.
-
-    Raises:
-        InputError: the file was not written by `ViewMaker`.
+    Args:
+        student: its classifier is not trained; its batch norms are synchronized over processes.
+        channels: size of the image features.
+        observations: stored sweeps with image views.
+        segments: by position, the file of temporal segments; may be empty.
+        recipe: everything else.
+        workers: processes that prepare batches.
     """
-    with np.load(entry.path, allow_pickle=False) as stored:
-        if "0_features" not in stored.files:
-            raise InputError(f"{entry.path}: no view; remove it and run again")
-        return int(stored["0_features"].shape[0])
+    synchronize(student)
+    student.network.classifier.requires_grad_(False)
+    width, loss = student.network.feature_channels, recipe.loss
+    objectives: list[Objective] = []
+    if loss.superpixel + loss.point_pixel > 0:
+        objectives.append(PixelContrast(loss, width, channels, recipe.views.min_points))
+    if recipe.across_sweeps:
+        objectives.append(TemporalContrast(loss, width))
+    if loss.regression > 0:
+        objectives.append(Regression(loss.regression, width, channels))
+    sectors = PairedSectors(observations, segments, recipe)
+    return TrainingModule(student, objectives, sectors, recipe.optimizer, workers=workers)

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Linear probe: how much a frozen network knows, told by the best linear classifier on top.
+"""Linear probe: the quality of a frozen network, measured by a linear classifier on its features.
 
-Only the last layer is fitted, to labeled scans of one place, and measured on another. Beside the
-network stand its own architecture with random weights (batch norms calibrated on the scans) and
-the raw inputs without any network: an untrained network can be worse than its own inputs.
+The classifier is fitted to labeled scans of one place and measured on another. For comparison, the
+same is done with the architecture with random weights (batch norms calibrated on the scans), and
+with the raw inputs: an untrained network can be worse than its inputs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,16 +16,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from pcseg_core.checkpoint import load_checkpoint, load_strictly
-from pcseg_core.data import Recording, readable
+from pcseg_core.data import Recording, Sample, readable
+from pcseg_core.distill.losses import class_weights
 from pcseg_core.errors import InputError
-from pcseg_core.evaluation.baselines import UntrainedNetwork, raw_inputs
-from pcseg_core.evaluation.evaluator import truth_of
-from pcseg_core.evaluation.report import Figures, merge_of
-from pcseg_core.labels import IGNORE, LabelSpace
+from pcseg_core.labels import IGNORE, LabelSpace, truth_of
+from pcseg_core.learning.linear import logistic_regression
 from pcseg_core.metrics.confusion import Confusion
-from pcseg_core.models.student import Points, Student, StudentConfig
+from pcseg_core.metrics.figures import Figures, merge_of
+from pcseg_core.models.student import Points, Student, StudentConfig, StudentOutput
 
 Array = npt.NDArray[Any]
 Features = Callable[[Array, Array], Array]
@@ -54,23 +55,55 @@ class Scan:
     missed: Array
 
 
-def read_scans(recording: Recording, space: LabelSpace, max_range_m: float) -> Iterable[Scan]:
-    """The labeled sweeps of a drive; others are counted in its `skipped`."""
+def read_scans(recording: Recording, space: LabelSpace, max_range_m: float) -> Iterator[Scan]:
+    """The labeled sweeps of a recording; others are counted in its `skipped`."""
     for _, sample in readable(recording):
-        if sample.labels is None:
-            recording.skipped["sweep without labels"] += 1
-            continue
-        cloud, truth = sample.cloud, truth_of(sample, space).astype(np.int64)
-        near = cloud.finite & (np.linalg.norm(cloud.xyz, axis=1) <= max_range_m)
-        strength = cloud.intensity if cloud.intensity is not None else np.zeros(len(cloud))
-        beyond = truth[~near]
-        yield Scan(
-            sample.name,
-            cloud.xyz[near].astype(np.float32),
-            np.nan_to_num(strength[near]).astype(np.float32),
-            truth[near],
-            np.bincount(beyond[beyond != IGNORE], minlength=len(space)),
-        )
+        scan = labeled_scan(recording, sample, space, max_range_m)
+        if scan is not None:
+            yield scan
+
+
+def labeled_scan(
+    recording: Recording, sample: Sample, space: LabelSpace, max_range_m: float
+) -> Scan | None:
+    """The labeled points of a sample; None, counted in `skipped`, if it has no labels."""
+    if sample.labels is None:
+        recording.skipped["sweep without labels"] += 1
+        return None
+    cloud, truth = sample.cloud, truth_of(sample, space)
+    near = cloud.finite & (np.linalg.norm(cloud.xyz, axis=1) <= max_range_m)
+    intensity = cloud.intensity if cloud.intensity is not None else np.zeros(len(cloud))
+    beyond = truth[~near]
+    return Scan(
+        sample.name,
+        cloud.xyz[near].astype(np.float32),
+        np.nan_to_num(intensity[near]).astype(np.float32),
+        truth[near],
+        np.bincount(beyond[beyond != IGNORE], minlength=len(space)),
+    )
+
+
+@torch.no_grad()
+def run_student(student: Student, xyz: Array, intensity: Array) -> StudentOutput:
+    """Output of a student, in its current mode, for the points (N, 3), (N,) of one sweep."""
+    batch = torch.zeros(len(xyz), dtype=torch.int64)
+    values = torch.from_numpy(np.asarray(intensity, np.float32))
+    points = Points(torch.from_numpy(xyz), values, batch)
+    device = next(student.parameters()).device
+    output: StudentOutput = student(points.to(device))
+    return output
+
+
+def by_point(values: Tensor, output: StudentOutput) -> Array:
+    """(N, ...) values of the points of a sweep, from those of its voxels (M, ...)."""
+    found: Array = values[output.voxels.inverse].cpu().numpy()
+    return found
+
+
+def raw_inputs(xyz: Array, intensity: Array) -> Array:
+    """z [m], intensity (0..1) and range [m] of each point, float32 (N, 3)."""
+    columns = (xyz[:, 2], intensity, np.linalg.norm(xyz, axis=1))
+    return np.stack(columns, axis=1).astype(np.float32)
 
 
 class FrozenNetwork:
@@ -78,7 +111,6 @@ class FrozenNetwork:
 
     def __init__(self, student: Student, device: str = "cpu") -> None:
         self.student = student.to(device).eval()
-        self.device = torch.device(device)
 
     @classmethod
     def load(cls, run: Path, device: str = "cpu") -> FrozenNetwork:
@@ -90,14 +122,47 @@ class FrozenNetwork:
         load_strictly(student, state, run)
         return cls(student, device)
 
-    @torch.no_grad()
     def __call__(self, xyz: Array, intensity: Array) -> Array:
         """(N, C) float32 features of points (N, 3), (N,)."""
-        batch = torch.zeros(len(xyz), dtype=torch.int64)
-        points = Points(torch.from_numpy(xyz), torch.from_numpy(intensity), batch)
-        output = self.student(points.to(self.device))
-        values: Array = output.features[output.voxels.inverse].cpu().numpy()
-        return values
+        output = run_student(self.student, xyz, intensity)
+        return by_point(output.features, output)
+
+
+class UntrainedNetwork(FrozenNetwork):
+    """A student with random weights, batch norms fitted to sweeps."""
+
+    def __init__(self, config: StudentConfig, classes: int, seed: int, device: str) -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            super().__init__(Student(config, classes), device)
+
+    def calibrate(self, sweeps: Sequence[tuple[Array, Array]]) -> None:
+        """Set the statistics of every batch norm to their mean over the sweeps."""
+        norms: list[Any] = [m for m in self.student.modules() if hasattr(m, "running_mean")]
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # a cumulative average
+        self.student.train()
+        for xyz, intensity in sweeps:
+            self(xyz, intensity)
+        self.student.eval()
+
+
+def confusion_of(
+    predict: Callable[[Array, Array], Array], scans: Iterable[Scan], classes: int
+) -> Confusion:
+    """Confusion over labeled scans; points out of range count as wrong.
+
+    Args:
+        predict: (N,) class ids of points (N, 3), (N,).
+        scans: labeled scans, read once.
+        classes: number C.
+    """
+    confusion = Confusion(classes)
+    for scan in scans:
+        confusion.update(predict(scan.xyz, scan.intensity), scan.truth)
+        confusion.unpredicted += scan.missed
+    return confusion
 
 
 @dataclass
@@ -141,11 +206,12 @@ def probe_features(
     """
     inputs, targets = gather(features, fit, max_points, seed)
     weight, bias, curve = fit_linear(inputs, targets, classes, seed)
-    confusion = Confusion(classes)
-    for scan in test:
-        predicted = np.argmax(features(scan.xyz, scan.intensity) @ weight + bias, axis=1)
-        confusion.update(predicted, scan.truth)
-        confusion.unpredicted += scan.missed
+
+    def predict(xyz: Array, intensity: Array) -> Array:
+        found: Array = np.argmax(features(xyz, intensity) @ weight + bias, axis=1)
+        return found
+
+    confusion = confusion_of(predict, test, classes)
     if not confusion.points:
         raise InputError("the test scans have no labeled point of these classes")
     return ProbeResult(confusion, curve, weight, bias, len(targets))
@@ -173,10 +239,10 @@ def gather(
 def fit_linear(
     inputs: Array, targets: Array, classes: int, seed: int = 0, decay: float = 1e-4
 ) -> tuple[Array, Array, list[dict[str, float]]]:
-    """Multinomial logistic regression by L-BFGS; classes weigh by inverse root frequency.
+    """Multinomial logistic regression; classes weigh by inverse root frequency.
 
     Args:
-        inputs: (N, D), standardized inside.
+        inputs: (N, D) features.
         targets: (N,) class ids.
         classes: number C.
         seed: of the points held out for the curve.
@@ -185,40 +251,28 @@ def fit_linear(
     Returns:
         Weight (D, C) and bias (C,) for features as they come, and the curve.
     """
-    mean, spread = inputs.mean(0), inputs.std(0)
-    spread = np.where(spread > 1e-6, spread, 1.0)
     held = np.random.default_rng(seed).random(len(targets)) < _HELD_OUT
     held &= len(targets) > 100
-    x = torch.from_numpy(((inputs - mean) / spread).astype(np.float32))
-    y = torch.from_numpy(targets.astype(np.int64))
-    kept, out = torch.from_numpy(~held), torch.from_numpy(held)
-    frequency = torch.bincount(y[kept], minlength=classes) / max(1, int(kept.sum()))
-    balance = frequency.clamp_min(1e-4) ** -0.5
-    weight = torch.zeros(x.shape[1], classes, requires_grad=True)
-    bias = torch.zeros(classes, requires_grad=True)
-    solver = torch.optim.LBFGS(
-        [weight, bias], max_iter=_ITERATIONS, history_size=20, line_search_fn="strong_wolfe"
-    )
-    x_fit, y_fit = x[kept], y[kept]
+    balance = class_weights(np.bincount(targets[~held], minlength=classes), 0.5)
+    curve: list[dict[str, float]] = []
 
-    def loss() -> torch.Tensor:
-        solver.zero_grad()
-        value = torch.nn.functional.cross_entropy(x_fit @ weight + bias, y_fit, balance)
-        value = value + decay * weight.square().sum()
-        value.backward()
-        return value
-
-    curve = []
-    for number in range(_ROUNDS):
-        value = float(torch.as_tensor(solver.step(loss)).detach())
+    def note(loss: float, weight: Array, bias: Array) -> None:
         confusion = Confusion(classes)
-        with torch.no_grad():
-            confusion.update((x[out] @ weight + bias).argmax(1).numpy(), y[out].numpy())
+        confusion.update((inputs[held] @ weight + bias).argmax(1), targets[held])
         miou = confusion.miou if confusion.points else 0.0
-        curve.append({"iteration": number * _ITERATIONS, "loss": value, "held_out_miou": miou})
-    scaled = weight.detach().numpy() / spread[:, None]
-    shifted = bias.detach().numpy() - mean @ scaled
-    return scaled.astype(np.float32), shifted.astype(np.float32), curve
+        iteration = len(curve) * _ITERATIONS
+        curve.append({"iteration": iteration, "loss": loss, "held_out_miou": miou})
+
+    weight, bias = logistic_regression(
+        inputs[~held],
+        targets[~held],
+        balance,
+        decay=decay,
+        iterations=_ITERATIONS,
+        rounds=_ROUNDS,
+        after_round=note,
+    )
+    return weight, bias, curve
 
 
 def untrained(config: StudentConfig, scans: Sequence[Scan], seed: int, device: str) -> Features:

@@ -1,20 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recipes: everything that decides what a training run becomes."""
+"""Recipes: everything that decides the result of a training run.
+
+The sections of a recipe decide its objectives. A `teacher` gives labels: segmentation, with `text`
+words, with `alignment` image features. An `encoder` gives image features alone: contrast. With
+`supervision` some classes are learned without labels.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 from pydantic import Field, model_validator
 
 from pcseg_core.bundled import bundled_file, find_file
 from pcseg_core.config import Section, load_yaml
+from pcseg_core.distill.alignment import AlignmentConfig
+from pcseg_core.distill.image_views import SuperpixelConfig, ViewConfig
 from pcseg_core.distill.pseudo_labels import PseudoLabelConfig
+from pcseg_core.distill.temporal import TemporalConfig
+from pcseg_core.errors import InputError
 from pcseg_core.models.student import StudentConfig
+from pcseg_core.vision.encoders import EncoderConfig
 from pcseg_core.vision.maskclip import DenseClipConfig
 from pcseg_core.vision.pixel_classes import TeacherConfig
 from pcseg_core.vision.text_space import TextSpaceConfig
+
+Supervision = Literal["seen", "zero-shot", "annotation-free"]
+Weighted = TypeVar("Weighted", TeacherConfig, EncoderConfig)
+
+_CONTRAST = ("superpixel", "temporal", "point_to_segment", "point_pixel")
 
 
 class AugmentConfig(Section):
@@ -33,8 +49,8 @@ class AugmentConfig(Section):
         0.5,
         ge=0,
         lt=1,
-        description="Largest share of elevation bands left out of every other "
-        "cloud, so that near ground looks like far ground and one LiDAR like another",
+        description="Largest share of elevation bands left out of every other cloud: near ground "
+        "resembles far ground, and one LiDAR another",
     )
     beam_deg: float = Field(0.4, gt=0, le=10, description="Height of an elevation band [deg]")
     intensity_gain: float = Field(
@@ -48,49 +64,97 @@ class OptimizerConfig(Section):
     steps: int = Field(1000, ge=1, description="Optimizer steps")
     batch_size: int = Field(3, ge=1, description="Sectors of sweeps per step")
     sector_deg: float = Field(
-        120.0, gt=5, le=360, description="Azimuth of the part of a sweep trained on [deg]"
+        120.0, gt=5, le=360, description="Azimuth range of the part of a sweep in a batch [deg]"
     )
     learning_rate: float = Field(4e-3, gt=0, description="Highest learning rate")
     weight_decay: float = Field(0.01, ge=0, description="Weight decay")
-    warmup: float = Field(0.1, ge=0, lt=1, description="Share of the steps spent warming up")
+    warmup: float = Field(0.1, ge=0, lt=1, description="Share of the steps for warm-up")
     average: float = Field(
         0.99,
         ge=0,
         lt=1,
-        description="Decay of the moving average of weights that is kept as the result",
+        description="Decay of the moving average of the weights, which is the result",
     )
     gradient_clip: float = Field(5.0, gt=0, description="Largest norm of the gradient")
     heads_only: bool = Field(
         False,
-        description="Train the text and regression heads alone, on the frozen features of the run "
-        "that is started from; what it labels with its own classes stays the same",
+        description="Train the text and regression heads only, on frozen features of the run to "
+        "start from; its own classes do not change",
     )
 
 
-class LossConfig(Section):
-    """Weights of the objectives."""
+class LabelLossConfig(Section):
+    """Weights of the objectives that need labels, and the labels they use."""
 
     cross_entropy: float = Field(1.0, ge=0, description="Weight of the cross-entropy")
     lovasz: float = Field(1.0, ge=0, description="Weight of the Lovász-softmax loss")
-    regression: float = Field(
-        0.0, ge=0, description="Weight of the regression of the teacher's pixel features (ScaLR)"
-    )
     min_confidence: float = Field(
-        0.6, ge=0, lt=1, description="Pseudo labels below this confidence are not trained on"
+        0.6, ge=0, lt=1, description="Labels with less confidence are not trained on"
     )
     class_balance: float = Field(
         0.5, ge=0, le=1, description="Exponent of the inverse class frequency in the class weights"
     )
 
 
+class LossConfig(LabelLossConfig):
+    """Weights of the objectives, and the negatives of contrast.
+
+    With an encoder the defaults are 0 for cross_entropy and lovasz, and 1 for superpixel.
+    """
+
+    regression: float = Field(
+        0.0, ge=0, description="Weight of the regression of image features (ScaLR)"
+    )
+    superpixel: float = Field(0.0, ge=0, description="Weight of superpixel contrast (SLidR, Seal)")
+    temporal: float = Field(0.0, ge=0, description="Weight of consistency across sweeps (Seal)")
+    point_to_segment: float = Field(
+        0.0, ge=0, description="Weight of points against their segment within a sweep (Seal)"
+    )
+    point_pixel: float = Field(0.0, ge=0, description="Weight of point-pixel contrast (PPKT)")
+    temperature: float = Field(0.07, gt=0, description="Contrast: divisor of the similarities")
+    channels: int = Field(64, ge=2, le=4096, description="Contrast: size of the projected features")
+    false_negative_quantile: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Superpixels whose image features are more similar than this quantile of all "
+        "pairs are not negatives",
+    )
+    class_positives: bool = Field(
+        False, description="Superpixels of one class are positives, if they have classes (OLIVINE)"
+    )
+    class_negatives: bool = Field(
+        True, description="Only superpixels of different classes are negatives, if they have any"
+    )
+    balanced: bool = Field(False, description="Rare superpixels weigh more (ST-SLidR)")
+    paired: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="Temporal: share of the sectors that are two sweeps of one place; the others "
+        "show two places",
+    )
+    points_per_segment: int = Field(
+        100, ge=1, description="Temporal, point-to-segment: points drawn of each segment"
+    )
+    pixels_per_segment: int = Field(
+        100, ge=1, description="Superpixel: pixels drawn of each superpixel"
+    )
+    pairs: int = Field(4096, ge=1, description="Point-pixel: pairs per step")
+
+
 class TextConfig(Section):
-    """The text head: features of words, learned from class names or from dense CLIP."""
+    """Words: the text space, and how the text head is trained."""
+
+    renamed: ClassVar[dict[str, str]] = {
+        name: f"text.space.{name}" for name in TextSpaceConfig.model_fields if name != "source"
+    }
 
     space: TextSpaceConfig = Field(description="Where the vectors of words come from")
     source: Literal["classes", "maskclip"] = Field(
         "classes",
-        description="Pixel features to learn from. classes: the teacher's classes by the vectors "
-        "of their names; maskclip: the image encoder of the space's open_clip model",
+        description="Pixel features to learn. classes: the vectors of the names of the teacher's "
+        "classes; maskclip: the image encoder of the space's open_clip model",
     )
     dense: DenseClipConfig = Field(
         default_factory=DenseClipConfig,
@@ -98,22 +162,25 @@ class TextConfig(Section):
     )
     classes: dict[str, tuple[str, ...]] = Field(
         default_factory=dict,
-        description="Words of the teacher's classes, by name; a class not given stands for its "
-        "name and synonyms as far as the space knows them, one with no words is left out",
+        description="Words of the teacher's classes, by name. Other classes take those of their "
+        "name and synonyms that the space knows. A class without words is left out",
     )
     words: tuple[str, ...] = Field(
-        (), description="Further words that the checkpoint shall know; a table gives all of its own"
+        (), description="More words to store in the checkpoint; a table stores all its words"
     )
     temperature: float = Field(
         0.07, gt=0, le=1, description="Divisor of cosines in the classifier of words"
     )
     regression: float = Field(
-        1.0, ge=0, description="Weight of the distance to the pixels' unit vectors"
+        1.0,
+        ge=0,
+        description="Weight of the distance to the pixels' unit vectors; unused with supervision",
     )
     cross_entropy: float = Field(
         1.0,
         ge=0,
-        description="Weight of the cross-entropy of the classes by cosines (source: classes)",
+        description="Weight of the cross-entropy of the classes by cosines (source: classes); "
+        "unused with supervision",
     )
     class_balance: float = Field(
         0.5, ge=0, le=1, description="Exponent of the inverse class frequency (source: classes)"
@@ -128,24 +195,175 @@ class TextConfig(Section):
         return self
 
 
-class Recipe(Section):
-    """A whole distillation run."""
+class PairAugmentConfig(Section):
+    """Random changes of clouds and images together; pairs stay exact."""
 
-    teacher: TeacherConfig
-    labels: PseudoLabelConfig = Field(default_factory=PseudoLabelConfig)
-    student: StudentConfig = Field(default_factory=StudentConfig)
+    cuboid_drop: float = Field(
+        0.5, ge=0, le=1, description="Share of the clouds that lose a box of points"
+    )
+    cuboid_extent: float = Field(
+        0.2, gt=0, le=1, description="Largest box, as share of the extent of the cloud"
+    )
+    crop: float = Field(0.5, ge=0, le=1, description="Share of the images that are cropped")
+    crop_area: tuple[float, float] = Field(
+        (0.3, 1.0), description="Smallest and largest crop, as share of the image area"
+    )
+    min_pairs: int = Field(
+        200, ge=0, description="Crops and boxes that leave fewer pairs are not applied"
+    )
+    mirror: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Share of the images whose mirrored features are used; doubles the cache",
+    )
+    merge: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Share of the clouds that are joined with the sweep before or after, if there "
+        "are poses",
+    )
+
+
+class SelfTrainingConfig(Section):
+    """Labels by the averaged network itself, in addition to those by images."""
+
+    start: float = Field(
+        0.5, ge=0, le=1, description="Share of the steps after which it starts; 1 disables it"
+    )
+    quantile: float = Field(
+        0.5,
+        ge=0,
+        lt=1,
+        description="Labels below this quantile of the confidences of their class are not used",
+    )
+    mix: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="Share of the image labels that are replaced; replacing all collapses",
+    )
+    unlabeled: bool = Field(
+        True, description="Also label points that no camera sees or no label is confident for"
+    )
+
+
+class StackingConfig(Section):
+    """Calibrated stacking against the bias toward seen classes."""
+
+    tolerance: float = Field(
+        0.01, ge=0, lt=1, description="Largest loss of mean IoU of seen classes on held-out sweeps"
+    )
+    held_out: float = Field(
+        0.1,
+        gt=0,
+        lt=1,
+        description="Share of the scenes that is not trained on; of the sweeps for one scene",
+    )
+
+
+class TrainingRecipe(Section):
+    """The sections that all training shares."""
+
     augment: AugmentConfig = Field(default_factory=AugmentConfig)
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
-    loss: LossConfig = Field(default_factory=LossConfig)
-    text: TextConfig | None = Field(None, description="The text head; none without it")
+    loss: LabelLossConfig = Field(default_factory=LabelLossConfig)
     seed: int = Field(0, ge=0, description="Seed of everything random")
 
+
+class Recipe(TrainingRecipe):
+    """A training run."""
+
+    renamed: ClassVar[dict[str, str]] = {
+        "temperature": "text.temperature",
+        "teacher_words": "text.classes",
+    }
+
+    teacher: TeacherConfig | None = Field(None, description="Image network that gives labels")
+    labels: PseudoLabelConfig = Field(default_factory=PseudoLabelConfig)
+    text: TextConfig | None = Field(None, description="Words; none without it")
+    encoder: EncoderConfig | None = Field(
+        None, description="Frozen image network whose features are learned without labels"
+    )
+    superpixels: SuperpixelConfig = Field(default_factory=SuperpixelConfig)
+    views: ViewConfig = Field(default_factory=ViewConfig)
+    temporal: TemporalConfig = Field(default_factory=TemporalConfig)
+    pairs: PairAugmentConfig = Field(default_factory=PairAugmentConfig)
+    supervision: Supervision | None = Field(
+        None,
+        description="Zero-shot learning. seen: true labels of seen classes only; zero-shot: and "
+        "image labels of unseen ones; annotation-free: image labels of all classes",
+    )
+    teacher_temperature: float = Field(
+        0.07, gt=0, description="With supervision: divisor of the cosines of pixels and words"
+    )
+    image_features: Literal["teacher", "text"] = Field(
+        "teacher",
+        description="With supervision: features to align with, the teacher's or its pixels in the "
+        "text space (equal for maskclip)",
+    )
+    alignment: AlignmentConfig | None = Field(
+        None, description="Contrast with the teacher's features; on by default with supervision"
+    )
+    self_training: SelfTrainingConfig | None = Field(
+        None, description="Labels by the network itself; on by default with supervision"
+    )
+    stacking: StackingConfig = Field(default_factory=StackingConfig)
+    student: StudentConfig = Field(default_factory=StudentConfig)
+    loss: LossConfig = Field(default_factory=LossConfig)
+
+    def required_teacher(self) -> TeacherConfig:
+        """The camera teacher.
+
+        Raises:
+            InputError: the recipe has none.
+        """
+        if self.teacher is None:
+            raise InputError("the recipe has no 'teacher'; expected one that labels images")
+        return self.teacher
+
+    @property
+    def across_sweeps(self) -> bool:
+        """Whether segments across sweeps are needed."""
+        return self.loss.temporal + self.loss.point_to_segment > 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_follow_the_sections(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        found = dict(values)
+        if found.get("supervision"):
+            found.setdefault("alignment", {})
+            found.setdefault("self_training", {})
+        if found.get("encoder"):
+            loss = found.get("loss", {})
+            given = loss.model_dump(exclude_unset=True) if isinstance(loss, Section) else loss
+            if isinstance(given, Mapping):
+                found["loss"] = {"cross_entropy": 0.0, "lovasz": 0.0, "superpixel": 1.0, **given}
+        return found
+
     @model_validator(mode="after")
-    def _has_an_objective(self) -> Recipe:
-        weights = self.loss.cross_entropy + self.loss.lovasz + self.loss.regression
-        if self.text is not None:
-            weights += self.text.regression + self.text.cross_entropy
-        if weights == 0:
+    def _objectives_have_their_sources(self) -> Recipe:
+        loss = self.loss
+        labeled = loss.cross_entropy + loss.lovasz
+        contrast = sum(getattr(loss, name) for name in _CONTRAST)
+        if self.teacher and self.encoder:
+            raise ValueError("give 'teacher' (learns labels) or 'encoder' (no labels), not both")
+        if labeled and not self.teacher:
+            raise ValueError("loss.cross_entropy and loss.lovasz need labels: give a 'teacher'")
+        if contrast and not self.encoder:
+            raise ValueError(
+                f"loss.{', loss.'.join(_CONTRAST)} need image features: give 'encoder'"
+            )
+        for name in ("text", "supervision", "alignment", "self_training"):
+            if getattr(self, name) and not self.teacher:
+                raise ValueError(f"'{name}' needs a 'teacher'")
+        if self.supervision and not self.text:
+            raise ValueError("'supervision' needs the words of the classes: give 'text'")
+        words = self.text.regression + self.text.cross_entropy if self.text else 0.0
+        if labeled + contrast + loss.regression + words == 0:
             raise ValueError("all loss weights are 0: nothing would be learned")
         return self
 
@@ -153,12 +371,25 @@ class Recipe(Section):
 def load_recipe(path: Path) -> Recipe:
     """Read a recipe and find its weights and tables, see `find_file`."""
     recipe = load_yaml(path, Recipe)
-    weights = recipe.teacher.weights
-    if not bundled_file(weights):
-        weights = find_file(weights, Path(path).parent)
-    teacher = recipe.teacher.model_copy(update={"weights": weights})
-    text = recipe.text
+    base = Path(path).parent
+    teacher, text, cut = recipe.teacher, recipe.text, recipe.superpixels
+    if teacher is not None and not bundled_file(teacher.weights):
+        teacher = _found(teacher, base)
     if text is not None:
-        space = text.space.relative_to(Path(path).parent)
-        text = text.model_copy(update={"space": space})
-    return recipe.model_copy(update={"teacher": teacher, "text": text})
+        text = text.model_copy(update={"space": text.space.relative_to(base)})
+    folder = cut.folder and (base / cut.folder.expanduser()).resolve()
+    maker = cut.teacher and _found(cut.teacher, base)
+    changes = {
+        "teacher": teacher,
+        "text": text,
+        "encoder": recipe.encoder and _found(recipe.encoder, base),
+        "superpixels": cut.model_copy(update={"folder": folder, "teacher": maker}),
+    }
+    return recipe.model_copy(update=changes)
+
+
+def _found(section: Weighted, base: Path) -> Weighted:
+    """The section with the absolute path of its weights."""
+    if section.weights is None:
+        return section
+    return section.model_copy(update={"weights": find_file(section.weights, base)})

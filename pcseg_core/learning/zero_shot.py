@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Zero-shot learning, whole: labels of some classes and an image teacher in, all classes out."""
+"""Zero-shot learning: labels of some classes and an image teacher in, all classes out."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,24 +15,33 @@ from torch import Tensor
 
 from pcseg_core.checkpoint import CheckpointText
 from pcseg_core.data import open_recording
+from pcseg_core.distill.observation import ClassEvidence, Observer, StoredObservation, scenes
+from pcseg_core.distill.pixels import PixelSampler
 from pcseg_core.errors import InputError
 from pcseg_core.labels import IGNORE
-from pcseg_core.learning.probe import Scan, read_scans
-from pcseg_core.learning.runs import bar, claim, console, finish, identity, on_gpu, train
-from pcseg_core.learning.zero_shot_data import Observed, Observer
-from pcseg_core.learning.zero_shot_labels import (
-    AlignedSweep,
-    hold_out,
-    training_sweeps,
-    zero_shot_labels,
+from pcseg_core.learning.dataset import LabeledSectors, TrainingSweep
+from pcseg_core.learning.distill import image_channels, self_training
+from pcseg_core.learning.module import TrainingModule
+from pcseg_core.learning.objectives import Objective
+from pcseg_core.learning.objectives.alignment import Alignment
+from pcseg_core.learning.objectives.segmentation import WordSegmentation, class_counts
+from pcseg_core.learning.probe import Scan, by_point, read_scans, run_student
+from pcseg_core.learning.recipe import Recipe
+from pcseg_core.learning.runs import (
+    all_skipped,
+    claim,
+    finish,
+    observe,
+    open_recordings,
+    torch_device,
+    train,
 )
-from pcseg_core.learning.zero_shot_module import ZeroShotModule
-from pcseg_core.learning.zero_shot_recipe import ZeroShotRecipe
+from pcseg_core.learning.teachers import load_split_teacher
+from pcseg_core.learning.zero_shot_labels import hold_out, label_scene, zero_shot_labels
 from pcseg_core.learning.zero_shot_split import Split
-from pcseg_core.learning.zero_shot_teacher import load_image_teacher
 from pcseg_core.metrics.confusion import Confusion
 from pcseg_core.metrics.zero_shot import ZeroShotFigures, choose_gamma, stacked
-from pcseg_core.models.student import Points, Student, cosine_logits
+from pcseg_core.models.student import Student, cosine_logits
 from pcseg_core.vision.class_to_text import class_matrix
 from pcseg_core.vision.text_space import TextSpace, load_text_space, table_of
 
@@ -44,105 +54,165 @@ def zero_shot(
     sources: Sequence[str],
     test: Sequence[Scan] | Sequence[str],
     split: Split,
-    recipe: ZeroShotRecipe,
+    recipe: Recipe,
     out: Path,
     cache: Path | None = None,
     device: str = "auto",
     every: int = 1,
 ) -> dict[str, Any]:
-    """Train on some labeled classes and what images say of the others; measure all of them.
+    """Train on true labels of seen classes and image labels of unseen ones, and measure both.
 
-    The same call goes on where an interrupted one stopped.
+    Interrupted runs resume: make the same call again. Returns what metrics.json also holds.
 
     Args:
         sources: recordings with images, labeled unless the recipe is annotation-free.
         test: labeled recordings, or their scans.
-        split: which classes are never labeled.
-        recipe: everything else that decides the result.
+        split: seen and unseen classes.
+        recipe: of the run, with supervision.
         out: run directory; gets recipe.yaml, logs/, last.ckpt, metrics.json and the checkpoint.
-        cache: folder of looked-at sweeps that several runs may share; default inside `out`.
+        cache: folder of observations that several runs may share; default inside `out`.
         device: "auto", "cpu" or "cuda".
         every: only every k-th sweep is trained on.
-
-    Returns:
-        Figures of the run, also written to metrics.json.
 
     Raises:
         InputError: unusable sources, weights, words or recipe, or a directory of another run.
     """
+    if recipe.supervision is None or recipe.text is None:
+        raise InputError("zero-shot learning needs a recipe with 'supervision'")
     claim(out, recipe, [*sources, f"split {split.model_dump_json()}", f"every {every}"])
-    text = load_text_space(recipe.text, "cuda" if on_gpu(device) else "cpu")
-    words = split.class_words(text)
-    observed, skipped = _observe(
-        sources, split, recipe, text, words, cache or out / "cache", every, device
-    )
+    # Observe every sweep once: true labels, and what the images say about its points.
+    space = load_text_space(recipe.text.space, torch_device(device))
+    words = split.class_words(space)
+    observer = new_observer(recipe, split, space, words, cache or out / "cache", device)
+    recordings = open_recordings(sources)
+    observed = observe(observer, recordings, "observing sweeps", every)
+    # Label seen classes by the truth and unseen ones by the images; hold out some scenes.
     kept, held = hold_out(observed, recipe.stacking.held_out)
-    unseen = split.mask
-    sweeps = training_sweeps(kept, unseen, recipe.supervision, recipe.labels.consolidation)
-    _check_labels([sweep.label for sweep in sweeps], recipe)
-    vectors = torch.from_numpy(class_matrix(text, words))
-    torch.manual_seed(recipe.seed)
-    config = recipe.student.model_copy(update={"text_channels": vectors.shape[1]})
-    student = Student(config, len(split.space))
-    module = ZeroShotModule(student, sweeps, vectors, torch.from_numpy(unseen), recipe)
-    training = train(module, recipe.optimizer.steps, recipe.optimizer.gradient_clip, out, device)
-    classifier = CosineClassifier(student, vectors, "cuda" if on_gpu(device) else "cpu")
-    gamma = _gamma(classifier, held, unseen, recipe)
-    measured = measure(classifier, _scans(test, split, recipe), split, gamma)
+    sweeps, quality = label_sweeps(kept, split, recipe)
+    # Train a student whose classifier is the cosine with the words of the classes.
+    vectors = torch.from_numpy(class_matrix(space, words))
+    module = new_module(sweeps, vectors, split, recipe)
+    training = train(module, out, device)
+    # Measure, also with the bias toward seen classes calibrated on the held-out scenes.
+    classifier = CosineClassifier(module.student, vectors, torch_device(device))
+    gamma = _gamma(classifier, held, split.mask, recipe)
+    figures = measure(classifier, _scans(test, split, recipe), split, gamma)
     metrics = {
         "sweeps": len(sweeps),
         "held_out": len(held),
-        "skipped": dict(skipped),
-        "labels": _label_quality(kept, sweeps, split, recipe.loss.min_confidence),
+        "skipped": all_skipped(recordings, observer),
+        "labels": quality,
         "gamma": gamma,
-        **{k: v.model_dump() for k, v in measured.items()},
+        **{k: v.model_dump() for k, v in figures.items()},
         **training,
     }
-    fold_classifier(student, vectors, unseen, gamma, recipe.temperature, classifier.mean_norm)
-    known = CheckpointText(
-        table_of(text, [w for group in words.values() for w in group]), words, recipe.temperature
-    )
-    finish(student, split.space, recipe, metrics, out, known)
+    classifier.fold(split.mask, gamma, recipe.text.temperature)
+    known = _checkpoint_text(space, words, recipe.text.temperature)
+    finish(module.student, split.space, recipe, metrics, out, known)
     return metrics
 
 
-def _observe(
-    sources: Sequence[str],
+def _checkpoint_text(
+    space: TextSpace, words: dict[str, tuple[str, ...]], temperature: float
+) -> CheckpointText:
+    table = table_of(space, [word for group in words.values() for word in group])
+    return CheckpointText(table, words, temperature)
+
+
+def new_observer(
+    recipe: Recipe,
     split: Split,
-    recipe: ZeroShotRecipe,
     text: TextSpace,
     words: dict[str, tuple[str, ...]],
-    cache: Path,
-    every: int,
+    folder: Path,
     device: str,
-) -> tuple[list[Observed], Any]:
-    teacher, features, parts = load_image_teacher(recipe, split, text, words, device)
-    observer = Observer(teacher, features, recipe.labels, recipe.alignment.patch_px, cache, parts)
-    recordings = {identity(source): open_recording(source) for source in sources}
-    with bar() as progress:
-        task = progress.add_task("looking at images", total=None)
-        observed = observer.observe(
-            recordings,
-            every,
-            lambda _s, done, total: progress.update(task, completed=done, total=total),
-        )
-    for reason, count in observer.skipped.most_common():
-        console.print(f"[yellow]skipped {count} sweep(s):[/] {reason}", highlight=False)
-    return observed, sum((recording.skipped for recording in recordings.values()), observer.skipped)
+) -> Observer:
+    """Observes truth, class evidence by words, and image features with their patches."""
+    on = torch_device(device)
+    teacher, features, known = load_split_teacher(recipe, split, text, words, on)
+    patch_px = recipe.alignment.patch_px if recipe.alignment is not None else None
+    return Observer(
+        folder,
+        space=split.space,
+        evidence=ClassEvidence(teacher, recipe.labels, known, split.space, required=False),
+        pixels=PixelSampler(recipe.labels, known, image=features, patch_px=patch_px),
+    )
 
 
-def _check_labels(labels: Sequence[Array], recipe: ZeroShotRecipe) -> None:
-    if not any((part != IGNORE).any() for part in labels):
+def label_sweeps(
+    kept: Sequence[StoredObservation], split: Split, recipe: Recipe
+) -> tuple[list[TrainingSweep], dict[str, float]]:
+    """Labeled sweeps, and how good the image labels of unseen classes are.
+
+    The second is for the report: training does not use it.
+
+    Raises:
+        InputError: no point has a label.
+    """
+    assert recipe.supervision is not None
+    sweeps: list[TrainingSweep] = []
+    counts: Counter[str] = Counter()
+    for _, members in scenes(kept):
+        seen = [stored.load() for stored in members]
+        labeled = label_scene(seen, split.mask, recipe.supervision, recipe.labels.consolidation)
+        for observation, sweep in zip(seen, labeled):
+            assert observation.truth is not None
+            labels = sweep.confident(recipe.loss.min_confidence)
+            hidden = (observation.truth >= 0) & split.mask[observation.truth]
+            given = hidden & (labels != IGNORE)
+            right = given & (labels == observation.truth)
+            counts.update(unseen=hidden.sum(), labeled=given.sum(), right=right.sum())
+        sweeps += labeled
+    if not any((sweep.label != IGNORE).any() for sweep in sweeps):
         raise InputError(
             f"no point of the training sweeps has a label under supervision "
             f"'{recipe.supervision}'; it needs labeled recordings, or images for "
             "'annotation-free'"
         )
+    return sweeps, {
+        "unseen_points": int(counts["unseen"]),
+        "labeled": float(counts["labeled"] / max(1, counts["unseen"])),
+        "right": float(counts["right"] / max(1, counts["labeled"])),
+    }
 
 
-def _scans(
-    test: Sequence[Scan] | Sequence[str], split: Split, recipe: ZeroShotRecipe
-) -> Iterator[Scan]:
+def new_module(
+    sweeps: Sequence[TrainingSweep], vectors: Tensor, split: Split, recipe: Recipe
+) -> TrainingModule:
+    """A new student with the objectives of a recipe with supervision, on labeled sweeps.
+
+    Args:
+        sweeps: labeled sweeps.
+        vectors: (C, D) unit text vectors of the classes.
+        split: seen and unseen classes.
+        recipe: everything else.
+    """
+    assert recipe.text is not None
+    torch.manual_seed(recipe.seed)
+    config = recipe.student.model_copy(update={"text_channels": vectors.shape[1]})
+    student = Student(config, len(split.space))
+    hidden = torch.from_numpy(split.mask)
+    # Classes without examples are not negatives either: they compete in the test only.
+    excluded = hidden if recipe.supervision == "seen" else torch.zeros_like(hidden)
+    counts = class_counts(sweeps, len(vectors), recipe.loss.min_confidence)
+    objectives: list[Objective] = [
+        WordSegmentation(recipe.loss, counts, vectors, recipe.text.temperature, excluded)
+    ]
+    if recipe.alignment is not None and recipe.alignment.active:
+        width = student.network.feature_channels
+        objectives.append(Alignment(width, max(1, image_channels(sweeps)), recipe.alignment))
+    # Without true labels the network may label every class itself.
+    free = recipe.supervision == "annotation-free"
+    return TrainingModule(
+        student,
+        objectives,
+        LabeledSectors(sweeps, recipe),
+        recipe.optimizer,
+        self_training=self_training(recipe, torch.ones_like(hidden) if free else hidden),
+    )
+
+
+def _scans(test: Sequence[Scan] | Sequence[str], split: Split, recipe: Recipe) -> Iterator[Scan]:
     for entry in test:
         if isinstance(entry, Scan):
             yield entry
@@ -151,7 +221,7 @@ def _scans(
 
 
 class CosineClassifier:
-    """Cosines of points with the classes, from points alone.
+    """Cosines of the features of points with the words of the classes.
 
     Args:
         student: with a text head, trained.
@@ -159,12 +229,12 @@ class CosineClassifier:
         device: where it runs.
 
     Attributes:
-        mean_norm: mean length of the text head's outputs, before they are normalized, so far.
+        mean_norm: mean length so far of the text head's outputs, before normalization.
     """
 
     def __init__(self, student: Student, vectors: Tensor, device: str = "cpu") -> None:
         self.student = student.to(device).eval()
-        self.vectors, self.device = vectors.to(device), torch.device(device)
+        self.vectors = vectors.to(device)
         self._norms, self._voxels = 0.0, 0
 
     @property
@@ -175,39 +245,57 @@ class CosineClassifier:
     @torch.no_grad()
     def __call__(self, xyz: Array, intensity: Array) -> Array:
         """(N, C) float32 cosines of points (N, 3), (N,)."""
-        batch = torch.zeros(len(xyz), dtype=torch.int64)
-        points = Points(torch.from_numpy(xyz), torch.from_numpy(intensity), batch)
-        output = self.student(points.to(self.device))
+        output = run_student(self.student, xyz, intensity)
         assert output.text is not None and self.student.text_head is not None
         norms = self.student.text_head(output.features).norm(dim=1)
         self._norms += float(norms.sum())
         self._voxels += len(norms)
-        cosines = cosine_logits(output.text, self.vectors, 1.0)
-        found: Array = cosines[output.voxels.inverse].cpu().numpy()
-        return found
+        return by_point(cosine_logits(output.text, self.vectors, 1.0), output)
+
+    @torch.no_grad()
+    def fold(self, unseen: npt.NDArray[np.bool_], gamma: float, temperature: float) -> None:
+        """Write the cosines into the student's linear classifier, which needs no words.
+
+        Without stacking the best class is the same. Gamma and the confidence assume that every
+        feature has the mean length.
+
+        Args:
+            unseen: (C,) bool.
+            gamma: of calibrated stacking, in cosines.
+            temperature: of the cosines.
+        """
+        head, linear = self.student.text_head, self.student.network.classifier
+        assert head is not None
+        scale = 1 / (temperature * max(self.mean_norm, 1e-6))
+        linear.weight.copy_(self.vectors @ head.weight * scale)
+        taken = torch.from_numpy(~unseen).to(self.vectors) * gamma / temperature
+        linear.bias.copy_(self.vectors @ head.bias * scale - taken)
 
 
 def _gamma(
     classifier: CosineClassifier,
-    held: Sequence[Observed],
+    held: Sequence[StoredObservation],
     unseen: npt.NDArray[np.bool_],
-    recipe: ZeroShotRecipe,
+    recipe: Recipe,
 ) -> float:
-    """Gamma from the true labels of seen classes on held-out sweeps; 0 without any truth."""
+    """Gamma by the true labels of seen classes on held-out sweeps; 0 without labels."""
+    if recipe.supervision == "annotation-free":
+        return 0.0
     rng = np.random.default_rng(recipe.seed)
+    sweeps = [stored.load() for stored in held]
+    share = _CALIBRATION_POINTS / sum(len(sweep.xyz) for sweep in sweeps)
     scores, truths = [], []
-    for sweep in held:
-        truth, _ = zero_shot_labels(
-            sweep.truth, np.zeros((len(sweep.truth), len(unseen))), unseen, "seen"
-        )
-        drawn = rng.random(len(truth)) < _CALIBRATION_POINTS / sum(len(s.truth) for s in held)
+    for sweep in sweeps:
+        assert sweep.truth is not None
+        none = np.zeros((len(sweep.truth), len(unseen)))
+        truth, _ = zero_shot_labels(sweep.truth, none, unseen, "seen")
+        drawn = rng.random(len(truth)) < share
         scores.append(classifier(sweep.xyz, sweep.intensity)[drawn])
         truths.append(truth[drawn].astype(np.int64))
-    known = np.concatenate(truths) if truths else np.zeros(0, np.int64)
-    if recipe.supervision == "annotation-free" or not (known != IGNORE).any():
+    known = np.concatenate(truths)
+    if not (known != IGNORE).any():
         return 0.0
-    grid, tolerance = _GRID, recipe.stacking.tolerance
-    return choose_gamma(np.concatenate(scores), known, unseen, grid, tolerance)
+    return choose_gamma(np.concatenate(scores), known, unseen, _GRID, recipe.stacking.tolerance)
 
 
 def measure(
@@ -228,53 +316,3 @@ def measure(
     if not totals["plain"].points:
         raise InputError("the test recordings have no labeled point of these classes")
     return {k: ZeroShotFigures.of(v, space.names, unseen) for k, v in totals.items()}
-
-
-def _label_quality(
-    kept: Sequence[Observed], sweeps: Sequence[AlignedSweep], split: Split, minimum: float
-) -> dict[str, float]:
-    """How many points of unseen classes got a label from images, and how many of these are right.
-
-    For the report alone; training does not see it.
-    """
-    labels = np.concatenate([sweep.confident(minimum) for sweep in sweeps])
-    truth = np.concatenate([sweep.truth for sweep in kept])
-    hidden = (truth >= 0) & split.mask[truth]
-    given = hidden & (labels != IGNORE)
-    right = given & (labels == truth)
-    return {
-        "unseen_points": int(hidden.sum()),
-        "labeled": float(given.sum() / max(1, hidden.sum())),
-        "right": float(right.sum() / max(1, given.sum())),
-    }
-
-
-@torch.no_grad()
-def fold_classifier(
-    student: Student,
-    vectors: Tensor,
-    unseen: npt.NDArray[np.bool_],
-    gamma: float,
-    temperature: float,
-    mean_norm: float,
-) -> None:
-    """Put the cosine classifier into the plain linear one, which a node runs without words.
-
-    The best class is the same without stacking; gamma and the confidence take every feature to
-    have the mean length.
-
-    Args:
-        student: trained, changed in place.
-        vectors: (C, D) unit vectors of the classes.
-        unseen: (C,) bool.
-        gamma: of calibrated stacking, in cosines.
-        temperature: of the cosine classifier.
-        mean_norm: mean length of the text head's outputs.
-    """
-    head, linear = student.text_head, student.network.classifier
-    assert head is not None
-    scale = 1 / (temperature * max(mean_norm, 1e-6))
-    rows = vectors.to(head.weight.device)
-    linear.weight.copy_(rows @ head.weight * scale)
-    taken = torch.from_numpy(~unseen).to(rows) * gamma / temperature
-    linear.bias.copy_(rows @ head.bias * scale - taken)

@@ -79,7 +79,8 @@ def stacked(scores: npt.NDArray[np.floating], unseen: Bool, gamma: float) -> npt
     Returns:
         (N,) class ids.
     """
-    return np.argmax(scores - gamma * ~unseen, axis=1)
+    result: npt.NDArray[np.int64] = np.argmax(scores - gamma * ~unseen, axis=1)
+    return result
 
 
 def choose_gamma(

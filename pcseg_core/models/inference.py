@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MinkUNet for inference on the CPU: folded batch norm, fused layers, reused buffers."""
+"""MinkUNet for inference: folded batch norm, fused layers, reused buffers.
+
+Runs on the CPU through the native library or on a GPU through Triton; see `layers`.
+"""
 
 from __future__ import annotations
 
@@ -13,55 +16,28 @@ import torch
 from torch import Tensor, nn
 
 from pcseg_core.errors import InputError
+from pcseg_core.models.layers import Layer, MakeLayer, NativeLayer, TritonLayer
 from pcseg_core.models.minkunet import BasicBlock, ConvBlock, MinkUNet, Up
-from pcseg_core.native import library
-from pcseg_core.native import tensors as native
 from pcseg_core.sparse import BatchNorm, SparseConv3d, SparseTensor
+from pcseg_core.sparse.backends import resolve
 from pcseg_core.sparse.maps import KernelMap, KernelMapCache
 
-Precision = Literal["fp32", "bf16"]
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+Precision = Literal["fp32", "fp16", "bf16"]
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_LAYERS: dict[str, Callable[[Tensor, Tensor, torch.dtype, Tensor | None], Layer]] = {
+    "native": NativeLayer.of,
+    "triton": TritonLayer.of,
+}
 
 
-@dataclass(frozen=True, eq=False)
-class Layer:
-    """A convolution with folded batch norm, in the layout of the native library."""
-
-    packed: Tensor
-    bias: Tensor
-    cin: int
-    cout: int
-
-    @classmethod
-    def fold(cls, conv: SparseConv3d, norm: BatchNorm, dtype: torch.dtype) -> Layer:
-        """w' = w g / s and b' = beta - mean g / s with s = sqrt(variance + eps)."""
-        mean, variance = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
-        scale = norm.weight / torch.sqrt(variance + norm.eps)
-        bias = norm.bias - mean * scale
-        if conv.bias is not None:
-            bias = bias + conv.bias * scale
-        return cls.of(conv.weight, bias, dtype, scale)
-
-    @classmethod
-    def of(
-        cls, weight: Tensor, bias: Tensor, dtype: torch.dtype, scale: Tensor | None = None
-    ) -> Layer:
-        """Pack plain weights (K, cin, cout), times scale (cout,), and bias (cout,)."""
-        weight = weight.detach().float().cpu()
-        scale = None if scale is None else scale.detach().float().cpu()
-        packed = native.pack(weight, dtype, scale=scale)
-        copy = bias.detach().to("cpu", torch.float32, copy=True)
-        return cls(packed, copy, *weight.shape[1:])
-
-    def __call__(
-        self,
-        x: Tensor,
-        table: Tensor | None,
-        out: Tensor,
-        residual: Tensor | None = None,
-        relu: bool = True,
-    ) -> Tensor:
-        return native.conv(x, table, self.packed, out, self.cin, self.bias, residual, relu)
+def fold(conv: SparseConv3d, norm: BatchNorm, make: MakeLayer) -> Layer:
+    """One layer of both: w' = w g / s and b' = beta - mean g / s with s = sqrt(variance + eps)."""
+    mean, variance = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
+    scale = norm.weight / torch.sqrt(variance + norm.eps)
+    bias = norm.bias - mean * scale
+    if conv.bias is not None:
+        bias = bias + conv.bias * scale
+    return make(conv.weight, bias, scale)
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,19 +49,19 @@ class Block:
     shortcut: Layer | None
 
     @classmethod
-    def fold(cls, block: BasicBlock, dtype: torch.dtype) -> Block:
+    def fold(cls, block: BasicBlock, make: MakeLayer) -> Block:
         shortcut = None
         if block.shortcut is not None:
             conv, norm = cast(SparseConv3d, block.shortcut[0]), cast(BatchNorm, block.shortcut[1])
-            shortcut = Layer.fold(conv, norm, dtype)
-        first = Layer.fold(block.conv1, block.norm1, dtype)
-        return cls(first, Layer.fold(block.conv2, block.norm2, dtype), shortcut)
+            shortcut = fold(conv, norm, make)
+        first = fold(block.conv1, block.norm1, make)
+        return cls(first, fold(block.conv2, block.norm2, make), shortcut)
 
-    def __call__(self, x: Tensor, table: Tensor, middle: Tensor, out: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, kernel_map: KernelMap, middle: Tensor, out: Tensor) -> Tensor:
         """From x to `out`; both may share memory, since only conv1 reads other rows."""
-        self.conv1(x, table, middle)
+        self.conv1(x, kernel_map, middle)
         kept = x if self.shortcut is None else self.shortcut(x, None, out, relu=False)
-        return self.conv2(middle, table, out, residual=kept)
+        return self.conv2(middle, kernel_map, out, residual=kept)
 
 
 class Buffers:
@@ -96,8 +72,8 @@ class Buffers:
     deeper levels, which are not yet written on the way down and no longer needed on the way up.
     """
 
-    def __init__(self, dtype: torch.dtype) -> None:
-        self._flat = torch.empty(0, dtype=dtype)
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        self._flat = torch.empty(0, dtype=dtype, device=device)
         self._starts: list[int] = []
 
     def plan(self, rows: list[int], joined: list[int], scratch: list[int]) -> list[Tensor]:
@@ -114,9 +90,8 @@ class Buffers:
         pieces = [n * width for n, width in zip(rows, scratch, strict=True)]
         total = max(a + b for a, b in zip(self._starts, pieces, strict=True))
         if self._flat.numel() < total:
-            dtype = self._flat.dtype
-            self._flat = torch.empty(0, dtype=dtype)  # release before the larger allocation
-            self._flat = torch.empty(total, dtype=dtype)
+            self._flat = self._flat.new_empty(0)  # release before the larger allocation
+            self._flat = self._flat.new_empty(total)
         flat = [self._flat[end - size : end] for end, size in zip(ends, sizes, strict=True)]
         return [piece.view(n, -1) for piece, n in zip(flat, rows, strict=False)]
 
@@ -126,49 +101,51 @@ class Buffers:
         return self._flat[start : start + rows * columns].view(rows, columns)
 
 
-def _fold_pair(pair: ConvBlock, dtype: torch.dtype) -> Layer:
-    return Layer.fold(cast(SparseConv3d, pair[0]), cast(BatchNorm, pair[1]), dtype)
+def _fold_pair(pair: ConvBlock, make: MakeLayer) -> Layer:
+    return fold(cast(SparseConv3d, pair[0]), cast(BatchNorm, pair[1]), make)
 
 
-def _fold_blocks(blocks: nn.Module, dtype: torch.dtype) -> list[Block]:
-    return [Block.fold(cast(BasicBlock, block), dtype) for block in blocks.children()]
+def _fold_blocks(blocks: list[nn.Module], make: MakeLayer) -> list[Block]:
+    return [Block.fold(cast(BasicBlock, block), make) for block in blocks]
 
 
 class CompiledMinkUNet:
-    """A frozen copy of a MinkUNet that runs on the native library.
+    """A frozen copy of a MinkUNet that runs on the native library or on Triton.
 
     Batch norm is folded into the weights. Convolutions add bias and residual and apply the
     rectifier when they store their sums, and write skip connections directly into the joined
-    features. Calls from several threads run one after the other.
+    features. Calls from several threads run one after the other; on a GPU they must share a stream.
+
+    Attributes:
+        precision: of weights and features; sums are float32.
+        device: of the weights; inputs must be there.
     """
 
-    def __init__(self, model: MinkUNet, precision: Precision = "fp32") -> None:
-        dtype = _DTYPES[precision]
+    def __init__(self, model: MinkUNet, precision: Precision, make: MakeLayer) -> None:
         self.precision: Precision = precision
         self.in_channels, self.out_channels = model.in_channels, model.out_channels
         self.feature_channels = model.feature_channels
-        self._dtype = dtype
-        self._stem = _fold_pair(model.stem, dtype)
+        self._make = make
+        self._stem = _fold_pair(model.stem, make)
         self._down = []
         for stage in model.down:
             pair, *blocks = cast(nn.Sequential, stage)
-            folded = [Block.fold(cast(BasicBlock, block), dtype) for block in blocks]
-            self._down.append((_fold_pair(cast(ConvBlock, pair), dtype), folded))
+            self._down.append((_fold_pair(cast(ConvBlock, pair), make), _fold_blocks(blocks, make)))
         self._up = [
-            (_fold_pair(stage.conv, dtype), _fold_blocks(stage.blocks, dtype))
+            (_fold_pair(stage.conv, make), _fold_blocks(list(stage.blocks.children()), make))
             for stage in cast(list[Up], model.up)
         ]
         head = model.classifier
-        self._classifier = Layer.of(head.weight.t()[None], head.bias, dtype)
-        self._buffers = Buffers(dtype)
+        self._classifier = make(head.weight.t()[None], head.bias, None)
+        self.device = self._classifier.device
+        self._dtype = _DTYPES[precision]
+        self._buffers = Buffers(self._dtype, self.device)
         self._lock = threading.Lock()
 
     def __call__(self, x: SparseTensor) -> SparseTensor:
         """Logits (M, out_channels) float32 on the voxels of x."""
         with self._lock:
-            feats = self._run(x)
-            out = torch.empty(len(x), self.out_channels)
-            return x.replace(self._classifier(feats, None, out, relu=False))
+            return x.replace(self._classify(self._run(x), self._classifier))
 
     def features(self, x: SparseTensor) -> Tensor:
         """Features (M, feature_channels) float32, before the classifier."""
@@ -185,21 +162,24 @@ class CompiledMinkUNet:
         Returns:
             A function from voxels to (M, K) float32.
         """
-        layer = Layer.of(weight[None], bias, self._dtype)
+        layer = self._make(weight[None].to(self.device), bias.to(self.device), None)
 
         def run(x: SparseTensor) -> Tensor:
             with self._lock:
-                feats = self._run(x)
-                return layer(feats, None, torch.empty(len(x), layer.cout), relu=False)
+                return self._classify(self._run(x), layer)
 
         return run
 
+    def _classify(self, feats: Tensor, layer: Layer) -> Tensor:
+        out = torch.empty(len(feats), layer.cout, device=self.device)
+        return layer(feats, None, out, relu=False)
+
     def _run(self, x: SparseTensor) -> Tensor:
         """The network up to the classifier; the result is a view of the buffer."""
-        if x.stride != 1 or x.feats.shape[1] != self.in_channels or x.feats.device.type != "cpu":
+        if x.stride != 1 or x.feats.shape[1] != self.in_channels or x.feats.device != self.device:
             raise InputError(
-                f"compiled MinkUNet: expected {self.in_channels} channels of stride 1 on the CPU, "
-                f"got {x}"
+                f"compiled MinkUNet: expected {self.in_channels} channels of stride 1 on "
+                f"{self.device}, got {x} on {x.feats.device}"
             )
         cache = x.cache
         rows = [len(cache.keys(1 << level)) for level in range(5)]
@@ -207,20 +187,20 @@ class CompiledMinkUNet:
         skips = [
             part[:, up.cout :] for part, (up, _) in zip(joined, reversed(self._up), strict=True)
         ]
-        feats = self._stem(self._input(x.feats), _table(cache, 0), skips[0])
+        feats = self._stem(self._input(x.feats), _within(cache, 0), skips[0])
         for level, (pair, blocks) in enumerate(self._down, start=1):
             width = blocks[0].conv1.cout
             entry = self._buffers.scratch(level, rows[level], width, pair.cout)
-            pair(feats, _between(cache, level).table, entry)
+            pair(feats, _between(cache, level), entry)
             if level < len(skips):
                 out = skips[level]
             else:  # the coarsest level has no skip connection
                 out = self._buffers.scratch(level, rows[level], width + pair.cout, width)
-            feats = self._blocks(blocks, level, entry, _table(cache, level), out)
+            feats = self._blocks(blocks, level, entry, _within(cache, level), out)
         for level, (pair, blocks) in zip((3, 2, 1, 0), self._up, strict=True):
             left = joined[level][:, : pair.cout]
-            pair(feats, _between(cache, level + 1).inverse.table, left)
-            feats = self._blocks(blocks, level, joined[level], _table(cache, level), left)
+            pair(feats, _between(cache, level + 1).inverse, left)
+            feats = self._blocks(blocks, level, joined[level], _within(cache, level), left)
         return feats
 
     def _plan(self, rows: list[int]) -> list[Tensor]:
@@ -235,11 +215,11 @@ class CompiledMinkUNet:
         return self._buffers.plan(rows, joined, scratch)
 
     def _blocks(
-        self, blocks: list[Block], level: int, feats: Tensor, table: Tensor, out: Tensor
+        self, blocks: list[Block], level: int, feats: Tensor, kernel_map: KernelMap, out: Tensor
     ) -> Tensor:
         middle = self._buffers.scratch(level, len(feats), 0, blocks[0].conv1.cout)
         for block in blocks:
-            feats = block(feats, table, middle, out)
+            feats = block(feats, kernel_map, middle, out)
         return feats
 
     def _input(self, feats: Tensor) -> Tensor:
@@ -247,13 +227,14 @@ class CompiledMinkUNet:
         if self._dtype == torch.float32:
             return feats.detach().float().contiguous()
         rows, channels = feats.shape
-        padded = torch.zeros(rows, channels + channels % 2, dtype=self._dtype)
+        padded = feats.new_zeros(rows, channels + channels % 2, dtype=self._dtype)
         padded[:, :channels] = feats.detach()
         return padded
 
 
-def _table(cache: KernelMapCache, level: int) -> Tensor:
-    return cache.kernel_map(1 << level, 3, 1).table
+def _within(cache: KernelMapCache, level: int) -> KernelMap:
+    """The map of the convolutions of kernel 3 on a level."""
+    return cache.kernel_map(1 << level, 3, 1)
 
 
 def _between(cache: KernelMapCache, level: int) -> KernelMap:
@@ -261,19 +242,36 @@ def _between(cache: KernelMapCache, level: int) -> KernelMap:
     return cache.kernel_map(1 << (level - 1), 2, 2)
 
 
-def compile_inference(model: MinkUNet, precision: Precision = "fp32") -> CompiledMinkUNet:
-    """Prepare a trained network for inference on the CPU.
+def compile_inference(
+    model: MinkUNet, precision: Precision = "fp32", backend: str = "native"
+) -> CompiledMinkUNet:
+    """Prepare a trained network for inference on the device that it is on.
 
     The weights are copied: later changes to `model` have no effect, and `model` may be deleted.
     "bf16" halves the memory and is about twice as fast on CPUs with avx512_bf16; on others it is
-    emulated and slower than "fp32".
+    emulated and slower than "fp32". On a GPU "fp16" and "bf16" run on tensor cores; "fp16" is more
+    exact.
+
+    Args:
+        model: the network, on the CPU for "native" and on a GPU for "triton".
+        precision: "fp32", "bf16", or on a GPU "fp16".
+        backend: "native" or "triton".
 
     Raises:
-        InputError: the native library is unavailable (the message tells how to build it), or the
-            precision is unknown.
+        InputError: the backend is unavailable (the message tells how to get it), or the precision
+            is unknown.
     """
-    if precision not in _DTYPES:
-        raise InputError(f"precision '{precision}': expected one of {', '.join(_DTYPES)}")
-    library.library()
+    if precision not in _DTYPES or (precision, backend) == ("fp16", "native"):
+        known = ", ".join(p for p in _DTYPES if (p, backend) != ("fp16", "native"))
+        raise InputError(f"precision '{precision}' on backend '{backend}': expected one of {known}")
+    device = model.classifier.weight.device
+    if backend not in _LAYERS:
+        raise InputError(f"backend '{backend}': expected one of {', '.join(_LAYERS)}")
+    resolve(backend, device)
+    dtype, layer = _DTYPES[precision], _LAYERS[backend]
+
+    def make(weight: Tensor, bias: Tensor, scale: Tensor | None) -> Layer:
+        return layer(weight, bias, dtype, scale)
+
     with torch.no_grad():
-        return CompiledMinkUNet(model, precision)
+        return CompiledMinkUNet(model, precision, make)

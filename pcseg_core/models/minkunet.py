@@ -62,7 +62,8 @@ class BasicBlock(nn.Module):
         kept = x if self.shortcut is None else self.shortcut(x)
         out = self.relu(self.norm1(self.conv1(x)))
         out = self.norm2(self.conv2(out))
-        return self.relu(out.replace(out.feats + kept.feats))
+        result: SparseTensor = self.relu(out.replace(out.feats + kept.feats))
+        return result
 
 
 class Up(nn.Module):
@@ -74,7 +75,8 @@ class Up(nn.Module):
         self.blocks = _stage(planes + skip_channels, planes, blocks)
 
     def forward(self, x: SparseTensor, skip: SparseTensor) -> SparseTensor:
-        return self.blocks(concatenate(self.conv(x), skip))
+        result: SparseTensor = self.blocks(concatenate(self.conv(x), skip))
+        return result
 
 
 def _stage(in_channels: int, out_channels: int, blocks: int) -> nn.Sequential:

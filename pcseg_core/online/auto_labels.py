@@ -15,7 +15,8 @@ import yaml
 from pydantic import Field
 
 from pcseg_core.config import Section, load_yaml
-from pcseg_core.distill.labeling import Labeled, Labeler
+from pcseg_core.distill.labeling import Labels, label_scene
+from pcseg_core.distill.observation import ClassEvidence, Observer, scenes
 from pcseg_core.distill.pseudo_labels import PseudoLabelConfig
 from pcseg_core.errors import InputError
 from pcseg_core.files import FolderKind, claim_folder, write_atomic
@@ -182,9 +183,10 @@ class _Writer:
             tell(len(window))
             return
         teacher, settings = self.labeler.teacher, self.labeler.settings
-        inner = Labeler(teacher, settings.teacher, settings.labels, self.out / _CACHE)
-        labeled = _by_index(inner, window, settings.source, tell)
-        self.result.skipped.update(inner.skipped)
+        evidence = ClassEvidence(teacher, settings.labels, settings.teacher.identity)
+        observer = Observer(self.out / _CACHE, evidence=evidence)
+        labeled = _by_index(observer, settings, window, tell)
+        self.result.skipped.update(observer.skipped)
         written: list[str] = []
         for index in range(len(window)):
             written += self._write_sweep(window, index, labeled.get(index))
@@ -192,7 +194,7 @@ class _Writer:
         for file in (self.out / _CACHE).glob("*.npz"):
             file.unlink()
 
-    def _write_sweep(self, window: _Window, index: int, labeled: Labeled | None) -> list[str]:
+    def _write_sweep(self, window: _Window, index: int, labeled: Labels | None) -> list[str]:
         """Write the files of a sweep; names of the teacher's files, none if it cannot be read."""
         try:
             sample = window[index]
@@ -201,8 +203,9 @@ class _Writer:
             return []
         labels = np.full(len(sample.cloud), -1, np.int64)
         if labeled is not None:
-            sure = labeled.confidence >= self.labeler.settings.min_confidence
-            labels[sample.cloud.finite] = np.where(sure, labeled.labels, -1)
+            found, confidence = labeled
+            sure = confidence >= self.labeler.settings.min_confidence
+            labels[sample.cloud.finite] = np.where(sure, found, -1)
         name = f"labels/{label_file_name(sample.name, window.start + index)}.label"
         _write_labels(self.out / name, labels, self.raw_ids)
         if self.labeler.student is not None:
@@ -216,17 +219,21 @@ class _Writer:
 
 
 def _by_index(
-    labeler: Labeler, window: _Window, source: str, tell: Callable[[int], None]
-) -> dict[int, Labeled]:
+    observer: Observer, settings: LabelSettings, window: _Window, tell: Callable[[int], None]
+) -> dict[int, Labels]:
     """Labels by index in the window; empty if none of its sweeps can be labeled."""
-    identity = f"{source}@{window.start}"
+    identity = f"{settings.source}@{window.start}"
     try:
-        labeled = labeler.label({identity: window}, lambda stage, done, total: tell(done))
+        observations = observer.observe({identity: window}, lambda done, total: tell(done))
     except InputError:
-        if not labeler.skipped:
+        if not observer.skipped:
             raise
         return {}
-    return {int(one.name.rsplit("-", 1)[1]): one for one in labeled}
+    found: dict[int, Labels] = {}
+    for _, members in scenes(observations):
+        labels = label_scene([stored.load() for stored in members], settings.labels)
+        found |= {stored.index: one for stored, one in zip(members, labels)}
+    return found
 
 
 def _write_labels(

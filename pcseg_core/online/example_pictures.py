@@ -51,9 +51,9 @@ def encoder_of(recipe: Mapping[str, Any], device: str = "cpu") -> FeatureSource:
     Raises:
         InputError: the recipe names no encoder, or its weights are missing.
     """
-    if "encoder" in recipe:
+    if recipe.get("encoder"):
         return load_encoder(parse_section(recipe["encoder"], EncoderConfig, "encoder"), device)
-    if "teacher" in recipe and recipe.get("loss", {}).get("regression", 0) > 0:
+    if recipe.get("teacher") and recipe.get("loss", {}).get("regression", 0) > 0:
         return load_teacher(parse_section(recipe["teacher"], TeacherConfig, "teacher"), device)
     raise InputError(
         "the checkpoint's recipe regresses no image features; train with 'loss: {regression: 1}'"

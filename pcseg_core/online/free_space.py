@@ -54,4 +54,5 @@ def _erode(image: Float32) -> Float32:
     low = wide.copy()
     np.minimum(low[1:], wide[:-1], out=low[1:])
     np.minimum(low[:-1], wide[1:], out=low[:-1])
-    return low
+    result: Float32 = low
+    return result

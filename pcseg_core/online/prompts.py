@@ -134,7 +134,8 @@ def _meant(vectors: np.ndarray, classes: np.ndarray) -> np.ndarray:
     cosines = vectors @ classes.T
     nearest = cosines.argmax(1)
     own = cosines[np.arange(len(nearest)), nearest]
-    return ((classes @ classes.T)[nearest] >= own[:, None] - 1e-4).any(0)
+    result: np.ndarray = ((classes @ classes.T)[nearest] >= own[:, None] - 1e-4).any(0)
+    return result
 
 
 def _stretched(vectors: np.ndarray, classes: np.ndarray, mean: np.ndarray) -> np.ndarray:
@@ -235,4 +236,5 @@ class PromptHead:
         """features @ matrix + offset, (M, rows + F + 1) -> (M, C) probabilities."""
         length = torch.linalg.vector_norm(product[:, self.rows :], dim=1, keepdim=True)
         likely = (product[:, : self.rows] / length.clamp_min(1e-12)).softmax(1)
-        return likely if self._member is None else likely @ self._member
+        result: Tensor = likely if self._member is None else likely @ self._member
+        return result

@@ -101,7 +101,8 @@ def _pixels(encoder: FeatureSource, picture: Picture, name: str) -> np.ndarray:
     features = encoder.features(picture.image)
     flat = features.reshape(len(features), -1).T
     if picture.mask is None:
-        return flat
+        result: np.ndarray = flat
+        return result
     if picture.mask.shape != picture.image.shape[:2] or not picture.mask.any():
         raise InputError(
             f"prototypes: a mask of class '{name}' is {picture.mask.shape} with "
@@ -110,7 +111,8 @@ def _pixels(encoder: FeatureSource, picture: Picture, name: str) -> np.ndarray:
     share = torch.from_numpy(picture.mask.astype(np.float32))[None, None]
     inside = F.interpolate(share, features.shape[1:], mode="area")[0, 0].numpy().ravel()
     chosen = inside >= min(0.5, float(inside.max()))  # a thin class fills no whole feature
-    return flat[chosen]
+    values: np.ndarray = flat[chosen]
+    return values
 
 
 def logistic_regression(

@@ -34,7 +34,7 @@ from pcseg_core.online.prototypes import PrototypeHead, Prototypes
 from pcseg_core.sparse import SparseTensor
 from pcseg_core.sparse.backends import resolve
 
-Precision = Literal["auto", "fp32", "bf16"]
+Precision = Literal["auto", "fp32", "fp16", "bf16"]
 
 _FUSED_WORDS = 128  # with more words, the logits are computed in blocks
 
@@ -119,10 +119,11 @@ class Segmenter:
         Args:
             path: checkpoint file, run directory, or "bundled".
             device: "auto", "cpu", "cuda" or "cuda:N".
-            precision: arithmetic of the native backend: "fp32", "bf16", or "auto" for bfloat16
-                where the CPU has instructions for it (avx512_bf16), else float32.
-            backend: implementation of the sparse convolutions: "torch", "native", "torchsparse",
-                or "auto" for the fastest one available on the device.
+            precision: arithmetic of the native and triton backends: "fp32", "bf16", on a GPU
+                "fp16", or "auto": float16 on a GPU, bfloat16 where the CPU has instructions for
+                it (avx512_bf16), else float32.
+            backend: implementation of the sparse convolutions: "torch", "native", "triton",
+                "torchsparse", or "auto" for the fastest one available on the device.
 
         Raises:
             InputError: no checkpoint, a damaged one, no such device, or an unavailable backend.
@@ -170,7 +171,7 @@ class Segmenter:
         return space
 
     def _answering(self, classify: PromptHead) -> Callable[[SparseTensor], Tensor]:
-        """The network with the words as its last layer, fused on the native backend."""
+        """The network with the words as its last layer, fused if the network is compiled."""
         network = self._network
         if isinstance(network, CompiledMinkUNet) and classify.rows <= _FUSED_WORDS:
             product = network.with_head(classify.matrix, classify.offset)
@@ -230,10 +231,10 @@ class Segmenter:
         classes = self._classes
         with _stage("prepare", timings):
             kept, points = self._points(cloud)
-        labels = np.full(len(cloud), IGNORE, np.int32)
-        confidence = np.zeros(len(cloud), np.float32)
+        labels = torch.full((len(cloud),), IGNORE, dtype=torch.int32, device=self.device)
+        confidence = torch.zeros(len(cloud), device=self.device)
         shape = (len(cloud), len(classes.label_space))
-        every = np.zeros(shape, np.float32) if probabilities else None
+        every = torch.zeros(shape, device=self.device) if probabilities else None
         if len(kept):
             with _stage("voxelize", timings):
                 voxels = self.student.voxelize(points)
@@ -242,37 +243,46 @@ class Segmenter:
                 likely = classes.probabilities(sparse)
             with _stage("label", timings):
                 top, winner = likely.max(1)
-                labels[kept] = winner.to(torch.int32)[voxels.inverse].cpu().numpy()
-                confidence[kept] = top[voxels.inverse].cpu().numpy()
+                labels[kept] = winner.to(torch.int32)[voxels.inverse]
+                confidence[kept] = top[voxels.inverse]
                 if every is not None:
-                    every[kept] = likely[voxels.inverse].cpu().numpy()
-        return Segmentation(labels, confidence, timings, every, classes.label_space)
+                    every[kept] = likely[voxels.inverse]
+        return Segmentation(
+            labels.cpu().numpy(),
+            confidence.cpu().numpy(),
+            timings,
+            None if every is None else every.cpu().numpy(),
+            classes.label_space,
+        )
 
-    def _points(self, cloud: PointCloud) -> tuple[np.ndarray, Points]:
-        """Indices of the usable points, and the points."""
-        xyz = np.ascontiguousarray(cloud.xyz, np.float32)
+    def _points(self, cloud: PointCloud) -> tuple[Tensor, Points]:
+        """Indices of the usable points, and the points, on the device."""
+        xyz = self._tensor(cloud.xyz)
+        x, y, z = xyz.unbind(1)
         limit = self.student.config.max_range_m
-        with np.errstate(invalid="ignore", over="ignore"):  # NaN and huge values are dropped
-            usable = np.einsum("ij,ij->i", xyz, xyz) <= limit * limit
-        kept = np.flatnonzero(usable)
-        intensity = cloud.intensity
-        if intensity is None:
-            intensity = np.zeros(len(xyz), np.float32)
-        values = np.nan_to_num(intensity[kept].astype(np.float32), nan=0.0, posinf=1.0, neginf=0.0)
+        # NaN and infinite values are within no range.
+        kept = (x * x + y * y + z * z <= limit * limit).nonzero()[:, 0]
+        if cloud.intensity is None:
+            intensity = xyz.new_zeros(len(kept))
+        else:
+            intensity = self._tensor(cloud.intensity).index_select(0, kept)
         return kept, Points(
-            self._tensor(xyz[kept]),
-            self._tensor(values),
+            xyz.index_select(0, kept),
+            intensity.nan_to_num(nan=0.0, posinf=1.0, neginf=0.0),
             torch.zeros(len(kept), dtype=torch.int64, device=self.device),
         )
 
     def _tensor(self, array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array).to(self.device)
+        """A float32 copy on the device; the array may be read-only."""
+        return torch.from_numpy(np.array(array, np.float32)).to(self.device)
 
 
 def prepare_network(
     network: MinkUNet, backend: str, precision: Precision
 ) -> MinkUNet | CompiledMinkUNet:
-    """The fused network for the native backend, the module itself for the others."""
+    """The fused network for the native and triton backends, the module itself for the others."""
+    if backend == "triton":
+        return compile_inference(network, "fp16" if precision == "auto" else precision, backend)
     if backend != "native":
         return network
     if precision == "auto":

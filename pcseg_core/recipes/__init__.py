@@ -41,7 +41,7 @@ def recipe_kind(file: Path) -> str:
     content = read_yaml(file)
     if "encoder" in content:
         return "pretraining"
-    return "zero-shot" if {"supervision", "alignment"} & set(content) else "distillation"
+    return "zero-shot" if "supervision" in content else "distillation"
 
 
 def recipe_summary(file: Path) -> str:

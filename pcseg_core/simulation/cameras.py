@@ -164,13 +164,15 @@ class Camera:
         light += grain * np.sqrt(np.maximum(light, 0) * 0.4 + 0.01) * np.float32(spec.noise)
         # soft highlights and shadows
         soft = np.where(light > 0.7, 1 - 0.3 * np.exp(-(light - 0.7) / 0.3), light)
-        return (255 * np.clip(soft, 0, 1) ** np.float32(_GAMMA) + 0.5).astype(np.uint8)
+        result: Array = (255 * np.clip(soft, 0, 1) ** np.float32(_GAMMA) + 0.5).astype(np.uint8)
+        return result
 
     @cached_property
     def _fall_off(self) -> Array:
         """(H, W) relative illumination of each pixel."""
         v, u = np.mgrid[-1 : 1 : self.spec.height * 1j, -1 : 1 : self.spec.width * 1j]
-        return (1 - self.spec.vignetting * (u**2 + v**2) / 2).astype(np.float32)
+        result: Array = (1 - self.spec.vignetting * (u**2 + v**2) / 2).astype(np.float32)
+        return result
 
 
 def _blurred(light: Array) -> Array:

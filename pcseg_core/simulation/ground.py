@@ -177,4 +177,5 @@ class Ground:
             middle = (low + high) / 2
             inside = self._inside(o, d, middle) > 0
             low, high = np.where(inside, low, middle), np.where(inside, middle, high)
-        return high
+        result: Array = high
+        return result

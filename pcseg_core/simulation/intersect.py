@@ -111,7 +111,8 @@ def foliage_hole(at: Sequence[Array], threshold: Array, phase: Array) -> Array:
     waves = np.sin(k * (x + 0.3 * y + 0.5 * z) + phase)
     waves += np.sin(k * (1.1 * y - 0.4 * x + 0.2 * z) + 2 * phase)
     waves += np.sin(k * (1.2 * z + 0.2 * x - 0.5 * y) + 3 * phase)
-    return waves > threshold
+    result: Array = waves > threshold
+    return result
 
 
 def foliage(o: Vector, d: Vector, rows: Array) -> Array:
@@ -167,4 +168,5 @@ def unit_normals(kind: Kind, q: Array, taper: Array) -> Array:
     for k, sign in ((-2, 1.0), (-1, -1.0)):
         normals[k, :, 2] = sign
         gaps[k] = sign * q[:, 2] - 1
-    return normals[np.argmax(gaps, axis=0), np.arange(len(q))]
+    result: Array = normals[np.argmax(gaps, axis=0), np.arange(len(q))]
+    return result

@@ -119,4 +119,5 @@ def ground_classes(material: npt.NDArray[Any]) -> npt.NDArray[np.int16]:
     table = np.full(len(Material), -1, np.int16)
     for known, label in GROUND_CLASS.items():
         table[known] = label
-    return table[material]
+    result: npt.NDArray[np.int16] = table[material]
+    return result

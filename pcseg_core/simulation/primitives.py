@@ -122,7 +122,8 @@ def place(parts: Array, pose: Array, instance: int | None = None) -> Array:
     moved["center"] = parts["center"] @ pose[:3, :3].T + pose[:3, 3]
     if instance is not None:
         moved["instance"] = instance
-    return moved
+    result: Array = moved
+    return result
 
 
 def pose_at(x: float, y: float, z: float, yaw: float) -> Array:
@@ -140,7 +141,8 @@ def corners(primitives: Array) -> Array:
     """(P, 8, 3) corners of the bounding boxes of the primitives [m]."""
     scaled = _CORNERS * primitives["half"][:, None, :]
     turned: Array = np.einsum("pij,pkj->pki", primitives["rotation"], scaled)
-    return turned + primitives["center"][:, None, :]
+    result: Array = turned + primitives["center"][:, None, :]
+    return result
 
 
 def distance(primitives: Array, point: Array) -> Array:

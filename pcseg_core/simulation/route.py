@@ -163,7 +163,8 @@ def _smoothed_max(values: Array, width_m: float) -> Array:
     """Greatest value within a window."""
     size = int(width_m / _STEP) | 1
     padded = np.pad(values, size // 2, mode="edge")
-    return np.lib.stride_tricks.sliding_window_view(padded, size).max(axis=1)
+    result: Array = np.lib.stride_tricks.sliding_window_view(padded, size).max(axis=1)
+    return result
 
 
 def drive_along(

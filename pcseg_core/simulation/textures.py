@@ -39,7 +39,8 @@ _FINE, _SOFT = _noise_table()
 def _look_up(table: Array, u: Array, v: Array, cell_m: float) -> Array:
     i = (np.floor(u / cell_m)).astype(np.int64) & (_SIZE - 1)
     j = (np.floor(v / cell_m)).astype(np.int64) & (_SIZE - 1)
-    return table[i, j]
+    result: Array = table[i, j]
+    return result
 
 
 def grain(u: Array, v: Array, cell_m: float) -> Array:
@@ -180,13 +181,15 @@ def cabin_glass(patch: Patch) -> Array:
     side = np.abs(patch.normal[:, 1]) > 0.6
     pillar = side & ((np.abs(x + 0.05) < 0.035) | (np.abs(x) > 0.80 - 0.25 * share))
     edge = ~side & (np.abs(y) > 0.88 - 0.12 * share)
-    return tall & (np.abs(patch.normal[:, 2]) < 0.93) & ~pillar & ~edge
+    result: Array = tall & (np.abs(patch.normal[:, 2]) < 0.93) & ~pillar & ~edge
+    return result
 
 
 def _cabin(patch: Patch) -> Array:
     color = patch.albedo.copy()
     color[cabin_glass(patch)] = _WINDOW
-    return color
+    result: Array = color
+    return result
 
 
 def coach_glass(patch: Patch) -> Array:
@@ -219,7 +222,8 @@ def _tire(patch: Patch) -> Array:
     angle = np.arctan2(patch.local[:, 1], patch.local[:, 0])
     spoke = (np.mod(angle * 5 / (2 * np.pi), 1) < 0.55) | (radius < 0.2) | (radius > 0.52)
     color[rim] = np.where(spoke[rim, None], 0.42, 0.06)
-    return color
+    result: Array = color
+    return result
 
 
 def _leaves(patch: Patch) -> Array:
@@ -266,7 +270,8 @@ def _sign(patch: Patch) -> Array:
     color[(face == STREET_NAME) & (np.abs(u) < 0.05) & (np.abs(v) < 0.8 * size)] = 0.7
     behind = np.where(disc, patch.normal[:, 2] > 0, patch.normal[:, 0] > -0.5)
     color[behind] = (0.30, 0.30, 0.31)
-    return color
+    result: Array = color
+    return result
 
 
 def _signal(patch: Patch) -> Array:
@@ -279,7 +284,8 @@ def _signal(patch: Patch) -> Array:
         on = lens & (patch.texture[:, 0] == k)
         color[lens] = np.asarray(lit, np.float32) * 0.12
         color[on] = np.asarray(lit, np.float32) * 1.6
-    return color
+    result: Array = color
+    return result
 
 
 def _planks(patch: Patch) -> Array:

@@ -88,7 +88,7 @@ class KernelMap:
 
 def build_table(keys_in: Tensor, keys_out: Tensor, kernel_size: int, stride: int) -> Tensor:
     """Neighbor table (K, n_out) int32 by binary search in sorted keys; the reference."""
-    base = keys_out if stride == 1 else _doubled(keys_out)
+    base = keys_out if stride == 1 else first_keys(keys_out)
     offsets = kernel_offsets(kernel_size)
     table = torch.full((len(offsets), len(keys_out)), -1, dtype=torch.int32, device=keys_in.device)
     if not len(keys_in) or not len(keys_out):
@@ -106,7 +106,7 @@ def build_table(keys_in: Tensor, keys_out: Tensor, kernel_size: int, stride: int
     return table
 
 
-def _doubled(keys: Tensor) -> Tensor:
+def first_keys(keys: Tensor) -> Tensor:
     """Keys of the first voxel of each cell on the finer grid: the inverse of `halve`."""
     batch = keys >> (3 * packing.COORD_BITS)
     return ((keys - (batch << (3 * packing.COORD_BITS))) << 1) | (batch << (3 * packing.COORD_BITS))
@@ -114,7 +114,8 @@ def _doubled(keys: Tensor) -> Tensor:
 
 def coarsen(keys: Tensor) -> Tensor:
     """Sorted keys of the occupied cells of the next coarser grid."""
-    return torch.unique(packing.halve(keys))
+    result: Tensor = torch.unique(packing.halve(keys))
+    return result
 
 
 def invert_table(table: Tensor, n_in: int) -> Tensor:

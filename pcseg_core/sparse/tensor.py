@@ -37,7 +37,7 @@ class SparseTensor:
             feats: (M, C) floating point, finite, on the same device.
             stride: 1 for an input; another stride needs a cache.
             cache: kernel maps of the same voxels, to be shared with another tensor.
-            backend: runs all convolutions on these voxels: "auto", "torch", "native" or
+            backend: runs all convolutions on these voxels: "auto", "torch", "native", "triton" or
                 "torchsparse". With a cache, the backend of the cache is used.
 
         Raises:

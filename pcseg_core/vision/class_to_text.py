@@ -129,7 +129,10 @@ def agree_with_labels(
     agrees = (labels[:, None] < 0) | (groups[None] == labels[:, None])
     kept = np.where(agrees, probabilities, 0).astype(np.float32)
     total = kept.sum(1, keepdims=True)
-    return np.divide(kept, total, out=np.zeros_like(kept), where=total > 1e-3)
+    result: npt.NDArray[np.float32] = np.divide(
+        kept, total, out=np.zeros_like(kept), where=total > 1e-3
+    )
+    return result
 
 
 def name_the_classes(

@@ -214,7 +214,8 @@ class Vit(Encoder):
         rows, columns = (side // self.multiple for side in x.shape[-2:])
         net: Any = self.network
         tokens = net.forward_features(x)[:, net.num_prefix_tokens :]
-        return tokens.transpose(1, 2).reshape(len(x), -1, rows, columns)
+        result: Tensor = tokens.transpose(1, 2).reshape(len(x), -1, rows, columns)
+        return result
 
 
 class EfficientNetLite0(Encoder):

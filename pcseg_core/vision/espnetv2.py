@@ -58,7 +58,8 @@ class _Named(nn.Module):
         self.add_module(name, nn.Sequential(*layers))
 
     def forward(self, x: Tensor) -> Tensor:
-        return getattr(self, self._name)(x)
+        result: Tensor = getattr(self, self._name)(x)
+        return result
 
 
 def _cbr(cin: int, cout: int, kernel: int, groups: int = 1) -> _Named:
@@ -99,8 +100,10 @@ class EESP(nn.Module):
             branches.append(branch(reduced) + branches[-1])  # hierarchical fusion
         out = self.conv_1x1_exp(self.br_after_cat(torch.cat(branches, 1)))
         if self.stride == 2:
-            return out  # the down-sampler activates after its own concatenation
-        return self.module_act(out + x if out.shape == x.shape else out)
+            result: Tensor = out  # the down-sampler activates after its own concatenation
+            return result
+        values: Tensor = self.module_act(out + x if out.shape == x.shape else out)
+        return values
 
 
 class DownSampler(nn.Module):
@@ -116,7 +119,8 @@ class DownSampler(nn.Module):
         out = torch.cat([_half(x), self.eesp(x)], 1)
         while image.shape[-2] > out.shape[-2]:
             image = _half(image)
-        return self.act(out + self.inp_reinf(image))
+        result: Tensor = self.act(out + self.inp_reinf(image))
+        return result
 
 
 def _half(x: Tensor) -> Tensor:
@@ -169,7 +173,8 @@ class PyramidPool(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.projection_layer(x)
         pyramid = [self._stage(x, s, stage) for s, stage in zip(self.SCALES, self.stages)]
-        return self.br(self.merge_layer(torch.cat(pyramid, 1)))
+        result: Tensor = self.br(self.merge_layer(torch.cat(pyramid, 1)))
+        return result
 
     @staticmethod
     def _stage(x: Tensor, scale: float, stage: nn.Module) -> Tensor:
@@ -179,7 +184,8 @@ class PyramidPool(nn.Module):
             return _resize(stage(F.adaptive_avg_pool2d(x, target)), size)
         if scale > 1:
             return F.adaptive_avg_pool2d(stage(_resize(x, target)), size)
-        return stage(x)
+        result: Tensor = stage(x)
+        return result
 
 
 class SkipConnection(nn.Module):
@@ -191,7 +197,8 @@ class SkipConnection(nn.Module):
         self.expansion_layer = _cbr(cin, cout, 3, groups=math.gcd(cin, cout))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.expansion_layer(x) * self.wt_layer(x)
+        result: Tensor = self.expansion_layer(x) * self.wt_layer(x)
+        return result
 
 
 def _resize(x: Tensor, size: tuple[int, int]) -> Tensor:
@@ -231,11 +238,13 @@ class ESPNetv2(nn.Module):
         x = self.bu_dec_l1(l4)
         x = self.bu_dec_l2(self.bu_br_l2(self.merge_enc_dec_l2(l3) + _double(x)))
         x = self.bu_dec_l3(self.bu_br_l3(self.merge_enc_dec_l3(l2) + _double(x)))
-        return self.bu_br_l4(self.merge_enc_dec_l4(l1) + _double(x))
+        result: Tensor = self.bu_br_l4(self.merge_enc_dec_l4(l1) + _double(x))
+        return result
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, 3, H, W), H and W multiples of 16 -> (B, classes, H/2, W/2) logits."""
-        return self.bu_dec_l4(self.features(image))
+        result: Tensor = self.bu_dec_l4(self.features(image))
+        return result
 
 
 def _double(x: Tensor) -> Tensor:

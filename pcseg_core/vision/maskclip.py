@@ -218,7 +218,8 @@ def _positions(visual: Any, rows: int, columns: int) -> Tensor:
     """(1 + rows * columns, W) position embeddings, resampled to the grid of patches."""
     own = visual.positional_embedding
     if tuple(visual.grid_size) == (rows, columns):
-        return own
+        result: Tensor = own
+        return result
     grid = own[1:].reshape(1, *visual.grid_size, -1).permute(0, 3, 1, 2).float()
     fitted = F.interpolate(grid, (rows, columns), mode="bicubic", align_corners=False)
     return torch.cat([own[:1].float(), fitted[0].flatten(1).t()])

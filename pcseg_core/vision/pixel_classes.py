@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from pcseg_core.errors import InputError
 from pcseg_core.labels import LabelSpace
 from pcseg_core.vision.espnetv2 import ENCODER_CHANNELS, ESPNetv2
 from pcseg_core.vision.maskclip import DenseClipConfig, load_maskclip_classes
+from pcseg_core.vision.weights import file_checksum
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -65,6 +66,12 @@ class TeacherConfig(Section):
         """The file of the weights."""
         return bundled_file(self.weights) or self.weights
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Everything that the teacher's results depend on, as JSON can write it."""
+        settings = self.model_dump(mode="json", exclude={"weights"}, exclude_none=True)
+        return {**settings, "weights": file_checksum(self.weights_file)}
+
 
 class ESPNetv2Classes:
     """ESPNetv2 with multi-scale and mirror averaging.
@@ -102,7 +109,7 @@ class ESPNetv2Classes:
         normalized = normalize(image).to(self.device)
         height, width = image.shape[:2]
         size = ((height + 1) // 2, (width + 1) // 2)
-        total = torch.zeros(1)
+        total = torch.zeros(1, device=self.device)
         views = [(s, mirrored) for s in self.scales for mirrored in (False, True)[: 1 + self.flip]]
         for scale, mirrored in views:
             total = total + self._predict(normalized, scale, mirrored, size)

@@ -15,7 +15,6 @@ from pcseg_core.vision.pixel_classes import PixelClasses, TeacherConfig, load_te
 from pcseg_core.vision.regions import connected_regions
 from pcseg_core.vision.slic import Slic
 from pcseg_core.vision.superpixels import SegmentMap, check_image, tidy
-from pcseg_core.vision.weights import file_checksum
 
 
 class SemanticSuperpixels:
@@ -116,6 +115,4 @@ def load_semantic(
         InputError: its weights are missing or of another network.
     """
     teacher = load_teacher(config, device)
-    parameters = config.model_dump(mode="json", exclude={"weights"}, exclude_none=True)
-    parameters["weights"] = file_checksum(config.weights_file)
-    return SemanticSuperpixels(teacher, parameters, slic, min_area)
+    return SemanticSuperpixels(teacher, config.identity, slic, min_area)

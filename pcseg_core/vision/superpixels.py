@@ -208,7 +208,8 @@ def resize_ids(ids: Int32, height: int, width: int) -> Int32:
     """(h, w) ids at another size, by nearest pixel center."""
     rows = (np.arange(height) + 0.5) * (ids.shape[0] / height)
     columns = (np.arange(width) + 0.5) * (ids.shape[1] / width)
-    return ids[rows.astype(np.intp)[:, None], columns.astype(np.intp)]
+    result: Int32 = ids[rows.astype(np.intp)[:, None], columns.astype(np.intp)]
+    return result
 
 
 def segments_at(

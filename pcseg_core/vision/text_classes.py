@@ -42,7 +42,8 @@ class TextClasses:
         """See PixelClasses: unit vectors in the text space."""
         values = self.pixels.features(image)
         lengths = np.linalg.norm(values, axis=0)
-        return values / np.maximum(lengths, 1e-12)
+        result: np.ndarray = values / np.maximum(lengths, 1e-12)
+        return result
 
     def probabilities(self, image: np.ndarray) -> np.ndarray:
         """See PixelClasses."""

@@ -178,7 +178,8 @@ class GeneratedText:
         digest = hashlib.sha256(f"{self.seed}\n{key}".encode()).digest()
         rng = np.random.default_rng(np.frombuffer(digest, np.uint32))
         drawn = rng.standard_normal(self.channels)
-        return drawn / np.linalg.norm(drawn)
+        result: np.ndarray = drawn / np.linalg.norm(drawn)
+        return result
 
 
 class OpenClipText:

@@ -13,14 +13,14 @@ from small_runs import SMALL, STREET, semantic_kitti, write_run
 from benchmarks.studies import contrast
 from benchmarks.studies.study import Data
 from pcseg_core.errors import InputError
-from pcseg_core.learning.pretrain_recipe import PretrainRecipe, SuperpixelConfig
+from pcseg_core.learning.recipe import Recipe, SuperpixelConfig
 from pcseg_core.vision.encoders import EncoderConfig
 from pcseg_core.vision.pixel_classes import TeacherConfig
 
 
-def recipe() -> PretrainRecipe:
+def recipe() -> Recipe:
     weights = Path("w.safetensors")
-    return PretrainRecipe(
+    return Recipe(
         encoder=EncoderConfig(name="espnetv2", weights=weights),
         student=SMALL,
         superpixels=SuperpixelConfig(name="semantic", teacher=TeacherConfig(weights=weights)),
@@ -42,7 +42,7 @@ def test_methods_differ_in_what_they_are_named_for() -> None:
 def test_an_ablation_goes_on_row_by_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
 
-    def pretrain(_drives: Any, found: PretrainRecipe, out: Path, *_: Any) -> None:
+    def pretrain(_drives: Any, found: Recipe, out: Path, *_: Any) -> None:
         calls.append(f"{out.name}/{found.seed}")
         if len(calls) == 3:
             raise KeyboardInterrupt
@@ -56,7 +56,7 @@ def test_an_ablation_goes_on_row_by_row(tmp_path: Path, monkeypatch: pytest.Monk
     )
     methods = ["raw inputs", "random", "slic contrast", "regression"]
 
-    def run(base: PretrainRecipe) -> contrast.ContrastStudy:
+    def run(base: Recipe) -> contrast.ContrastStudy:
         return contrast.ContrastStudy(
             base, data, tmp_path / "rows.json", tmp_path / "work", STREET, "cpu", methods
         )

@@ -13,14 +13,14 @@ from typer.testing import CliRunner
 from benchmarks.studies import zero_shot as study
 from benchmarks.studies.study import Data
 from pcseg_core.errors import InputError
-from pcseg_core.learning.zero_shot_recipe import ZeroShotRecipe, load_zero_shot_recipe
+from pcseg_core.learning.recipe import Recipe, load_recipe
 from pcseg_core.learning.zero_shot_split import load_split
 from pcseg_core.recipes import recipe_file
 
 DRIVE = "simulated:seed={},sweeps=2,stride=5,beams=16,columns=256,cameras={},width=160,height=96"
 
 
-def tiny(**changes: Any) -> ZeroShotRecipe:
+def tiny(**changes: Any) -> Recipe:
     values: dict[str, Any] = {
         "teacher": {
             "weights": "bundled:simulation_teacher",
@@ -28,18 +28,19 @@ def tiny(**changes: Any) -> ZeroShotRecipe:
             "scales": (1.0,),
             "flip": False,
         },
-        "text": {"channels": 32},
+        "text": {"space": {"channels": 32}},
+        "supervision": "zero-shot",
         "student": {"depth": 14, "width": 0.25, "voxel_size_m": 0.5},
         "optimizer": {"steps": 6, "batch_size": 2},
         "loss": {"min_confidence": 0.3},
         "alignment": {"patch_px": 8, "channels": 16},
         **changes,
     }
-    return ZeroShotRecipe.model_validate(values)
+    return Recipe.model_validate(values)
 
 
 def test_rows_take_from_the_recipe_what_they_are_named_after() -> None:
-    base = load_zero_shot_recipe(recipe_file("zero-shot-simulated"))
+    base = load_recipe(recipe_file("zero-shot-simulated"))
     seen = study.row_recipe(base, study.SEEN_ONLY, 3)
     assert seen.supervision == "seen" and seen.seed == 3 and not seen.alignment.active
     assert seen.self_training.start == 1 and seen.labels.consolidation.voxel_m == 0
@@ -71,7 +72,7 @@ def test_the_study_goes_on_where_it_was(tmp_path: Path) -> None:
     assert (tmp_path / "rows.png").stat().st_size > 10_000
     changed = run(self_training={"start": 0.9})  # which the row of seen labels does without
     assert [row["row"] for row in changed.rows] == [study.SEEN_ONLY]
-    assert not run(temperature=0.1).rows
+    assert not run(text={"space": {"channels": 32}, "temperature": 0.1}).rows
     with pytest.raises(InputError, match="other settings"):
         study.ZeroShotStudy(tiny(), data, load_split("street_vegetation_person"), out, tmp_path)
     with pytest.raises(InputError, match="no row nothing"):

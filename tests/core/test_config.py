@@ -21,6 +21,7 @@ class Recipe(Section):
     epochs: int = Field(10, ge=1, le=1000, description="Passes over the data.")
     optimizer: Optimizer = Field(default_factory=Optimizer, description="Optimizer.")
     stages: tuple[Optimizer, ...] = Field((), description="Optimizers one after another.")
+    warmup: Optimizer | None = Field(None, description="Optimizer of the first epoch.")
 
 
 class Needed(Section):
@@ -48,6 +49,7 @@ def test_all_mistakes_are_listed_at_once_with_their_paths(tmp_path: Path) -> Non
     epochs: 0
     optimizer: {learning_rat: 0.1, betas: [1]}
     stages: [{}, {learning_rate: fast}]
+    warmup: {beta: [1, 2]}
     """
     with pytest.raises(InputError) as error:
         load(tmp_path, text)
@@ -57,6 +59,7 @@ def test_all_mistakes_are_listed_at_once_with_their_paths(tmp_path: Path) -> Non
     assert "'epochs' is 0: Input should be greater than or equal to 1" in message
     assert "unknown key 'optimizer.learning_rat' (did you mean 'learning_rate'?)" in message
     assert "optimizer.betas" in message
+    assert "unknown key 'warmup.beta' (did you mean 'betas'?)" in message
     assert "'stages.1.learning_rate' is 'fast'" in message
 
 

@@ -17,9 +17,8 @@ from pcseg_core.demo.measure import ALL, SEEN, UNSEEN, measure
 from pcseg_core.demo.run import DemoSettings, run_demo
 from pcseg_core.distill.pseudo_labels import PseudoLabelConfig
 from pcseg_core.errors import InputError, PcsegError
-from pcseg_core.evaluation.evaluator import truth_of
 from pcseg_core.evaluation.live import ReplayResult
-from pcseg_core.labels import LabelSpace
+from pcseg_core.labels import LabelSpace, truth_of
 from pcseg_core.online.pipeline import Pipeline
 from pcseg_core.online.segmenter import Segmenter
 from pcseg_core.simulation.recording import SimulatedDrive

@@ -228,7 +228,7 @@ def test_parameters_describe_themselves(node: Attachment) -> None:
     assert (ends.from_value, ends.to_value) == (0.0, 1.0)
     assert node.describe_parameter("checkpoint").read_only
     backend = node.describe_parameter("backend")
-    assert backend.additional_constraints == "one of: auto, torch, native, torchsparse"
+    assert backend.additional_constraints == "one of: auto, torch, native, triton, torchsparse"
     depth = node.describe_parameter(f"qos_overrides.{node.namespace}/points.subscription.depth")
     assert depth.read_only
 

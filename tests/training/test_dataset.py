@@ -7,15 +7,22 @@ import numpy as np
 import pytest
 import torch
 
+from pcseg_core.distill.losses import class_weights
+from pcseg_core.distill.pixels import PointPixels
 from pcseg_core.labels import IGNORE
-from pcseg_core.learning.dataset import StepDataset, TrainingSweep, augment_points
-from pcseg_core.learning.module import class_weights, vote
+from pcseg_core.learning.augment import augment_points
+from pcseg_core.learning.dataset import LabeledSectors, StepDataset, TrainingSweep, vote
+from pcseg_core.learning.objectives.segmentation import class_counts
 from pcseg_core.learning.recipe import AugmentConfig, OptimizerConfig, Recipe
 from pcseg_core.vision.pixel_classes import TeacherConfig
 
 
 def recipe(**sections: object) -> Recipe:
     return Recipe(teacher=TeacherConfig(weights=Path("none")), **sections)
+
+
+def batches(settings: Recipe, first: int, count: int) -> StepDataset:
+    return StepDataset(LabeledSectors([ring()], settings), first, count)
 
 
 def ring(points: int = 3600) -> TrainingSweep:
@@ -29,27 +36,28 @@ def ring(points: int = 3600) -> TrainingSweep:
         (share * 4).astype(np.int16),
         np.ones(points, np.float32),
         "circle",
-        features=share[::2, None].astype(np.float16),
-        feature_index=np.arange(0, points, 2),
+        PointPixels(np.arange(0, points, 2), image=share[::2, None].astype(np.float16)),
     )
 
 
 def test_a_batch_depends_on_seed_and_step_alone() -> None:
     settings = recipe(optimizer=OptimizerConfig(batch_size=2))
-    early, late = StepDataset([ring()], settings, 0, 10), StepDataset([ring()], settings, 5, 5)
+    early, late = batches(settings, 0, 10), batches(settings, 5, 5)
     assert torch.equal(early[7].points.xyz, late[2].points.xyz)
     assert not torch.equal(early[7].points.xyz[:50], early[8].points.xyz[:50])
-    other = StepDataset([ring()], settings.model_copy(update={"seed": 1}), 0, 10)
+    other = batches(settings.model_copy(update={"seed": 1}), 0, 10)
     assert not torch.equal(early[7].points.xyz[:50], other[7].points.xyz[:50])
 
 
 def test_sectors_keep_labels_and_features_with_their_points() -> None:
     still = AugmentConfig(intensity_gain=0)
     settings = recipe(augment=still, optimizer=OptimizerConfig(batch_size=3, sector_deg=90))
-    batch = StepDataset([ring()], settings, 0, 4)[3]
+    batch = batches(settings, 0, 4)[3]
+    assert batch.labels is not None and batch.pixels is not None and batch.pixels.text is None
     share = batch.points.intensity
     assert torch.equal((share * 4).long().clamp_max(3), batch.labels)
-    assert torch.allclose(share[batch.feature_index], batch.features[:, 0], atol=1e-3)
+    assert batch.pixels.image is not None
+    assert torch.allclose(share[batch.pixels.point], batch.pixels.image[:, 0], atol=1e-3)
     for sweep in range(3):
         spread = share[batch.points.batch == sweep] * 360
         covered = torch.unique((spread / 10).floor())
@@ -79,6 +87,6 @@ def test_voxels_take_the_vote_of_their_points() -> None:
 def test_class_weights_average_to_one_over_the_labels() -> None:
     sweep = ring()
     sweep.label = np.where(np.arange(3600) < 3240, 0, 1).astype(np.int16)
-    weights = class_weights([sweep], 3, recipe())
+    weights = class_weights(class_counts([sweep], 3, 0.6), 0.5)
     assert float(0.9 * weights[0] + 0.1 * weights[1]) == pytest.approx(1)
     assert float(weights[1] / weights[0]) == pytest.approx(3)  # square root of 9

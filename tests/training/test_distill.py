@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -11,17 +13,22 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-import pcseg_core.learning.distill as distillation
 from pcseg_core.checkpoint import load_checkpoint
+from pcseg_core.config import read_yaml
 from pcseg_core.data import open_recording
 from pcseg_core.data.sample import CameraFrame, Sample
+from pcseg_core.distill.cache import read_arrays
 from pcseg_core.errors import InputError
-from pcseg_core.learning.dataset import TrainingSweep
 from pcseg_core.learning.distill import distill
+from pcseg_core.learning.pretrain import pretrain
 from pcseg_core.learning.recipe import LossConfig, OptimizerConfig, Recipe, TextConfig, load_recipe
+from pcseg_core.learning.runs import claim
+from pcseg_core.learning.zero_shot import zero_shot
+from pcseg_core.learning.zero_shot_split import load_split
 from pcseg_core.models.student import StudentConfig
 from pcseg_core.online.prompts import class_vectors
 from pcseg_core.online.segmenter import Segmenter
+from pcseg_core.vision.encoders import EncoderConfig
 from pcseg_core.vision.espnetv2 import ESPNetv2
 from pcseg_core.vision.pixel_classes import TeacherConfig
 from pcseg_core.vision.text_space import TextSpaceConfig
@@ -47,7 +54,6 @@ def whole(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "whole"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pcseg_core.learning.module.STEPS_PER_EPOCH", 2)
-        patch.setattr("pcseg_core.learning.runs.STEPS_PER_EPOCH", 2)
         distill([SOURCE], recipe, out, device="cpu")
     return out
 
@@ -60,8 +66,30 @@ def test_a_run_leaves_a_segmenter_and_what_it_was_taught(whole: Path) -> None:
     result = Segmenter.load(whole, device="cpu", precision="fp32").segment(sample.cloud)
     near = np.linalg.norm(sample.cloud.xyz, axis=1) < 80
     assert near.any() and (result.labels[near] >= 0).all()
-    taught = [TrainingSweep.load(p) for p in sorted((whole / "pseudo_labels").glob("*.npz"))]
-    assert len(taught) == 3 and all((t.label >= 0).any() for t in taught)
+    taught = [read_arrays(path) for path in sorted((whole / "pseudo_labels").glob("*.npz"))]
+    assert len(taught) == 3 and all((t["label"] >= 0).any() for t in taught)
+    assert set(taught[0]) == {"xyz", "intensity", "label", "confidence", "scene"}
+
+
+def test_all_files_of_a_run_follow_the_umask_and_are_known(whole: Path, tmp_path: Path) -> None:
+    mask = os.umask(0o022)
+    os.umask(mask)
+    files = [path for path in whole.rglob("*") if path.is_file()]
+    assert {"last.ckpt", "checkpoint.safetensors", "metrics.json"} <= {p.name for p in files}
+    for path in files:
+        assert path.stat().st_mode & 0o666 == 0o666 & ~mask, path
+    copy = shutil.copytree(whole, tmp_path / "run")
+    content = read_yaml(copy / "recipe.yaml")
+    changed = Recipe.model_validate({**content["recipe"], "seed": 7})
+    (copy / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="did not write .notes.txt."):
+        claim(copy, changed, [SOURCE], fresh=True)
+    assert len([path for path in copy.rglob("*") if path.is_file()]) == len(files) + 1
+    (copy / "notes.txt").unlink()
+    claim(copy, changed, [SOURCE], fresh=True)
+    assert [path.name for path in copy.rglob("*")] == ["recipe.yaml"]
+    with pytest.raises(InputError, match="another recipe"):
+        claim(copy, Recipe.model_validate(content["recipe"]), [SOURCE])
 
 
 class _KilledError(Exception):
@@ -73,9 +101,8 @@ def test_a_killed_run_goes_on_to_the_same_result(
 ) -> None:
     import pcseg_core.learning.module as module
 
-    for name in ("module", "runs"):
-        monkeypatch.setattr(f"pcseg_core.learning.{name}.STEPS_PER_EPOCH", 2)
-    real, steps = module.DistillModule.training_step, []
+    monkeypatch.setattr(module, "STEPS_PER_EPOCH", 2)
+    real, steps = module.TrainingModule.training_step, []
 
     def fragile(self: object, batch: object, index: int) -> torch.Tensor:
         steps.append(index)
@@ -83,12 +110,12 @@ def test_a_killed_run_goes_on_to_the_same_result(
             raise _KilledError
         return real(self, batch, index)
 
-    monkeypatch.setattr(module.DistillModule, "training_step", fragile)
+    monkeypatch.setattr(module.TrainingModule, "training_step", fragile)
     out = tmp_path / "killed"
     with pytest.raises(_KilledError):
         distill([SOURCE], recipe, out, device="cpu")
     assert not (out / "checkpoint.safetensors").exists()
-    monkeypatch.setattr(module.DistillModule, "training_step", real)
+    monkeypatch.setattr(module.TrainingModule, "training_step", real)
     distill([SOURCE], recipe, out, device="cpu")
     resumed, expected = load_checkpoint(out)[0], load_checkpoint(whole)[0]
     assert resumed.keys() == expected.keys()
@@ -100,7 +127,7 @@ def test_a_run_directory_belongs_to_one_recipe(whole: Path, recipe: Recipe, tmp_
     with pytest.raises(InputError, match="another recipe"):
         distill([SOURCE], recipe.model_copy(update={"seed": 1}), whole, device="cpu")
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(InputError, match="not empty"):
+    with pytest.raises(InputError, match="exists and is not a run directory"):
         distill([SOURCE], recipe, tmp_path, device="cpu")
 
 
@@ -138,7 +165,7 @@ class _Poisoned:
 def test_poisoned_sweeps_are_counted_and_skipped(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(distillation, "open_recording", lambda _: _Poisoned())
+    monkeypatch.setattr("pcseg_core.learning.runs.open_recording", lambda _: _Poisoned())
     short = recipe.model_copy(update={"optimizer": OptimizerConfig(steps=1, batch_size=1)})
     metrics = distill(["poisoned"], short, tmp_path / "run", device="cpu")
     assert metrics["sweeps"] == 1
@@ -154,6 +181,33 @@ def test_features_can_be_regressed(recipe: Recipe, tmp_path: Path) -> None:
     metrics = distill([SOURCE], wanted, tmp_path / "run", device="cpu")
     assert 0 < metrics["final"]["regression"] < 2
     assert Segmenter.load(tmp_path / "run", device="cpu").student.config.feature_channels == 32
+
+
+def test_alignment_and_self_training_are_parts_like_others(recipe: Recipe, tmp_path: Path) -> None:
+    wanted = Recipe.model_validate(
+        {
+            **recipe.model_dump(),
+            "optimizer": {"steps": 4, "batch_size": 1},
+            "alignment": {"patch_px": 4, "channels": 8, "min_points": 1},
+            "self_training": {"start": 0.5, "quantile": 0.0},
+        }
+    )
+    final = distill([SOURCE], wanted, tmp_path / "run", device="cpu")["final"]
+    assert {"cross_entropy", "lovasz", "global", "local", "agreement"} <= set(final)
+    assert final["local"] > 0
+    kept = load_checkpoint(tmp_path / "run")[0]
+    assert all(name.startswith("network.") for name in kept)  # projections are not the result
+
+
+def test_recipes_of_other_commands_are_refused(recipe: Recipe, tmp_path: Path) -> None:
+    other = Recipe(encoder=EncoderConfig(name="espnetv2"))
+    with pytest.raises(InputError, match="needs a recipe with 'teacher'"):
+        distill([SOURCE], other, tmp_path / "a")
+    with pytest.raises(InputError, match="needs a recipe with 'encoder'"):
+        pretrain([SOURCE], recipe, tmp_path / "b")
+    with pytest.raises(InputError, match="needs a recipe with 'supervision'"):
+        zero_shot([SOURCE], [], load_split("street_vehicle_pole"), recipe, tmp_path / "c")
+    assert not list(tmp_path.iterdir())
 
 
 def test_recipes_name_what_is_wrong(tmp_path: Path) -> None:

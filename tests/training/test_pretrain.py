@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,29 +23,27 @@ from pcseg_core.camera import CameraModel
 from pcseg_core.checkpoint import load_checkpoint
 from pcseg_core.cloud import PointCloud
 from pcseg_core.data.sample import CameraFrame, Sample
-from pcseg_core.distill.temporal import TemporalConfig
+from pcseg_core.distill.image_views import ImageViewer, ViewConfig, average_down, map_pixels
+from pcseg_core.distill.observation import Observer, StoredObservation
+from pcseg_core.distill.temporal import TemporalConfig, segment_files
 from pcseg_core.errors import InputError
 from pcseg_core.geometry import Trajectory, from_euler, invert, transform
 from pcseg_core.labels import IGNORE
+from pcseg_core.learning.augment import draw_members
+from pcseg_core.learning.dataset import NAMES_PER_SECTOR, StepDataset
 from pcseg_core.learning.distributed import gather_rows, synchronize
-from pcseg_core.learning.pretrain_dataset import PretrainDataset, draw_members, load_view
-from pcseg_core.learning.pretrain_module import PretrainModule, majority
-from pcseg_core.learning.pretrain_recipe import (
-    ContrastConfig,
+from pcseg_core.learning.module import TrainingModule
+from pcseg_core.learning.objectives.contrast import majority
+from pcseg_core.learning.pairs import PairedSectors, load
+from pcseg_core.learning.pretrain import new_module
+from pcseg_core.learning.recipe import (
+    AugmentConfig,
+    LossConfig,
+    OptimizerConfig,
     PairAugmentConfig,
-    PretrainRecipe,
-    ViewConfig,
+    Recipe,
 )
-from pcseg_core.learning.recipe import AugmentConfig, OptimizerConfig
 from pcseg_core.learning.runs import train
-from pcseg_core.learning.views import (
-    Entry,
-    View,
-    ViewMaker,
-    average_down,
-    make_segments,
-    map_pixels,
-)
 from pcseg_core.models.student import Student, StudentConfig
 from pcseg_core.vision.encoders import EncoderConfig
 from pcseg_core.vision.image_cache import SuperpixelCache
@@ -113,12 +112,12 @@ def sample(number: int = 0, **changes: Any) -> Sample:
     return Sample(**{**values, **changes})
 
 
-def maker(folder: Path, mirror: bool = False) -> ViewMaker:
+def maker(folder: Path, mirror: bool = False) -> Observer:
     cache = SuperpixelCache(folder / "superpixels", TileSegments())
-    return ViewMaker(Places(), cache, ViewConfig(), mirror, folder)
+    return Observer(folder, images=ImageViewer(Places(), cache, ViewConfig(), mirror))
 
 
-def quiet(_stage: str, _done: int, _total: int) -> None:
+def quiet(_done: int, _total: int) -> None:
     pass
 
 
@@ -135,30 +134,34 @@ STILL = AugmentConfig(
 )
 
 
-def recipe(**changes: Any) -> PretrainRecipe:
+def recipe(**changes: Any) -> Recipe:
     values: dict[str, Any] = {
         "encoder": EncoderConfig(name="espnetv2"),
         "student": StudentConfig(depth=14, width=0.25, voxel_size_m=0.5),
         "optimizer": OptimizerConfig(steps=4, batch_size=4, sector_deg=360),
         "temporal": TemporalConfig(ground="ransac", clusterer="sklearn", ground_distance_m=0.01),
-        "loss": ContrastConfig(
-            temporal=1, point_to_segment=1, regression=1, point_pixel=1, pairs=64
-        ),
+        "loss": LossConfig(temporal=1, point_to_segment=1, regression=1, point_pixel=1, pairs=64),
     }
-    return PretrainRecipe(**{**values, **changes})
+    return Recipe(**{**values, **changes})
+
+
+def batches(stored: Any, settings: Recipe, first: int, count: int, *share: int) -> StepDataset:
+    return StepDataset(PairedSectors(*stored, settings), first, count, *share)
 
 
 @pytest.fixture(scope="module")
-def stored(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Entry], dict[int, Path]]:
-    """Views and segments of four sweeps."""
+def stored(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[list[StoredObservation], dict[int, Path]]:
+    """Observations and segments of four sweeps."""
     folder = tmp_path_factory.mktemp("views")
-    entries = maker(folder).make({"fakes": Fakes([sample(k) for k in range(4)])}, quiet)
-    return entries, make_segments(entries, recipe().temporal, folder, quiet)
+    found = maker(folder).observe({"fakes": Fakes([sample(k) for k in range(4)])}, quiet)
+    return found, segment_files(found, recipe().temporal, folder / "segments", quiet)
 
 
 def test_a_view_pairs_every_point_with_its_pixel(stored: Any) -> None:
-    view = View.load(stored[0][1].path)
-    camera = view.cameras[0]
+    view = stored[0][1].load()
+    camera = view.images[0]
     xyz = view.xyz[camera.point].astype(float)
     u, v = 32 * -xyz[:, 1] / xyz[:, 0] + 31.5, 32 * -xyz[:, 2] / xyz[:, 0] + 23.5
     assert len(xyz) > 400 and (xyz[:, 0] > 0).all()
@@ -171,8 +174,8 @@ def test_a_view_pairs_every_point_with_its_pixel(stored: Any) -> None:
 
 
 def test_mirrored_features_lie_where_the_others_do(tmp_path: Path) -> None:
-    view = maker(tmp_path, mirror=True).look(sample(), "fakes")
-    camera = view.cameras[0]
+    camera = maker(tmp_path, mirror=True).observe_sample(sample(), "fakes").images[0]
+    assert camera.mirrored is not None
     assert np.allclose(camera.mirrored[2], camera.features[2], atol=0.5)  # the same pixels
     assert np.allclose(camera.mirrored[1], (WIDTH - 1) - camera.features[1])
 
@@ -203,10 +206,10 @@ def test_poisoned_sweeps_and_images_are_counted_and_skipped(tmp_path: Path) -> N
         sample(cameras=[turned, away]),
     ]
     made = maker(tmp_path)
-    entries = made.make({"fakes": Fakes(samples)}, quiet)
-    assert [entry.number for entry in entries] == [0, 1, 8]
-    assert np.isfinite(View.load(entries[1].path).xyz).all()
-    assert len(View.load(entries[1].path).xyz) == len(xyz) // 2
+    entries = made.observe({"fakes": Fakes(samples)}, quiet)
+    assert [entry.index for entry in entries] == [0, 1, 8]
+    assert np.isfinite(entries[1].load().xyz).all()
+    assert len(entries[1].load().xyz) == len(xyz) // 2
     reasons = " | ".join(made.skipped)
     for words in (
         "no finite points",
@@ -218,16 +221,16 @@ def test_poisoned_sweeps_and_images_are_counted_and_skipped(tmp_path: Path) -> N
     ):
         assert words in reasons
     with pytest.raises(InputError, match="none of the 1 sweeps"):
-        maker(tmp_path / "other").make({"fakes": Fakes([sample(cameras=[])])}, quiet)
+        maker(tmp_path / "other").observe({"fakes": Fakes([sample(cameras=[])])}, quiet)
 
 
 def test_views_are_made_once_and_damage_is_mended(tmp_path: Path) -> None:
-    first = maker(tmp_path).make({"fakes": Fakes([sample()])}, quiet)
-    again = maker(tmp_path).make({"fakes": Fakes([InputError("must not be read")])}, quiet)
+    first = maker(tmp_path).observe({"fakes": Fakes([sample()])}, quiet)
+    again = maker(tmp_path).observe({"fakes": Fakes([InputError("must not be read")])}, quiet)
     assert first == again
     first[0].path.write_bytes(first[0].path.read_bytes()[:500])
-    maker(tmp_path).make({"fakes": Fakes([sample()])}, quiet)
-    assert len(View.load(first[0].path).cameras) == 1
+    maker(tmp_path).observe({"fakes": Fakes([sample()])}, quiet)
+    assert len(first[0].load().images) == 1
 
 
 def test_a_view_damaged_during_training_is_named(stored: Any, tmp_path: Path) -> None:
@@ -236,52 +239,54 @@ def test_a_view_damaged_during_training_is_named(stored: Any, tmp_path: Path) ->
     damaged = tmp_path / "damaged.npz"
     damaged.write_bytes(content)
     with pytest.raises(InputError, match="damaged.npz: damaged .* run again"):
-        load_view(damaged)
+        load(replace(stored[0][0], path=damaged))
 
 
 def test_pairs_stay_exact_under_all_augmentations(stored: Any) -> None:
     """Intensity tells which point is which, wherever it was moved, and whatever was cut."""
     pairs = PairAugmentConfig(cuboid_drop=1, crop=1, min_pairs=20, merge=0)
     wild = AugmentConfig(intensity_gain=0, jitter_m=0)
-    dataset = PretrainDataset(*stored, recipe(pairs=pairs, augment=wild), 0, 6)
-    view = View.load(stored[0][0].path)
-    where = {float(s): i for i, s in enumerate(view.intensity)}
+    dataset = batches(stored, recipe(pairs=pairs, augment=wild), 0, 6)
+    where = {float(s): i for i, s in enumerate(stored[0][0].load().intensity)}
     checked = 0
     for batch in (dataset[k] for k in range(6)):
-        seen = batch.points.intensity[batch.pair_point]
-        rows = batch.pair_segment // 100_000
-        assert torch.equal(
-            rows[batch.pair_segment >= 0],
-            batch.points.batch[batch.pair_point][batch.pair_segment >= 0],
-        )
+        pixels, segments = batch.pixels, batch.segments
+        assert pixels is not None and pixels.image is not None and segments is not None
+        seen = batch.points.intensity[pixels.point]
+        named = segments.point_segment >= 0
+        rows = segments.point_segment // NAMES_PER_SECTOR
+        assert torch.equal(rows[named], batch.points.batch[pixels.point][named])
         point = np.array([where[float(s)] for s in seen])
         checked += len(point)
         # Sweeps differ in what they see of the same points; the feature tells the pixel.
-        tile = batch.pair_segment.numpy() % 100_000
-        v, u = batch.pair_feature[:, 0].numpy(), batch.pair_feature[:, 1].numpy()
+        tile = segments.point_segment.numpy() % NAMES_PER_SECTOR
+        v, u = pixels.image[:, 0].numpy(), pixels.image[:, 1].numpy()
         expected = np.floor(v / TILE) * (WIDTH // TILE) + np.floor(u / TILE)
-        known = batch.pair_segment.numpy() != IGNORE
+        known = named.numpy()
         assert (tile == expected)[known].mean() > 0.85  # map pixels at the tiles' edges
-        # The same thing carries the same lasting segment in both sweeps of a pair.
-        for place in batch.place.unique():
-            sectors = (batch.place == place).nonzero().squeeze(1)
-            member = torch.isin(batch.points.batch, sectors) & (batch.lasting != IGNORE)
-            names = {}
-            for s, name in zip(batch.points.intensity[member], batch.lasting[member]):
+        # The same thing has the same temporal segment in both sweeps of a pair.
+        for place in segments.place.unique():
+            sectors = (segments.place == place).nonzero().squeeze(1)
+            member = torch.isin(batch.points.batch, sectors) & (segments.temporal != IGNORE)
+            names: dict[float, int] = {}
+            for s, name in zip(batch.points.intensity[member], segments.temporal[member]):
                 assert names.setdefault(float(s), int(name)) == int(name)
     assert checked > 1000
 
 
 def test_batches_depend_on_seed_and_step_and_ranks_share_them(stored: Any) -> None:
     settings = recipe()
-    early, late = PretrainDataset(*stored, settings, 0, 9), PretrainDataset(*stored, settings, 3, 4)
+    early, late = batches(stored, settings, 0, 9), batches(stored, settings, 3, 4)
     assert torch.equal(early[5].points.xyz, late[2].points.xyz)
-    assert torch.equal(early[5].pixels, late[2].pixels)
+    assert torch.equal(early[5].segments.pixels, late[2].segments.pixels)
     assert not torch.equal(early[5].points.xyz[:9], early[6].points.xyz[:9])
-    halves = [PretrainDataset(*stored, settings, 0, 9, rank, 2)[5] for rank in (0, 1)]
+    halves = [batches(stored, settings, 0, 9, rank, 2)[5] for rank in (0, 1)]
     together = torch.cat([half.points.intensity for half in halves])
     assert torch.equal(together, early[5].points.intensity)
-    assert sorted(torch.cat([h.place for h in halves])) == sorted(early[5].place)
+    places = torch.cat([half.segments.place for half in halves])
+    assert sorted(places) == sorted(early[5].segments.place)
+    with pytest.raises(InputError, match="gives 2 of 3 processes something to do.*at least 6"):
+        batches(stored, settings, 0, 9, 0, 3)[5]
 
 
 def test_members_are_drawn_by_segment() -> None:
@@ -299,30 +304,37 @@ def test_map_pixels_and_majority_by_hand() -> None:
     assert majority(ids, classes, 3).tolist() == [4, IGNORE, 0]
 
 
-def module_of(stored: Any, settings: PretrainRecipe) -> PretrainModule:
+def module_of(stored: Any, settings: Recipe) -> TrainingModule:
     torch.manual_seed(0)
-    return PretrainModule(Student(settings.student, 1), 3, *stored, settings)
+    return new_module(Student(settings.student, 1), 3, *stored, settings)
+
+
+def losses_of(module: TrainingModule, batch: Any) -> dict[str, torch.Tensor]:
+    output, losses = module.student(batch.points), {}
+    for objective in module.objectives:
+        losses |= objective.losses(output, batch)
+    return losses
 
 
 def test_a_stopped_run_ends_as_one_that_was_not(
     stored: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("runs", "pretrain_module"):  # an epoch is where a run goes on
-        monkeypatch.setattr(f"pcseg_core.learning.{name}.STEPS_PER_EPOCH", 2)
+    monkeypatch.setattr("pcseg_core.learning.module.STEPS_PER_EPOCH", 2)  # where runs resume
     settings = recipe(optimizer=OptimizerConfig(steps=4, batch_size=2))
     whole, first, second = (module_of(stored, settings) for _ in range(3))
-    figures = train(whole, 4, 5.0, tmp_path / "whole", "cpu")
-    assert figures["steps"] == 4 and whole.throughput()["share"]["data"] < 1
+    figures = train(whole, tmp_path / "whole", "cpu")
+    assert figures["steps"] == 4 and whole.clock.throughput()["share"]["data"] < 1
+    assert whole.clock.throughput()["sectors_per_s"] > 0
 
     def stop(batch: Any, batch_idx: int) -> Any:
         if first.global_step == 3:
             raise RuntimeError("killed")
-        return PretrainModule.training_step(first, batch, batch_idx)
+        return TrainingModule.training_step(first, batch, batch_idx)
 
     monkeypatch.setattr(first, "training_step", stop)
     with pytest.raises(RuntimeError, match="killed"):
-        train(first, 4, 5.0, tmp_path / "stopped", "cpu")
-    assert train(second, 4, 5.0, tmp_path / "stopped", "cpu")["steps"] == 4
+        train(first, tmp_path / "stopped", "cpu")
+    assert train(second, tmp_path / "stopped", "cpu")["steps"] == 4
     for name, value in whole.student.state_dict().items():
         assert torch.allclose(value, second.student.state_dict()[name], atol=1e-5), name
 
@@ -374,24 +386,25 @@ def test_a_run_killed_by_the_system_ends_as_one_that_was_not(tmp_path: Path) -> 
 
 def test_the_untrained_loss_is_near_the_logarithm_of_the_number(stored: Any) -> None:
     settings = recipe(
-        loss=ContrastConfig(temperature=1.0, class_negatives=False), views=ViewConfig(min_points=1)
+        loss=LossConfig(temperature=1.0, class_negatives=False), views=ViewConfig(min_points=1)
     )
     module = module_of(stored, settings)
-    batch = PretrainDataset(*stored, settings, 0, 1)[0]
-    output = module.student(batch.points)
-    losses = module.objectives(output.features[output.voxels.inverse], batch)
-    paired = torch.unique(batch.pair_segment[batch.pair_segment >= 0])
+    batch = batches(stored, settings, 0, 1)[0]
+    losses = losses_of(module, batch)
+    assert batch.segments is not None
+    named = batch.segments.point_segment
+    paired = torch.unique(named[named >= 0])
     assert losses.keys() == {"superpixel"}
     assert float(losses["superpixel"].detach()) == pytest.approx(np.log(len(paired)), abs=0.4)
 
 
-def _rank(rank: int, port: int, stored: Any, settings: PretrainRecipe, file: str) -> None:
+def _rank(rank: int, port: int, stored: Any, settings: Recipe, file: str) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), OMP_NUM_THREADS="1")
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
     module = module_of(stored, settings)
     wrapped = torch.nn.parallel.DistributedDataParallel(_Losses(module))
-    losses = wrapped(PretrainDataset(*stored, settings, 0, 1, rank, 2)[0])
+    losses = wrapped(batches(stored, settings, 0, 1, rank, 2)[0])
     sum(losses.values()).backward()
     if rank == 0:
         torch.save(_outcome(module, losses), file)
@@ -399,16 +412,15 @@ def _rank(rank: int, port: int, stored: Any, settings: PretrainRecipe, file: str
 
 
 class _Losses(torch.nn.Module):
-    def __init__(self, module: PretrainModule) -> None:
+    def __init__(self, module: TrainingModule) -> None:
         super().__init__()
         self.module = module
 
     def forward(self, batch: Any) -> dict[str, torch.Tensor]:
-        output = self.module.student(batch.points)
-        return self.module.objectives(output.features[output.voxels.inverse], batch)
+        return losses_of(self.module, batch)
 
 
-def _outcome(module: PretrainModule, losses: dict[str, torch.Tensor]) -> dict[str, Any]:
+def _outcome(module: TrainingModule, losses: dict[str, torch.Tensor]) -> dict[str, Any]:
     gradients = {
         n: p.grad
         for n, p in module.named_parameters()
@@ -425,12 +437,12 @@ def _outcome(module: PretrainModule, losses: dict[str, torch.Tensor]) -> dict[st
 
 @pytest.mark.slow
 def test_two_processes_have_the_loss_and_gradients_of_one(stored: Any, tmp_path: Path) -> None:
-    weights = ContrastConfig(
+    weights = LossConfig(
         temporal=1, point_to_segment=1, regression=1, balanced=True, false_negative_quantile=0.9
     )
     settings = recipe(loss=weights)
     module = module_of(stored, settings)
-    losses = _Losses(module)(PretrainDataset(*stored, settings, 0, 1)[0])
+    losses = _Losses(module)(batches(stored, settings, 0, 1)[0])
     sum(losses.values()).backward()
     alone = _outcome(module, losses)
     with socket.socket() as free:

@@ -17,23 +17,18 @@ from pcseg_core.checkpoint import load_text
 from pcseg_core.data import open_recording
 from pcseg_core.distill.consolidation import ConsolidationConfig
 from pcseg_core.distill.evidence import Evidence
-from pcseg_core.distill.patches import PatchView
+from pcseg_core.distill.observation import Observation
+from pcseg_core.distill.pixels import PointPixels
 from pcseg_core.distill.pseudo_labels import group_probabilities
 from pcseg_core.errors import InputError
 from pcseg_core.labels import IGNORE, LabelSpace, grouping
-from pcseg_core.learning.zero_shot import CosineClassifier, fold_classifier, zero_shot
-from pcseg_core.learning.zero_shot_data import Observed
-from pcseg_core.learning.zero_shot_labels import (
-    AlignedDataset,
-    AlignedSweep,
-    hold_out,
-    training_sweeps,
-    zero_shot_labels,
-)
-from pcseg_core.learning.zero_shot_module import mix_labels, running_quantiles
-from pcseg_core.learning.zero_shot_recipe import SelfTrainingConfig, ZeroShotRecipe
+from pcseg_core.learning.dataset import LabeledSectors, StepDataset, TrainingSweep, collate
+from pcseg_core.learning.objectives.self_training import mix_labels, running_quantiles
+from pcseg_core.learning.recipe import Recipe, SelfTrainingConfig
+from pcseg_core.learning.teachers import load_split_teacher
+from pcseg_core.learning.zero_shot import CosineClassifier, zero_shot
+from pcseg_core.learning.zero_shot_labels import hold_out, label_scene, zero_shot_labels
 from pcseg_core.learning.zero_shot_split import load_split
-from pcseg_core.learning.zero_shot_teacher import load_image_teacher
 from pcseg_core.metrics.zero_shot import stacked
 from pcseg_core.models.student import Points, Student, StudentConfig
 from pcseg_core.online.segmenter import Segmenter
@@ -47,7 +42,7 @@ OFF = ConsolidationConfig(voxel_m=0)
 DRIVE = "simulated:seed={},sweeps=2,stride=5,beams=16,columns=256,cameras={},width=160,height=96"
 
 
-def tiny(**changes: Any) -> ZeroShotRecipe:
+def tiny(**changes: Any) -> Recipe:
     values: dict[str, Any] = {
         "teacher": {
             "weights": "bundled:simulation_teacher",
@@ -55,14 +50,15 @@ def tiny(**changes: Any) -> ZeroShotRecipe:
             "scales": (1.0,),
             "flip": False,
         },
-        "text": {"channels": 32},
+        "text": {"space": {"channels": 32}},
+        "supervision": "zero-shot",
         "student": {"depth": 14, "width": 0.25, "voxel_size_m": 0.5},
         "optimizer": {"steps": 6, "batch_size": 2},
         "loss": {"min_confidence": 0.3},
         "alignment": {"patch_px": 8, "channels": 16},
         **changes,
     }
-    return ZeroShotRecipe.model_validate(values)
+    return Recipe.model_validate(values)
 
 
 def test_labels_by_hand() -> None:
@@ -100,64 +96,75 @@ def test_the_truth_of_unseen_classes_is_never_looked_at(supervision: Any) -> Non
         assert np.array_equal(a, b)
 
 
-def observed(name: str = "a", scene: str = "s", points: int = 50, seed: int = 0) -> Observed:
+def observed(name: str = "a", scene: str = "s", points: int = 50, seed: int = 0) -> Observation:
     rng = np.random.default_rng(seed)
     xyz = rng.uniform(-9, 9, (points, 3)).astype(np.float32)
     seen = np.arange(0, points, 2, dtype=np.int32)
     sums = rng.dirichlet(np.ones(4), len(seen)).astype(np.float32)
-    view = PatchView(
-        rng.random((len(seen), 5)).astype(np.float16),
+    pixels = PointPixels(
         seen,
-        rng.integers(0, 6, len(seen)).astype(np.int32),
-        rng.random((6, 5)).astype(np.float16),
+        image=rng.random((len(seen), 5)).astype(np.float16),
+        patch=rng.integers(0, 6, len(seen)).astype(np.int32),
+        patch_image=rng.random((6, 5)).astype(np.float16),
     )
-    return Observed(
+    return Observation(
         name,
         scene,
+        0,
         xyz,
         xyz,
         rng.random(points).astype(np.float32),
         np.eye(4),
         rng.integers(-1, 4, points).astype(np.int16),
         Evidence(seen, np.ones(len(seen), np.float32), sums),
-        view,
+        pixels,
     )
 
 
-def test_sweeps_are_stored_with_their_features_left_on_disk(tmp_path: Path) -> None:
-    sweep = observed()
-    sweep.save(tmp_path / "x.npz")
-    again = Observed.load(tmp_path / "x.npz")
-    assert isinstance(again.view.features, np.memmap)
-    for part in ("xyz", "truth", "pose", "intensity"):
-        assert np.array_equal(getattr(again, part), getattr(sweep, part))
-    for part in ("features", "index", "patch", "patch_features"):
-        assert np.array_equal(getattr(again.view, part), getattr(sweep.view, part))
-    assert again.name == "a" and np.array_equal(again.evidence.sums, sweep.evidence.sums)
+def labeled(count: int) -> list[TrainingSweep]:
+    """Sweeps of a scene each."""
+    scenes = [[observed(seed=s, scene=str(s))] for s in range(count)]
+    return [sweep for scene in scenes for sweep in label_scene(scene, UNSEEN, "zero-shot", OFF)]
 
 
 def test_batches_keep_points_features_and_patches_together() -> None:
-    sweeps = training_sweeps(
-        [observed(seed=s, scene=str(s)) for s in range(3)], UNSEEN, "zero-shot", OFF
-    )
+    sweeps = labeled(3)
     for sweep in sweeps:  # so that every feature tells which point and which patch it is from
-        assert sweep.features is not None and sweep.patch is not None
-        assert sweep.feature_index is not None and sweep.patch_features is not None
-        sweep.features = sweep.intensity[sweep.feature_index][:, None].astype(np.float32)
-        sweep.patch_features = np.full((6, 1), 0, np.float32) + np.arange(6)[:, None]
-        sweep.features = np.concatenate([sweep.features, sweep.patch[:, None]], 1)
+        pixels = sweep.pixels
+        assert pixels is not None and pixels.patch is not None
+        own = sweep.intensity[pixels.point].astype(np.float32)
+        pixels.image = np.stack([own, pixels.patch], 1)
+        pixels.patch_image = np.arange(6, dtype=np.float32)[:, None]
     recipe = tiny(augment={"intensity_gain": 0, "drop": 0.5}, optimizer={"sector_deg": 200})
-    dataset: Any = AlignedDataset(sweeps, recipe, 0, 5)  # type: ignore[arg-type]
+    dataset = StepDataset(LabeledSectors(sweeps, recipe), 0, 5)
     for step in range(5):
         batch = dataset[step]
-        assert len(batch.features) > 0 and len(batch.patch_features) == 18
-        shown = batch.points.intensity[batch.feature_index]
-        assert torch.allclose(batch.features[:, 0], shown)
-        assert torch.equal(batch.patch_features[batch.patches, 0], batch.features[:, 1])
-        owner = batch.points.batch[batch.feature_index]
-        assert torch.equal(batch.patches // 6, owner)
+        assert batch.pixels is not None and batch.pixels.image is not None
+        pixels = batch.pixels
+        assert len(pixels.point) > 0 and len(pixels.patch_image) == 18
+        shown = batch.points.intensity[pixels.point]
+        assert torch.allclose(pixels.image[:, 0], shown)
+        assert torch.equal(pixels.patch_image[pixels.patch, 0], pixels.image[:, 1])
+        owner = batch.points.batch[pixels.point]
+        assert torch.equal(pixels.patch // 6, owner)
     moved = dataset[0].to(torch.device("cpu"))
-    assert torch.equal(moved.patches, dataset[0].patches)
+    assert torch.equal(moved.pixels.patch, dataset[0].pixels.patch)
+
+
+def test_sweeps_without_cameras_join_a_batch_of_others() -> None:
+    blind, seeing = labeled(2)
+    none = np.zeros((0, 0), np.float16)
+    rows = np.zeros(0, np.int32)
+    blind.pixels = PointPixels(rows, none, None, rows, none)
+    everything = tiny(augment={"drop": 0, "beam_drop": 0}, optimizer={"sector_deg": 360})
+    (batch,) = LabeledSectors([blind], everything).draw(0)[:1]
+    (other,) = LabeledSectors([seeing], everything).draw(0)[:1]
+    joined = collate([batch, other, batch])
+    assert joined.pixels is not None and seeing.pixels is not None
+    assert torch.equal(joined.pixels.point, torch.from_numpy(seeing.pixels.point.astype(int) + 50))
+    assert len(joined.points.xyz) == 150 and joined.pixels.patch_image.shape == (6, 5)
+    alone = collate([batch, batch])
+    assert alone.pixels is not None and len(alone.pixels.point) == 0
 
 
 def test_whole_scenes_are_held_out() -> None:
@@ -227,7 +234,7 @@ def test_folding_keeps_the_best_class_and_gamma_acts_at_the_mean_length() -> Non
     classifier = CosineClassifier(student, vectors)
     cosines = classifier(xyz, xyz[:, 0] * 0 + 0.5)
     for gamma, agreement in ((0.0, 1.0), (0.1, 0.85)):
-        fold_classifier(student, vectors, UNSEEN, gamma, 0.07, classifier.mean_norm)
+        classifier.fold(UNSEEN, gamma, 0.07)
         points = torch.from_numpy(xyz)
         with torch.no_grad():
             output = student(
@@ -287,7 +294,7 @@ def test_labels_are_needed_unless_none_are_asked_for(tmp_path: Path) -> None:
 def test_the_image_teacher_speaks_the_classes_of_the_split() -> None:
     split, recipe = load_split("street_vehicle_pole"), tiny()
     text = GeneratedText(64)
-    teacher, features, known = load_image_teacher(
+    teacher, features, known = load_split_teacher(
         recipe, split, text, split.class_words(text), "cpu"
     )
     image = open_recording(DRIVE.format(1, 1))[0].cameras[0].image
@@ -303,7 +310,7 @@ def test_the_image_teacher_speaks_the_classes_of_the_split() -> None:
     assert agree[~sky].mean() > 0.9  # through words as without, but for the random directions
     assert features(image).shape[0] == 32
     spoken = tiny(image_features="text")
-    _, features, other = load_image_teacher(spoken, split, text, split.class_words(text), "cpu")
+    _, features, other = load_split_teacher(spoken, split, text, split.class_words(text), "cpu")
     assert features(image).shape[0] == 64 and other != known
 
 
@@ -319,16 +326,16 @@ def test_dense_clip_as_the_image_teacher(tmp_path: Path) -> None:
     save_file({k: v.contiguous().clone() for k, v in network.state_dict().items()}, str(weights))
     clip = {"model": "tiny-zero-shot", "short_side_px": 32, "window_px": 32}
     teacher = {"name": "maskclip", "weights": weights, "label_space": "street", "clip": clip}
-    text = {"source": "open_clip", "model": "tiny-zero-shot", "weights": weights}
+    text = {"space": {"source": "open_clip", "model": "tiny-zero-shot", "weights": weights}}
     recipe, split = tiny(teacher=teacher, text=text), load_split("street_vehicle_pole")
-    space = load_text_space(recipe.text)
+    space = load_text_space(recipe.text.space)
     groups = split.class_words(space)
-    found, features, _ = load_image_teacher(recipe, split, space, groups, "cpu")
+    found, features, _ = load_split_teacher(recipe, split, space, groups, "cpu")
     image = np.zeros((32, 48, 3), np.uint8)
     assert found.probabilities(image).shape == (8, 4, 6) and features(image).shape == (12, 4, 6)
     elsewhere = tiny(teacher={**teacher, "label_space": "cityscapes"}, text=text)
     with pytest.raises(InputError, match="dense CLIP must know the classes of the split"):
-        load_image_teacher(elsewhere, split, space, groups, "cpu")
+        load_split_teacher(elsewhere, split, space, groups, "cpu")
 
 
 def test_the_best_word_of_a_class_counts() -> None:
@@ -358,14 +365,3 @@ def test_the_command_says_what_is_wrong(tmp_path: Path) -> None:
     options = ["--split", "kity", "--recipe", "zero-shot-simulated"]
     bad = CliRunner().invoke(app, ["zero-shot", *arguments, *options])
     assert bad.exit_code == 2 and "no split 'kity'" in bad.output
-
-
-def test_aligned_sweeps_select_their_patches() -> None:
-    sweep = training_sweeps([observed()], UNSEEN, "zero-shot", OFF)[0]
-    keep = np.arange(10, 30)
-    cut = sweep.select(sweep.label, keep)
-    assert isinstance(cut, AlignedSweep) and cut.feature_index is not None
-    assert cut.patch is not None and sweep.patch is not None and sweep.feature_index is not None
-    kept = (sweep.feature_index >= 10) & (sweep.feature_index < 30)
-    assert np.array_equal(cut.patch, sweep.patch[kept])
-    assert np.array_equal(cut.xyz[cut.feature_index], sweep.xyz[sweep.feature_index[kept]])

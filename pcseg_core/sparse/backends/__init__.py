@@ -3,7 +3,7 @@
 
 A backend is chosen per input tensor (`SparseTensor(..., backend=...)`) and holds for everything
 computed from that tensor. "auto" takes the fastest backend that supports the device and dtype:
-torchsparse, then torch on CUDA; native, then torch elsewhere.
+torchsparse or triton, whichever is faster here, then torch on CUDA; native, then torch elsewhere.
 """
 
 from __future__ import annotations
@@ -15,12 +15,24 @@ from torch import Tensor
 
 from pcseg_core.errors import InputError
 from pcseg_core.native import library
-from pcseg_core.sparse.backends import native_backend, torch_backend, torchsparse_backend
+from pcseg_core.sparse.backends import (
+    device_maps,
+    fastest,
+    native_backend,
+    torch_backend,
+    torchsparse_backend,
+    triton_backend,
+)
 from pcseg_core.sparse.maps import KernelMap, MapBuilder
 
-NAMES = ("auto", "torch", "native", "torchsparse")
-_INPUTS = {"native": "float32 on the CPU", "torchsparse": "float32 and float16 on CUDA"}
-_DEVICES = {"native": "cpu", "torchsparse": "cuda"}
+NAMES = ("auto", "torch", "native", "triton", "torchsparse")
+_INPUTS = {
+    "native": "float32 on the CPU",
+    "triton": "float32, float16 and bfloat16 on CUDA",
+    "torchsparse": "float32 and float16 on CUDA",
+}
+_DEVICES = {"native": "cpu", "triton": "cuda", "torchsparse": "cuda"}
+_BACKENDS = {"native": native_backend, "triton": triton_backend, "torchsparse": torchsparse_backend}
 
 
 class Backend(Protocol):
@@ -50,9 +62,8 @@ def resolve(name: str, device: torch.device) -> str:
     """
     _check(name)
     if name == "auto":
-        fast = "torchsparse" if device.type == "cuda" else "native"
-        return fast if device.type == _DEVICES[fast] and _problem(fast) is None else "torch"
-    if device.type != _DEVICES.get(name, device.type):
+        return next((n for n in _candidates(device) if _problem(n) is None), "torch")
+    if name in _BACKENDS and not _runs_on(name, device):
         raise InputError(
             f"sparse backend '{name}' runs {_INPUTS[name]}, not on {device}; choose another "
             "device, or backend 'auto'"
@@ -69,8 +80,9 @@ def select(name: str, feats: Tensor) -> Backend:
     _check(name)
     if name == "torch":
         return torch_backend
-    for other, backend in (("torchsparse", torchsparse_backend), ("native", native_backend)):
-        if name in ("auto", other) and backend.can_run(feats) and _problem(other) is None:
+    for other in _candidates(feats.device) if name == "auto" else (name,):
+        backend = _BACKENDS[other]
+        if backend.can_run(feats) and _problem(other) is None:
             return backend
     if name != "auto":
         raise InputError(
@@ -80,9 +92,25 @@ def select(name: str, feats: Tensor) -> Backend:
     return torch_backend
 
 
+def _candidates(device: torch.device) -> tuple[str, ...]:
+    """What "auto" tries on a device before torch, in order."""
+    if device.type == "cuda":
+        return fastest.order(device)
+    return ("native",) if device.type == "cpu" else ()
+
+
+def _runs_on(name: str, device: torch.device) -> bool:
+    """Also the CPU for triton where its kernels are interpreted."""
+    if name == "triton" and triton_backend.interpreted():
+        return device.type in ("cpu", "cuda")
+    return device.type == _DEVICES[name]
+
+
 def map_builder(name: str, device: torch.device) -> MapBuilder:
     """The code that builds kernel maps of keys on this device."""
     _check(name)
+    if device.type == "cuda":
+        return device_maps.MAP_BUILDER
     if device.type == "cpu" and name != "torch" and _problem("native") is None:
         return native_backend.MAP_BUILDER
     return MapBuilder()
@@ -98,7 +126,11 @@ def _check(name: str) -> None:
 
 def _problem(name: str) -> str | None:
     """Why a backend is unavailable; None if it is available."""
-    loaders = {"native": library.load, "torchsparse": torchsparse_backend.load}
+    loaders = {
+        "native": library.load,
+        "triton": triton_backend.load,
+        "torchsparse": torchsparse_backend.load,
+    }
     loaded = loaders[name]() if name in loaders else None
     return loaded if isinstance(loaded, str) else None
 
@@ -106,13 +138,22 @@ def _problem(name: str) -> str | None:
 def backends_report() -> list[BackendReport]:
     """Available backends and how to get faster ones; the fastest first."""
     cuda = torch.cuda.is_available()
-    missing = _problem("torchsparse") if cuda else "torch sees no CUDA device"
-    note = missing or "implicit-GEMM kernels of torchsparse 2.1"
-    rows = [BackendReport("torchsparse", missing is None, f"CUDA: {note}")]
+    rows = [_cuda_report("torchsparse", "implicit-GEMM kernels of torchsparse 2.1")]
+    rows.append(_cuda_report("triton", "fused kernels in float32, float16 and bfloat16"))
     rows.append(_native_report())
     where = "CPU and CUDA" if cuda else "CPU"
     rows.append(BackendReport("torch", True, f"{where}: plain PyTorch, the reference"))
     return rows
+
+
+def _cuda_report(name: str, what: str) -> BackendReport:
+    if not torch.cuda.is_available():
+        return BackendReport(name, False, "CUDA: torch sees no CUDA device")
+    problem = _problem(name)
+    if problem is not None:
+        return BackendReport(name, False, f"CUDA: {problem}")
+    chosen = "; auto takes it" if resolve("auto", torch.device("cuda")) == name else ""
+    return BackendReport(name, True, f"CUDA: {what}{chosen}")
 
 
 def _native_report() -> BackendReport:

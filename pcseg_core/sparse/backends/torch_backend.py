@@ -24,7 +24,8 @@ def conv(feats: Tensor, weight: Tensor, bias: Tensor | None, kernel_map: KernelM
     if dtype is not None:
         feats, weight = feats.to(dtype), weight.to(dtype)
     out = _Conv.apply(feats, weight, kernel_map)
-    return out if bias is None else out + bias.to(out.dtype)
+    result: Tensor = out if bias is None else out + bias.to(out.dtype)
+    return result
 
 
 def autocast_dtype(device: str) -> torch.dtype | None:

@@ -100,7 +100,8 @@ def _gather_multiply(feats: Tensor, weight: Tensor, kernel_map: KernelMap) -> Te
         weight.shape[2],
         *_precision(),
     )
-    return out.to(weight.dtype)
+    result: Tensor = out.to(weight.dtype)
+    return result
 
 
 def _padded_table(kernel_map: KernelMap) -> Tensor:

@@ -6,13 +6,9 @@ import math
 import pytest
 import torch
 
-from pcseg_core.distill.alignment import (
-    AlignmentConfig,
-    Projections,
-    global_alignment,
-    local_alignment,
-)
+from pcseg_core.distill.alignment import AlignmentConfig, global_alignment, local_alignment
 from pcseg_core.labels import IGNORE
+from pcseg_core.learning.objectives.alignment import Alignment
 
 
 def test_global_alignment_by_hand() -> None:
@@ -66,12 +62,12 @@ def test_nothing_to_align_leaves_a_gradient_path() -> None:
     assert loss.item() == 0 and points.grad is not None
 
 
-def test_each_term_has_projections_of_its_own() -> None:
-    both = Projections(6, 5, AlignmentConfig(channels=4))
+def test_each_term_has_its_own_projections() -> None:
+    both = Alignment(6, 5, AlignmentConfig(channels=4))
     names = {name.split(".")[1] for name, _ in both.named_parameters()}
     assert names == {"global_points", "global_pixels", "local_points", "local_pixels"}
-    one = Projections(6, 5, AlignmentConfig(channels=4, local_weight=0))
-    found = one.losses(
+    one = Alignment(6, 5, AlignmentConfig(channels=4, local_weight=0))
+    found = one.terms(
         torch.randn(3, 6),
         torch.randn(3, 5),
         torch.tensor([0, 1, 1]),
@@ -87,12 +83,12 @@ def test_aligning_teaches_points_what_their_pixels_show() -> None:
     torch.manual_seed(0)
     kinds = torch.randint(0, 4, (200,))
     points, pixels = torch.randn(4, 8)[kinds], torch.randn(4, 5)[kinds]
-    projections = Projections(8, 5, AlignmentConfig(channels=8, false_negative_quantile=None))
+    alignment = Alignment(8, 5, AlignmentConfig(channels=8, false_negative_quantile=None))
     patch_pixels = torch.randn(4, 5)
-    optimizer = torch.optim.Adam(projections.parameters(), 0.02)
+    optimizer = torch.optim.Adam(alignment.parameters(), 0.02)
     history = []
     for _ in range(60):
-        losses = projections.losses(points, pixels, kinds, kinds, patch_pixels)
+        losses = alignment.terms(points, pixels, kinds, kinds, patch_pixels)
         optimizer.zero_grad()
         total = torch.stack(list(losses.values())).sum()
         total.backward()

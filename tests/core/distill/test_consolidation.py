@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bayes fusion of pseudo labels over a drive: exact values, moving things, large coordinates."""
+"""Bayes fusion of class evidence over a scene: exact values, motion, large coordinates."""
 
 from __future__ import annotations
-
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,15 +15,16 @@ from pcseg_core.distill.consolidation import (
     moving_points,
 )
 from pcseg_core.distill.evidence import Evidence
-from pcseg_core.distill.labeling import Labeler, SeenSweep
+from pcseg_core.distill.labeling import label_scene
+from pcseg_core.distill.observation import Observation
 from pcseg_core.distill.pseudo_labels import PseudoLabelConfig
-from pcseg_core.labels import IGNORE
+from pcseg_core.labels import IGNORE, LabelSpace
 
-CONFIG = ConsolidationConfig(voxel_m=0.5, doubt=0.2)
+CONFIG = ConsolidationConfig(voxel_m=0.5, observation_noise=0.2)
 HERE = np.eye(4)
 
 
-def look(rows: dict[int, list[float]], weight: float = 1.0) -> Evidence:
+def evidence_of(rows: dict[int, list[float]], weight: float = 1.0) -> Evidence:
     """Evidence of some points of a sweep, by their position."""
     index = np.array(list(rows), np.int32)
     sums = np.array(list(rows.values()), np.float32).reshape(len(rows), -1) * weight
@@ -43,26 +42,29 @@ def wall(x: float, half: float = 12.0, step: float = 0.1) -> np.ndarray:
     return np.stack([np.full(y.size, x), y.ravel(), z.ravel()], 1).astype(np.float32)
 
 
-def test_two_looks_multiply_and_are_flattened_by_doubt() -> None:
+def test_two_observations_multiply_and_are_flattened_by_their_noise() -> None:
     cloud = np.array([[5.0, 0.1, 0.1]], np.float32)
     found = consolidate(
-        [cloud] * 2, [HERE] * 2, [look({0: [0.9, 0.1]}), look({0: [0.6, 0.4]})], CONFIG
+        [cloud] * 2,
+        [HERE] * 2,
+        [evidence_of({0: [0.9, 0.1]}), evidence_of({0: [0.6, 0.4]})],
+        CONFIG,
     )
     first, second = (0.8 * 0.9 + 0.1) * (0.8 * 0.6 + 0.1), (0.8 * 0.1 + 0.1) * (0.8 * 0.4 + 0.1)
     expected = [first / (first + second), second / (first + second)]
     assert np.allclose(found[0], [expected], atol=1e-6) and np.array_equal(found[0], found[1])
 
 
-def test_points_of_one_voxel_in_one_sweep_are_one_look() -> None:
+def test_points_of_one_voxel_in_one_sweep_are_one_observation() -> None:
     crowd = np.tile(np.array([[5.1, 0.1, 0.1]], np.float32), (50, 1))
-    evidence = look({i: [0.7, 0.3] for i in range(50)})
+    evidence = evidence_of({i: [0.7, 0.3] for i in range(50)})
     found = consolidate([crowd], [HERE], [evidence], CONFIG)
     assert np.allclose(found[0], [[0.8 * 0.7 + 0.1, 0.8 * 0.3 + 0.1]] * 50, atol=1e-6)
 
 
-def test_a_faint_look_says_less() -> None:
+def test_observations_of_little_weight_count_less() -> None:
     cloud = np.array([[5.0, 0.1, 0.1]], np.float32)
-    faint = consolidate([cloud], [HERE], [look({0: [0.9, 0.1]}, 0.5)], CONFIG)[0][0, 0]
+    faint = consolidate([cloud], [HERE], [evidence_of({0: [0.9, 0.1]}, 0.5)], CONFIG)[0][0, 0]
     odds = np.sqrt((0.8 * 0.9 + 0.1) / (0.8 * 0.1 + 0.1))
     assert faint == pytest.approx(odds / (1 + odds), abs=1e-6)
 
@@ -78,7 +80,7 @@ def test_what_a_camera_saw_once_is_known_in_all_sweeps_through_their_poses() -> 
         clouds,
         poses,
         [
-            look({0: [0.0, 1.0, 0.0]}),
+            evidence_of({0: [0.0, 1.0, 0.0]}),
             Evidence(np.zeros(0, np.int32), np.zeros(0, np.float32), np.zeros((0, 3), np.float32)),
         ],
         CONFIG,
@@ -125,9 +127,9 @@ def test_moving_things_neither_give_nor_take_labels() -> None:
     car, later = np.concatenate([behind, place]), np.concatenate([behind, place])
     empty = behind
     evidence = [
-        look({len(behind): [0.9, 0.1], 0: [0.5, 0.5]}),
-        look({0: [0.5, 0.5]}),
-        look({len(behind): [0.2, 0.8], 0: [0.5, 0.5]}),
+        evidence_of({len(behind): [0.9, 0.1], 0: [0.5, 0.5]}),
+        evidence_of({0: [0.5, 0.5]}),
+        evidence_of({len(behind): [0.2, 0.8], 0: [0.5, 0.5]}),
     ]
     found = consolidate([car, empty, later], [HERE] * 3, evidence, CONFIG)
     assert found[0][-1] == pytest.approx([0.82, 0.18], abs=1e-6)
@@ -145,7 +147,7 @@ def test_the_likeliest_class_and_none_for_the_unseen() -> None:
 
 def test_long_drives_are_fused_in_parts() -> None:
     cloud = np.array([[5.0, 0.1, 0.1]], np.float32)
-    evidence = [look({0: [0.9, 0.1]})] * 2 + [look({0: [0.1, 0.9]})] * 2
+    evidence = [evidence_of({0: [0.9, 0.1]})] * 2 + [evidence_of({0: [0.1, 0.9]})] * 2
     short = CONFIG.model_copy(update={"window": 2})
     found = consolidate([cloud] * 4, [HERE] * 4, evidence, short)
     assert [f[0].argmax() for f in found] == [0, 0, 1, 1]
@@ -154,7 +156,7 @@ def test_long_drives_are_fused_in_parts() -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(1, 5), st.integers(0, 2**31 - 1))
-def test_looks_commute(sweeps: int, seed: int) -> None:
+def test_observations_commute(sweeps: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     clouds = [rng.uniform(-4, 4, (30, 3)).astype(np.float32) for _ in range(sweeps)]
     evidence = []
@@ -178,14 +180,17 @@ def test_looks_commute(sweeps: int, seed: int) -> None:
 
 def test_distillation_consolidates_where_it_is_asked_to() -> None:
     cloud = np.array([[5.0, 0.1, 0.1], [-5.0, 0.1, 0.1]], np.float32)
+    classes = len(LabelSpace.load("street"))
 
-    def seen(rows: dict[int, list[float]]) -> SeenSweep:
-        none = np.zeros((0, 0), np.float16)
-        return SeenSweep(cloud, np.ones(2, np.float32), HERE, look(rows), none, np.zeros(0))
+    def seen(index: int, first: float) -> Observation:
+        row = [first, 1 - first, *[0.0] * (classes - 2)]
+        ones, evidence = np.ones(2, np.float32), evidence_of({0: row})
+        return Observation("a", "s", index, cloud, cloud, ones, HERE, evidence=evidence)
 
-    members = [("a", seen({0: [0.9, 0.1]})), ("b", seen({0: [0.6, 0.4]}))]
     config = PseudoLabelConfig(consolidation=CONFIG)
-    found = Labeler._label_scene(SimpleNamespace(config=config), "scene", members)  # type: ignore[arg-type]
-    assert [f.labels.tolist() for f in found] == [[0, IGNORE]] * 2
-    first, second = (0.8 * 0.9 + 0.1) * (0.8 * 0.6 + 0.1), (0.8 * 0.1 + 0.1) * (0.8 * 0.4 + 0.1)
-    assert found[0].confidence == pytest.approx([first / (first + second), 0])
+    found = label_scene([seen(0, 0.9), seen(1, 0.6)], config)
+    assert [labels.tolist() for labels, _ in found] == [[0, IGNORE]] * 2
+    noise = 0.2 / classes
+    odds = [(0.8 * a + noise) * (0.8 * b + noise) for a, b in ((0.9, 0.6), (0.1, 0.4))]
+    odds += [noise**2] * (classes - 2)
+    assert found[0][1] == pytest.approx([odds[0] / sum(odds), 0])

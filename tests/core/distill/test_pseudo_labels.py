@@ -10,10 +10,11 @@ from pcseg_core.data.sample import CameraFrame, Sample
 from pcseg_core.distill.pseudo_labels import (
     Evidence,
     PseudoLabelConfig,
-    camera_evidence,
-    carry_labels,
+    gather_evidence,
     group_probabilities,
     label_points,
+    pixel_evidence,
+    propagate_labels,
     sample_map,
 )
 from pcseg_core.labels import IGNORE
@@ -44,7 +45,8 @@ def sample_with(cameras: int, xyz: np.ndarray) -> Sample:
 def test_points_take_the_class_of_their_pixel() -> None:
     xyz = np.array([[10, 3, 0], [10, -3, 0], [-10, 3, 0], [np.nan, 0, 0]])
     config = PseudoLabelConfig(border_px=0)
-    evidence = camera_evidence(sample_with(2, xyz), HalvesTeacher(), np.array([0, 1]), 2, config)
+    images = pixel_evidence(sample_with(2, xyz), HalvesTeacher(), np.array([0, 1]), 2)
+    evidence = gather_evidence(xyz, images, 2, config)
     labels, confidence = label_points(evidence, 4)
     assert labels.tolist() == [0, 1, IGNORE, IGNORE]
     assert confidence == pytest.approx([0.8, 0.7, 0, 0], abs=1e-5)
@@ -77,8 +79,10 @@ def test_labels_are_carried_by_pose_to_sweeps_that_did_not_see_the_point() -> No
     clouds = [place, place - forward[:3, 3]]
     seen, unseen = evidence_of([0], [[0.9, 0.1]]), evidence_of([], np.zeros((0, 2)).tolist())
     unseen.sums = np.zeros((0, 2), np.float32)
-    config = PseudoLabelConfig(carry_voxel_m=0.2, carry_min_weight=1)
-    (_, (labels, confidence)) = carry_labels(clouds, [np.eye(4), forward], [seen, unseen], config)
+    config = PseudoLabelConfig(propagate_voxel_m=0.2, propagate_min_weight=1)
+    (_, (labels, confidence)) = propagate_labels(
+        clouds, [np.eye(4), forward], [seen, unseen], config
+    )
     assert labels.tolist() == [0]
     assert confidence == pytest.approx([0.9])
 
@@ -87,8 +91,8 @@ def test_frames_that_agree_outvote_one_that_errs() -> None:
     cloud = np.array([[5.05, 0.05, 0.05]])
     good, bad = [[0.9, 0.1]], [[0.4, 0.6]]
     evidence = [evidence_of([0], s) for s in (good, good, good, bad)]
-    config = PseudoLabelConfig(carry_weight=1.0)
-    results = carry_labels([cloud] * 4, [np.eye(4)] * 4, evidence, config)
+    config = PseudoLabelConfig(propagate_weight=1.0)
+    results = propagate_labels([cloud] * 4, [np.eye(4)] * 4, evidence, config)
     assert [int(labels[0]) for labels, _ in results] == [0, 0, 0, 0]
     # own evidence plus the voxel's mean, (0.4 + 0.775) of a weight of 2
     assert results[3][1] == pytest.approx([(0.4 + 0.775) / 2])
@@ -98,8 +102,8 @@ def test_too_little_evidence_is_not_carried() -> None:
     cloud = np.array([[5.05, 0.05, 0.05]])
     seen = evidence_of([0], [[0.9, 0.1]])
     unseen = Evidence(np.zeros(0, np.int32), np.zeros(0, np.float32), np.zeros((0, 2), np.float32))
-    config = PseudoLabelConfig(carry_min_weight=2.0)
-    results = carry_labels([cloud] * 2, [np.eye(4)] * 2, [seen, unseen], config)
+    config = PseudoLabelConfig(propagate_min_weight=2.0)
+    results = propagate_labels([cloud] * 2, [np.eye(4)] * 2, [seen, unseen], config)
     assert results[1][0].tolist() == [IGNORE]
-    none_seen = carry_labels([cloud] * 2, [np.eye(4)] * 2, [unseen, unseen], config)
+    none_seen = propagate_labels([cloud] * 2, [np.eye(4)] * 2, [unseen, unseen], config)
     assert [labels.tolist() for labels, _ in none_seen] == [[IGNORE], [IGNORE]]

@@ -6,13 +6,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pcseg_core.distill.observation import Observation, StoredObservation
 from pcseg_core.distill.temporal import (
     TemporalConfig,
     ground_mask,
     hdbscan_labels,
     keep_largest,
     keep_static,
+    partners,
     ransac_ground,
+    read_segments,
+    segment_files,
     temporal_segments,
 )
 from pcseg_core.geometry import from_euler, invert, transform
@@ -109,6 +113,28 @@ def test_only_ground_or_nothing_gives_no_segments() -> None:
     for cloud in (ground, ground[:0], ground[:1]):
         found = temporal_segments([cloud, cloud], [np.eye(4)] * 2, config)
         assert all((ids == IGNORE).all() and len(ids) == len(cloud) for ids in found)
+
+
+def test_stored_segments_are_those_of_deskewed_points(tmp_path: Path) -> None:
+    """Smeared by the motion within a sweep, the blocks are no clusters."""
+    config = TemporalConfig(ground="ransac", ground_distance_m=0.01, clusterer="sklearn")
+    blocks = np.concatenate([block((8.0 * k, 5, 0), 150, k) for k in range(3)])
+    smeared = blocks * np.linspace(0.2, 9, len(blocks), dtype=np.float32)[:, None]
+    stored = []
+    for index in range(2):
+        values = (smeared, blocks, np.ones(len(blocks), np.float32), np.eye(4))
+        Observation("", "s", index, *values).save(tmp_path / f"{index}.npz")
+        stored.append(StoredObservation(tmp_path / f"{index}.npz", "", "s", index, True))
+    assert partners(stored, 1) == {0: 1} and partners(stored, 2) == {}
+    told: list[tuple[int, int]] = []
+    files = segment_files(stored, config, tmp_path / "segments", lambda *done: told.append(done))
+    assert told == [(1, 2), (2, 2)]
+    now, then = read_segments(files[0])
+    assert len(np.unique(now[now != IGNORE])) == 3 and np.array_equal(now, then)
+    alone, none = read_segments(files[1])
+    assert len(np.unique(alone[alone != IGNORE])) == 3 and len(none) == 0
+    again = segment_files(stored, config, tmp_path / "segments", lambda *done: told.append(done))
+    assert again == files and len(told) == 2
 
 
 def test_patchwork_agrees_with_the_slope_of_a_real_sweep(shared_data: Path) -> None:

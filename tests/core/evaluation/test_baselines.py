@@ -12,12 +12,9 @@ from sklearn.linear_model import LogisticRegression
 
 from pcseg_core.cloud import PointCloud
 from pcseg_core.errors import InputError
-from pcseg_core.evaluation.baselines import (
-    PseudoLabels,
-    UntrainedNetwork,
-    fit_baselines,
-    fit_logistic,
-)
+from pcseg_core.evaluation.baselines import PseudoLabels, fit_baselines
+from pcseg_core.learning.linear import logistic_regression
+from pcseg_core.learning.probe import UntrainedNetwork
 from pcseg_core.models.student import StudentConfig
 
 ROAD, STRUCTURE, VEHICLE, POLE = 0, 2, 5, 7
@@ -28,7 +25,7 @@ def test_logistic_regression_agrees_with_another_solver() -> None:
     labels = rng.integers(0, 3, 400)
     features = rng.normal(size=(400, 2)) + np.array([[0, 0], [1.5, 0], [0, 40]])[labels]
     features[:, 1] = features[:, 1] * 1000 + 5e4  # scale and offset must not matter
-    weight, bias = fit_logistic(features, labels, np.ones(3), decay=1e-4)
+    weight, bias = logistic_regression(features, labels, np.ones(3), decay=1e-4)
     standard = (features - features.mean(0)) / features.std(0)
     # scikit-learn minimizes sum(loss) + |w|^2 / (2 C); ours mean(loss) + decay |w|^2
     reference = LogisticRegression(C=1 / (2 * 1e-4 * 400), tol=1e-8, max_iter=5000)
@@ -44,14 +41,14 @@ def test_class_weights_move_the_border_toward_the_common_class() -> None:
     features = rng.normal(size=(1000, 1)) + 2 * labels[:, None]
     shares = []
     for weights in (np.ones(2), np.array([1.0, 19.0])):
-        weight, bias = fit_logistic(features, labels, weights)
+        weight, bias = logistic_regression(features, labels, weights)
         shares.append(np.mean(np.argmax(features @ weight + bias, 1)))
     assert shares[0] < 0.05 < 0.12 < shares[1]
 
 
 def test_a_constant_column_and_an_absent_class_are_harmless() -> None:
     features = np.column_stack([np.arange(10.0), np.full(10, 7.0)])
-    weight, bias = fit_logistic(features, (np.arange(10) > 4).astype(int), np.ones(3))
+    weight, bias = logistic_regression(features, (np.arange(10) > 4).astype(int), np.ones(3))
     assert np.isfinite(weight).all()
     assert np.argmax(features @ weight + bias, 1).tolist() == [0] * 5 + [1] * 5
 

@@ -18,11 +18,10 @@ from pcseg_core.cli import app
 from pcseg_core.data import open_recording
 from pcseg_core.errors import InputError
 from pcseg_core.evaluation import live
-from pcseg_core.evaluation.evaluator import truth_of
 from pcseg_core.evaluation.external_labels import ExternalLabels
 from pcseg_core.evaluation.live import LiveMethod, ReplayResult
 from pcseg_core.evaluation.replay import evaluate_replay, recorded_labels
-from pcseg_core.labels import LabelSpace
+from pcseg_core.labels import LabelSpace, truth_of
 from pcseg_core.metrics.flicker import Flicker, Pairing
 from pcseg_core.online.pipeline import (
     CameraUseConfig,

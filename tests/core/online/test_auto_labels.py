@@ -13,8 +13,7 @@ from pcseg_core.cli import app
 from pcseg_core.data import open_recording
 from pcseg_core.data.sample import Sample
 from pcseg_core.errors import InputError
-from pcseg_core.evaluation.evaluator import truth_of
-from pcseg_core.labels import LabelSpace
+from pcseg_core.labels import LabelSpace, truth_of
 from pcseg_core.online.auto_labels import AutoLabeler, LabelSettings, label_recording
 from pcseg_core.online.pipeline import Pipeline, Sweep
 from pcseg_core.online.segmenter import Segmenter

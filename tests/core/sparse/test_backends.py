@@ -107,5 +107,5 @@ def test_a_missing_or_stale_library_says_what_to_do(
 
 def test_report_names_every_backend() -> None:
     names = [row.name for row in backends_report()]
-    assert names == ["torchsparse", "native", "torch"]
+    assert names == ["torchsparse", "triton", "native", "torch"]
     assert backends_report()[-1].available and all(row.note for row in backends_report())

@@ -7,8 +7,9 @@ import torch
 
 from pcseg_core.errors import InputError
 from pcseg_core.labels import LabelSpace
+from pcseg_core.learning.objectives.text import TextRegression, head_cosines, mean_by_voxel
 from pcseg_core.learning.recipe import TextConfig
-from pcseg_core.learning.text import TextObjective, head_cosines, load_text_teacher, mean_by_voxel
+from pcseg_core.learning.teachers import load_text_teacher
 from pcseg_core.text_table import TextTable
 from pcseg_core.vision.class_to_text import (
     ClassProbabilities,
@@ -85,10 +86,10 @@ def test_mean_by_voxel() -> None:
     assert seen.tolist() == [2, 7] and means.tolist() == [[3.0, 2.0], [3.0, 2.5]]
 
 
-def objective(**changes: float) -> TextObjective:
+def objective(**changes: float) -> TextRegression:
     config = TextConfig(space=TextSpaceConfig(), temperature=1.0, **changes)
     matrix = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 0]], np.float32)
-    return TextObjective(config, matrix, np.array([0.5, 0.5, 0.0]))
+    return TextRegression(config, matrix, np.array([0.5, 0.5, 0.0]))
 
 
 def identity() -> torch.nn.Linear:
@@ -110,13 +111,13 @@ def test_losses_by_hand() -> None:
     head = identity()
     features = torch.tensor([[0.0, 2.0, 0.0], [3.0, 0.0, 0.0]])
     values = torch.tensor([[1.0, 0.0, 0.0], [1.0, 0.0, 0.0]])
-    losses = objective()(head, features, values, torch.tensor([0, 1]))
+    losses = objective().terms(head, features, values, torch.tensor([0, 1]))
     assert losses["text_distance"].item() == pytest.approx(2**0.5 / 2, abs=1e-3)
     log = np.log(1 + np.e)
     assert losses["text_classes"].item() == pytest.approx((log + log - 1) / 2, abs=1e-5)
-    assert set(objective(cross_entropy=0.0)(head, features, values, torch.tensor([0, 1]))) == {
-        "text_distance"
-    }
+    assert set(
+        objective(cross_entropy=0.0).terms(head, features, values, torch.tensor([0, 1]))
+    ) == {"text_distance"}
 
 
 def test_left_out_classes_and_no_pixels_give_no_loss() -> None:
@@ -127,7 +128,7 @@ def test_left_out_classes_and_no_pixels_give_no_loss() -> None:
         (torch.zeros(1, 3), torch.tensor([1])),
         (torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64)),
     ):
-        losses = objective()(head, features, values, voxel)
+        losses = objective().terms(head, features, values, voxel)
         total = torch.stack(list(losses.values())).sum()
         assert total.item() == 0
         total.backward()
@@ -136,9 +137,9 @@ def test_left_out_classes_and_no_pixels_give_no_loss() -> None:
 
 def test_dense_features_are_regressed_as_they_are() -> None:
     config = TextConfig(space=TextSpaceConfig())
-    dense = TextObjective(config, np.eye(2, 3, dtype=np.float32), None)
+    dense = TextRegression(config, np.eye(2, 3, dtype=np.float32), None)
     features = torch.tensor([[0.0, 2.0, 0.0]])
-    losses = dense(
+    losses = dense.terms(
         torch.nn.Identity(), features, torch.tensor([[0.0, 0.0, 9.0]]), torch.tensor([0])
     )
     assert list(losses) == ["text_distance"]

@@ -9,7 +9,7 @@ import pytest
 from pcseg_core.camera import CameraModel
 from pcseg_core.cloud import PointCloud
 from pcseg_core.data.sample import CameraFrame, Sample
-from pcseg_core.distill.patches import camera_patches, patch_means, patch_of
+from pcseg_core.distill.pixels import PixelSampler, patch_means, patch_of
 from pcseg_core.distill.pseudo_labels import PseudoLabelConfig
 
 # x forward, y left, z up into the camera's x right, y down, z forward.
@@ -59,19 +59,19 @@ def test_points_take_the_feature_and_the_patch_of_their_pixel() -> None:
         v, u = np.mgrid[0:20, 0:20].astype(np.float32)
         return np.stack([u, v])
 
-    view = camera_patches(sample, features, PseudoLabelConfig(border_px=0), 10)
-    assert view.index.tolist() == [0, 1, 2]
+    sampler = PixelSampler(PseudoLabelConfig(border_px=0), {}, features, features, 10)
+    pixels = sampler.pixels(sample, xyz)
+    assert pixels.point.tolist() == [0, 1, 2]
     # u = 19.5 - 20 * 4 / 10 = 11.5 of the image, 5.5 of the map; seen from behind it is 13.5.
-    assert np.allclose(view.features, [[5.5, 5.5], [13.5, 13.5], [13.5, 5.5]], atol=0.01)
-    assert view.patch.tolist() == [0, 3, 4 + 1] and view.patch_features.shape == (8, 2)
-    assert view.patch_features[3].tolist() == [14.5, 14.5]
+    assert np.allclose(pixels.image, [[5.5, 5.5], [13.5, 13.5], [13.5, 5.5]], atol=0.01)
+    assert np.array_equal(pixels.text, pixels.image)
+    assert pixels.patch.tolist() == [0, 3, 4 + 1] and pixels.patch_image.shape == (8, 2)
+    assert pixels.patch_image[3].tolist() == [14.5, 14.5]
 
 
 def test_no_camera_gives_nothing() -> None:
-    view = camera_patches(
-        Sample(PointCloud(np.zeros((3, 3), np.float32))),
-        lambda image: image,
-        PseudoLabelConfig(),
-        8,
-    )
-    assert len(view.features) == len(view.index) == len(view.patch) == 0
+    sample = Sample(PointCloud(np.zeros((3, 3), np.float32)))
+    sampler = PixelSampler(PseudoLabelConfig(), {}, lambda image: image, patch_px=8)
+    pixels = sampler.pixels(sample, sample.cloud.xyz)
+    assert len(pixels.image) == len(pixels.point) == len(pixels.patch) == 0
+    assert pixels.text is None

@@ -37,6 +37,10 @@ class NodeSegmenter(SegmenterLike, Protocol):
     def device(self) -> object:
         """Where the network runs; as text "cpu", "cuda" or "cuda:N"."""
 
+    @property
+    def engine(self) -> str:
+        """Backend, instruction set and precision."""
+
 
 class _MalformedError(PcsegError):
     """The message of a sweep is malformed; faults of other inputs are never blamed on it."""
@@ -58,6 +62,7 @@ class Inference:
     Attributes:
         inputs: subscriptions.
         enabled: sweeps are labeled; otherwise they are dropped.
+        device, engine: what the network runs on; see `NodeSegmenter`.
     """
 
     def __init__(
@@ -76,7 +81,7 @@ class Inference:
         self._overlays: OverlayThread | None = None
         self._teacher: CameraTeacher | None = None
         self.enabled = True
-        self.device = str(segmenter.device)
+        self.device, self.engine = str(segmenter.device), segmenter.engine
         config = settings.current()
         self.inputs = Inputs(node, config, statistics, self._offer, self._forget)
         self._outputs = SweepOutputs(node, list(self.inputs.cameras), teacher is not None)

@@ -167,6 +167,7 @@ class SegmentNode(TolerantLifecycleNode):
     def _explain_start(self, inference: Inference, checkpoint: str) -> None:
         names = ", ".join(inference.label_space.names)
         self.get_logger().info(f"checkpoint '{checkpoint}' with the classes {names}")
+        self.get_logger().info(f"runs on {inference.device} by {inference.engine}")
         output = self.resolve_topic_name(topics.LABELED)
         self.get_logger().info(f"{', '.join(inference.inputs.topic_names)} -> {output}")
 
@@ -203,6 +204,7 @@ class SegmentNode(TolerantLifecycleNode):
         values |= diagnostics.values_of(summary)
         values |= process_values("" if inference is None else device)
         if inference is not None:
+            values["engine"] = inference.engine
             values |= {f"counted: {k}": str(v) for k, v in inference.counters().items()}
         name = self.get_fully_qualified_name().lstrip("/")
         report = diagnostics.report(f"{name}: segmentation", level, message, values)

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,6 +18,7 @@ from launch_ros.actions import LifecycleNode, Node
 from launch_ros.parameter_descriptions import ParameterValue
 from launch_ros.substitutions import FindPackageShare
 
+from pcseg_core.children import module_command
 from pcseg_core.errors import InputError
 from pcseg_ros.config import NodeConfig
 from pcseg_ros.parameter_file import NODE_NAME, ParameterSpec, parameter_specs
@@ -159,7 +159,7 @@ def when_active(
         return [EmitEvent(event=Shutdown(reason="the node could not be started"))]
 
     def ask(event: ProcessStarted, context: LaunchContext) -> list[LaunchDescriptionEntity]:
-        command = [sys.executable, "-m", "pcseg_ros.health", node.node_name]
+        command = module_command("pcseg_ros.health", node.node_name)
         waiting = ExecuteProcess(cmd=command, name="wait_for_node", output="screen")
         return [RegisterEventHandler(OnProcessExit(target_action=waiting, on_exit=follow)), waiting]
 
@@ -174,8 +174,8 @@ def player(bag: str, rate: str, loop: bool) -> ExecuteProcess:
         wait = ["--delay", "2", "--disable-keyboard-controls"]
         command = ["ros2", "bag", "play", bag, "--clock", "100", "--rate", rate, *wait, *again]
     else:
-        own = [sys.executable, "-m", "pcseg_ros.bag_play", bag, "--wait-for-subscriber"]
-        command = [*own, "--clock", "100", "--rate", rate, *again]
+        options = ["--wait-for-subscriber", "--clock", "100", "--rate", rate, *again]
+        command = module_command("pcseg_ros.bag_play", bag, *options)
     return ExecuteProcess(cmd=command, name="bag_player", output="screen")
 
 
@@ -200,8 +200,7 @@ def recorder(context: LaunchContext, folder: str, names: Sequence[str]) -> Execu
         named = topics if os.environ.get("ROS_DISTRO") == "humble" else ["--topics", *topics]
         command = ["ros2", "bag", "record", "--use-sim-time", "-o", folder, *named]
     else:
-        own = [sys.executable, "-m", "pcseg_ros.bag_record", "--use-sim-time"]
-        command = [*own, folder, *topics]
+        command = module_command("pcseg_ros.bag_record", "--use-sim-time", folder, *topics)
     return ExecuteProcess(cmd=command, name="bag_recorder", output="screen", sigterm_timeout="10")
 
 

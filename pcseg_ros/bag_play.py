@@ -3,14 +3,10 @@
 
 from __future__ import annotations
 
-import importlib
-import os
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
@@ -29,9 +25,9 @@ from rosgraph_msgs.msg import Clock
 
 from pcseg_core.data.bag_reader import BagFile
 from pcseg_core.errors import InputError
+from pcseg_ros.message_types import message_class
 
 Publishers: TypeAlias = "dict[str, Publisher[Any]]"
-_INTERFACES = "share/ament_index/resource_index/rosidl_interfaces"
 _NS = 1_000_000_000
 _POLL_S = 0.05
 _SETTLE_S = 1.5
@@ -186,33 +182,6 @@ def _choose(bag: BagFile, topics: Collection[str] | None) -> dict[str, Connectio
             f"{bag.path}: no messages on {', '.join(unknown)}; it has {', '.join(sorted(present))}"
         )
     return {topic: c for topic, c in present.items() if topics is None or topic in topics}
-
-
-def message_class(msgtype: str) -> type | None:
-    """Class of a type like "sensor_msgs/msg/PointCloud2"; None if it is not installed.
-
-    A bag or a publisher may name any package, and importing one runs its code. So the package must
-    be registered in the ament index of a prefix, and lie in that prefix.
-    """
-    package, _, name = msgtype.partition("/msg/")
-    if not (package.isidentifier() and name.isidentifier() and _is_registered(package)):
-        return None
-    try:
-        found: type | None = getattr(importlib.import_module(f"{package}.msg"), name, None)
-        return found
-    except ImportError:
-        return None
-
-
-def _is_registered(package: str) -> bool:
-    """The package that would be imported is one with messages, of a ROS installation."""
-    spec = find_spec(package)
-    if spec is None or spec.origin is None:
-        return False
-    named = [sys.prefix, *os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep)]
-    prefixes = [prefix for prefix in map(Path, named) if prefix.is_absolute()]
-    holders = [prefix for prefix in prefixes if (prefix / _INTERFACES / package).is_file()]
-    return any(Path(spec.origin).is_relative_to(prefix) for prefix in holders)
 
 
 def _offered_qos(connection: Connection) -> QoSProfile:

@@ -21,7 +21,7 @@ from rich.console import Console
 from pcseg_core.data.bag_reader import type_store
 from pcseg_core.data.bag_writer import BagWriter
 from pcseg_core.errors import PcsegError
-from pcseg_ros.bag_play import message_class
+from pcseg_ros.message_types import message_class
 
 _LOOK_PERIOD_S = 0.2
 _SAVE_PERIOD_S = 1.0

@@ -13,14 +13,13 @@ from rclpy.lifecycle import LifecycleNode
 from sensor_msgs.msg import PointCloud2
 
 from pcseg_core.data.sample import CameraFrame
-from pcseg_core.errors import InputError, PcsegError
 from pcseg_core.labels import LabelSpace
 from pcseg_core.online.pipeline import NO_MOTION, MotionError, Pipeline, SegmenterLike
 from pcseg_ros import conversions, diagnostics
 from pcseg_ros.camera_teacher import CameraTeacher, PendingEvidence
 from pcseg_ros.config import NodeConfig
 from pcseg_ros.diagnostics import LOG_PERIOD_S, SweepStatistics
-from pcseg_ros.inputs import Inputs, NodeSweep
+from pcseg_ros.inputs import Inputs, MalformedError
 from pcseg_ros.outputs import Drawing, OverlayThread, SweepOutputs
 from pcseg_ros.parameters import SectionParameters
 from pcseg_ros.synchronization import ReceivedSweep
@@ -40,10 +39,6 @@ class NodeSegmenter(SegmenterLike, Protocol):
     @property
     def engine(self) -> str:
         """Backend, instruction set and precision."""
-
-
-class _MalformedError(PcsegError):
-    """The message of a sweep is malformed; faults of other inputs are never blamed on it."""
 
 
 class Inference:
@@ -171,7 +166,7 @@ class Inference:
             self._statistics.drop(reason)
             return
         with self._busy:
-            sweep = self._decode(received)
+            sweep = self.inputs.decode(received)
             decoded = time.monotonic()
             self._pipeline.config = config
             labeled = self._pipeline.process(sweep)
@@ -193,12 +188,6 @@ class Inference:
         self._outputs.publish_times(stages_ms)
         if self._overlays is not None:
             self._overlays.offer(Drawing(labeled, received))
-
-    def _decode(self, received: ReceivedSweep) -> NodeSweep:
-        try:
-            return self.inputs.decode(received)
-        except InputError as error:
-            raise _MalformedError(str(error)) from None
 
     def _give_up(self, received: ReceivedSweep, error: Exception) -> None:
         """Count and log a sweep that could not be labeled."""
@@ -229,7 +218,7 @@ class Inference:
         """Why a sweep with this error is dropped."""
         if isinstance(error, MotionError):
             return NO_MOTION
-        if isinstance(error, _MalformedError):
+        if isinstance(error, MalformedError):
             return diagnostics.MALFORMED
         if "out of memory" not in str(error):  # torch raises RuntimeError or a subclass
             return diagnostics.FAILED

@@ -15,7 +15,7 @@ from sensor_msgs.msg import PointCloud2
 from pcseg_core.cloud import PointCloud
 from pcseg_core.data.calibration import load_calibration
 from pcseg_core.data.sample import CameraFrame
-from pcseg_core.errors import PcsegError
+from pcseg_core.errors import InputError, PcsegError
 from pcseg_core.geometry import Poses
 from pcseg_core.online.pipeline import Sweep
 from pcseg_ros import conversions, diagnostics, topics
@@ -35,6 +35,10 @@ class NodeSweep(Sweep):
     """A decoded sweep, with its messages."""
 
     received: ReceivedSweep
+
+
+class MalformedError(PcsegError):
+    """The message of a sweep is malformed; faults of other inputs are never blamed on it."""
 
 
 class Inputs:
@@ -127,15 +131,18 @@ class Inputs:
         """The sweep for the pipeline; images and poses are taken when it asks for them.
 
         Raises:
-            InputError: the message is malformed.
+            MalformedError: the message cannot be read.
         """
         motion = self._config.motion
-        cloud = conversions.read_sweep(
-            received.msg,
-            self._config.intensity_scale,
-            time_field=motion.time_field if motion.deskew else "none",
-            stamp_reference=motion.stamp_reference,
-        )
+        try:
+            cloud = conversions.read_sweep(
+                received.msg,
+                self._config.intensity_scale,
+                time_field=motion.time_field if motion.deskew else "none",
+                stamp_reference=motion.stamp_reference,
+            )
+        except InputError as error:
+            raise MalformedError(str(error)) from None
         frames = None
         if received.images:
             frames = lambda: self.frames(received, cloud, received.images)  # noqa: E731

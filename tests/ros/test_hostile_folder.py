@@ -53,7 +53,7 @@ def test_message_classes_come_from_registered_packages_alone(
     pytest.importorskip("rclpy", reason="needs ROS 2 (rclpy)")
     from sensor_msgs.msg import PointCloud2
 
-    from pcseg_ros.bag_play import message_class
+    from pcseg_ros.message_types import message_class
 
     assert message_class("sensor_msgs/msg/PointCloud2") is PointCloud2
     monkeypatch.syspath_prepend(str(folder))

@@ -22,6 +22,7 @@ from pcseg_core.children import module_command
 from pcseg_core.errors import InputError
 from pcseg_ros.config import NodeConfig
 from pcseg_ros.parameter_file import NODE_NAME, ParameterSpec, parameter_specs
+from pcseg_ros.process import END_WITH_PARENT
 
 # Launch argument -> parameter of the node. If it is empty, the value of the parameter file holds.
 PARAMETERS = {
@@ -120,6 +121,7 @@ def segment_node(context: LaunchContext, simulated: bool = False) -> LifecycleNo
         arguments=["--ros-args", "--log-level", LaunchConfiguration("log_level")],
         output="screen",
         emulate_tty=True,
+        additional_env={END_WITH_PARENT: "1"},
     )
 
 

@@ -285,6 +285,14 @@ def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = TIMEOUT
         time.sleep(0.02)
 
 
+def runs(pid: int) -> bool:
+    """A process is there, and is no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 def value_of(status: DiagnosticStatus, key: str) -> str:
     """One value of a diagnostic status, "" if it is not there."""
     return next((str(v.value) for v in status.values if v.key == key), "")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 from importlib.util import find_spec
@@ -17,7 +18,7 @@ pytest.importorskip("launch_ros", reason="needs a ROS distribution (launch_ros)"
 pytest.importorskip("ros2launch", reason="needs a ROS distribution (ros2launch)")
 
 from ament_index_python.packages import PackageNotFoundError, get_package_share_directory
-from harness import Client, wait_for
+from harness import Client, runs, wait_for
 from launch import LaunchContext
 from launch.actions import DeclareLaunchArgument
 from launch.launch_description_sources import get_launch_description_from_python_launch_file
@@ -113,6 +114,22 @@ def test_ros2_launch_starts_and_ends_the_node(client: Client, tmp_path: Path) ->
     finally:
         process.kill()
         log.close()
+
+
+def test_the_node_ends_when_ros2_launch_is_terminated(client: Client, tmp_path: Path) -> None:
+    try:
+        get_package_share_directory("pcseg_ros")
+    except PackageNotFoundError:
+        pytest.skip("pcseg_ros is not built in a sourced workspace")
+    log = (tmp_path / "log").open("w+")
+    text = (tmp_path / "log").read_text
+    command = ["ros2", "launch", "pcseg_ros", "segment.launch.py", "checkpoint:=runs/none"]
+    with subprocess.Popen(command, stdout=log, stderr=log) as process:
+        wait_for(lambda: "no checkpoint at runs/none" in text(), "the node's message", 30)
+        process.send_signal(signal.SIGTERM)
+        process.wait(20)
+    (pid,) = re.findall(r"process started with pid \[(\d+)\]", text())
+    wait_for(lambda: not runs(int(pid)), "the end of the node")
 
 
 def test_replay_ends_where_the_node_cannot_start(client: Client, tmp_path: Path) -> None:

@@ -3,7 +3,8 @@
 
     ros2 launch pcseg_ros replay.launch.py bag:=drive out:=labeled cloud_topic:=/velodyne_points
 
-Takes the arguments of segment.launch.py too. The time is that of the bag.
+Takes the arguments of segment.launch.py too. The time is that of the bag,
+also in the recording.
 """
 
 from __future__ import annotations
@@ -30,6 +31,11 @@ def generate_launch_description() -> LaunchDescription:
     own = [
         DeclareLaunchArgument("bag", description="Bag to play"),
         DeclareLaunchArgument("out", description="Folder of the new bag with the outputs"),
+        DeclareLaunchArgument(
+            "record",
+            default_value="; ".join(launching.RECORDED),
+            description="Outputs to record, separated by ';', such as filtered_points",
+        ),
         DeclareLaunchArgument("rate", default_value="1.0", description="Speed of the bag"),
     ]
     start = OpaqueFunction(function=_start)
@@ -38,6 +44,8 @@ def generate_launch_description() -> LaunchDescription:
 
 def _start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     bag, out, rate = (LaunchConfiguration(n).perform(context) for n in ("bag", "out", "rate"))
+    record = LaunchConfiguration("record").perform(context)
+    outputs = [name.strip() for name in record.split(";") if name.strip()]
     node = launching.segment_node(context, simulated=True)
     player = launching.player(bag, rate, loop=False)
     finish = TimerAction(
@@ -45,7 +53,7 @@ def _start(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     )
     return [
         RegisterEventHandler(OnProcessExit(target_action=player, on_exit=[finish])),
-        launching.recorder(context, out),
+        launching.recorder(context, out, outputs),
         *launching.when_active(node, [player]),
         *launching.rviz_node(context, simulated=True),
     ]

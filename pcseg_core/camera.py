@@ -214,6 +214,10 @@ def _entry(info: Any, name: str, shape: tuple[int, ...]) -> Float64:
         raise InputError(
             f"camera: CameraInfo.{name} has {array.size} entries, expected {int(np.prod(shape))}"
         )
+    if not np.isfinite(array).all():
+        raise InputError(
+            f"camera: the numbers in CameraInfo.{name} must be finite; calibrate the camera again"
+        )
     return array.reshape(shape)
 
 

@@ -28,6 +28,7 @@ Poses: TypeAlias = Callable[[npt.NDArray[np.int64]], Float64]
 _DESKEW_POSES = 2048
 _MAX_DESKEW_NS = 20_000_000_000  # from the first point or the stamp to the last
 _POSE_STEP_NS = 10_000_000  # between the poses that a sweep is deskewed with
+_MAX_TRANSLATION_M = 1e9  # coordinates of the earth are below 1e7 m
 _CHUNK = 8192  # number of points whose matrices fit into the cache
 
 
@@ -81,12 +82,15 @@ def from_quaternion(xyzw: npt.ArrayLike, translation: npt.ArrayLike = (0.0, 0.0,
     """Poses (..., 4, 4) from quaternions (..., 4) in the order x y z w, of any length but zero.
 
     Raises:
-        InputError: a quaternion is zero or not finite (usually from an uninitialized message).
+        InputError: a quaternion is zero or not finite (usually from an uninitialized message), or
+            a translation is not finite or longer than 1e9 m.
     """
     q = np.asarray(xyzw, dtype=np.float64)
     length = np.linalg.norm(q, axis=-1)
     if q.shape[-1] != 4 or not np.all((length > 1e-9) & np.isfinite(length)):
         raise InputError(f"not a rotation: quaternion {q.tolist()}; expected x y z w of length 1")
+    if not np.all(np.abs(translation) < _MAX_TRANSLATION_M):
+        raise InputError(f"not a place: translation {np.asarray(translation).tolist()} [m]")
     rotation = Rotation.from_quat(q.reshape(-1, 4)).as_matrix()
     return from_rotation(rotation.reshape(*q.shape[:-1], 3, 3), translation)
 

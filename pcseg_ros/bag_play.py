@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import importlib
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
@@ -26,6 +25,7 @@ from rosgraph_msgs.msg import Clock
 
 from pcseg_core.data.bag_reader import BagFile
 from pcseg_core.errors import InputError
+from pcseg_ros.message_types import message_class
 
 Publishers: TypeAlias = "dict[str, Publisher[Any]]"
 _NS = 1_000_000_000
@@ -182,16 +182,6 @@ def _choose(bag: BagFile, topics: Collection[str] | None) -> dict[str, Connectio
             f"{bag.path}: no messages on {', '.join(unknown)}; it has {', '.join(sorted(present))}"
         )
     return {topic: c for topic, c in present.items() if topics is None or topic in topics}
-
-
-def message_class(msgtype: str) -> type | None:
-    """Class of a type like "sensor_msgs/msg/PointCloud2"; None if it is not installed."""
-    package, _, name = msgtype.partition("/msg/")
-    try:
-        result: type | None = getattr(importlib.import_module(f"{package}.msg"), name)
-        return result
-    except (ImportError, AttributeError):
-        return None
 
 
 def _offered_qos(connection: Connection) -> QoSProfile:

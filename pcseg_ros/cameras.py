@@ -13,11 +13,11 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from pcseg_core.camera import CameraModel
 from pcseg_core.cloud import PointCloud
 from pcseg_core.data.calibration import Calibration
-from pcseg_core.data.images import check_size
 from pcseg_core.data.sample import CameraFrame
 from pcseg_core.errors import InputError
 from pcseg_ros import conversions, qos
 from pcseg_ros.config import CameraParameters
+from pcseg_ros.diagnostics import SweepStatistics
 from pcseg_ros.qos import SensorSubscription
 from pcseg_ros.sensor_poses import SensorPoses
 
@@ -33,6 +33,7 @@ class Camera:
         topic, info_topic: of its images and their CameraInfo.
         model: from the calibration file; None takes it from CameraInfo.
         on_image: called with the name and each image.
+        statistics: counts lost images.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Camera:
         info_topic: str,
         model: CameraModel | None,
         on_image: Callable[[str, AnyImage], None],
+        statistics: SweepStatistics,
     ) -> None:
         self._node = node
         self.name = name
@@ -52,7 +54,9 @@ class Camera:
         self._info: CameraInfo | None = None
         self._problem = f"no CameraInfo on {info_topic}"
         kind = CompressedImage if topic.endswith("/compressed") else Image
-        self._images = SensorSubscription(node, kind, topic, lambda msg: on_image(name, msg))
+        self._images = SensorSubscription(
+            node, kind, topic, lambda msg: on_image(name, msg), statistics, f"images of {name}"
+        )
         self._infos: Subscription[CameraInfo] | None = None
         if model is None:
             self._infos = node.create_subscription(
@@ -90,8 +94,7 @@ class Camera:
             ),
             deadline_s,
         )
-        image = conversions.read_image(msg, self.name)
-        check_size(image, (model.width, model.height), self.name)
+        image = conversions.read_image(msg, self.name, (model.width, model.height))
         return CameraFrame(self.name, stamp, model, T, image)
 
     def _on_info(self, msg: CameraInfo) -> None:
@@ -112,27 +115,34 @@ def create_cameras(
     config: CameraParameters,
     calibration: Calibration | None,
     on_image: Callable[[str, AnyImage], None],
+    statistics: SweepStatistics,
 ) -> dict[str, Camera]:
     """The configured cameras by name.
 
     Raises:
         InputError: a topic is named twice, or the numbers of topics differ.
     """
-    if len(set(config.topics)) != len(config.topics):
+    images = tuple(_expanded(node, topic) for topic in config.topics)
+    if len(set(images)) != len(images):
         raise InputError("cameras.topics: each topic may appear once")
     if config.info_topics and len(config.info_topics) != len(config.topics):
         raise InputError(
             f"cameras.info_topics: {len(config.info_topics)} topics for {len(config.topics)} image "
             "topics; give one for each, or none"
         )
-    infos = config.info_topics or tuple(info_topic(topic) for topic in config.topics)
+    infos = config.info_topics or tuple(info_topic(topic) for topic in images)
     cameras = {}
-    for name, topic, info in zip(camera_names(config.topics), config.topics, infos):
+    for name, topic, info in zip(camera_names(images), images, infos):
         known = {} if calibration is None else calibration.cameras
         calibrated = known.get(name) or known.get(topic)
         model = None if calibrated is None else calibrated.model()
-        cameras[name] = Camera(node, name, topic, info, model, on_image)
+        cameras[name] = Camera(node, name, topic, info, model, on_image, statistics)
     return cameras
+
+
+def _expanded(node: Node, topic: str) -> str:
+    """The topic with the names that `~` and braces stand for, which no camera's name can hold."""
+    return node.resolve_topic_name(topic, only_expand=True) if set(topic) & set("~{") else topic
 
 
 def camera_names(topics: Sequence[str]) -> list[str]:

@@ -15,11 +15,12 @@ from std_msgs.msg import Header
 from pcseg_core.errors import PcsegError
 from pcseg_core.labels import LabelSpace
 from pcseg_ros import conversions, qos, topics
+from pcseg_ros.parameter_file import ANNOUNCED
 
-PARAMETERS = {
-    "class_names": "Class names; the position is the value of the field label",
-    "class_colors": "Class colors (#rrggbb) in the order of class_names",
-}
+_DESCRIPTIONS = (
+    "Class names; the position is the value of the field label",
+    "Class colors (#rrggbb) in the order of class_names",
+)
 _ACCEPTED = SetParametersResult(successful=True)
 
 
@@ -35,7 +36,7 @@ class ClassAnnouncer:
         """Declare the parameters and publish LabelInfo."""
         values = (conversions.class_names(space), conversions.class_colors(space))
         self.withdraw()
-        for (name, description), value in zip(PARAMETERS.items(), values):
+        for name, description, value in zip(ANNOUNCED, _DESCRIPTIONS, values):
             # Not `read_only`: such a parameter could not be undeclared with the checkpoint.
             constraint = "read-only: it belongs to the checkpoint"
             descriptor = ParameterDescriptor(
@@ -52,7 +53,7 @@ class ClassAnnouncer:
 
     def withdraw(self) -> None:
         """Remove the parameters and the topic."""
-        for name in PARAMETERS:
+        for name in ANNOUNCED:
             if self._node.has_parameter(name):
                 self._node.undeclare_parameter(name)
         if self._publisher is not None:
@@ -61,7 +62,7 @@ class ClassAnnouncer:
 
     def _refuse(self, parameters: list[Parameter]) -> SetParametersResult:
         for parameter in parameters:
-            if parameter.name in PARAMETERS and self._node.has_parameter(parameter.name):
+            if parameter.name in ANNOUNCED and self._node.has_parameter(parameter.name):
                 reason = f"'{parameter.name}' is read-only: it belongs to the checkpoint"
                 return SetParametersResult(successful=False, reason=reason)
         return _ACCEPTED
@@ -111,7 +112,7 @@ class ClassParameters:
             if "prompts" in given:
                 self._set_prompts(given["prompts"])
             elif "filter_classes" in given:
-                _check_known(given["filter_classes"], before)
+                check_filter(given["filter_classes"], before)
         except PcsegError as error:
             return SetParametersResult(successful=False, reason=str(error))
         return _ACCEPTED
@@ -134,7 +135,8 @@ def _named(parameter: Parameter) -> bool:
     return parameter.name in ("prompts", "filter_classes")
 
 
-def _check_known(names: Sequence[str], space: LabelSpace) -> None:
+def check_filter(names: Sequence[str], space: LabelSpace) -> None:
+    """Raise PcsegError if `filter_classes` names a class that the space does not have."""
     unknown = [name for name in names if name not in space.names]
     if unknown:
         raise PcsegError(

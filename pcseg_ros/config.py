@@ -141,8 +141,8 @@ class NodeConfig(PipelineConfig):
     )
     input_reliability: Literal["auto", "reliable", "best_effort"] = Field(
         "auto",
-        description="Reliability of the subscription to the sweeps; auto requests reliable and "
-        "falls back to best effort if a publisher offers no more",
+        description="Reliability of the subscription to the sweeps; auto requests reliable, "
+        "and best effort while a publisher offers no more",
     )
     diagnostics_period_s: float = Field(
         1.0, ge=0.1, le=60.0, description="Time between two messages on /diagnostics, s"

@@ -45,15 +45,17 @@ def read_sweep(
     )
 
 
-def read_image(msg: Image | CompressedImage, name: str) -> npt.NDArray[np.uint8]:
-    """(H, W, 3) RGB pixels.
+def read_image(
+    msg: Image | CompressedImage, name: str, size: tuple[int, int]
+) -> npt.NDArray[np.uint8]:
+    """(H, W, 3) RGB pixels of an image of this (width, height).
 
     Raises:
-        InputError: the image does not decode, or its encoding holds no colors.
+        InputError: the image has another size or does not decode, or its encoding has no colors.
     """
     if isinstance(msg, CompressedImage):
-        return decode_image(np.frombuffer(msg.data, np.uint8), name)
-    return image_from_message(msg, name)
+        return decode_image(np.frombuffer(msg.data, np.uint8), name, size)
+    return image_from_message(msg, name, size)
 
 
 def read_camera(msg: CameraInfo, rectified: bool) -> CameraModel:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -75,6 +76,7 @@ class SweepStatistics:
         self._dropped: Counter[str] = Counter()
         self._events: Counter[str] = Counter()
         self._stages: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=_WINDOW))
+        self._logged_s: dict[str, float] = {}
         self._since = clock()
         self._previous = Summary()
 
@@ -88,15 +90,22 @@ class SweepStatistics:
         with self._lock:
             self._dropped[reason] += count
 
-    def note(self, event: str) -> None:
-        """Count an event that costs no sweep."""
+    def note(self, event: str, count: int = 1) -> None:
+        """Count an event that costs no received sweep."""
         with self._lock:
-            self._events[event] += 1
+            self._events[event] += count
 
     def complain(self, node: Node, event: str, why: object) -> None:
-        """Count an event that costs no sweep, and log the reason as a warning."""
+        """Count an event that costs no sweep, and log its reason at most every five seconds."""
         self.note(event)
-        node.get_logger().warning(f"{event}: {why}", throttle_duration_sec=LOG_PERIOD_S)
+        # rclpy throttles by line: one frequent event would hide all others.
+        with self._lock:
+            now = self._clock()
+            due = now - self._logged_s.get(event, -math.inf) >= LOG_PERIOD_S
+            if due:
+                self._logged_s[event] = now
+        if due:
+            node.get_logger().warning(f"{event}: {why}")
 
     def publish(self, stages: Mapping[str, float]) -> None:
         """Count a published sweep, with the durations of its stages."""

@@ -13,14 +13,13 @@ from rclpy.lifecycle import LifecycleNode
 from sensor_msgs.msg import PointCloud2
 
 from pcseg_core.data.sample import CameraFrame
-from pcseg_core.errors import InputError
 from pcseg_core.labels import LabelSpace
 from pcseg_core.online.pipeline import NO_MOTION, MotionError, Pipeline, SegmenterLike
 from pcseg_ros import conversions, diagnostics
 from pcseg_ros.camera_teacher import CameraTeacher, PendingEvidence
 from pcseg_ros.config import NodeConfig
 from pcseg_ros.diagnostics import LOG_PERIOD_S, SweepStatistics
-from pcseg_ros.inputs import Inputs
+from pcseg_ros.inputs import Inputs, MalformedError
 from pcseg_ros.outputs import Drawing, OverlayThread, SweepOutputs
 from pcseg_ros.parameters import SectionParameters
 from pcseg_ros.synchronization import ReceivedSweep
@@ -36,6 +35,10 @@ class NodeSegmenter(SegmenterLike, Protocol):
     @property
     def device(self) -> object:
         """Where the network runs; as text "cpu", "cuda" or "cuda:N"."""
+
+    @property
+    def engine(self) -> str:
+        """Backend, instruction set and precision."""
 
 
 class Inference:
@@ -54,6 +57,7 @@ class Inference:
     Attributes:
         inputs: subscriptions.
         enabled: sweeps are labeled; otherwise they are dropped.
+        device, engine: what the network runs on; see `NodeSegmenter`.
     """
 
     def __init__(
@@ -72,7 +76,7 @@ class Inference:
         self._overlays: OverlayThread | None = None
         self._teacher: CameraTeacher | None = None
         self.enabled = True
-        self.device = str(segmenter.device)
+        self.device, self.engine = str(segmenter.device), segmenter.engine
         config = settings.current()
         self.inputs = Inputs(node, config, statistics, self._offer, self._forget)
         self._outputs = SweepOutputs(node, list(self.inputs.cameras), teacher is not None)
@@ -216,7 +220,7 @@ class Inference:
         """Why a sweep with this error is dropped."""
         if isinstance(error, MotionError):
             return NO_MOTION
-        if isinstance(error, InputError):
+        if isinstance(error, MalformedError):
             return diagnostics.MALFORMED
         if "out of memory" not in str(error):  # torch raises RuntimeError or a subclass
             return diagnostics.FAILED

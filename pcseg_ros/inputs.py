@@ -15,7 +15,7 @@ from sensor_msgs.msg import PointCloud2
 from pcseg_core.cloud import IntensityScale, PointCloud
 from pcseg_core.data.calibration import load_calibration
 from pcseg_core.data.sample import CameraFrame
-from pcseg_core.errors import PcsegError
+from pcseg_core.errors import InputError, PcsegError
 from pcseg_core.geometry import Poses
 from pcseg_core.online.pipeline import Sweep
 from pcseg_ros import conversions, diagnostics, topics
@@ -35,6 +35,10 @@ class NodeSweep(Sweep):
     """A decoded sweep, with its messages."""
 
     received: ReceivedSweep
+
+
+class MalformedError(PcsegError):
+    """The message of a sweep is malformed; faults of other inputs are never blamed on it."""
 
 
 class Inputs:
@@ -73,17 +77,24 @@ class Inputs:
         self.enabled = False
         self.intensity = IntensityScale(config.intensity_scale)
         self._newest_ns = 0
+        self._frame = ""
         self._counted_drops: dict[str, int] = {}
         path = config.cameras.calibration
         calibration = load_calibration(path) if path else None
-        self._pose_inputs = PoseInputs(node, config, calibration)
-        self.cameras = create_cameras(node, config.cameras, calibration, self._on_image)
+        self._pose_inputs = PoseInputs(node, config, calibration, statistics)
+        self.cameras = create_cameras(node, config.cameras, calibration, self._on_image, statistics)
         self._synchronizer = create_synchronizer(config.cameras, tuple(self.cameras))
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._deadline = node.create_timer(1.0, self._hand_on, clock=steady)
         self._deadline.cancel()
         self._points = SensorSubscription(
-            node, PointCloud2, topics.POINTS, self._on_points, config.input_reliability
+            node,
+            PointCloud2,
+            topics.POINTS,
+            self._on_points,
+            statistics,
+            "sweeps",
+            config.input_reliability,
         )
         backwards = JumpThreshold(
             min_forward=None, min_backward=Duration(nanoseconds=-JUMP_NS), on_clock_change=False
@@ -126,15 +137,18 @@ class Inputs:
         """The sweep for the pipeline; images and poses are taken when it asks for them.
 
         Raises:
-            InputError: the message is malformed.
+            MalformedError: the message cannot be read.
         """
         motion = self._config.motion
-        cloud = conversions.read_sweep(
-            received.msg,
-            self.intensity,
-            time_field=motion.time_field if motion.deskew else "none",
-            stamp_reference=motion.stamp_reference,
-        )
+        try:
+            cloud = conversions.read_sweep(
+                received.msg,
+                self.intensity,
+                time_field=motion.time_field if motion.deskew else "none",
+                stamp_reference=motion.stamp_reference,
+            )
+        except InputError as error:
+            raise MalformedError(str(error)) from None
         frames = None
         if received.images:
             frames = lambda: self.frames(received, cloud, received.images)  # noqa: E731
@@ -173,6 +187,10 @@ class Inputs:
         if stamp < self._newest_ns - JUMP_NS:
             self._jump("stamps of the sweeps jumped back")
         self._newest_ns = max(stamp, self._newest_ns)
+        if self._frame and msg.header.frame_id != self._frame:
+            change = f"from '{self._frame}' to '{msg.header.frame_id}'; expected one sensor"
+            self._statistics.complain(self._node, "frame of the sweeps changed", change)
+        self._frame = msg.header.frame_id
         sweep = ReceivedSweep(msg, now, matched_s=now)
         if not self.cameras:
             self._on_sweep(sweep)

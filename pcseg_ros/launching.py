@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
+from pathlib import Path
 
 from launch import LaunchContext, LaunchDescriptionEntity
 from launch.actions import DeclareLaunchArgument, EmitEvent, ExecuteProcess, RegisterEventHandler
@@ -18,8 +18,11 @@ from launch_ros.actions import LifecycleNode, Node
 from launch_ros.parameter_descriptions import ParameterValue
 from launch_ros.substitutions import FindPackageShare
 
+from pcseg_core.children import module_command
+from pcseg_core.errors import InputError
 from pcseg_ros.config import NodeConfig
 from pcseg_ros.parameter_file import NODE_NAME, ParameterSpec, parameter_specs
+from pcseg_ros.process import END_WITH_PARENT
 
 # Launch argument -> parameter of the node. If it is empty, the value of the parameter file holds.
 PARAMETERS = {
@@ -42,7 +45,7 @@ TOPICS = {
     "odometry_topic": ("odometry", "Input, nav_msgs/Odometry, if motion is odometry"),
 }
 _SPECS = parameter_specs(NodeConfig)
-RECORDED = ("labeled_points", "filtered_points", "teacher_points", "label_info")
+RECORDED = ("labeled_points", "teacher_points", "label_info", "/diagnostics")
 
 
 def node_arguments() -> list[DeclareLaunchArgument]:
@@ -53,7 +56,11 @@ def node_arguments() -> list[DeclareLaunchArgument]:
         "rviz_config": ("segment.rviz", "Layout of RViz"),
     }
     others = {
-        "use_sim_time": ("", "Take the time from /clock: true or false; empty is true with a bag"),
+        "use_sim_time": (
+            "",
+            "Take the time from /clock: true or false; empty is true with a bag, else as the "
+            "parameter file says",
+        ),
         "namespace": ("", "Namespace of the node"),
         "node_name": (NODE_NAME, "Name of the node"),
         "log_level": ("info", "debug, info, warn, error or fatal"),
@@ -91,29 +98,40 @@ def segment_node(context: LaunchContext, simulated: bool = False) -> LifecycleNo
     Args:
         context: holds the arguments.
         simulated: take the time from /clock unless `use_sim_time` says otherwise.
+
+    Raises:
+        InputError: the parameter file is missing; launch itself would start without it.
     """
+    params_file = Path(LaunchConfiguration("params_file").perform(context))
+    if not params_file.is_file():
+        raise InputError(f"params_file: no file {params_file}; give an existing parameter file")
     given = {
         parameter: _value(name, _SPECS[parameter], context)
         for name, parameter in PARAMETERS.items()
         if LaunchConfiguration(name).perform(context)
     }
-    if LaunchConfiguration("use_sim_time").perform(context):
-        given["use_sim_time"] = ParameterValue(LaunchConfiguration("use_sim_time"), value_type=bool)
+    given |= _clock(context, simulated)
     return LifecycleNode(
         package="pcseg_ros",
         executable="segment_node",
         name=LaunchConfiguration("node_name"),
         namespace=LaunchConfiguration("namespace"),
-        parameters=[
-            LaunchConfiguration("params_file"),
-            {"use_sim_time": simulated},
-            *([given] if given else []),
-        ],
+        parameters=[LaunchConfiguration("params_file"), *([given] if given else [])],
         remappings=[(own, LaunchConfiguration(name)) for name, (own, _) in TOPICS.items()],
         arguments=["--ros-args", "--log-level", LaunchConfiguration("log_level")],
         output="screen",
         emulate_tty=True,
+        additional_env={END_WITH_PARENT: "1"},
     )
+
+
+def _clock(context: LaunchContext, simulated: bool) -> dict[str, object]:
+    """`use_sim_time` where it is given or a bag is played; else the parameter file decides."""
+    if LaunchConfiguration("use_sim_time").perform(context):
+        return {
+            "use_sim_time": ParameterValue(LaunchConfiguration("use_sim_time"), value_type=bool)
+        }
+    return {"use_sim_time": True} if simulated else {}
 
 
 def rviz_node(context: LaunchContext, simulated: bool = False) -> list[Node]:
@@ -126,7 +144,7 @@ def rviz_node(context: LaunchContext, simulated: bool = False) -> list[Node]:
             executable="rviz2",
             namespace=LaunchConfiguration("namespace"),
             arguments=["-d", LaunchConfiguration("rviz_config")],
-            parameters=[{"use_sim_time": simulated}],
+            parameters=[clock] if (clock := _clock(context, simulated)) else [],
             remappings=[("labeled_points", LaunchConfiguration("labeled_topic"))],
         )
     ]
@@ -143,7 +161,7 @@ def when_active(
         return [EmitEvent(event=Shutdown(reason="the node could not be started"))]
 
     def ask(event: ProcessStarted, context: LaunchContext) -> list[LaunchDescriptionEntity]:
-        command = [sys.executable, "-m", "pcseg_ros.health", node.node_name]
+        command = module_command("pcseg_ros.health", node.node_name)
         waiting = ExecuteProcess(cmd=command, name="wait_for_node", output="screen")
         return [RegisterEventHandler(OnProcessExit(target_action=waiting, on_exit=follow)), waiting]
 
@@ -158,24 +176,33 @@ def player(bag: str, rate: str, loop: bool) -> ExecuteProcess:
         wait = ["--delay", "2", "--disable-keyboard-controls"]
         command = ["ros2", "bag", "play", bag, "--clock", "100", "--rate", rate, *wait, *again]
     else:
-        own = [sys.executable, "-m", "pcseg_ros.bag_play", bag, "--wait-for-subscriber"]
-        command = [*own, "--clock", "100", "--rate", rate, *again]
+        options = ["--wait-for-subscriber", "--clock", "100", "--rate", rate, *again]
+        command = module_command("pcseg_ros.bag_play", bag, *options)
     return ExecuteProcess(cmd=command, name="bag_player", output="screen")
 
 
-def recorder(context: LaunchContext, folder: str) -> ExecuteProcess:
-    """Records the outputs of the node: `ros2 bag` if installed, else `pcseg_ros.bag_record`."""
-    space = LaunchConfiguration("namespace").perform(context).strip("/")
+def recorder(context: LaunchContext, folder: str, names: Sequence[str]) -> ExecuteProcess:
+    """Records the outputs of the node: `ros2 bag` if installed, else `pcseg_ros.bag_record`.
+
+    Args:
+        context: holds the arguments, and the namespace that groups push.
+        folder: of the new bag.
+        names: outputs; without a leading slash they are in the namespace of the node.
+    """
+    pushed = context.launch_configurations.get("ros_namespace", "")
+    space = LaunchConfiguration("namespace").perform(context)
+    if not space.startswith("/"):
+        space = f"{pushed}/{space}"
     labeled = LaunchConfiguration("labeled_topic").perform(context)
-    names = [labeled, *RECORDED[1:]]
-    topics = [n if n.startswith("/") else "/" + "/".join(filter(None, (space, n))) for n in names]
-    topics.append("/diagnostics")
+    renamed = [labeled if name == "labeled_points" else name for name in names]
+    absolute = [n if n.startswith("/") else f"/{space}/{n}" for n in renamed]
+    topics = ["/" + "/".join(filter(None, topic.split("/"))) for topic in absolute]
     if find_spec("ros2bag") is not None:
         # Humble has no --topics; from Jazzy on, topics without it are deprecated.
         named = topics if os.environ.get("ROS_DISTRO") == "humble" else ["--topics", *topics]
-        command = ["ros2", "bag", "record", "-o", folder, *named]
+        command = ["ros2", "bag", "record", "--use-sim-time", "-o", folder, *named]
     else:
-        command = [sys.executable, "-m", "pcseg_ros.bag_record", folder, *topics]
+        command = module_command("pcseg_ros.bag_record", "--use-sim-time", folder, *topics)
     return ExecuteProcess(cmd=command, name="bag_recorder", output="screen", sigterm_timeout="10")
 
 

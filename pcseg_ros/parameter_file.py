@@ -17,6 +17,8 @@ from pcseg_core.errors import InputError
 from pcseg_ros.config import NodeConfig
 
 NODE_NAME = "segment_node"
+# Parameters that the node sets: they announce the classes. Files of `ros2 param dump` hold them.
+ANNOUNCED = ("class_names", "class_colors")
 _VALUES = "ros__parameters"
 
 
@@ -113,9 +115,9 @@ def renamed_parameters(section: type[Section], prefix: str = "") -> set[str]:
     return names
 
 
-def is_of_every_node(name: str) -> bool:
-    """The parameter is one that rclpy declares for every node."""
-    common = ("use_sim_time", "start_type_description_service")
+def is_no_setting(name: str) -> bool:
+    """The parameter is one that rclpy declares for every node, or one that the node sets."""
+    common = ("use_sim_time", "start_type_description_service", *ANNOUNCED)
     return name in common or name.startswith("qos_overrides.")
 
 
@@ -158,7 +160,7 @@ def read(path: str | os.PathLike[str]) -> NodeConfig:
     given: dict[str, Any] = {}
     for values in chosen:
         given |= _flat(values)
-    own = {name: value for name, value in given.items() if not is_of_every_node(name)}
+    own = {name: value for name, value in given.items() if not is_no_setting(name)}
     return parse_section(nested(own, str(path)), NodeConfig, source=str(path))
 
 

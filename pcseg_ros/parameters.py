@@ -21,7 +21,7 @@ from pcseg_core.config import Section, parse_section
 from pcseg_core.errors import InputError
 from pcseg_ros.parameter_file import (
     ParameterSpec,
-    is_of_every_node,
+    is_no_setting,
     nested,
     parameter_specs,
     renamed_parameters,
@@ -95,7 +95,8 @@ class SectionParameters(Generic[AnySection]):
             value = _value_at(section, name)
             self._node.declare_parameter(
                 name,
-                list(value) if isinstance(value, tuple) else value,
+                # [""] is an empty array: files that `ros2 param dump` writes can then be loaded.
+                list(value) or [""] if isinstance(value, tuple) else value,
                 descriptor_of(spec),
                 ignore_override=True,
             )
@@ -117,7 +118,7 @@ class SectionParameters(Generic[AnySection]):
 
     def _warn_unknown(self, given: Iterable[str]) -> None:
         for name in given:
-            if name in self._specs or is_of_every_node(name):
+            if name in self._specs or is_no_setting(name):
                 continue
             close = difflib.get_close_matches(name, self._specs, n=1)
             hint = f"; did you mean '{close[0]}'?" if close else ""
@@ -125,8 +126,10 @@ class SectionParameters(Generic[AnySection]):
 
 
 def _plain(value: Any) -> Any:
-    """Arrays as tuples, so that they compare by value."""
-    return value if value is None or isinstance(value, (str, bool, int, float)) else tuple(value)
+    """Arrays as tuples, so that they compare by value; [""] is an empty one."""
+    if value is None or isinstance(value, (str, bool, int, float)):
+        return value
+    return () if list(value) == [""] else tuple(value)
 
 
 def _value_at(section: Section, name: str) -> Any:

@@ -12,6 +12,7 @@ from pcseg_core.data.calibration import Calibration
 from pcseg_core.errors import InputError
 from pcseg_ros import conversions, topics
 from pcseg_ros.config import NodeConfig
+from pcseg_ros.diagnostics import SweepStatistics
 from pcseg_ros.sensor_poses import Motion, OdometryMotion, SensorPoses
 from pcseg_ros.transforms import TfMotion, TransformBuffer, has_tf2
 
@@ -23,6 +24,7 @@ class PoseInputs:
         node: owner.
         config: parameters.
         calibration: calibration file, if any.
+        statistics: counts poses that are refused on arrival.
 
     Raises:
         InputError: parameters that contradict each other, or tf2 is needed and not installed.
@@ -31,8 +33,15 @@ class PoseInputs:
         poses: poses of the sensors.
     """
 
-    def __init__(self, node: Node, config: NodeConfig, calibration: Calibration | None) -> None:
+    def __init__(
+        self,
+        node: Node,
+        config: NodeConfig,
+        calibration: Calibration | None,
+        statistics: SweepStatistics,
+    ) -> None:
         self._node = node
+        self._statistics = statistics
         self._transforms: TransformBuffer | None = None
         self._odometry: OdometryMotion | None = None
         self._subscription: Subscription[Odometry] | None = None
@@ -42,7 +51,9 @@ class PoseInputs:
             return
         source = _source(config, moves, calibrated=calibration is not None)
         if has_tf2():
-            self._transforms = TransformBuffer(node, lambda: self.poses.notify())
+            self._transforms = TransformBuffer(
+                node, lambda: self.poses.notify(), lambda why: self._refuse("transform", why)
+            )
         motion = self._create_motion(source, config, calibration)
         self.poses = SensorPoses(motion, self._transforms, calibration)
 
@@ -78,11 +89,14 @@ class PoseInputs:
         try:
             pose = conversions.read_odometry(msg)
         except InputError as error:
-            self._node.get_logger().error(f"odometry: {error}", throttle_duration_sec=5.0)
+            self._refuse("Odometry", error)
             return
         assert self._odometry is not None
         self._odometry.add(msg.child_frame_id, conversions.stamp_ns(msg.header), pose)
         self.poses.notify()
+
+    def _refuse(self, kind: str, why: Exception) -> None:
+        self._statistics.complain(self._node, f"{kind} refused", why)
 
 
 def _source(config: NodeConfig, moves: bool, calibrated: bool) -> str:

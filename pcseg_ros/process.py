@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 # A signal must end the process within two seconds; this is the part of it spent on threads.
 _PATIENCE_S = 1.0
+END_WITH_PARENT = "PCSEG_END_WITH_PARENT"
+_PR_SET_PDEATHSIG = 1  # of prctl(2)
 # Parameters of mallopt(3), by their numbers in glibc's malloc.h.
 _M_ARENA_MAX, _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -8, -3, -1
 
@@ -39,6 +41,20 @@ def keep_freed_memory() -> None:
         libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
+def end_with_parent() -> None:
+    """Receive SIGTERM when the parent ends, if the variable PCSEG_END_WITH_PARENT is set.
+
+    `ros2 launch` ends at once on SIGTERM and leaves its processes running, so the launch files
+    set the variable.
+    """
+    libc = ctypes.CDLL(None)
+    if os.environ.get(END_WITH_PARENT) and hasattr(libc, "prctl"):
+        parent = os.getppid()
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # it has just ended
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
 def serve(make_node: Callable[[], SegmentNode], args: Sequence[str] | None = None) -> int:
     """Create and start a node, and spin it until SIGINT, SIGTERM or the end of the context.
 
@@ -49,6 +65,7 @@ def serve(make_node: Callable[[], SegmentNode], args: Sequence[str] | None = Non
     from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 
     signals = _Signals()
+    end_with_parent()
     try:
         rclpy.init(args=list(args) if args is not None else None)
     except KeyboardInterrupt:

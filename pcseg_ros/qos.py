@@ -6,18 +6,30 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Generic, Literal, TypeVar
 
+from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSPolicyKind, QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.subscription import Subscription
 
+from pcseg_ros.diagnostics import SweepStatistics
+
 try:
-    from rclpy.event_handler import SubscriptionEventCallbacks
+    from rclpy.event_handler import (
+        QoSMessageLostInfo,
+        SubscriptionEventCallbacks,
+        UnsupportedEventTypeError,
+    )
 except ImportError:  # Humble
-    from rclpy.qos_event import SubscriptionEventCallbacks
+    from rclpy.qos_event import (
+        QoSMessageLostInfo,
+        SubscriptionEventCallbacks,
+        UnsupportedEventTypeError,
+    )
 
 Message = TypeVar("Message")
 Reliability = Literal["auto", "reliable", "best_effort"]
+_WATCH_PERIOD_S = 1.0
 
 
 # Functions, not constants: rclpy writes overrides into the profiles.
@@ -56,11 +68,15 @@ class SensorSubscription(Generic[Message]):
 
     A best effort subscription matches every publisher, but with the default settings of Fast DDS
     it loses nearly all messages above 0.5 MB, such as sweeps: their fragments do not fit into the
-    shared memory at once and are not sent again. So "auto" requests reliable delivery, and falls
-    back to best effort as soon as a publisher does not offer it.
+    shared memory at once and are not sent again. So "auto" requests reliable delivery. It falls
+    back to best effort while there is a publisher that does not offer it.
+
+    Lost messages and topics with several publishers are counted.
 
     Args:
         node: owner; its executor runs `callback`.
+        statistics: counts events.
+        what: names the messages in events, such as "sweeps".
         reliability: "auto", or a fixed one.
     """
 
@@ -70,13 +86,21 @@ class SensorSubscription(Generic[Message]):
         kind: type[Message],
         topic: str,
         callback: Callable[[Message], None],
+        statistics: SweepStatistics,
+        what: str,
         reliability: Reliability = "auto",
     ) -> None:
         self._node = node
         self._arguments = (kind, topic, callback)
-        self._may_fall_back = reliability == "auto"
+        self._statistics = statistics
+        self._what = what
+        self._adapts = reliability == "auto"
+        self._reliable = reliability != "best_effort"
+        self._publishers = 1
         self._ended = False
-        self._subscription = self._create(reliable=reliability != "best_effort")
+        self._subscription = self._create()
+        steady = Clock(clock_type=ClockType.STEADY_TIME)  # runs while simulated time stands still
+        self._timer = node.create_timer(_WATCH_PERIOD_S, self._watch, clock=steady)
 
     @property
     def topic_name(self) -> str:
@@ -86,33 +110,59 @@ class SensorSubscription(Generic[Message]):
     def destroy(self) -> None:
         """End the subscription."""
         self._ended = True
+        self._node.destroy_timer(self._timer)
         self._node.destroy_subscription(self._subscription)
 
-    def _create(self, reliable: bool) -> Subscription[Message]:
-        return self._node.create_subscription(
+    def _create(self) -> Subscription[Message]:
+        create = lambda **events: self._node.create_subscription(  # noqa: E731
             *self._arguments,
-            sensor(reliable),
-            event_callbacks=SubscriptionEventCallbacks(incompatible_qos=self._on_incompatible),
+            sensor(self._reliable),
+            event_callbacks=SubscriptionEventCallbacks(
+                incompatible_qos=self._on_incompatible, **events
+            ),
             qos_overriding_options=QoSOverridingOptions(
                 (QoSPolicyKind.HISTORY, QoSPolicyKind.DEPTH)
             ),
         )
+        try:
+            return create(message_lost=self._on_lost)
+        except UnsupportedEventTypeError:  # of some middlewares
+            return create()
+
+    def _on_lost(self, event: QoSMessageLostInfo) -> None:
+        self._statistics.note(f"{self._what} lost on the way", event.total_count_change)
 
     def _on_incompatible(self, event: object) -> None:
-        if not self._may_fall_back:
+        if not self._adapts:
             self._node.get_logger().warning(
                 f"a publisher of {self.topic_name} offers less than this subscription requests; "
                 "set the parameter input_reliability to best_effort or auto"
             )
-            return
-        self._may_fall_back = False
-        # Not here: this runs inside the event handler of the subscription to be replaced.
-        assert self._node.executor is not None
-        self._node.executor.create_task(self._fall_back)
+        elif self._reliable:
+            # Not here: this runs inside the event handler of the subscription to be replaced.
+            assert self._node.executor is not None
+            self._node.executor.create_task(self._replace, False)
 
-    def _fall_back(self) -> None:
-        if self._ended:
+    def _watch(self) -> None:
+        """Return to reliable delivery, and point out several publishers."""
+        publishers = self._node.get_publishers_info_by_topic(self.topic_name)
+        if len(publishers) > max(self._publishers, 1):
+            names = ", ".join(sorted(f"{p.node_namespace}/{p.node_name}" for p in publishers))
+            self._statistics.complain(
+                self._node,
+                f"{self._what} of several publishers",
+                f"{self.topic_name} is published by {names.replace('//', '/')}; expected one",
+            )
+        self._publishers = len(publishers)
+        weak = [p for p in publishers if p.qos_profile.reliability != ReliabilityPolicy.RELIABLE]
+        if self._adapts and not self._reliable and not weak:
+            self._replace(reliable=True)
+
+    def _replace(self, reliable: bool) -> None:
+        if self._ended or reliable == self._reliable:
             return
-        self._node.get_logger().info(f"{self.topic_name} has a best effort publisher: following")
-        before, self._subscription = self._subscription, self._create(reliable=False)
+        found = "no best effort publisher any more" if reliable else "a best effort publisher"
+        self._node.get_logger().info(f"{self.topic_name} has {found}: following")
+        before, self._reliable = self._subscription, reliable
+        self._subscription = self._create()
         self._node.destroy_subscription(before)

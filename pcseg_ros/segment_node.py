@@ -9,17 +9,18 @@ from typing import Any, NoReturn
 
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.clock import Clock, ClockType
-from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 from std_srvs.srv import SetBool, Trigger
 
 from pcseg_core.bundled import BUNDLED
 from pcseg_core.errors import InputError, PcsegError
 from pcseg_core.labels import LabelSpace
 from pcseg_ros import diagnostics, topics
-from pcseg_ros.classes import ClassAnnouncer, ClassParameters
+from pcseg_ros.classes import ClassAnnouncer, ClassParameters, check_filter
 from pcseg_ros.config import NodeConfig
 from pcseg_ros.diagnostics import SweepStatistics, process_values
 from pcseg_ros.inference import Inference, NodeSegmenter
+from pcseg_ros.lifecycle_node import TolerantLifecycleNode
 from pcseg_ros.loading import load_segmenter, load_teacher
 from pcseg_ros.parameter_file import NODE_NAME
 from pcseg_ros.parameters import SectionParameters
@@ -28,7 +29,7 @@ from pcseg_ros.process import leave, serve
 _STOP_TIMEOUT_S = 10.0
 
 
-class SegmentNode(LifecycleNode):
+class SegmentNode(TolerantLifecycleNode):
     """Subscribes `points`, publishes `labeled_points`.
 
     configure loads the checkpoint, activate starts the work, deactivate stops it and keeps the
@@ -99,7 +100,12 @@ class SegmentNode(LifecycleNode):
 
     def start(self) -> None:
         """Configure and activate, if `autostart` is set."""
-        if self.config.autostart and self.trigger_configure() == TransitionCallbackReturn.SUCCESS:
+        if not self.config.autostart:
+            name = self.get_fully_qualified_name()
+            self.get_logger().info(
+                f"autostart is false: run 'ros2 lifecycle set {name} configure', then activate"
+            )
+        elif self.trigger_configure() == TransitionCallbackReturn.SUCCESS:
             self.trigger_activate()
 
     def close(self, timeout_s: float) -> bool:
@@ -118,6 +124,7 @@ class SegmentNode(LifecycleNode):
             self._inference = inference
             if config.prompts:
                 inference.set_prompts(config.prompts)
+            check_filter(config.filter_classes, inference.label_space)
             self._announcer.announce(inference.label_space)
         except Exception as error:
             self._release()
@@ -160,6 +167,7 @@ class SegmentNode(LifecycleNode):
     def _explain_start(self, inference: Inference, checkpoint: str) -> None:
         names = ", ".join(inference.label_space.names)
         self.get_logger().info(f"checkpoint '{checkpoint}' with the classes {names}")
+        self.get_logger().info(f"runs on {inference.device} by {inference.engine}")
         output = self.resolve_topic_name(topics.LABELED)
         self.get_logger().info(f"{', '.join(inference.inputs.topic_names)} -> {output}")
 
@@ -196,6 +204,7 @@ class SegmentNode(LifecycleNode):
         values |= diagnostics.values_of(summary)
         values |= process_values("" if inference is None else device)
         if inference is not None:
+            values["engine"] = inference.engine
             values |= {f"counted: {k}": str(v) for k, v in inference.counters().items()}
         name = self.get_fully_qualified_name().lstrip("/")
         report = diagnostics.report(f"{name}: segmentation", level, message, values)

@@ -189,9 +189,9 @@ class OdometryMotion:
 
     def poses(self, lidar: str, stamps_ns: Int64) -> Float64:
         """See `Motion`. The motion of the body is interpolated, as in recordings."""
-        body, trajectory = self._around(int(stamps_ns.min()), int(stamps_ns.max()))
-        place = self._place(body, lidar)
+        place = self._place(self._body, lidar)  # first: without it no pose is waited for
         try:
+            trajectory = self._around(int(stamps_ns.min()), int(stamps_ns.max()))
             moving = trajectory if place is None else trajectory.mounted(place)
             return moving.at_many(stamps_ns)
         except InputError as error:
@@ -201,8 +201,8 @@ class OdometryMotion:
         """Always TransformError: Odometry has no poses of cameras."""
         raise TransformError(f"'{camera}' moves against '{lidar}': Odometry cannot give its pose")
 
-    def _around(self, first_ns: int, last_ns: int) -> tuple[str, Trajectory]:
-        """Frame and poses of the body, from the one before a stamp to the one after another."""
+    def _around(self, first_ns: int, last_ns: int) -> Trajectory:
+        """Poses of the body, from the one before a stamp to the one after another."""
         with self._lock:
             if not self._stamps:
                 raise TransformError("no Odometry received")
@@ -216,12 +216,14 @@ class OdometryMotion:
             begin = max(bisect_left(self._stamps, first_ns) - 1, 0)
             chosen = slice(begin, bisect_right(self._stamps, last_ns) + 1)
             stamps, poses = self._stamps[chosen], np.stack(self._poses[chosen])
-            return self._body, Trajectory(stamps, poses, max_gap_s=MAX_POSE_GAP_S)
+            return Trajectory(stamps, poses, max_gap_s=MAX_POSE_GAP_S)
 
     def _place(self, body: str, lidar: str) -> Float64 | None:
         """T_body_lidar (4, 4); None if the LiDAR is the body."""
         if self._T_body_lidar is not None:
             return self._T_body_lidar
+        if not self._stamps:
+            raise TransformError("no Odometry received")
         if body.lstrip("/") == lidar.lstrip("/"):
             return None
         found = None if self._extrinsics is None else self._extrinsics.static(body, lidar)

@@ -7,11 +7,11 @@ import os
 import random
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from pcseg_core.children import module_command
 from pcseg_core.errors import PcsegError
 
 _END_S = 10.0
@@ -23,13 +23,15 @@ def run_module(
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run a Python module as a subprocess for the block; its output goes to `log`.
 
+    See `pcseg_core.children`: nothing in the current folder is imported.
+
     Raises:
         PcsegError: at the end of the block, if the process ended with an error.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", *module],
+            module_command(*module),
             env=dict(environment),
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -67,7 +67,8 @@ TOPICS = (
         "diagnostic_msgs/DiagnosticArray",
         "out",
         "reliable",
-        "Rates, latency p50 and p95, age, drops by reason, faults, memory, device, checkpoint",
+        "Rates, latency p50 and p95, age, drops by reason, faults, memory, device, engine "
+        "(backend, instruction set, precision), checkpoint",
     ),
     Topic(RESET, "std_srvs/Trigger", "service", "", "Forget past sweeps, images, transforms"),
     Topic(ENABLE, "std_srvs/SetBool", "service", "", "Label sweeps, or ignore them"),

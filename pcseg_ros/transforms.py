@@ -36,14 +36,18 @@ class TransformBuffer:
     Args:
         node: owner of the subscriptions.
         changed: called after new transforms.
+        refused: called with the reason for each transform that is left out.
     """
 
-    def __init__(self, node: Node, changed: Callable[[], None]) -> None:
+    def __init__(
+        self, node: Node, changed: Callable[[], None], refused: Callable[[Exception], None]
+    ) -> None:
         from tf2_msgs.msg import TFMessage
         from tf2_ros import Buffer, TransformException
 
         self._node = node
         self._changed = changed
+        self._refused = refused
         self._failure: type[Exception] = TransformException
         self._buffer: Any = Buffer(Duration(seconds=CACHE_S))
         self._static: dict[tuple[str, str], Float64] = {}
@@ -130,13 +134,13 @@ class TransformBuffer:
     def _look(self, look: Callable[[], Any]) -> Float64:
         try:
             return conversions.read_transform(look().transform)
-        except self._failure as error:
+        except (InputError, self._failure) as error:
             raise TransformError(str(error)) from None
 
     def _on_static(self, msg: Any) -> None:
         self._static.clear()
         for transform in msg.transforms:
-            self._buffer.set_transform_static(transform, "tf_static")
+            self._set(transform, self._buffer.set_transform_static)
         self._changed()
 
     def _on_moving(self, msg: Any) -> None:
@@ -146,12 +150,16 @@ class TransformBuffer:
             if stamp < self._newest.get(child, stamp) - JUMP_NS:
                 self.reset()  # tf2 itself would ignore what is older than its cache
             self._newest[child] = max(stamp, self._newest.get(child, stamp))
-            try:
-                conversions.read_transform(transform.transform)
-                self._buffer.set_transform(transform, "tf")
-            except (InputError, self._failure) as error:
-                self._node.get_logger().error(f"/tf: {error}", throttle_duration_sec=5.0)
+            self._set(transform, self._buffer.set_transform)
         self._changed()
+
+    def _set(self, transform: Any, store: Callable[[Any, str], None]) -> None:
+        try:
+            conversions.read_transform(transform.transform)
+            store(transform, self._node.get_name())
+        except (InputError, self._failure) as error:
+            names = f"{transform.header.frame_id} to {transform.child_frame_id}"
+            self._refused(InputError(f"{names}: {error}"))
 
 
 class TfMotion:

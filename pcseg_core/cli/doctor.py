@@ -13,6 +13,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
+from pcseg_core.children import code_command
+
 
 class Finding(NamedTuple):
     """One line: state is "ok", "missing" or "info"."""
@@ -110,7 +112,7 @@ def _ros() -> Iterator[Finding]:
     script = "import rclpy, rclpy.utilities as u; print(u.get_rmw_implementation_identifier())"
     try:
         done = subprocess.run(
-            [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False
+            code_command(script), capture_output=True, text=True, timeout=60, check=False
         )
         failure = done.stderr.strip().splitlines()[-1:] or ["failed"]
     except (OSError, subprocess.TimeoutExpired) as error:

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import glob
 import os
+import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -20,7 +22,7 @@ from pcseg_core.config import read_yaml
 from pcseg_core.data import bag_reader, messages
 from pcseg_core.data.bag_reader import type_store
 from pcseg_core.errors import InputError, require
-from pcseg_core.files import FolderKind, check_new_folder, new_folder
+from pcseg_core.files import FolderKind, check_new_folder, claim_folder, new_folder
 
 Format = Literal["mcap", "sqlite3"]
 METADATA_VERSION: Literal[8] = 8  # read by Humble and later; 9 is Jazzy's
@@ -29,10 +31,11 @@ MAX_DEFINITION_BYTES = 100_000  # parsing takes seconds beyond that
 
 
 class BagWriter:
-    """A new bag, written atomically.
+    """A new bag, written atomically or, if it is live, in place.
 
-    Use it as a context manager: when the block raises, no bag is left. Messages are recorded at
-    their header stamps by default; any order is allowed.
+    Use it as a context manager. When the block raises, an atomic bag is removed, and a live one
+    keeps what was saved. Messages are recorded at their header stamps by default; any order is
+    allowed.
     """
 
     def __init__(
@@ -41,6 +44,7 @@ class BagWriter:
         format: Format = "mcap",
         compress: bool = False,
         force: bool = False,
+        live: bool = False,
     ) -> None:
         """Start a bag.
 
@@ -49,6 +53,8 @@ class BagWriter:
             format: storage, "mcap" or "sqlite3".
             compress: zstd, by chunk (mcap) or by message (sqlite3).
             force: replace a bag at `path`; other content is never replaced.
+            live: write at `path` from the start, for recordings; sqlite3 only. `save` stores what
+                was written, which then survives a full disk, SIGKILL and a loss of power.
 
         Raises:
             InputError: the path is taken, the format is unknown, or it cannot be at this path.
@@ -61,6 +67,8 @@ class BagWriter:
                 f"{self.path}: sqlite3 bags need a path without '#', '%' and '?'; choose another "
                 "folder, or mcap"
             )
+        if live and format != "sqlite3":
+            raise InputError(f"live bag of format '{format}': expected sqlite3")
         check_new_folder(self.path, bag_folder(self.path), force=force)
         self.counts: dict[str, int] = {}
         self._connections: dict[str, Any] = {}
@@ -69,7 +77,7 @@ class BagWriter:
         self._compress = compress
         self._force = force
         self._writer: Any = None
-        self._context = self._writing()
+        self._context = self._recording() if live else self._writing()
 
     def __enter__(self) -> BagWriter:
         self._context.__enter__()
@@ -86,15 +94,8 @@ class BagWriter:
     @contextmanager
     def _writing(self) -> Iterator[None]:
         """Open the writer for the block."""
-        rosbag2 = require("rosbags.rosbag2", "core")
-        plugin = rosbag2.StoragePlugin[self._format.upper()]
         with new_folder(self.path, bag_folder(self.path), force=self._force) as folder:
-            self._writer = rosbag2.Writer(folder, version=METADATA_VERSION, storage_plugin=plugin)
-            if self._compress:
-                mode = rosbag2.CompressionMode
-                chosen = mode.STORAGE if self._format == "mcap" else mode.MESSAGE
-                self._writer.set_compression(chosen, rosbag2.CompressionFormat.ZSTD)
-            self._writer.open()
+            self._open(folder)
             try:
                 yield
             except BaseException:
@@ -102,6 +103,59 @@ class BagWriter:
                     self._writer.storage.abort()
                 raise
             self._writer.close()
+
+    @contextmanager
+    def _recording(self) -> Iterator[None]:
+        """Open the writer in place for the block; what was saved stays."""
+        claim_folder(self.path, bag_folder(self.path), fresh=True)
+        try:
+            if self.path.is_dir():
+                self.path.rmdir()  # empty; the writer makes it
+            self._open(self.path)
+            database = self._writer.storage.conn
+            # A reader finds the last commit in the database or in its log, whenever this ends.
+            database.execute("PRAGMA journal_mode=WAL")
+        except (OSError, sqlite3.Error) as error:
+            raise self._not_written(error) from error
+        try:
+            self.save()
+            yield
+            self.save()
+            database.execute("PRAGMA journal_mode=DELETE")
+            self._writer.close()
+        except BaseException:
+            with suppress(Exception):
+                self.save()
+            with suppress(Exception):
+                database.close()
+            raise
+
+    def _open(self, folder: Path) -> None:
+        rosbag2 = require("rosbags.rosbag2", "core")
+        plugin = rosbag2.StoragePlugin[self._format.upper()]
+        self._writer = rosbag2.Writer(folder, version=METADATA_VERSION, storage_plugin=plugin)
+        if self._compress:
+            mode = rosbag2.CompressionMode
+            chosen = mode.STORAGE if self._format == "mcap" else mode.MESSAGE
+            self._writer.set_compression(chosen, rosbag2.CompressionFormat.ZSTD)
+        self._writer.open()
+
+    def save(self) -> None:
+        """Store the messages of a live bag and its metadata.
+
+        Raises:
+            InputError: the disk is full; what was saved before stays.
+        """
+        storage = self._writer.storage
+        try:
+            storage.conn.commit()
+            storage.conn.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            self._writer.storage = _OpenStorage(storage.path)
+            self._writer.close()  # writes the metadata
+        except (OSError, sqlite3.Error) as error:
+            raise self._not_written(error) from error
+        finally:
+            self._writer.storage = storage
 
     def write_cloud(
         self,
@@ -280,9 +334,23 @@ class BagWriter:
     def _write(self, topic: str, bag_ns: int, raw: bytes | memoryview) -> None:
         try:
             self._writer.write(self._connections[topic], int(bag_ns), raw)
-        except OSError as error:
-            raise InputError(f"cannot write {self.path}: {error.strerror or error}") from error
+        except (OSError, sqlite3.Error) as error:
+            raise self._not_written(error) from error
         self.counts[topic] = self.counts.get(topic, 0) + 1
+
+    def _not_written(self, error: OSError | sqlite3.Error) -> InputError:
+        reason = getattr(error, "strerror", None) or error
+        return InputError(f"cannot write {self.path}: {reason}")
+
+
+@dataclass
+class _OpenStorage:
+    """Stands in for the storage of a bag whose metadata is written before it is closed."""
+
+    path: Path
+
+    def close(self, version: int, metadata: str) -> None:
+        """Leave the storage open."""
 
 
 def _store_with(connection: Any) -> Any:

@@ -49,6 +49,11 @@ def source_hash() -> str:
     return digest.hexdigest()[:16]
 
 
+def is_current(library: Path) -> bool:
+    """The library was built from these sources."""
+    return library.is_file() and source_hash().encode() in library.read_bytes()
+
+
 def find_compiler() -> list[str]:
     """The C++ compiler's command: $CXX, else the first of c++, g++, clang++.
 
@@ -119,24 +124,36 @@ def setup_arguments() -> dict[str, Any]:
 
     A failed build is a warning: without the library the package runs on plain torch.
     """
-    from setuptools import Distribution
+    from setuptools import Command, Distribution
     from setuptools.command.build_py import build_py
+    from setuptools.command.develop import develop
+
+    def build_for(command: Command, folder: Path) -> None:
+        try:
+            build(folder)
+        except (BuildError, OSError) as error:
+            command.warn(f"the native library was not built, plain torch is used: {error}")
 
     class BuildWithNative(build_py):
         def run(self) -> None:
             super().run()
             editable = getattr(self, "editable_mode", False)
-            place = "pcseg_core/native"
-            try:
-                build(SOURCES if editable else Path(self.build_lib) / place)
-            except (BuildError, OSError) as error:
-                self.warn(f"the native library was not built, plain torch is used: {error}")
+            build_for(self, SOURCES if editable else Path(self.build_lib) / "pcseg_core/native")
+
+    class DevelopWithNative(develop):
+        """Run by `colcon build --symlink-install`; older versions do not run `build_py`."""
+
+        def run(self) -> None:
+            super().run()
+            if not is_current(SOURCES / LIBRARY):
+                build_for(self, SOURCES)
 
     class PlatformDistribution(Distribution):
         def has_ext_modules(self) -> bool:
             return True  # the wheel holds machine code
 
-    return {"cmdclass": {"build_py": BuildWithNative}, "distclass": PlatformDistribution}
+    commands = {"build_py": BuildWithNative, "develop": DevelopWithNative}
+    return {"cmdclass": commands, "distclass": PlatformDistribution}
 
 
 def main() -> int:

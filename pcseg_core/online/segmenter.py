@@ -106,6 +106,14 @@ class Segmenter:
         self._trained = Classes(label_space, (), self._trained_probabilities)
         self._classes = self._trained
 
+    @property
+    def engine(self) -> str:
+        """Backend, instruction set of the native one, and precision: "native avx2 fp32"."""
+        if not isinstance(self._network, CompiledMinkUNet):
+            return f"{self.backend} fp32"
+        isa = f" {library.isa_names()[library.best_isa()]}" if self.backend == "native" else ""
+        return f"{self.backend}{isa} {self._network.precision}"
+
     @classmethod
     def load(
         cls,

@@ -280,6 +280,8 @@ def test_scaled_image_keeps_its_outer_edges() -> None:
         ({"d": [np.nan] * 5}, "must be finite"),
         ({"k": np.zeros(9)}, "not calibrated"),
         ({"k": np.full(9, np.nan)}, "finite"),
+        ({"r": np.full(9, np.nan)}, r"CameraInfo\.r must be finite"),
+        ({"p": np.full(12, np.inf)}, r"CameraInfo\.p must be finite"),
         ({"k": np.zeros(4)}, "k has 4 entries, expected 9"),
         ({"width": 0, "height": 0}, "image size 0 x 0"),
     ],

@@ -87,6 +87,12 @@ def test_quaternion_that_is_none_is_refused(q: tuple[float, ...]) -> None:
         from_quaternion(q)
 
 
+@pytest.mark.parametrize("x", [np.nan, np.inf, -np.inf, 1e10])
+def test_translation_that_is_no_place_is_refused(x: float) -> None:
+    with pytest.raises(InputError, match="translation"):
+        from_quaternion((0, 0, 0, 1), (0.0, x, 0.0))
+
+
 def turning_drive() -> tuple[np.ndarray, np.ndarray]:
     """11 poses, 0.1 s apart: driving 10 m/s and turning 0.5 rad/s about z."""
     stamps = 10**18 + np.arange(11) * SECOND // 10

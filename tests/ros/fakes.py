@@ -53,6 +53,7 @@ class FakeSegmenter:
     def __init__(self, delay_s: float = 0.0, fail_every: int = 0) -> None:
         self.label_space = LabelSpace.load("street")
         self.device = "fake"
+        self.engine = "fake fp32"
         self._delay_s = delay_s
         self._fail_every = fail_every
         self._count = 0

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from array import array
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,9 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState, GetState
 from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
-from rcl_interfaces.srv import DescribeParameters, GetParameters, SetParameters
+from rcl_interfaces.srv import DescribeParameters, GetParameters, ListParameters, SetParameters
 from rclpy.executors import SingleThreadedExecutor
+from rclpy.parameter import parameter_value_to_python
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import PointCloud2, PointField
 
@@ -219,9 +221,10 @@ class Attachment:
         )
         return str(response.current_state.label)
 
-    def change(self, transition: str) -> bool:
-        """Ask for a lifecycle transition by its label."""
-        request = ChangeState.Request(transition=Transition(label=transition))
+    def change(self, transition: str | int) -> bool:
+        """Ask for a lifecycle transition by its label or id."""
+        key = "label" if isinstance(transition, str) else "id"
+        request = ChangeState.Request(transition=Transition(**{key: transition}))
         name = self._process.service("change_state")
         return bool(self._client.call(ChangeState, name, request).success)
 
@@ -237,6 +240,18 @@ class Attachment:
         service = self._process.service("get_parameters")
         values = self._client.call(GetParameters, service, request).values
         return values[0] if values else ParameterValue()
+
+    def dump_parameters(self) -> dict[str, Any]:
+        """All parameters by name, as plain values."""
+        names = self._client.call(
+            ListParameters, self._process.service("list_parameters"), ListParameters.Request()
+        ).result.names
+        request = GetParameters.Request(names=names)
+        values = self._client.call(
+            GetParameters, self._process.service("get_parameters"), request
+        ).values
+        plain = [parameter_value_to_python(value) for value in values]
+        return {n: list(v) if isinstance(v, (array, list)) else v for n, v in zip(names, plain)}
 
     def describe_parameter(self, name: str) -> Any:
         """Descriptor of a parameter."""
@@ -268,6 +283,14 @@ def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = TIMEOUT
     while not condition():
         assert time.monotonic() < end, f"waited {timeout_s} s for {what}"
         time.sleep(0.02)
+
+
+def runs(pid: int) -> bool:
+    """A process is there, and is no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def value_of(status: DiagnosticStatus, key: str) -> str:

@@ -93,6 +93,12 @@ class Sensors:
             place.orientation.z, place.orientation.w = z, w
             self.odometry.publish(message)
 
+    def place(self, stamp_s: float, x: float, w: float = 1.0, body: str = "base_link") -> None:
+        """Publish one Odometry, which may be broken."""
+        message = _stamp(Odometry(child_frame_id=body), stamp_s, "odom")
+        message.pose.pose.position.x, message.pose.pose.orientation.w = x, w
+        self.odometry.publish(message)
+
 
 def _stamp(message: Any, stamp_s: float, frame: str) -> Any:
     nanoseconds = round(stamp_s * 1e9)

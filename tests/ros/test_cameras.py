@@ -210,6 +210,19 @@ def test_stamps_that_repeat_or_go_back_a_little_are_dropped_and_counted(vehicle:
         vehicle.node.report(lambda s, key=f"dropped: {reason}": value_of(s, key) == "1")
 
 
+def test_private_and_substituted_topics_of_cameras(client: Client, tmp_path: Path) -> None:
+    file = write_calibration(tmp_path / "rig.yaml", intrinsics=True)
+    topics = "cameras.topics:=['~/image', '{node}/rear/image']"
+    given = ["checkpoint:=fake", topics, f"cameras.calibration:={file}"]
+    with NodeProcess(*given) as process:
+        client.attach(process)
+        name = f"{process.namespace}/segment_node".lstrip("/")
+        assert f"/{name}/image, /{name}/rear/image -> " in process.output
+        for camera in (name, f"{name}/rear"):
+            overlay = f"{process.namespace}/overlay/{camera}"
+            wait_for(lambda topic=overlay: client.node.count_publishers(topic), overlay)
+
+
 @pytest.mark.parametrize(
     "parameters, words",
     [

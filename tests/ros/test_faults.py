@@ -118,6 +118,18 @@ def test_wrong_frame_is_never_taken_for_the_right_one(parked: Parked) -> None:
     assert parked.confidence() >= 0.89
 
 
+def test_one_broken_odometry_is_refused_and_costs_no_sweep(parked: Parked) -> None:
+    key, malformed = "counted: Odometry refused", "dropped: malformed"
+    parked.confidence()
+    before = int(value_of(parked.node.report(lambda _: True), key) or 0)
+    for x in (np.nan, np.inf, 1e300):
+        parked.sensors.place(parked.now_s + 0.03, x)
+    parked.sensors.place(parked.now_s + 0.03, 0.0, w=np.inf)
+    assert [parked.confidence() >= 0.89 for _ in range(3)] == [True] * 3
+    status = parked.node.report(lambda s: value_of(s, key) == str(before + 4))
+    assert value_of(status, malformed) == ""
+
+
 def test_late_odometry_delays_the_sweep_and_is_used(parked: Parked) -> None:
     parked.confidence()
     before, parked.now_s = parked.now_s, parked.now_s + 0.1

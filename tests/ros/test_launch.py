@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 from importlib.util import find_spec
@@ -17,7 +18,7 @@ pytest.importorskip("launch_ros", reason="needs a ROS distribution (launch_ros)"
 pytest.importorskip("ros2launch", reason="needs a ROS distribution (ros2launch)")
 
 from ament_index_python.packages import PackageNotFoundError, get_package_share_directory
-from harness import Client, wait_for
+from harness import Client, runs, wait_for
 from launch import LaunchContext
 from launch.actions import DeclareLaunchArgument
 from launch.launch_description_sources import get_launch_description_from_python_launch_file
@@ -25,6 +26,7 @@ from launch.launch_description_sources import get_launch_description_from_python
 from pcseg_core.cloud import encode_cloud
 from pcseg_core.data.bag_reader import BagFile
 from pcseg_core.data.bag_writer import BagWriter
+from pcseg_core.errors import InputError
 from pcseg_ros import launching
 from pcseg_ros.parameter_file import parameter_specs
 
@@ -53,22 +55,42 @@ def test_arguments_are_described_and_name_real_parameters() -> None:
     assert "separated by ';'" in described["cameras"].description
 
 
-def parameters_of(**given: str) -> list[Any]:
-    """What the node is started with, the parameter file left out."""
+def context_of(**given: str) -> LaunchContext:
+    """The arguments of segment.launch.py with their defaults."""
     context = LaunchContext()
-    context.launch_configurations.update(given)
+    files = {"params_file": str(FOLDER.parent / "config" / "segment.yaml"), "rviz_config": ""}
+    context.launch_configurations.update(files | given)
     for argument in arguments_of("segment.launch.py").values():
-        if argument.name not in ("params_file", "rviz_config"):
-            argument.execute(context)
-    node = launching.segment_node(context)
+        argument.execute(context)
+    return context
+
+
+def parameters_of(simulated: bool = False, **given: str) -> list[Any]:
+    """What the node is started with, the parameter file left out."""
+    node = launching.segment_node(context_of(**given), simulated)
     return list(node._Node__parameters[1:])
 
 
+def names_of(given: Any) -> set[str]:
+    return {"".join(part.text for part in key) for key in given}
+
+
 def test_arguments_left_out_do_not_override_the_parameter_file() -> None:
-    assert len(parameters_of()) == 1  # use_sim_time alone
-    (_, given) = parameters_of(cameras="/a/image_raw; /b/image_raw", min_confidence="0.5")
-    names = {"".join(part.text for part in key) for key in given}
-    assert names == {"cameras.topics", "min_confidence"}
+    assert parameters_of() == []
+    (given,) = parameters_of(cameras="/a/image_raw; /b/image_raw", min_confidence="0.5")
+    assert names_of(given) == {"cameras.topics", "min_confidence"}
+
+
+def test_simulated_time_is_set_where_a_bag_is_played_or_it_is_given() -> None:
+    for given in (parameters_of(simulated=True), parameters_of(use_sim_time="false")):
+        assert names_of(given[0]) == {"use_sim_time"}
+    (rviz,) = launching.rviz_node(context_of(rviz="true", use_sim_time="true"))
+    assert names_of(rviz._Node__parameters[0]) == {"use_sim_time"}
+
+
+def test_a_missing_parameter_file_is_refused() -> None:
+    with pytest.raises(InputError, match=r"params_file: no file .*absent\.yaml"):
+        parameters_of(params_file="absent.yaml")
 
 
 def test_ros2_launch_starts_and_ends_the_node(client: Client, tmp_path: Path) -> None:
@@ -92,6 +114,22 @@ def test_ros2_launch_starts_and_ends_the_node(client: Client, tmp_path: Path) ->
     finally:
         process.kill()
         log.close()
+
+
+def test_the_node_ends_when_ros2_launch_is_terminated(client: Client, tmp_path: Path) -> None:
+    try:
+        get_package_share_directory("pcseg_ros")
+    except PackageNotFoundError:
+        pytest.skip("pcseg_ros is not built in a sourced workspace")
+    log = (tmp_path / "log").open("w+")
+    text = (tmp_path / "log").read_text
+    command = ["ros2", "launch", "pcseg_ros", "segment.launch.py", "checkpoint:=runs/none"]
+    with subprocess.Popen(command, stdout=log, stderr=log) as process:
+        wait_for(lambda: "no checkpoint at runs/none" in text(), "the node's message", 30)
+        process.send_signal(signal.SIGTERM)
+        process.wait(20)
+    (pid,) = re.findall(r"process started with pid \[(\d+)\]", text())
+    wait_for(lambda: not runs(int(pid)), "the end of the node")
 
 
 def test_replay_ends_where_the_node_cannot_start(client: Client, tmp_path: Path) -> None:
@@ -120,6 +158,7 @@ def test_bags_by_ros2_bag(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launching, "find_spec", lambda name: name == "ros2bag" or None)
     context = LaunchContext()
     context.launch_configurations.update(namespace="front", labeled_topic="labeled_points")
+    context.launch_configurations["ros_namespace"] = "/robot"  # of PushRosNamespace
 
     def words(process: Any) -> list[str]:
         return ["".join(part.perform(context) for part in word) for word in process.cmd]
@@ -128,12 +167,16 @@ def test_bags_by_ros2_bag(monkeypatch: pytest.MonkeyPatch) -> None:
     assert played[:4] == ["ros2", "bag", "play", "drive"]
     assert played[4:8] == ["--clock", "100", "--rate", "0.5"]
     assert "--loop" in played
-    topics = ["labeled_points", "filtered_points", "teacher_points", "label_info"]
-    recorded = [*(f"/front/{topic}" for topic in topics), "/diagnostics"]
+    topics = ["labeled_points", "teacher_points", "label_info"]
+    recorded = [*(f"/robot/front/{topic}" for topic in topics), "/diagnostics"]
     for distribution, named in (("humble", []), ("jazzy", ["--topics"])):
         monkeypatch.setenv("ROS_DISTRO", distribution)
-        command = words(launching.recorder(context, "out"))
-        assert command == ["ros2", "bag", "record", "-o", "out", *named, *recorded]
+        command = words(launching.recorder(context, "out", launching.RECORDED))
+        start = ["ros2", "bag", "record", "--use-sim-time", "-o", "out"]
+        assert command == [*start, *named, *recorded]
+    context.launch_configurations["namespace"] = "/alone"
+    command = words(launching.recorder(context, "out", ["labeled_points", "/diagnostics"]))
+    assert command[-2:] == ["/alone/labeled_points", "/diagnostics"]
 
 
 def test_replay_plays_a_bag_and_records_the_answers(client: Client, tmp_path: Path) -> None:
@@ -161,5 +204,8 @@ def test_replay_plays_a_bag_and_records_the_answers(client: Client, tmp_path: Pa
     recorded = BagFile(out)
     assert recorded.counts[f"{space}/labeled_points"] >= 5, text
     assert recorded.counts["/diagnostics"] >= 1
+    assert f"{space}/filtered_points" not in recorded.counts
+    for _, bag_ns, _ in recorded.messages([f"{space}/labeled_points"]):
+        assert 10**18 <= bag_ns < 10**18 + 10**11  # the time of the played bag
     if find_spec("vision_msgs") is not None:
         assert recorded.counts[f"{space}/label_info"] == 1, text

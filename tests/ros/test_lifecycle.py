@@ -6,14 +6,20 @@ from __future__ import annotations
 import contextlib
 import queue
 import time
+from pathlib import Path
 
 import pytest
+import yaml
 
 pytest.importorskip("rclpy", reason="needs ROS 2 (rclpy)")
 
-from harness import Client, NodeProcess, field_of, sweep, value_of, wait_for
+from harness import Client, NodeProcess, field_of, stamped, sweep, value_of, wait_for
+from lifecycle_msgs.msg import Transition
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import PointCloud2
+
+from pcseg_ros.config import NodeConfig
+from pcseg_ros.parameter_file import read
 
 
 def test_the_whole_life_by_service(client: Client) -> None:
@@ -38,6 +44,19 @@ def test_the_whole_life_by_service(client: Client) -> None:
         assert node.exchange(sweep(12)).width == 12
         assert node.change("shutdown") and node.state() == "finalized"
         assert process.stop()[0] == 0
+
+
+def test_transitions_that_the_state_does_not_allow_are_refused(client: Client) -> None:
+    """As a lifecycle manager requests them from a node that starts by itself."""
+    by_label = ("configure", "activate", "cleanup", "destroy", "unknown")
+    by_id = (Transition.TRANSITION_CONFIGURE, Transition.TRANSITION_CLEANUP, 250)
+    with NodeProcess("checkpoint:=fake") as process:
+        node = client.attach(process)
+        granted = [t for t in (*by_label, *by_id) if node.change(t)]
+        assert granted == []
+        assert node.state() == "active"
+        assert node.exchange(sweep(10)).width == 10
+        assert "Traceback" not in process.output
 
 
 def test_missing_checkpoint_leaves_the_node_unconfigured_and_says_why(client: Client) -> None:
@@ -73,6 +92,50 @@ def test_wrong_parameters_end_the_start_with_one_line(parameter: str, words: str
         assert "Traceback" not in process.output
 
 
+def test_empty_lists_of_a_parameter_file_are_defaults(client: Client, tmp_path: Path) -> None:
+    file = tmp_path / "params.yaml"
+    file.write_text(
+        "/**: {ros__parameters: {checkpoint: fake, filter_classes: [], instance_classes: []}}"
+    )
+    with NodeProcess(params=file) as process:
+        node = client.attach(process)
+        assert list(node.get_parameter("instance_classes").string_array_value) == [
+            "vehicle",
+            "person",
+        ]
+        assert "parameter 'filter_classes' is empty: its default is used" in process.output
+
+
+def test_dumped_parameters_can_be_loaded(client: Client, tmp_path: Path) -> None:
+    """As `ros2 param dump` writes them."""
+    own = lambda values: {n: v for n, v in values.items() if not n.startswith("qos")}  # noqa: E731
+    file = tmp_path / "dumped.yaml"
+    with NodeProcess("checkpoint:=fake", "min_confidence:=0.25") as process:
+        node = client.attach(process)
+        dumped = node.dump_parameters()
+    file.write_text(yaml.safe_dump({"/**": {"ros__parameters": dumped}}))
+    assert "cameras.topics" in dumped and "class_names" in dumped
+    with NodeProcess(params=file) as process:
+        node = client.attach(process)
+        assert node.exchange(sweep(10)).width == 10
+        assert own(node.dump_parameters()) == own(dumped)
+        assert "unknown" not in process.output
+    assert read(file) == NodeConfig(checkpoint="fake", min_confidence=0.25)
+
+
+def test_unknown_class_of_the_filter_is_refused_at_configuring(client: Client) -> None:
+    with NodeProcess("checkpoint:=fake", "filter_classes:=['vehicle', 'unicorn']") as process:
+        node = client.attach(process, active=False)
+        wait_for(lambda: "filter_classes: unknown class 'unicorn'" in process.output, "the reason")
+        assert node.state() == "unconfigured"
+
+
+def test_a_node_without_autostart_says_what_to_do(client: Client) -> None:
+    with NodeProcess("checkpoint:=fake", "autostart:=false") as process:
+        command = f"ros2 lifecycle set {process.namespace}/segment_node configure"
+        wait_for(lambda: command in process.output, "the command")
+
+
 def test_unknown_parameter_is_pointed_out_and_whole_numbers_are_floats(client: Client) -> None:
     with NodeProcess("checkpoint:=fake", "min_confidense:=0.3", "max_age_s:=0") as process:
         client.attach(process)
@@ -99,6 +162,44 @@ def test_follows_a_best_effort_publisher(client: Client, reliability: str) -> No
             wait_for(lambda: node.received.get(timeout=5).width == 11, "an answer to the other")
         finally:
             client.node.destroy_publisher(publisher)
+
+
+def test_returns_to_reliable_when_the_best_effort_publisher_is_gone(client: Client) -> None:
+    with NodeProcess("checkpoint:=fake", "diagnostics_period_s:=0.1") as process:
+        node = client.attach(process)
+        topic = f"{process.namespace}/points"
+
+        def requested() -> ReliabilityPolicy:
+            (subscription,) = client.node.get_subscriptions_info_by_topic(topic)
+            return subscription.qos_profile.reliability
+
+        weak = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
+        for _ in range(2):
+            publisher = client.node.create_publisher(PointCloud2, topic, weak)
+            wait_for(lambda: "has a best effort publisher" in process.output, "the node to follow")
+            wait_for(lambda: requested() == ReliabilityPolicy.BEST_EFFORT, "best effort")
+            client.node.destroy_publisher(publisher)
+            wait_for(lambda: requested() == ReliabilityPolicy.RELIABLE, "reliable")
+        wait_for(node.connected, "topics to match")
+        node.send(sweep(12))
+        wait_for(lambda: node.received.get(timeout=5).width == 12, "an answer")
+
+
+def test_two_publishers_and_changing_frames_are_pointed_out(client: Client) -> None:
+    with NodeProcess("checkpoint:=fake", "diagnostics_period_s:=0.1") as process:
+        node = client.attach(process)
+        topic = f"{process.namespace}/points"
+        second = client.node.create_publisher(PointCloud2, topic, 10)
+        try:
+            node.report(lambda s: value_of(s, "counted: sweeps of several publishers") == "1")
+            assert f"{topic} is published by /test_client, /test_client" in process.output
+            for number, frame in enumerate(("a", "b", "a")):
+                node.exchange(stamped(sweep(10), (number + 1, 0), frame))
+            key = "counted: frame of the sweeps changed"
+            node.report(lambda s: value_of(s, key) == "2")
+            assert "from 'a' to 'b'; expected one sensor" in process.output
+        finally:
+            client.node.destroy_publisher(second)
 
 
 def test_reliable_input_refuses_a_best_effort_publisher_and_warns(client: Client) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import configparser
 import importlib.util
 import os
+import runpy
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -83,6 +84,28 @@ def test_the_workspace_holds_this_repository() -> None:
 def test_folders_of_ros_files_do_not_shadow_ros_packages() -> None:
     assert not (ROOT / "launch" / "__init__.py").exists()
     assert not (ROOT / "config" / "__init__.py").exists()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("current", [True, False])
+def test_develop_builds_the_native_library_unless_it_is_current(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, current: bool
+) -> None:
+    """As `colcon build --symlink-install` installs the package."""
+    pytest.importorskip("setuptools")
+    from setuptools import Distribution
+    from setuptools.command.develop import develop
+
+    native = runpy.run_path(str(ROOT / "pcseg_core" / "native" / "build.py"))
+    command = native["setup_arguments"]()["cmdclass"]["develop"]
+    built: list[Path] = []
+    monkeypatch.setitem(native["build"].__globals__, "build", built.append)
+    monkeypatch.setitem(native["build"].__globals__, "SOURCES", tmp_path)
+    library = tmp_path / native["LIBRARY"]
+    library.write_text(native["source_hash"]() if current else "of other sources")
+    monkeypatch.setattr(develop, "run", lambda self: None)
+    command(Distribution()).run()
+    assert built == ([] if current else [tmp_path])
 
 
 def test_colcon_reads_the_setup_cfg() -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +77,8 @@ def test_without_a_checkpoint_the_bundled_one_runs(client: Client) -> None:
         expected = Segmenter.load("bundled").segment(read_sweep(sent, 0.0))
         assert np.mean(field_of(node.exchange(sent), "label") == expected.labels) > 0.99
         assert "checkpoint 'bundled' with the classes road, " in process.output
+        engine = r"runs on (cpu|cuda) by (native [a-z0-9_]+|torch|triton) (fp32|fp16|bf16)\n"
+        assert re.search(engine, process.output)
 
 
 @pytest.fixture(scope="module")

@@ -252,3 +252,4 @@ def test_diagnostics_report_work(node: Attachment) -> None:
         value_of(status, "latency p95 (ms)")
     )
     assert value_of(status, "device") == "fake"
+    assert value_of(status, "engine") == "fake fp32"

@@ -73,6 +73,14 @@ def test_gap_unknown_place_and_no_messages() -> None:
         at(OdometryMotion(None, None), "lidar", S)
 
 
+def test_odometry_of_a_wrong_frame_is_not_waited_for() -> None:
+    poses = SensorPoses(driving(place=None), None, None)
+    deadline_s = time.monotonic() + 60
+    with pytest.raises(TransformError, match="T_body_lidar of 'lidar'") as caught:
+        poses.wait(lambda: poses.poses("lidar", LATE + 4 * S), deadline_s)
+    assert not caught.value.expected
+
+
 def test_a_jump_back_starts_anew_and_late_messages_are_left() -> None:
     motion = driving()
     motion.add("base_link", 4 * S + 1, np.eye(4))  # out of order: not used

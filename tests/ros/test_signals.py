@@ -3,14 +3,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import shlex
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
 pytest.importorskip("rclpy", reason="needs ROS 2 (rclpy)")
 
-from harness import Client, NodeProcess, sweep, wait_for
+from harness import FAKE_NODE, ROOT, Client, NodeProcess, runs, sweep, wait_for
+
+from pcseg_ros.process import END_WITH_PARENT
 
 LIMIT_S = 2.0
 
@@ -54,3 +62,25 @@ def test_signal_while_unconfigured(client: Client) -> None:
     with NodeProcess("checkpoint:=fake", "autostart:=false") as process:
         client.attach(process, active=False)
         assert_clean(process, signal.SIGTERM)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs prctl")
+@pytest.mark.parametrize("parameter", ["load=0", "load=60"])
+def test_a_node_of_a_launch_file_ends_with_its_parent(parameter: str, tmp_path: Path) -> None:
+    """As `ros2 launch` ends on SIGTERM: at once."""
+    log = tmp_path / "log"
+    node = [sys.executable, str(FAKE_NODE), "--ros-args", "-p", f"checkpoint:=fake:{parameter}"]
+    command = f"{shlex.join(node)} > {log} 2>&1 & echo $!; wait"
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    env = os.environ | {END_WITH_PARENT: "1", "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(["sh", "-c", command], stdout=subprocess.PIPE, env=env) as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        try:
+            wait_for(lambda: "loading" in log.read_text(), "the start")
+            parent.kill()
+            wait_for(lambda: not runs(pid), "the end of the node")
+        finally:
+            parent.kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)

@@ -3,11 +3,19 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 pytest.importorskip("rclpy", reason="needs ROS 2 (rclpy)")
 
+import rclpy
+from rclpy.context import Context
+from rclpy.node import Node
+from sensor_msgs.msg import PointCloud2
+
 from pcseg_ros.diagnostics import Summary, SweepStatistics, judge
+from pcseg_ros.qos import SensorSubscription
 
 
 def test_rates_are_taken_between_two_summaries() -> None:
@@ -78,3 +86,16 @@ def test_status_of_the_node(
     state: str, fault: str, summary: Summary, level: bytes, message: str
 ) -> None:
     assert judge(state, fault, summary) == (level, message)
+
+
+def test_lost_messages_are_counted() -> None:
+    """By the event of the middleware, which tests cannot provoke at will."""
+    context, statistics = Context(), SweepStatistics()
+    rclpy.init(context=context)
+    node = Node("probe", context=context)
+    made = SensorSubscription(node, PointCloud2, "points", print, statistics, "sweeps")
+    made._on_lost(SimpleNamespace(total_count=5, total_count_change=3))
+    assert statistics.summary().events == {"sweeps lost on the way": 3}
+    made.destroy()
+    node.destroy_node()
+    rclpy.try_shutdown(context=context)

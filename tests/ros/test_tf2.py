@@ -49,11 +49,16 @@ def message(parent: str, child: str, T: np.ndarray, stamp_ns: int = 0) -> TFMess
 
 
 @pytest.fixture
-def buffer() -> Iterator[TransformBuffer]:
+def refused() -> list[Exception]:
+    return []
+
+
+@pytest.fixture
+def buffer(refused: list[Exception]) -> Iterator[TransformBuffer]:
     context = Context()
     rclpy.init(context=context)
     node = rclpy.create_node("probe", context=context)
-    made = TransformBuffer(node, lambda: None)
+    made = TransformBuffer(node, lambda: None, refused.append)
     made._on_static(message("base_link", "lidar", T_BASE_LIDAR))
     made._on_static(message("base_link", "cam", T_BASE_CAM))
     for stamp in range(S, 3 * S + 1, S // 20):
@@ -139,10 +144,21 @@ def test_odometry_about_the_base_takes_the_place_of_the_lidar_from_tf(
     np.testing.assert_allclose(pose, pose_at(S) @ T_BASE_LIDAR, atol=1e-9)
 
 
-def test_broken_transforms_are_left_out(buffer: TransformBuffer) -> None:
+def test_broken_transforms_are_left_out(buffer: TransformBuffer, refused: list[Exception]) -> None:
     broken = message("odom", "base_link", np.eye(4), 3 * S + 50_000_000)
     broken.transforms[0].transform.rotation.w = 0.0
     buffer._on_moving(broken)
+    lost = message("odom", "base_link", np.eye(4), 3 * S + 50_000_000)
+    lost.transforms[0].transform.translation.x = np.nan
+    buffer._on_moving(lost)
+    far = message("base_link", "lidar", np.eye(4))
+    far.transforms[0].transform.translation.z = np.inf
+    buffer._on_static(far)
+    assert [str(error).partition(":")[0] for error in refused] == [
+        "odom to base_link",
+        "odom to base_link",
+        "base_link to lidar",
+    ]
     np.testing.assert_allclose(
         buffer.pose("odom", "lidar", 3 * S), pose_at(3 * S) @ T_BASE_LIDAR, atol=1e-6
     )

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The lifecycle node of rclpy, with the same answers to bad requests on every distribution."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from lifecycle_msgs.srv import ChangeState
+from rclpy.lifecycle import LifecycleNode
+from rclpy.parameter import Parameter
+
+
+class TolerantLifecycleNode(LifecycleNode):
+    """Refuses transitions that the state does not allow, and accepts empty parameters.
+
+    Args:
+        arguments: of `rclpy.lifecycle.LifecycleNode`.
+    """
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        service = next(s for s in self.services if s.srv_type is ChangeState)
+        change = service.callback
+
+        def answer(
+            request: ChangeState.Request, response: ChangeState.Response
+        ) -> ChangeState.Response:
+            try:
+                return change(request, response)
+            # RCLError: rclpy of Humble and Jazzy raises it in the executor, which would end the
+            # process. Errors of the transitions themselves do not get here.
+            except RuntimeError as error:
+                wanted = request.transition.label or request.transition.id
+                self.get_logger().warning(f"transition {wanted} refused: {error}")
+                response.success = False
+                return response
+
+        service.callback = answer
+
+    def declare_parameters(
+        self, namespace: str, parameters: Sequence[Any], *arguments: Any, **options: Any
+    ) -> list[Parameter]:
+        """As rclpy, but leave out the empty values of parameter files.
+
+        Their type is unknown, and rclpy refuses them without naming the parameter.
+        """
+        given = [p for p in parameters if len(p) == 1 or p[1] is not None]
+        for name, *_ in (p for p in parameters if p not in given):
+            self.get_logger().warning(
+                f"parameter '{name}' is empty: its default is used; an empty list is ['']"
+            )
+        declared: list[Parameter] = super().declare_parameters(
+            namespace, given, *arguments, **options
+        )
+        return declared

@@ -114,16 +114,19 @@ class SensorSubscription(Generic[Message]):
         self._node.destroy_subscription(self._subscription)
 
     def _create(self) -> Subscription[Message]:
-        create = lambda **events: self._node.create_subscription(  # noqa: E731
-            *self._arguments,
-            sensor(self._reliable),
-            event_callbacks=SubscriptionEventCallbacks(
-                incompatible_qos=self._on_incompatible, **events
-            ),
-            qos_overriding_options=QoSOverridingOptions(
-                (QoSPolicyKind.HISTORY, QoSPolicyKind.DEPTH)
-            ),
-        )
+        def create(**events: Callable[..., None]) -> Subscription[Message]:
+            found: Subscription[Message] = self._node.create_subscription(
+                *self._arguments,
+                sensor(self._reliable),
+                event_callbacks=SubscriptionEventCallbacks(
+                    incompatible_qos=self._on_incompatible, **events
+                ),
+                qos_overriding_options=QoSOverridingOptions(
+                    (QoSPolicyKind.HISTORY, QoSPolicyKind.DEPTH)
+                ),
+            )
+            return found
+
         try:
             return create(message_lost=self._on_lost)
         except UnsupportedEventTypeError:  # of some middlewares

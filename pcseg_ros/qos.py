@@ -114,7 +114,7 @@ class SensorSubscription(Generic[Message]):
         self._node.destroy_subscription(self._subscription)
 
     def _create(self) -> Subscription[Message]:
-        def create(**events: Callable[..., None]) -> Subscription[Message]:
+        def create(**events: Any) -> Subscription[Message]:
             found: Subscription[Message] = self._node.create_subscription(
                 *self._arguments,
                 sensor(self._reliable),

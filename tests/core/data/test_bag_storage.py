@@ -231,6 +231,10 @@ def test_statistics_that_name_more_messages_than_there_are(tmp_path) -> None:
 def test_any_name_of_a_folder_reads(tmp_path, name: str, format: str) -> None:
     path = shutil.move(bag(tmp_path / "drive", format=format), tmp_path / name)
     assert read_counts(path) == HELD
+    for source in (path, f"bag:{path}", f"{path}?poses=none", f"bag:{path}?poses=none"):
+        recording = open_recording(source)
+        assert len(recording) == 5
+        assert recording.pose_source == ("none" if str(source).endswith("none") else "tf")
 
 
 def test_a_name_that_the_sqlite_writer_cannot_take_is_refused(tmp_path) -> None:

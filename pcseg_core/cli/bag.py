@@ -50,8 +50,8 @@ def from_kitti(
         compress=compress,
         force=force,
     )
-    for reason, count in recording.skipped.most_common():
-        note(f"skipped: {reason} ({count})")
+    for line in recording.account.lines():
+        note(line)
     for topic, count in written.counts.items():
         typer.echo(f"{count:6d}  {topic}")
     typer.echo(f"wrote {out}; poses from {recording.pose_source}")

@@ -148,10 +148,10 @@ def _recipe(options: ReplayOptions) -> Recipe | None:
 
 def _open(source: str, setup: NodeSetup) -> Recording:
     """The recording, read as the node decodes it."""
-    from pcseg_core.data import open_recording
+    from pcseg_core.data import open_recording, split_query
 
     reader, place = _reader(source)
-    in_source = dict(parse_qsl(place.partition("?")[2])) if reader == "bag" else {}
+    in_source = dict(parse_qsl(split_query(place)[1])) if reader == "bag" else {}
     wanted: Mapping[str, object] = setup.reader_options() if reader == "bag" else {}
     return open_recording(source, **{k: v for k, v in wanted.items() if k not in in_source})
 
@@ -171,12 +171,12 @@ def _check_poses(recording: Recording, source: str, setup: NodeSetup) -> None:
 
 def _reader(source: str) -> tuple[str, str]:
     """Reader and path of a source, as `open_recording` understands it."""
-    from pcseg_core.data import READERS, detect
+    from pcseg_core.data import READERS, detect, split_query
 
     reader, colon, place = source.partition(":")
     if colon and reader in READERS:
         return reader, place
-    path = Path(source.partition("?")[0])
+    path = Path(split_query(source)[0])
     return (detect(path) if path.exists() else ""), source
 
 
@@ -221,10 +221,12 @@ def _offline(
 
 def _check_bag(source: str) -> Path:
     """The bag for --live, or an error."""
+    from pcseg_core.data import split_query
+
     reader, place = _reader(source)
     if reader != "bag":
         raise InputError(f"--live needs a rosbag2, got {source}")
-    return Path(place.partition("?")[0])
+    return Path(split_query(place)[0])
 
 
 def _live(source: str, options: ReplayOptions, setup: NodeSetup) -> list[Method]:

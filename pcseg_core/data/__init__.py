@@ -32,6 +32,7 @@ __all__ = [
     "fingerprint",
     "open_recording",
     "readable",
+    "split_query",
 ]
 
 
@@ -85,12 +86,20 @@ def open_recording(source: str | Path, **options: Any) -> Recording:
         reader, place = "", str(source)
     if reader == "simulated":
         return _reader(reader)(place, **options)
-    path, _, query = place.partition("?")
+    path, query = split_query(place)
     if not Path(path).exists():
         known = ", ".join(READERS)
         raise InputError(f"{source}: no such file or folder (readers, for reader:path: {known})")
     opener = _reader(reader or detect(Path(path)))
     return opener(path, **_checked(opener, {**dict(parse_qsl(query)), **options}, str(source)))
+
+
+def split_query(place: str) -> tuple[str, str]:
+    """Path and query of a place; a "?" in the name of an existing path starts no query."""
+    if Path(place).exists() or "?" not in place:
+        return place, ""
+    path, _, query = place.rpartition("?")
+    return path, query
 
 
 def detect(path: Path) -> str:

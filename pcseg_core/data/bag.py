@@ -60,6 +60,7 @@ class BagRecording:
         name, label_space, pose_source, scenes, skipped: see `pcseg_core.data.Recording`.
         problems: sentences about missing parts (a calibration, poses).
         account: what the bag holds by topic, and what becomes of it.
+        camera_faults: image topic -> why no inspected image of it can be used.
         cloud_topic: the topic of the sweeps.
         scale: scale of the intensities, one for the whole bag, with its source.
         lidar_frame: their frame.
@@ -300,17 +301,14 @@ class BagRecording:
         return models[0]
 
     def _readable_cameras(self, chosen: bool) -> list[BagCamera]:
-        """The cameras without those that cannot be decoded while others can.
-
-        A camera that is chosen by name, or is the only one, stays; its images fail on access.
-        """
-        faults = {} if chosen else {c.topics.image: self._fault(c) for c in self.cameras}
-        if not faults or all(faults.values()):
+        """The cameras without those that do not decode, unless chosen by name or all fail."""
+        found = {} if chosen else {c.topics.image: self._fault(c) for c in self.cameras}
+        self.camera_faults = {topic: fault for topic, fault in found.items() if fault}
+        if len(self.camera_faults) == len(self.cameras):
             return self.cameras
-        for topic, fault in faults.items():
-            if fault:
-                self.problems.append(f"camera {topic} cannot be used: {fault}")
-        return [camera for camera in self.cameras if not faults[camera.topics.image]]
+        for topic, fault in self.camera_faults.items():
+            self.problems.append(f"camera {topic} cannot be used: {fault}")
+        return [camera for camera in self.cameras if camera.topics.image not in self.camera_faults]
 
     def _fault(self, camera: BagCamera) -> str:
         """Why none of three images spread over the recording can be used; empty if one can."""

@@ -70,8 +70,13 @@ def _explain(found: Account, recording: BagRecording, topic: str, readable: int)
         found.used[topic] = readable - explained
     else:
         pairs = recording.pairs(camera)
-        found.used[topic] = len(np.unique(pairs[pairs >= 0]))
-        other = len(camera.index) - found.used[topic]
+        paired = len(np.unique(pairs[pairs >= 0]))
+        fault = recording.camera_faults.get(topic, "")
+        if fault and paired:
+            found.failed[topic][f"no inspected image can be used: {fault}"] = paired
+        else:
+            found.used[topic] = paired
+        other = len(camera.index) - paired
         if other:
             found.left_out[topic]["not the image nearest to a sweep"] += other
 

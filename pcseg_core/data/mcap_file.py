@@ -22,6 +22,7 @@ from pcseg_core.errors import InputError
 _MAGIC = b"\x89MCAP0\r\n"
 _FOOTER_BYTES = 1 + 8 + 20 + len(_MAGIC)
 _LOOSE_PER_GROUP = 256
+_LAST_NS = (1 << 63) - 1  # times are unsigned in MCAP, signed in rosbag2
 (_HEADER, _FOOTER, _SCHEMA, _CHANNEL, _MESSAGE, _CHUNK) = range(1, 7)
 (_CHUNK_INDEX, _STATISTICS, _DATA_END) = (0x08, 0x0B, 0x0F)
 
@@ -175,7 +176,7 @@ class McapFile:
                 self._scan_chunk(start - 9)
             elif kind == _MESSAGE and size >= 22:
                 channel, _, time = struct.unpack("<HIQ", self._at(start, 14))
-                loose.loose.append((time, channel, start + 22, size - 22))
+                loose.loose.append((min(time, _LAST_NS), channel, start + 22, size - 22))
                 if len(loose.loose) == _LOOSE_PER_GROUP:
                     self._groups.append(_closed(loose))
                     loose = _Group(0, 0, place)
@@ -207,6 +208,7 @@ class McapFile:
             for record in _records(data):
                 if record.kind == _MESSAGE:
                     channel, _, time = struct.unpack_from("<HIQ", data, record.start)
+                    time = min(time, _LAST_NS)
                     first = not group.counts
                     group.start_ns = time if first else min(group.start_ns, time)
                     group.end_ns = max(group.end_ns, time)
@@ -250,7 +252,7 @@ class McapFile:
                 if record.kind == _MESSAGE:
                     channel, _, time = struct.unpack_from("<HIQ", data, record.start)
                     end = record.start + record.size
-                    found.append((time, channel, data[record.start + 22 : end]))
+                    found.append((min(time, _LAST_NS), channel, data[record.start + 22 : end]))
         except (ValueError, struct.error):
             self.damaged[group.offset] = group.counts
             return
@@ -306,7 +308,7 @@ def _indexed(body: memoryview) -> _Group:
     (index_bytes,) = struct.unpack_from("<Q", body, 36 + bytes_)
     ends = [at for at, _ in places[1:]] + [offset + length + index_bytes]
     counts = {key: (end - at - 15) // 16 for (at, key), end in zip(places, ends)}
-    return _Group(start_ns, end_ns, offset, +Counter(counts))
+    return _Group(min(start_ns, _LAST_NS), min(end_ns, _LAST_NS), offset, +Counter(counts))
 
 
 def _closed(group: _Group) -> _Group:

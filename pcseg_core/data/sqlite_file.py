@@ -60,8 +60,9 @@ class SqliteFile:
                 values.append(limit)
         try:
             for topic, time, data in self._database.execute(f"{query} ORDER BY timestamp", values):
-                yield topic, int(time), data if isinstance(data, bytes) else b""
-        except (sqlite3.Error, TypeError, ValueError) as error:
+                known = time if isinstance(time, int) else 0
+                yield topic, known, data if isinstance(data, bytes) else b""
+        except (sqlite3.Error, ValueError) as error:
             raise not_a_bag(self._path, str(error)) from error
 
     def _channels(self) -> dict[int, Channel]:

@@ -112,6 +112,9 @@ def test_images_that_cannot_be_used_decide_the_verdict(tmp_path, parts, reason: 
     assert not report.trainable
     (fault,) = [what for what in _findings(report, "error") if "images of front" in what]
     assert reason in fault and fault.startswith("6 of 6")
+    (entry,) = [e for topic, e in report.account.items() if topic.startswith(FRONT)]
+    assert (entry.held, entry.used, entry.unexplained) == (6, 0, 0)
+    assert reason in str(entry.failed)
 
 
 def test_a_broken_camera_does_not_take_the_others_along(tmp_path) -> None:

@@ -231,6 +231,10 @@ def test_statistics_that_name_more_messages_than_there_are(tmp_path) -> None:
 def test_any_name_of_a_folder_reads(tmp_path, name: str, format: str) -> None:
     path = shutil.move(bag(tmp_path / "drive", format=format), tmp_path / name)
     assert read_counts(path) == HELD
+    for source in (path, f"bag:{path}", f"{path}?poses=none", f"bag:{path}?poses=none"):
+        recording = open_recording(source)
+        assert len(recording) == 5
+        assert recording.pose_source == ("none" if str(source).endswith("none") else "tf")
 
 
 def test_a_name_that_the_sqlite_writer_cannot_take_is_refused(tmp_path) -> None:
@@ -355,3 +359,55 @@ def test_mutated_files_are_read_whole_in_part_or_refused(tmp_path, options) -> N
             assert not recording.account.unexplained()
         except InputError as error:
             assert len(str(error)) < 2000
+
+
+@pytest.mark.parametrize("chunked", [True, False])
+def test_times_beyond_those_of_ros_cost_nothing(tmp_path, chunked: bool) -> None:
+    def extra(writer) -> None:
+        schema = writer.register_schema("std_msgs/msg/Header", "ros2msg", b"string frame_id")
+        channel = writer.register_channel("/late", "cdr", schema)
+        for time in (2**63, 2**64 - 1):
+            writer.add_message(channel, time, b"\0\1\0\0" + bytes(8) + b"\1\0\0\0\0", time)
+
+    path = rewritten(bag(tmp_path / "drive"), tmp_path / "x.mcap", extra, use_chunking=chunked)
+    assert read_counts(path) == HELD | {"/late": 2}
+    file = BagFile(path)
+    index = file.index(["/late"])[0]["/late"]
+    assert index.bag_ns.tolist() == [2**63 - 1] * 2
+    assert file.read(index, 1) is not None
+
+
+def test_rows_of_sqlite_without_time_or_data_cost_themselves(tmp_path) -> None:
+    path = bag(tmp_path / "drive", format="sqlite3")
+    with sqlite3.connect(path / "drive.db3") as database:
+        database.execute("PRAGMA writable_schema=ON")
+        schema = "id INTEGER PRIMARY KEY, topic_id, timestamp, data"
+        database.execute(f"CREATE TABLE loose ({schema})")
+        database.execute("INSERT INTO loose SELECT * FROM messages")
+        database.execute("DROP TABLE messages")
+        database.execute("ALTER TABLE loose RENAME TO messages")
+        (clouds,) = database.execute("SELECT id FROM topics WHERE name='/points'").fetchone()
+        rows = "SELECT id FROM messages WHERE topic_id=? LIMIT 1"
+        database.execute(f"UPDATE messages SET data=NULL WHERE id=({rows})", (clouds,))
+        database.execute(f"UPDATE messages SET timestamp='x' WHERE id=({rows} OFFSET 1)", (clouds,))
+    recording = open_recording(path)
+    entry = recording.account.entries()["/points"]
+    assert (entry.held, entry.used, entry.unexplained) == (5, 3, 0)
+    assert entry.failed == {"message that does not deserialize": 1}
+    assert entry.left_out == {"stamp that repeats or goes backwards": 1}
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+def test_older_schemas_of_sqlite(tmp_path, version: int) -> None:
+    path = bag(tmp_path / "drive", format="sqlite3") / "drive.db3"
+    columns = "id, name, type, serialization_format"
+    with sqlite3.connect(path) as database:
+        database.execute("DROP TABLE message_definitions")
+        database.execute("DROP TABLE metadata")
+        if version < 3:
+            database.execute("DROP TABLE schema")
+            extra = ", offered_qos_profiles" if version == 2 else ""
+            database.execute(f"CREATE TABLE kept AS SELECT {columns}{extra} FROM topics")
+            database.execute("DROP TABLE topics")
+            database.execute("ALTER TABLE kept RENAME TO topics")
+    assert read_counts(path) == HELD

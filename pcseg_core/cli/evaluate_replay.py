@@ -179,7 +179,7 @@ def _reader(source: str) -> tuple[str, str]:
 
 
 def _load_teacher(config: TeacherConfig | None, setup: NodeSetup) -> PixelClasses | None:
-    from pcseg_core.online.segmenter import choose_device
+    from pcseg_core.models.inference import choose_device
     from pcseg_core.vision.pixel_classes import load_teacher
 
     return load_teacher(config, str(choose_device(setup.device))) if config else None

@@ -39,6 +39,7 @@ def label(
     """
     from pcseg_core.data import open_recording
     from pcseg_core.learning.recipe import load_recipe
+    from pcseg_core.models.inference import choose_device
     from pcseg_core.online.auto_labels import (
         AutoLabeler,
         LabelSettings,
@@ -46,7 +47,7 @@ def label(
         label_recording,
     )
     from pcseg_core.online.pipeline import Pipeline
-    from pcseg_core.online.segmenter import Segmenter, choose_device
+    from pcseg_core.online.segmenter import Segmenter
     from pcseg_core.recipes import recipe_file
     from pcseg_core.vision.pixel_classes import load_teacher
 

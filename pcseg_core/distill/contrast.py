@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Contrast between points and pixels: superpixels, single pairs, segments across time.
+"""Contrastive losses of points and pixels: superpixels, single pairs, segments across sweeps.
 
-Every loss is a row-wise cross-entropy of similarities over a temperature. What is known not to be
-a negative is taken out of the denominator with -inf; a factor of 0 on its logit would leave
-exp(0) = 1 in it.
+Every loss is a row-wise cross-entropy of similarities over a temperature. Keys that are known not
+to be negatives get the logit -inf. A factor of 0 on the logit would leave exp(0) = 1 in the
+denominator.
 """
 
 from __future__ import annotations
@@ -44,17 +44,17 @@ def info_nce(
 ) -> Tensor:
     """-log of the softmax of each query's own key among all keys (van den Oord et al., 2018).
 
-    With several right keys per query, the mean over them (Khosla et al., Supervised Contrastive
-    Learning, 2020, equation 2). Untrained features of equal similarity give ln M.
+    With several positive keys per query, the mean over them (Khosla et al., Supervised Contrastive
+    Learning, 2020, equation 2). Features of equal similarity give ln M.
 
     Args:
         queries: (N, D).
         keys: (M, D).
         temperature: divisor of the inner products.
         target: (N,) int64 key of each query; the key of the same number if not given.
-        excluded: (N, M) bool, keys that are no negatives of a query; its own key always counts.
+        excluded: (N, M) bool, keys that are not negatives of a query; its own key always counts.
         weights: (N,) weight of each query in the mean.
-        positives: (N, M) bool, further right keys of each query; its own key always is one.
+        positives: (N, M) bool, further positive keys of each query; its own key always is one.
 
     Returns:
         Scalar; 0 (with a gradient path) without queries.
@@ -113,20 +113,20 @@ def false_negatives(
     sweeps: Tensor | None = None,
     places: Tensor | None = None,
 ) -> Tensor:
-    """Pairs of segments that are no negatives of each other.
+    """Pairs of segments that are not negatives of each other.
 
     Args:
-        teacher: (M, D) frozen teacher's mean features; centered over the batch here, since the
-            features of many networks share a large common part.
+        teacher: (M, D) mean features of the frozen teacher. They are centered over the batch,
+            since the features of many networks share a large common part.
         quantile: in 0..1; pairs whose cosine lies above this quantile of all pairs of different
             segments are excluded. None excludes none by it.
         classes: (M,) int64; segments of one class are excluded. IGNORE shares with none.
         sweeps: (M,) int64 sweep of each segment.
-        places: (M,) int64 place of each segment; segments of different sweeps at one place may be
-            the same thing seen twice and are excluded.
+        places: (M,) int64 place of each segment; segments of different sweeps at one place may
+            be the same object and are excluded.
 
     Returns:
-        (M, M) bool; True on the diagonal or not does not matter to the losses.
+        (M, M) bool; the losses ignore its diagonal.
     """
     excluded = torch.zeros(len(teacher), len(teacher), dtype=torch.bool, device=teacher.device)
     if quantile is not None and len(teacher) > 2:
@@ -150,7 +150,7 @@ def same_class(classes: Tensor) -> Tensor:
 
 
 def balanced_anchors(teacher: Tensor, threshold: float = 0.5) -> Tensor:
-    """Weights that let rare things count as much as common ones (ST-SLidR, CVPR 2023).
+    """Weights that balance rare and common segments (ST-SLidR, CVPR 2023).
 
     A segment's commonness is the sum of its cosines above the threshold with all others, centered
     as in `false_negatives`.
@@ -186,7 +186,7 @@ def point_to_segment(
         segments: (N,) int64 row of `centers` that each point belongs to.
         centers: (M, D) features of the segments.
         temperature: divisor of the inner products.
-        excluded: (M, M) bool, segments that are no negatives of each other.
+        excluded: (M, M) bool, segments that are not negatives of each other.
 
     Returns:
         Scalar; 0 (with a gradient path) without points.
@@ -211,7 +211,7 @@ def temporal_consistency(
         then: the same of the other sweep; ids are shared.
         count: number S of segments; those without points in both sweeps are left out.
         temperature: divisor of the inner products.
-        excluded: (S, S) bool, segments that are no negatives of each other.
+        excluded: (S, S) bool, segments that are not negatives of each other.
     """
     means_now, sizes_now = segment_means(*now, count)
     means_then, sizes_then = segment_means(*then, count)

@@ -33,7 +33,7 @@ class Evidence:
 
     Attributes:
         index: (M,) int32 positions of the seen points in the sweep.
-        weights: (M,) float32 trust in each point's pixels, summed over cameras.
+        weights: (M,) float32 weight of each point's pixels, summed over cameras.
         sums: (M, C) float32 weighted class probabilities, summed over cameras.
     """
 

@@ -34,7 +34,7 @@ _MAPPED = ("/image", "/text", "/features", "/mirrored")  # large arrays, left on
 
 @dataclass
 class Observation:
-    """One look at a sweep. Parts are None where they were not asked for.
+    """A sweep, deskewed once, with the results of image networks. Unused parts are None.
 
     Attributes:
         name: unique in a run.
@@ -222,12 +222,12 @@ class Observer:
         name, scene = f"{recording.name}-{index:06d}", f"{source}/{recording.scenes[index]}"
         posed = _is_posed(path)
         if posed is None:
-            observation = self.look(recording[index], recording.name, name, scene, index)
+            observation = self.observe_sample(recording[index], recording.name, name, scene, index)
             observation.save(path)
             posed = observation.posed
         return StoredObservation(path, name, scene, index, posed)
 
-    def look(
+    def observe_sample(
         self, sample: Sample, recording: str, name: str = "", scene: str = "", index: int = 0
     ) -> Observation:
         """Observe one sample.

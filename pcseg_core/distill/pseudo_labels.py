@@ -13,7 +13,6 @@ from pcseg_core.config import Section
 from pcseg_core.data.sample import Sample
 from pcseg_core.distill.consolidation import ConsolidationConfig
 from pcseg_core.distill.evidence import Evidence, PixelEvidence, world_keys
-from pcseg_core.geometry import deskew
 from pcseg_core.labels import IGNORE
 from pcseg_core.projection import project_cloud
 
@@ -58,33 +57,17 @@ class PseudoLabelConfig(Section):
     )
 
 
-def camera_evidence(
-    sample: Sample,
-    teacher: PixelClasses,
-    groups: np.ndarray,
-    classes: int,
-    config: PseudoLabelConfig,
-) -> Evidence:
-    """Vote of all cameras over the points of a sweep.
+def pixel_evidence(
+    sample: Sample, teacher: PixelClasses, groups: np.ndarray, classes: int
+) -> Iterator[PixelEvidence]:
+    """Pixel classes of the images of a sample, one by one.
 
     Args:
         sample: sweep with images.
         teacher: pixel classes.
         groups: (C_teacher,) target class of each of the teacher's classes, IGNORE for none.
         classes: number C of target classes.
-        config: projection settings.
     """
-    cloud, xyz = sample.cloud, sample.cloud.xyz
-    if sample.trajectory is not None and cloud.time is not None:
-        xyz = deskew(xyz, cloud.time, sample.trajectory, cloud.stamp_ns)
-    images = pixel_evidence(sample, teacher, groups, classes)
-    return gather_evidence(xyz, images, classes, config)
-
-
-def pixel_evidence(
-    sample: Sample, teacher: PixelClasses, groups: np.ndarray, classes: int
-) -> Iterator[PixelEvidence]:
-    """Label the images of a sample, one by one; see `camera_evidence`."""
     for k, frame in enumerate(sample.cameras):
         grouped = group_probabilities(teacher.probabilities(frame.image), groups, classes)
         yield PixelEvidence(grouped, frame.camera, sample.T_cam_lidar(k))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Several processes that train one network: the same numbers as one process on the whole batch."""
+"""Training with several processes: the results are those of one process on the whole batch."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_gather, all_reduce
 
-from pcseg_core.sparse import BatchNorm, SparseTensor
+from pcseg_core.sparse import BatchNorm
 
 
 def ranks() -> tuple[int, int]:
-    """Number of this process and of processes; (0, 1) without torchrun."""
+    """Rank of this process and number of processes; (0, 1) without torchrun."""
     if not (dist.is_available() and dist.is_initialized()):
         return 0, 1
     return dist.get_rank(), dist.get_world_size()
@@ -25,10 +25,10 @@ def ranks() -> tuple[int, int]:
 
 @contextmanager
 def first_process_first(gpu: bool) -> Iterator[None]:
-    """Run a block in torchrun's first process before all others, which then find its files."""
+    """Run a block in the first process of torchrun before all others, which then use its files."""
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if world > 1 and not dist.is_initialized():
-        # Preparing a large recording takes hours; the default gives up after half an hour.
+        # Preparing a large recording takes hours; the default timeout is half an hour.
         dist.init_process_group("nccl" if gpu else "gloo", timeout=timedelta(days=2))
     if rank > 0:
         dist.barrier()
@@ -40,10 +40,10 @@ def first_process_first(gpu: bool) -> Iterator[None]:
 
 
 def gather_rows(rows: Tensor) -> Tensor:
-    """Rows (n, ...) of all processes, by rank; gradients flow back to where rows came from.
+    """Rows (n, ...) of all processes, by rank, with gradients.
 
-    A loss over gathered rows is the same in every process. Its gradients add up over the
-    processes on the way back, and data-parallel training divides by their number.
+    A loss over gathered rows is the same in every process. Its gradients are summed over the
+    processes, and data-parallel training divides by their number.
     """
     _, world = ranks()
     if world == 1:
@@ -61,21 +61,20 @@ def gather_rows(rows: Tensor) -> Tensor:
 
 
 class SyncedBatchNorm(BatchNorm):
-    """Batch norm over the voxels of all processes, on any device (torch's own needs CUDA)."""
+    """Batch norm over the voxels of all processes, on any device (that of torch needs CUDA)."""
 
-    def forward(self, x: SparseTensor) -> SparseTensor:  # type: ignore[override]
-        """Normalize (M, C) features; statistics are those of all processes' voxels together."""
+    def normalize(self, feats: Tensor) -> Tensor:
+        """Normalize (M, C) features by the statistics over the voxels of all processes."""
         if not self.training or ranks()[1] == 1:
-            return super().forward(x)
-        feats = x.feats
+            return super().normalize(feats)
         count = feats.new_full((1,), float(len(feats)))
         sums = all_reduce(torch.cat([feats.sum(0), feats.square().sum(0), count]))
         channels, total = feats.shape[1], sums[-1]
         mean = sums[:channels] / total
         variance = (sums[channels:-1] / total - mean.square()).clamp_min(0)
         self._remember(mean.detach(), variance.detach() * total.detach() / (total.detach() - 1))
-        scaled = (feats - mean) * torch.rsqrt(variance + self.eps)
-        return x.replace(scaled * self.weight + self.bias)
+        scaled: Tensor = (feats - mean) * torch.rsqrt(variance + self.eps)
+        return torch.addcmul(self.bias, scaled, self.weight)
 
     def _remember(self, mean: Tensor, variance: Tensor) -> None:
         assert self.running_mean is not None and self.running_var is not None
@@ -87,7 +86,7 @@ class SyncedBatchNorm(BatchNorm):
 
 
 def synchronize(module: nn.Module) -> None:
-    """Let every batch norm inside a module see the voxels of all processes; names stay."""
+    """Replace every batch norm in a module by one over all processes; names do not change."""
     for name, child in module.named_children():
         if type(child) is BatchNorm:
             synced = SyncedBatchNorm(child.num_features, child.eps, child.momentum)

@@ -15,6 +15,7 @@ import torch
 from pcseg_core.distill.image_views import ImageView
 from pcseg_core.distill.observation import Observation, StoredObservation
 from pcseg_core.distill.temporal import partners, read_segments
+from pcseg_core.errors import InputError
 from pcseg_core.geometry import invert, transform
 from pcseg_core.labels import IGNORE
 from pcseg_core.learning.augment import (
@@ -65,9 +66,18 @@ class PairedSectors:
         self.scenes = ScenePicker([stored.scene for stored in observations])
 
     def draw(self, step: int, rank: int = 0, world: int = 1) -> list[Batch]:
-        """See `Sectors`."""
+        """See `Sectors`.
+
+        Raises:
+            InputError: there are more processes than sectors, or pairs of them.
+        """
         paired = self.recipe.loss.temporal > 0
         items = -(-self.recipe.optimizer.batch_size // (2 if paired else 1))
+        if items < world:
+            raise InputError(
+                f"optimizer.batch_size {self.recipe.optimizer.batch_size} gives {items} of {world} "
+                f"processes something to do; give at least {world * (2 if paired else 1)}"
+            )
         sectors: list[Batch] = []
         for item in range(rank, items, world):
             rng = np.random.default_rng((self.recipe.seed, step, item))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which classes of a label space are never labeled, and the words that all of them go by."""
+"""Splits of a label space into seen and unseen classes, with their words."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Split(Section):
     unseen: tuple[str, ...] = Field(min_length=1, description="Classes that are never labeled")
     words: dict[str, tuple[str, ...]] = Field(
         default_factory=dict,
-        description="Words of a class, by its name; default its name and synonyms",
+        description="Words of a class, by its name; by default its name and synonyms",
     )
 
     @property
@@ -41,7 +41,7 @@ class Split(Section):
         """Class name -> its words that the text space knows, in the order of the ids.
 
         Raises:
-            InputError: a class has no word there, or the split gives a word that is unknown.
+            InputError: a class has no known word, or the split gives an unknown word.
         """
         found = {}
         for entry in self.space.classes:
@@ -59,12 +59,12 @@ class Split(Section):
 
 
 def available_splits() -> tuple[str, ...]:
-    """Names of the splits that come with the package."""
+    """Names of the splits of the package."""
     return tuple(sorted(path.stem for path in _FOLDER.glob("*.yaml")))
 
 
 def load_split(source: str) -> Split:
-    """A split that comes with the package, by name, or any by the path of its YAML file.
+    """A split of the package by name, or any split by the path of its YAML file.
 
     Raises:
         InputError: no such split or file, unknown keys, or classes that its space lacks.

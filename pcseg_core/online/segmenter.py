@@ -20,7 +20,7 @@ from pcseg_core.config import parse_section
 from pcseg_core.errors import InputError
 from pcseg_core.input_check import InputStatistics
 from pcseg_core.labels import IGNORE, LabelSpace
-from pcseg_core.models.inference import CompiledMinkUNet, compile_inference
+from pcseg_core.models.inference import CompiledMinkUNet, choose_device, compile_inference
 from pcseg_core.models.minkunet import MinkUNet
 from pcseg_core.models.student import Points, Student, StudentConfig, load_student
 from pcseg_core.native import library
@@ -313,23 +313,6 @@ def prepare_network(
     if precision == "auto":
         precision = "bf16" if library.has_bfloat16() else "fp32"
     return compile_inference(network, precision)
-
-
-def choose_device(device: str) -> torch.device:
-    """The device of a name; "auto" prefers CUDA.
-
-    Raises:
-        InputError: the device does not exist on this machine.
-    """
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-    except RuntimeError:
-        raise InputError(f"device '{device}': expected auto, cpu, cuda or cuda:N") from None
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"device '{device}': torch finds no CUDA GPU here; use cpu or auto")
-    return chosen
 
 
 @contextmanager

@@ -94,7 +94,12 @@ class BatchNorm(nn.BatchNorm1d):
     """Batch normalization over all voxels of the batch."""
 
     def forward(self, x: SparseTensor) -> SparseTensor:  # type: ignore[override]
-        return x.replace(super().forward(x.feats))
+        return x.replace(self.normalize(x.feats))
+
+    def normalize(self, feats: Tensor) -> Tensor:
+        """Normalize (M, C) features."""
+        normalized: Tensor = super().forward(feats)
+        return normalized
 
 
 class ReLU(nn.ReLU):

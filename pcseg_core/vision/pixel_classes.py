@@ -109,7 +109,7 @@ class ESPNetv2Classes:
         normalized = normalize(image).to(self.device)
         height, width = image.shape[:2]
         size = ((height + 1) // 2, (width + 1) // 2)
-        total = torch.zeros(1)
+        total = torch.zeros(1, device=self.device)
         views = [(s, mirrored) for s in self.scales for mirrored in (False, True)[: 1 + self.flip]]
         for scale, mirrored in views:
             total = total + self._predict(normalized, scale, mirrored, size)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from pathlib import Path
@@ -147,7 +148,7 @@ def test_classes_that_do_not_group_are_reported_and_the_sweep_is_labeled() -> No
 
 
 def test_teacher_beside_the_student_over_dds(client: Any, tmp_path: Path) -> None:
-    from harness import NodeProcess, field_of, stamped
+    from harness import NodeProcess, field_of, stamped, wait_for
     from sensor_msgs.msg import PointCloud2
     from sensors import Sensors, write_calibration
     from test_cameras import T_BODY_LIDAR, post
@@ -168,11 +169,17 @@ def test_teacher_beside_the_student_over_dds(client: Any, tmp_path: Path) -> Non
         node = client.attach(process)
         sensors = Sensors(client, process.namespace)
         teacher = node.listen(PointCloud2, "teacher_points")
-        for number in range(3):
-            sensors.look(10.0 + number)
-            answer = node.exchange(stamped(post(), (10 + number, 0)))
-        assert answer.width == 100
-        seen = teacher.get(timeout=10)
+        wait_for(sensors.front.get_subscription_count, "a subscriber of the images")
+        seconds = itertools.count(10)
+
+        def taught() -> bool:
+            second = next(seconds)
+            sensors.look(float(second))
+            assert node.exchange(stamped(post(), (second, 0))).width == 100
+            return not teacher.empty()
+
+        wait_for(taught, "labels of the teacher")
+        seen = teacher.get(timeout=1)
         assert [f.name for f in seen.fields] == ["x", "y", "z", "label", "confidence"]
         ahead = field_of(seen, "x") > 0
         assert (field_of(seen, "label")[~ahead] == 65535).all()  # behind the camera
@@ -180,7 +187,7 @@ def test_teacher_beside_the_student_over_dds(client: Any, tmp_path: Path) -> Non
 
 
 def test_late_evidence_is_counted_and_the_sweep_published(client: Any, tmp_path: Path) -> None:
-    from harness import NodeProcess, stamped, value_of
+    from harness import NodeProcess, stamped, value_of, wait_for
     from sensors import Sensors, write_calibration
     from test_cameras import T_BODY_LIDAR, post
 
@@ -200,6 +207,7 @@ def test_late_evidence_is_counted_and_the_sweep_published(client: Any, tmp_path:
     ) as process:
         node = client.attach(process)
         sensors = Sensors(client, process.namespace)
+        wait_for(sensors.front.get_subscription_count, "a subscriber of the images")
         for number in range(3):
             sensors.look(10.0 + number)
             assert node.exchange(stamped(post(), (10 + number, 0))).width == 100

@@ -135,7 +135,7 @@ def test_evidence_and_pixels_count_finite_points_alone(drive: SimulatedDrive) ->
         ClassEvidence(teacher, config, {}),
         PixelSampler(config, {}, image=teacher.features),
     )
-    seen = observer.look(sample, "drive")
+    seen = observer.observe_sample(sample, "drive")
     assert len(seen.xyz) == sample.cloud.finite.sum() and np.isfinite(seen.xyz).all()
     assert seen.evidence is not None and seen.pixels is not None and seen.truth is not None
     votes = seen.evidence.sums.argmax(1)

@@ -10,9 +10,10 @@ from pcseg_core.data.sample import CameraFrame, Sample
 from pcseg_core.distill.pseudo_labels import (
     Evidence,
     PseudoLabelConfig,
-    camera_evidence,
+    gather_evidence,
     group_probabilities,
     label_points,
+    pixel_evidence,
     propagate_labels,
     sample_map,
 )
@@ -44,7 +45,8 @@ def sample_with(cameras: int, xyz: np.ndarray) -> Sample:
 def test_points_take_the_class_of_their_pixel() -> None:
     xyz = np.array([[10, 3, 0], [10, -3, 0], [-10, 3, 0], [np.nan, 0, 0]])
     config = PseudoLabelConfig(border_px=0)
-    evidence = camera_evidence(sample_with(2, xyz), HalvesTeacher(), np.array([0, 1]), 2, config)
+    images = pixel_evidence(sample_with(2, xyz), HalvesTeacher(), np.array([0, 1]), 2)
+    evidence = gather_evidence(xyz, images, 2, config)
     labels, confidence = label_points(evidence, 4)
     assert labels.tolist() == [0, 1, IGNORE, IGNORE]
     assert confidence == pytest.approx([0.8, 0.7, 0, 0], abs=1e-5)

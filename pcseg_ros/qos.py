@@ -114,20 +114,24 @@ class SensorSubscription(Generic[Message]):
         self._node.destroy_subscription(self._subscription)
 
     def _create(self) -> Subscription[Message]:
-        create = lambda **events: self._node.create_subscription(  # noqa: E731
+        try:
+            return self._subscribe(self._on_lost)
+        except UnsupportedEventTypeError:  # of some middlewares
+            return self._subscribe(None)
+
+    def _subscribe(
+        self, on_lost: Callable[[QoSMessageLostInfo], None] | None
+    ) -> Subscription[Message]:
+        return self._node.create_subscription(
             *self._arguments,
             sensor(self._reliable),
             event_callbacks=SubscriptionEventCallbacks(
-                incompatible_qos=self._on_incompatible, **events
+                incompatible_qos=self._on_incompatible, message_lost=on_lost
             ),
             qos_overriding_options=QoSOverridingOptions(
                 (QoSPolicyKind.HISTORY, QoSPolicyKind.DEPTH)
             ),
         )
-        try:
-            return create(message_lost=self._on_lost)
-        except UnsupportedEventTypeError:  # of some middlewares
-            return create()
 
     def _on_lost(self, event: QoSMessageLostInfo) -> None:
         self._statistics.note(f"{self._what} lost on the way", event.total_count_change)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Generic, Literal, TypeVar
+from typing import Generic, Literal, TypeVar
 
 from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
@@ -114,23 +114,24 @@ class SensorSubscription(Generic[Message]):
         self._node.destroy_subscription(self._subscription)
 
     def _create(self) -> Subscription[Message]:
-        def create(**events: Any) -> Subscription[Message]:
-            found: Subscription[Message] = self._node.create_subscription(
-                *self._arguments,
-                sensor(self._reliable),
-                event_callbacks=SubscriptionEventCallbacks(
-                    incompatible_qos=self._on_incompatible, **events
-                ),
-                qos_overriding_options=QoSOverridingOptions(
-                    (QoSPolicyKind.HISTORY, QoSPolicyKind.DEPTH)
-                ),
-            )
-            return found
-
         try:
-            return create(message_lost=self._on_lost)
+            return self._subscribe(self._on_lost)
         except UnsupportedEventTypeError:  # of some middlewares
-            return create()
+            return self._subscribe(None)
+
+    def _subscribe(
+        self, on_lost: Callable[[QoSMessageLostInfo], None] | None
+    ) -> Subscription[Message]:
+        return self._node.create_subscription(
+            *self._arguments,
+            sensor(self._reliable),
+            event_callbacks=SubscriptionEventCallbacks(
+                incompatible_qos=self._on_incompatible, message_lost=on_lost
+            ),
+            qos_overriding_options=QoSOverridingOptions(
+                (QoSPolicyKind.HISTORY, QoSPolicyKind.DEPTH)
+            ),
+        )
 
     def _on_lost(self, event: QoSMessageLostInfo) -> None:
         self._statistics.note(f"{self._what} lost on the way", event.total_count_change)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pcseg_core.checkpoint import load_checkpoint
+from pcseg_core.cloud import PointCloud
 from pcseg_core.distill.labeling import label_scene
 from pcseg_core.distill.observation import ClassEvidence, Observer, StoredObservation, scenes
 from pcseg_core.distill.pixels import PixelSampler, PointPixels
@@ -34,6 +35,7 @@ from pcseg_core.learning.runs import (
     all_skipped,
     claim,
     finish,
+    input_statistics,
     observe,
     open_recordings,
     torch_device,
@@ -100,7 +102,9 @@ def distill(
         **training,
     }
     words = text.checkpoint_text(recipe.text) if text and recipe.text else None
-    finish(student, space, recipe, metrics, out, words)
+    clouds = [PointCloud(sweep.xyz, sweep.intensity) for sweep in sweeps]
+    inputs = input_statistics(clouds, recordings.values())
+    finish(student, space, recipe, metrics, out, words, inputs)
     return metrics
 
 

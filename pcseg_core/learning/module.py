@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
+from pcseg_core.errors import PcsegError
 from pcseg_core.learning.dataset import Batch, Sectors, StepDataset
 from pcseg_core.learning.distributed import ranks
 from pcseg_core.learning.objectives import Objective
@@ -103,6 +104,11 @@ class TrainingModule(lightning.LightningModule):
             losses |= objective.losses(output, batch)
             figures |= objective.figures(output, batch)
         total = torch.stack(list(losses.values())).sum()
+        if not bool(torch.isfinite(total)):
+            raise PcsegError(
+                f"training diverged: the loss is {float(total)} at step {self.global_step}; lower "
+                "optimizer.learning_rate and start over with --fresh"
+            )
         self.log_dict({**losses, "loss": total, **figures}, prog_bar=True, batch_size=1)
         self.clock.sectors += 0 if batch.segments is None else len(batch.segments.place)
         self.clock.mark("losses")

@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,17 +19,22 @@ from lightning.pytorch import callbacks
 from lightning.pytorch.loggers import CSVLogger
 
 from pcseg_core.checkpoint import FILE_NAME, CheckpointMeta, CheckpointText, save_checkpoint
+from pcseg_core.cloud import PointCloud
 from pcseg_core.config import Section, read_yaml
 from pcseg_core.data import Recording, open_recording
+from pcseg_core.data.account import account
+from pcseg_core.data.bag import BagRecording
 from pcseg_core.distill.observation import Observer, StoredObservation
 from pcseg_core.errors import InputError
 from pcseg_core.files import FolderKind, atomic_path, claim_folder, write_atomic
+from pcseg_core.input_check import InputStatistics
 from pcseg_core.labels import LabelSpace
 from pcseg_core.learning.module import TrainingModule
 from pcseg_core.models.inference import choose_device
 from pcseg_core.models.student import Student
 from pcseg_core.progress import bar, note
 
+_MEASURED = 50  # sweeps, evenly spaced, whose distribution a checkpoint stores
 _RECIPE, _LAST = "recipe.yaml", "last.ckpt"
 _TERMINATED = 128 + signal.SIGTERM  # exit status
 
@@ -103,8 +108,21 @@ def on_gpu(device: str) -> bool:
 
 
 def open_recordings(sources: Sequence[str]) -> dict[str, Recording]:
-    """Recordings by their source, see `identity`."""
-    return {identity(source): open_recording(source) for source in sources}
+    """Recordings by their source, see `identity`; prints what each of them holds."""
+    recordings = {identity(source): open_recording(source) for source in sources}
+    for recording in recordings.values():
+        for line in account(recording).lines():
+            note(line)
+    return recordings
+
+
+def input_statistics(
+    clouds: Sequence[PointCloud], recordings: Iterable[Recording]
+) -> InputStatistics:
+    """Distribution of the training data, with the intensity scale if one holds for all of it."""
+    factors = {r.scale.factor if isinstance(r, BagRecording) else None for r in recordings}
+    scale = factors.pop() if len(factors) == 1 else None
+    return InputStatistics.measure(clouds[:: max(1, len(clouds) // _MEASURED)], scale)
 
 
 def all_skipped(recordings: Mapping[str, Recording], observer: Observer) -> dict[str, int]:
@@ -215,13 +233,15 @@ def finish(
     metrics: dict[str, Any],
     out: Path,
     text: CheckpointText | None = None,
+    inputs: InputStatistics | None = None,
 ) -> None:
-    """Write the checkpoint of a run, with its words, and metrics.json."""
+    """Write the checkpoint of a run, with its words and input statistics, and metrics.json."""
     meta = CheckpointMeta(
         student=student.config.model_dump(mode="json"),
         label_space=space.to_dict(),
         recipe=recipe.model_dump(mode="json"),
         metrics=metrics,
+        inputs=inputs,
     )
     save_checkpoint(out / FILE_NAME, student.state_dict(), meta, text)
     write_atomic(out / "metrics.json", json.dumps(metrics, indent=1))

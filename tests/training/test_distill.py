@@ -18,7 +18,7 @@ from pcseg_core.config import read_yaml
 from pcseg_core.data import open_recording
 from pcseg_core.data.sample import CameraFrame, Sample
 from pcseg_core.distill.cache import read_arrays
-from pcseg_core.errors import InputError
+from pcseg_core.errors import InputError, PcsegError
 from pcseg_core.learning.distill import distill
 from pcseg_core.learning.pretrain import pretrain
 from pcseg_core.learning.recipe import LossConfig, OptimizerConfig, Recipe, TextConfig, load_recipe
@@ -56,6 +56,20 @@ def whole(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr("pcseg_core.learning.module.STEPS_PER_EPOCH", 2)
         distill([SOURCE], recipe, out, device="cpu")
     return out
+
+
+def test_a_run_stores_the_distribution_of_its_data(whole: Path) -> None:
+    inputs = load_checkpoint(whole)[1].inputs
+    assert inputs is not None and inputs.intensity_scale is None  # simulated, no bag
+
+
+def test_training_stops_when_the_loss_is_lost(recipe: Recipe, tmp_path: Path) -> None:
+    wild = recipe.optimizer.model_copy(update={"learning_rate": 1e30, "warmup": 0.0})
+    with pytest.raises(PcsegError, match=r"diverged: the loss is (nan|inf) at step [1-5]; lower"):
+        distill(
+            [SOURCE], recipe.model_copy(update={"optimizer": wild}), tmp_path / "run", device="cpu"
+        )
+    assert not (tmp_path / "run" / "checkpoint.safetensors").exists()
 
 
 def test_a_run_leaves_a_segmenter_and_what_it_was_taught(whole: Path) -> None:

@@ -2,6 +2,8 @@
 """Checkpoints: tensors in safetensors, everything else as JSON in the same file's header.
 
 Loading a checkpoint never executes code, so checkpoints from untrusted sources are safe to load.
+A checkpoint holds at most `MAX_CLASSES` classes, and finite numbers of at most `MAX_MAGNITUDE`: a
+training that diverged is refused when it is written and when it is read.
 """
 
 from __future__ import annotations
@@ -17,16 +19,19 @@ import torch
 from pydantic import Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from pcseg_core import __version__
 from pcseg_core.bundled import BUNDLED, bundled_file
 from pcseg_core.config import Section
 from pcseg_core.errors import InputError
 from pcseg_core.files import atomic_path
+from pcseg_core.input_check import InputStatistics
 from pcseg_core.text_table import TextTable
 
 FILE_NAME = "checkpoint.safetensors"
+MAX_CLASSES = 4096
+MAX_MAGNITUDE = 1e6
 _HEADER_KEY = "pcseg"
 _VECTORS, _CENTER = "text_table.vectors", "text_table.center"
 _TEXT = (_VECTORS, _CENTER)
@@ -42,6 +47,9 @@ class CheckpointMeta(Section):
     metrics: dict[str, Any] = Field(default_factory=dict, description="Figures of the training")
     text: dict[str, Any] | None = Field(
         None, description="Words of the text table, and temperature and class words of the run"
+    )
+    inputs: InputStatistics | None = Field(
+        None, description="Scale and distribution of the sweeps of the training"
     )
     pcseg_version: str = Field(__version__, description="Version that wrote the file")
 
@@ -78,7 +86,11 @@ def save_checkpoint(
         state: tensors of the student.
         meta: metadata; `meta.text` is taken from `text`.
         text: words with their vectors.
+
+    Raises:
+        InputError: weights that are not finite or absurdly large.
     """
+    check_weights(state, path)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     if text is not None:
         assert text.table.center is not None
@@ -99,7 +111,8 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], CheckpointMeta]:
         The student's tensors and the metadata.
 
     Raises:
-        InputError: no checkpoint, a damaged file, or a file that pcseg did not write.
+        InputError: no checkpoint, a damaged file, a file that pcseg did not write, weights that
+            are not finite or absurdly large, or too many classes.
     """
     state, meta = _read(checkpoint_file(path))
     return {name: tensor for name, tensor in state.items() if name not in _TEXT}, meta
@@ -120,8 +133,11 @@ def load_text(path: Path) -> CheckpointText | None:
     vectors = state[_VECTORS].float().numpy()
     center = state[_CENTER].float().numpy() if _CENTER in state else None
     table = TextTable.from_parts(meta.text, vectors, center)
-    classes = {str(k): tuple(v) for k, v in dict(meta.text.get("classes", {})).items()}
-    temperature = float(meta.text.get("temperature", 0.07))
+    try:
+        classes = {str(k): tuple(v) for k, v in dict(meta.text.get("classes", {})).items()}
+        temperature = float(meta.text.get("temperature", 0.07))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{file}: words not understood ({error})") from None
     return CheckpointText(table, classes, temperature, bool(meta.text.get("from_classes", True)))
 
 
@@ -136,7 +152,27 @@ def _read(file: Path) -> tuple[dict[str, Tensor], CheckpointMeta]:
         ) from None
     if header is None:
         raise InputError(f"{file} is a safetensors file, but not a pcseg checkpoint (no header)")
+    check_weights(state, file)
     return state, _parse_header(header, file)
+
+
+def check_weights(state: Mapping[str, Tensor], source: object) -> None:
+    """Check that a network can give finite results.
+
+    Raises:
+        InputError: numbers that are not finite or exceed `MAX_MAGNITUDE`, or negative variances.
+    """
+    for name, tensor in state.items():
+        if not tensor.is_floating_point() or not tensor.numel():
+            continue
+        low, high = (float(bound) for bound in torch.aminmax(tensor.detach()))
+        lowest = 0.0 if name.endswith("running_var") else -MAX_MAGNITUDE
+        if not (low >= lowest and high <= MAX_MAGNITUDE):  # also false for NaN
+            raise InputError(
+                f"checkpoint {source}: the tensor '{name}' spans {low:g} to {high:g}, expected "
+                f"finite numbers from {lowest:g} to {MAX_MAGNITUDE:g}; the training diverged or "
+                "the file is damaged: train again with a lower learning rate"
+            )
 
 
 def checkpoint_file(path: Path) -> Path:
@@ -158,20 +194,42 @@ def checkpoint_file(path: Path) -> Path:
 
 def _parse_header(header: str, file: Path) -> CheckpointMeta:
     try:
-        return CheckpointMeta.model_validate(json.loads(header))
-    except (ValueError, ValidationError) as error:
+        meta = CheckpointMeta.model_validate(json.loads(header))
+    except (ValueError, ValidationError, RecursionError) as error:
         raise InputError(
-            f"{file}: header not understood ({error}); it may come from a newer pcseg"
+            f"{file}: header not understood ({str(error)[:300]}); it may come from a newer pcseg"
         ) from None
+    classes = meta.label_space.get("classes")
+    if isinstance(classes, list) and len(classes) > MAX_CLASSES:
+        raise InputError(f"{file}: {len(classes)} classes, expected at most {MAX_CLASSES}")
+    return meta
 
 
-def load_strictly(module: Any, state: Mapping[str, Tensor], source: object) -> None:
-    """`load_state_dict` with an error that names the tensors.
+def check_fits(module: nn.Module, state: Mapping[str, Tensor], source: object) -> None:
+    """Compare the names and shapes of tensors with those of a network.
+
+    Args:
+        module: the network; its parameters may be on the meta device.
+        state: the tensors.
+        source: names them in the message.
 
     Raises:
         InputError: tensors are missing, unknown or of another shape.
     """
-    try:
-        module.load_state_dict(dict(state), strict=True)
-    except RuntimeError as error:
-        raise InputError(f"checkpoint {source} does not fit its own description: {error}") from None
+    expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    given = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    wrong = [
+        f"{name} is {given.get(name, 'missing')}, expected {expected.get(name, 'no such tensor')}"
+        for name in sorted(expected.keys() | given.keys())
+        if expected.get(name) != given.get(name)
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        listed = "; ".join(wrong[:3])
+        raise InputError(f"checkpoint {source} does not fit its own description: {listed}{more}")
+
+
+def load_strictly(module: nn.Module, state: Mapping[str, Tensor], source: object) -> None:
+    """`load_state_dict` with an error that names the tensors; raises as `check_fits`."""
+    check_fits(module, state, source)
+    module.load_state_dict(dict(state), strict=True)

@@ -8,6 +8,8 @@ too.
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,12 +19,14 @@ import numpy.typing as npt
 from pcseg_core.cloud_layout import Array, EncodedCloud, Field, PointCloud2Like, overlay, structured
 from pcseg_core.cloud_writer import append_fields, encode_cloud, pack_rgb, unpack_rgb
 from pcseg_core.errors import InputError
-from pcseg_core.point_time import TIME_NAMES, find_time_field, read_time
+from pcseg_core.intensity import IntensityScale, guess_intensity_scale
+from pcseg_core.point_time import TIME_NAMES, find_time_field, read_time, unit_of_name
 
 __all__ = [
     "TIME_NAMES",
     "EncodedCloud",
     "Field",
+    "IntensityScale",
     "PointCloud",
     "PointCloud2Like",
     "append_fields",
@@ -38,21 +42,33 @@ INTENSITY_NAMES = ("intensity", "reflectivity", "reflectance", "i")
 RING_NAMES = ("ring", "channel", "line")
 
 
+TIME_PROBLEM = "point times left out"
+# Share of the intensities that may exceed 1 before a cloud built in Python raises a warning.
+_BRIGHT_SHARE = 0.05
+
+
 @dataclass
 class PointCloud:
     """A sweep, in the sensor frame.
 
     Attributes:
-        xyz: (N, 3) float32 [m]; NaN for points without a return.
-        intensity: (N,) float32, 0 to 1, or None.
-        time: (N,) float64 relative to `stamp_ns` [s], or None.
+        xyz: (N, 3) float32 [m]; NaN or exactly (0, 0, 0) for points without a return.
+        intensity: (N,) float32, 0 to 1 (the network clips outliers), or None.
+        time: (N,) float64 relative to `stamp_ns` [s], NaN where unknown, or None.
         ring: (N,) uint16, index of the laser, or None.
         frame_id: name of the sensor frame.
         stamp_ns: header stamp, integer nanoseconds.
         height, width: organization, row-major, height * width = N; default 1 and N.
         extra: further fields by name, (N,) or (N, count).
+        problems: (event, reason) of each part of the message that was left out.
 
     Arrays may be read-only views of a message: copy before writing into them.
+
+    Raises:
+        InputError: shapes that differ, or values that are not numbers.
+
+    Warns:
+        UserWarning: many intensities exceed 1; they are scaled wrongly.
     """
 
     xyz: npt.NDArray[np.float32]
@@ -63,10 +79,11 @@ class PointCloud:
     stamp_ns: int = 0
     height: int = 0
     width: int = 0
-    extra: dict[str, Array] = field(default_factory=dict)
+    extra: Mapping[str, Array] = field(default_factory=dict)
+    problems: list[tuple[str, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.xyz = np.asarray(self.xyz, dtype=np.float32)
+        self.xyz = _numbers("xyz", self.xyz, np.float32)
         if self.xyz.ndim != 2 or self.xyz.shape[1] != 3:
             raise InputError(f"cloud: xyz must have shape (N, 3), got {self.xyz.shape}")
         if self.width == 0:
@@ -79,15 +96,19 @@ class PointCloud:
         self._convert("intensity", np.float32)
         self._convert("time", np.float64)
         self._convert("ring", np.uint16)
+        if isinstance(self.extra, MessageFields):
+            return
         for name, values in self.extra.items():
             if len(values) != len(self):
                 raise InputError(f"cloud: {name} has {len(values)} entries for {len(self)} points")
+        if self.intensity is not None:
+            _warn_if_bright(self.intensity)
 
     def _convert(self, name: str, dtype: type) -> None:
         values = getattr(self, name)
         if values is None:
             return
-        values = np.asarray(values, dtype=dtype)
+        values = _numbers(name, values, dtype)
         if values.shape != (len(self),):
             raise InputError(f"cloud: {name} must have shape ({len(self)},), got {values.shape}")
         setattr(self, name, values)
@@ -97,11 +118,12 @@ class PointCloud:
 
     @property
     def finite(self) -> npt.NDArray[np.bool_]:
-        """(N,) bool: the point has a position."""
+        """(N,) bool: the point is a return: finite, and not exactly (0, 0, 0)."""
         x, y, z = self.xyz.T
-        with np.errstate(invalid="ignore"):  # inf - inf
-            result: npt.NDArray[np.bool_] = np.isfinite(x + y + z)
-            return result
+        with np.errstate(invalid="ignore", over="ignore"):  # inf - inf
+            finite: npt.NDArray[np.bool_] = np.isfinite(x + y + z)
+        finite &= (x != 0) | (y != 0) | (z != 0)
+        return finite
 
     def select(self, index: Array) -> PointCloud:
         """Points by boolean mask (N,) or integer index (K,), unorganized."""
@@ -117,13 +139,57 @@ class PointCloud:
             height=1,
             width=len(chosen),
             extra={name: values[index] for name, values in self.extra.items()},
+            problems=self.problems,
+        )
+
+
+class MessageFields(Mapping[str, Array]):
+    """Fields of a message by name, converted to native arrays when they are asked for.
+
+    Args:
+        points: (height, width) structured array.
+        names: names of the fields.
+    """
+
+    def __init__(self, points: Array, names: list[str]) -> None:
+        self._points, self._names = points, dict.fromkeys(names)
+
+    def __getitem__(self, name: str) -> Array:
+        if name not in self._names:
+            raise KeyError(name)
+        return _native(self._points[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def _numbers(name: str, values: npt.ArrayLike, dtype: type) -> Array:
+    """Values as an array of a type."""
+    array = np.asarray(values)
+    if array.dtype.kind not in "fiub" and array.size:
+        raise InputError(f"cloud: {name} must hold numbers, got {array.dtype}")
+    with np.errstate(over="ignore", invalid="ignore"):  # float64 beyond float32 becomes inf
+        return array.astype(dtype, copy=False)
+
+
+def _warn_if_bright(intensity: npt.NDArray[np.float32]) -> None:
+    sample = intensity[:: max(1, len(intensity) // 1024)]
+    share = np.count_nonzero(sample > 1) / max(1, len(sample))
+    if share > _BRIGHT_SHARE:
+        warnings.warn(
+            f"cloud: {100 * share:.0f} % of the intensities exceed 1; the network expects 0 to 1 "
+            "and clips the rest: divide them by the sensor's maximum, such as 255",
+            stacklevel=4,
         )
 
 
 def read_cloud(
     msg: PointCloud2Like,
     *,
-    intensity_scale: float | None = None,
+    intensity_scale: float | IntensityScale | None = None,
     time_field: str = "auto",
     time_unit: str = "auto",
     stamp_reference: str = "auto",
@@ -131,23 +197,23 @@ def read_cloud(
     """Read a PointCloud2 message. Keeps the order and number of points, including NaN points.
 
     Arrays are read-only views of the message where type and alignment allow, copies elsewhere.
+    Times that cannot be those of a sweep are left out; `PointCloud.problems` names the reason.
 
     Args:
         msg: message with x, y and z.
-        intensity_scale: factor that maps the intensity to 0..1 (for example 1/255). None guesses
-            it from the type and the largest value of this cloud (see `guess_intensity_scale`);
-            set it for sensors whose float intensities exceed 1.
+        intensity_scale: factor that maps the intensity to 0..1, such as 1/255, or the
+            `IntensityScale` of the topic. None or 0 guesses it from this cloud alone.
         time_field: field with the time of each point; "auto" takes the first of `TIME_NAMES`,
             "none" reads no times.
-        time_unit: "s", "ms", "us" or "ns"; "auto" takes s for floats and ns for integers, unless
-            only another unit gives a possible epoch or a possible duration of a sweep.
+        time_unit: "s", "ms", "us" or "ns"; "auto" takes the suffix of the field's name, else s for
+            floats and ns for integers, unless only another unit makes a possible sweep.
         stamp_reference: moment of the sweep that the header's stamp refers to. "start", "mid" and
             "end" shift the times accordingly; "auto" keeps relative times and converts absolute
             times to times relative to the stamp.
 
     Raises:
         InputError: x, y or z is missing, the layout is wrong (see `structured`), or a chosen time
-            field is missing or has no possible unit.
+            field is missing.
     """
     points = structured(msg)
     names = points.dtype.names or ()
@@ -169,27 +235,26 @@ def read_cloud(
         stamp_ns=stamp_ns,
         height=points.shape[0],
         width=points.shape[1],
-        extra={name: _native(points[name]) for name in names if name not in used},
+        extra=MessageFields(points, [name for name in names if name not in used]),
     )
     if intensity_name is not None:
-        cloud.intensity = _read_intensity(points[intensity_name], intensity_scale)
+        if not isinstance(intensity_scale, IntensityScale):
+            intensity_scale = IntensityScale(intensity_scale, sweeps=1)
+        cloud.intensity = intensity_scale.apply(_native(points[intensity_name]))
     if time_name is not None:
-        cloud.time = read_time(points[time_name].reshape(-1), time_unit, stamp_reference, stamp_ns)
+        _read_times(cloud, points, time_name, time_unit, stamp_reference)
     if ring_name is not None:
         cloud.ring = _native(points[ring_name]).astype(np.uint16, copy=False)
     return cloud
 
 
-def guess_intensity_scale(values: Array) -> float:
-    """Factor that maps the intensities of common drivers to 0..1.
-
-    uint8 is divided by 255 and uint16 by 65535. Other types are 0..1, 0..255 or 0..65535,
-    whichever is the smallest range that contains the largest finite value.
-    """
-    if values.dtype.kind == "u" and values.dtype.itemsize <= 2:
-        return 1.0 / np.iinfo(values.dtype).max
-    largest = np.max(values, initial=0.0, where=np.isfinite(values))
-    return next((1.0 / top for top in (1.0, 255.0) if largest <= top), 1.0 / 65535.0)
+def _read_times(
+    cloud: PointCloud, points: Array, name: str, time_unit: str, stamp_reference: str
+) -> None:
+    unit = unit_of_name(name) if time_unit == "auto" else time_unit
+    cloud.time, problem = read_time(_native(points[name]), unit, stamp_reference, cloud.stamp_ns)
+    if problem:
+        cloud.problems.append((TIME_PROBLEM, f"field '{name}': {problem}"))
 
 
 def _header(msg: Any) -> tuple[int, str]:
@@ -226,12 +291,3 @@ def _read_xyz(points: Array) -> npt.NDArray[np.float32]:
         for i, axis in enumerate("xyz"):
             xyz[:, i] = points[axis].reshape(-1)
     return xyz
-
-
-def _read_intensity(field: Array, scale: float | None) -> npt.NDArray[np.float32]:
-    values = _native(field)
-    factor = guess_intensity_scale(values) if scale is None else scale
-    if factor == 1.0:
-        return values.astype(np.float32, copy=False)
-    result: npt.NDArray[np.float32] = values.astype(np.float32) * np.float32(factor)
-    return result

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Memory layout of sensor_msgs/PointCloud2, without its ROS package."""
+"""Memory layout of sensor_msgs/PointCloud2, without its ROS package.
+
+A cloud has at most `MAX_POINTS` points of at most `MAX_POINT_STEP` bytes, and at most `MAX_FIELDS`
+fields that cover each byte of a point `MAX_OVERLAP` times on average.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,11 @@ Array = npt.NDArray[Any]
 TYPES = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 8: "f8"}
 DATATYPES = {code: number for number, code in TYPES.items()}
 
-_MAX_POINT_STEP = 1 << 20  # bytes; beyond, the header is garbage
+# Beyond these the header is garbage or the cloud is made to exhaust the memory.
+MAX_POINT_STEP = 1 << 20  # bytes
+MAX_POINTS = 1 << 25
+MAX_FIELDS = 256
+MAX_OVERLAP = 4  # drivers share the bytes of unions, such as rgb and rgba
 
 
 class PointCloud2Like(Protocol):
@@ -65,7 +73,8 @@ def structured(msg: PointCloud2Like) -> Array:
 
     Raises:
         InputError: a datatype is unknown, a field reaches beyond point_step, rows are shorter
-            than their points, or data is shorter than row_step * height.
+            than their points, data is shorter than row_step * height, or a bound of this module is
+            exceeded.
     """
     height, width = _shape(msg)
     dtype = _dtype(msg)
@@ -79,6 +88,8 @@ def structured(msg: PointCloud2Like) -> Array:
             f"cloud: data has {len(data)} bytes, expected row_step * height = {row} * {height} = "
             f"{row * height}; the message is truncated or its header is wrong"
         )
+    if height * width > MAX_POINTS:
+        raise InputError(f"cloud: {height} x {width} points, expected at most {MAX_POINTS}")
     view = np.ndarray((height, width), dtype, buffer=data.data, strides=(row, step))
     view.flags.writeable = False
     result: Array = view
@@ -96,6 +107,8 @@ def overlay(points: Array, code: Any, offset: int) -> Array:
 def _dtype(msg: PointCloud2Like) -> np.dtype[Any]:
     step = int(msg.point_step)
     order = ">" if msg.is_bigendian else "<"
+    if len(msg.fields) > MAX_FIELDS:
+        raise InputError(f"cloud: {len(msg.fields)} fields, expected at most {MAX_FIELDS}")
     names: list[str] = []
     formats: list[Any] = []
     offsets: list[int] = []
@@ -117,12 +130,18 @@ def _dtype(msg: PointCloud2Like) -> np.dtype[Any]:
             names.append(f.name)
             formats.append(order + code if count == 1 else (order + code, (count,)))
             offsets.append(int(f.offset))
+    covered = sum(np.dtype(code).itemsize for code in formats)
+    if covered > MAX_OVERLAP * step:
+        raise InputError(
+            f"cloud: its fields cover {covered} bytes of points of {step} bytes; they overlap, "
+            f"expected at most {MAX_OVERLAP} fields over a byte"
+        )
     return np.dtype({"names": names, "formats": formats, "offsets": offsets, "itemsize": step})
 
 
 def _shape(msg: PointCloud2Like) -> tuple[int, int]:
     height, width = int(msg.height), int(msg.width)
-    if height < 0 or width < 0 or not 0 <= int(msg.point_step) <= _MAX_POINT_STEP:
+    if height < 0 or width < 0 or not 0 <= int(msg.point_step) <= MAX_POINT_STEP:
         raise InputError(
             f"cloud: impossible size: height {height}, width {width}, point_step {msg.point_step}"
         )

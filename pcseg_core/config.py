@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, get_args
@@ -34,6 +35,11 @@ class Section(BaseModel):
 
 AnySection = TypeVar("AnySection", bound=Section)
 
+MAX_YAML_BYTES = 16 << 20
+MAX_YAML_DEPTH = 64
+MAX_YAML_VALUES = 1_000_000
+_Loader: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
 
 def load_yaml(path: str | os.PathLike[str], section: type[AnySection]) -> AnySection:
     """Read a YAML file into a section.
@@ -46,19 +52,81 @@ def load_yaml(path: str | os.PathLike[str], section: type[AnySection]) -> AnySec
 
 
 def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a YAML file whose top level is a mapping; an empty file is an empty mapping."""
+    """Read a YAML file whose top level is a mapping; an empty file is an empty mapping.
+
+    Raises:
+        InputError: the file is missing, is not YAML, is larger than 16 MiB, is nested deeper than
+            64 levels, or its aliases expand it to more than a million values.
+    """
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        with Path(path).open("rb") as file:
+            data = file.read(MAX_YAML_BYTES + 1)
+        if len(data) > MAX_YAML_BYTES:
+            raise InputError(f"{path}: larger than {MAX_YAML_BYTES} bytes; give a YAML file")
+        text = data.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read {path}: {error}; give the path of a YAML file") from error
+    try:
+        content = _parse_yaml(text)
     except yaml.YAMLError as error:
-        raise InputError(f"{path} is not valid YAML: {error}") from error
+        raise InputError(f"{path} is not valid YAML: {_cut(error, 400)}") from error
+    except (ValueError, OverflowError, RecursionError) as error:
+        raise InputError(f"{path}: a value cannot be read: {_cut(error, 400)}") from error
     if content is None:
         return {}
     if not isinstance(content, dict):
         kind = type(content).__name__
         raise InputError(f"{path}: expected keys with values at the top level, found a {kind}")
     return content
+
+
+def _parse_yaml(text: str) -> Any:
+    """The first document, after a check of its size."""
+    depth = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_YAML_DEPTH:
+            raise ValueError(f"nested deeper than {MAX_YAML_DEPTH} levels")
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _expanded_size(node, {})
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _expanded_size(node: yaml.Node, known: dict[int, int]) -> int:
+    """Number of values of a node with all aliases expanded.
+
+    Raises:
+        ValueError: a node contains itself, or the number is above the limit.
+    """
+    if id(node) in known:
+        if not known[id(node)]:
+            raise ValueError("an alias is inside of what it names")
+        return known[id(node)]
+    if node.tag.endswith(":int") and len(node.value) > 100:
+        raise ValueError(f"an integer of {len(node.value)} digits")
+    known[id(node)] = 0  # not complete yet
+    size = 1
+    if isinstance(node, yaml.CollectionNode):
+        for entry in node.value:
+            for child in entry if isinstance(entry, tuple) else (entry,):
+                size += _expanded_size(child, known)
+    if size > MAX_YAML_VALUES:
+        raise ValueError(f"its aliases expand to more than {MAX_YAML_VALUES} values")
+    known[id(node)] = size
+    return size
+
+
+def _cut(value: object, length: int) -> str:
+    """The text of a value, cut to a length that fits a message."""
+    text = str(value)
+    return text if len(text) <= length else f"{text[:length]}..."
 
 
 def parse_section(
@@ -86,7 +154,15 @@ def _describe(problem: Mapping[str, Any], section: type[Section]) -> str:
         return f"unknown key '{key}' ({hint})"
     if problem["type"] == "missing":
         return f"'{key}' is required and missing"
-    return f"'{key}' is {problem['input']!r}: {problem['msg']}"
+    return f"'{key}' is {_short(problem['input'])}: {_cut(problem['msg'], 400)}"
+
+
+def _short(value: object) -> str:
+    """A value as in Python, cut to a length that fits a message."""
+    try:
+        return _cut(reprlib.repr(value) if isinstance(value, (dict, list)) else repr(value), 120)
+    except ValueError:  # an integer of thousands of digits
+        return f"a {type(value).__name__} that is too long to show"
 
 
 def _section_at(section: type[Section], location: tuple[Any, ...]) -> Any:

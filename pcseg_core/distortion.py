@@ -78,6 +78,7 @@ def create_distortion(name: str, coefficients: tuple[float, ...]) -> Distortion:
 
 
 def _create_equidistant(coefficients: tuple[float, ...]) -> Equidistant:
+    coefficients = _without_padding(coefficients, (0, 4))
     if len(coefficients) not in (0, 4):
         raise InputError(
             f"camera: the distortion model equidistant has 4 coefficients, got {len(coefficients)}"
@@ -85,7 +86,16 @@ def _create_equidistant(coefficients: tuple[float, ...]) -> Equidistant:
     return Equidistant(coefficients or (0.0,) * 4)
 
 
+def _without_padding(
+    coefficients: tuple[float, ...], lengths: tuple[int, ...]
+) -> tuple[float, ...]:
+    """The coefficients without zeros behind the longest known length that they fill."""
+    known = max(length for length in lengths if length <= len(coefficients))
+    return coefficients if any(coefficients[known:]) else coefficients[:known]
+
+
 def _create_polynomial(name: str, coefficients: tuple[float, ...]) -> Polynomial:
+    coefficients = _without_padding(coefficients, (0, 4, 5, 8, 12, 14))
     if len(coefficients) not in (4, 5, 8, 12, 14):
         raise InputError(
             f"camera: the distortion model {name} has 4, 5, 8, 12 or 14 coefficients, got "

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,14 +15,18 @@ from pathlib import Path
 
 from pcseg_core.errors import InputError
 
+STDOUT = "-"
+"""In place of the path of a file: the standard output."""
+
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a temporary path beside `path`; rename it to `path` when the block succeeds.
 
     The block writes a file, or makes a folder, at the path it is given, which does not exist
-    yet and keeps the suffix of `path`. A file at `path` is replaced. When the block raises (also
-    on Ctrl-C), what it wrote is removed and `path` stays as it was. Permissions follow the umask,
+    yet and keeps the suffix of `path`. A file at `path` is replaced; a link stays a link, and what
+    it points to is replaced; a device or a pipe is written to. When the block raises (also on
+    Ctrl-C), what it wrote is removed and `path` stays as it was. Permissions follow the umask,
     whatever those of the temporary file were.
 
     Raises:
@@ -29,25 +34,40 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
             empty, which is never replaced.
     """
     target = Path(path)
-    folder = _temporary_folder(target)
+    if target.is_symlink():
+        target = target.resolve()
+    special = is_special(target)
+    folder = Path(tempfile.mkdtemp()) if special else _temporary_folder(target)
     try:
         temporary = folder / target.name
         yield temporary
         if not temporary.exists():
             raise FileNotFoundError(f"nothing was written for {target}")
+        if special:
+            with temporary.open("rb") as source, target.open("wb") as stream:
+                shutil.copyfileobj(source, stream)
+            return
         _honor_umask(temporary)
+        _flush(temporary)
         _replace(temporary, target)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_atomic(path: str | os.PathLike[str], data: bytes | str) -> None:
-    """Write bytes, or text as UTF-8, to `path`, whole or not at all."""
+    """Write bytes, or text as UTF-8, to `path` atomically; "-" is the standard output."""
     content = data.encode("utf-8") if isinstance(data, str) else data
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    if os.fspath(path) == STDOUT:
+        sys.stdout.buffer.write(content)
+        sys.stdout.flush()
+        return
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def is_special(path: Path) -> bool:
+    """Whether a path leads to a device, a pipe or a socket."""
+    return path.exists() and not (path.is_file() or path.is_dir())
 
 
 def slug(name: str) -> str:
@@ -161,6 +181,14 @@ def _own_files(out: Path, kind: FolderKind) -> list[Path]:
             "choose another path"
         )
     return files
+
+
+def _flush(written: Path) -> None:
+    """Write a file, or all files of a folder, through to the disk."""
+    for path in (written, *(written.rglob("*") if written.is_dir() else ())):
+        if path.is_file() and not path.is_symlink():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
 
 
 def _honor_umask(written: Path) -> None:

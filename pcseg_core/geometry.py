@@ -26,6 +26,7 @@ Poses: TypeAlias = Callable[[npt.NDArray[np.int64]], Float64]
 # 0.05 ms apart: a turn of 1 rad/s then moves a point at 100 m by less than 1e-6 m, and a step of
 # 1 m/s in the speed by 1.3e-5 m. One slerp per point is far slower.
 _DESKEW_POSES = 2048
+_MAX_DESKEW_NS = 20_000_000_000  # from the first point or the stamp to the last
 _POSE_STEP_NS = 10_000_000  # between the poses that a sweep is deskewed with
 _MAX_TRANSLATION_M = 1e9  # coordinates of the earth are below 1e7 m
 _CHUNK = 8192  # number of points whose matrices fit into the cache
@@ -285,14 +286,15 @@ def undo_motion(xyz: Array, time_s: Array, poses: Poses, stamp_ns: int) -> npt.N
     Args:
         xyz: (N, 3) points [m], each in the sensor frame at its own time.
         time_s: (N,) relative to `stamp_ns` [s]; a time that is not finite counts as 0.
-        poses: see `Poses`; called once for all stamps, and not at all if all times are equal.
+        poses: see `Poses`; called for the first and last stamp, then for all stamps, and not at all
+            if all times are equal.
         stamp_ns: stamp of the sensor frame of the result.
 
     Returns:
         (N, 3) float32 points in the sensor frame at `stamp_ns`.
 
     Raises:
-        InputError: shapes differ.
+        InputError: shapes differ, or times and stamp span more than 20 s.
         PcsegError: from `poses`, for a stamp without a pose.
     """
     known = np.isfinite(time_s)
@@ -300,6 +302,12 @@ def undo_motion(xyz: Array, time_s: Array, poses: Poses, stamp_ns: int) -> npt.N
     last = stamp_ns + int(1e9 * np.max(time_s, where=known, initial=0.0))
     if first == last:
         return np.asarray(xyz, np.float32)
+    if last - first > _MAX_DESKEW_NS:  # bounds the number of poses
+        raise InputError(
+            f"deskew: the times of the points span {1e-9 * (last - first):g} s, expected at most "
+            f"{1e-9 * _MAX_DESKEW_NS:g} s; check their unit"
+        )
+    poses(np.array([first, last], np.int64))  # fails before the many poses between are looked up
     stamps = np.unique(np.append(np.arange(first, last, _POSE_STEP_NS), last))
     moved = deskew(xyz, time_s, Trajectory(stamps, poses(stamps)), stamp_ns)
     return np.asarray(moved, np.float32)

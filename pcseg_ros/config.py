@@ -137,7 +137,7 @@ class NodeConfig(PipelineConfig):
         ge=0.0,
         allow_inf_nan=False,
         description="Factor that maps the intensity to 0..1, for example 0.00392 for 0..255; 0 "
-        "guesses it for each sweep",
+        "takes that of the checkpoint's training, else guesses one from the first sweeps",
     )
     input_reliability: Literal["auto", "reliable", "best_effort"] = Field(
         "auto",

@@ -16,6 +16,7 @@ from std_msgs.msg import Header
 from pcseg_core.camera import CameraModel
 from pcseg_core.cloud import (
     EncodedCloud,
+    IntensityScale,
     PointCloud,
     append_fields,
     pack_rgb,
@@ -29,19 +30,18 @@ from pcseg_core.labels import WIRE_UNLABELED, LabelSpace, from_wire, to_wire
 
 def read_sweep(
     msg: PointCloud2,
-    intensity_scale: float,
+    intensity_scale: float | IntensityScale,
     *,
     time_field: str = "none",
     stamp_reference: str = "auto",
 ) -> PointCloud:
-    """A sweep, whose arrays view the message; an intensity scale of 0 is guessed.
+    """A sweep, whose arrays view the message; an intensity scale of 0 is guessed from it alone.
 
     Raises:
         InputError: the message is malformed or has no x, y and z.
     """
-    scale = intensity_scale or None
     return read_cloud(
-        msg, intensity_scale=scale, time_field=time_field, stamp_reference=stamp_reference
+        msg, intensity_scale=intensity_scale, time_field=time_field, stamp_reference=stamp_reference
     )
 
 

@@ -12,7 +12,7 @@ from rclpy.duration import Duration
 from rclpy.node import Node
 from sensor_msgs.msg import PointCloud2
 
-from pcseg_core.cloud import PointCloud
+from pcseg_core.cloud import IntensityScale, PointCloud
 from pcseg_core.data.calibration import load_calibration
 from pcseg_core.data.sample import CameraFrame
 from pcseg_core.errors import InputError, PcsegError
@@ -58,6 +58,7 @@ class Inputs:
     Attributes:
         enabled: sweeps are taken.
         cameras: by name.
+        intensity: scale of the intensities, held for the topic.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Inputs:
         self._on_sweep = on_sweep
         self._on_jump = on_jump
         self.enabled = False
+        self.intensity = IntensityScale(config.intensity_scale)
         self._newest_ns = 0
         self._frame = ""
         self._counted_drops: dict[str, int] = {}
@@ -106,6 +108,10 @@ class Inputs:
         """Topics of the sweeps and the images."""
         return [self._points.topic_name, *(camera.topic for camera in self.cameras.values())]
 
+    def use_intensity_scale(self, trained: float | None) -> None:
+        """Set the scale that the checkpoint was trained with; the parameter comes first."""
+        self.intensity = IntensityScale(self._config.intensity_scale, trained)
+
     def destroy(self) -> None:
         """End all subscriptions."""
         self._jumps.unregister()
@@ -137,7 +143,7 @@ class Inputs:
         try:
             cloud = conversions.read_sweep(
                 received.msg,
-                self._config.intensity_scale,
+                self.intensity,
                 time_field=motion.time_field if motion.deskew else "none",
                 stamp_reference=motion.stamp_reference,
             )

@@ -42,7 +42,7 @@ def load_teacher(config: NodeConfig) -> PixelClasses | None:
     teacher = config.teacher.teacher_config()
     if teacher is None:
         return None
-    from pcseg_core.online.segmenter import choose_device
+    from pcseg_core.models.inference import choose_device
     from pcseg_core.vision.pixel_classes import load_teacher as load
 
     return load(teacher, str(choose_device(config.device)))

@@ -50,8 +50,8 @@ def from_kitti(
         compress=compress,
         force=force,
     )
-    for reason, count in recording.skipped.most_common():
-        note(f"skipped: {reason} ({count})")
+    for line in recording.account.lines():
+        note(line)
     for topic, count in written.counts.items():
         typer.echo(f"{count:6d}  {topic}")
     typer.echo(f"wrote {out}; poses from {recording.pose_source}")
@@ -77,7 +77,10 @@ def info(
         str, typer.Option(help="recorded, auto, tf, odometry, kiss-icp, none, or a TUM file.")
     ] = "recorded",
 ) -> None:
-    """Check whether a bag can train a segmenter, and list what is missing."""
+    """Check whether a bag can train a segmenter, and list what is missing.
+
+    The exit code is 1 if it cannot.
+    """
     check_file(json_)
     check_file(picture, (".png",))
     from pcseg_core.data.bag_info import inspect_bag
@@ -95,6 +98,8 @@ def info(
         write_atomic(json_, report.model_dump_json(indent=2) + "\n")
     if picture is not None:
         _draw(recording, picture)
+    if not report.trainable:
+        raise typer.Exit(1)
 
 
 def _draw(recording: Any, picture: Path) -> None:
@@ -145,6 +150,8 @@ def _print_verdict(report: BagReport) -> None:
     seen = "" if report.visible is None else f"; cameras see {report.visible:.1%} of the points"
     driven = f"{report.sweeps} sweeps in {report.duration_s:.1f} s{distance}"
     typer.echo(f"{driven}, poses: {report.poses}{seen}")
+    for topic, entry in report.account.items():
+        typer.echo(entry.line(topic))
     for reason, count in report.skipped.items():
         typer.echo(f"skipped: {reason} ({count})")
     for finding in report.findings:

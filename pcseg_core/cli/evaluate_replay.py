@@ -93,6 +93,8 @@ def evaluate_recording(
         note(remark)
     for reason, count in report.skipped.items():
         note(f"skipped: {reason} ({count})")
+    for kind, entry in report.account.items():
+        note(entry.line(kind))
     Console().print(report.table())
     if json_:
         report.write_json(json_)
@@ -146,11 +148,11 @@ def _recipe(options: ReplayOptions) -> Recipe | None:
 
 def _open(source: str, setup: NodeSetup) -> Recording:
     """The recording, read as the node decodes it."""
-    from pcseg_core.data import open_recording
+    from pcseg_core.data import open_recording, split_query
 
     reader, place = _reader(source)
-    in_source = dict(parse_qsl(place.partition("?")[2])) if reader == "bag" else {}
-    wanted: Mapping[str, object] = setup.bag_options if reader == "bag" else {}
+    in_source = dict(parse_qsl(split_query(place)[1])) if reader == "bag" else {}
+    wanted: Mapping[str, object] = setup.reader_options() if reader == "bag" else {}
     return open_recording(source, **{k: v for k, v in wanted.items() if k not in in_source})
 
 
@@ -169,17 +171,17 @@ def _check_poses(recording: Recording, source: str, setup: NodeSetup) -> None:
 
 def _reader(source: str) -> tuple[str, str]:
     """Reader and path of a source, as `open_recording` understands it."""
-    from pcseg_core.data import READERS, detect
+    from pcseg_core.data import READERS, detect, split_query
 
     reader, colon, place = source.partition(":")
     if colon and reader in READERS:
         return reader, place
-    path = Path(source.partition("?")[0])
+    path = Path(split_query(source)[0])
     return (detect(path) if path.exists() else ""), source
 
 
 def _load_teacher(config: TeacherConfig | None, setup: NodeSetup) -> PixelClasses | None:
-    from pcseg_core.online.segmenter import choose_device
+    from pcseg_core.models.inference import choose_device
     from pcseg_core.vision.pixel_classes import load_teacher
 
     return load_teacher(config, str(choose_device(setup.device))) if config else None
@@ -219,10 +221,12 @@ def _offline(
 
 def _check_bag(source: str) -> Path:
     """The bag for --live, or an error."""
+    from pcseg_core.data import split_query
+
     reader, place = _reader(source)
     if reader != "bag":
         raise InputError(f"--live needs a rosbag2, got {source}")
-    return Path(place.partition("?")[0])
+    return Path(split_query(place)[0])
 
 
 def _live(source: str, options: ReplayOptions, setup: NodeSetup) -> list[Method]:

@@ -37,8 +37,9 @@ def label(
     classes; 0 is unlabeled. Interrupted runs resume: run the same command again. `pcseg evaluate
     SOURCE --checkpoint RUN --labels OUT` measures a checkpoint against the labels.
     """
-    from pcseg_core.data import open_recording
+    from pcseg_core.data import account, open_recording
     from pcseg_core.learning.recipe import load_recipe
+    from pcseg_core.models.inference import choose_device
     from pcseg_core.online.auto_labels import (
         AutoLabeler,
         LabelSettings,
@@ -46,7 +47,7 @@ def label(
         label_recording,
     )
     from pcseg_core.online.pipeline import Pipeline
-    from pcseg_core.online.segmenter import Segmenter, choose_device
+    from pcseg_core.online.segmenter import Segmenter
     from pcseg_core.recipes import recipe_file
     from pcseg_core.vision.pixel_classes import load_teacher
 
@@ -71,12 +72,16 @@ def label(
             progress=progress,
         )
     _summarize(result)
+    for line in account(recording).lines():
+        note(line)
 
 
 def _summarize(result: AutoLabels) -> None:
     from rich.console import Console
 
-    for reason, count in result.skipped.most_common(5):
+    from pcseg_core.data.account import grouped
+
+    for reason, count in grouped(result.skipped):
         note(f"skipped: {reason} ({count})")
     console = Console(highlight=False, soft_wrap=True)
     before = f", {result.kept} of them by an earlier run" if result.kept else ""

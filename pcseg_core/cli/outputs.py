@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from pcseg_core.errors import InputError
+from pcseg_core.files import STDOUT, is_special
 
 PICTURES = (".png", ".jpg", ".jpeg", ".pdf", ".svg")
 
@@ -17,7 +18,7 @@ def check_file(path: Path | None, suffixes: tuple[str, ...] = ()) -> None:
     Raises:
         InputError: the path is a folder, its folder is not writable, or the suffix is unknown.
     """
-    if path is None:
+    if path is None or is_special(path) or (str(path) == STDOUT and ".json" in suffixes):
         return
     if path.is_dir():
         raise InputError(f"{path} is a folder; give the path of a file")

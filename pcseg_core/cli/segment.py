@@ -109,8 +109,16 @@ def _summarize(result: Replay) -> None:
     import numpy as np
     from rich.console import Console
 
-    for reason, count in result.skipped.items():
+    from pcseg_core.data.account import grouped
+
+    for reason, count in grouped(result.skipped):
         note(f"skipped: {reason} ({count})")
+    for problem, count in result.problems.items():
+        note(f"{problem} ({count} sweeps)")
+    if result.intensity_scale:
+        note(result.intensity_scale)
+    for line in result.account.lines():
+        note(line)
     console = Console(highlight=False, soft_wrap=True)
     median = np.median(result.milliseconds)
     console.print(f"{result.out}: {result.sweeps} sweeps labeled, {median:.0f} ms each (median)")
@@ -120,5 +128,6 @@ def _summarize(result: Replay) -> None:
         for name, count in zip(result.label_space.names, result.counts)
         if count
     ]
-    shares.append(f"unlabeled {100 * result.unlabeled / total:.1f} %")
+    far = f", {100 * result.out_of_range / total:.1f} % out of range" if result.out_of_range else ""
+    shares.append(f"unlabeled {100 * result.unlabeled / total:.1f} %{far}")
     console.print(", ".join(shares))

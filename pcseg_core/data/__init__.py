@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import inspect
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import parse_qsl
 
+from pcseg_core.data.account import UNREADABLE, Account, account
 from pcseg_core.data.sample import Box, CameraFrame, Sample
 from pcseg_core.errors import InputError
 
@@ -19,13 +22,17 @@ if TYPE_CHECKING:
 
 __all__ = [
     "READERS",
+    "Account",
     "Box",
     "CameraFrame",
     "Recording",
     "Sample",
+    "account",
     "detect",
+    "fingerprint",
     "open_recording",
     "readable",
+    "split_query",
 ]
 
 
@@ -37,7 +44,7 @@ class Recording(Protocol):
         label_space: classes of the labels of its samples; None without labels.
         pose_source: "oxts", "tf", "odometry", "kiss-icp", "file", "exact" or "none".
         scenes: scene of each sample, without loading it; scenes are not interleaved.
-        skipped: number of skipped items by reason.
+        skipped: number of skipped items by reason; see `account` for all items.
     """
 
     name: str
@@ -79,12 +86,20 @@ def open_recording(source: str | Path, **options: Any) -> Recording:
         reader, place = "", str(source)
     if reader == "simulated":
         return _reader(reader)(place, **options)
-    path, _, query = place.partition("?")
+    path, query = split_query(place)
     if not Path(path).exists():
         known = ", ".join(READERS)
         raise InputError(f"{source}: no such file or folder (readers, for reader:path: {known})")
     opener = _reader(reader or detect(Path(path)))
     return opener(path, **_checked(opener, {**dict(parse_qsl(query)), **options}, str(source)))
+
+
+def split_query(place: str) -> tuple[str, str]:
+    """Path and query of a place; a "?" in the name of an existing path starts no query."""
+    if Path(place).exists() or "?" not in place:
+        return place, ""
+    path, _, query = place.rpartition("?")
+    return path, query
 
 
 def detect(path: Path) -> str:
@@ -121,9 +136,32 @@ def readable(recording: Recording) -> Iterator[tuple[int, Sample]]:
         try:
             sample = recording[index]
         except InputError as error:
-            recording.skipped[f"unreadable sample: {error}"] += 1
+            recording.skipped[f"{UNREADABLE}{error}"] += 1
             continue
         yield index, sample
+
+
+def fingerprint(path: str | Path) -> str:
+    """A text that changes with the files of a recording: their names, sizes and times.
+
+    Caches put it into their keys, so that another recording at the same path is not taken for the
+    earlier one.
+    """
+    root = Path(path)
+    rows = [_stat_row(root)]
+    for folder, folders, names in os.walk(root, followlinks=True):
+        folders.sort()
+        rows += [_stat_row(Path(folder, name)) for name in sorted(names)]
+    return hashlib.sha256("\n".join(rows).encode(errors="surrogateescape")).hexdigest()[:24]
+
+
+def _stat_row(path: Path) -> str:
+    try:
+        about = path.stat()
+    except OSError:
+        return f"{path.name} -"
+    size = 0 if path.is_dir() else about.st_size
+    return f"{path.name} {size} {0 if path.is_dir() else about.st_mtime_ns}"
 
 
 def _reader(name: str) -> Callable[..., Recording]:

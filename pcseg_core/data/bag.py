@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,8 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from pcseg_core.camera import CameraModel
-from pcseg_core.cloud import PointCloud, guess_intensity_scale, read_cloud, structured
-from pcseg_core.data.bag_cameras import CameraTopics, find_cameras
+from pcseg_core.cloud import IntensityScale, PointCloud, read_cloud
+from pcseg_core.data import fingerprint
+from pcseg_core.data.bag_account import bag_account, points_elsewhere
+from pcseg_core.data.bag_cameras import CameraTopics, find_cameras, in_own_frame
 from pcseg_core.data.bag_poses import build_tree, find_poses
 from pcseg_core.data.bag_reader import (
     CAMERA_INFO,
@@ -27,7 +30,7 @@ from pcseg_core.data.bag_reader import (
     TopicIndex,
 )
 from pcseg_core.data.calibration import Calibration, load_calibration
-from pcseg_core.data.images import RGB, check_size, decode_image, image_from_message
+from pcseg_core.data.images import RGB, decode_image, image_from_message
 from pcseg_core.data.odometry import cached_trajectory
 from pcseg_core.data.sample import CameraFrame, Sample
 from pcseg_core.data.stamps import longest_increasing, nearest
@@ -56,7 +59,10 @@ class BagRecording:
     Attributes:
         name, label_space, pose_source, scenes, skipped: see `pcseg_core.data.Recording`.
         problems: sentences about missing parts (a calibration, poses).
+        account: what the bag holds by topic, and what becomes of it.
+        camera_faults: image topic -> why no inspected image of it can be used.
         cloud_topic: the topic of the sweeps.
+        scale: scale of the intensities, one for the whole bag, with its source.
         lidar_frame: their frame.
         cameras: the usable cameras.
         trajectory: T_world_lidar, or None.
@@ -73,7 +79,7 @@ class BagRecording:
         calibration: Calibration | str | Path | None = None,
         max_image_offset_s: float = 0.06,
         label_space: str | LabelSpace | None = None,
-        intensity_scale: float | None = None,
+        intensity_scale: float | IntensityScale | None = None,
         time_field: str = "auto",
         time_unit: str = "auto",
         stamp_reference: str = "auto",
@@ -93,8 +99,7 @@ class BagRecording:
             max_image_offset_s: maximum stamp difference between a sweep and its image [s].
             label_space: space of the field `label` of the clouds, if they have one; None takes the
                 space in the bag's `labels.yaml`, as written by `pcseg segment`.
-            intensity_scale: see `read_cloud`; None guesses one scale for the whole bag, 0 guesses
-                one for every sweep, as the node does.
+            intensity_scale: see `read_cloud`; None or 0 guesses one scale for the whole bag.
             time_field, time_unit, stamp_reference: see `read_cloud`.
 
         Raises:
@@ -109,20 +114,24 @@ class BagRecording:
         self.bag = BagFile(path)
         self._scan(cloud_topic)
         self._reading: dict[str, Any] = {
-            "intensity_scale": float(intensity_scale or 0) or None,
+            "intensity_scale": None,
             "time_field": time_field,
             "time_unit": time_unit,
             "stamp_reference": stamp_reference,
         }
-        if intensity_scale is None:
-            self._reading["intensity_scale"] = self._guess_scale()
+        if not isinstance(intensity_scale, IntensityScale):
+            intensity_scale = IntensityScale(float(intensity_scale or 0))
+        self.scale = intensity_scale
+        self._reading["intensity_scale"] = self._guess_scale()
         if isinstance(calibration, (str, Path)):
             calibration = load_calibration(calibration)
         self.cameras = self._find_cameras(camera_topics, calibration)
         body = None if calibration is None else calibration.body()
         self.pose_source, self.trajectory = self._find_poses(poses, fixed_frame, body)
         self._drop_uncovered()
+        self.cameras = self._readable_cameras(camera_topics is not None)
         self._pairs = [self._pair(camera, float(max_image_offset_s)) for camera in self.cameras]
+        self.account = bag_account(self)
         self.scenes: Sequence[str] = [self.name] * len(self.clouds)
 
     def __len__(self) -> int:
@@ -190,7 +199,7 @@ class BagRecording:
         self.indices, transforms = self.bag.index(
             [self.cloud_topic, *self.bag.of_type(*kinds)], self.skipped
         )
-        self.tree = build_tree(transforms)
+        self.tree = build_tree(transforms, self.skipped)
         self.clouds = self._ordered_clouds()
         self.lidar_frame = self.clouds.frame_id
 
@@ -202,7 +211,8 @@ class BagRecording:
         if wanted is None and len(topics) != 1:
             what = "several PointCloud2 topics, choose one" if topics else "no PointCloud2 topic"
             listed = ", ".join(topics or sorted(self.bag.topics)) or "none at all"
-            raise InputError(f"{self.path}: {what} (topics: {listed})")
+            hints = sorted(set(map(points_elsewhere, self.bag.topics.values())) - {""})
+            raise InputError(f"{self.path}: {'; '.join([f'{what} (topics: {listed})', *hints])}")
         return wanted or topics[0]
 
     def _ordered_clouds(self) -> TopicIndex:
@@ -220,15 +230,13 @@ class BagRecording:
 
     def _guess_scale(self) -> float | None:
         """One intensity scale for the whole bag, from sweeps spread over it."""
-        scales = []
         for index in np.unique(np.linspace(0, len(self.clouds) - 1, 5).astype(int)).tolist():
             try:
-                points = structured(self.bag.read(self.clouds, index))
+                message = self.bag.read(self.clouds, index)
+                read_cloud(message, intensity_scale=self.scale, time_field="none")
             except InputError:
                 continue  # reported when the sweep itself is read
-            if "intensity" in (points.dtype.names or ()):
-                scales.append(guess_intensity_scale(points["intensity"]))
-        return min(scales, default=None)
+        return self.scale.factor
 
     def _find_cameras(
         self, wanted: Sequence[str] | str | None, known: Calibration | None
@@ -266,6 +274,9 @@ class BagRecording:
                 f"the extrinsic calibration is missing: {error}; record /tf_static or give a "
                 "calibration file"
             ) from error
+        for other in {i.frame_id for i in self.indices.values() if i.msgtype == CAMERA_INFO}:
+            with suppress(InputError):  # frames that are not connected
+                model = in_own_frame(model, self.tree.static(other, index.frame_id))
         return BagCamera(camera, index, model, T_cam_lidar)
 
     def _intrinsics(self, camera: CameraTopics) -> CameraModel:
@@ -273,24 +284,56 @@ class BagRecording:
             raise InputError(
                 "no CameraInfo for it; record its camera_info topic or give a calibration file"
             )
-        info = self.bag.read(self.indices[camera.info], 0)
-        return CameraModel.from_camera_info(info, rectified=camera.rectified)
+        models, refused = [], []
+        for raw in self.bag.infos[camera.info]:
+            try:
+                info = self.bag.deserialize(raw, CAMERA_INFO)
+                models.append(CameraModel.from_camera_info(info, rectified=camera.rectified))
+            except InputError as error:
+                refused.append(error)
+        if not models:
+            raise refused[0]
+        if len(models) > 1:
+            self.problems.append(
+                f"camera {camera.image}: its CameraInfo changes during the recording "
+                f"({len(models)} versions); the first is used for all images"
+            )
+        return models[0]
+
+    def _readable_cameras(self, chosen: bool) -> list[BagCamera]:
+        """The cameras without those that do not decode, unless chosen by name or all fail."""
+        found = {} if chosen else {c.topics.image: self._fault(c) for c in self.cameras}
+        self.camera_faults = {topic: fault for topic, fault in found.items() if fault}
+        if len(self.camera_faults) == len(self.cameras):
+            return self.cameras
+        for topic, fault in self.camera_faults.items():
+            self.problems.append(f"camera {topic} cannot be used: {fault}")
+        return [camera for camera in self.cameras if camera.topics.image not in self.camera_faults]
+
+    def _fault(self, camera: BagCamera) -> str:
+        """Why none of three images spread over the recording can be used; empty if one can."""
+        fault = ""
+        for position in np.unique(np.linspace(0, len(camera.index) - 1, 3).astype(int)).tolist():
+            try:
+                self._frame(camera, position).image  # noqa: B018 - does it decode?
+            except InputError as error:
+                fault = fault or str(error)
+            else:
+                return ""
+        return fault
 
     def _find_poses(
         self, mode: str, fixed_frame: str | None, T_body_lidar: npt.NDArray[np.float64] | None
     ) -> tuple[str, Trajectory | None]:
         inputs = (self.bag, self.indices, self.tree, self.clouds)
-        found = find_poses(mode, *inputs, fixed_frame, self._estimate, T_body_lidar)
+        found = find_poses(mode, *inputs, fixed_frame, self._estimate, T_body_lidar, self.skipped)
         if found.problem:
             self.problems.append(found.problem)
         return found.source, found.trajectory
 
     def _estimate(self) -> Trajectory:
         """Poses by LiDAR odometry."""
-        files = [self.path] if self.path.is_file() else list(self.path.iterdir())
-        stats = [file.stat() for file in files]
-        size, changed = sum(s.st_size for s in stats), max(s.st_mtime_ns for s in stats)
-        key = f"{self.path.resolve()} {size} {changed} {self.cloud_topic} {self._reading}"
+        key = f"{self.path.resolve()} {fingerprint(self.path)} {self.cloud_topic} {self._reading}"
         return cached_trajectory(key, self._readable_clouds())
 
     def _readable_clouds(self) -> Iterator[PointCloud]:
@@ -335,8 +378,8 @@ def _load_image(bag: BagFile, index: TopicIndex, position: int, size: tuple[int,
     message = bag.read(index, position)
     name = f"{bag.path}, {index.topic} at {int(index.stamps_ns[position])} ns"
     if index.msgtype == COMPRESSED_IMAGE:
-        return check_size(decode_image(message.data, name), size, name)
-    return check_size(image_from_message(message, name), size, name)
+        return decode_image(message.data, name, size, message.format)
+    return image_from_message(message, name, size)
 
 
 def _labels(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +13,7 @@ import numpy.typing as npt
 from pydantic import Field
 
 from pcseg_core.config import Section
+from pcseg_core.data.account import Entry, account, grouped
 from pcseg_core.data.bag import BagCamera, BagRecording
 from pcseg_core.data.bag_reader import CLOUD, COMPRESSED_IMAGE, IMAGE, STAMPED, BagFile, TopicIndex
 from pcseg_core.data.sample import Sample
@@ -84,6 +86,9 @@ class BagReport(Section):
     topics: tuple[TopicReport, ...] = ()
     cameras: tuple[CameraReport, ...] = ()
     skipped: dict[str, int] = Field(default_factory=dict, description="skipped items by reason")
+    account: dict[str, Entry] = Field(
+        default_factory=dict, description="messages held, used, left out and failed, by topic"
+    )
     findings: tuple[Finding, ...] = ()
     trainable: bool = False
 
@@ -134,7 +139,11 @@ def _report(
     findings: list[Finding],
 ) -> BagReport:
     topics = tuple(_topic(bag, topic, indices.get(topic)) for topic in sorted(bag.topics))
-    findings += _about_topics(topics)
+    topics += tuple(
+        TopicReport(topic=topic, type=kind, messages=count)
+        for (topic, kind), (_, count) in bag.left_out.items()
+    )
+    findings += _about_topics(topics) + _about_files(bag)
     content: dict[str, Any] = {"path": str(bag.path), "duration_s": _duration(indices)}
     cameras: tuple[CameraReport, ...] = ()
     if recording is not None:
@@ -144,6 +153,7 @@ def _report(
         findings += (
             _about_cloud(content) + _about_cameras(recording, cameras) + _about_poses(recording)
         )
+        findings += _about_account(recording)
     errors = any(finding.level == "error" for finding in findings)
     order = ("error", "warning", "note")
     findings.sort(key=lambda finding: order.index(finding.level))
@@ -182,6 +192,7 @@ def _visibility(
     """Share of the finite points that each camera sees, and that any camera sees."""
     shares: dict[str, list[float]] = {camera.topics.name: [] for camera in recording.cameras}
     together = []
+    faults: dict[str, Counter[str]] = {name: Counter() for name in shares}
     for sample in samples:
         seen = np.zeros(len(sample.cloud), dtype=bool)
         total = int(sample.cloud.finite.sum())
@@ -189,12 +200,18 @@ def _visibility(
             try:
                 frame.image  # noqa: B018 - does it decode?
             except InputError as error:
-                findings.append(Finding(level="warning", what=str(error)))
+                faults[frame.name][str(error)] += 1
                 continue
             visible = project_sample(sample, k).visible
             shares[frame.name].append(float(visible.sum()) / total)
             seen |= visible
         together.append(float(seen.sum()) / total)
+    for name, reasons in faults.items():
+        level: Level = "warning" if any(shares.values()) else "error"
+        for reason, count in grouped(reasons):
+            what = f"{count} of {len(samples)} inspected images of {name} cannot be used: {reason}"
+            do = "such images are skipped" if shares[name] else "the camera cannot be used"
+            findings.append(Finding(level=level, what=what, do=do))
     means = {name: float(np.mean(values)) for name, values in shares.items() if values}
     return means, float(np.mean(together)) if together else None
 
@@ -229,7 +246,8 @@ def _about_sweeps(recording: BagRecording, samples: list[Sample]) -> dict[str, A
         "cloud_topic": recording.cloud_topic,
         "sweeps": len(recording),
         "poses": recording.pose_source,
-        "skipped": dict(recording.skipped.most_common()),
+        "skipped": dict(grouped(recording.skipped)),
+        "account": account(recording).entries(),
     }
     if recording.trajectory is not None:
         places = recording.trajectory.at_many(recording.clouds.stamps_ns)[:, :3, 3]
@@ -265,6 +283,37 @@ def _about_topics(topics: tuple[TopicReport, ...]) -> list[Finding]:
     return findings
 
 
+def _about_files(bag: BagFile) -> list[Finding]:
+    """What the files of the bag do not give."""
+    findings = []
+    lost = sum(bag.damaged().values())
+    if lost:
+        do = "copy the bag again, or repair it: mcap recover"
+        what = f"{lost} messages are lost in damaged chunks"
+        findings.append(Finding(level="warning", what=what, do=do))
+    missing = bag.missing()
+    if any(missing.values()):
+        what = f"metadata.yaml names {sum(missing.values())} messages that its files do not hold"
+        findings.append(Finding(level="warning", what=what, do="copy the bag again"))
+    for (topic, _), (reason, count) in bag.left_out.items():
+        if count:
+            what = f"{topic}: {count} messages are left out: {reason}"
+            findings.append(Finding(level="note", what=what))
+    return findings
+
+
+def _about_account(recording: BagRecording) -> list[Finding]:
+    """Messages that are held and neither used, left out nor failed."""
+    return [
+        Finding(
+            level="error",
+            what=f"{topic}: {count} messages are neither used nor left out for a reason",
+            do="the bag is damaged; repair it: mcap recover, or ros2 bag reindex",
+        )
+        for topic, count in account(recording).unexplained().items()
+    ]
+
+
 def _about_cloud(content: dict[str, Any]) -> list[Finding]:
     findings = []
     if content.get("points") is None:
@@ -297,17 +346,20 @@ def _about_cameras(recording: BagRecording, cameras: tuple[CameraReport, ...]) -
         missing = "no camera has images, CameraInfo and an extrinsic calibration"
         do = "record images, camera_info and /tf_static, or give --calibration FILE"
         findings.append(Finding(level="error", what=missing, do=do))
+    usable = any(camera.paired and camera.visible for camera in cameras)
     for camera in cameras:
-        findings += _about_camera(camera, moving_known=recording.trajectory is not None)
+        findings += _about_camera(camera, recording.trajectory is not None, usable)
     return findings
 
 
-def _about_camera(camera: CameraReport, moving_known: bool) -> list[Finding]:
+def _about_camera(camera: CameraReport, moving_known: bool, other_usable: bool) -> list[Finding]:
+    """Findings of a camera; what makes it useless is an error if no camera is useful."""
     findings = []
+    useless: Level = "warning" if other_usable else "error"
     if camera.paired == 0:
         what = f"{camera.topic}: no image matches a sweep in time"
         do = "check that camera and LiDAR share one clock"
-        findings.append(Finding(level="error", what=what, do=do))
+        findings.append(Finding(level=useless, what=what, do=do))
     elif camera.paired < 0.9:
         what = f"{camera.topic}: {1 - camera.paired:.0%} of the sweeps have no image"
         do = "raise the frame rate or trigger the camera"
@@ -315,7 +367,7 @@ def _about_camera(camera: CameraReport, moving_known: bool) -> list[Finding]:
     if camera.visible is not None and camera.visible < LITTLE_OVERLAP:
         what = f"{camera.topic}: sees only {camera.visible:.1%} of the points"
         do = "check the calibration in the picture (--picture)"
-        level: Level = "error" if camera.visible == 0 else "warning"
+        level = useless if camera.visible == 0 else "warning"
         findings.append(Finding(level=level, what=what, do=do))
     if camera.offset_ms is not None and abs(camera.offset_ms) > LARGE_OFFSET_MS and camera.paired:
         what = f"{camera.topic}: images are {camera.offset_ms:+.0f} ms from the sweeps"

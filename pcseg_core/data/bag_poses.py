@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -42,6 +43,7 @@ def find_poses(
     fixed_frame: str | None,
     estimate: Callable[[], Trajectory],
     T_body_lidar: Float64 | None = None,
+    skipped: Counter[str] | None = None,
 ) -> FoundPoses:
     """Find poses that cover the sweeps of a bag.
 
@@ -55,6 +57,7 @@ def find_poses(
         estimate: runs LiDAR odometry.
         T_body_lidar: (4, 4) pose of the LiDAR in the body frame of Odometry; None takes it from
             the tree.
+        skipped: counts Odometry that is no pose.
 
     Raises:
         InputError: the mode is unknown, or the bag has no poses of that kind.
@@ -75,11 +78,17 @@ def find_poses(
             reasons.append(str(error))
     if mode in ("auto", "recorded", "odometry"):
         try:
-            return FoundPoses("odometry", _from_odometry(bag, indices, tree, clouds, T_body_lidar))
+            odometry = _from_odometry(bag, indices, tree, clouds, T_body_lidar, skipped)
+            return FoundPoses("odometry", odometry)
         except InputError as error:
             reasons.append(str(error))
-    if mode == "kiss-icp" or (mode == "auto" and find_spec("kiss_icp") is not None):
+    if mode == "kiss-icp":
         return FoundPoses("kiss-icp", estimate())
+    if mode == "auto" and find_spec("kiss_icp") is not None:
+        try:
+            return FoundPoses("kiss-icp", estimate())
+        except InputError as error:
+            reasons.append(f"kiss-icp: {error}")
     problem = f"no poses: {'; '.join(reasons)}"
     if mode in ("tf", "odometry"):
         raise InputError(f"{bag.path}: {problem}")
@@ -99,12 +108,13 @@ def _from_odometry(
     tree: TfTree,
     clouds: TopicIndex,
     T_body_lidar: Float64 | None,
+    skipped: Counter[str] | None,
 ) -> Trajectory:
     topics = [topic for topic in bag.of_type(ODOMETRY) if topic in indices]
     reason = "no Odometry topic"
     for topic in sorted(topics, key=lambda topic: -len(indices[topic])):
         try:
-            found = odometry_trajectory(bag, topic, tree, clouds.frame_id, T_body_lidar)
+            found = odometry_trajectory(bag, topic, tree, clouds.frame_id, T_body_lidar, skipped)
             return _covering(found, clouds)
         except InputError as error:
             reason = f"{topic}: {error}"
@@ -122,25 +132,41 @@ def _covering(trajectory: Trajectory, clouds: TopicIndex) -> Trajectory:
     return trajectory
 
 
-def build_tree(transforms: Sequence[tuple[str, Any]]) -> TfTree:
-    """Tree of the (topic, TFMessage) pairs of a bag."""
+def build_tree(transforms: Sequence[tuple[str, Any]], skipped: Counter[str]) -> TfTree:
+    """Tree of the (topic, TFMessage) pairs of a bag; bad transforms are counted in `skipped`."""
     tree = TfTree()
     for topic, message in transforms:
         for moved in message.transforms:
             q, t = moved.transform.rotation, moved.transform.translation
+            turn, place = (q.x, q.y, q.z, q.w), (t.x, t.y, t.z)
+            if not _is_pose(turn, place):
+                child = moved.child_frame_id
+                skipped[f"{topic}: transform of '{child}' that is no pose"] += 1
+                continue
             tree.add(
                 moved.header.frame_id,
                 moved.child_frame_id,
                 stamp_ns(moved.header),
-                (q.x, q.y, q.z, q.w),
-                (t.x, t.y, t.z),
+                turn,
+                place,
                 static=topic.endswith("tf_static"),
             )
     return tree
 
 
+def _is_pose(turn: Sequence[float], place: Sequence[float]) -> bool:
+    """Whether the values are finite and the quaternion is not zero."""
+    values = np.array([*turn, *place], dtype=np.float64)
+    return bool(np.isfinite(values).all()) and 1e-9 < float(np.linalg.norm(turn)) < np.inf
+
+
 def odometry_trajectory(
-    bag: BagFile, topic: str, tree: TfTree, lidar_frame: str, T_body_lidar: Float64 | None = None
+    bag: BagFile,
+    topic: str,
+    tree: TfTree,
+    lidar_frame: str,
+    T_body_lidar: Float64 | None = None,
+    skipped: Counter[str] | None = None,
 ) -> Trajectory:
     """T_odom_lidar from a nav_msgs/Odometry topic and the static extrinsics of the LiDAR.
 
@@ -150,21 +176,39 @@ def odometry_trajectory(
         tree: transforms of the bag.
         lidar_frame: frame of the LiDAR.
         T_body_lidar: (4, 4); None takes it from the tree.
+        skipped: counts messages without a pose, or with other frames than most.
 
     Raises:
-        InputError: the child frame is empty, or no transform connects it with the LiDAR.
+        InputError: no message has a pose, or no transform connects the body with the LiDAR.
     """
-    messages = [bag.deserialize(raw, ODOMETRY) for _, _, raw in bag.messages([topic])]
-    stamps = np.array([stamp_ns(message.header) for message in messages], dtype=np.int64)
+    skipped = Counter() if skipped is None else skipped
+    rows: list[tuple[int, tuple[str, str], Sequence[float], Sequence[float]]] = []
+    for _, _, raw in bag.messages([topic]):
+        try:
+            message = bag.deserialize(raw, ODOMETRY)
+        except InputError:
+            continue  # counted when the topic was indexed
+        q, t = message.pose.pose.orientation, message.pose.pose.position
+        turn, place = (q.x, q.y, q.z, q.w), (t.x, t.y, t.z)
+        if _is_pose(turn, place):
+            frames = message.header.frame_id, message.child_frame_id
+            rows.append((stamp_ns(message.header), frames, turn, place))
+        else:
+            skipped[f"{topic}: Odometry that is no pose"] += 1
+    if not rows:
+        raise InputError("none of its messages has a pose")
+    ((frames, count), *_) = Counter(row[1] for row in rows).most_common()
+    if count < len(rows):
+        skipped[f"{topic}: Odometry of other frames than {frames}"] += len(rows) - count
+        rows = [row for row in rows if row[1] == frames]
+    stamps = np.array([row[0] for row in rows], dtype=np.int64)
     kept = longest_increasing(stamps)
-    poses = [messages[i].pose.pose for i in kept]
-    q = np.array(
-        [[p.orientation.x, p.orientation.y, p.orientation.z, p.orientation.w] for p in poses]
+    poses = from_quaternion(
+        np.array([rows[i][2] for i in kept]), np.array([rows[i][3] for i in kept])
     )
-    t = np.array([[p.position.x, p.position.y, p.position.z] for p in poses])
-    body = messages[0].child_frame_id
-    T_odom_body = Trajectory(stamps[kept], from_quaternion(q, t), max_gap_s=MAX_POSE_GAP_S)
+    T_odom_body = Trajectory(stamps[kept], poses, max_gap_s=MAX_POSE_GAP_S)
+    body = frames[1]
     if T_body_lidar is None and body.lstrip("/") == lidar_frame.lstrip("/"):
         return T_odom_body
-    place = tree.static(body, lidar_frame) if T_body_lidar is None else T_body_lidar
-    return T_odom_body.mounted(place)
+    mounting = tree.static(body, lidar_frame) if T_body_lidar is None else T_body_lidar
+    return T_odom_body.mounted(mounting)

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 import struct
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pcseg_core.data.bag_storage import BagFiles, Channel, open_files, unzstd
 from pcseg_core.data.stamps import longest_increasing
-from pcseg_core.errors import InputError, PcsegError, require
+from pcseg_core.errors import InputError, require
 from pcseg_core.progress import tracked
 
 CLOUD = "sensor_msgs/msg/PointCloud2"
@@ -29,6 +30,7 @@ COMPRESSED_IMAGE = "sensor_msgs/msg/CompressedImage"
 CAMERA_INFO = "sensor_msgs/msg/CameraInfo"
 TF = "tf2_msgs/msg/TFMessage"
 ODOMETRY = "nav_msgs/msg/Odometry"
+MAX_INFOS = 1000  # different CameraInfo of one topic that are kept
 STAMPED = (CLOUD, IMAGE, COMPRESSED_IMAGE, CAMERA_INFO, ODOMETRY)
 
 
@@ -38,7 +40,7 @@ class TopicIndex:
 
     Attributes:
         topic, msgtype: as in the bag.
-        frame_id: of the first message; "" for messages without a header.
+        frame_id: of the messages.
         stamps_ns: (M,) int64 header stamps.
         bag_ns: (M,) int64 recording times.
         occurrence: (M,) int64, number of earlier messages of the topic with the same time.
@@ -73,7 +75,17 @@ class TopicIndex:
 class BagFile:
     """A bag opened for reading, for one thread at a time.
 
-    Every process that it is pickled to or forked into opens the files itself.
+    Topics and messages come from the storage files, whatever metadata.yaml says. Every process
+    that it is pickled to or forked into opens the files itself.
+
+    Attributes:
+        connections: the readable topics, as `rosbags.interfaces.Connection`.
+        topics: readable topic -> message type.
+        counts: readable topic -> messages in its files.
+        held: topic -> messages by its files or by metadata.yaml, whichever names more.
+        left_out: (reason, messages) by (topic, message type) of what cannot be read.
+        infos: CameraInfo topic -> its different contents (without the stamp) and their numbers, in
+            the order of recording; filled by `index`.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -86,15 +98,17 @@ class BagFile:
             InputError: no such bag, or a truncated, corrupt or unknown one.
         """
         self.path = Path(path)
-        self._storage = _storage_path(self.path)
-        self._reader: Any = None
+        self._files: BagFiles | None = None
         self._process = 0
-        self._inherited: Any = None
-        self.connections: list[Any] = list(self._open().connections)
-        self.topics: dict[str, str] = {c.topic: c.msgtype for c in self.connections}
-        self.counts: Counter[str] = Counter()
-        for connection in self.connections:
-            self.counts[connection.topic] += connection.msgcount
+        self._inherited: BagFiles | None = None
+        self.left_out: dict[tuple[str, str], tuple[str, int]] = {}
+        self.infos: dict[str, Counter[bytes]] = defaultdict(Counter)
+        files = self._open()
+        self._count(files)
+        self.connections: list[Any] = [
+            connection(number, topic, self._channels[topic], self.counts[topic])
+            for number, topic in enumerate(self.topics, start=1)
+        ]
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path}
@@ -122,17 +136,37 @@ class BagFile:
             start_ns, stop_ns: only messages recorded in [start_ns, stop_ns).
 
         Raises:
-            InputError: the bag is truncated or corrupt.
+            InputError: the bag is truncated or corrupt, or has fewer messages than its files say.
         """
-        chosen = [c for c in self.connections if topics is None or c.topic in topics]
-        if not chosen:
-            return
-        try:
-            yield from self._open().messages(chosen, start_ns, stop_ns)
-        except (PcsegError, GeneratorExit):
-            raise
-        except Exception as error:  # storage plugins raise various errors
-            raise _unreadable(self.path, error) from error
+        chosen = {c.topic: c for c in self.connections if topics is None or c.topic in topics}
+        read: Counter[str] = Counter()
+        files = self._open()
+        for storage in files.storages:
+            wanted = {k: c.topic for k, c in storage.channels.items() if self._wanted(c, chosen)}
+            if not wanted:
+                continue
+            for key, time, raw in storage.messages(wanted.keys(), start_ns, stop_ns):
+                read[wanted[key]] += 1
+                yield chosen[wanted[key]], time, self._unpacked(raw) if files.packed else raw
+        if start_ns is None and stop_ns is None:
+            self._check_all_read(list(chosen), read)
+
+    def missing(self) -> Counter[str]:
+        """Topic -> messages that metadata.yaml names and no file holds."""
+        rest = Counter(self.held)
+        rest.subtract(self.counts)
+        for (topic, _), (_, count) in self.left_out.items():
+            rest[topic] -= count
+        return +rest
+
+    def damaged(self) -> Counter[str]:
+        """Topic -> messages that were lost in damaged chunks so far."""
+        lost: Counter[str] = Counter()
+        for storage in self._open().storages:
+            for counts in storage.damaged.values():
+                for key, count in counts.items():
+                    lost[storage.channels[key].topic if key in storage.channels else "?"] += count
+        return lost
 
     def read(self, index: TopicIndex, position: int) -> Any:
         """Deserialize one message of an index.
@@ -173,11 +207,13 @@ class BagFile:
         Returns:
             One index per topic that has messages, and (topic, message) of every TFMessage.
         """
+        skipped = Counter() if skipped is None else skipped
         transforms: list[Any] = []
         rows: dict[str, list[tuple[int, int, str]]] = {topic: [] for topic in topics}
         wanted = [*topics, *self.of_type(TF)]
         total = sum(self.counts[topic] for topic in wanted)
         reading = self.messages(wanted)
+        self.infos.clear()
         for connection, time, raw in tracked(reading, f"Reading {self.path.name}", total):
             try:
                 if connection.msgtype == TF:
@@ -185,10 +221,12 @@ class BagFile:
                 else:
                     rows[connection.topic].append((time, *parse_header(raw)))
             except InputError:
-                if skipped is not None:
-                    skipped[f"{connection.topic}: message that does not deserialize"] += 1
+                skipped[f"{connection.topic}: message that does not deserialize"] += 1
+                continue
+            if connection.msgtype == CAMERA_INFO and len(self.infos[connection.topic]) < MAX_INFOS:
+                self.infos[connection.topic][raw[:4] + bytes(8) + raw[12:]] += 1
         indexed = {
-            topic: _topic_index(topic, self.topics[topic], found)
+            topic: _topic_index(topic, self.topics[topic], found, skipped)
             for topic, found in rows.items()
             if found
         }
@@ -196,26 +234,104 @@ class BagFile:
 
     def close(self) -> None:
         """Close the files; the next read reopens them."""
-        if self._reader is not None:
-            self._reader.close()
-            self._reader = None
+        if self._files is not None:
+            self._files.close()
+            self._files = None
 
-    def _open(self) -> Any:
-        if self._reader is not None and self._process != os.getpid():
-            # Processes must not share file offsets and SQLite handles. The parent's reader is kept
-            # unused: to close it would delete the files that the parent unpacked.
-            self._inherited, self._reader = self._reader, None
-        if self._reader is None:
+    def _open(self) -> BagFiles:
+        if self._files is not None and self._process != os.getpid():
+            # Processes must not share file offsets and SQLite handles. The parent's files are kept
+            # unused: to close them would delete what the parent unpacked.
+            self._inherited, self._files = self._files, None
+        if self._files is None:
             self._process = os.getpid()
-            rosbag2 = require("rosbags.rosbag2", "core")
-            try:
-                _check_database_sizes(self._storage)
-                reader = rosbag2.Reader(self._storage)
-                reader.open()
-            except Exception as error:  # storage plugins raise various errors
-                raise _unreadable(self.path, error) from error
-            self._reader = reader
-        return self._reader
+            self._files = open_files(self.path)
+        return self._files
+
+    def _count(self, files: BagFiles) -> None:
+        """Find topics, types and numbers of messages."""
+        kinds: dict[str, Counter[str]] = defaultdict(Counter)
+        self._channels: dict[str, Channel] = {}
+        for storage in files.storages:
+            for channel in storage.channels.values():
+                if channel.serialization != "cdr":
+                    reason = f"serialization '{channel.serialization}'; only cdr is read"
+                    self._leave_out(channel.topic, channel.msgtype, reason, channel.held)
+                else:
+                    kinds[channel.topic][type_name(channel.msgtype)] += channel.held
+        self.topics: dict[str, str] = {}
+        self.counts: Counter[str] = Counter()
+        for topic, counts in kinds.items():
+            (kind, number), *others = counts.most_common()
+            self.topics[topic], self.counts[topic] = kind, number
+            for other, lost in others:
+                reason = f"type {other}; most messages of the topic are {kind}"
+                self._leave_out(topic, other, reason, lost)
+        for storage in files.storages:
+            for channel in storage.channels.values():
+                if self._wanted(channel, self.topics):
+                    digest = channel.digest or files.digests.get(channel.topic, "")
+                    self._channels.setdefault(channel.topic, channel._replace(digest=digest))
+        in_files = Counter(self.counts)
+        for (topic, _), (_, number) in self.left_out.items():
+            in_files[topic] += number
+        self.held: Counter[str] = in_files | files.claimed
+        self.held.update(dict.fromkeys(in_files, 0))  # topics without messages too
+
+    def _leave_out(self, topic: str, msgtype: str, reason: str, count: int) -> None:
+        _, before = self.left_out.get((topic, msgtype), ("", 0))
+        self.left_out[topic, msgtype] = reason, before + count
+
+    def _wanted(self, channel: Channel, topics: Container[str]) -> bool:
+        """Whether a channel belongs to one of the topics and has its type."""
+        topic = channel.topic
+        same = topic in topics and channel.serialization == "cdr"
+        return same and type_name(channel.msgtype) == self.topics.get(topic)
+
+    def _check_all_read(self, topics: Sequence[str], read: Counter[str]) -> None:
+        """Compare what was read with what the files say they hold."""
+        lost = self.damaged()
+        for topic in topics:
+            if read[topic] + lost[topic] < self.counts[topic]:
+                raise InputError(
+                    f"{self.path}: {topic} has {self.counts[topic]} messages by the index and "
+                    f"{read[topic]} were found; the bag is damaged. Repair it: 'mcap recover' "
+                    "(mcap) or 'ros2 bag reindex'"
+                )
+
+    def _unpacked(self, raw: bytes) -> bytes:
+        """A message of a bag whose messages are compressed; damaged ones become empty."""
+        try:
+            return unzstd(raw)
+        except ValueError:
+            return b""
+
+
+def type_name(msgtype: str) -> str:
+    """A message type as package/msg/Name, for the spellings of ROS 1 and IDL too."""
+    parts = [part for part in msgtype.replace("::", "/").split("/") if part]
+    return f"{parts[0]}/msg/{parts[1]}" if len(parts) == 2 else "/".join(parts)
+
+
+def connection(number: int, topic: str, channel: Channel, count: int) -> Any:
+    """The `rosbags.interfaces.Connection` of a topic."""
+    rosbags = require("rosbags.interfaces", "core")
+    formats = rosbags.MessageDefinitionFormat
+    known = {"ros2msg": formats.MSG, "ros2idl": formats.IDL, "omgidl": formats.IDL}
+    language = known.get(channel.language, formats.NONE)
+    definition = channel.definition if language is not formats.NONE else ""
+    extra = rosbags.ConnectionExtRosbag2(channel.serialization, _qos(channel.qos))
+    stored = rosbags.MessageDefinition(language, definition)
+    kind = type_name(channel.msgtype)
+    return rosbags.Connection(number, topic, kind, stored, channel.digest, count, extra, None)
+
+
+def _qos(text: str) -> list[Any]:
+    """The recorded QoS profiles; none if they are not as expected, for nothing depends on them."""
+    try:
+        return list(require("rosbags.rosbag2.metadata", "core").parse_qos(text))
+    except Exception:  # the kind depends on the text
+        return []
 
 
 _VISION_MSGS = {  # not among the standard types: name -> fields
@@ -258,7 +374,10 @@ def stamp_ns(header: Any) -> int:
     return int(header.stamp.sec) * 1_000_000_000 + int(header.stamp.nanosec)
 
 
-def _topic_index(topic: str, msgtype: str, rows: list[tuple[int, int, str]]) -> TopicIndex:
+def _topic_index(
+    topic: str, msgtype: str, rows: list[tuple[int, int, str]], skipped: Counter[str]
+) -> TopicIndex:
+    """Index of the messages in the most frequent frame; the others are counted."""
     bag_ns = np.array([row[0] for row in rows], dtype=np.int64)
     seen: Counter[int] = Counter()
     occurrence = np.empty(len(rows), dtype=np.int64)
@@ -266,52 +385,9 @@ def _topic_index(topic: str, msgtype: str, rows: list[tuple[int, int, str]]) -> 
         occurrence[position] = seen[time]
         seen[time] += 1
     stamps = np.array([row[1] for row in rows], dtype=np.int64)
-    return TopicIndex(topic, msgtype, rows[0][2], stamps, bag_ns, occurrence)
-
-
-def _storage_path(path: Path) -> Path:
-    """Path to open: the folder with its metadata, or the only file in it."""
-    if not path.exists():
-        raise InputError(f"{path}: no such bag")
-    if path.is_file():
-        if path.suffix in (".mcap", ".db3"):
-            return path
-        hint = "; convert it: rosbags-convert --src X.bag --dst X" if path.suffix == ".bag" else ""
-        raise InputError(f"{path}: not a rosbag2 file (.mcap or .db3){hint}")
-    if (path / "metadata.yaml").is_file():
-        return path
-    files = sorted([*path.glob("*.mcap"), *path.glob("*.db3")])
-    if len(files) == 1:
-        return files[0]
-    raise InputError(
-        f"{path}: no metadata.yaml and {len(files)} bag files in it; rebuild it with "
-        f"'ros2 bag reindex {path}', or give one .mcap or .db3 file"
-    )
-
-
-def _check_database_sizes(storage: Path) -> None:
-    """Raise for truncated SQLite files; SQLite itself reads the missing part as zeros.
-
-    The header has the page size at byte 16 and the number of pages at byte 28 (sqlite.org,
-    "Database File Format"); the number is valid only if bytes 24 and 92 agree.
-    """
-    for path in storage.glob("*.db3") if storage.is_dir() else [storage]:
-        if path.suffix != ".db3":
-            continue
-        with path.open("rb") as file:
-            header = file.read(100)
-        if len(header) < 100:
-            raise ValueError("a database without header")
-        (page_size,) = struct.unpack(">H", header[16:18])
-        (pages,) = struct.unpack(">I", header[28:32])
-        needed = pages * (65536 if page_size == 1 else page_size)
-        if header[24:28] == header[92:96] and path.stat().st_size < needed:
-            raise ValueError(f"{path.stat().st_size} of {needed} bytes are there")
-
-
-def _unreadable(path: Path, error: Exception) -> InputError:
-    detail = str(error) or type(error).__name__
-    return InputError(
-        f"{path}: the bag cannot be read ({detail}); it is truncated or corrupt. 'mcap recover' "
-        "(mcap) or 'ros2 bag reindex' can often save a recording that was cut off"
-    )
+    frames = Counter(row[2] for row in rows)
+    ((frame, _), *others) = frames.most_common()
+    for other, count in others:
+        skipped[f"{topic}: frame_id '{other}' where most messages have '{frame}'"] += count
+    found = TopicIndex(topic, msgtype, frame, stamps, bag_ns, occurrence)
+    return found.take(np.flatnonzero([row[2] == frame for row in rows])) if others else found

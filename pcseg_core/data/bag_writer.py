@@ -29,6 +29,7 @@ Format = Literal["mcap", "sqlite3"]
 METADATA_VERSION: Literal[8] = 8  # read by Humble and later; 9 is Jazzy's
 _QOS_DEPTH = 10
 _RESERVED_BYTES = 256 * 1024  # for metadata and indexes
+MAX_DEFINITION_BYTES = 100_000  # parsing takes seconds beyond that
 
 
 class BagWriter:
@@ -58,11 +59,16 @@ class BagWriter:
                 was written, which then survives a full disk, SIGKILL and a loss of power.
 
         Raises:
-            InputError: the path is taken, or the format is unknown.
+            InputError: the path is taken, the format is unknown, or it cannot be at this path.
         """
         self.path = Path(path).absolute()
         if format not in ("mcap", "sqlite3"):
             raise InputError(f"bag format '{format}': expected mcap or sqlite3")
+        if format == "sqlite3" and set(str(self.path)) & set("#%?"):
+            raise InputError(
+                f"{self.path}: sqlite3 bags need a path without '#', '%' and '?'; choose another "
+                "folder, or mcap"
+            )
         if live and format != "sqlite3":
             raise InputError(f"live bag of format '{format}': expected sqlite3")
         check_new_folder(self.path, bag_folder(self.path), force=force)
@@ -70,6 +76,7 @@ class BagWriter:
         self._connections: dict[str, Any] = {}
         self._unsaved_bytes = 0  # of a live bag
         self._full = False
+        self._refused: dict[str, str] = {}
         self._format = format
         self._compress = compress
         self._force = force
@@ -284,11 +291,25 @@ class BagWriter:
         Raises:
             InputError: the type is not a standard type and the bag has no definition of it.
         """
+        reason = self.add_topic(connection)
+        if reason:
+            raise InputError(reason)
+        self._check_type(connection.topic, connection.msgtype)
+        self._write(connection.topic, bag_ns, raw)
+
+    def add_topic(self, connection: Any) -> str:
+        """Prepare to copy a topic of another bag.
+
+        Returns:
+            Why the topic cannot be copied, such as a definition that does not parse; else "".
+        """
         topic = connection.topic
-        if topic not in self._connections:
-            self._connections[topic] = self._copy_connection(connection)
-        self._check_type(topic, connection.msgtype)
-        self._write(topic, bag_ns, raw)
+        if topic not in self._connections and topic not in self._refused:
+            try:
+                self._connections[topic] = self._copy_connection(connection)
+            except InputError as error:
+                self._refused[topic] = str(error)
+        return self._refused.get(topic, "")
 
     def _copy_connection(self, connection: Any) -> Any:
         qos = connection.ext.offered_qos_profiles
@@ -305,12 +326,17 @@ class BagWriter:
                 f"{connection.topic}: the bag holds no definition of {connection.msgtype}, so it "
                 "cannot be copied; leave the topic out"
             )
-        return self._writer.add_connection(
-            connection.topic,
-            connection.msgtype,
-            typestore=_store_with(connection),
-            offered_qos_profiles=qos,
-        )
+        try:
+            return self._writer.add_connection(
+                connection.topic,
+                connection.msgtype,
+                typestore=_store_with(connection),
+                offered_qos_profiles=qos,
+            )
+        except InputError:
+            raise
+        except (Exception, RecursionError) as error:  # a type that is unknown or holds itself
+            raise _bad_definition(connection, repr(error)) from error
 
     def _check_type(self, topic: str, msgtype: str) -> None:
         known = self._connections[topic].msgtype
@@ -345,15 +371,21 @@ def _store_with(connection: Any) -> Any:
     """A type store with the message definition of a connection (mcap has no type hash)."""
     if not connection.msgdef.data:
         return type_store()
+    size = len(connection.msgdef.data)
+    if size > MAX_DEFINITION_BYTES:
+        raise _bad_definition(connection, f"it has {size} characters")
     typesys = require("rosbags.typesys", "core")
     store = typesys.get_typestore(typesys.Stores.EMPTY)
     try:
         store.register(typesys.get_types_from_msg(connection.msgdef.data, connection.msgtype))
     except Exception as error:  # a definition in another language, or a broken one
-        raise InputError(
-            f"{connection.topic}: the definition of {connection.msgtype} cannot be parsed ({error})"
-        ) from error
+        raise _bad_definition(connection, str(error)) from error
     return store
+
+
+def _bad_definition(connection: Any, reason: str) -> InputError:
+    name = f"{connection.topic}: the definition of {connection.msgtype}"
+    return InputError(f"{name} cannot be used ({reason[:200]})")
 
 
 def _first(bag_ns: int | None, stamp_ns: int) -> int:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from pcseg_core.camera import CameraModel
 from pcseg_core.data import kitti_files as files
+from pcseg_core.data.account import Account, grouped
 from pcseg_core.data.images import read_image
 from pcseg_core.data.sample import Box, CameraFrame, Sample
 from pcseg_core.data.stamps import longest_increasing
@@ -60,8 +61,10 @@ class KittiRawRecording:
         self.frames, self.stamps = self._sweeps()
         self.cameras = self._cameras(cameras)
         self._images = {name: self._triggered(name) for name in self.cameras}
+        looked_for = len(self.frames)
         self.pose_source, self.trajectory = self._trajectory()
         self._drop_uncovered()
+        self.account = self._account(looked_for)
         self.scenes: Sequence[str] = [self.name] * len(self.frames)
 
     def __len__(self) -> int:
@@ -92,6 +95,17 @@ class KittiRawRecording:
         path = self.path.parent / "calib_imu_to_velo.txt"
         return _pose_entry(files.read_calibration(path), path)
 
+    def _account(self, looked_for: int) -> Account:
+        """Account of the files of sweeps, and of the images of the `looked_for` good sweeps."""
+        sweeps = len(files.numbered(self.path / "velodyne_points" / "data", ".bin"))
+        held = {"sweeps": sweeps} | dict.fromkeys(self.cameras, looked_for)
+        used = {name: len(taken & set(self.frames)) for name, taken in self._images.items()}
+        found = Account.of(held, {"sweeps": len(self.frames)} | used, self.skipped)
+        for name, taken in self._images.items():
+            if len(taken) > used[name]:
+                found.left_out[name]["image of a sweep that is left out"] = len(taken) - used[name]
+        return found
+
     def _sweeps(self) -> tuple[list[int], npt.NDArray[np.int64]]:
         paths = files.numbered(self.path / "velodyne_points" / "data", ".bin")
         if not paths:
@@ -110,7 +124,7 @@ class KittiRawRecording:
         return [good[i] for i in kept], chosen[kept]
 
     def _usable(self, path: Path, stamps: npt.NDArray[np.int64]) -> bool:
-        fault = files.sweep_fault(path.stat().st_size, 4)
+        fault = files.file_fault(path, 4)
         if not fault and (int(path.stem) >= len(stamps) or not stamps[int(path.stem)]):
             fault = "the sweep has no time stamp"
         if fault:
@@ -132,7 +146,10 @@ class KittiRawRecording:
         number = name[-2:]
         size = files.entry(intrinsic, f"S_rect_{number}", 2, intrinsic_path)
         P = files.entry(intrinsic, f"P_rect_{number}", 12, intrinsic_path).reshape(3, 4)
-        model, T_cam_rect0 = files.projective_camera(P, int(size[0]), int(size[1]))
+        try:
+            model, T_cam_rect0 = files.projective_camera(P, int(size[0]), int(size[1]))
+        except InputError as error:
+            raise InputError(f"{intrinsic_path}, P_rect_{number}: {error}") from error
         R_rect = files.entry(intrinsic, "R_rect_00", 9, intrinsic_path)
         extrinsic_path = folder / "calib_velo_to_cam.txt"
         T_cam0_velo = _pose_entry(files.read_calibration(extrinsic_path), extrinsic_path)
@@ -218,6 +235,8 @@ class KittiObjectRecording:
         self.frames = [path.stem for path in paths if self._usable(path)]
         if not self.frames:
             raise InputError(f"{self.path}: no usable sweep; {_reasons(self.skipped)}")
+        used = {"sweeps": len(self.frames)}
+        self.account = Account.of({"sweeps": len(paths)}, used, self.skipped)
         self.scenes: Sequence[str] = [f"{self.name}/{frame}" for frame in self.frames]
 
     def __len__(self) -> int:
@@ -238,7 +257,7 @@ class KittiObjectRecording:
         )
 
     def _usable(self, path: Path) -> bool:
-        fault = files.sweep_fault(path.stat().st_size, 4)
+        fault = files.file_fault(path, 4)
         if not fault and not (self.path / "calib" / f"{path.stem}.txt").is_file():
             fault = "no calibration file for the sweep"
         if fault:
@@ -254,7 +273,12 @@ class KittiObjectRecording:
             if not image.is_file():
                 continue
             P = files.entry(calibration, f"P{number}", 12, image).reshape(3, 4)
-            model, T_cam_rect0 = files.camera_of_image(P, image)
+            try:
+                model, T_cam_rect0 = files.camera_of_image(P, image)
+            except InputError as error:
+                raise InputError(
+                    f"{self.path / 'calib' / frame}.txt, P{number}: {error}"
+                ) from error
             loader = partial(read_image, image)
             T_cam_lidar = T_cam_rect0 @ T_rect0_lidar
             cameras.append(CameraFrame(f"image_{number}", stamp_ns, model, T_cam_lidar, loader))
@@ -302,4 +326,4 @@ def _pose_entry(values: dict[str, Float64], path: Path) -> Float64:
 
 
 def _reasons(skipped: Counter[str]) -> str:
-    return "; ".join(list(skipped)[:3])
+    return "; ".join(f"{count} x {reason}" for reason, count in grouped(skipped)[:3])

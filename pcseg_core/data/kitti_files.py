@@ -149,6 +149,14 @@ def sweep_fault(size: int, columns: int) -> str:
     return ""
 
 
+def file_fault(path: Path, columns: int) -> str:
+    """Reason why a file cannot be a sweep, by its size; empty if it can."""
+    try:
+        return sweep_fault(path.stat().st_size, columns)
+    except OSError as error:  # such as a link to nothing
+        return f"the sweep cannot be read: {error.strerror or error}"
+
+
 def projective_camera(P: Float64, width: int, height: int) -> tuple[CameraModel, Float64]:
     """Split a 3x4 projection of rectified camera 0 into intrinsics and extrinsics.
 
@@ -156,10 +164,19 @@ def projective_camera(P: Float64, width: int, height: int) -> tuple[CameraModel,
 
     Returns:
         The model without distortion, and T_cam_rect0 (4, 4).
+
+    Raises:
+        InputError: the projection is singular, or its focal lengths are not positive.
     """
     K = P[:3, :3]
     T = np.eye(4)
-    T[:3, 3] = np.linalg.solve(K, P[:3, 3])
+    try:
+        T[:3, 3] = np.linalg.solve(K, P[:3, 3])
+    except np.linalg.LinAlgError as error:
+        raise InputError(
+            f"the projection {P.tolist()} is singular; expected focal lengths on its diagonal, so "
+            "give the calibration of these images"
+        ) from error
     model = CameraModel.pinhole(
         float(K[0, 0]), float(K[1, 1]), float(K[0, 2]), float(K[1, 2]), width, height
     )

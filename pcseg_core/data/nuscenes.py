@@ -20,9 +20,10 @@ import numpy.typing as npt
 
 from pcseg_core.camera import CameraModel
 from pcseg_core.cloud import PointCloud
+from pcseg_core.data.account import Account, grouped
 from pcseg_core.data.images import image_size, read_image
-from pcseg_core.data.kitti_files import read_floats, sweep_fault
-from pcseg_core.data.nuscenes_tables import LIDAR, KeyFrame, key_frames, table_folder
+from pcseg_core.data.kitti_files import file_fault, read_floats
+from pcseg_core.data.nuscenes_tables import LIDAR, WRONG_ENTRIES, KeyFrame, key_frames, table_folder
 from pcseg_core.data.sample import Box, CameraFrame, Sample
 from pcseg_core.data.semantic_kitti import raw_id_table
 from pcseg_core.errors import InputError
@@ -56,17 +57,26 @@ class NuScenesRecording:
             described = _of_scenes(described, Path(scenes))
         self.frames = [frame for frame in described if self._usable(frame)]
         if not self.frames:
-            reasons = "; ".join(list(self.skipped)[:3]) or "its tables list no key frame"
+            shown = [f"{count} x {reason}" for reason, count in grouped(self.skipped)[:3]]
+            reasons = "; ".join(shown) or "its tables list no key frame"
             raise InputError(f"{self.path}: no usable sweep; {reasons}")
         labeled = any(frame.labels is not None for frame in self.frames)
         self.label_space = LabelSpace.load("nuscenes16") if labeled else None
         self.scenes: Sequence[str] = [frame.scene for frame in self.frames]
+        self.account = self._account(described)
 
     def __len__(self) -> int:
         return len(self.frames)
 
     def __getitem__(self, index: int) -> Sample:
-        frame = self.frames[index]
+        try:
+            return self._sample(self.frames[index])
+        except InputError:
+            raise
+        except WRONG_ENTRIES as error:
+            raise _misused(f"{self.path}, {self.frames[index].name}: it", error) from error
+
+    def _sample(self, frame: KeyFrame) -> Sample:
         cloud = read_nuscenes_sweep(frame.lidar, frame.stamp_ns)
         return Sample(
             cloud=cloud,
@@ -79,6 +89,22 @@ class NuScenesRecording:
             scene=frame.scene,
         )
 
+    def _account(self, described: list[KeyFrame]) -> Account:
+        """Account of the key frames, and of their images."""
+        absent = Counter({r: n for r, n in self.skipped.items() if r.startswith("image ")})
+        sweeps = Counter(self.skipped) - absent
+        not_described = sum(n for reason, n in sweeps.items() if reason.startswith("key frame "))
+        held = {"sweeps": len(described) + not_described}
+        found = Account.of(held, {"sweeps": len(self.frames)}, sweeps)
+        present = sum(len(frame.cameras) for frame in described)
+        found.held["images"] = present + absent.total()
+        found.used["images"] = sum(len(frame.cameras) for frame in self.frames)
+        found.left_out["images"] = +absent
+        if present > found.used["images"]:
+            lost = present - found.used["images"]
+            found.left_out["images"]["image of a sweep that is left out"] = lost
+        return found
+
     def _describe(self) -> list[KeyFrame]:
         try:
             if (self.path / "sample.json").is_file() and not (
@@ -86,14 +112,16 @@ class NuScenesRecording:
             ).is_file():
                 return [sample_json_frame(self.path / "sample.json")]
             return key_frames(table_folder(self.path), self.skipped)
-        except (KeyError, TypeError, IndexError) as error:
-            raise InputError(f"{self.path}: the description lacks or misuses {error}") from error
+        except InputError:
+            raise
+        except WRONG_ENTRIES as error:
+            raise _misused(f"{self.path}: the description", error) from error
 
     def _usable(self, frame: KeyFrame) -> bool:
         if not frame.lidar.is_file():
             self.skipped["sweep whose file is missing"] += 1
             return False
-        fault = sweep_fault(frame.lidar.stat().st_size, LIDAR_COLUMNS)
+        fault = file_fault(frame.lidar, LIDAR_COLUMNS)
         if fault:
             self.skipped[f"{frame.lidar.name}: {fault}"] += 1
         return not fault
@@ -111,6 +139,11 @@ class NuScenesRecording:
                 "each point"
             )
         return raw_id_table(self.label_space)[raw]
+
+
+def _misused(what: str, error: Exception) -> InputError:
+    """The error of an entry that is missing or has another type."""
+    return InputError(f"{what} lacks or misuses {str(error)[:200]}; expected nuScenes v1.0")
 
 
 def _of_scenes(frames: list[KeyFrame], file: Path) -> list[KeyFrame]:

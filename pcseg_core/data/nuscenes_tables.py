@@ -19,6 +19,7 @@ from pcseg_core.errors import InputError
 from pcseg_core.geometry import Trajectory, compose, from_quaternion, invert
 
 Float64 = npt.NDArray[np.float64]
+WRONG_ENTRIES = (KeyError, TypeError, IndexError, AttributeError, ValueError, OverflowError)
 Row = dict[str, Any]
 
 LIDAR = "LIDAR_TOP"
@@ -70,7 +71,7 @@ def table_folder(path: Path) -> Path:
 def key_frames(folder: Path, skipped: Counter[str]) -> list[KeyFrame]:
     """Join the tables of a folder into key frames, by scene and time.
 
-    Missing image files are skipped and counted.
+    Missing image files, and key frames with wrong entries, are skipped and counted.
 
     Raises:
         InputError: a table is missing or is not JSON.
@@ -88,7 +89,11 @@ def key_frames(folder: Path, skipped: Counter[str]) -> list[KeyFrame]:
             skipped[f"key frame without {LIDAR}"] += len(samples) - len(with_lidar)
         if with_lidar:
             trajectory = tables.trajectory(scene["token"], with_lidar[0])
-            frames += [tables.frame(row, scene, trajectory, skipped) for row in with_lidar]
+            for row in with_lidar:
+                try:
+                    frames.append(tables.frame(row, scene, trajectory, skipped))
+                except WRONG_ENTRIES as error:
+                    skipped[f"key frame with a missing or wrong entry: {error}"[:200]] += 1
     return frames
 
 
@@ -193,6 +198,8 @@ class _Tables:
             rows: list[Row] = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise InputError(f"{path}: not readable as a nuScenes table: {error}") from error
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise InputError(f"{path}: not a nuScenes table; expected a list of rows with names")
         return rows
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -69,8 +70,7 @@ def cached_trajectory(
         sweeps: read only without a cached estimate.
         folder: of the cache; None takes $XDG_CACHE_HOME/pcseg/odometry.
     """
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    place = folder or Path(home) / "pcseg" / "odometry"
+    place = folder or _cache_folder()
     path = place / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.npz"
     if path.is_file():
         try:
@@ -85,6 +85,16 @@ def cached_trajectory(
     except InputError:  # an unwritable cache costs time only
         pass
     return trajectory
+
+
+def _cache_folder() -> Path:
+    """$XDG_CACHE_HOME/pcseg/odometry, in the home folder, or the temporary folder without one."""
+    given = os.environ.get("XDG_CACHE_HOME")
+    try:
+        cache = Path(given) if given else Path.home() / ".cache"
+    except RuntimeError:  # no HOME, and the user has no entry in the password database
+        cache = Path(tempfile.gettempdir()) / f"pcseg-{os.getuid()}"
+    return cache / "pcseg" / "odometry"
 
 
 def read_tum(path: str | Path) -> Trajectory:

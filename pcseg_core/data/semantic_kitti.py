@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pcseg_core.data import kitti_files as files
+from pcseg_core.data.account import Account, grouped
 from pcseg_core.data.images import read_image
 from pcseg_core.data.sample import CameraFrame, Sample
 from pcseg_core.errors import InputError
@@ -46,16 +47,23 @@ class SemanticKittiRecording:
         self.skipped: Counter[str] = Counter()
         self._ids = raw_id_table(self.label_space)
         folders = _sequence_folders(self.path)
-        self.sequences = [_SequenceFolder(folder, lidar_only) for folder in folders]
+        names = [folder.name for folder in folders]
+        self.sequences = [
+            _SequenceFolder(folder, lidar_only, self._sequence_name(folder, names))
+            for folder in folders
+        ]
         self._index = [
             (sequence, frame)
             for sequence in self.sequences
             for frame in sequence.frames(self.skipped)
         ]
         if not self._index:
-            reasons = "; ".join(list(self.skipped)[:3]) or "velodyne holds no .bin file"
+            shown = [f"{count} x {reason}" for reason, count in grouped(self.skipped)[:3]]
+            reasons = "; ".join(shown) or "velodyne holds no .bin file"
             raise InputError(f"{self.path}: no usable sweep: {reasons}")
         self.scenes: Sequence[str] = [sequence.name for sequence, _ in self._index]
+        held = {"sweeps": sum(len(sequence.sweeps) for sequence in self.sequences)}
+        self.account = Account.of(held, {"sweeps": len(self._index)}, self.skipped)
         posed = any(sequence.trajectory is not None for sequence in self.sequences)
         self.pose_source = "file" if posed else "none"
 
@@ -78,6 +86,12 @@ class SemanticKittiRecording:
             scene=sequence.name,
         )
 
+    def _sequence_name(self, folder: Path, names: list[str]) -> str:
+        """Name of the folder; with the folders above it where several have the same name."""
+        if names.count(folder.name) == 1:
+            return folder.name
+        return folder.relative_to(self.path).as_posix()
+
     def _labels(
         self, path: Path, count: int
     ) -> tuple[npt.NDArray[np.int16] | None, npt.NDArray[np.int32] | None]:
@@ -90,9 +104,9 @@ class SemanticKittiRecording:
 class _SequenceFolder:
     """One sequence folder: its calibration, trajectory and stamps."""
 
-    def __init__(self, folder: Path, lidar_only: bool) -> None:
+    def __init__(self, folder: Path, lidar_only: bool, name: str) -> None:
         self.folder = folder
-        self.name = folder.name
+        self.name = name
         self.sweeps = sorted((folder / "velodyne").glob("*.bin"), key=_by_number)
         self.order = {path.stem: position for position, path in enumerate(self.sweeps)}
         calibration = folder / "calib.txt"
@@ -105,7 +119,7 @@ class _SequenceFolder:
         """Names of the usable sweeps; the others are counted."""
         usable = []
         for path in self.sweeps:
-            fault = files.sweep_fault(path.stat().st_size, 4)
+            fault = files.file_fault(path, 4)
             if fault:
                 skipped[f"{self.name}/{path.name}: {fault}"] += 1
             else:
@@ -147,7 +161,10 @@ class _SequenceFolder:
             return None
         path = self.folder / "calib.txt"
         P = files.entry(self.calibration, f"P{number}", 12, path).reshape(3, 4)
-        model, T_cam_cam0 = files.camera_of_image(P, image)
+        try:
+            model, T_cam_cam0 = files.camera_of_image(P, image)
+        except InputError as error:
+            raise InputError(f"{path}, P{number}: {error}") from error
         T_cam_lidar = T_cam_cam0 @ self._T_cam0_lidar()
         loader = partial(read_image, image)
         return CameraFrame(f"image_{number}", self.stamp_ns(frame), model, T_cam_lidar, loader)

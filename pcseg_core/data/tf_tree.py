@@ -14,7 +14,9 @@ from pcseg_core.geometry import Trajectory, compose, from_quaternion, invert
 
 Float64 = npt.NDArray[np.float64]
 FIXED_FRAMES = ("odom", "map", "world")  # odom first: it is continuous (REP-105)
-STILL = 1e-6  # a "moving" transform that varies less is static [m, matrix entries]
+# A transform on /tf that varies less is static: publishers of joints add noise.
+STILL_M = 1e-3
+STILL_RAD = 1e-3
 MAX_POSE_GAP_S = 1.0
 
 
@@ -35,6 +37,7 @@ class TfTree:
     def __init__(self) -> None:
         self._edges: dict[str, _Edge] = {}
         self._trajectories: dict[str, Trajectory] = {}
+        self._moving: dict[str, bool] = {}
 
     def add(
         self,
@@ -59,6 +62,7 @@ class TfTree:
         edge.quaternions.append(quaternion)
         edge.translations.append(translation)
         self._trajectories.pop(child, None)
+        self._moving.pop(child, None)
 
     def frames(self) -> list[str]:
         """All frames, sorted."""
@@ -144,8 +148,14 @@ class TfTree:
         edge = self._edges[child]
         if edge.static or len(edge.stamps_ns) == 1:
             return False
-        poses = self._edge_trajectory(child).poses
-        return bool(np.abs(poses - poses[0]).max() > STILL)
+        if child not in self._moving:
+            poses = self._edge_trajectory(child).poses
+            change = invert(poses[:1]) @ poses
+            # For small angles the norm of R - I is sqrt(2) times the angle.
+            turn = np.linalg.norm(change[:, :3, :3] - np.eye(3), axis=(1, 2)) / np.sqrt(2)
+            shift = np.linalg.norm(change[:, :3, 3], axis=1)
+            self._moving[child] = bool(shift.max() > STILL_M or turn.max() > STILL_RAD)
+        return self._moving[child]
 
     def _edge_trajectory(self, child: str) -> Trajectory:
         """T_parent_child over time; sorted, keeps the last of equal stamps."""

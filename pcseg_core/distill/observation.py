@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pcseg_core.data import Recording, Sample
+from pcseg_core.data.account import grouped
 from pcseg_core.distill.cache import MappedArray, SweepCache, read_arrays, write_arrays
 from pcseg_core.distill.evidence import Evidence
 from pcseg_core.distill.image_views import ImageView, ImageViewer
@@ -202,7 +203,8 @@ class Observer:
                 self.skipped[str(error)] += 1
             progress(done, len(chosen))
         if not found:
-            reasons = "; ".join(f"{n}x {reason}" for reason, n in self.skipped.most_common(5))
+            shown = grouped(self.skipped)[:5]
+            reasons = "; ".join(f"{n}x {reason}" for reason, n in shown)
             raise InputError(f"none of the {len(chosen)} sweeps can be used: {reasons}")
         return found
 

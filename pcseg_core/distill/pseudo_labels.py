@@ -181,7 +181,10 @@ def propagate_labels(
     Returns:
         Per sweep (N_i,) int16 labels and (N_i,) float32 confidence.
     """
-    keys = [world_keys(xyz, pose, config.propagate_voxel_m) for xyz, pose in zip(clouds, poses)]
+    start = np.eye(4)  # world coordinates, such as UTM, may be too large for the keys of voxels
+    start[:3, 3] = -np.floor(poses[0][:3, 3] / config.propagate_voxel_m) * config.propagate_voxel_m
+    moved = [start @ pose for pose in poses]
+    keys = [world_keys(xyz, pose, config.propagate_voxel_m) for xyz, pose in zip(clouds, moved)]
     seen = np.concatenate([k[e.index] for k, e in zip(keys, evidence)])
     if len(seen) == 0:
         return [label_points(own, len(xyz)) for xyz, own in zip(clouds, evidence)]

@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pcseg_core.bundled import BUNDLED
+from pcseg_core.checkpoint import load_checkpoint
+from pcseg_core.cloud import IntensityScale
 from pcseg_core.data import open_recording
 from pcseg_core.errors import InputError, MissingDependency
 from pcseg_core.evaluation.methods import Prediction
@@ -70,8 +72,7 @@ class NodeSetup:
         checkpoint, device, backend, precision: see `Segmenter.load`.
         teacher: labels the images; None for no teacher.
         prompts: classes in words; empty for the classes of the checkpoint.
-        bag_options: options of the bag reader that make it decode and pair as the node does;
-            an intensity scale of 0 is guessed for every sweep.
+        bag_options: options of the bag reader that make it decode and pair as the node does.
     """
 
     pipeline: PipelineConfig = field(default_factory=PipelineConfig)
@@ -84,6 +85,21 @@ class NodeSetup:
     bag_options: Mapping[str, object] = field(
         default_factory=lambda: {"intensity_scale": 0.0, "max_image_offset_s": 0.05}
     )
+
+    def reader_options(self) -> dict[str, object]:
+        """`bag_options` with the intensity scale that the node takes.
+
+        Raises:
+            InputError: see `load_checkpoint`.
+        """
+        inputs = load_checkpoint(Path(self.checkpoint))[1].inputs
+        if inputs is None or inputs.intensity_scale is None:
+            return dict(self.bag_options)
+        given = float(str(self.bag_options.get("intensity_scale") or 0))
+        return {
+            **self.bag_options,
+            "intensity_scale": IntensityScale(given, inputs.intensity_scale),
+        }
 
 
 @dataclass
@@ -191,7 +207,8 @@ def replay_in_process(
     if params is not None:
         raise InputError(f"{params}: a replay in this process takes no parameters")
     pipeline = Pipeline(Segmenter.load(checkpoint))
-    options = {**NodeSetup().bag_options, "camera_topics": [], "poses": "none"}
+    options = NodeSetup(checkpoint=str(checkpoint)).reader_options()
+    options |= {"camera_topics": [], "poses": "none"}
     recording = open_recording(f"bag:{bag}", **options)
     result = ReplayResult("in process", len(recording))
     timings: dict[str, list[float]] = {}

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from pcseg_core.data import readable
+from pcseg_core.data import account, readable
+from pcseg_core.data.account import grouped
 from pcseg_core.distill.pseudo_labels import PseudoLabelConfig
 from pcseg_core.errors import InputError
 from pcseg_core.evaluation.methods import Method, Prediction, peak_rss_mb
@@ -217,7 +218,8 @@ class _Run:
     def report(self) -> ReplayReport:
         recording, space = self.recording, self.truth.space
         if not self.sweeps:
-            reasons = "; ".join(reason for reason, _ in recording.skipped.most_common(3))
+            shown = [f"{count} x {reason}" for reason, count in grouped(recording.skipped)[:3]]
+            reasons = "; ".join(shown)
             raise InputError(f"{recording.name}: no sweep can be read: {reasons or 'it has none'}")
         unread = len(recording) - len(self.sweeps)
         figures = [measure.figures(len(recording), unread) for measure in self.measures]
@@ -233,7 +235,8 @@ class _Run:
             sweeps=len(self.sweeps),
             points=sum(sweep.points for sweep in self.sweeps),
             others=figures[1:],
-            skipped=dict(recording.skipped),
+            skipped=dict(grouped(recording.skipped)),
+            account=account(recording).entries(),
             notes=self._notes(),
             per_sweep=self.sweeps,
             scene=self.scene,

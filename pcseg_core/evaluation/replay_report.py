@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
+from pcseg_core.data.account import Entry
 from pcseg_core.evaluation.report import SUMMARY, JsonReport, comparison_table, percent
 from pcseg_core.metrics.figures import Figures
 
@@ -108,6 +109,7 @@ class ReplayReport(ReplayFigures, JsonReport):
     points: int
     others: list[ReplayFigures] = Field(default_factory=list)
     skipped: dict[str, int] = Field(default_factory=dict)
+    account: dict[str, Entry] = Field(default_factory=dict)
     notes: list[str] = Field(default_factory=list)
     per_sweep: list[SweepFigures] = Field(default_factory=list)
     scene: Scene | None = Field(default=None, exclude=True)

@@ -73,8 +73,8 @@ class SyncedBatchNorm(BatchNorm):
         mean = sums[:channels] / total
         variance = (sums[channels:-1] / total - mean.square()).clamp_min(0)
         self._remember(mean.detach(), variance.detach() * total.detach() / (total.detach() - 1))
-        scaled = (feats - mean) * torch.rsqrt(variance + self.eps)
-        return scaled * self.weight + self.bias
+        scaled: Tensor = (feats - mean) * torch.rsqrt(variance + self.eps)
+        return torch.addcmul(self.bias, scaled, self.weight)
 
     def _remember(self, mean: Tensor, variance: Tensor) -> None:
         assert self.running_mean is not None and self.running_var is not None

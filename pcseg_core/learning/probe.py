@@ -9,7 +9,7 @@ with the raw inputs: an untrained network can be worse than its inputs.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -180,7 +180,6 @@ class ProbeResult:
     weight: Array
     bias: Array
     points: int = 0
-    extra: dict[str, Any] = field(default_factory=dict)
 
 
 def probe_features(

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import lightning
-import torch
 import yaml
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import callbacks
@@ -25,10 +26,12 @@ from pcseg_core.errors import InputError
 from pcseg_core.files import FolderKind, atomic_path, claim_folder, write_atomic
 from pcseg_core.labels import LabelSpace
 from pcseg_core.learning.module import TrainingModule
+from pcseg_core.models.inference import choose_device
 from pcseg_core.models.student import Student
 from pcseg_core.progress import bar, note
 
 _RECIPE, _LAST = "recipe.yaml", "last.ckpt"
+_TERMINATED = 128 + signal.SIGTERM  # exit status
 
 
 def _check_recipe(file: Path) -> None:
@@ -84,13 +87,19 @@ def identity(source: str) -> str:
 
 
 def torch_device(device: str) -> str:
-    """ "cuda" or "cpu" for "auto", "cpu" or "cuda"."""
-    return "cuda" if on_gpu(device) else "cpu"
+    """ "cuda" or "cpu" for "auto", "cpu" or "cuda".
+
+    Raises:
+        InputError: another word, or no such device on this machine.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise InputError(f"device '{device}': training expects auto, cpu or cuda")
+    return choose_device(device).type
 
 
 def on_gpu(device: str) -> bool:
-    """Whether "auto", "cpu" or "cuda" is a GPU on this machine."""
-    return device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    """Whether "auto", "cpu" or "cuda" is a GPU on this machine; raises as `torch_device`."""
+    return torch_device(device) == "cuda"
 
 
 def open_recordings(sources: Sequence[str]) -> dict[str, Recording]:
@@ -187,9 +196,12 @@ def train(module: TrainingModule, out: Path, device: str) -> dict[str, Any]:
     )
     last = out / _LAST
     started = time.monotonic()
-    trainer.fit(module, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+    with suppress(SystemExit):  # Lightning's, with status 0 or 1
+        trainer.fit(module, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
+    if trainer.interrupted or trainer.received_sigterm:
+        step, steps = trainer.global_step, module.optimizer.steps
+        note(f"interrupted at step {step} of {steps}; run the same command again to resume")
+        raise SystemExit(_TERMINATED) if trainer.received_sigterm else KeyboardInterrupt
     seconds = time.monotonic() - started
     module.result()
     final = {k: round(float(v), 4) for k, v in trainer.logged_metrics.items()}

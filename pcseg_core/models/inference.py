@@ -275,3 +275,20 @@ def compile_inference(
 
     with torch.no_grad():
         return CompiledMinkUNet(model, precision, make)
+
+
+def choose_device(device: str) -> torch.device:
+    """The device of a name; "auto" prefers CUDA.
+
+    Raises:
+        InputError: the device does not exist on this machine.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise InputError(f"device '{device}': expected auto, cpu, cuda or cuda:N") from None
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"device '{device}': torch finds no CUDA GPU here; use cpu or auto")
+    return chosen

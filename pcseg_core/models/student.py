@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -13,7 +13,9 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
+from pcseg_core.checkpoint import check_fits
 from pcseg_core.config import Section
 from pcseg_core.models.minkunet import MinkUNet
 from pcseg_core.sparse.tensor import SparseTensor
@@ -182,6 +184,41 @@ class Student(nn.Module):
         regressed = self.regression(features) if self.regression is not None else None
         logits = self.network.classifier(features)
         return StudentOutput(logits, features, regressed, voxels, self.text_head)
+
+
+class _Uninitialized(TorchFunctionMode):
+    """Parameters are not filled with random numbers, which torch compiles on the meta device."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., object],
+        types: Iterable[type],
+        args: tuple[object, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
+        named = kwargs or {}
+        if func.__name__ in ("normal_", "uniform_", "kaiming_uniform_"):
+            return args[0] if args else named["tensor"]
+        return func(*args, **named)
+
+
+def load_student(
+    config: StudentConfig, classes: int, state: Mapping[str, Tensor], source: object
+) -> Student:
+    """Build a student with the weights of a checkpoint, on the CPU.
+
+    Nothing of the described size is allocated before it is known that the weights have it.
+
+    Raises:
+        InputError: the weights do not fit the configuration; `source` names them.
+    """
+    with _Uninitialized():
+        with torch.device("meta"):
+            described = Student(config, classes)
+        check_fits(described, state, source)
+        student = Student(config, classes)
+    student.load_state_dict(dict(state))
+    return student
 
 
 def cosine_logits(

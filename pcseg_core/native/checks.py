@@ -15,8 +15,17 @@ def require(holds: bool, what: str) -> None:
         raise InputError(f"native library: {what}")
 
 
+def require_int(value: int, name: str, low: int, high: int) -> None:
+    """An integer in low..high."""
+    require(
+        isinstance(value, int) and low <= value <= high,
+        f"{name} must be an integer from {low} to {high}, got {value}",
+    )
+
+
 def require_matrix(tensor: Tensor, name: str, dtypes: tuple[torch.dtype, ...]) -> None:
     """A CPU matrix of one of the dtypes; its rows are contiguous and do not overlap."""
+    require(tensor.layout == torch.strided, f"{name} must be dense, got {tensor.layout}")
     require(
         tensor.device.type == "cpu"
         and tensor.dtype in dtypes

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Load the native library through ctypes; no torch.
 
-ctypes releases the interpreter lock during a call.
+The library comes from this package, or from the path in the variable PCSEG_NATIVE_LIBRARY. The file
+is checked before it is loaded: a file that was cut would end the process. ctypes releases the
+interpreter lock during a call.
 """
 
 from __future__ import annotations
@@ -9,6 +11,9 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import platform
+import struct
+import warnings
 from ctypes import POINTER, c_char_p, c_float, c_int32, c_int64, c_void_p
 from pathlib import Path
 
@@ -16,7 +21,14 @@ from pcseg_core.errors import InputError
 from pcseg_core.native import build
 
 REBUILD = "run: python -m pcseg_core.native.build"
+VARIABLE = "PCSEG_NATIVE_LIBRARY"
+"""Environment variable: path of the library, in place of that of the package."""
+
 _STATUS = {1: "the native library refused its arguments", 2: "out of memory in the native library"}
+
+
+_MACHINES = {"x86_64": 62, "aarch64": 183, "riscv64": 243}  # numbers of the ELF format
+_SEGMENT = struct.Struct("<IIQQQQQQ")  # type, flags, offset, two addresses, length, memory, align
 
 
 class ConvArgs(ctypes.Structure):
@@ -97,10 +109,27 @@ _SIGNATURES = {
 
 @functools.cache
 def load() -> ctypes.CDLL | str:
-    """The library, or one line with the reason why it cannot be used."""
-    path = Path(os.environ.get("PCSEG_NATIVE_LIBRARY", build.SOURCES / build.LIBRARY))
+    """The library, or one line with the reason why it cannot be used.
+
+    Warns:
+        RuntimeWarning: there is a library, or one was asked for, and it cannot be used.
+    """
+    given = os.environ.get(VARIABLE)
+    path = (Path(given) if given else build.SOURCES / build.LIBRARY).resolve()
+    loaded = _load(path)
+    if isinstance(loaded, str) and (given or path.exists()):
+        named = f"{VARIABLE}={given}: " if given else ""
+        loaded = named + loaded
+        warnings.warn(f"plain torch is used, several times slower: {loaded}", RuntimeWarning, 2)
+    return loaded
+
+
+def _load(path: Path) -> ctypes.CDLL | str:
     if not path.exists():
         return f"the native library was not built (a C++ compiler is needed); {REBUILD}"
+    problem = check_file(path)
+    if problem:
+        return f"{path.name} cannot be used ({problem}); {REBUILD}"
     try:
         library = ctypes.CDLL(str(path))
         library.pcseg_source_hash.restype = c_char_p
@@ -113,6 +142,34 @@ def load() -> ctypes.CDLL | str:
     if (build.SOURCES / "api.cpp").exists() and built_from != build.source_hash():
         return f"{path.name} was built from other sources; {REBUILD}"
     return library
+
+
+def check_file(path: Path) -> str:
+    """Why a file is no complete shared library for this machine, or "".
+
+    The headers say where its parts lie. The loader maps them without a check, and a part beyond the
+    end of the file ends the process.
+    """
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            head = file.read(64)
+            if head[:7] != b"\x7fELF\x02\x01\x01" or len(head) < 64:
+                return "it is no 64-bit shared library"
+            kind, machine, _, _, segments, sections = struct.unpack_from("<HHIQQQ", head, 16)
+            entry, count, section_entry, section_count = struct.unpack_from("<HHHH", head, 54)
+            if kind != 3 or machine != _MACHINES.get(platform.machine(), machine):
+                return "it is no shared library for this machine"
+            file.seek(min(segments, size))
+            table = file.read(entry * count)
+    except OSError as error:
+        return str(error)
+    if entry != _SEGMENT.size or len(table) < entry * count:
+        return "its list of parts is cut off"
+    ends = [offset + length for _, _, offset, _, _, length, *_ in _SEGMENT.iter_unpack(table)]
+    if max([*ends, sections + section_entry * section_count]) > size:
+        return f"it has {size} bytes and its parts need more; the file was cut off"
+    return ""
 
 
 def optional_library() -> ctypes.CDLL | None:

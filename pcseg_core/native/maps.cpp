@@ -202,7 +202,7 @@ int64_t map_coarsen(const int64_t* keys, int64_t n, int64_t* out, int threads) {
 
 void map_build(const int64_t* keys_in, int64_t n_in, const int64_t* keys_out, int64_t n_out,
                int size, int stride, int32_t* table, int threads) {
-  if (size == 3 && stride == 1 && keys_in == keys_out)
+  if (size == 3 && stride == 1 && keys_in == keys_out && n_in == n_out)
     build_submanifold3(keys_in, n_in, table, threads);
   else if (size == 2 && stride == 2)
     build_halving(keys_in, n_in, keys_out, n_out, table, threads);

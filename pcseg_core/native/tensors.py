@@ -17,6 +17,7 @@ from torch import Tensor
 from pcseg_core.native import library as native
 from pcseg_core.native.checks import (
     require,
+    require_int,
     require_keys,
     require_matrix,
     require_table,
@@ -77,8 +78,11 @@ def build_table(keys_in: Tensor, keys_out: Tensor, kernel_size: int, stride: int
     """Neighbor table (K, n_out) int32; see `maps.build_table`."""
     require_keys(keys_in)
     require_keys(keys_out)
-    require(kernel_size in range(1, 6), f"kernel size {kernel_size} is not within 1 to 5")
+    require_int(kernel_size, "the kernel size", 1, 5)
+    require_int(stride, "the stride", 1, 2)
     keys_in, keys_out = keys_in.contiguous(), keys_out.contiguous()
+    if keys_in.data_ptr() == keys_out.data_ptr() and len(keys_in) != len(keys_out):
+        keys_out = keys_out.clone()  # the library takes equal addresses for equal keys
     table = torch.empty((kernel_size**3, len(keys_out)), dtype=torch.int32)
     status = _library().pcseg_build_table(
         _pointer(keys_in),
@@ -97,7 +101,7 @@ def build_table(keys_in: Tensor, keys_out: Tensor, kernel_size: int, stride: int
 def invert_table(table: Tensor, n_in: int) -> Tensor:
     """The table (K, n_in) of the transposed convolution; see `maps.KernelMap.inverse`."""
     require_table(table)
-    require(n_in >= 0, f"{n_in} input rows")
+    require_int(n_in, "the number of input rows", 0, 2**31 - 1)
     inverse = torch.empty((len(table), n_in), dtype=torch.int32)
     status = _library().pcseg_invert_table(
         _pointer(table), *table.shape, n_in, _pointer(inverse), torch.get_num_threads()
@@ -220,7 +224,10 @@ def _require_conv(
 ) -> None:
     require_matrix(x, "x", tuple(DTYPES))
     require_matrix(out, "the output", tuple(DTYPES))
-    require(0 < cin <= x.shape[1], f"{cin} channels of rows that hold {x.shape[1]}")
+    require(
+        isinstance(cin, int) and 0 < cin <= x.shape[1],
+        f"{cin} channels of rows that hold {x.shape[1]}",
+    )
     offsets = 1
     if table is not None:
         require_table(table)
@@ -231,7 +238,12 @@ def _require_conv(
         require(residual.shape == out.shape, "residual and output differ in shape")
     require_vector(bias, "the bias", out.shape[1])
     size = _library().pcseg_packed_bytes(isa, offsets, cin, out.shape[1], DTYPES[x.dtype])
-    fits = packed.dtype == torch.uint8 and packed.is_contiguous() and packed.numel() == size
+    fits = (
+        packed.device.type == "cpu"
+        and packed.dtype == torch.uint8
+        and packed.is_contiguous()
+        and packed.numel() == size
+    )
     require(
         size > 0 and fits,
         f"{packed.numel()} bytes of packed weights do not belong to {offsets} offsets, {cin} "
@@ -250,7 +262,7 @@ def grad_weight(
     if table is not None:
         require_table(table)
         require(table.shape == (offsets, len(dy)), "table and gradient differ in rows")
-    require(0 < offsets <= 125, f"{offsets} offsets are not within 1 to 125")
+    require_int(offsets, "the number of offsets", 1, 125)
     if len(dy) == 0:
         return torch.zeros((offsets, x.shape[1], dy.shape[1]))
     grad = torch.empty((offsets, x.shape[1], dy.shape[1]))

@@ -16,16 +16,18 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
+from pcseg_core.cloud import TIME_PROBLEM, PointCloud
 from pcseg_core.config import LIVE, Section
 from pcseg_core.distill.evidence import PixelEvidence
-from pcseg_core.errors import PcsegError
+from pcseg_core.errors import InputError, PcsegError
 from pcseg_core.geometry import undo_motion
+from pcseg_core.input_check import InputCheck, InputStatistics
 from pcseg_core.labels import IGNORE, LabelSpace
 from pcseg_core.online.camera_fusion import CameraFusionConfig, CameraLabeler, fuse_cameras
 from pcseg_core.online.temporal import TemporalBuffer, TemporalBufferConfig
+from pcseg_core.point_time import possible_time_fields
 
 if TYPE_CHECKING:
-    from pcseg_core.cloud import PointCloud
     from pcseg_core.data.sample import CameraFrame, Sample
     from pcseg_core.geometry import Poses
     from pcseg_core.online.segmenter import Segmentation
@@ -36,6 +38,12 @@ Evidence: TypeAlias = "Sequence[PixelEvidence] | None"
 
 NO_MOTION = "motion not known"
 NO_EVIDENCE = "camera evidence late"
+NO_TIMES = "no point times to deskew with"
+OUT_OF_RANGE = "most points out of range"
+NOT_FINITE = "confidence not finite"
+UNLIKE_TRAINING = "input unlike the training"
+# Share of the returns beyond the range of the checkpoint that is reported.
+_FAR_SHARE = 0.5
 
 
 class MotionConfig(Section):
@@ -142,7 +150,10 @@ class LabeledSweep:
         label_space: meaning of the ids.
         stages_ms: wall time of each stage: motion, inference, fusion [ms].
         inference_ms: wall time of the steps of inference; see `Segmentation.timings_ms` [ms].
-        problems: (event, reason) of each missing input; the sweep was labeled without it.
+        problems: (event, reason) of each input that is missing or unusable; the sweep was labeled
+            without it. Events: NO_MOTION, NO_EVIDENCE, NO_TIMES, OUT_OF_RANGE, NOT_FINITE
+            and UNLIKE_TRAINING of this module, `pcseg_core.cloud.TIME_PROBLEM`.
+        out_of_range: number of returns beyond the range of the checkpoint, unlabeled.
     """
 
     cloud: PointCloud
@@ -152,6 +163,7 @@ class LabeledSweep:
     stages_ms: dict[str, float] = field(default_factory=dict)
     inference_ms: dict[str, float] = field(default_factory=dict)
     problems: list[tuple[str, str]] = field(default_factory=list)
+    out_of_range: int = 0
 
 
 class SegmenterLike(Protocol):
@@ -202,6 +214,7 @@ class Pipeline:
     Attributes:
         segmenter: the network.
         config: settings; may be replaced between sweeps.
+        trained_on: statistics of the sweeps that the network was trained on, or None.
     """
 
     def __init__(
@@ -213,6 +226,9 @@ class Pipeline:
         self.segmenter = segmenter
         self.config = config or PipelineConfig()
         self._cameras = cameras
+        # Absent from stand-ins for a segmenter.
+        self.trained_on: InputStatistics | None = getattr(segmenter, "trained_on", None)
+        self._check_input = InputCheck(self.trained_on)
         self._buffer: TemporalBuffer | None = None
         self._forget = False
 
@@ -241,31 +257,46 @@ class Pipeline:
 
         Raises:
             MotionError: the motion is unknown and required.
+            InputError: `sweep` is not a Sweep.
         """
+        if not isinstance(sweep, Sweep):
+            raise InputError(
+                f"process: expected a Sweep, got {type(sweep).__name__}; call "
+                "pipeline.process(pcseg_core.Sweep(pcseg_core.PointCloud(xyz, intensity)))"
+            )
         clock, problems = _Clock(), list[tuple[str, str]]()
+        if difference := self._check_input(sweep.cloud):
+            problems.append((UNLIKE_TRAINING, difference))
         cloud, pose = self._locate(sweep, problems)
         clock.stop("motion")
         evidence_of = self._observe(sweep, cloud)
         smooth = self.config.temporal.enabled and pose is not None
         result = self.segmenter.segment(cloud, probabilities=smooth or evidence_of is not None)
         clock.stop("inference")
+        not_finite, out_of_range = result.not_finite, result.out_of_range
         result = self._fuse(result, cloud, evidence_of, problems)
         labels, confidence = result.labels, result.confidence
         if smooth and pose is not None:
             labels, confidence = self._smooth(result, cloud, pose)
-        labels = np.where(confidence >= self.config.min_confidence, labels, IGNORE)
+        finite = np.isfinite(confidence)
+        if not finite.all():
+            not_finite += int(np.count_nonzero(~finite))
+            confidence = np.where(finite, confidence, np.float32(0))
+        keep = finite & (confidence >= self.config.min_confidence)
+        labels = np.where(keep, labels, IGNORE).astype(np.int32, copy=False)
         clock.stop("fusion")
+        problems += _check_result(cloud, not_finite, out_of_range)
         space = result.label_space or self.label_space
-        labels = labels.astype(np.int32, copy=False)
-        return LabeledSweep(
-            cloud, labels, confidence, space, clock.stages_ms, result.timings_ms, problems
-        )
+        times = clock.stages_ms, result.timings_ms
+        return LabeledSweep(cloud, labels, confidence, space, *times, problems, out_of_range)
 
     def _locate(
         self, sweep: Sweep, problems: list[tuple[str, str]]
     ) -> tuple[PointCloud, Float64 | None]:
         """The cloud, deskewed if configured, and T_fixed_lidar at its stamp if it is needed."""
         cloud, motion = sweep.cloud, self.config.motion
+        if motion.deskew:
+            problems += _check_times(cloud)
         if sweep.poses is None or not (self.config.temporal.enabled or motion.deskew):
             return cloud, None
         try:
@@ -313,6 +344,32 @@ class Pipeline:
             self._buffer.reset()  # reuses its large tables; a new buffer would allocate them again
         self._forget = False
         return self._buffer.update(cloud.xyz, probabilities, pose, cloud.stamp_ns)
+
+
+def _check_times(cloud: PointCloud) -> list[tuple[str, str]]:
+    """Problems of the times of a sweep that is to be deskewed."""
+    problems = [(event, why) for event, why in cloud.problems if event == TIME_PROBLEM]
+    if problems or (cloud.time is not None and np.isfinite(cloud.time).any()):
+        return problems
+    similar = ", ".join(possible_time_fields(cloud.extra))
+    hint = f"set motion.time_field to one of: {similar}" if similar else "let the driver send them"
+    return [(NO_TIMES, f"deskewing is on and no point has a time; {hint}")] if len(cloud) else []
+
+
+def _check_result(cloud: PointCloud, not_finite: int, out_of_range: int) -> list[tuple[str, str]]:
+    """Problems that the labels of a sweep show."""
+    problems = []
+    if not_finite:
+        why = f"{not_finite} points; the checkpoint or the teacher is damaged; they get no label"
+        problems.append((NOT_FINITE, why))
+    returns = np.count_nonzero(cloud.finite) if out_of_range else 0
+    if out_of_range > _FAR_SHARE * returns:
+        why = (
+            f"{100 * out_of_range / returns:.0f} % of the points are beyond the range of the "
+            "checkpoint and get no label; coordinates must be meters in the frame of the sensor"
+        )
+        problems.append((OUT_OF_RANGE, why))
+    return problems
 
 
 class _Clock:

@@ -13,10 +13,12 @@ import numpy as np
 import numpy.typing as npt
 import yaml
 
-from pcseg_core.cloud import append_fields, encode_cloud, pack_rgb, read_cloud
+from pcseg_core.cloud import IntensityScale, append_fields, encode_cloud, pack_rgb, read_cloud
 from pcseg_core.config import read_yaml
 from pcseg_core.data import messages, readable
+from pcseg_core.data.account import Account, account, grouped
 from pcseg_core.data.bag import BagRecording
+from pcseg_core.data.bag_account import explain_files
 from pcseg_core.data.bag_reader import CLOUD
 from pcseg_core.data.bag_writer import BagWriter, bag_folder
 from pcseg_core.errors import InputError
@@ -44,6 +46,10 @@ class Replay:
         unlabeled: number of points without a label.
         milliseconds: time from each sweep to its labels [ms].
         skipped: reason -> number of sweeps without labels.
+        problems: event and first reason -> number of sweeps that were labeled in spite of it.
+        intensity_scale: the scale of a bag's intensities and its source; "" for other recordings.
+        out_of_range: number of returns beyond the range of the checkpoint.
+        account: what the recording holds, and what becomes of it.
     """
 
     out: Path
@@ -53,6 +59,11 @@ class Replay:
     unlabeled: int = 0
     milliseconds: list[float] = field(default_factory=list)
     skipped: Counter[str] = field(default_factory=Counter)
+    problems: Counter[str] = field(default_factory=Counter)
+    intensity_scale: str = ""
+    out_of_range: int = 0
+    _first_reason: dict[str, str] = field(default_factory=dict)
+    account: Account = field(default_factory=Account)
 
     def __post_init__(self) -> None:
         self.counts = np.zeros(len(self.label_space), np.int64)
@@ -65,6 +76,9 @@ class Replay:
         self.counts += np.bincount(known, minlength=len(self.label_space))
         self.unlabeled += len(labeled.labels) - len(known)
         self.sweeps += 1
+        self.out_of_range += labeled.out_of_range
+        for event, reason in labeled.problems:
+            self.problems[f"{event}: {self._first_reason.setdefault(event, reason)}"] += 1
         return labeled
 
 
@@ -109,24 +123,43 @@ def segment_bag(
     """
     if out.exists() and out.resolve() == source.resolve():
         raise InputError(f"{out}: a bag cannot be labeled in place; choose another --out")
-    recording = BagRecording(source, cloud_topic=cloud_topic, camera_topics=[], poses="none")
-    replay = Replay(out, pipeline.label_space)
+    trained = pipeline.trained_on
+    scale = IntensityScale(trained=None if trained is None else trained.intensity_scale)
+    recording = BagRecording(
+        source, cloud_topic=cloud_topic, camera_topics=[], poses="none", intensity_scale=scale
+    )
+    replay = Replay(out, pipeline.label_space, intensity_scale=str(scale))
     total = sum(recording.bag.counts.values())
     with BagWriter(out, compress=compress, force=force) as writer:
         for done, (connection, bag_ns, raw) in enumerate(recording.bag.messages()):
-            message = None
-            if connection.topic == recording.cloud_topic:
+            topic, message, reason = connection.topic, None, ""
+            if topic == recording.cloud_topic:
                 message = _labeled_message(pipeline, recording, raw, replay, rgb)
-            if message is None:
-                writer.pass_through(connection, bag_ns, raw)
+            if message is not None:
+                writer.write_message(topic, CLOUD, message, bag_ns)
+            elif reason := writer.add_topic(connection):
+                replay.skipped[reason] += 1
+                replay.account.failed[topic][reason] += 1
             else:
-                writer.write_message(connection.topic, CLOUD, message, bag_ns)
+                writer.pass_through(connection, bag_ns, raw)
+            replay.account.used[topic] += not reason
             if progress:
                 progress(done + 1, total)
         if not replay.sweeps:
             raise InputError(f"{source}: no cloud could be labeled: {_reasons(replay.skipped)}")
+        explain_files(replay.account, recording.bag)
+        _move_unlabeled(replay, recording.cloud_topic)
+        replay.account.check(str(source))
     write_atomic(out / LABELS_FILE, labels_yaml(pipeline.label_space))
     return replay
+
+
+def _move_unlabeled(replay: Replay, topic: str) -> None:
+    """Clouds that were copied without labels are not used."""
+    unlabeled = replay.account.used[topic] - replay.sweeps
+    replay.account.used[topic] -= unlabeled
+    if unlabeled:
+        replay.account.failed[topic]["copied without labels"] = unlabeled
 
 
 def _labeled_message(
@@ -135,7 +168,7 @@ def _labeled_message(
     """The message of the cloud with labels, or None if it cannot be read."""
     try:
         message = recording.bag.deserialize(raw, CLOUD)
-        cloud = read_cloud(message, intensity_scale=recording.intensity_scale)
+        cloud = read_cloud(message, intensity_scale=recording.intensity_scale, time_field="none")
     except InputError as error:
         replay.skipped[str(error)] += 1
         return None
@@ -260,9 +293,11 @@ LABEL_FILES = FolderKind(
 
 def _check_any(replay: Replay, recording: Recording) -> None:
     replay.skipped.update(recording.skipped)
+    replay.account = account(recording)
     if not replay.sweeps:
         raise InputError(f"{recording.name}: no sweep could be labeled: {_reasons(replay.skipped)}")
 
 
 def _reasons(skipped: Counter[str]) -> str:
-    return "; ".join(reason for reason, _ in skipped.most_common(3)) or "it has none"
+    shown = [f"{count} x {reason}" for reason, count in grouped(skipped)[:3]]
+    return "; ".join(shown) or "it has none"

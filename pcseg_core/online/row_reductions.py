@@ -24,8 +24,9 @@ Float32 = npt.NDArray[np.float32]
 
 def top(values: Float32) -> tuple[Int32, Float32]:
     """Column (M,) of the largest value of each row (M, C), the first of equals; and that value."""
+    _require(values.ndim == 2 and values.shape[1] > 0, f"a matrix with columns, got {values.shape}")
     library = optional_library()
-    if library is None or values.strides[1] != values.itemsize:
+    if library is None or not _has_plain_rows(values):
         return _numpy_top(values)
     winner, most = np.empty(len(values), np.int32), np.empty(len(values), np.float32)
     step = max(values.strides[0] // values.itemsize, values.shape[1])
@@ -46,8 +47,13 @@ def means(values: Float32, used: Array, group: Int32, groups: int) -> Float32:
         group: (K,) group of each used row.
         groups: number G of groups; the mean of a group without rows is 0.
     """
+    _require(values.ndim == 2 and values.shape[1] > 0, f"a matrix with columns, got {values.shape}")
+    _require(
+        np.ndim(used) == 1 and np.shape(used) == np.shape(group), "one group for each used row"
+    )
+    _require(0 <= groups < 2**31, f"a number of groups, got {groups}")
     library = optional_library()
-    if library is None or not values.flags.c_contiguous:
+    if library is None or not _has_plain_rows(values) or not values.flags.c_contiguous:
         return _numpy_means(values, used, group, groups)
     used, group = np.ascontiguousarray(used, np.int64), np.ascontiguousarray(group, np.int32)
     found = np.empty((groups, values.shape[1]), np.float32)
@@ -83,8 +89,18 @@ def accumulate(
         divided by the number n of observations and multiplied by 1 + share (n - 1).
 
     Raises:
-        InputError: rows out of range.
+        InputError: rows out of range, or shapes that differ.
     """
+    _require(
+        store.ndim == 2
+        and store.dtype == np.float32
+        and store.flags.c_contiguous
+        and store.flags.writeable
+        and np.shape(observed) == (len(at), store.shape[1] - 2)
+        and np.shape(at) == np.shape(fade) == (len(at),),
+        f"a float32 store (R, C + 2) with observations (M, C), rows (M,) and factors (M,), got "
+        f"{store.shape}, {np.shape(observed)}, {np.shape(at)} and {np.shape(fade)}",
+    )
     library = optional_library()
     if library is None:
         return _numpy_accumulate(store, at, fade, observed, share)
@@ -104,6 +120,22 @@ def accumulate(
         )
     )
     return winner, below
+
+
+def _require(holds: bool, what: str) -> None:
+    if not holds:
+        raise InputError(f"row reductions: expected {what}")
+
+
+def _has_plain_rows(values: Array) -> bool:
+    """float32 rows that are contiguous, in ascending order and do not overlap."""
+    size = values.itemsize
+    return (
+        values.dtype == np.float32
+        and values.strides[1] == size
+        and values.strides[0] % size == 0
+        and (len(values) <= 1 or values.strides[0] >= size * values.shape[1])
+    )
 
 
 def _numpy_top(values: Float32) -> tuple[Int32, Float32]:

@@ -14,20 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pcseg_core.checkpoint import (
-    CheckpointMeta,
-    CheckpointText,
-    load_checkpoint,
-    load_strictly,
-    load_text,
-)
+from pcseg_core.checkpoint import CheckpointMeta, CheckpointText, load_checkpoint, load_text
 from pcseg_core.cloud import PointCloud
 from pcseg_core.config import parse_section
 from pcseg_core.errors import InputError
+from pcseg_core.input_check import InputStatistics
 from pcseg_core.labels import IGNORE, LabelSpace
-from pcseg_core.models.inference import CompiledMinkUNet, compile_inference
+from pcseg_core.models.inference import CompiledMinkUNet, choose_device, compile_inference
 from pcseg_core.models.minkunet import MinkUNet
-from pcseg_core.models.student import Points, Student, StudentConfig
+from pcseg_core.models.student import Points, Student, StudentConfig, load_student
 from pcseg_core.native import library
 from pcseg_core.online.prompts import PromptHead, PromptSet
 from pcseg_core.online.prototypes import PrototypeHead, Prototypes
@@ -44,12 +39,15 @@ class Segmentation:
     """Labels of one sweep.
 
     Attributes:
-        labels: (N,) int32 class ids; IGNORE for points that are not finite or out of range.
+        labels: (N,) int32 class ids; IGNORE for points that are no returns (not finite, or exactly
+            zero), out of range, or without a finite confidence.
         confidence: (N,) float32 probability of the label in 0..1; 0 without a label.
         timings_ms: wall time of each stage [ms].
         probabilities: (N, C) float32 of all classes, rows sum to 1, 0 without a label; None if
             they were not requested.
         label_space: classes of the labels; the segmenter's may have changed since.
+        out_of_range: number of returns farther than the checkpoint's `max_range_m`.
+        not_finite: number of points whose confidence is not a finite number: a damaged network.
     """
 
     labels: np.ndarray
@@ -57,6 +55,8 @@ class Segmentation:
     timings_ms: dict[str, float] = field(default_factory=dict)
     probabilities: np.ndarray | None = None
     label_space: LabelSpace | None = None
+    out_of_range: int = 0
+    not_finite: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,9 +139,13 @@ class Segmenter:
         state, meta = load_checkpoint(Path(path))
         config = parse_section(meta.student, StudentConfig, f"checkpoint {path}")
         space = LabelSpace.from_dict(meta.label_space)
-        student = Student(config, len(space))
-        load_strictly(student, state, path)
+        student = load_student(config, len(space), state, path)
         return cls(student, space, meta, device, precision, load_text(Path(path)), backend)
+
+    @property
+    def trained_on(self) -> InputStatistics | None:
+        """Scale and distribution of the sweeps of the training; None for old checkpoints."""
+        return self.meta.inputs
 
     @property
     def label_space(self) -> LabelSpace:
@@ -234,15 +238,26 @@ class Segmenter:
         Args:
             cloud: the sweep.
             probabilities: return the probabilities of all classes too, for fusion.
+
+        Raises:
+            InputError: `cloud` is not a PointCloud.
         """
+        if not isinstance(cloud, PointCloud):
+            shape = f" {cloud.shape}" if isinstance(cloud, np.ndarray) else ""
+            raise InputError(
+                f"segment: expected a PointCloud, got {type(cloud).__name__}{shape}; for arrays "
+                "call segmenter.segment(pcseg_core.PointCloud(xyz, intensity)) with xyz (N, 3) in "
+                "meters and intensity (N,) in 0 to 1"
+            )
         timings: dict[str, float] = {}
         classes = self._classes
         with _stage("prepare", timings):
-            kept, points = self._points(cloud)
+            kept, points, out_of_range = self._points(cloud)
         labels = torch.full((len(cloud),), IGNORE, dtype=torch.int32, device=self.device)
         confidence = torch.zeros(len(cloud), device=self.device)
         shape = (len(cloud), len(classes.label_space))
         every = torch.zeros(shape, device=self.device) if probabilities else None
+        not_finite = 0
         if len(kept):
             with _stage("voxelize", timings):
                 voxels = self.student.voxelize(points)
@@ -251,6 +266,11 @@ class Segmenter:
                 likely = classes.probabilities(sparse)
             with _stage("label", timings):
                 top, winner = likely.max(1)
+                good = top.isfinite()
+                if not good.all():
+                    not_finite = int(voxels.counts[~good].sum())
+                    winner, top = winner.where(good, IGNORE), top.where(good, 0)
+                    likely = likely.where(good[:, None], 0)
                 labels[kept] = winner.to(torch.int32)[voxels.inverse]
                 confidence[kept] = top[voxels.inverse]
                 if every is not None:
@@ -261,24 +281,29 @@ class Segmenter:
             timings,
             None if every is None else every.cpu().numpy(),
             classes.label_space,
+            out_of_range,
+            not_finite,
         )
 
-    def _points(self, cloud: PointCloud) -> tuple[Tensor, Points]:
-        """Indices of the usable points, and the points, on the device."""
+    def _points(self, cloud: PointCloud) -> tuple[Tensor, Points, int]:
+        """Indices of the usable points, the points, on the device, and the returns out of range."""
         xyz = self._tensor(cloud.xyz)
         x, y, z = xyz.unbind(1)
         limit = self.student.config.max_range_m
-        # NaN and infinite values are within no range.
-        kept = (x * x + y * y + z * z <= limit * limit).nonzero()[:, 0]
+        square = x * x + y * y + z * z
+        # NaN and infinite values are within no range; zeros are no returns.
+        kept = ((square <= limit * limit) & (square > 0)).nonzero()[:, 0]
         if cloud.intensity is None:
             intensity = xyz.new_zeros(len(kept))
         else:
             intensity = self._tensor(cloud.intensity).index_select(0, kept)
-        return kept, Points(
+        points = Points(
             xyz.index_select(0, kept),
-            intensity.nan_to_num(nan=0.0, posinf=1.0, neginf=0.0),
+            intensity.nan_to_num(nan=0.0).clamp(0, 1),  # as in training
             torch.zeros(len(kept), dtype=torch.int64, device=self.device),
         )
+        beyond = (square > limit * limit) & xyz.isfinite().all(1)
+        return kept, points, int(beyond.sum())
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         """A float32 copy on the device; the array may be read-only."""
@@ -296,23 +321,6 @@ def prepare_network(
     if precision == "auto":
         precision = "bf16" if library.has_bfloat16() else "fp32"
     return compile_inference(network, precision)
-
-
-def choose_device(device: str) -> torch.device:
-    """The device of a name; "auto" prefers CUDA.
-
-    Raises:
-        InputError: the device does not exist on this machine.
-    """
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-    except RuntimeError:
-        raise InputError(f"device '{device}': expected auto, cpu, cuda or cuda:N") from None
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"device '{device}': torch finds no CUDA GPU here; use cpu or auto")
-    return chosen
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pcseg_core.errors import InputError
 from pcseg_core.native.library import VoxelTable as NativeTable
 from pcseg_core.native.library import check, optional_library
 
@@ -103,6 +104,11 @@ class VoxelTable:
             row.
         """
         keys = np.ascontiguousarray(keys, np.int64)
+        rows = self.rows
+        if keys.ndim != 1 or rows.dtype != np.float32 or not rows.flags.c_contiguous:
+            raise InputError(f"voxel table: expected keys (N,) and float32 rows, got {keys.shape}")
+        if rows.ndim != 2 or len(rows) != len(self._slots):
+            raise InputError(f"voxel table: {rows.shape} rows for {len(self._slots)} slots")
         library = optional_library()
         if library is None:
             return self._numpy_locate(keys, expired)

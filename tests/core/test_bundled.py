@@ -7,6 +7,7 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 from safetensors import safe_open
 
@@ -17,7 +18,7 @@ from pcseg_core.evaluation.evaluator import evaluate
 from pcseg_core.labels import LabelSpace
 from pcseg_core.learning.recipe import Recipe, load_recipe
 from pcseg_core.metrics.confusion import Confusion
-from pcseg_core.online.pipeline import Pipeline
+from pcseg_core.online.pipeline import UNLIKE_TRAINING, Pipeline, Sweep
 from pcseg_core.online.segmenter import Segmenter
 from pcseg_core.simulation.recording import SimulatedDrive
 from pcseg_core.vision.pixel_classes import TeacherConfig, load_teacher
@@ -41,6 +42,19 @@ def test_the_checkpoint_was_made_from_simulated_drives_by_its_recipe() -> None:
         text = text.replace(f'"{old}', f'"{new}')
     assert Recipe.model_validate_json(text) == load_recipe(RECIPE)
     assert meta.label_space["name"] == "street"
+
+
+def test_the_checkpoint_knows_the_sweeps_of_its_training() -> None:
+    segmenter = Segmenter.load("bundled")
+    assert segmenter.trained_on is not None and segmenter.trained_on.rings == (32, 64)
+    drive = SimulatedDrive(7001, sweeps=1, beams=64, columns=1024, cameras=0)
+    sweep = Sweep.of(drive[0])
+    pipeline = Pipeline(segmenter)
+    assert not pipeline.process(sweep).problems
+    assert sweep.cloud.intensity is not None
+    sweep.cloud.intensity = np.sqrt(sweep.cloud.intensity)  # as another sensor measures it
+    ((event, reason),) = Pipeline(segmenter).process(sweep).problems
+    assert event == UNLIKE_TRAINING and "another sensor" in reason
 
 
 def test_the_teacher_says_that_it_saw_simulated_drives_alone() -> None:

@@ -12,6 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pcseg_core.camera import CameraModel
+from pcseg_core.distortion import create_distortion
 from pcseg_core.errors import InputError
 from pcseg_core.geometry import from_euler
 
@@ -309,3 +310,21 @@ def test_model_survives_pickle() -> None:
     copy = pickle.loads(pickle.dumps(model))
     points = scattered(20)
     np.testing.assert_array_equal(copy.project(points)[0], model.project(points)[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "coefficients"),
+    [
+        ("plumb_bob", (-0.3, 0.1, 0.001, -0.002, 0.05)),
+        ("plumb_bob", (-0.3, 0.1, 0.001, -0.002)),
+        ("rational_polynomial", (0.1, 0.02, 0.001, 0.002, 0.01, 0.2, 0.03, 0.01)),
+        ("equidistant", (0.01, -0.02, 0.003, 0.001)),
+    ],
+)
+@pytest.mark.parametrize("zeros", [1, 2, 3, 9])
+def test_coefficients_padded_with_zeros(name: str, coefficients, zeros: int) -> None:
+    x, y = np.array([0.3, -0.2]), np.array([0.1, 0.25])
+    plain = create_distortion(name, coefficients).distort(x, y)
+    padded = create_distortion(name, coefficients + (0.0,) * zeros).distort(x, y)
+    for a, b in zip(plain, padded):
+        np.testing.assert_array_equal(a, b)

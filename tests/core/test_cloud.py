@@ -4,7 +4,10 @@
 from __future__ import annotations
 
 import array
+import pickle
 import struct
+import tracemalloc
+import warnings
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pcseg_core.cloud import (
+    TIME_PROBLEM,
     Field,
     PointCloud,
     append_fields,
@@ -227,16 +231,14 @@ def test_unit_can_be_given() -> None:
     np.testing.assert_allclose(timed(SWEEP * 1e3, F32, time_unit="us"), SWEEP * 1e-3, atol=1e-9)
 
 
-def test_impossible_times_are_an_error_that_says_what_to_set() -> None:
-    with pytest.raises(InputError, match="time_unit"):
-        timed(SWEEP * 1e12, F64)
-    assert (
-        read_cloud(
-            message([*XYZ, ("time", 12, F64)], xyz_columns(200) | {"time": SWEEP * 1e12}, 20),
-            time_field="none",
-        ).time
-        is None
-    )
+def test_impossible_times_are_left_out_and_say_what_to_set() -> None:
+    msg = message([*XYZ, ("time", 12, F64)], xyz_columns(200) | {"time": SWEEP * 1e12}, 20)
+    cloud = read_cloud(msg)
+    assert cloud.time is None
+    ((event, reason),) = cloud.problems
+    assert event == TIME_PROBLEM and "time_unit" in reason
+    nothing = read_cloud(msg, time_field="none")
+    assert nothing.time is None and not nothing.problems
 
 
 @pytest.mark.parametrize(
@@ -358,10 +360,11 @@ def test_structured_views_padded_rows_without_a_copy() -> None:
     ("values", "scale"),
     [
         (np.array([0, 200], np.uint8), 1 / 255),
-        (np.array([0, 20], np.uint16), 1 / 65535),
+        (np.array([0, 20], np.uint16), 1 / 255),
+        (np.array([0, 60000], np.uint16), 1 / 65536),
         (np.array([0, 0.9], np.float32), 1),
         (np.array([np.nan, 3, 255], np.float32), 1 / 255),
-        (np.array([256], np.float32), 1 / 65535),
+        (np.array([256], np.float32), 1 / 256),
         (np.array([np.nan], np.float32), 1),
         (np.zeros(0, np.float32), 1),
     ],
@@ -400,11 +403,24 @@ def broken(**changes: Any) -> Message:
         (broken(point_step=2**32 - 1), "point_step 4294967295"),
         (broken(point_step=0, fields=[]), "no field x"),
         (broken(width=10**12, row_step=12 * 10**12), "truncated"),
+        (
+            Message([Field(a, 0, 2) for a in "xyz"], bytes(2**25 + 1), 1, 2**25 + 1, 1),
+            "at most 335",
+        ),
+        (broken(fields=[Field(f"f{i}", 0, 2) for i in range(257)]), "257 fields, expected at most"),
+        (broken(fields=[Field(f"f{i}", 0, F32) for i in range(13)]), "52 bytes of points of 12"),
         (broken(fields=[Field("x", 0, F32, 2), Field("y", 4, F32), Field("z", 8, F32)]), "count 1"),
     ],
 )
 def test_broken_messages_say_what_is_wrong(msg: Message, expected: str) -> None:
     with pytest.raises(InputError, match=expected):
+        read_cloud(msg)
+
+
+def test_the_number_of_points_is_bounded() -> None:
+    count = 2**25 + 1
+    msg = Message([Field(a, 0, U8) for a in "xyz"], np.zeros(count, np.uint8), 1, count, 1, count)
+    with pytest.raises(InputError, match="at most 33554432"):
         read_cloud(msg)
 
 
@@ -590,6 +606,25 @@ def test_rgb_bits() -> None:
     np.testing.assert_array_equal(unpack_rgb(packed.view(np.uint32)), colors)
 
 
+def test_fields_are_converted_when_they_are_asked_for() -> None:
+    """Unaligned fields over the same bytes would each be a copy."""
+    layout = [*XYZ, *((f"f{i}", 13, F64) for i in range(10))]
+    columns = xyz_columns(50_000)
+    raw = np.zeros((50_000, 29), np.uint8)
+    raw[:, :12] = np.ascontiguousarray(xyz_of(columns)).view(np.uint8)
+    msg = Message([Field(*f) for f in layout], raw.reshape(-1), 1, 50_000, 29, 29 * 50_000)
+    tracemalloc.start()
+    cloud = read_cloud(msg)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2_500_000  # ten fields are 4 MB
+    assert len(cloud.extra) == 10 and cloud.extra["f3"].shape == (50_000,)
+    assert cloud.extra.get("f10") is None
+    assert set(replace(cloud, frame_id="other").select(np.arange(3)).extra) == set(cloud.extra)
+    back = pickle.loads(pickle.dumps(cloud))
+    np.testing.assert_array_equal(back.extra["f9"], cloud.extra["f9"])
+
+
 # --- PointCloud ------------------------------------------------------------------------------
 
 
@@ -628,8 +663,27 @@ def test_organization_defaults_to_one_row() -> None:
         {"xyz": np.zeros((3, 3)), "intensity": np.zeros(2)},
         {"xyz": np.zeros((3, 3)), "height": 2, "width": 2},
         {"xyz": np.zeros((3, 3)), "extra": {"a": np.zeros(4)}},
+        {"xyz": [["a", "b", "c"]]},
+        {"xyz": [[1, 2, None]]},
+        {"xyz": np.zeros((3, 3)), "intensity": np.zeros(3, complex)},
     ],
 )
 def test_clouds_that_do_not_fit_together(arguments: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="cloud:"):
         PointCloud(**arguments)
+
+
+def test_exact_zeros_are_no_returns() -> None:
+    cloud = PointCloud([[0, 0, 0], [0, 0, 1e-3], [-0.0, 0, -0.0], [np.nan, 0, 0], [3, 0, 0]])
+    np.testing.assert_array_equal(cloud.finite, [0, 1, 0, 0, 1])
+
+
+def test_intensities_far_above_one_raise_a_warning() -> None:
+    xyz = np.ones((5000, 3))
+    with pytest.warns(UserWarning, match=r"100 % of the intensities exceed 1.*such as 255"):
+        PointCloud(xyz, np.linspace(0, 255, 5000))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        intensity = np.linspace(0, 1, 5000)
+        intensity[7] = 1e30
+        PointCloud(xyz, intensity)

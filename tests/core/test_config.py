@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import Field, ValidationError
 
-from pcseg_core.config import Section, load_yaml, parse_section
+from pcseg_core.config import Section, load_yaml, parse_section, read_yaml
 from pcseg_core.errors import InputError
 
 
@@ -96,3 +96,26 @@ def test_wrong_default_is_found_when_the_section_is_made() -> None:
 
     with pytest.raises(ValidationError):
         Wrong()
+
+
+BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 12)
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [BOMB, "a: &a [*a]", f"a: {'9' * 5000}", f"a: 0x{'f' * 5000}", "a: 2026-13-45", "[" * 5000],
+)
+def test_yaml_that_cannot_be_held_is_refused_with_its_name(tmp_path, text: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=r"bad\.yaml") as caught:
+        read_yaml(path)
+    assert len(str(caught.value)) < 700
+
+
+def test_yaml_with_a_few_aliases_reads(tmp_path) -> None:
+    path = tmp_path / "good.yaml"
+    path.write_text("base: &b {lr: 0.1}\nrun: {<<: *b, steps: 3}\n")
+    assert read_yaml(path)["run"] == {"lr": 0.1, "steps": 3}

@@ -12,7 +12,7 @@ import pytest
 
 from pcseg_core.config import read_yaml
 from pcseg_core.errors import InputError, MissingDependency, PcsegError, require
-from pcseg_core.files import FolderKind, atomic_path, claim_folder, write_atomic
+from pcseg_core.files import FolderKind, atomic_path, claim_folder, is_special, write_atomic
 
 
 def names(folder: Path) -> list[str]:
@@ -156,6 +156,34 @@ def test_a_file_is_no_folder(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("")
     with pytest.raises(InputError, match="out exists and is not a run directory"):
         claim_folder(tmp_path / "out", RUN, fresh=True)
+
+
+def test_links_stay_links(tmp_path: Path) -> None:
+    (tmp_path / "real.json").write_text("old")
+    (tmp_path / "link.json").symlink_to("real.json")
+    write_atomic(tmp_path / "link.json", "new")
+    assert (tmp_path / "link.json").is_symlink()
+    assert (tmp_path / "real.json").read_text() == "new"
+    assert names(tmp_path) == ["link.json", "real.json"]
+
+
+def test_devices_and_pipes_are_written_to(tmp_path: Path) -> None:
+    write_atomic("/dev/null", "gone")
+    assert is_special(Path("/dev/null"))
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        write_atomic(tmp_path / "pipe", "through")
+        assert os.read(reader, 100) == b"through"
+    finally:
+        os.close(reader)
+    assert names(tmp_path) == ["pipe"] and is_special(tmp_path / "pipe")
+
+
+def test_dash_is_the_standard_output(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    write_atomic("-", "grün")
+    assert capfdbinary.readouterr().out == "grün".encode()
+    assert not Path("-").exists()
 
 
 def test_missing_package_names_the_pip_command(

@@ -41,6 +41,8 @@ class FakeSegmentation:
     timings_ms: dict[str, float]
     probabilities: np.ndarray | None
     label_space: LabelSpace
+    out_of_range: int = 0
+    not_finite: int = 0
 
 
 class FakeSegmenter:

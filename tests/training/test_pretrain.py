@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -348,7 +349,10 @@ optimizer: {steps: 60, batch_size: 1}
 SIMULATED = "simulated:seed=9,sweeps=2,beams=16,columns=256,cameras=1,width=160,height=96"
 
 
-def test_a_run_killed_by_the_system_ends_as_one_that_was_not(tmp_path: Path) -> None:
+STOPS = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 143, signal.SIGINT: 130}
+
+
+def test_a_run_stopped_by_a_signal_ends_as_one_that_was_not(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(KILLED)
 
     def command(out: str) -> list[str]:
@@ -368,17 +372,21 @@ def test_a_run_killed_by_the_system_ends_as_one_that_was_not(tmp_path: Path) -> 
             str(tmp_path / "cache"),
         ]
 
-    process = subprocess.Popen(command("killed"), stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "killed" / "last.ckpt").is_file():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
-    process.kill()
-    process.wait()
-    assert not (tmp_path / "killed" / "checkpoint.safetensors").exists()
-    for out in ("killed", "whole"):
-        subprocess.run(command(out), check=True, stderr=subprocess.DEVNULL)
-    resumed, expected = (load_checkpoint(tmp_path / out)[0] for out in ("killed", "whole"))
+    subprocess.run(command("whole"), check=True, stderr=subprocess.DEVNULL)
+    expected = load_checkpoint(tmp_path / "whole")[0]
+    for stop, status in STOPS.items():
+        process = subprocess.Popen(command(stop.name), stderr=subprocess.PIPE, text=True)
+        deadline = time.monotonic() + 120
+        while not (tmp_path / stop.name / "last.ckpt").is_file():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+        process.send_signal(stop)
+        _, told = process.communicate(timeout=60)
+        assert process.returncode == status, told
+        assert stop == signal.SIGKILL or "the same command again to resume" in told
+        assert not (tmp_path / stop.name / "checkpoint.safetensors").exists()
+    subprocess.run(command(signal.SIGKILL.name), check=True, stderr=subprocess.DEVNULL)
+    resumed = load_checkpoint(tmp_path / signal.SIGKILL.name)[0]
     assert resumed.keys() == expected.keys()
     for name, value in expected.items():
         assert torch.allclose(resumed[name], value, atol=1e-5), name

@@ -77,7 +77,7 @@ def test_last_row_without_padding() -> None:
     assert image_from_message(message).shape == (2, 3, 3)
 
 
-@pytest.mark.parametrize("encoding", ["32FC1", "16UC1", "yuv422", ""])
+@pytest.mark.parametrize("encoding", ["32FC1", "16UC1", "yuv444", ""])
 def test_images_without_colors_are_refused(encoding: str) -> None:
     with pytest.raises(InputError, match="encoding"):
         image_from_message(_message(np.zeros((2, 2, 4), np.uint8), encoding))
@@ -113,3 +113,84 @@ def test_missing_and_wrongly_sized_files(tmp_path) -> None:
     path = put(tmp_path / "small.png", png(picture()))
     with pytest.raises(InputError, match="40x20, its camera model is for 80x40"):
         read_image(path, (80, 40))
+
+
+def _yuv_pixel(y: int, u: int, v: int) -> list[int]:
+    """BT.601, 16 to 235, in floating point."""
+    luma, blue, red = 1.164 * max(0, y - 16), u - 128, v - 128
+    exact = (luma + 1.596 * red, luma - 0.813 * red - 0.391 * blue, luma + 2.018 * blue)
+    return [round(min(255.0, max(0.0, value))) for value in exact]
+
+
+PLACES = {"yuv422": "UYVY", "uyvy": "UYVY", "yuv422_yuy2": "YUYV", "yuyv": "YUYV"}
+
+
+@pytest.mark.parametrize("encoding", PLACES)
+@pytest.mark.parametrize("pad", [0, 6])
+def test_packed_yuv_by_hand(encoding: str, pad: int) -> None:
+    rng = np.random.default_rng(1)
+    values = rng.integers(0, 256, (5, 4, 4), dtype=np.uint8)  # 5 rows of 4 pairs
+    image = image_from_message(_message(values.reshape(5, 8, 2), encoding, pad))
+    assert image.shape == (5, 8, 3)
+    for row, pair, side in np.ndindex(5, 4, 2):
+        given = dict(
+            zip(PLACES[encoding].replace("Y", "y", 1).replace("Y", "z"), values[row, pair])
+        )
+        luma = int(given["z" if side else "y"])
+        expected = _yuv_pixel(luma, int(given["U"]), int(given["V"]))
+        np.testing.assert_allclose(image[row, 2 * pair + side], expected, atol=1)
+
+
+@pytest.mark.parametrize("encoding", ["nv12", "nv21"])
+@pytest.mark.parametrize("pad", [0, 5])
+def test_planar_yuv_by_hand(encoding: str, pad: int) -> None:
+    planes = np.random.default_rng(2).integers(0, 256, (9, 8, 1), dtype=np.uint8)
+    message = _message(planes, encoding, pad)
+    message.height = 6
+    image = image_from_message(message)
+    assert image.shape == (6, 8, 3)
+    for row, column in np.ndindex(6, 8):
+        first, second = planes[6 + row // 2, column // 2 * 2 : column // 2 * 2 + 2, 0].tolist()
+        u, v = (first, second) if encoding == "nv12" else (second, first)
+        expected = _yuv_pixel(int(planes[row, column, 0]), u, v)
+        np.testing.assert_allclose(image[row, column], expected, atol=1)
+
+
+def test_yuv_equals_opencv() -> None:
+    cv2 = pytest.importorskip("cv2")
+    rng = np.random.default_rng(3)
+    packed = rng.integers(0, 256, (32, 48, 2), dtype=np.uint8)
+    planes = rng.integers(0, 256, (48, 48, 1), dtype=np.uint8)
+    codes = {"yuv422": cv2.COLOR_YUV2RGB_UYVY, "yuyv": cv2.COLOR_YUV2RGB_YUY2}
+    for encoding, code in codes.items():
+        image = image_from_message(_message(packed, encoding))
+        np.testing.assert_array_equal(image, cv2.cvtColor(packed, code))
+    codes = {"nv12": cv2.COLOR_YUV2RGB_NV12, "nv21": cv2.COLOR_YUV2RGB_NV21}
+    for encoding, code in codes.items():
+        message = _message(planes, encoding)
+        message.height = 32
+        image = image_from_message(message)
+        np.testing.assert_array_equal(image, cv2.cvtColor(planes, code))
+
+
+def test_a_row_of_any_step_needs_no_memory() -> None:
+    message = _message(RED, "rgb8")
+    message.step = 2**32 - 1
+    np.testing.assert_array_equal(image_from_message(message), RED)
+
+
+def test_the_size_is_checked_before_the_pixels_are_decoded() -> None:
+    buffer = io.BytesIO()
+    Image.new("L", (6000, 6000)).save(buffer, "PNG")
+    cut = buffer.getvalue()[:200]  # the header is whole, the pixels are not
+    with pytest.raises(InputError, match="6000x6000, its camera model is for 40x20"):
+        decode_image(cut, "/front", (40, 20))
+
+
+def test_videos_and_rare_formats_are_refused() -> None:
+    with pytest.raises(InputError, match=r"a video \(h264\)"):
+        decode_image(bytes(10), "/front", format="bgr8; h264")
+    buffer = io.BytesIO()
+    Image.fromarray(picture()).save(buffer, "GIF")
+    with pytest.raises(InputError, match="does not decode"):
+        decode_image(buffer.getvalue())

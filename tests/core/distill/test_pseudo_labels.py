@@ -107,3 +107,27 @@ def test_too_little_evidence_is_not_carried() -> None:
     assert results[1][0].tolist() == [IGNORE]
     none_seen = propagate_labels([cloud] * 2, [np.eye(4)] * 2, [unseen, unseen], config)
     assert [labels.tolist() for labels, _ in none_seen] == [[IGNORE], [IGNORE]]
+
+
+def test_labels_are_carried_in_utm_coordinates_too() -> None:
+    rng = np.random.default_rng(0)
+    places = rng.uniform(-20, 20, (500, 3))
+    clouds, near, far = [], [], []
+    for i in range(3):
+        pose = np.eye(4)
+        pose[:3, 3] = [0.4 * i, 0.0, 0.0]
+        clouds.append((places - pose[:3, 3]).astype(np.float32))
+        near.append(pose)
+        far.append(pose.copy())
+        far[-1][:3, 3] += [500_000.0, 5_400_000.0, 300.0]
+    chances = rng.dirichlet(np.ones(2), 500).astype(np.float32)
+    unseen = Evidence(np.zeros(0, np.int32), np.zeros(0, np.float32), np.zeros((0, 2), np.float32))
+    evidence = [evidence_of(list(range(500)), chances.tolist()), unseen, unseen]
+    config = PseudoLabelConfig(propagate_voxel_m=0.25, propagate_min_weight=1)
+    expected = propagate_labels(clouds, near, evidence, config)
+    assert (expected[2][0] != IGNORE).mean() > 0.9
+    for (labels, confidence), (known, sure) in zip(
+        propagate_labels(clouds, far, evidence, config), expected
+    ):
+        np.testing.assert_array_equal(labels, known)
+        np.testing.assert_allclose(confidence, sure, atol=1e-6)

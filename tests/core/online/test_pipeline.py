@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
-from pcseg_core.cloud import PointCloud
+from pcseg_core.cloud import TIME_PROBLEM, PointCloud, encode_cloud, read_cloud
 from pcseg_core.data import Sample, open_recording
 from pcseg_core.errors import InputError
 from pcseg_core.geometry import deskew
@@ -18,6 +19,10 @@ from pcseg_core.online.camera_fusion import CameraFusionConfig, CameraLabeler, f
 from pcseg_core.online.pipeline import (
     NO_EVIDENCE,
     NO_MOTION,
+    NO_TIMES,
+    NOT_FINITE,
+    OUT_OF_RANGE,
+    UNLIKE_TRAINING,
     CameraUseConfig,
     Evidence,
     ImmediateCameras,
@@ -168,3 +173,84 @@ def test_reset_forgets_earlier_sweeps(samples: list[Sample], segmenter: Segmente
     assert np.array_equal(reset.confidence, fresh.confidence)
     assert np.array_equal(reset.labels, fresh.labels)
     assert not pipelines[2].counters
+
+
+def test_deskewing_without_times_is_reported(samples: list[Sample], segmenter: Segmenter) -> None:
+    cloud = samples[0].cloud
+    assert cloud.intensity is not None
+    columns = {**dict(zip("xyz", cloud.xyz.T)), "intensity": cloud.intensity}
+    columns["fire_time"] = np.zeros(len(cloud), np.float32)
+    bare = replace(read_cloud(encode_cloud(columns)), stamp_ns=cloud.stamp_ns)
+    pipeline = Pipeline(segmenter, PipelineConfig(motion=DESKEW))
+    poses = samples[0].trajectory
+    assert poses is not None
+    result = pipeline.process(Sweep(bare, poses=poses.at_many))
+    assert [event for event, _ in result.problems] == [NO_TIMES]
+    assert "fire_time" in result.problems[0][1] and (result.labels >= 0).any()
+    unknown = replace(cloud, time=np.full(len(cloud), np.nan))
+    result = pipeline.process(Sweep(unknown, poses=poses.at_many))
+    assert [event for event, _ in result.problems] == [NO_TIMES]
+    assert not Pipeline(segmenter).process(Sweep(bare)).problems  # nobody asked
+
+
+def test_times_that_are_left_out_are_reported(samples: list[Sample], segmenter: Segmenter) -> None:
+    cloud = samples[0].cloud
+    assert cloud.time is not None and cloud.intensity is not None
+    columns = {**dict(zip("xyz", cloud.xyz.T)), "intensity": cloud.intensity}
+    columns["time"] = cloud.time * 1e7
+    read = read_cloud(encode_cloud(columns), time_unit="s")
+    result = Pipeline(segmenter, PipelineConfig(motion=DESKEW)).process(Sweep(read))
+    assert [event for event, _ in result.problems] == [TIME_PROBLEM]
+    assert np.array_equal(result.labels, segmenter.segment(read).labels)
+
+
+@pytest.mark.parametrize("seconds", [3e5, 21.0])
+def test_a_sweep_of_days_asks_for_no_poses(segmenter: Segmenter, seconds: float) -> None:
+    asked: list[int] = []
+
+    def poses(stamps: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        asked.append(len(stamps))
+        return np.tile(np.eye(4), (len(stamps), 1, 1))
+
+    cloud = PointCloud(np.ones((2, 3)), time=np.array([0, seconds]), stamp_ns=10**18)
+    result = Pipeline(segmenter, PipelineConfig(motion=DESKEW)).process(Sweep(cloud, poses=poses))
+    assert [event for event, _ in result.problems] == [NO_MOTION] and asked == [1]
+    assert (result.labels >= 0).all()
+
+
+def test_a_sweep_without_its_last_pose_asks_for_the_ends_only(segmenter: Segmenter) -> None:
+    asked: list[int] = []
+
+    def poses(stamps: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        asked.append(len(stamps))
+        if stamps[-1] > 10**18:
+            raise InputError("not yet")
+        return np.tile(np.eye(4), (len(stamps), 1, 1))
+
+    cloud = PointCloud(np.ones((2, 3)), time=np.array([0, 4.0]), stamp_ns=10**18)
+    result = Pipeline(segmenter, PipelineConfig(motion=DESKEW)).process(Sweep(cloud, poses=poses))
+    assert result.problems == [(NO_MOTION, "not yet")] and asked == [1, 2]
+
+
+def test_clouds_in_other_units_are_reported(samples: list[Sample], segmenter: Segmenter) -> None:
+    cloud = samples[0].cloud
+    result = Pipeline(segmenter).process(Sweep(replace(cloud, xyz=cloud.xyz * 1000)))
+    assert [event for event, _ in result.problems] == [UNLIKE_TRAINING, OUT_OF_RANGE]
+    assert result.problems[1][1].startswith("100 % of the points")
+    assert result.out_of_range == np.count_nonzero(cloud.finite)
+
+
+def test_confidences_that_are_not_finite_are_no_labels(
+    samples: list[Sample], segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = segmenter.segment(samples[0].cloud)
+    wrong.confidence[:5], wrong.confidence[5] = np.nan, np.inf
+    monkeypatch.setattr(segmenter, "segment", lambda *_, **__: wrong)
+    result = Pipeline(segmenter).process(Sweep.of(samples[0]))
+    assert [event for event, _ in result.problems] == [NOT_FINITE]
+    assert (result.labels[:6] == IGNORE).all() and np.isfinite(result.confidence).all()
+
+
+def test_a_cloud_is_refused_with_the_right_call(segmenter: Segmenter) -> None:
+    with pytest.raises(InputError, match=r"got PointCloud.*pcseg_core\.Sweep\("):
+        Pipeline(segmenter).process(PointCloud(np.ones((2, 3))))  # type: ignore[arg-type]

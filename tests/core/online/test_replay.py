@@ -5,20 +5,24 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from pcseg_core.cloud import Field, encode_cloud, read_cloud, structured, unpack_rgb
+from pcseg_core.checkpoint import load_checkpoint, save_checkpoint
+from pcseg_core.cloud import Field, PointCloud, encode_cloud, read_cloud, structured, unpack_rgb
 from pcseg_core.data import open_recording
 from pcseg_core.data.bag_reader import CLOUD, BagFile, type_store
 from pcseg_core.data.bag_writer import BagWriter
 from pcseg_core.data.messages import cloud as cloud_message
 from pcseg_core.errors import InputError
+from pcseg_core.evaluation.live import NodeSetup
+from pcseg_core.input_check import InputStatistics
 from pcseg_core.labels import WIRE_UNLABELED, LabelSpace, from_wire
 from pcseg_core.online import replay
-from pcseg_core.online.pipeline import Pipeline, Sweep
+from pcseg_core.online.pipeline import OUT_OF_RANGE, Pipeline, Sweep
 from pcseg_core.online.segmenter import Segmenter
 
 TOPIC = "/lidar/points"
@@ -129,6 +133,23 @@ def test_a_malformed_cloud_passes_through_and_is_counted(
     )
     assert after[1] == before[1]
     assert after[0] != before[0]
+
+
+def test_problems_scale_and_range_are_accounted_for(pipeline: Pipeline, tmp_path: Path) -> None:
+    path = tmp_path / "drive"
+    with BagWriter(path) as writer:
+        for i in range(3):
+            fields = points_fields(i, 2000)
+            if i < 2:  # millimeters
+                fields |= {a: fields[a] * np.float32(1000) for a in "xyz"}
+            encoded = encode_cloud(fields | {"time": np.arange(2000) * 1e6})  # no possible times
+            writer.write_message(TOPIC, CLOUD, cloud_message(encoded, "lidar", 10**8 * i), i)
+    result = replay.segment_bag(pipeline, path, tmp_path / "labeled")
+    assert result.sweeps == 3 and not result.skipped
+    assert result.intensity_scale == "intensity scale 0.00392157 (guessed from 3 sweeps)"
+    ((problem, count),) = result.problems.items()
+    assert problem.startswith(f"{OUT_OF_RANGE}: 100 %") and count == 2
+    assert 3900 < result.out_of_range <= 2 * 1999
 
 
 def test_an_existing_result_is_replaced_only_by_force(pipeline: Pipeline, tmp_path: Path) -> None:
@@ -268,3 +289,52 @@ def test_a_drive_of_unreadable_sweeps_is_an_error_and_leaves_nothing(
         with pytest.raises(InputError, match="sweep 0 is truncated"):
             write(pipeline, Broken(), tmp_path / "out")  # type: ignore[arg-type, operator]
     assert not list(tmp_path.iterdir())
+
+
+def test_every_command_takes_the_scale_of_the_checkpoint(tiny_run: Path, tmp_path: Path) -> None:
+    state, meta = load_checkpoint(tiny_run)
+    inputs = InputStatistics.measure([PointCloud(np.ones((9, 3)))], intensity_scale=1 / 512)
+    run = tmp_path / "run.safetensors"
+    save_checkpoint(run, state, meta.model_copy(update={"inputs": inputs}))
+    drive = make_bag(tmp_path / "drive")
+    result = replay.segment_bag(Pipeline(Segmenter.load(run)), drive, tmp_path / "labeled")
+    assert result.intensity_scale == "intensity scale 0.00195312 (checkpoint)"
+    setup = NodeSetup(checkpoint=str(run))
+    evaluated = open_recording(f"bag:{drive}", **setup.reader_options())
+    assert evaluated.intensity_scale == 1 / 512
+    given = replace(setup, bag_options={"intensity_scale": 0.25})
+    assert open_recording(f"bag:{drive}", **given.reader_options()).intensity_scale == 0.25
+
+
+def test_topics_that_cannot_be_copied_are_left_out_and_counted(
+    pipeline: Pipeline, tmp_path: Path
+) -> None:
+    mcap_writer = pytest.importorskip("mcap.writer")
+    source = BagFile(make_bag(tmp_path / "drive", broken=True))
+    with (tmp_path / "mixed.mcap").open("wb") as stream:
+        writer = mcap_writer.Writer(stream)
+        writer.start(profile="ros2")
+        channels = {}
+        for topic in source.connections:
+            text = topic.msgdef.data.encode()
+            schema = writer.register_schema(topic.msgtype, "ros2msg", text)
+            channels[topic.topic] = writer.register_channel(topic.topic, "cdr", schema)
+        odd = writer.register_schema("a/msg/T", "ros2msg", b"b/Unknown field")
+        channels["/odd"] = writer.register_channel("/odd", "cdr", odd)
+        note = writer.register_schema("note", "jsonschema", b"{}")
+        channels["/note"] = writer.register_channel("/note", "json", note)
+        for connection, time, raw in source.messages():
+            writer.add_message(channels[connection.topic], time, bytes(raw), time)
+            writer.add_message(channels["/odd"], time, b"\0\1\0\0", time)
+            writer.add_message(channels["/note"], time, b"{}", time)
+        writer.finish()
+    total = sum(source.counts.values())
+    result = replay.segment_bag(pipeline, tmp_path / "mixed.mcap", tmp_path / "labeled")
+    entries = result.account.entries()
+    assert (entries[TOPIC].held, entries[TOPIC].used) == (3, 2)
+    assert entries[TOPIC].failed == {"copied without labels": 1}
+    assert (entries["/odd"].held, entries["/odd"].used) == (total, 0)
+    assert "cannot be used" in next(iter(entries["/odd"].failed))
+    assert list(entries["/note"].left_out.values()) == [total]
+    assert not any(entry.unexplained for entry in entries.values())
+    assert "/odd" not in BagFile(tmp_path / "labeled").topics

@@ -108,3 +108,49 @@ def test_rows_and_groups_that_do_not_exist_are_refused(used: list[int], group: l
     values = np.zeros((5, 2), np.float32)
     with pytest.raises(InputError):
         rows.means(values, np.array(used), np.array(group, np.int32), 3)
+
+
+@needs_library
+def test_rows_in_any_layout_give_the_same() -> None:
+    wide = np.random.default_rng(0).random((9, 8), np.float32)
+    for values in (
+        wide[::-1],
+        wide[:, ::2],
+        wide.T,
+        wide.astype(np.float64),
+        np.broadcast_to(wide[0], (200, 8)),
+        wide[::3, 1:4],
+    ):
+        winner, most = rows.top(values)
+        np.testing.assert_array_equal(winner, values.argmax(1))
+        np.testing.assert_array_equal(most, values.max(1).astype(np.float32))
+        used, group = np.arange(len(values)), np.zeros(len(values), np.int32)
+        mean = rows.means(values, used, group, 1)
+        np.testing.assert_allclose(mean[0], values.mean(0), atol=1e-5)
+
+
+def test_shapes_that_differ_are_refused() -> None:
+    """The native library would read and write beyond the arrays."""
+    values, at = np.zeros((5, 4), np.float32), np.arange(3)
+    for wrong in (values[0], values[:, :0], values[None]):
+        with pytest.raises(InputError, match="matrix"):
+            rows.top(wrong)
+        with pytest.raises(InputError, match="matrix"):
+            rows.means(wrong, at, at, 3)
+    with pytest.raises(InputError, match="one group"):
+        rows.means(values, at, at[:2], 3)
+    with pytest.raises(InputError, match="number of groups"):
+        rows.means(values, at, at, -1)
+    fade, look = np.ones(3, np.float32), np.zeros((3, 2), np.float32)
+    frozen = values.copy()
+    frozen.flags.writeable = False
+    for store, fades, looks in (
+        (values[:, :3].copy(), fade, look),
+        (values[:, ::2], fade, look[:, :0]),
+        (values.astype(np.float64), fade, look),
+        (frozen, fade, look),
+        (values, fade[:2], look),
+        (values, fade, look[:2]),
+    ):
+        with pytest.raises(InputError, match="float32 store"):
+            rows.accumulate(store, at, fades, looks, 0.1)

@@ -3,6 +3,7 @@
 
 import gc
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pcseg_core.checkpoint import FILE_NAME, CheckpointMeta, load_checkpoint, save_checkpoint
-from pcseg_core.cloud import PointCloud
+from pcseg_core.cloud import PointCloud, encode_cloud, read_cloud
 from pcseg_core.errors import InputError
 from pcseg_core.labels import IGNORE, LabelSpace
 from pcseg_core.models.student import Points, Student, StudentConfig
@@ -99,6 +100,74 @@ def test_points_without_a_position_keep_their_slot(run: Path) -> None:
         PointCloud(np.full((5, 3), np.nan, np.float32))
     )
     assert (nothing.labels == IGNORE).all()
+
+
+@pytest.mark.parametrize(
+    ("top", "bright"), [(1.0, 1.01), (1.0, 1e30), (255.0, 260.0), (255.0, 1e6)]
+)
+def test_one_bright_point_changes_no_other_label(top: float, bright: float) -> None:
+    segmenter = Segmenter.load("bundled", device="cpu")
+    rng = np.random.default_rng(0)
+    xyz = rng.uniform(-30, 30, (20_000, 3)).astype(np.float32) * np.float32([1, 1, 0.05])
+    intensity = (rng.beta(1, 3, len(xyz)) * top).astype(np.float32)
+    xyz[17] = (75, 0, 0)  # alone in its voxel, far from the others
+    results = []
+    for value in (top, bright):
+        intensity[17] = value
+        columns = {**dict(zip("xyz", xyz.T)), "intensity": intensity}
+        results.append(segmenter.segment(read_cloud(encode_cloud(columns))))
+    assert np.array_equal(results[0].labels, results[1].labels)
+    assert np.array_equal(results[0].confidence, results[1].confidence)
+
+
+def test_intensities_are_clipped_as_in_training(run: Path) -> None:
+    segmenter = Segmenter.load(run, device="cpu")
+    sweep = cloud(3000)
+    wild, mild = sweep.intensity.copy(), sweep.intensity.copy()
+    wild[:6], mild[:6] = (1e30, 1e6, np.inf, -np.inf, -3, np.nan), (1, 1, 1, 0, 0, 0)
+    results = [segmenter.segment(PointCloud(sweep.xyz, values)) for values in (wild, mild)]
+    assert np.array_equal(results[0].confidence, results[1].confidence)
+
+
+def test_exact_zeros_are_no_returns(run: Path) -> None:
+    segmenter = Segmenter.load(run, device="cpu")
+    sweep = cloud(2000)
+    alone = segmenter.segment(PointCloud(sweep.xyz[::2], sweep.intensity[::2]))
+    sweep.xyz[1::2] = 0
+    result = segmenter.segment(sweep)
+    assert (result.labels[1::2] == IGNORE).all() and (result.confidence[1::2] == 0).all()
+    assert np.array_equal(result.labels[::2], alone.labels)
+    assert result.out_of_range == 0
+
+
+def test_returns_out_of_range_are_counted(run: Path) -> None:
+    sweep = cloud(100)
+    xyz = sweep.xyz * np.float32(1000)  # millimeters
+    xyz[:3] = (np.nan, np.inf, 0), (np.inf, 0, 0), (0, 0, 0)
+    result = Segmenter.load(run, device="cpu").segment(PointCloud(xyz))
+    assert (result.labels == IGNORE).all() and result.out_of_range == 97
+
+
+def test_arrays_are_refused_with_the_right_call(run: Path) -> None:
+    with pytest.raises(InputError, match=r"got ndarray \(100, 3\).*PointCloud\(xyz, intensity\)"):
+        Segmenter.load(run, device="cpu").segment(cloud(100).xyz)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("backend", ["torch", "native"])
+def test_a_network_that_diverged_labels_nothing(run: Path, backend: str) -> None:
+    if backend == "native" and isinstance(library.load(), str):
+        pytest.skip("the native library was not built")
+    segmenter = Segmenter.load(run, "cpu", "fp32", backend)
+    segmenter._trained = replace(
+        segmenter._trained, probabilities=lambda x: torch.full((len(x), 8), torch.nan)
+    )
+    segmenter.set_prompts(None)
+    sweep = cloud(300)
+    sweep.xyz[0] = np.nan
+    result = segmenter.segment(sweep, probabilities=True)
+    assert (result.labels == IGNORE).all() and result.not_finite == 299
+    assert (result.confidence == 0).all()
+    assert result.probabilities is not None and (result.probabilities == 0).all()
 
 
 def test_probabilities_of_every_class_belong_to_the_labels(run: Path) -> None:

@@ -4,15 +4,18 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 from grids import random_grid
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from pcseg_core.errors import InputError
-from pcseg_core.native import library
+from pcseg_core.native import build, library
 from pcseg_core.sparse import SparseConv3d, backends, backends_report
 from pcseg_core.sparse.backends import torch_backend, torchsparse_backend
 
@@ -109,3 +112,44 @@ def test_report_names_every_backend() -> None:
     names = [row.name for row in backends_report()]
     assert names == ["torchsparse", "triton", "native", "torch"]
     assert backends_report()[-1].available and all(row.note for row in backends_report())
+
+
+@pytest.mark.usefixtures("native")
+@pytest.mark.parametrize("share", [0.0, 0.0001, 0.001, 0.3, 0.9, 0.9999])
+def test_a_library_that_was_cut_is_not_loaded(tmp_path: Path, share: float) -> None:
+    """The loader would map it, and the process would end with SIGBUS."""
+    whole = (build.SOURCES / build.LIBRARY).read_bytes()
+    assert library.check_file(build.SOURCES / build.LIBRARY) == ""
+    cut = tmp_path / "cut.so"
+    cut.write_bytes(whole[: int(share * len(whole))])
+    assert library.check_file(cut)
+
+
+@pytest.mark.usefixtures("native")
+@settings(
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.lists(st.tuples(st.integers(0, 63), st.integers(0, 255)), min_size=1, max_size=8))
+def test_any_header_is_a_reason_or_passes(tmp_path: Path, changes: list[tuple[int, int]]) -> None:
+    raw = bytearray((build.SOURCES / build.LIBRARY).read_bytes())
+    for at, value in changes:
+        raw[at] = value
+    (tmp_path / "changed.so").write_bytes(raw)
+    assert isinstance(library.check_file(tmp_path / "changed.so"), str)
+
+
+def test_a_library_that_was_asked_for_and_does_not_load_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "text.so").write_text("hello")
+    monkeypatch.setenv(library.VARIABLE, str(tmp_path / "text.so"))
+    library.load.cache_clear()
+    try:
+        with pytest.warns(RuntimeWarning, match=r"plain torch is used.*text\.so.*no 64-bit"):
+            assert backends.resolve("auto", torch.device("cpu")) == "torch"
+        monkeypatch.setenv(library.VARIABLE, "libm.so.6")  # a name, not a path: not searched for
+        library.load.cache_clear()
+        with pytest.warns(RuntimeWarning, match="was not built"):
+            library.load()
+    finally:
+        library.load.cache_clear()

@@ -59,6 +59,27 @@ def reference(x: Tensor, table: Tensor, weight: Tensor) -> Tensor:
     return out
 
 
+@pytest.mark.parametrize("count", [0, 1, 100, 4999])
+@pytest.mark.parametrize("longer", [False, True])
+def test_a_slice_of_the_keys_is_not_taken_for_all_of_them(count: int, longer: bool) -> None:
+    """Both start at the same address, and the table has room for the outputs only."""
+    keys = random_voxels(20_000, 25)[:5000]
+    pair = (keys[:count], keys) if longer else (keys, keys[:count])
+    for kernel_size in (1, 2, 3, 5):
+        table = tensors.build_table(*pair, kernel_size, 1)
+        assert torch.equal(table, build_table(*pair, kernel_size, 1))
+
+
+def test_the_library_itself_writes_within_the_table() -> None:
+    keys = random_voxels(20_000, 25)[:5000]
+    table = torch.full((27 * 5000,), 7, dtype=torch.int32)
+    address = keys.data_ptr()
+    status = library.library().pcseg_build_table(
+        address, 5000, address, 100, 3, 1, table.data_ptr(), 1
+    )
+    assert status == 0 and bool((table[27 * 100 :] == 7).all())
+
+
 WIDTHS = st.integers(1, 70)
 
 
@@ -207,6 +228,14 @@ def test_bad_arguments_are_refused() -> None:
         tensors.conv(x, None, packed, torch.empty(4, 60), 8)
     with pytest.raises(InputError, match="refused"):
         tensors.pack(torch.ones(126, 1, 1))
+    keys = torch.zeros(3, dtype=torch.int64)
+    for kernel_size, stride in ((0, 1), (6, 1), (3.0, 1), (3, 0), (3, 3), (3, 1.0)):
+        with pytest.raises(InputError, match="must be an integer from"):
+            tensors.build_table(keys, keys, kernel_size, stride)
+    with pytest.raises(InputError, match="do not belong"):
+        tensors.conv(x, None, packed.to("meta"), torch.empty(4, 5), 8)
+    with pytest.raises(InputError, match="must be dense"):
+        tensors.conv(x.to_sparse(), None, packed, torch.empty(4, 5), 8)
     with pytest.raises(InputError, match="float32 on the CPU"):
         SparseConv3d(3, 4).double()(random_grid(3, backend="native"))
 

@@ -116,7 +116,7 @@ def test_maps_of_arbitrary_keys(a: list[int], b: list[int], kernel_size: int, st
     keys, others = torch.tensor(a, dtype=torch.int64), torch.tensor(b, dtype=torch.int64)
     if attempt(tensors.coarsen, keys):
         assert len(tensors.coarsen(keys)) <= len(keys)
-    for out in (keys, others):
+    for out in (keys, others, keys[: len(others)], keys[len(others) :], keys[::2]):
         if attempt(tensors.build_table, keys, out, kernel_size, stride):
             table = tensors.build_table(keys, out, kernel_size, stride)
             assert table.numel() == 0 or int(table.max()) < len(keys)

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sweeps that differ from those of the training are reported, others are not."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pcseg_core.checkpoint import CheckpointMeta, load_checkpoint, save_checkpoint
+from pcseg_core.cloud import PointCloud
+from pcseg_core.errors import InputError
+from pcseg_core.input_check import InputCheck, InputStatistics
+
+
+def sweep(seed: int = 0, points: int = 60_000, rings: int = 64) -> PointCloud:
+    rng = np.random.default_rng(seed)
+    direction = rng.normal(size=(points, 3))
+    direction /= np.linalg.norm(direction, axis=1)[:, None]
+    xyz = direction * rng.gamma(2, 8, (points, 1))
+    xyz[::7], xyz[1::7] = np.nan, 0
+    ring = np.arange(points) % rings
+    return PointCloud(xyz, intensity=rng.beta(1.2, 3, points), ring=ring)
+
+
+@pytest.fixture(scope="module")
+def trained() -> InputStatistics:
+    sweeps = [sweep(seed, rings=rings) for seed, rings in ((0, 32), (1, 64), (2, 64))]
+    return InputStatistics.measure(sweeps, intensity_scale=1 / 255)
+
+
+def test_measured_statistics(trained: InputStatistics) -> None:
+    assert trained.intensity is not None
+    assert trained.intensity[4] == pytest.approx(0.255, abs=0.01)
+    assert trained.range_m[4] == pytest.approx(8 * 1.678, rel=0.03)
+    assert trained.rings == (32, 64)
+    assert trained.returns[0] == pytest.approx(60_000 * 5 / 7, rel=0.01)
+    with pytest.raises(InputError, match="no sweep"):
+        InputStatistics.measure([PointCloud(np.zeros((5, 3)))])
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(3, 99), st.floats(0.6, 1.4), st.floats(0.5, 1.0), st.floats(0.6, 1.5))
+def test_scenes_of_the_same_sensor_pass(seed: int, gain: float, share: float, size: float) -> None:
+    training = InputStatistics.measure([sweep(seed, rings=rings) for rings in (32, 64)])
+    cloud = sweep(seed + 1, int(60_000 * share))
+    cloud = replace(cloud, xyz=cloud.xyz * size, intensity=np.clip(cloud.intensity * gain, 0, 1))
+    assert InputCheck(training)(cloud) == ""
+
+
+@pytest.mark.parametrize(
+    ("cloud", "expected"),
+    [
+        (replace(sweep(), intensity=sweep().intensity * np.float32(255)), "1 or more; set intensi"),
+        (
+            replace(sweep(), intensity=sweep().intensity / np.float32(255)),
+            "the median intensity is",
+        ),
+        (
+            replace(sweep(), intensity=np.zeros(60_000)),
+            "the median intensity is 0, in the training",
+        ),
+        (replace(sweep(), intensity=None), "no intensity"),
+        (replace(sweep(), xyz=sweep().xyz * 1000), r"half of the returns are within 13\d\d\d.\d m"),
+        (replace(sweep(), xyz=sweep().xyz * 0.1), "half of the returns are within 1"),
+        (sweep(points=5_000), "returns per sweep, in the training 428"),
+        (sweep(points=800_000), "returns per sweep"),
+        (sweep(rings=15), "15 beams, in the training 32 to 64"),
+        (sweep(rings=129), "129 beams"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:cloud")
+def test_other_sensors_and_units_are_named(
+    trained: InputStatistics, cloud: PointCloud, expected: str
+) -> None:
+    assert re.search(expected, InputCheck(trained)(cloud))
+
+
+def test_without_statistics_only_saturated_intensities_are_named() -> None:
+    bright = sweep()
+    bright.intensity = bright.intensity * np.float32(255)
+    assert "set intensity_scale" in InputCheck(None)(bright)
+    assert InputCheck(None)(replace(sweep(), intensity=None)) == ""
+    assert InputCheck(None)(sweep(rings=3)) == ""
+
+
+def test_single_points_and_sweeps_do_not_matter(trained: InputStatistics) -> None:
+    cloud = sweep()
+    cloud.intensity[:300], cloud.xyz[:300] = 1e30, 1e30
+    check = InputCheck(trained)
+    assert check(PointCloud(np.full((500, 3), 9e3))) == ""  # too few returns
+    assert check(cloud) == ""
+    assert all(check(sweep(points=5_000)) == "" for _ in range(9))  # not examined
+    assert check(sweep(points=5_000)) != ""
+
+
+def test_a_checkpoint_keeps_them(trained: InputStatistics, tmp_path: Path) -> None:
+    meta = CheckpointMeta(student={}, label_space={}, inputs=trained)
+    save_checkpoint(tmp_path / "c.safetensors", {}, meta)
+    assert load_checkpoint(tmp_path / "c.safetensors")[1].inputs == trained
+    assert CheckpointMeta(student={}, label_space={}).inputs is None

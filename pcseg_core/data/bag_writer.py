@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import glob
 import os
+import shutil
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -27,6 +28,7 @@ from pcseg_core.files import FolderKind, check_new_folder, claim_folder, new_fol
 Format = Literal["mcap", "sqlite3"]
 METADATA_VERSION: Literal[8] = 8  # read by Humble and later; 9 is Jazzy's
 _QOS_DEPTH = 10
+_RESERVED_BYTES = 256 * 1024  # for metadata and indexes
 MAX_DEFINITION_BYTES = 100_000  # parsing takes seconds beyond that
 
 
@@ -72,6 +74,8 @@ class BagWriter:
         check_new_folder(self.path, bag_folder(self.path), force=force)
         self.counts: dict[str, int] = {}
         self._connections: dict[str, Any] = {}
+        self._unsaved_bytes = 0  # of a live bag
+        self._full = False
         self._refused: dict[str, str] = {}
         self._format = format
         self._compress = compress
@@ -125,7 +129,10 @@ class BagWriter:
             self._writer.close()
         except BaseException:
             with suppress(Exception):
-                self.save()
+                if not self._full:
+                    self.save()
+                database.rollback()
+                database.execute("PRAGMA journal_mode=DELETE")
             with suppress(Exception):
                 database.close()
             raise
@@ -148,10 +155,15 @@ class BagWriter:
         """
         storage = self._writer.storage
         try:
+            # The log and the database each take the messages. Without room for both, the database
+            # could not be read without its log.
+            if shutil.disk_usage(self.path).free < 2 * self._unsaved_bytes + _RESERVED_BYTES:
+                raise sqlite3.OperationalError("database or disk is full")
             storage.conn.commit()
             storage.conn.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             self._writer.storage = _OpenStorage(storage.path)
             self._writer.close()  # writes the metadata
+            self._unsaved_bytes = 0
         except (OSError, sqlite3.Error) as error:
             raise self._not_written(error) from error
         finally:
@@ -337,8 +349,10 @@ class BagWriter:
         except (OSError, sqlite3.Error) as error:
             raise self._not_written(error) from error
         self.counts[topic] = self.counts.get(topic, 0) + 1
+        self._unsaved_bytes += len(raw)
 
     def _not_written(self, error: OSError | sqlite3.Error) -> InputError:
+        self._full = True
         reason = getattr(error, "strerror", None) or error
         return InputError(f"cannot write {self.path}: {reason}")
 

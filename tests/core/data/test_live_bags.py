@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -67,6 +69,23 @@ def test_a_full_disk_leaves_what_was_saved(tmp_path: Path) -> None:
     bag = BagFile(tmp_path / "bag")
     assert len(list(bag.messages(["/words"]))) >= 10
     assert bag.counts["/words"] >= 10
+
+
+def test_a_disk_without_room_for_the_log_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (
+        pytest.raises(InputError, match="disk is full"),
+        BagWriter(tmp_path / "bag", "sqlite3", live=True) as writer,
+    ):
+        write(writer, 10, 4000)
+        writer.save()
+        write(writer, 100, 100_000, begin=10)
+        usage = SimpleNamespace(free=12_000_000)  # for the messages once, not twice
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+        writer.save()
+    assert BagFile(tmp_path / "bag").counts == {"/words": 10}
+    assert {p.name for p in (tmp_path / "bag").iterdir()} == {"metadata.yaml", "bag.db3"}
 
 
 def test_an_error_keeps_a_live_bag_and_force_replaces_it(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def test_a_killed_recorder_leaves_a_readable_bag(client: Client, tmp_path: Path)
 
 def test_simulated_time_stamps_the_recording(client: Client, tmp_path: Path) -> None:
     topic = f"{SPACE}/simulated"
-    publisher = client.node.create_publisher(String, topic, latched())
+    publisher = client.node.create_publisher(String, topic, latched(depth=100))
     clock = client.node.create_publisher(Clock, "/clock", 10)
     publisher.publish(String(data="before the clock"))
     with start(tmp_path / "bag", topic, "--use-sim-time") as process:

@@ -69,6 +69,7 @@ def test_signal_while_unconfigured(client: Client) -> None:
 def test_a_node_of_a_launch_file_ends_with_its_parent(parameter: str, tmp_path: Path) -> None:
     """As `ros2 launch` ends on SIGTERM: at once."""
     log = tmp_path / "log"
+    log.touch()  # the shell opens it a little later
     node = [sys.executable, str(FAKE_NODE), "--ros-args", "-p", f"checkpoint:=fake:{parameter}"]
     command = f"{shlex.join(node)} > {log} 2>&1 & echo $!; wait"
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))

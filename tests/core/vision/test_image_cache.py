@@ -252,8 +252,8 @@ def pcseg(*arguments: object) -> Any:
 
 def test_command_makes_slic_maps_once(recording: str, tmp_path: Path) -> None:
     arguments = (recording, "--segments", 8, "--out", tmp_path / "maps")
-    assert "1 images done, 0 were there before" in pcseg(*arguments).output
-    assert "0 images done, 1 were there before" in pcseg(*arguments).output
+    assert "1 images done, 0 kept" in pcseg(*arguments).output
+    assert "0 images done, 1 kept" in pcseg(*arguments).output
     (path,) = (tmp_path / "maps").glob("*/*.npz")
     with np.load(path) as stored:
         assert stored["ids"].shape == (40, 80) and stored["ids"].dtype == np.int32

@@ -118,7 +118,7 @@ def _stages(machine: Machine, segmenter: Segmenter, cloud: PointCloud) -> dict[s
     samples: dict[str, list[float]] = {}
     for _ in range(1 if machine.quick else 9):
         clock = _Stopwatch(machine, samples)
-        _, points = segmenter._points(cloud)
+        _, points, _ = segmenter._points(cloud)
         clock.stop("points to the GPU")
         voxels = segmenter.student.voxelize(points)
         clock.stop("voxels")

@@ -344,7 +344,7 @@ KILLED = """
 encoder: {name: espnetv2, weights: "bundled:simulation_teacher"}
 superpixels: {name: slic, segments: 20}
 student: {depth: 14, width: 0.25, voxel_size_m: 0.5}
-optimizer: {steps: 60, batch_size: 1}
+optimizer: {steps: 110, batch_size: 1}
 """
 SIMULATED = "simulated:seed=9,sweeps=2,beams=16,columns=256,cameras=1,width=160,height=96"
 

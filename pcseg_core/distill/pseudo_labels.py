@@ -87,22 +87,30 @@ def gather_evidence(
     sums = np.zeros((len(xyz), classes), np.float32)
     weights = np.zeros(len(xyz), np.float32)
     for image in images:
-        camera = image.camera
-        projection = project_cloud(
-            xyz,
-            image.T_cam_lidar,
-            camera,
-            splat_radius_px=config.splat_radius_px,
-            border_px=config.border_px,
-        )
-        seen = np.flatnonzero(projection.visible & (projection.weight > 0))
-        weight = projection.weight[seen]
-        size = (camera.width, camera.height)
-        votes = sample_map(image.probabilities, projection.uv[seen], size)
+        seen, weight, votes = pixels_of_points(xyz, image, config.splat_radius_px, config.border_px)
         sums[seen] += weight[:, None] * votes
         weights[seen] += weight
     index = np.flatnonzero(weights > 0).astype(np.int32)
     return Evidence(index, weights[index], sums[index])
+
+
+def pixels_of_points(
+    xyz: np.ndarray, image: PixelEvidence, splat_radius_px: int, border_px: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The points (N, 3) that an image sees, with the pixels under them.
+
+    Returns:
+        (M,) indices of the points, (M,) float32 weights in 0..1 that fall at image borders and
+        depth edges, and (M, C) probabilities.
+    """
+    camera = image.camera
+    projection = project_cloud(
+        xyz, image.T_cam_lidar, camera, splat_radius_px=splat_radius_px, border_px=border_px
+    )
+    seen = np.flatnonzero(projection.visible & (projection.weight > 0))
+    size = (camera.width, camera.height)
+    pixels = sample_map(image.probabilities, projection.uv[seen], size)
+    return seen, projection.weight[seen], pixels
 
 
 def group_probabilities(probabilities: np.ndarray, groups: np.ndarray, classes: int) -> np.ndarray:

@@ -17,11 +17,10 @@ from pcseg_core.distill.pseudo_labels import (
     gather_evidence,
     group_probabilities,
     label_points,
-    sample_map,
+    pixels_of_points,
 )
 from pcseg_core.errors import InputError
 from pcseg_core.labels import LabelSpace, grouping
-from pcseg_core.projection import project_cloud
 
 if TYPE_CHECKING:
     from pcseg_core.data.sample import CameraFrame
@@ -135,18 +134,8 @@ def _factors(
     xyz: Array, image: PixelEvidence, config: CameraFusionConfig
 ) -> tuple[npt.NDArray[np.intp], Float32]:
     """Points (M,) that an image sees, and the factors (M, C) of their probabilities."""
-    camera = image.camera
-    projection = project_cloud(
-        xyz,
-        image.T_cam_lidar,
-        camera,
-        splat_radius_px=config.splat_radius_px,
-        border_px=config.border_px,
-    )
-    seen = np.flatnonzero(projection.visible & (projection.weight > 0))
-    size = (camera.width, camera.height)
-    pixels = sample_map(image.probabilities, projection.uv[seen], size)
+    seen, visible, pixels = pixels_of_points(xyz, image, config.splat_radius_px, config.border_px)
     known = pixels.sum(1, keepdims=True)
     sure = np.divide(pixels, known, out=np.full_like(pixels, 1 / pixels.shape[1]), where=known > 0)
-    weight = config.camera_weight * projection.weight[seen, None] * known
+    weight = config.camera_weight * visible[:, None] * known
     return seen, np.power(np.maximum(sure, _FLOOR), weight).astype(np.float32)

@@ -24,8 +24,8 @@ from pcseg_core.sparse.voxels import Voxels, mean_features, voxelize
 InputName = Literal["x", "y", "z", "range", "intensity", "one", "offset"]
 
 # Divisors that scale each input to a spread near one; part of the checkpoint format.
-_INPUT_SCALE = {"x": 30.0, "y": 30.0, "z": 2.0, "range": 30.0, "intensity": 0.3, "one": 1.0}
-_OFFSET_SCALE = 0.3  # of the offset inside a voxel, in voxels
+INPUT_SCALE = {"x": 30.0, "y": 30.0, "z": 2.0, "range": 30.0, "intensity": 0.3, "one": 1.0}
+OFFSET_SCALE = 0.3  # of the offset inside a voxel, in voxels
 
 
 class StudentConfig(Section):
@@ -160,10 +160,10 @@ class Student(nn.Module):
             "one": lambda: torch.ones_like(points.intensity),
         }
         features = [
-            columns[n]()[:, None] / _INPUT_SCALE[n] for n in self.config.inputs if n != "offset"
+            columns[n]()[:, None] / INPUT_SCALE[n] for n in self.config.inputs if n != "offset"
         ]
         if "offset" in self.config.inputs:
-            features.append((voxels.grid - voxels.grid.floor() - 0.5) / _OFFSET_SCALE)
+            features.append((voxels.grid - voxels.grid.floor() - 0.5) / OFFSET_SCALE)
         return torch.cat(features, 1)
 
     def sparse_input(self, points: Points, voxels: Voxels, backend: str = "auto") -> SparseTensor:

@@ -60,7 +60,7 @@ class Graph:
     ) -> None:
         self._onnx = require("onnx", "export")
         self._dtype = np.float16 if precision == "fp16" else np.float32
-        self._peaks = {} if peaks is None else dict(peaks)
+        self._peaks = dict(peaks or {}) if precision == "int8" else {}
         self._nodes: list[Any] = []
         self._constants: list[Any] = []
         self._columns: dict[tuple[str, int], str] = {}

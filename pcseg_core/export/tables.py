@@ -91,7 +91,7 @@ def graph_inputs(x: SparseTensor) -> dict[str, Array]:
     """All inputs of the graph for the voxels of one sweep.
 
     Args:
-        x: (M, C) mean input features of the voxels, on the CPU; M may be 0.
+        x: (M, C) mean input features of the voxels, on the CPU.
 
     Returns:
         float32 (M, C) "features" and the int32 tables (offsets, voxels) by name.

@@ -176,4 +176,4 @@ def _check_description(path: Path) -> None:
         raise InputError(f"its {path.name} is not of an export")
 
 
-EXPORT = FolderKind("exported student", DESCRIPTION, _check_description, (MODEL,))
+EXPORT = FolderKind("folder of an export", DESCRIPTION, _check_description, (MODEL,))

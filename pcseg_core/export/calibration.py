@@ -10,7 +10,6 @@ from functools import partial
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import nn
 
 from pcseg_core.cloud import PointCloud
@@ -54,8 +53,7 @@ def record(segmenter: Segmenter, clouds: Sequence[PointCloud]) -> Recorded:
     Raises:
         InputError: no sweep has a point in range.
     """
-    recorded = Recorded()
-    with _hooks(segmenter.student.network, recorded), torch.no_grad():
+    with recording(segmenter.student.network) as recorded:
         for cloud in clouds:
             segmenter.segment(cloud)
     if not recorded.sweeps:
@@ -67,8 +65,9 @@ def record(segmenter: Segmenter, clouds: Sequence[PointCloud]) -> Recorded:
 
 
 @contextmanager
-def _hooks(network: nn.Module, recorded: Recorded) -> Iterator[None]:
-    handles = []
+def recording(network: nn.Module) -> Iterator[Recorded]:
+    """Record what a network on the torch backend reads within the block."""
+    recorded, handles = Recorded(), []
     for name, module in network.named_modules():
         if not isinstance(module, SparseConv3d):
             continue
@@ -77,7 +76,7 @@ def _hooks(network: nn.Module, recorded: Recorded) -> Iterator[None]:
         elif module.kernel_size > 1:
             handles.append(module.register_forward_pre_hook(partial(recorded.take, name)))
     try:
-        yield
+        yield recorded
     finally:
         for handle in handles:
             handle.remove()

@@ -21,6 +21,7 @@ Precision = Literal["fp32", "fp16", "int8"]
 Array = npt.NDArray[Any]
 Float32 = npt.NDArray[np.float32]
 
+_OFFSETS_AT_ONCE = 9  # of 27; bounds the memory of the gathered features
 _LARGEST_CODE = 255  # features after a rectifier are quantized to 0..255
 _LARGEST_WEIGHT = 127
 
@@ -63,7 +64,7 @@ class Graph:
         self._peaks = dict(peaks or {}) if precision == "int8" else {}
         self._nodes: list[Any] = []
         self._constants: list[Any] = []
-        self._columns: dict[tuple[str, int], str] = {}
+        self._transposed: dict[tuple[str, int, int], str] = {}
         self._count = 0
 
     def constant(self, name: str, values: npt.ArrayLike) -> str:
@@ -115,52 +116,75 @@ class Graph:
             residual: (voxels, cout) features, added before the rectifier.
             relu: replace negative results by zero.
         """
+        quantized = name in self._peaks
         if table is None:
             total = self.op("MatMul", x, self.number(f"{name}.weight", layer.weight[0]))
+        elif quantized:
+            total = self._quantized_product(name, x, table, layer.weight)
         else:
-            total = self._sum_of_products(name, x, table, layer.weight)
-        total = self.op("Add", total, self.number(f"{name}.bias", layer.bias))
-        if residual is not None:
-            total = self.op("Add", total, residual)
+            total = self._products(name, x, table, layer.weight)
+        bias = self.number(f"{name}.bias", layer.bias)
+        added = [bias] if residual is None else [bias, residual]
+        if quantized:  # after Add, ONNX Runtime would fuse the product into a Gemm in float32
+            total = self.op("Sum", total, *added)
+        else:
+            for values in added:
+                total = self.op("Add", total, values)
         return self.op("Relu", total) if relu else total
 
-    def _sum_of_products(self, name: str, x: str, table: Table, weight: Float32) -> str:
-        """Sum over the offsets of the neighbor's features times the weights of the offset."""
-        zeros = self.number(f"{name}.zeros", np.zeros((1, weight.shape[1])))
-        source = self.op("Concat", x, zeros, axis=0)
-        scale = None
-        if name in self._peaks:
-            step = max(self._peaks[name], 1e-6) / _LARGEST_CODE
-            scale = self.constant(f"{name}.step", np.float32(step))
-            zero = self.constant(f"{name}.zero", np.uint8(0))
-            source = self.op("QuantizeLinear", source, scale, zero)
-        total = ""
-        for k, matrix in enumerate(weight):
-            rows = self.op("Gather", source, self._column(table, k), axis=0)
-            if scale is not None:
-                rows = self.op("DequantizeLinear", rows, scale, f"{name}.zero")
-                factor = self._quantized(f"{name}.{k}", matrix)
-            else:
-                factor = self.number(f"{name}.{k}.weight", matrix)
+    def _products(self, name: str, x: str, table: Table, weight: Float32) -> str:
+        """Features of the neighbors times the weights, a few offsets at once to bound memory."""
+        source, total = self._with_zeros(name, x, weight.shape[1]), ""
+        for first in range(0, len(weight), _OFFSETS_AT_ONCE):
+            part = weight[first : first + _OFFSETS_AT_ONCE]
+            rows = self._gather(source, table, first, part)
+            factor = self.number(f"{name}.{first}.weight", part.reshape(-1, part.shape[2]))
             product = self.op("MatMul", rows, factor)
             total = self.op("Add", total, product) if total else product
         return total
 
-    def _column(self, table: Table, k: int) -> str:
-        """(voxels,) the rows at an offset; shared by all convolutions of a table."""
-        key = (table.name, k)
-        if key not in self._columns:
-            index = self.constant(f"{table.name}.{k}", np.int64(k))
-            self._columns[key] = self.op("Gather", table.name, index, axis=0)
-        return self._columns[key]
+    def _quantized_product(self, name: str, x: str, table: Table, weight: Float32) -> str:
+        """The same in int8, with one step for the features and one per output channel."""
+        step = self.constant(
+            f"{name}.features.step", np.float32(max(self._peaks[name], 1e-6) / _LARGEST_CODE)
+        )
+        zero = self.constant(f"{name}.features.zero", np.uint8(0))
+        source = self.op("QuantizeLinear", self._with_zeros(name, x, weight.shape[1]), step, zero)
+        rows = self.op("DequantizeLinear", self._gather(source, table, 0, weight), step, zero)
+        matrix = weight.reshape(-1, weight.shape[2])
+        steps = (np.maximum(np.abs(matrix).max(0), 1e-9) / _LARGEST_WEIGHT).astype(np.float32)
+        codes = self.constant(f"{name}.weight", np.rint(matrix / steps).astype(np.int8))
+        scale = self.constant(f"{name}.weight.step", steps)
+        zeros = self.constant(f"{name}.weight.zero", np.zeros(len(steps), np.int8))
+        return self.op("MatMul", rows, self.op("DequantizeLinear", codes, scale, zeros, axis=1))
 
-    def _quantized(self, name: str, matrix: Float32) -> str:
-        """(cin, cout) weights stored as int8 with a step per output channel."""
-        step = np.maximum(np.abs(matrix).max(0), 1e-9) / _LARGEST_WEIGHT
-        codes = self.constant(f"{name}.weight", np.rint(matrix / step).astype(np.int8))
-        steps = self.constant(f"{name}.step", step.astype(np.float32))
-        zeros = self.constant(f"{name}.zero", np.zeros(len(step), np.int8))
-        return self.op("DequantizeLinear", codes, steps, zeros, axis=1)
+    def _with_zeros(self, name: str, x: str, channels: int) -> str:
+        """Features with a row of zeros for missing neighbors."""
+        zeros = self.number(f"{name}.zeros", np.zeros((1, channels)))
+        return self.op("Concat", x, zeros, axis=0)
+
+    def _gather(self, source: str, table: Table, first: int, weight: Float32) -> str:
+        """(voxels, K cin) features at K offsets from `first` on, side by side."""
+        count, channels = weight.shape[:2]
+        rows = self.op("Gather", source, self._columns(table, first, count), axis=0)
+        width = self._shared(f"width.{count * channels}", np.array([-1, count * channels]))
+        return self.op("Reshape", rows, width)
+
+    def _columns(self, table: Table, first: int, count: int) -> str:
+        """(voxels, K) rows at K offsets; shared by all convolutions of a table."""
+        key = (table.name, first, count)
+        if key not in self._transposed:
+            part = table.name
+            if count < table.offsets:
+                offsets = self._shared(f"offsets.{first}", np.arange(first, first + count))
+                part = self.op("Gather", part, offsets, axis=0)
+            self._transposed[key] = self.op("Transpose", part, perm=[1, 0])
+        return self._transposed[key]
+
+    def _shared(self, name: str, values: npt.NDArray[np.int64]) -> str:
+        """A constant that several nodes use."""
+        known = any(constant.name == name for constant in self._constants)
+        return name if known else self.constant(name, values)
 
     def model(self, channels: int, classes: int) -> Any:
         """The checked ModelProto.

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -63,7 +64,7 @@ def test_no_voxels_give_no_logits(make_segmenter: Make) -> None:
 
 def test_operators_need_no_plug_in(make_segmenter: Make) -> None:
     segmenter = make_segmenter(text_channels=16)
-    plain = {"Gather", "MatMul", "Add", "Relu", "Concat"}
+    plain = {"Gather", "MatMul", "Add", "Relu", "Concat", "Reshape", "Transpose"}
 
     def operators(precision: str = "fp32", peaks: dict[str, float] | None = None) -> set[str]:
         model = build(segmenter, precision, peaks)
@@ -73,7 +74,7 @@ def test_operators_need_no_plug_in(make_segmenter: Make) -> None:
     assert operators() == plain
     assert operators("fp16") == plain | {"Cast"}
     peaks = record(segmenter, [cloud(0)]).peaks
-    assert operators("int8", peaks) == plain | {"QuantizeLinear", "DequantizeLinear"}
+    assert operators("int8", peaks) == plain | {"QuantizeLinear", "DequantizeLinear", "Sum"}
     segmenter.set_prompts(["jeep", "minivan"])
     assert operators() == plain | {"ReduceL2", "Max", "Div"}
     segmenter.set_prompts(["car: jeep, minivan", "*"])
@@ -93,8 +94,7 @@ def test_words_equal_the_prompted_segmenter(
     with torch.no_grad():
         likely = classify(segmenter.student.network.features(x))
     given = torch.from_numpy(OnnxStudent(build(segmenter).SerializeToString())(x))
-    assert torch.equal(given.argmax(1), likely.argmax(1))
-    assert torch.allclose(given.softmax(1), likely, rtol=0, atol=1e-5)
+    assert_same(given.log_softmax(1).numpy(), likely.log().numpy())
 
 
 def test_missing_neighbors_are_the_row_of_zeros(make_voxels: Voxels) -> None:
@@ -125,6 +125,23 @@ def test_half_precision_and_int8_stay_near(make_segmenter: Make) -> None:
         assert labels_changed(exact, given, [x]) < worst
 
 
+def test_onnx_runtime_multiplies_int8(make_segmenter: Make, tmp_path: Path) -> None:
+    """Other forms of the same graph fall back to products in float32."""
+    import onnx
+    import onnxruntime
+
+    segmenter = make_segmenter()
+    model = build(segmenter, "int8", record(segmenter, [cloud(0)]).peaks)
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath, options.log_severity_level = str(tmp_path / "o.onnx"), 3
+    onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    nodes = [node.op_type for node in onnx.load(tmp_path / "o.onnx").graph.node]
+    convolutions = sum(node.op_type == "QuantizeLinear" for node in model.graph.node)
+    assert convolutions == 24 == nodes.count("MatMulIntegerToFloat")
+
+
 def test_int8_stores_weights_in_a_quarter_of_the_bytes(make_segmenter: Make) -> None:
     segmenter = make_segmenter(width=1.0)
     peaks = record(segmenter, [cloud(0)]).peaks
@@ -133,7 +150,7 @@ def test_int8_stores_weights_in_a_quarter_of_the_bytes(make_segmenter: Make) -> 
     assert sizes["fp16"] < 0.52 * whole and sizes["int8"] < 0.3 * whole
 
 
-def test_a_second_reader_agrees(make_segmenter: Make, make_voxels: Voxels, tmp_path) -> None:
+def test_a_second_reader_agrees(make_segmenter: Make, make_voxels: Voxels, tmp_path: Path) -> None:
     openvino = pytest.importorskip("openvino")
     segmenter = make_segmenter(depth=18, width=0.5)
     (tmp_path / "student.onnx").write_bytes(build(segmenter).SerializeToString())

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
@@ -23,7 +25,7 @@ import torch
 
 from benchmarks import engine_cases as cases
 from benchmarks.gpu.machine import cpu_name
-from benchmarks.measure import interleaved, threads
+from benchmarks.measure import threads, timed
 from benchmarks.sweeps import load_sweep
 from pcseg_core.errors import InputError, PcsegError, require
 from pcseg_core.export.calibration import recording
@@ -106,27 +108,41 @@ def rows_of(net: MinkUNet, grid: cases.Grid, count: int, rounds: int) -> list[Ro
     runs = engines(net, grid, count)
     exact = runs["torch fp32"]()
     outputs = {name: run() for name, run in runs.items()}
-    medians = interleaved(runs, rounds, warmup=0)
+    wall, cpu = in_turns(runs, rounds)
     rows = []
-    for name, ms in medians.items():
+    for name in runs:
         engine, precision = name.split()
-        row: Row = {"engine": engine, "precision": precision, "threads": count, "median_ms": ms}
-        row["times_native"] = ms / medians["native fp32"]
+        row: Row = {"engine": engine, "precision": precision, "threads": count}
+        row |= {"median_ms": wall[name], "cpu_ms": cpu[name]}
+        row["times_native"] = wall[name] / wall["native fp32"]
         row["error"] = float(np.abs(outputs[name] - exact).max() / np.ptp(exact))
         row["labels_changed"] = float((outputs[name].argmax(1) != exact.argmax(1)).mean())
         rows.append(row)
     return rows
 
 
+def in_turns(runs: dict[str, Run], rounds: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Median wall time and median CPU time of all threads [ms]; every round runs each once."""
+    wall: dict[str, list[float]] = {name: [] for name in runs}
+    cpu: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            started = time.process_time()
+            wall[name].append(timed(run))
+            cpu[name].append(1e3 * (time.process_time() - started))
+    median = statistics.median
+    return {n: median(v) for n, v in wall.items()}, {n: median(v) for n, v in cpu.items()}
+
+
 def table(rows: list[Row]) -> str:
     """Rows as a Markdown table."""
-    lines = ["| engine | threads | ms | times native fp32 | largest error | labels changed |"]
-    lines.append("|---|---|---|---|---|---|")
+    heads = ["engine", "threads", "ms", "CPU ms", "times native fp32", "error", "labels changed"]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for row in rows:
         name = f"{row['engine']} {row['precision']}"
         lines.append(
-            f"| {name} | {row['threads']} | {row['median_ms']:.0f} | {row['times_native']:.1f}x | "
-            f"{row['error']:.1e} | {row['labels_changed']:.2%} |"
+            f"| {name} | {row['threads']} | {row['median_ms']:.0f} | {row['cpu_ms']:.0f} | "
+            f"{row['times_native']:.1f}x | {row['error']:.1e} | {row['labels_changed']:.2%} |"
         )
     return "\n".join(lines)
 

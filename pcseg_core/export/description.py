@@ -18,8 +18,9 @@ FORMAT = "pcseg student"
 VERSION = 1
 
 _INTENSITY = (
-    "0 to 1: multiply the intensities of the driver by intensity_scale; if that is null, divide "
-    "0..255 by 255 and 0..65535 by 65535; clip to 0..1, NaN becomes 0"
+    "0 to 1: multiply the intensities of the driver by intensity_scale; if that is null, leave 0..1 "
+    "as it is, divide 0..255 by 255 and larger ranges by the power of two that holds 99 % of the "
+    "values; clip to 0..1, NaN becomes 0"
 )
 _POINTS = (
     "points in the sensor's frame, x forward, z up [m]; points that are not finite, exactly zero, "
@@ -39,8 +40,8 @@ _LOGITS = "label of a voxel and its points: the largest; confidence: its softmax
 
 def features_of(config: StudentConfig) -> tuple[list[str], list[float]]:
     """Name and divisor of each input feature, in the order of the columns."""
-    plain = [name for name in config.inputs if name != "offset"]
-    names, divisors = list(plain), [INPUT_SCALE[name] for name in plain]
+    names: list[str] = [name for name in config.inputs if name != "offset"]
+    divisors = [INPUT_SCALE[name] for name in names]
     if "offset" in config.inputs:
         names += ["offset_x", "offset_y", "offset_z"]
         divisors += [OFFSET_SCALE] * 3

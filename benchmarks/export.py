@@ -27,7 +27,7 @@ from benchmarks import engine_cases as cases
 from benchmarks.gpu.machine import cpu_name
 from benchmarks.measure import threads, timed
 from benchmarks.sweeps import load_sweep
-from pcseg_core.errors import InputError, PcsegError, require
+from pcseg_core.errors import InputError, PcsegError
 from pcseg_core.export.calibration import recording
 from pcseg_core.export.graph import Graph, Precision
 from pcseg_core.export.network import add_classifier, add_network
@@ -77,8 +77,9 @@ def onnx_runtime(content: bytes, grid: cases.Grid, count: int) -> Run:
 
 def openvino(content: bytes, grid: cases.Grid, count: int, hint: str) -> Run:
     """The file in OpenVINO, with a hint on its arithmetic: "f32" or "bf16"."""
-    reader = require("openvino", "export")
-    core = reader.Core()
+    from openvino import Core
+
+    core = Core()
     settings = {"INFERENCE_NUM_THREADS": count, "INFERENCE_PRECISION_HINT": hint}
     model = core.compile_model(core.read_model(content), "CPU", settings)
 

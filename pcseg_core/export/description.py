@@ -18,7 +18,7 @@ FORMAT = "pcseg student"
 VERSION = 1
 
 _INTENSITY = (
-    "0 to 1: multiply the intensities of the driver by intensity_scale; if that is null, leave 0..1 "
+    "multiply the intensities of the driver by intensity_scale; if that is null, leave 0..1 "
     "as it is, divide 0..255 by 255 and larger ranges by the power of two that holds 99 % of the "
     "values; clip to 0..1, NaN becomes 0"
 )

@@ -148,9 +148,9 @@ def _recipe(options: ReplayOptions) -> Recipe | None:
 
 def _open(source: str, setup: NodeSetup) -> Recording:
     """The recording, read as the node decodes it."""
-    from pcseg_core.data import open_recording, split_query
+    from pcseg_core.data import find_source, open_recording, split_query
 
-    reader, place = _reader(source)
+    reader, place = find_source(source)
     in_source = dict(parse_qsl(split_query(place)[1])) if reader == "bag" else {}
     wanted: Mapping[str, object] = setup.reader_options() if reader == "bag" else {}
     return open_recording(source, **{k: v for k, v in wanted.items() if k not in in_source})
@@ -167,17 +167,6 @@ def _check_poses(recording: Recording, source: str, setup: NodeSetup) -> None:
         )
     if recording.pose_source == "kiss-icp":
         note("kiss-icp estimates the poses; the node takes them from /tf or Odometry")
-
-
-def _reader(source: str) -> tuple[str, str]:
-    """Reader and path of a source, as `open_recording` understands it."""
-    from pcseg_core.data import READERS, detect, split_query
-
-    reader, colon, place = source.partition(":")
-    if colon and reader in READERS:
-        return reader, place
-    path = Path(split_query(source)[0])
-    return (detect(path) if path.exists() else ""), source
 
 
 def _load_teacher(config: TeacherConfig | None, setup: NodeSetup) -> PixelClasses | None:
@@ -199,7 +188,7 @@ def _ground_truth(
 
     space = LabelSpace.load(options.label_space)
     if options.labels:
-        truth = ExternalLabels(options.labels, len(recording)).ground_truth(space)
+        truth = ExternalLabels(options.labels, recording).ground_truth(space)
     else:
         truth = recorded_labels(recording, space)
     return replace(truth, teacher=teacher, projection=recipe.labels) if recipe else truth
@@ -221,9 +210,9 @@ def _offline(
 
 def _check_bag(source: str) -> Path:
     """The bag for --live, or an error."""
-    from pcseg_core.data import split_query
+    from pcseg_core.data import find_source, split_query
 
-    reader, place = _reader(source)
+    reader, place = find_source(source)
     if reader != "bag":
         raise InputError(f"--live needs a rosbag2, got {source}")
     return Path(split_query(place)[0])

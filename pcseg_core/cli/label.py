@@ -32,37 +32,46 @@ def label(
 ) -> None:
     """Label a recording from its cameras: labels/NAME.label, one uint32 per point.
 
-    The recipe's teacher labels the images. The labels are projected onto the points and, with
-    poses, propagated to points that no camera sees in their own sweep. labels.yaml gives the
-    classes; 0 is unlabeled. Interrupted runs resume: run the same command again. `pcseg evaluate
-    SOURCE --checkpoint RUN --labels OUT` measures a checkpoint against the labels.
+    A recording of several scenes gets SCENE/labels/NAME.label. The recipe's teacher labels the
+    images. The labels are projected onto the points and, with poses, propagated to points that no
+    camera sees in their own sweep. labels.yaml gives the classes; 0 is unlabeled. Interrupted runs
+    resume: run the same command again. `pcseg evaluate SOURCE --checkpoint RUN --labels OUT`
+    measures a checkpoint against the labels.
     """
-    from pcseg_core.data import account, open_recording
+    from pcseg_core.bundled import checkpoint_file
+    from pcseg_core.data import account, find_source, fingerprint, open_recording, split_query
+    from pcseg_core.recipes import recipe_file
+
+    files = [split_query(find_source(source)[1])[0]]
+    files += [str(checkpoint_file(checkpoint))] if checkpoint else []
+    recipe_path = recipe_file(recipe)
     from pcseg_core.learning.recipe import load_recipe
     from pcseg_core.models.inference import choose_device
     from pcseg_core.online.auto_labels import (
         AutoLabeler,
         LabelSettings,
+        check_cameras,
         check_output,
         label_recording,
     )
     from pcseg_core.online.pipeline import Pipeline
     from pcseg_core.online.segmenter import Segmenter
-    from pcseg_core.recipes import recipe_file
     from pcseg_core.vision.pixel_classes import load_teacher
 
-    chosen = load_recipe(recipe_file(recipe))
+    chosen = load_recipe(recipe_path)
     settings = LabelSettings(
         source=source,
         teacher=chosen.required_teacher(),
         labels=chosen.labels,
         min_confidence=min_confidence,
         checkpoint=checkpoint or "",
+        files=" ".join(map(fingerprint, files)),
     )
     check_output(out, settings)
-    teacher = load_teacher(settings.teacher, str(choose_device(device)))
     student = Pipeline(Segmenter.load(checkpoint, device=device)) if checkpoint else None
-    recording = open_recording(source)
+    recording = open_recording(source, trained=student.trained_on if student else None)
+    check_cameras(recording)
+    teacher = load_teacher(settings.teacher, str(choose_device(device)))
     with bar("labeling") as progress:
         result = label_recording(
             AutoLabeler(teacher, settings, student),

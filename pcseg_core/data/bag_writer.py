@@ -73,6 +73,7 @@ class BagWriter:
             raise InputError(f"live bag of format '{format}': expected sqlite3")
         check_new_folder(self.path, bag_folder(self.path), force=force)
         self.counts: dict[str, int] = {}
+        self._folder = self.path
         self._connections: dict[str, Any] = {}
         self._unsaved_bytes = 0  # of a live bag
         self._full = False
@@ -99,6 +100,7 @@ class BagWriter:
     def _writing(self) -> Iterator[None]:
         """Open the writer for the block."""
         with new_folder(self.path, bag_folder(self.path), force=self._force) as folder:
+            self._folder = folder
             self._open(folder)
             try:
                 yield
@@ -168,6 +170,10 @@ class BagWriter:
             raise self._not_written(error) from error
         finally:
             self._writer.storage = storage
+
+    def add_file(self, name: str, text: str) -> None:
+        """Add a text file to the folder of the bag, such as labels.yaml."""
+        (self._folder / name).write_text(text, encoding="utf-8")
 
     def write_cloud(
         self,

@@ -14,7 +14,6 @@ import numpy.typing as npt
 
 from pcseg_core.bundled import BUNDLED
 from pcseg_core.checkpoint import load_checkpoint
-from pcseg_core.cloud import IntensityScale
 from pcseg_core.data import open_recording
 from pcseg_core.errors import InputError, MissingDependency
 from pcseg_core.evaluation.methods import Prediction
@@ -87,19 +86,14 @@ class NodeSetup:
     )
 
     def reader_options(self) -> dict[str, object]:
-        """`bag_options` with the intensity scale that the node takes.
+        """`bag_options` with the input of the training, for `open_recording`.
 
         Raises:
             InputError: see `load_checkpoint`.
         """
-        inputs = load_checkpoint(Path(self.checkpoint))[1].inputs
-        if inputs is None or inputs.intensity_scale is None:
-            return dict(self.bag_options)
-        given = float(str(self.bag_options.get("intensity_scale") or 0))
-        return {
-            **self.bag_options,
-            "intensity_scale": IntensityScale(given, inputs.intensity_scale),
-        }
+        trained = load_checkpoint(Path(self.checkpoint))[1].inputs
+        known = trained is not None and trained.intensity_scale is not None
+        return {**self.bag_options, **({"trained": trained} if known else {})}
 
 
 @dataclass

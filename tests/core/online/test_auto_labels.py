@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +14,7 @@ from typer.testing import CliRunner
 
 from pcseg_core.cli import app
 from pcseg_core.data import open_recording
-from pcseg_core.data.sample import Sample
+from pcseg_core.data.sample import CameraFrame, Sample
 from pcseg_core.errors import InputError
 from pcseg_core.labels import LabelSpace, truth_of
 from pcseg_core.online.auto_labels import AutoLabeler, LabelSettings, label_recording
@@ -25,14 +28,39 @@ CONFIG = TeacherConfig(weights=Path("bundled:simulation_teacher"), label_space="
 SETTINGS = LabelSettings(source=DRIVE, teacher=CONFIG)
 
 
+class Remembered:
+    """The simulated drive, whose sweeps and images are rendered once."""
+
+    def __init__(self) -> None:
+        drive = open_recording(DRIVE)
+        self.name, self.label_space, self.scenes = drive.name, drive.label_space, drive.scenes
+        self.pose_source, self.skipped = drive.pose_source, Counter[str]()
+        self.samples = [drive[index] for index in range(len(drive))]
+        for sample in self.samples:
+            sample.cameras = [
+                CameraFrame(f.name, f.stamp_ns, f.camera, f.T_cam_lidar, f.image, f.labels)
+                for f in sample.cameras
+            ]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Sample:
+        return replace(self.samples[index])
+
+
+@lru_cache(maxsize=1)
+def remembered() -> Remembered:
+    return Remembered()
+
+
 class ExactTeacher:
     """Knows the true label of every pixel; may be interrupted."""
 
     label_space = LabelSpace.load("simulation")
 
     def __init__(self, stop_after: int | None = None) -> None:
-        drive = open_recording(DRIVE)
-        frames = [frame for index in range(len(drive)) for frame in drive[index].cameras]
+        frames = [frame for sample in remembered().samples for frame in sample.cameras]
         self.known = {frame.image.tobytes(): frame.labels for frame in frames}
         self.calls, self.stop_after = 0, stop_after
 
@@ -52,7 +80,7 @@ def labels_in(folder: Path) -> list[np.ndarray]:
 
 
 def test_the_teachers_labels_are_those_of_the_points(tmp_path: Path) -> None:
-    drive, out = open_recording(DRIVE), tmp_path / "out"
+    drive, out = remembered(), tmp_path / "out"
     settings = SETTINGS.model_copy(update={"min_confidence": 0.5})
     result = label_recording(AutoLabeler(ExactTeacher(), settings), drive, out, window=3)
     files = labels_in(out)
@@ -70,7 +98,7 @@ def test_the_teachers_labels_are_those_of_the_points(tmp_path: Path) -> None:
 
 
 def test_interrupted_it_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    drive, out = open_recording(DRIVE), tmp_path / "out"
+    drive, out = remembered(), tmp_path / "out"
     stopped = ExactTeacher(stop_after=8)  # in the second window, at its second sweep
     with pytest.raises(KeyboardInterrupt):
         label_recording(AutoLabeler(stopped, SETTINGS), drive, out, window=2)
@@ -95,7 +123,7 @@ def test_interrupted_it_goes_on_where_it_stopped(tmp_path: Path) -> None:
 
 
 def test_the_students_labels_beside_them(tmp_path: Path) -> None:
-    drive, out, student = open_recording(DRIVE), tmp_path / "out", Segmenter.load("bundled")
+    drive, out, student = remembered(), tmp_path / "out", Segmenter.load("bundled")
     settings = SETTINGS.model_copy(update={"checkpoint": "bundled"})
     label_recording(AutoLabeler(ExactTeacher(), settings, Pipeline(student)), drive, out)
     given = labels_in(out / "student")
@@ -109,10 +137,10 @@ def test_sweeps_that_no_camera_sees_are_unlabeled(tmp_path: Path) -> None:
         """The first sweep has no image, the last cannot be read."""
 
         def __init__(self) -> None:
-            self.drive = open_recording(DRIVE)
+            self.drive = remembered()
             self.name, self.label_space = self.drive.name, self.drive.label_space
             self.pose_source, self.scenes = "none", self.drive.scenes
-            self.skipped = self.drive.skipped
+            self.skipped = Counter[str]()
 
         def __len__(self) -> int:
             return 3
@@ -134,7 +162,7 @@ def test_sweeps_that_no_camera_sees_are_unlabeled(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
-    drive = open_recording(DRIVE)
+    drive = remembered()
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "file").write_text("mine")
     labeler = AutoLabeler(ExactTeacher(), SETTINGS)

@@ -14,11 +14,12 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
+from pcseg_core.checkpoint import load_checkpoint, save_checkpoint
 from pcseg_core.cli import app, doctor
 from pcseg_core.cli.doctor import findings
 from pcseg_core.data import open_recording
 from pcseg_core.errors import MissingDependency
-from pcseg_core.labels import LabelSpace
+from pcseg_core.labels import NO_CLASSES, LabelSpace
 
 Sequence = Callable[..., Path]
 
@@ -72,6 +73,26 @@ def test_segment_refuses(
     assert result.exit_code == 2, result.output
     assert message in result.output
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["segment", "evaluate", "prompt", "view"])
+def test_a_pretrained_network_labels_nothing(
+    tiny_run: Path, sequence: Sequence, tmp_path: Path, command: str
+) -> None:
+    state, meta = load_checkpoint(tiny_run)
+    run, folder, out = tmp_path / "pretrained.safetensors", sequence(), tmp_path / "out.png"
+    classes = {"label_space": NO_CLASSES.to_dict(), "student": meta.student}
+    save_checkpoint(run, state, meta.model_copy(update=classes))
+    arguments = {
+        "segment": [folder, "--checkpoint", run, "--out", out],
+        "evaluate": [run, "--semantic-kitti", folder],
+        "prompt": [run, folder, "--picture", out],
+        "view": [folder, "--checkpoint", run, "--picture", out],
+    }
+    result = pcseg(command, *arguments[command])
+    assert result.exit_code == 2, result.output
+    assert "is pretrained and has no classes" in " ".join(result.output.split())
+    assert not out.exists()
 
 
 # --- view ------------------------------------------------------------------------------------

@@ -37,6 +37,7 @@ def record(
     use_sim_time: Annotated[
         bool, typer.Option("--use-sim-time", help="Record by the time of /clock.")
     ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace a bag at OUT.")] = False,
 ) -> None:
     """Record ROS 2 topics until Ctrl-C.
 
@@ -55,7 +56,7 @@ def record(
         parameter_overrides=[simulated],
     )
     try:
-        with BagWriter(out, "sqlite3", live=True) as writer:
+        with BagWriter(out, "sqlite3", force=force, live=True) as writer:
             recorder = BagRecorder(node, writer, topics)
             with contextlib.suppress(ExternalShutdownException):
                 if not signals:

@@ -213,6 +213,7 @@ class BagRecording:
             what = "several PointCloud2 topics, choose one" if topics else "no PointCloud2 topic"
             listed = ", ".join(topics or sorted(self.bag.topics)) or "none at all"
             hints = sorted(set(map(points_elsewhere, self.bag.topics.values())) - {""})
+            hints += self.bag.endings
             raise InputError(f"{self.path}: {'; '.join([f'{what} (topics: {listed})', *hints])}")
         return wanted or topics[0]
 

@@ -285,7 +285,8 @@ def _about_topics(topics: tuple[TopicReport, ...]) -> list[Finding]:
 
 def _about_files(bag: BagFile) -> list[Finding]:
     """What the files of the bag do not give."""
-    findings = []
+    do = "copy the bag again if it is a copy; 'mcap recover' or 'ros2 bag reindex' make it complete"
+    findings = [Finding(level="warning", what=ending, do=do) for ending in bag.endings]
     lost = sum(bag.damaged().values())
     if lost:
         do = "copy the bag again, or repair it: mcap recover"

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import glob
 import os
 import shutil
 import sqlite3
@@ -19,11 +18,11 @@ import numpy.typing as npt
 
 from pcseg_core.camera import CameraModel
 from pcseg_core.cloud import EncodedCloud
-from pcseg_core.config import read_yaml
 from pcseg_core.data import bag_reader, messages
+from pcseg_core.data.bag_folder import bag_folder
 from pcseg_core.data.bag_reader import type_store
 from pcseg_core.errors import InputError, require
-from pcseg_core.files import FolderKind, check_new_folder, claim_folder, new_folder
+from pcseg_core.files import check_new_folder, claim_folder, new_folder
 
 Format = Literal["mcap", "sqlite3"]
 METADATA_VERSION: Literal[8] = 8  # read by Humble and later; 9 is Jazzy's
@@ -414,27 +413,3 @@ def _qos(latched: bool) -> Any:
         liveliness_lease_duration=never,
         avoid_ros_namespace_conventions=False,
     )
-
-
-def bag_folder(path: Path) -> FolderKind:
-    """The kind of folder that a bag at `path` is, with the files that its metadata names."""
-    metadata = path / "metadata.yaml"
-    try:
-        files = _data_files(metadata)
-    except InputError:
-        files = []
-    contents = (*map(glob.escape, files), "labels.yaml")
-    return FolderKind("bag", metadata.name, _data_files, contents)
-
-
-def _data_files(metadata: Path) -> list[str]:
-    """Names of the data files of a bag.
-
-    Raises:
-        InputError: the metadata is not that of a rosbag2.
-    """
-    about = read_yaml(metadata).get("rosbag2_bagfile_information")
-    paths = about.get("relative_file_paths") if isinstance(about, dict) else None
-    if not isinstance(paths, list):
-        raise InputError(f"its {metadata.name} is not of rosbag2")
-    return [str(path).rsplit("/", 1)[-1] for path in paths]

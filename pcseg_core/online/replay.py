@@ -17,8 +17,9 @@ from pcseg_core.data import messages, open_recording, readable
 from pcseg_core.data.account import Account, account, grouped
 from pcseg_core.data.bag import BagRecording
 from pcseg_core.data.bag_account import explain_files
+from pcseg_core.data.bag_folder import bag_folder
 from pcseg_core.data.bag_reader import CLOUD
-from pcseg_core.data.bag_writer import BagWriter, bag_folder
+from pcseg_core.data.bag_writer import BagWriter
 from pcseg_core.data.label_files import (
     LABEL_FILES,
     LABELS_FILE,

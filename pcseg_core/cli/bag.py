@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pcseg_core.cli.options import TimeField
 from pcseg_core.cli.outputs import check_file
 from pcseg_core.cli.simulate import simulate
 from pcseg_core.errors import InputError
@@ -76,6 +77,7 @@ def info(
     poses: Annotated[
         str, typer.Option(help="recorded, auto, tf, odometry, kiss-icp, none, or a TUM file.")
     ] = "recorded",
+    time_field: TimeField = None,
 ) -> None:
     """Check whether a bag can train a segmenter, and list what is missing.
 
@@ -91,6 +93,7 @@ def info(
         "camera_topics": camera_topics,
         "calibration": calibration,
         "poses": poses,
+        "time_field": time_field or "auto",
     }
     report, recording = inspect_bag(bag, **options)
     _print(report)
@@ -150,6 +153,8 @@ def _print_verdict(report: BagReport) -> None:
     seen = "" if report.visible is None else f"; cameras see {report.visible:.1%} of the points"
     driven = f"{report.sweeps} sweeps in {report.duration_s:.1f} s{distance}"
     typer.echo(f"{driven}, poses: {report.poses}{seen}")
+    if report.intensity_scale is not None:
+        typer.echo(f"intensity scale: {report.intensity_scale:.6g} ({report.intensity_source})")
     for topic, entry in report.account.items():
         typer.echo(entry.line(topic))
     for reason, count in report.skipped.items():

@@ -19,7 +19,7 @@ from pcseg_core.errors import InputError
 
 mcap_writer = pytest.importorskip("mcap.writer")
 
-MAGIC, MESSAGES = 8, 12
+MAGIC, MESSAGES = 8, 8
 FORMS = {
     "plain": {"compression": mcap_writer.CompressionType.NONE},
     "lz4": {"compression": mcap_writer.CompressionType.LZ4},
@@ -28,8 +28,8 @@ FORMS = {
 }
 
 
-def write(path: Path, chunk: int = 300, size: int = 24, **options: object) -> bytes:
-    """A file of twelve messages."""
+def write(path: Path, chunk: int = 150, size: int = 8, **options: object) -> bytes:
+    """A file of eight messages."""
     rng = np.random.default_rng(0)
     with path.open("wb") as stream:
         writer = mcap_writer.Writer(stream, chunk_size=chunk, **options)
@@ -86,7 +86,7 @@ def test_a_cut_at_any_byte_loses_nothing_before_it(tmp_path: Path, options: dict
         assert "drive.mcap ends" in ending and "without its index" in ending
         partial += len(read) > complete[cut]
     if options == FORMS["plain"]:  # small compressed chunks unpack as a whole
-        assert partial > 100
+        assert partial > 20
 
 
 @pytest.mark.parametrize("name", ["plain", "lz4", "zstd"])

@@ -202,6 +202,12 @@ class _Request:
             raise InputError(
                 "--picture needs labeled sweeps: give --semantic-kitti or --source too"
             )
+        from pcseg_core.bundled import checkpoint_file
+        from pcseg_core.data import find_source
+
+        checkpoint_file(self.run)
+        for source in filter(None, (self.source, self.boxes)):
+            find_source(source)
 
 
 def _evaluate_run(
@@ -214,20 +220,20 @@ def _evaluate_run(
     segmenter = Segmenter.load(request.run, device=device, backend=backend)
     report: Report | None = None
     if request.semantic_kitti or request.source:
-        recording = _open(request)
+        recording = _open(request, segmenter)
         report = _against_labels(request.run, segmenter, recording, label_space, with_baselines)
     box_report = _against_boxes(segmenter, request.boxes) if request.boxes else None
     _write(request, report, box_report)
 
 
-def _open(request: _Request) -> Recording:
+def _open(request: _Request, segmenter: Segmenter) -> Recording:
     from pcseg_core.data import open_recording
     from pcseg_core.data.semantic_kitti import SemanticKittiRecording
 
     if request.semantic_kitti:
         return SemanticKittiRecording(request.semantic_kitti, lidar_only=True)
     assert request.source is not None
-    return open_recording(request.source)
+    return open_recording(request.source, trained=segmenter.trained_on)
 
 
 def _against_labels(
@@ -272,7 +278,8 @@ def _against_boxes(segmenter: Segmenter, source: str) -> BoxReport:
     from pcseg_core.online.pipeline import Pipeline
 
     with bar("measuring against boxes") as progress:
-        return evaluate_boxes(Pipeline(segmenter), open_recording(source), progress=progress)
+        recording = open_recording(source, trained=segmenter.trained_on)
+        return evaluate_boxes(Pipeline(segmenter), recording, progress=progress)
 
 
 def _write(request: _Request, report: Report | None, boxes: BoxReport | None) -> None:

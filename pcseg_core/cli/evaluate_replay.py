@@ -61,12 +61,25 @@ class ReplayOptions:
         if self.labels and not self.labels.is_dir():
             raise InputError(f"--labels {self.labels}: no such folder")
 
+    def check_inputs(self, source: str) -> None:
+        """Check the paths, before the slow imports."""
+        from pcseg_core.bundled import checkpoint_file
+        from pcseg_core.data import find_source
+        from pcseg_core.recipes import recipe_file
+
+        find_source(source)
+        for checkpoint in filter(None, (self.checkpoint, self.compare)):
+            checkpoint_file(checkpoint)
+        if self.teacher:
+            recipe_file(self.teacher)
+
 
 def evaluate_recording(
     source: str, options: ReplayOptions, json_: Path | None, picture: Path | None
 ) -> ReplayReport:
     """Replay a recording, print the figures and write report and picture."""
     options.check()
+    options.check_inputs(source)
     from rich.console import Console
 
     from pcseg_core.evaluation.replay import evaluate_replay

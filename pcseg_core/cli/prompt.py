@@ -50,6 +50,11 @@ def prompt(
         raise InputError("give either --words or --pictures, not both")
     check_file(picture, PICTURES)
     check_file(json_, (".json",))
+    from pcseg_core.bundled import checkpoint_file
+    from pcseg_core.data import find_source
+
+    checkpoint_file(run)
+    find_source(source)
     from pcseg_core.online.segmenter import Segmenter
 
     segmenter = Segmenter.load(run, device=device, backend=backend)
@@ -77,7 +82,7 @@ def _try(
     from pcseg_core.data import open_recording
     from pcseg_core.files import write_atomic
 
-    recording = open_recording(source)
+    recording = open_recording(source, trained=segmenter.trained_on)
     if not -len(recording) <= sweep < len(recording):
         raise InputError(f"--sweep {sweep}: {recording.name} has {len(recording)} sweeps")
     sample = dataclasses.replace(recording[sweep % len(recording)], labels=None)

@@ -224,7 +224,8 @@ def _measure(
 ) -> tuple[Scores, dict[str, Any]]:
     student = Segmenter.load(out / "run").label_space
     bundled = Segmenter.load(BUNDLED)
-    recording, labeler = open_recording(f"bag:{bag}"), load_teacher(teacher)
+    recording = open_recording(f"bag:{bag}", trained=bundled.trained_on)
+    labeler = load_teacher(teacher)
     scores = measure(recording, replayed, student, labeler, Pipeline(bundled), config)
     return scores, bundled.meta.metrics
 
@@ -232,7 +233,8 @@ def _measure(
 def _draw(
     bag: Path, scores: Scores, config: PseudoLabelConfig, teacher: TeacherConfig, out: Path
 ) -> None:
-    recording, student = open_recording(f"bag:{bag}"), Pipeline(Segmenter.load(out / "run"))
+    student = Pipeline(Segmenter.load(out / "run"))
+    recording = open_recording(f"bag:{bag}", trained=student.trained_on)
     sample = recording[len(recording) // 2]
     picture.draw(sample, student, load_teacher(teacher), config, scores, out / "picture.png")
     try:

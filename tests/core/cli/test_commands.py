@@ -17,8 +17,11 @@ from typer.testing import CliRunner, Result
 from pcseg_core.checkpoint import load_checkpoint, save_checkpoint
 from pcseg_core.cli import app, doctor
 from pcseg_core.cli.doctor import findings
+from pcseg_core.cloud import PointCloud, encode_cloud
 from pcseg_core.data import open_recording
-from pcseg_core.errors import MissingDependency
+from pcseg_core.data.bag_writer import BagWriter
+from pcseg_core.errors import InputError, MissingDependency
+from pcseg_core.input_check import InputStatistics
 from pcseg_core.labels import NO_CLASSES, LabelSpace
 
 Sequence = Callable[..., Path]
@@ -93,6 +96,39 @@ def test_a_pretrained_network_labels_nothing(
     assert result.exit_code == 2, result.output
     assert "is pretrained and has no classes" in " ".join(result.output.split())
     assert not out.exists()
+
+
+@pytest.mark.parametrize("command", ["segment", "label", "view", "prompt", "evaluate", "boxes"])
+def test_recordings_are_read_with_the_scale_of_the_checkpoint(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    state, meta = load_checkpoint(tiny_run)
+    inputs = InputStatistics.measure([PointCloud(np.ones((9, 3)))], intensity_scale=1 / 512)
+    run, drive, out = tmp_path / "run.safetensors", tmp_path / "drive", tmp_path / "out.png"
+    save_checkpoint(run, state, meta.model_copy(update={"inputs": inputs}))
+    with BagWriter(drive) as writer:
+        cloud = encode_cloud({axis: np.ones(3, np.float32) for axis in (*"xyz", "intensity")})
+        writer.write_cloud("/points", cloud, "lidar", 1)
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    opened = []
+
+    def spy(*arguments: Any, **options: Any) -> None:
+        opened.append(open_recording(*arguments, **options))
+        raise InputError("that is enough")
+
+    for module in ("pcseg_core.data", "pcseg_core.online.replay"):
+        monkeypatch.setattr(f"{module}.open_recording", spy)
+    arguments = {
+        "segment": [drive, "--checkpoint", run, "--out", out],
+        "label": [drive, "--recipe", tmp_path / "recipe.yaml", "--checkpoint", run, "--out", out],
+        "view": [drive, "--checkpoint", run, "--picture", out],
+        "prompt": [run, drive, "--picture", out],
+        "evaluate": [run, "--source", drive],
+        "boxes": [run, "--boxes", drive],
+    }
+    result = pcseg(command.replace("boxes", "evaluate"), *arguments[command])
+    assert "that is enough" in result.output, result.output
+    assert [drive.intensity_scale for drive in opened] == [1 / 512]
 
 
 # --- view ------------------------------------------------------------------------------------

@@ -15,7 +15,15 @@ import numpy as np
 import pytest
 
 from pcseg_core.checkpoint import load_checkpoint, save_checkpoint
-from pcseg_core.cloud import Field, PointCloud, encode_cloud, read_cloud, structured, unpack_rgb
+from pcseg_core.cloud import (
+    TIME_PROBLEM,
+    Field,
+    PointCloud,
+    encode_cloud,
+    read_cloud,
+    structured,
+    unpack_rgb,
+)
 from pcseg_core.data import Recording, Sample, open_recording
 from pcseg_core.data.bag_reader import CLOUD, BagFile, type_store
 from pcseg_core.data.bag_writer import BagWriter
@@ -155,6 +163,10 @@ def test_problems_scale_and_range_are_accounted_for(pipeline: Pipeline, tmp_path
     ((problem, count),) = result.problems.items()
     assert problem.startswith(f"{OUT_OF_RANGE}: 100 %") and count == 2
     assert 3900 < result.out_of_range <= 2 * 1999
+    timed = replay.segment_bag(pipeline, path, tmp_path / "timed", time_field="time")
+    assert any(p.startswith(TIME_PROBLEM) and n == 3 for p, n in timed.problems.items())
+    with pytest.raises(InputError, match="no time field 'firing'"):
+        replay.segment_bag(pipeline, path, tmp_path / "other", time_field="firing")
 
 
 def test_an_existing_result_is_replaced_only_by_force(pipeline: Pipeline, tmp_path: Path) -> None:

@@ -13,8 +13,6 @@ from pcseg_core.errors import InputError
 from pcseg_core.progress import bar, note
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from pcseg_core.data import Recording
     from pcseg_core.evaluation.live import NodeSetup
     from pcseg_core.evaluation.methods import Method, PipelineMethod
@@ -165,7 +163,7 @@ def _open(source: str, setup: NodeSetup) -> Recording:
 
     reader, place = find_source(source)
     in_source = dict(parse_qsl(split_query(place)[1])) if reader == "bag" else {}
-    wanted: Mapping[str, object] = setup.reader_options() if reader == "bag" else {}
+    wanted = setup.reader_options() if reader == "bag" else {}
     return open_recording(source, **{k: v for k, v in wanted.items() if k not in in_source})
 
 
@@ -245,7 +243,8 @@ def _live(source: str, options: ReplayOptions, setup: NodeSetup) -> list[Method]
         _, meta = load_checkpoint(Path(checkpoint))
         space = LabelSpace.from_dict(meta.label_space)
         note(f"playing {bag} to the node with {checkpoint}")
-        with tempfile.TemporaryDirectory(prefix="pcseg-replay-") as logs:
+        playing = bar("playing", transient=True)  # at the speed of the recording
+        with tempfile.TemporaryDirectory(prefix="pcseg-replay-") as logs, playing:
             result = play(bag, Path(checkpoint), Path(logs), options.params)
         methods.append(LiveMethod(name, checkpoint, space, result))
     return methods

@@ -17,6 +17,7 @@ import yaml
 from pydantic import Field
 from rich.console import Console
 
+from pcseg_core import progress
 from pcseg_core.bundled import BUNDLED
 from pcseg_core.checkpoint import FILE_NAME
 from pcseg_core.config import Section, load_yaml
@@ -216,7 +217,8 @@ def _replay(settings: DemoSettings, bag: Path, out: Path) -> ReplayResult:
     replay, problem = find_replay() if settings.use_ros else (replay_in_process, "--no-ros")
     if problem:
         console.print(f"[yellow]   no DDS here ({problem}): the network runs in this process[/]")
-    return replay(bag, (out / "run" / FILE_NAME).resolve(), out / "logs", None)
+    with progress.bar("replaying", transient=True):
+        return replay(bag, (out / "run" / FILE_NAME).resolve(), out / "logs", None)
 
 
 def _measure(
@@ -240,7 +242,8 @@ def _draw(
     try:
         space = LabelSpace.load(config.label_space)
         views = recording_views(recording, space, student, range(len(recording)))
-        record(views, space, out / "drive.rrd", max_points=30_000)
+        drawn = progress.tracked(views, "drawing", len(recording))
+        record(drawn, space, out / "drive.rrd", max_points=30_000)
     except MissingDependency as problem:
         console.print(f"[yellow]   no drive.rrd: {problem}[/]")
 

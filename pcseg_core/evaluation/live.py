@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -85,7 +85,7 @@ class NodeSetup:
         default_factory=lambda: {"intensity_scale": 0.0, "max_image_offset_s": 0.05}
     )
 
-    def reader_options(self) -> dict[str, object]:
+    def reader_options(self) -> dict[str, Any]:
         """`bag_options` with the input of the training, for `open_recording`.
 
         Raises:

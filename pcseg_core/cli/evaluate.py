@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pcseg_core.cli.outputs import PICTURES, check_file
+from pcseg_core.cli.outputs import PICTURES, check_file, text_console
 from pcseg_core.errors import InputError
 from pcseg_core.progress import bar, note
 
@@ -244,6 +244,11 @@ def _against_labels(
     from pcseg_core.online.pipeline import Pipeline
 
     grouping(segmenter.label_space, LabelSpace.load(label_space))  # fails before the long part
+    if recording.label_space is None:
+        raise InputError(
+            f"{recording.name} has no labels to measure against; evaluate it by a replay: pcseg "
+            f"evaluate RECORDING --checkpoint {run}"
+        )
     fitted, remark = _fit_baselines(run, segmenter) if with_baselines else ({}, "not asked for")
     with bar("measuring sweeps") as progress:
         report = measure(
@@ -283,13 +288,11 @@ def _against_boxes(segmenter: Segmenter, source: str) -> BoxReport:
 
 
 def _write(request: _Request, report: Report | None, boxes: BoxReport | None) -> None:
-    from rich.console import Console
-
     from pcseg_core.evaluation import render
     from pcseg_core.evaluation.report import box_table
     from pcseg_core.files import write_atomic
 
-    console = Console()
+    console = text_console(request.json)
     if report:
         report = report.model_copy(update={"boxes": boxes})
         console.print(report.table())

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl
 
+from pcseg_core.cli.outputs import text_console
 from pcseg_core.errors import InputError
 from pcseg_core.progress import bar, note
 
@@ -78,8 +79,6 @@ def evaluate_recording(
     """Replay a recording, print the figures and write report and picture."""
     options.check()
     options.check_inputs(source)
-    from rich.console import Console
-
     from pcseg_core.evaluation.replay import evaluate_replay
     from pcseg_core.evaluation.replay_picture import render_replay
 
@@ -106,7 +105,7 @@ def evaluate_recording(
         note(f"skipped: {reason} ({count})")
     for kind, entry in report.account.items():
         note(entry.line(kind))
-    Console().print(report.table())
+    text_console(json_).print(report.table())
     if json_:
         report.write_json(json_)
     if picture:

@@ -246,6 +246,8 @@ def _bare_files(path: Path) -> list[Path]:
     names = {(match[1], match[3]) for match in parts.values() if match}
     if len(found) == 1:
         return found
+    if not found:
+        raise InputError(f"{path}: no bag: neither metadata.yaml nor .mcap or .db3 files in it")
     if len(names) == 1 and sorted(numbered.values()) == list(range(len(found))):
         return sorted(found, key=lambda file: numbered[file])
     raise InputError(

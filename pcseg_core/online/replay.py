@@ -132,7 +132,7 @@ def segment_bag(
         compress: compress the new bag.
         force: replace a bag at `out`.
         store: opened for `out`; keeps the labels for a call that resumes.
-        progress: called with (messages done, messages in all).
+        progress: called with (clouds done, clouds in all).
 
     Raises:
         InputError: the source cannot be read, `out` is taken, or no cloud could be labeled.
@@ -145,7 +145,7 @@ def segment_bag(
         raise InputError(f"{out}: a bag cannot be labeled in place; choose another --out")
     scale = str(recording.scale)
     replay = Replay(out, pipeline.label_space, intensity_scale=scale, store=store)
-    total = sum(recording.bag.counts.values())
+    clouds = recording.bag.counts[recording.cloud_topic]
     with BagWriter(out, compress=compress, force=force) as writer:
         for done, (connection, bag_ns, raw) in enumerate(recording.bag.messages()):
             topic, message, reason = connection.topic, None, ""
@@ -159,8 +159,8 @@ def segment_bag(
             else:
                 writer.pass_through(connection, bag_ns, raw)
             replay.account.used[topic] += not reason
-            if progress:
-                progress(done + 1, total)
+            if progress and topic == recording.cloud_topic:
+                progress(replay.account.used[topic], clouds)
         if not replay.sweeps:
             raise InputError(f"{source}: no cloud could be labeled: {_reasons(replay.skipped)}")
         explain_files(replay.account, recording.bag)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from collections.abc import Callable
@@ -129,6 +130,38 @@ def test_recordings_are_read_with_the_scale_of_the_checkpoint(
     result = pcseg(command.replace("boxes", "evaluate"), *arguments[command])
     assert "that is enough" in result.output, result.output
     assert [drive.intensity_scale for drive in opened] == [1 / 512]
+
+
+@pytest.mark.parametrize("command", ["info", "evaluate", "replay", "prompt"])
+def test_json_on_the_standard_output_is_alone_there(
+    tiny_run: Path, sequence: Sequence, command: str
+) -> None:
+    pcseg_bag = ["segment", sequence(), "--checkpoint", tiny_run, "--bag", "--out"]
+    bag = sequence("more").parent / "bag"
+    arguments = {
+        "info": ["bag", "info", bag],
+        "evaluate": ["evaluate", tiny_run, "--source", bag, "--no-baselines"],
+        "replay": ["evaluate", bag, "--checkpoint", tiny_run],
+        "prompt": ["prompt", tiny_run, bag],
+    }
+    assert pcseg(*pcseg_bag, bag).exit_code == 0
+    result = pcseg(*arguments[command], "--json", "-")
+    assert isinstance(json.loads(result.stdout), dict), result.output
+    assert result.stderr
+
+
+def test_a_recording_without_labels_is_refused_before_the_work(
+    tiny_run: Path, sequence: Sequence, tmp_path: Path
+) -> None:
+    folder = sequence()
+    with BagWriter(tmp_path / "bag") as writer:
+        cloud = encode_cloud({axis: np.ones(3, np.float32) for axis in "xyz"})
+        writer.write_cloud("/points", cloud, "lidar", 1)
+    result = pcseg("evaluate", tiny_run, "--source", tmp_path / "bag")
+    assert result.exit_code == 2
+    assert "has no labels to measure against" in " ".join(result.output.split())
+    empty = pcseg("bag", "info", folder)
+    assert "neither metadata.yaml nor .mcap" in " ".join(empty.output.split())
 
 
 # --- view ------------------------------------------------------------------------------------

@@ -65,7 +65,7 @@ def label(
         labels=chosen.labels,
         min_confidence=min_confidence,
         checkpoint=checkpoint or "",
-        files=" ".join(map(fingerprint, files)),
+        files=" ".join(fingerprint(file, out) for file in files),
     )
     check_output(out, settings)
     student = Pipeline(Segmenter.load(checkpoint, device=device)) if checkpoint else None

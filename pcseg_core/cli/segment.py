@@ -80,19 +80,20 @@ class _Request:
 
 def _label(request: _Request, checkpoint: Path, device: str, backend: str) -> Replay:
     from pcseg_core.data import fingerprint, split_query
-    from pcseg_core.online.label_store import LabelStore
+    from pcseg_core.online.label_store import LabelStore, partial_file
     from pcseg_core.online.pipeline import Pipeline
     from pcseg_core.online.segmenter import Segmenter
 
     segmenter = Segmenter.load(checkpoint, device=device, backend=backend)
+    out = request.out
     identity = {
         "source": (request.reader, request.place),
-        "content": fingerprint(split_query(request.place)[0]),
+        "content": fingerprint(split_query(request.place)[0], out, partial_file(out)),
         "cloud_topic": request.cloud_topic,
         "checkpoint": fingerprint(checkpoint),
         "engine": segmenter.engine,
     }
-    with LabelStore(request.out, identity) as store, bar("labeling") as progress:
+    with LabelStore(out, identity) as store, bar("labeling") as progress:
         return _write(request, Pipeline(segmenter), store, progress)
 
 

@@ -170,17 +170,23 @@ def readable(recording: Recording) -> Iterator[tuple[int, Sample]]:
         yield index, sample
 
 
-def fingerprint(path: str | Path) -> str:
+def fingerprint(path: str | Path, *ignored: Path) -> str:
     """A text that changes with the files of a recording: their names, sizes and times.
 
     Caches put it into their keys, so that another recording at the same path is not taken for the
     earlier one.
+
+    Args:
+        path: file or folder.
+        ignored: files and folders in it that do not count, such as an output folder.
     """
-    root = Path(path)
+    root, left_out = Path(path), [place.resolve() for place in ignored]
     rows = [_stat_row(root)]
     for folder, folders, names in os.walk(root, followlinks=True):
-        folders.sort()
-        rows += [_stat_row(Path(folder, name)) for name in sorted(names)]
+        here = Path(folder).resolve()
+        folders[:] = [name for name in sorted(folders) if here / name not in left_out]
+        counted = [name for name in sorted(names) if here / name not in left_out]
+        rows += [_stat_row(Path(folder, name)) for name in counted]
     return hashlib.sha256("\n".join(rows).encode(errors="surrogateescape")).hexdigest()[:24]
 
 

@@ -41,7 +41,7 @@ class LabelStore:
     """
 
     def __init__(self, out: Path, identity: Mapping[str, Any]) -> None:
-        self.path = out.with_name(f"{out.name}.partial")
+        self.path = partial_file(out)
         text = json.dumps(identity, sort_keys=True, default=str)
         self._start = _MAGIC + hashlib.sha256(text.encode()).digest()
         self._places: dict[int, int] = {}
@@ -156,3 +156,8 @@ class LabelStore:
         self._places[index] = self._file.seek(0, os.SEEK_END)
         self._file.write(_FRAME.pack(len(record), crc32(record)) + record)
         self._file.flush()
+
+
+def partial_file(out: Path) -> Path:
+    """File of the labels of an unfinished result."""
+    return out.with_name(f"{out.name}.partial")

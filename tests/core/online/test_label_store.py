@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -49,6 +50,11 @@ class Network:
         return result
 
 
+@pytest.fixture(autouse=True)
+def _logs(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PCSEG_TEST_LOGS", str(tmp_path_factory.mktemp("logs")))
+
+
 @pytest.fixture
 def source(sequence: Callable[..., Path]) -> str:
     return f"semantic-kitti:{sequence('drive', scans=SCANS)}"
@@ -62,7 +68,8 @@ def segment(
     The command sends a signal to itself at a moment: at a sweep, inside the record of a sweep, or
     before or after the result is put in its place.
     """
-    calls = out.with_name(f"{out.name}.calls")
+    logs = Path(tempfile.mkdtemp(dir=os.environ["PCSEG_TEST_LOGS"]))
+    calls = logs / "calls"
     calls.write_text("")
 
     def called(index: int) -> None:
@@ -97,7 +104,7 @@ def segment(
         sys.argv += options
         cli.main()
 
-    code, text = run_in_child(command, out.with_name(f"{out.name}.log"))
+    code, text = run_in_child(command, logs / "log")
     return code, text, len(calls.read_text().split())
 
 
@@ -107,7 +114,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def left_over(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir() if path.suffix not in (".calls", ".log")}
+    return {path.name for path in folder.iterdir()}
 
 
 @pytest.mark.parametrize(
@@ -159,6 +166,13 @@ def test_signals_store_and_say_so(
     assert segment(source, tmp_path / "whole", "--bag")[0] == 0
     names = {"metadata.yaml", "labels.yaml"}
     assert names <= set(content(out)) and len(content(out)) == 3
+
+
+def test_a_result_inside_of_its_source_resumes_too(source: str, tmp_path: Path) -> None:
+    out = tmp_path / "drive" / "out"
+    assert segment(source, out, moment="sweep 3")[0] == -signal.SIGKILL
+    code, text, labeled = segment(source, out)
+    assert (code, labeled) == (0, SCANS - 3), text
 
 
 def test_labels_of_other_files_are_not_taken(

@@ -117,9 +117,10 @@ def claim_folder(out: Path, kind: FolderKind, *, fresh: bool = False) -> bool:
         InputError: it is a file or holds something else; or `fresh`, and it also holds files that
             we did not write. Nothing is deleted in either case.
     """
+    _remove_abandoned(out)
     if not _is_ours(out, kind):
         return False
-    for folder in (out, *(path for path in out.rglob("*") if path.is_dir())):
+    for folder in [path for path in out.rglob("*") if path.is_dir()]:
         _remove_abandoned(folder)
     if not fresh:
         return True

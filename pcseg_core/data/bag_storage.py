@@ -247,7 +247,7 @@ def _bare_files(path: Path) -> list[Path]:
     if len(found) == 1:
         return found
     if not found:
-        raise InputError(f"{path}: no bag: neither metadata.yaml nor .mcap or .db3 files in it")
+        raise InputError(f"{path}: no bag: no metadata.yaml, .mcap or .db3 file in it")
     if len(names) == 1 and sorted(numbered.values()) == list(range(len(found))):
         return sorted(found, key=lambda file: numbered[file])
     raise InputError(

@@ -161,7 +161,7 @@ def test_a_recording_without_labels_is_refused_before_the_work(
     assert result.exit_code == 2
     assert "has no labels to measure against" in " ".join(result.output.split())
     empty = pcseg("bag", "info", folder)
-    assert "neither metadata.yaml nor .mcap" in " ".join(empty.output.split())
+    assert "no metadata.yaml, .mcap" in " ".join(empty.output.split())
 
 
 # --- view ------------------------------------------------------------------------------------

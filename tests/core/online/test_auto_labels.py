@@ -149,7 +149,7 @@ def test_interrupted_it_goes_on_where_it_stopped(
     assert not list(out.glob("cache/*.npz"))
 
 
-@pytest.mark.parametrize("moment", ["label 0", "label 3", "mark", "cache", "clean"])
+@pytest.mark.parametrize("moment", ["settings", "label 0", "label 3", "mark", "cache", "clean"])
 def test_sigkill_at_any_moment_is_resumed(
     tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
@@ -161,8 +161,9 @@ def test_sigkill_at_any_moment_is_resumed(
         def rename(self: Path, target: Path) -> Path:
             nonlocal count
             number = count if target.suffix == ".label" else -1
-            mark, cached = target.name.startswith("done-2"), target.suffix == ".npz"
-            if (f"label {number}", "mark" if mark else "", "cache" if cached else "").count(moment):
+            kinds = {"label.yaml": "settings", "done-2-4": "mark"}
+            kind = "cache" if target.suffix == ".npz" else kinds.get(target.name, f"label {number}")
+            if kind == moment:
                 end_self(signal.SIGKILL)
             count += number >= 0
             return replace_file(self, target)

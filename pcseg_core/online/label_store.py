@@ -8,6 +8,7 @@ import json
 import os
 import struct
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -77,7 +78,8 @@ class LabelStore:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._file.close()
+        with suppress(OSError):  # of a full disk, which is the error already
+            self._file.close()
         if error is None or not self._places:
             self.path.unlink(missing_ok=True)
         else:
@@ -153,9 +155,13 @@ class LabelStore:
         record += np.asarray(labeled.labels, np.int32).tobytes()
         record += np.asarray(labeled.confidence, np.float32).tobytes()
         record += json.dumps(labeled.problems).encode()
-        self._places[index] = self._file.seek(0, os.SEEK_END)
-        self._file.write(_FRAME.pack(len(record), crc32(record)) + record)
-        self._file.flush()
+        try:
+            place = self._file.seek(0, os.SEEK_END)
+            self._file.write(_FRAME.pack(len(record), crc32(record)) + record)
+            self._file.flush()
+        except OSError as error:
+            raise InputError(f"cannot write {self.path}: {error.strerror or error}") from error
+        self._places[index] = place
 
 
 def partial_file(out: Path) -> Path:

@@ -46,7 +46,7 @@ class Network:
         labels = (cloud.xyz[:, 2] > 0).astype(np.int32)
         sure = np.full(len(labels), 0.5, np.float32)
         result = SimpleNamespace(labels=labels, confidence=sure, timings_ms={})
-        result.label_space, result.out_of_range, result.not_finite = None, 1, 0
+        result.label_space, result.out_of_range, result.not_finite = None, len(labels), 0
         return result
 
 

@@ -14,10 +14,12 @@ from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from pcseg_core.data.bag_storage import MAX_BYTES, Channel, not_a_bag, unzstd
 from pcseg_core.errors import InputError
+
+_Claim: TypeAlias = "tuple[int, int, Counter[int]]"  # messages, chunks, messages by channel
 
 _MAGIC = b"\x89MCAP0\r\n"
 _FOOTER_BYTES = 1 + 8 + 20 + len(_MAGIC)
@@ -120,40 +122,49 @@ class McapFile:
             raise not_a_bag(self._path, "it does not start as an MCAP file")
         end = self._size - _FOOTER_BYTES
         footer = self._at(max(end, 0), min(self._size, _FOOTER_BYTES))
-        if end < len(_MAGIC) or footer[-len(_MAGIC) :] != _MAGIC or footer[0] != _FOOTER:
-            self._scan_to_cut()
-            return
-        (summary,) = struct.unpack_from("<Q", footer, 9)
-        if summary and not len(_MAGIC) <= summary <= end:
-            raise not_a_bag(self._path, "its summary is outside the file")
-        claimed = self._read_summary(summary, end) if summary else None
+        closed = end >= len(_MAGIC) and footer[-len(_MAGIC) :] == _MAGIC and footer[0] == _FOOTER
+        stop, claimed = self._end_of_data(footer, end) if closed else (self._size, None)
         if claimed is not None and self._is_complete(*claimed):
             self._held = claimed[2]
         else:
-            place = self._scan(summary or end)
-            if place < (summary or end):
-                raise not_a_bag(self._path, f"the record at byte {place} is cut off")
+            place = self._scan(stop)
+            if not closed or place < stop:
+                self._end_early(place, closed, claimed)
             self._count(claimed)
         self._groups.sort(key=lambda group: (group.start_ns, group.offset))
 
-    def _scan_to_cut(self) -> None:
-        """Read a file without footer as far as it goes."""
-        place = self._scan(self._size)
+    def _end_of_data(self, footer: bytes, end: int) -> tuple[int, _Claim | None]:
+        """Where the data section ends, and the statistics if the index has them."""
+        (summary,) = struct.unpack_from("<Q", footer, 9)
+        if not summary:
+            return end, None
+        try:
+            if not len(_MAGIC) <= summary <= end:
+                raise ValueError("the index is outside the file")
+            return summary, self._read_summary(summary, end)
+        except (struct.error, IndexError, ValueError):
+            for found in (self.channels, self._schemas, self._groups):
+                found.clear()
+            self.ending = f"{self._path.name} has a damaged index; it is read without it"
+            return end, None
+
+    def _end_early(self, place: int, closed: bool, claimed: _Claim | None) -> None:
+        """Read what is there of a chunk that is cut off or has a wrong size, and nothing behind."""
         if self._size >= place + 9 and self._at(place, 1)[0] == _CHUNK:
             self._cut = place
             self._scan_chunk(place)
             if not self._groups[-1].counts:
+                del self._groups[-1]
                 self.damaged.pop(place, None)
-        self._count(None)
-        self._groups = [group for group in self._groups if group.counts]
-        self._groups.sort(key=lambda group: (group.start_ns, group.offset))
+        found = sum((group.counts for group in self._groups), Counter())
+        if claimed is not None:
+            self.damaged[self._size] = claimed[2] - found
         inside = f" in the record at byte {place}" if place < self._size else ""
-        self.ending = (
-            f"{self._path.name} ends{inside} without its index: its recorder was killed or still "
-            "writes, or the copy is incomplete; everything before is read"
-        )
+        cause = "is damaged" if closed else "ends without its index"
+        why = "" if closed else ": its recorder was killed or still writes, or it is half a copy"
+        self.ending = f"{self._path.name} {cause}{inside}{why}; everything before is read"
 
-    def _read_summary(self, start: int, end: int) -> tuple[int, int, Counter[int]] | None:
+    def _read_summary(self, start: int, end: int) -> _Claim | None:
         """Number of messages, of chunks, and of messages by channel; None without statistics."""
         if end - start > MAX_BYTES:
             raise not_a_bag(self._path, f"its summary has {end - start} bytes")
@@ -208,7 +219,7 @@ class McapFile:
         self._groups += [_closed(loose)] if loose.loose else []
         return place
 
-    def _count(self, claimed: tuple[int, int, Counter[int]] | None) -> None:
+    def _count(self, claimed: _Claim | None) -> None:
         """Count the scanned messages, and compare them with the statistics if there are any."""
         for group in self._groups:
             self._held.update(group.counts)
@@ -300,7 +311,7 @@ class McapFile:
         compression = body[32 : 32 + name].decode()
         (packed,) = struct.unpack_from("<Q", body, 32 + name)
         data = _unpacked(compression, body[40 + name : 40 + name + packed], size, cut)
-        if cut:
+        if cut and len(data) < size:
             return data
         if len(data) != size or (crc and crc32(data) != crc):
             raise ValueError(f"the chunk at byte {offset} is damaged")

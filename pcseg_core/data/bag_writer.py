@@ -28,7 +28,6 @@ Format = Literal["mcap", "sqlite3"]
 METADATA_VERSION: Literal[8] = 8  # read by Humble and later; 9 is Jazzy's
 _QOS_DEPTH = 10
 _RESERVED_BYTES = 256 * 1024  # for metadata and indexes
-MAX_DEFINITION_BYTES = 100_000  # parsing takes seconds beyond that
 
 
 class BagWriter:
@@ -335,13 +334,13 @@ class BagWriter:
             return self._writer.add_connection(
                 connection.topic,
                 connection.msgtype,
-                typestore=_store_with(connection),
+                typestore=messages.store_with(connection),
                 offered_qos_profiles=qos,
             )
         except InputError:
             raise
         except (Exception, RecursionError) as error:  # a type that is unknown or holds itself
-            raise _bad_definition(connection, repr(error)) from error
+            raise messages.bad_definition(connection, repr(error)) from error
 
     def _check_type(self, topic: str, msgtype: str) -> None:
         known = self._connections[topic].msgtype
@@ -370,27 +369,6 @@ class _OpenStorage:
 
     def close(self, version: int, metadata: str) -> None:
         """Leave the storage open."""
-
-
-def _store_with(connection: Any) -> Any:
-    """A type store with the message definition of a connection (mcap has no type hash)."""
-    if not connection.msgdef.data:
-        return type_store()
-    size = len(connection.msgdef.data)
-    if size > MAX_DEFINITION_BYTES:
-        raise _bad_definition(connection, f"it has {size} characters")
-    typesys = require("rosbags.typesys", "core")
-    store = typesys.get_typestore(typesys.Stores.EMPTY)
-    try:
-        store.register(typesys.get_types_from_msg(connection.msgdef.data, connection.msgtype))
-    except Exception as error:  # a definition in another language, or a broken one
-        raise _bad_definition(connection, str(error)) from error
-    return store
-
-
-def _bad_definition(connection: Any, reason: str) -> InputError:
-    name = f"{connection.topic}: the definition of {connection.msgtype}"
-    return InputError(f"{name} cannot be used ({reason[:200]})")
 
 
 def _first(bag_ns: int | None, stamp_ns: int) -> int:

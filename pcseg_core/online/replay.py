@@ -124,13 +124,12 @@ def segment_bag(
 
     Args:
         pipeline: labels the clouds.
-        source: bag folder, .mcap or .db3 file; see `open_recording` for a query.
+        source: bag folder, .mcap or .db3 file, and options of the reader as a query.
         out: folder of the new bag (mcap); appears when it is complete.
         cloud_topic: the topic to label; None where the bag has one only.
         time_field: see `read_cloud`; labels need no times, wrong ones are counted.
         rgb: also add the field `rgb` with the colors of the classes.
-        compress: compress the new bag.
-        force: replace a bag at `out`.
+        compress, force: compress the new bag; replace a bag at `out`.
         store: opened for `out`; keeps the labels for a call that resumes.
         progress: called with (clouds done, clouds in all).
 
@@ -145,22 +144,18 @@ def segment_bag(
         raise InputError(f"{out}: a bag cannot be labeled in place; choose another --out")
     scale = str(recording.scale)
     replay = Replay(out, pipeline.label_space, intensity_scale=scale, store=store)
-    clouds = recording.bag.counts[recording.cloud_topic]
     with BagWriter(out, compress=compress, force=force) as writer:
-        for done, (connection, bag_ns, raw) in enumerate(recording.bag.messages()):
-            topic, message, reason = connection.topic, None, ""
+        for number, (connection, bag_ns, raw) in enumerate(recording.bag.messages()):
+            topic, message = connection.topic, None
             if topic == recording.cloud_topic:
-                message = _labeled_message(pipeline, recording, (done, raw), replay, rgb)
+                message = _labeled_message(pipeline, recording, (number, raw), replay, rgb)
             if message is not None:
                 writer.write_message(topic, CLOUD, message, bag_ns)
-            elif reason := writer.add_topic(connection):
-                replay.skipped[reason] += 1
-                replay.account.failed[topic][reason] += 1
+                replay.account.used[topic] += 1
             else:
-                writer.pass_through(connection, bag_ns, raw)
-            replay.account.used[topic] += not reason
+                _copy(writer, connection, bag_ns, raw, replay)
             if progress and topic == recording.cloud_topic:
-                progress(replay.account.used[topic], clouds)
+                progress(replay.account.used[topic], recording.bag.counts[topic])
         if not replay.sweeps:
             raise InputError(f"{source}: no cloud could be labeled: {_reasons(replay.skipped)}")
         explain_files(replay.account, recording.bag)
@@ -168,6 +163,17 @@ def segment_bag(
         replay.account.check(str(source))
         writer.add_file(LABELS_FILE, labels_yaml(pipeline.label_space))
     return replay
+
+
+def _copy(writer: BagWriter, connection: Any, bag_ns: int, raw: bytes, replay: Replay) -> None:
+    """Copy a message, or count why it cannot be copied."""
+    topic = connection.topic
+    if reason := writer.add_topic(connection):
+        replay.skipped[reason] += 1
+        replay.account.failed[topic][reason] += 1
+    else:
+        writer.pass_through(connection, bag_ns, raw)
+        replay.account.used[topic] += 1
 
 
 def _move_unlabeled(replay: Replay, topic: str) -> None:

@@ -255,8 +255,8 @@ def test_paths_of_label_files(name: str, scene: str, path: str) -> None:
     sample = Sample(PointCloud(np.zeros((1, 3))), name=name, scene=scene)
     several = cast(Recording, SimpleNamespace(scenes=["one", scene]))
     assert label_paths(several)(sample, 3) == path
-    alone = cast(Recording, SimpleNamespace(scenes=[scene]))
-    assert label_paths(alone)(sample, 3) == path[path.index("labels/") :]
+    alone = label_paths(cast(Recording, SimpleNamespace(scenes=[scene])))
+    assert alone(sample, 3) == path[path.index("labels/") :]
 
 
 def test_label_files_of_a_data_set_use_its_own_ids(tiny_run: Path) -> None:

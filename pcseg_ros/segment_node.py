@@ -19,9 +19,9 @@ from pcseg_ros import diagnostics, topics
 from pcseg_ros.classes import ClassAnnouncer, ClassParameters, check_filter
 from pcseg_ros.config import NodeConfig
 from pcseg_ros.diagnostics import SweepStatistics, process_values
-from pcseg_ros.inference import Inference, NodeSegmenter
+from pcseg_ros.inference import Inference
 from pcseg_ros.lifecycle_node import TolerantLifecycleNode
-from pcseg_ros.loading import load_segmenter, load_teacher
+from pcseg_ros.loading import NodeSegmenter, load_segmenter, load_teacher
 from pcseg_ros.parameter_file import NODE_NAME
 from pcseg_ros.parameters import SectionParameters
 from pcseg_ros.process import leave, serve
@@ -32,9 +32,9 @@ _STOP_TIMEOUT_S = 10.0
 class SegmentNode(TolerantLifecycleNode):
     """Subscribes `points`, publishes `labeled_points`.
 
-    configure loads the checkpoint, activate starts the work, deactivate stops it and keeps the
-    model, cleanup frees it. One thread labels the newest sweep, while the executor serves
-    subscriptions, services and parameters.
+    configure loads the checkpoint and labels a simulated sweep to warm up, activate starts the
+    work, deactivate stops it and keeps the model, cleanup frees it. One thread labels the newest
+    sweep, while the executor serves subscriptions, services and parameters.
 
     Args:
         segmenter_factory: creates the segmenter; if it raises, configuring fails and the node
@@ -125,6 +125,7 @@ class SegmentNode(TolerantLifecycleNode):
             if config.prompts:
                 inference.set_prompts(config.prompts)
             check_filter(config.filter_classes, inference.label_space)
+            inference.warm_up()
             self._announcer.announce(inference.label_space)
         except Exception as error:
             self._release()
@@ -205,6 +206,7 @@ class SegmentNode(TolerantLifecycleNode):
         values |= process_values("" if inference is None else device)
         if inference is not None:
             values["engine"] = inference.engine
+            values["intensity"] = str(inference.inputs.intensity)
             values |= {f"counted: {k}": str(v) for k, v in inference.counters().items()}
         name = self.get_fully_qualified_name().lstrip("/")
         report = diagnostics.report(f"{name}: segmentation", level, message, values)

@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from lifecycle_msgs.srv import ChangeState
-from rclpy.lifecycle import LifecycleNode
+from rclpy.lifecycle import LifecycleNode, LifecyclePublisher
 from rclpy.parameter import Parameter
+from rclpy.publisher import Publisher
+from rclpy.subscription import Subscription
 
 
 class TolerantLifecycleNode(LifecycleNode):
@@ -37,6 +40,25 @@ class TolerantLifecycleNode(LifecycleNode):
                 return response
 
         service.callback = answer
+
+    @contextmanager
+    def undoing(self) -> Iterator[None]:
+        """Destroy the topics and timers that a block creates if it fails."""
+        own = lambda: [*self.subscriptions, *self.publishers, *self.timers]  # noqa: E731
+        before = own()
+        try:
+            yield
+        except Exception:
+            for made in (m for m in own() if not any(m is old for old in before)):
+                if isinstance(made, LifecyclePublisher):
+                    self.destroy_lifecycle_publisher(made)
+                elif isinstance(made, Publisher):
+                    self.destroy_publisher(made)
+                elif isinstance(made, Subscription):
+                    self.destroy_subscription(made)
+                else:
+                    self.destroy_timer(made)
+            raise
 
     def declare_parameters(
         self, namespace: str, parameters: Sequence[Any], *arguments: Any, **options: Any

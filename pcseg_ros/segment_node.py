@@ -119,7 +119,8 @@ class SegmentNode(TolerantLifecycleNode):
         config = self.config
         try:
             segmenter, teacher = self._segmenter_factory(config), load_teacher(config)
-            inference = Inference(self, segmenter, teacher, self._settings, self._statistics)
+            with self.undoing():
+                inference = Inference(self, segmenter, teacher, self._settings, self._statistics)
             inference.enabled = self._enabled
             self._inference = inference
             if config.prompts:
@@ -177,6 +178,12 @@ class SegmentNode(TolerantLifecycleNode):
         self.get_logger().error(self._fault)
         if not isinstance(error, (PcsegError, OSError)):
             self.get_logger().error("".join(traceback.format_exception(error)))
+
+    def refuse(self, error: Exception) -> None:
+        """Count and log a message that rclpy or a callback refused."""
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        why = f"{type(error).__name__}: {error} ({place.filename}:{place.lineno})"
+        self._statistics.complain(self, "message refused", why)
 
     # --- services --------------------------------------------------------------------------------
 

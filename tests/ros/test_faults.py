@@ -15,6 +15,8 @@ import pytest
 pytest.importorskip("rclpy", reason="needs ROS 2 (rclpy)")
 
 from harness import Attachment, Client, NodeProcess, field_of, stamped, sweep, value_of, wait_for
+from nav_msgs.msg import Odometry
+from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import PointCloud2
 from sensors import Sensors
@@ -139,6 +141,29 @@ def test_late_odometry_delays_the_sweep_and_is_used(parked: Parked) -> None:
     assert parked.node.received.get(timeout=5).header.stamp.nanosec > 0
 
 
+def test_odometry_of_a_best_effort_publisher(client: Client) -> None:
+    with NodeProcess(
+        "checkpoint:=fake",
+        "temporal.enabled:=true",
+        "motion.source:=odometry",
+        "motion.required:=true",
+    ) as process:
+        sensors = Sensors(client, process.namespace)
+        node = client.attach(process)
+        weak = QoSProfile(depth=100, reliability=ReliabilityPolicy.BEST_EFFORT)
+        name = f"{process.namespace}/odometry"
+        reliable, sensors.odometry = (
+            sensors.odometry,
+            client.node.create_publisher(Odometry, name, weak),
+        )
+        sensors.wait(cameras=False)
+        wait_for(reliable.get_subscription_count, "the reliable publisher to match again")
+        parked = Parked(node, sensors)
+        parked.confidence()
+        assert parked.confidence() >= 0.89
+        client.node.destroy_publisher(sensors.odometry)
+
+
 def test_simulated_clock_that_jumps_back(client: Client) -> None:
     with NodeProcess(
         "checkpoint:=fake", "use_sim_time:=true", "diagnostics_period_s:=0.1", "max_age_s:=5.0"
@@ -158,6 +183,11 @@ def test_simulated_clock_that_jumps_back(client: Client) -> None:
         set_clock(50)
         node.report(lambda s: value_of(s, "counted: clock jumped back") == "1")
         assert node.exchange(sweep(11, stamp=(49, 0))).width == 11
+        set_clock(-5)  # rclpy raises ValueError outside of all callbacks of the node
+        node.report(lambda s: int(value_of(s, "counted: message refused") or 0) > 0)
+        assert process.output.count("message refused: ValueError: ") == 1
+        set_clock(51)
+        assert node.exchange(sweep(12, stamp=(50, 0))).width == 12
         client.node.destroy_publisher(clock)
 
 

@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The lifecycle node of rclpy, with the same answers to bad requests on every distribution."""
+"""The lifecycle node of rclpy, with the same answers to bad requests on every distribution.
+
+The warnings of `pcseg_core` appear in its log.
+"""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +18,21 @@ from rclpy.publisher import Publisher
 from rclpy.subscription import Subscription
 
 
+class NodeLog(logging.Handler):
+    """Passes warnings and errors of the Python library to the log of a node."""
+
+    def __init__(self, node: LifecycleNode) -> None:
+        super().__init__(logging.WARNING)
+        self._node = node
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Log a record; rclpy wants a line of code for each severity."""
+        if record.levelno >= logging.ERROR:
+            self._node.get_logger().error(record.getMessage())
+        else:
+            self._node.get_logger().warning(record.getMessage())
+
+
 class TolerantLifecycleNode(LifecycleNode):
     """Refuses transitions that the state does not allow, and accepts empty parameters.
 
@@ -23,6 +42,7 @@ class TolerantLifecycleNode(LifecycleNode):
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
+        logging.getLogger("pcseg_core").addHandler(NodeLog(self))
         service = next(s for s in self.services if s.srv_type is ChangeState)
         change = service.callback
 

@@ -79,6 +79,8 @@ def test_without_a_checkpoint_the_bundled_one_runs(client: Client) -> None:
         assert "checkpoint 'bundled' with the classes road, " in process.output
         engine = r"runs on (cpu|cuda) by (native [a-z0-9_]+|torch|triton) (fp32|fp16|bf16)\n"
         assert re.search(engine, process.output)
+        lines = [line for line in process.lines if "trained on simulated drives" in line]
+        assert len(lines) == 1 and lines[0].startswith("[WARN]")
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from rclpy.lifecycle import LifecycleNode, LifecyclePublisher
 from rclpy.parameter import Parameter
 from rclpy.publisher import Publisher
 from rclpy.subscription import Subscription
+from rclpy.timer import Timer
 
 
 class NodeLog(logging.Handler):
@@ -64,12 +65,13 @@ class TolerantLifecycleNode(LifecycleNode):
     @contextmanager
     def undoing(self) -> Iterator[None]:
         """Destroy the topics and timers that a block creates if it fails."""
-        own = lambda: [*self.subscriptions, *self.publishers, *self.timers]  # noqa: E731
-        before = own()
+        before = self._entities()
         try:
             yield
         except Exception:
-            for made in (m for m in own() if not any(m is old for old in before)):
+            for made in self._entities():
+                if any(made is old for old in before):
+                    continue
                 if isinstance(made, LifecyclePublisher):
                     self.destroy_lifecycle_publisher(made)
                 elif isinstance(made, Publisher):
@@ -79,6 +81,9 @@ class TolerantLifecycleNode(LifecycleNode):
                 else:
                     self.destroy_timer(made)
             raise
+
+    def _entities(self) -> list[Publisher[Any] | Subscription[Any] | Timer]:
+        return [*self.subscriptions, *self.publishers, *self.timers]
 
     def declare_parameters(
         self, namespace: str, parameters: Sequence[Any], *arguments: Any, **options: Any

@@ -200,13 +200,14 @@ def test_tf_stops_and_comes_back_over_dds(client: Client) -> None:
         "temporal.enabled:=true",
         "motion.source:=tf",
         "motion.required:=true",
-        "motion.timeout_s:=0.2",
+        "motion.timeout_s:=1.0",
     ) as process:
         node = client.attach(process)
         moving = client.node.create_publisher(TFMessage, "/tf", 10)
         static = client.node.create_publisher(TFMessage, "/tf_static", qos.latched())
         static.publish(message("base_link", "os_sensor", T_BASE_LIDAR))
         wait_for(moving.get_subscription_count, "a subscriber of /tf")
+        wait_for(static.get_subscription_count, "a subscriber of /tf_static")
 
         def drive(begin_s: float, end_s: float) -> None:
             for stamp in range(round(begin_s * S), round(end_s * S) + 1, S // 10):

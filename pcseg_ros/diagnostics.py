@@ -51,7 +51,7 @@ class Summary:
         received, published: sweeps since the start.
         dropped: reason -> sweeps since the start.
         events: other event -> count since the start.
-        reasons: event -> its newest reason.
+        reasons: event, or reason of a drop -> its newest explanation.
         recent_received, recent_published, recent_drops, recent_events: the same since the previous
             summary.
         elapsed_s: time since the previous summary.
@@ -92,10 +92,12 @@ class SweepStatistics:
         with self._lock:
             self._received += 1
 
-    def drop(self, reason: str, count: int = 1) -> None:
-        """Count received sweeps that are not labeled."""
+    def drop(self, reason: str, count: int = 1, why: object = "") -> None:
+        """Count received sweeps that are not labeled, and keep the newest explanation."""
         with self._lock:
             self._dropped[reason] += count
+            if why:
+                self._reasons[reason] = str(why)[:_LONGEST_REASON]
 
     def note(self, event: str, count: int = 1) -> None:
         """Count an event that costs no received sweep."""

@@ -195,7 +195,7 @@ class Inference:
         if not self._node.context.ok():
             return  # the process is ending
         reason = self._reason_of(error)
-        self._statistics.drop(reason)
+        self._statistics.drop(reason, why=error)
         failed = reason == diagnostics.FAILED
         text = "".join(traceback.format_exception(error)) if failed else str(error)
         stamp = conversions.stamp_ns(received.msg.header)

@@ -310,4 +310,5 @@ def test_memory_shortage_of_the_gpu_costs_one_sweep(client: Client) -> None:
         node.send(sweep(11))
         status = node.report(lambda s: value_of(s, "dropped: out of memory") == "1")
         assert status.level == status.ERROR
+        assert value_of(status, "reason: out of memory") == "CUDA out of memory (simulated)"
         assert node.exchange(sweep(12)).width == 12

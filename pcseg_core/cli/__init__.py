@@ -95,7 +95,8 @@ class PcsegGroup(TyperGroup):
             return super().invoke(ctx)
         except KeyboardInterrupt as error:
             number = signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT
-            _complain("terminated" if isinstance(error, Terminated) else "interrupted")
+            word = "terminated" if isinstance(error, Terminated) else "interrupted"
+            _complain(str(error) or word)
             raise typer.Exit(128 + number) from None
         except (PcsegError, OSError) as error:
             if debug or isinstance(error, BrokenPipeError):

@@ -87,7 +87,7 @@ def _label(request: _Request, window: int, device: str) -> tuple[AutoLabels, Rec
         labels=chosen.labels,
         min_confidence=request.min_confidence,
         checkpoint=request.checkpoint or "",
-        files=" ".join(fingerprint(file, out) for file in request.files),
+        files=" ".join(fingerprint(file, (out,)) for file in request.files),
     )
     check_output(out, settings)
     student = None

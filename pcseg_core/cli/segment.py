@@ -88,7 +88,7 @@ def _label(request: _Request, checkpoint: Path, device: str, backend: str) -> Re
     out = request.out
     identity = {
         "source": (request.reader, request.place),
-        "content": fingerprint(split_query(request.place)[0], out, partial_file(out)),
+        "content": fingerprint(split_query(request.place)[0], (out, partial_file(out))),
         "cloud_topic": request.cloud_topic,
         "checkpoint": fingerprint(checkpoint),
         "engine": segmenter.engine,

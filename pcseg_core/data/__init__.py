@@ -8,7 +8,7 @@ import importlib
 import inspect
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import parse_qsl
@@ -170,24 +170,31 @@ def readable(recording: Recording) -> Iterator[tuple[int, Sample]]:
         yield index, sample
 
 
-def fingerprint(path: str | Path, *ignored: Path) -> str:
+def fingerprint(path: str | Path, exclude: Collection[Path] = ()) -> str:
     """A text that changes with the files of a recording: their names, sizes and times.
 
     Caches put it into their keys, so that another recording at the same path is not taken for the
-    earlier one.
+    earlier one. Of a bag only the files that the reader uses count.
 
     Args:
         path: file or folder.
-        ignored: files and folders in it that do not count, such as an output folder.
+        exclude: files and folders inside of it that do not count, such as results.
     """
-    root, left_out = Path(path), [place.resolve() for place in ignored]
+    root = Path(path)
+    seen = {root.resolve(), *(place.resolve() for place in exclude)}
+    bag = (root / "metadata.yaml").is_file() or any(root.glob("*.mcap")) or any(root.glob("*.db3*"))
     rows = [_stat_row(root)]
     for folder, folders, names in os.walk(root, followlinks=True):
+        real = {name: Path(folder, name).resolve() for name in sorted(folders)}
+        folders[:] = [] if bag else [name for name, place in real.items() if place not in seen]
+        seen.update(real.values())  # links may lead back
         here = Path(folder).resolve()
-        folders[:] = [name for name in sorted(folders) if here / name not in left_out]
-        counted = [name for name in sorted(names) if here / name not in left_out]
-        rows += [_stat_row(Path(folder, name)) for name in counted]
+        kept = [name for name in sorted(names) if not bag or name.endswith(_BAG_FILES)]
+        rows += [_stat_row(Path(folder, name)) for name in kept if here / name not in seen]
     return hashlib.sha256("\n".join(rows).encode(errors="surrogateescape")).hexdigest()[:24]
+
+
+_BAG_FILES = (".mcap", ".db3", ".zstd", ".yaml")
 
 
 def _stat_row(path: Path) -> str:

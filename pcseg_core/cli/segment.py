@@ -79,6 +79,7 @@ class _Request:
 
 
 def _label(request: _Request, checkpoint: Path, device: str, backend: str) -> Replay:
+    from pcseg_core import __version__
     from pcseg_core.data import fingerprint, split_query
     from pcseg_core.online.label_store import LabelStore, partial_file
     from pcseg_core.online.pipeline import Pipeline
@@ -92,6 +93,7 @@ def _label(request: _Request, checkpoint: Path, device: str, backend: str) -> Re
         "cloud_topic": request.cloud_topic,
         "checkpoint": fingerprint(checkpoint),
         "engine": segmenter.engine,
+        "version": __version__,
     }
     with LabelStore(out, identity) as store, bar("labeling") as progress:
         return _write(request, Pipeline(segmenter), store, progress)

@@ -52,7 +52,7 @@ def topic_table() -> str:
 def limit_table() -> str:
     """Markdown table of the bounds of the inputs, from the constants that the code checks."""
     from pcseg_core import checkpoint, cloud_layout, config, geometry, point_time
-    from pcseg_core.data import bag_reader, bag_storage, bag_writer, images
+    from pcseg_core.data import bag_reader, bag_storage, images, messages
     from pcseg_core.online import prompts, synchronizer
 
     cloud = (
@@ -70,7 +70,7 @@ def limit_table() -> str:
         f"up to {checkpoint.MAX_MAGNITUDE:,.0f}"
     )
     chunk, infos = f"{bag_storage.MAX_BYTES >> 30} GiB", f"{bag_reader.MAX_INFOS:,} different ones"
-    definition = f"{bag_writer.MAX_DEFINITION_BYTES:,} bytes"
+    definition = f"{messages.MAX_DEFINITION_BYTES:,} bytes"
     rows = (
         ("cloud", cloud, "sweep dropped, counted as malformed"),
         ("times of the points", f"{times} from the first to the last", "left out, counted"),

@@ -22,19 +22,32 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pcseg_core import __version__
-from pcseg_core.bundled import BUNDLED, bundled_file
+from pcseg_core.bundled import FILE_NAME as FILE_NAME
+from pcseg_core.bundled import checkpoint_file
 from pcseg_core.config import Section
 from pcseg_core.errors import InputError
 from pcseg_core.files import atomic_path
 from pcseg_core.input_check import InputStatistics
 from pcseg_core.text_table import TextTable
 
-FILE_NAME = "checkpoint.safetensors"
 MAX_CLASSES = 4096
 MAX_MAGNITUDE = 1e6
 _HEADER_KEY = "pcseg"
 _VECTORS, _CENTER = "text_table.vectors", "text_table.center"
 _TEXT = (_VECTORS, _CENTER)
+
+
+class Measurement(Section):
+    """Figures of a checkpoint on labeled real sweeps."""
+
+    data: str = Field(min_length=1, max_length=100, description="Name of the data set")
+    sweeps: int = Field(ge=1, description="Number of sweeps")
+    miou: float = Field(ge=0, le=1, description="Mean IoU in the label space street")
+    accuracy: float = Field(ge=0, le=1, description="Share of the points with the right label")
+
+    def __str__(self) -> str:
+        figures = f"{100 * self.miou:.0f} % mIoU and {100 * self.accuracy:.0f} % accuracy"
+        return f"{figures} on {self.sweeps} real sweeps of {self.data}"
 
 
 class CheckpointMeta(Section):
@@ -51,7 +64,21 @@ class CheckpointMeta(Section):
     inputs: InputStatistics | None = Field(
         None, description="Scale and distribution of the sweeps of the training"
     )
+    measured: Measurement | None = Field(
+        None, description="Figures on real sweeps, of a checkpoint trained on simulated ones"
+    )
     pcseg_version: str = Field(__version__, description="Version that wrote the file")
+
+    @property
+    def caution(self) -> str:
+        """What to know before the labels are used on a robot; "" if nothing."""
+        sources = self.metrics.get("poses")
+        if not isinstance(sources, dict) or not sources:
+            return ""
+        if not all(str(source).startswith("simulated:") for source in sources):
+            return ""
+        figures = f"; it reaches {self.measured}" if self.measured else ""
+        return f"trained on simulated drives{figures}; distill one from your own recordings"
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,23 +200,6 @@ def check_weights(state: Mapping[str, Tensor], source: object) -> None:
                 f"finite numbers from {lowest:g} to {MAX_MAGNITUDE:g}; the training diverged or "
                 "the file is damaged: train again with a lower learning rate"
             )
-
-
-def checkpoint_file(path: Path) -> Path:
-    """Resolve a checkpoint file, a run directory, or "bundled" to a file."""
-    if bundled := bundled_file(path):
-        return bundled
-    path = Path(path).expanduser()
-    file = path / FILE_NAME if path.is_dir() else path
-    if not file.is_file():
-        unfinished = path.is_dir() and (path / "recipe.yaml").is_file()
-        hint = (
-            "the run has not finished; run `pcseg distill` with the same --out to resume it"
-            if unfinished
-            else f"expected a run directory of `pcseg distill`, a {FILE_NAME} or '{BUNDLED}'"
-        )
-        raise InputError(f"no checkpoint at {path}: {hint}")
-    return file
 
 
 def _parse_header(header: str, file: Path) -> CheckpointMeta:

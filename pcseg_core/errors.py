@@ -19,6 +19,10 @@ class MissingDependency(PcsegError, ImportError):  # noqa: N818
     """An optional package is needed and not installed."""
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM asks the command to end; handled like Ctrl-C, with another exit code."""
+
+
 def require(module: str, extra: str) -> ModuleType:
     """Import an optional dependency.
 

@@ -111,7 +111,7 @@ def read_sweeps(
     from pcseg_core.learning.finetune import read_labeled
 
     recording = open_recording(source) if labels else open_labeled(source)
-    external = ExternalLabels(labels, len(recording)) if labels else None
+    external = ExternalLabels(labels, recording) if labels else None
 
     def relabel(index: int, sample: Sample) -> Sample:
         if external is None:

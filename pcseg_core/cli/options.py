@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options and steps that the training commands share."""
+"""Options and steps that several commands share."""
 
 from __future__ import annotations
 
@@ -37,6 +37,13 @@ Resume = Annotated[
 Cache = Annotated[
     Path | None,
     typer.Option(help="Folder of prepared sweeps, to share between runs.  [default: OUT/cache]"),
+]
+TimeField = Annotated[
+    str | None,
+    typer.Option(
+        help="Field with the time of each point, if its name is not a usual one; none reads no "
+        "times."
+    ),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 

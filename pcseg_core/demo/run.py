@@ -17,6 +17,7 @@ import yaml
 from pydantic import Field
 from rich.console import Console
 
+from pcseg_core import progress
 from pcseg_core.bundled import BUNDLED
 from pcseg_core.checkpoint import FILE_NAME
 from pcseg_core.config import Section, load_yaml
@@ -216,7 +217,8 @@ def _replay(settings: DemoSettings, bag: Path, out: Path) -> ReplayResult:
     replay, problem = find_replay() if settings.use_ros else (replay_in_process, "--no-ros")
     if problem:
         console.print(f"[yellow]   no DDS here ({problem}): the network runs in this process[/]")
-    return replay(bag, (out / "run" / FILE_NAME).resolve(), out / "logs", None)
+    with progress.bar("replaying", transient=True):
+        return replay(bag, (out / "run" / FILE_NAME).resolve(), out / "logs", None)
 
 
 def _measure(
@@ -224,7 +226,8 @@ def _measure(
 ) -> tuple[Scores, dict[str, Any]]:
     student = Segmenter.load(out / "run").label_space
     bundled = Segmenter.load(BUNDLED)
-    recording, labeler = open_recording(f"bag:{bag}"), load_teacher(teacher)
+    recording = open_recording(f"bag:{bag}", trained=bundled.trained_on)
+    labeler = load_teacher(teacher)
     scores = measure(recording, replayed, student, labeler, Pipeline(bundled), config)
     return scores, bundled.meta.metrics
 
@@ -232,13 +235,15 @@ def _measure(
 def _draw(
     bag: Path, scores: Scores, config: PseudoLabelConfig, teacher: TeacherConfig, out: Path
 ) -> None:
-    recording, student = open_recording(f"bag:{bag}"), Pipeline(Segmenter.load(out / "run"))
+    student = Pipeline(Segmenter.load(out / "run"))
+    recording = open_recording(f"bag:{bag}", trained=student.trained_on)
     sample = recording[len(recording) // 2]
     picture.draw(sample, student, load_teacher(teacher), config, scores, out / "picture.png")
     try:
         space = LabelSpace.load(config.label_space)
         views = recording_views(recording, space, student, range(len(recording)))
-        record(views, space, out / "drive.rrd", max_points=30_000)
+        drawn = progress.tracked(views, "drawing", len(recording))
+        record(drawn, space, out / "drive.rrd", max_points=30_000)
     except MissingDependency as problem:
         console.print(f"[yellow]   no drive.rrd: {problem}[/]")
 

@@ -102,7 +102,6 @@ def export_onnx(
     """
     check_export(out, precision, sweeps=len(sweeps), force=force)
     segmenter = Segmenter.load(run, device="cpu", backend="torch")
-    _check_classes(segmenter, run)
     if prompts:
         segmenter.set_prompts(prompts)
     peaks = record(segmenter, sweeps[::2]).peaks if precision == "int8" else None
@@ -154,16 +153,6 @@ def _agreement(segmenter: Segmenter, model: Any, clouds: Sequence[PointCloud]) -
     voxels = record(segmenter, clouds).sweeps
     changed = labels_changed(exact, given, voxels)
     return {"sweeps": len(voxels), "labels_changed": round(changed, 6)}
-
-
-def _check_classes(segmenter: Segmenter, run: object) -> None:
-    from pcseg_core.learning.pretrain import NO_CLASSES
-
-    if segmenter.label_space == NO_CLASSES:
-        raise InputError(
-            f"{run}: a pretrained network without classes; train classes first with `pcseg "
-            "finetune` or `pcseg distill --start`, then export that run"
-        )
 
 
 def _check_description(path: Path) -> None:

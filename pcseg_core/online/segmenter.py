@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from pcseg_core.cloud import PointCloud
 from pcseg_core.config import parse_section
 from pcseg_core.errors import InputError
 from pcseg_core.input_check import InputStatistics
-from pcseg_core.labels import IGNORE, LabelSpace
+from pcseg_core.labels import IGNORE, NO_CLASSES, LabelSpace
 from pcseg_core.models.inference import CompiledMinkUNet, choose_device, compile_inference
 from pcseg_core.models.minkunet import MinkUNet
 from pcseg_core.models.student import Points, Student, StudentConfig, load_student
@@ -30,6 +31,8 @@ from pcseg_core.sparse import SparseTensor
 from pcseg_core.sparse.backends import resolve
 
 Precision = Literal["auto", "fp32", "fp16", "bf16"]
+
+log = logging.getLogger(__name__)
 
 _FUSED_WORDS = 128  # with more words, the logits are computed in blocks
 
@@ -124,6 +127,8 @@ class Segmenter:
     ) -> Segmenter:
         """Load a checkpoint file, the run directory that holds it, or the bundled one.
 
+        Logs a warning for a checkpoint that was trained on simulated drives.
+
         Args:
             path: checkpoint file, run directory, or "bundled".
             device: "auto", "cpu", "cuda" or "cuda:N".
@@ -134,11 +139,19 @@ class Segmenter:
                 "torchsparse", or "auto" for the fastest one available on the device.
 
         Raises:
-            InputError: no checkpoint, a damaged one, no such device, or an unavailable backend.
+            InputError: no checkpoint, a damaged one, one without classes, no such device, or an
+                unavailable backend.
         """
         state, meta = load_checkpoint(Path(path))
+        if meta.caution:
+            log.warning("checkpoint '%s': %s", path, meta.caution)
         config = parse_section(meta.student, StudentConfig, f"checkpoint {path}")
         space = LabelSpace.from_dict(meta.label_space)
+        if space == NO_CLASSES:
+            raise InputError(
+                f"checkpoint {path} is pretrained and has no classes yet; train them with `pcseg "
+                "finetune` or `pcseg distill --start`"
+            )
         student = load_student(config, len(space), state, path)
         return cls(student, space, meta, device, precision, load_text(Path(path)), backend)
 

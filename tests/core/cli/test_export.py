@@ -111,7 +111,7 @@ def test_runs_without_classes_and_foreign_folders(
 ) -> None:
     pretrained = write_run(tmp_path / "pretrained")
     result = export(pretrained, tmp_path / "x")
-    assert result.exit_code == 2 and "pretrained network without classes" in result.output
+    assert result.exit_code == 2 and "has no classes yet" in result.output
     unknown = export(word_run, tmp_path / "x", "--words", "zeppelin")
     assert unknown.exit_code == 2 and "zeppelin" in unknown.output
     result = export(tiny_run, pretrained, "--force")

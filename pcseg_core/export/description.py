@@ -8,10 +8,10 @@ import math
 from typing import Any
 
 from pcseg_core import __version__
+from pcseg_core.data.label_files import raw_ids_of
 from pcseg_core.export.graph import OPSET, Precision
 from pcseg_core.export.tables import FEATURES, LOGITS, TABLES, rows_name
 from pcseg_core.models.student import INPUT_SCALE, OFFSET_SCALE, StudentConfig
-from pcseg_core.online.replay import raw_ids_of
 from pcseg_core.online.segmenter import Segmenter
 
 FORMAT = "pcseg student"
@@ -81,6 +81,7 @@ def describe(
         "label_file_ids": [int(i) for i in raw_ids_of(space)],
         "prompts": list(segmenter.prompts),
         "agreement": agreement,
+        "caution": segmenter.meta.caution or None,
         "rules": {"points": _POINTS, "intensity": _INTENSITY, "voxels": _VOXELS},
         "inputs": _inputs(len(names)),
         "outputs": [_tensor(LOGITS, "float32", [rows_name(0), len(space)], _LOGITS)],

@@ -103,6 +103,9 @@ _SIGNATURES = {
         c_int32,
         [POINTER(VoxelTable), c_void_p, c_int64, c_float, *[c_void_p] * 3, POINTER(c_int64)],
     ),
+    "pcseg_voxelize": (c_int32, [c_void_p, c_int32]),
+    "pcseg_classify": (c_int32, [c_void_p, c_int32]),
+    "pcseg_spread": (c_int32, [c_void_p, c_int32]),
     "pcseg_use_openmp": (None, [c_void_p]),
 }
 

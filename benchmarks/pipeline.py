@@ -41,7 +41,7 @@ from pcseg_core.models.student import Student, StudentConfig
 from pcseg_core.models.sweep_input import sweep_input
 from pcseg_core.native import library
 from pcseg_core.online.pipeline import Pipeline, Sweep
-from pcseg_core.online.point_labels import label_points
+from pcseg_core.online.point_labels import point_labels
 from pcseg_core.online.segmenter import Segmenter
 from pcseg_core.projection import project_cloud
 from pcseg_core.sparse import SparseTensor
@@ -188,7 +188,7 @@ def _stages(student: Student, points: np.ndarray) -> dict[str, dict[str, Callabl
         return sweep_input(student, xyz, intensity, device, backend)
 
     def label(backend: str, probabilities: bool) -> object:
-        return label_points(logits, sweep.inverse, classes, None, probabilities, backend)
+        return point_labels(logits, sweep.inverse, classes, None, probabilities, backend)
 
     def project() -> object:
         return [project_cloud(xyz, pose, camera) for pose, camera in cameras]

@@ -194,7 +194,7 @@ def _numpy_highest(
     cell = np.rint(uv).astype(np.int64) // cell_px + reach
     at = cell[:, 1] * width + cell[:, 0]
     np.maximum.at(cells, at, values)
-    result = values.copy()
+    result: Float32 = values.copy()
     for (row, column), loss in np.ndenumerate(penalty):
         there = cells.take(at + ((row - reach) * width + column - reach))
         there -= loss

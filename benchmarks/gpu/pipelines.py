@@ -23,7 +23,7 @@ from pcseg_core.labels import LabelSpace
 from pcseg_core.models.student import Points, Student, StudentConfig
 from pcseg_core.models.sweep_input import usable_points
 from pcseg_core.online.pipeline import Pipeline, Sweep
-from pcseg_core.online.point_labels import label_points
+from pcseg_core.online.point_labels import point_labels
 from pcseg_core.online.segmenter import Segmenter
 
 _ENGINES = (("torch", "fp32"), ("triton", "fp32"), ("triton", "fp16"), ("triton", "bf16"))
@@ -134,7 +134,7 @@ def _stages(machine: Machine, segmenter: Segmenter, cloud: PointCloud) -> dict[s
         clock.stop("kernel maps")
         logits = segmenter._trained_logits(sparse)
         clock.stop("network")
-        label_points(logits, voxels.inverse, len(segmenter.label_space))
+        point_labels(logits, voxels.inverse, len(segmenter.label_space))
         clock.stop("labels to the CPU")
     return {name: float(np.median(values)) for name, values in samples.items()}
 

@@ -64,8 +64,9 @@ class StudentConfig(Section):
 
 def input_features(config: StudentConfig) -> list[tuple[str, float]]:
     """Name and divisor of each input feature of a point; "offset" is one for each axis."""
-    names = [name for name in config.inputs if name != "offset"]
-    features = [(name, _INPUT_SCALE[name]) for name in names]
+    features: list[tuple[str, float]] = [
+        (name, _INPUT_SCALE[name]) for name in config.inputs if name != "offset"
+    ]
     if "offset" in config.inputs:
         features += [(f"offset_{axis}", _OFFSET_SCALE) for axis in "xyz"]
     return features

@@ -168,19 +168,15 @@ def _group(
     batch = None if batch is None else np.ascontiguousarray(batch, np.int64)
     intensity = None if intensity is None else np.ascontiguousarray(intensity, np.float32)
     n = len(position)
-    found = Grouped(
-        *(np.empty(n, np.int64) for _ in range(3)),
-        np.empty((coords, 4), np.int32),
-        np.empty((grid, 3), np.float32),
-        np.empty((n, len(features)), np.float32),
-        0,
-    )
+    keys, counts, inverse = (np.empty(n, np.int64) for _ in range(3))
+    cells, places = np.empty((coords, 4), np.int32), np.empty((grid, 3), np.float32)
+    means = np.empty((n, len(features)), np.float32)
     inputs = np.array([INPUTS.index(name) for name, _ in features], np.int32)
     scales = np.array([scale for _, scale in features], np.float32)
+    given: tuple[Array | None, ...] = (position, batch, intensity, inputs, scales)
+    written: tuple[Array, ...] = (keys, cells, counts, inverse, places, means)
     args = _VoxelizeArgs(
-        *map(_pointer, (position, batch, intensity, inputs, scales)),
-        *map(_pointer, (found.keys, found.coords, found.counts, found.inverse)),
-        *map(_pointer, (found.grid, found.means)),
+        *map(_pointer, given + written),
         n,
         0,
         0,
@@ -193,15 +189,7 @@ def _group(
         return None
     check(status)
     m = args.voxels
-    return Grouped(
-        found.keys[:m],
-        found.counts[:m],
-        found.inverse,
-        found.coords[:m],
-        found.grid,
-        found.means[:m],
-        args.beyond,
-    )
+    return Grouped(keys[:m], counts[:m], inverse, cells[:m], places, means[:m], args.beyond)
 
 
 def classify(

@@ -37,7 +37,7 @@ class PointLabels:
     not_finite: int
 
 
-def label_points(
+def point_labels(
     logits: Iterable[Tensor],
     inverse: Tensor,
     classes: int,
@@ -74,9 +74,9 @@ def _join(blocks: list[_Labels]) -> _Labels:
     """Results of all rows from those of blocks."""
     if len(blocks) == 1:
         return blocks[0]
-    winner, confidence = (torch.cat([block[i] for block in blocks]) for i in (0, 1))
+    winner, confidence = [block[0] for block in blocks], [block[1] for block in blocks]
     likely = [block[2] for block in blocks if block[2] is not None]
-    return winner, confidence, torch.cat(likely) if likely else None
+    return torch.cat(winner), torch.cat(confidence), torch.cat(likely) if likely else None
 
 
 def _native_classify(

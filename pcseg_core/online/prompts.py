@@ -235,4 +235,5 @@ class PromptHead:
     def logits(self, product: Tensor) -> Tensor:
         """features @ matrix + offset, (M, R + F + 1) -> (M, R) logits."""
         length = torch.linalg.vector_norm(product[:, self.rows :], dim=1, keepdim=True)
-        return product[:, : self.rows] / length.clamp_min(1e-12)
+        result: Tensor = product[:, : self.rows] / length.clamp_min(1e-12)
+        return result

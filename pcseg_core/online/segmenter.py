@@ -25,7 +25,7 @@ from pcseg_core.models.minkunet import MinkUNet
 from pcseg_core.models.student import Student, StudentConfig, load_student
 from pcseg_core.models.sweep_input import sweep_input
 from pcseg_core.native import library
-from pcseg_core.online.point_labels import label_points
+from pcseg_core.online.point_labels import point_labels
 from pcseg_core.online.prompts import PromptHead, PromptSet
 from pcseg_core.online.prototypes import PrototypeHead, Prototypes
 from pcseg_core.sparse import SparseTensor
@@ -259,13 +259,14 @@ class Segmenter:
         with _stage("voxelize", timings):
             arrays = cloud.xyz, cloud.intensity
             sweep = sweep_input(self.student, *arrays, self.device, self.backend)
+        logits: Iterable[Tensor] = [torch.empty(0, count, device=self.device)]
         if sweep.sparse is None:
-            logits, owner = [torch.empty(0, count, device=self.device)], None
+            owner = None
         else:
             with _stage("infer", timings):
                 logits = classes.logits(sweep.sparse)
         with _stage("label", timings):
-            found = label_points(logits, sweep.inverse, count, owner, probabilities, self.backend)
+            found = point_labels(logits, sweep.inverse, count, owner, probabilities, self.backend)
         return Segmentation(
             found.labels,
             found.confidence,

@@ -93,8 +93,14 @@ def _native_voxels(
     found = sweeps.group_points(position.numpy(), size, batch.numpy())
     if found is None:
         return None
-    arrays = (found.coords, found.inverse, found.counts, found.keys, found.grid)
-    return Voxels(*map(torch.from_numpy, arrays), batch)
+    return Voxels(
+        torch.from_numpy(found.coords),
+        torch.from_numpy(found.inverse),
+        torch.from_numpy(found.counts),
+        torch.from_numpy(found.keys),
+        torch.from_numpy(found.grid),
+        batch,
+    )
 
 
 def _torch_voxels(

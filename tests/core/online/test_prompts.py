@@ -16,7 +16,7 @@ from pcseg_core.errors import InputError
 from pcseg_core.labels import LabelSpace
 from pcseg_core.models.student import Student, StudentConfig, cosine_logits
 from pcseg_core.models.sweep_input import sweep_input
-from pcseg_core.online.point_labels import label_points
+from pcseg_core.online.point_labels import point_labels
 from pcseg_core.online.prompts import MAX_WORDS, PromptHead, PromptSet, class_vectors
 from pcseg_core.online.segmenter import Segmenter
 from pcseg_core.text_table import TextTable
@@ -90,7 +90,7 @@ def probabilities(head: PromptHead, features: torch.Tensor, classes: int) -> tor
     """(M, C) of features (M, F) that are each a point."""
     with torch.no_grad():
         points = torch.arange(len(features))
-        found = label_points(head.blocks(features), points, classes, head.owner, True)
+        found = point_labels(head.blocks(features), points, classes, head.owner, True)
     return torch.from_numpy(found.probabilities)
 
 

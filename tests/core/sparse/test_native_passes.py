@@ -18,7 +18,7 @@ from pcseg_core.labels import IGNORE
 from pcseg_core.models.student import Student, StudentConfig
 from pcseg_core.models.sweep_input import SweepInput, sweep_input
 from pcseg_core.native import library, sweeps
-from pcseg_core.online.point_labels import label_points
+from pcseg_core.online.point_labels import point_labels
 from pcseg_core.sparse import Voxels, voxelize
 
 pytestmark = pytest.mark.usefixtures("native")
@@ -196,7 +196,7 @@ def test_labels_are_those_of_torch(rows: int, columns: int, every: bool, seed: i
     inverse = torch.from_numpy(np.random.default_rng(seed).integers(-1, max(rows, 1), 80))
     inverse[inverse >= rows] = -1
     found, plain = (
-        label_points([logits], inverse, columns, None, every, backend)
+        point_labels([logits], inverse, columns, None, every, backend)
         for backend in ("native", "torch")
     )
     np.testing.assert_array_equal(found.labels, plain.labels)
@@ -219,7 +219,7 @@ def test_words_of_one_class_add_up(rows: int, classes: int, words: int, seed: in
     owner = torch.from_numpy(rng.integers(0, classes, words))
     blocks, inverse = logits.split(7), torch.arange(rows)
     found, plain = (
-        label_points(blocks, inverse, classes, owner, True, backend)
+        point_labels(blocks, inverse, classes, owner, True, backend)
         for backend in ("native", "torch")
     )
     assert found.probabilities is not None and plain.probabilities is not None

@@ -20,7 +20,7 @@ from pcseg_core.cloud import PointCloud
 from pcseg_core.config import parse_section
 from pcseg_core.errors import InputError
 from pcseg_core.input_check import InputStatistics
-from pcseg_core.labels import IGNORE, NO_CLASSES, LabelSpace
+from pcseg_core.labels import NO_CLASSES, LabelSpace
 from pcseg_core.models.inference import CompiledMinkUNet, choose_device, compile_inference
 from pcseg_core.models.minkunet import MinkUNet
 from pcseg_core.models.student import Student, StudentConfig, load_student

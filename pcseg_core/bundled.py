@@ -15,6 +15,9 @@ BUNDLED = "bundled"
 WEIGHTS_VARIABLE = "PCSEG_WEIGHTS"
 """Environment variable: folders with model weights, separated by `os.pathsep`."""
 
+CHECKPOINT_FILE = "checkpoint.safetensors"
+"""Name of the checkpoint in a run directory."""
+
 _CHECKPOINT = "street"
 _SUFFIX = ".safetensors"
 

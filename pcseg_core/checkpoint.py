@@ -22,14 +22,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pcseg_core import __version__
-from pcseg_core.bundled import BUNDLED, bundled_file
+from pcseg_core.bundled import BUNDLED, CHECKPOINT_FILE, bundled_file
 from pcseg_core.config import Section
 from pcseg_core.errors import InputError
 from pcseg_core.files import atomic_path
 from pcseg_core.input_check import InputStatistics
 from pcseg_core.text_table import TextTable
 
-FILE_NAME = "checkpoint.safetensors"
+FILE_NAME = CHECKPOINT_FILE
 MAX_CLASSES = 4096
 MAX_MAGNITUDE = 1e6
 _HEADER_KEY = "pcseg"

@@ -15,6 +15,22 @@ class InputError(PcsegError, ValueError):
     """An input (file, message, parameter) is invalid."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """A signal ended the work, which has stored its state.
+
+    Args:
+        message: what was interrupted and how to resume.
+        number: of the signal.
+
+    Attributes:
+        status: exit status for the process, 130 for SIGINT and 143 for SIGTERM.
+    """
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.status = 128 + number
+
+
 class MissingDependency(PcsegError, ImportError):  # noqa: N818
     """An optional package is needed and not installed."""
 

@@ -32,7 +32,7 @@ from pcseg_core.cli import (
     words,
     zero_shot,
 )
-from pcseg_core.errors import PcsegError
+from pcseg_core.errors import Interrupted, PcsegError
 
 # Entry points of this group add commands: `bag-play = package.module:function` is `pcseg bag play`.
 PLUGIN_GROUP = "pcseg.commands"
@@ -91,9 +91,9 @@ class PcsegGroup(TyperGroup):
         debug = ctx.params.get("debug") or os.environ.get("PCSEG_DEBUG")
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
-            _complain("interrupted")
-            raise typer.Exit(130) from None
+        except KeyboardInterrupt as error:
+            _complain(str(error) or "interrupted")
+            raise typer.Exit(error.status if isinstance(error, Interrupted) else 130) from None
         except (PcsegError, OSError) as error:
             if debug or isinstance(error, BrokenPipeError):
                 raise

@@ -3,13 +3,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeVar
 
 import typer
+import yaml
 
-from pcseg_core.files import claim_folder
+from pcseg_core.bundled import bundled_file
+from pcseg_core.errors import InputError, Interrupted
+from pcseg_core.progress import note
 
 if TYPE_CHECKING:
     from pcseg_core.learning.recipe import OptimizerConfig
@@ -65,12 +74,96 @@ def adjusted(recipe: AnyRecipe, seed: int | None = None, steps: int | None = Non
     return recipe.model_copy(update=changes)
 
 
-def start_over(out: Path) -> None:
-    """Delete the files of a run, for `--fresh`.
+def described(
+    recipe: str | Path | None, sources: Sequence[str], out: Path, cache: Path | None, **others: Any
+) -> dict[str, Any]:
+    """What identifies a training command, after a check of its paths. Does not import torch.
+
+    Args:
+        recipe: name or file of the recipe (a Path is a file); None for the defaults.
+        sources: recordings.
+        out, cache: folders of the run, which may be inside a recording.
+        others: further options; paths are identified by their files.
 
     Raises:
-        InputError: `out` is not a run directory, or holds other files too. Nothing is deleted.
+        InputError: a recipe or path does not exist, or the recipe is not YAML.
     """
-    from pcseg_core.learning.runs import RUN
+    from pcseg_core.config import read_yaml
+    from pcseg_core.data import locate
+    from pcseg_core.learning.run_folder import identity, named
+    from pcseg_core.recipes import recipe_file
 
-    claim_folder(out, RUN, fresh=True)
+    file = recipe_file(recipe) if isinstance(recipe, str) else recipe
+    if file is not None:
+        read_yaml(file)
+    for source in sources:
+        locate(source)
+    for name, value in others.items():
+        if isinstance(value, Path):
+            _check_start(value, out)
+            others[name] = named(name, value)
+    return {
+        "recipe": None if file is None else hashlib.sha256(file.read_bytes()).hexdigest(),
+        "sources": [identity(source, (out, cache or out)) for source in sources],
+        **others,
+    }
+
+
+def _check_start(path: Path, out: Path) -> None:
+    if not path.exists() and not bundled_file(path):
+        raise InputError(f"{path}: no such file or folder")
+    if path.resolve() == out.resolve():
+        raise InputError(f"--out {out} is what the run starts from; choose another --out")
+
+
+def run_once(
+    out: Path, resume: bool, command: dict[str, Any], train: Callable[[bool], dict[str, Any]]
+) -> dict[str, Any]:
+    """The figures of a training, or at once those of a finished one by the same command.
+
+    Args:
+        out: run directory.
+        resume: False starts over.
+        command: see `described`.
+        train: imports torch and trains; its argument says whether to delete an earlier run.
+
+    Raises:
+        InputError: `out` holds something else than a run.
+        Interrupted: a signal ended the training.
+    """
+    from pcseg_core.config import read_yaml
+    from pcseg_core.files import check_new_folder, claim_folder, write_atomic
+    from pcseg_core.learning.run_folder import COMMAND, RECIPE, RUN, finished
+
+    if not resume:
+        check_new_folder(out, RUN, force=True)
+    elif claim_folder(out, RUN) and (out / COMMAND).is_file():
+        figures = finished(out)
+        if figures is not None and read_yaml(out / COMMAND) == command:
+            note(f"{out}: this run has finished; --fresh starts it over")
+            return figures
+    with _resumable():
+        figures = train(not resume)
+    if (out / RECIPE).is_file() and os.environ.get("RANK", "0") == "0":
+        write_atomic(out / COMMAND, yaml.safe_dump(command, sort_keys=False))
+    return figures
+
+
+@contextmanager
+def _resumable() -> Iterator[None]:
+    """Make `Interrupted` of SIGINT and SIGTERM before the training and after it."""
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        raise Interrupted("interrupted; run the same command again to resume", number)
+
+    numbers = (signal.SIGINT, signal.SIGTERM) if _in_main_thread() else ()
+    before = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()

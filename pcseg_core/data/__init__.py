@@ -8,7 +8,7 @@ import importlib
 import inspect
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import parse_qsl
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "READERS",
+    "SIMULATED",
     "Account",
     "Box",
     "CameraFrame",
@@ -30,6 +31,7 @@ __all__ = [
     "account",
     "detect",
     "fingerprint",
+    "locate",
     "open_recording",
     "readable",
     "split_query",
@@ -58,6 +60,9 @@ class Recording(Protocol):
     def __getitem__(self, index: int) -> Sample: ...
 
 
+SIMULATED = "simulated"
+"""The reader whose sources have settings instead of a path."""
+
 # Reader name -> "module:class". Modules are imported on use: only bags need `rosbags`, only
 # simulated drives need the simulation.
 READERS: dict[str, str] = {
@@ -66,7 +71,7 @@ READERS: dict[str, str] = {
     "kitti-object": "pcseg_core.data.kitti:KittiObjectRecording",
     "semantic-kitti": "pcseg_core.data.semantic_kitti:SemanticKittiRecording",
     "nuscenes": "pcseg_core.data.nuscenes:NuScenesRecording",
-    "simulated": "pcseg_core.simulation.recording:open_simulated",
+    SIMULATED: "pcseg_core.simulation.recording:open_simulated",
 }
 
 
@@ -81,17 +86,29 @@ def open_recording(source: str | Path, **options: Any) -> Recording:
         InputError: no such reader, path or option, an unknown kind of recording, or unreadable
             content.
     """
+    reader, path, query = locate(source)
+    if reader == SIMULATED:
+        return _reader(reader)(path, **options)
+    opener = _reader(reader or detect(Path(path)))
+    return opener(path, **_checked(opener, {**dict(parse_qsl(query)), **options}, str(source)))
+
+
+def locate(source: str | Path) -> tuple[str, str, str]:
+    """Reader, path and query of a source. The reader is "" if it has to be detected.
+
+    Raises:
+        InputError: no such path. The settings of a simulated recording are not checked.
+    """
     reader, colon, place = str(source).partition(":")
     if not colon or reader not in READERS:
         reader, place = "", str(source)
-    if reader == "simulated":
-        return _reader(reader)(place, **options)
+    if reader == SIMULATED:
+        return reader, place, ""
     path, query = split_query(place)
     if not Path(path).exists():
         known = ", ".join(READERS)
         raise InputError(f"{source}: no such file or folder (readers, for reader:path: {known})")
-    opener = _reader(reader or detect(Path(path)))
-    return opener(path, **_checked(opener, {**dict(parse_qsl(query)), **options}, str(source)))
+    return reader, path, query
 
 
 def split_query(place: str) -> tuple[str, str]:
@@ -141,18 +158,30 @@ def readable(recording: Recording) -> Iterator[tuple[int, Sample]]:
         yield index, sample
 
 
-def fingerprint(path: str | Path) -> str:
+def fingerprint(path: str | Path, exclude: Collection[Path] = ()) -> str:
     """A text that changes with the files of a recording: their names, sizes and times.
 
     Caches put it into their keys, so that another recording at the same path is not taken for the
-    earlier one.
+    earlier one. Of a bag only the files that the reader uses count.
+
+    Args:
+        path: file or folder.
+        exclude: folders inside of it that do not count, such as that of results.
     """
     root = Path(path)
+    outside = {folder.resolve() for folder in exclude}
+    bag = (root / "metadata.yaml").is_file() or any(root.glob("*.mcap")) or any(root.glob("*.db3*"))
     rows = [_stat_row(root)]
     for folder, folders, names in os.walk(root, followlinks=True):
-        folders.sort()
-        rows += [_stat_row(Path(folder, name)) for name in sorted(names)]
+        folders[:] = sorted(
+            f for f in folders if not bag and Path(folder, f).resolve() not in outside
+        )
+        kept = [name for name in names if not bag or name.endswith(_BAG_FILES)]
+        rows += [_stat_row(Path(folder, name)) for name in sorted(kept)]
     return hashlib.sha256("\n".join(rows).encode(errors="surrogateescape")).hexdigest()[:24]
+
+
+_BAG_FILES = (".mcap", ".db3", ".zstd", ".yaml")
 
 
 def _stat_row(path: Path) -> str:

@@ -27,16 +27,17 @@ from pcseg_core.learning.objectives.alignment import Alignment
 from pcseg_core.learning.objectives.segmentation import WordSegmentation, class_counts
 from pcseg_core.learning.probe import Scan, by_point, read_scans, run_student
 from pcseg_core.learning.recipe import Recipe
+from pcseg_core.learning.run_folder import check_claim, claim, finished, identity
 from pcseg_core.learning.runs import (
     all_skipped,
-    claim,
     finish,
+    input_statistics,
     observe,
     open_recordings,
     torch_device,
-    train,
 )
 from pcseg_core.learning.teachers import load_split_teacher
+from pcseg_core.learning.trainer import train
 from pcseg_core.learning.zero_shot_labels import hold_out, label_scene, zero_shot_labels
 from pcseg_core.learning.zero_shot_split import Split
 from pcseg_core.metrics.confusion import Confusion
@@ -59,10 +60,12 @@ def zero_shot(
     cache: Path | None = None,
     device: str = "auto",
     every: int = 1,
+    fresh: bool = False,
 ) -> dict[str, Any]:
     """Train on true labels of seen classes and image labels of unseen ones, and measure both.
 
-    Interrupted runs resume: make the same call again. Returns what metrics.json also holds.
+    Interrupted runs resume: make the same call again. A finished run returns its figures, unless
+    the test recordings are others: those are measured. Returns what metrics.json also holds.
 
     Args:
         sources: recordings with images, labeled unless the recipe is annotation-free.
@@ -73,18 +76,26 @@ def zero_shot(
         cache: folder of observations that several runs may share; default inside `out`.
         device: "auto", "cpu" or "cuda".
         every: only every k-th sweep is trained on.
+        fresh: delete an earlier run in `out`, once everything is known to be usable.
 
     Raises:
         InputError: unusable sources, weights, words or recipe, or a directory of another run.
+        Interrupted: a signal ended the training.
     """
     if recipe.supervision is None or recipe.text is None:
         raise InputError("zero-shot learning needs a recipe with 'supervision'")
-    claim(out, recipe, [*sources, f"split {split.model_dump_json()}", f"every {every}"])
-    # Observe every sweep once: true labels, and what the images say about its points.
+    names = [identity(source, (out, cache or out)) for source in sources]
+    parts = [*names, f"split {split.model_dump_json()}", f"every {every}"]
+    tested = [entry.name if isinstance(entry, Scan) else identity(entry) for entry in test]
+    check_claim(out, recipe, parts, fresh)
+    if not fresh and (figures := finished(out)) is not None and figures.get("tested") == tested:
+        return figures
+    recordings = open_recordings(sources, names)
     space = load_text_space(recipe.text.space, torch_device(device))
     words = split.class_words(space)
     observer = new_observer(recipe, split, space, words, cache or out / "cache", device)
-    recordings = open_recordings(sources)
+    claim(out, recipe, parts, fresh)
+    # Observe every sweep once: true labels, and the classes of its points by the images.
     observed = observe(observer, recordings, "observing sweeps", every)
     # Label seen classes by the truth and unseen ones by the images; hold out some scenes.
     kept, held = hold_out(observed, recipe.stacking.held_out)
@@ -96,19 +107,21 @@ def zero_shot(
     # Measure, also with the bias toward seen classes calibrated on the held-out scenes.
     classifier = CosineClassifier(module.student, vectors, torch_device(device))
     gamma = _gamma(classifier, held, split.mask, recipe)
-    figures = measure(classifier, _scans(test, split, recipe), split, gamma)
+    measured = measure(classifier, _scans(test, split, recipe), split, gamma)
     metrics = {
         "sweeps": len(sweeps),
+        "tested": tested,
         "held_out": len(held),
         "skipped": all_skipped(recordings, observer),
         "labels": quality,
         "gamma": gamma,
-        **{k: v.model_dump() for k, v in figures.items()},
+        **{k: v.model_dump() for k, v in measured.items()},
         **training,
     }
     classifier.fold(split.mask, gamma, recipe.text.temperature)
     known = _checkpoint_text(space, words, recipe.text.temperature)
-    finish(module.student, split.space, recipe, metrics, out, known)
+    inputs = input_statistics(sweeps, recordings.values())
+    finish(module.student, split.space, recipe, metrics, out, known, inputs)
     return metrics
 
 

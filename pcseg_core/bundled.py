@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Model files by name: networks shipped with the package, and weights that a recipe refers to."""
+"""Model files by name: shipped networks, checkpoints of runs, weights that a recipe refers to."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pcseg_core.errors import InputError
 BUNDLED = "bundled"
 """Use in place of a path: the checkpoint shipped with the package."""
 
+FILE_NAME = "checkpoint.safetensors"
+"""Name of the checkpoint in a run directory."""
+
 WEIGHTS_VARIABLE = "PCSEG_WEIGHTS"
 """Environment variable: folders with model weights, separated by `os.pathsep`."""
-
-CHECKPOINT_FILE = "checkpoint.safetensors"
-"""Name of the checkpoint in a run directory."""
 
 _CHECKPOINT = "street"
 _SUFFIX = ".safetensors"
@@ -36,6 +36,27 @@ def bundled_file(path: str | Path) -> Path | None:
     if not file.is_file():
         known = ", ".join(sorted(f"{BUNDLED}:{p.stem}" for p in folder.glob(f"*{_SUFFIX}")))
         raise InputError(f"{path}: not with this package, which has: {known or 'none'}")
+    return file
+
+
+def checkpoint_file(path: str | Path) -> Path:
+    """Resolve a checkpoint file, a run directory, or "bundled" to a file.
+
+    Raises:
+        InputError: no checkpoint.
+    """
+    if bundled := bundled_file(path):
+        return bundled
+    path = Path(path).expanduser()
+    file = path / FILE_NAME if path.is_dir() else path
+    if not file.is_file():
+        unfinished = path.is_dir() and (path / "recipe.yaml").is_file()
+        hint = (
+            "the run has not finished; run `pcseg distill` with the same --out to resume it"
+            if unfinished
+            else f"expected a run directory of `pcseg distill`, a {FILE_NAME} or '{BUNDLED}'"
+        )
+        raise InputError(f"no checkpoint at {path}: {hint}")
     return file
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib
+import signal
 from types import ModuleType
 
 
@@ -15,24 +16,17 @@ class InputError(PcsegError, ValueError):
     """An input (file, message, parameter) is invalid."""
 
 
-class Interrupted(KeyboardInterrupt):
-    """A signal ended the work, which has stored its state.
-
-    Args:
-        message: what was interrupted and how to resume.
-        number: of the signal.
-
-    Attributes:
-        status: exit status for the process, 130 for SIGINT and 143 for SIGTERM.
-    """
-
-    def __init__(self, message: str, number: int) -> None:
-        super().__init__(message)
-        self.status = 128 + number
-
-
 class MissingDependency(PcsegError, ImportError):  # noqa: N818
     """An optional package is needed and not installed."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM asks the command to end; handled like Ctrl-C, with another exit code."""
+
+
+def interruption(number: int, message: str) -> KeyboardInterrupt:
+    """The exception for a signal, SIGINT or SIGTERM; `message` tells what was stored."""
+    return Terminated(message) if number == signal.SIGTERM else KeyboardInterrupt(message)
 
 
 def require(module: str, extra: str) -> ModuleType:

@@ -144,6 +144,10 @@ class LabelSpace:
         return table[np.where((ids >= 0) & (ids < len(self)), ids, len(self))]
 
 
+NO_CLASSES = LabelSpace("pretrained", (LabelClass(0, "unlabeled", (160, 160, 160)),))
+"""Label space of a pretrained network, which has no classes: it labels all points the same."""
+
+
 def available() -> tuple[str, ...]:
     """Names of the label spaces of the package."""
     return tuple(sorted(path.stem for path in _FOLDER.glob("*.yaml")))

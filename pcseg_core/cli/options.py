@@ -1,23 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options and steps that the training commands share."""
+"""Options and steps that several commands share."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-import signal
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeVar
 
 import typer
 import yaml
 
 from pcseg_core.bundled import bundled_file
-from pcseg_core.errors import InputError, Interrupted
+from pcseg_core.errors import InputError
 from pcseg_core.progress import note
 
 if TYPE_CHECKING:
@@ -89,7 +85,7 @@ def described(
         InputError: a recipe or path does not exist, or the recipe is not YAML.
     """
     from pcseg_core.config import read_yaml
-    from pcseg_core.data import locate
+    from pcseg_core.data import find_source
     from pcseg_core.learning.run_folder import identity, named
     from pcseg_core.recipes import recipe_file
 
@@ -97,7 +93,7 @@ def described(
     if file is not None:
         read_yaml(file)
     for source in sources:
-        locate(source)
+        find_source(source)
     for name, value in others.items():
         if isinstance(value, Path):
             _check_start(value, out)
@@ -129,7 +125,7 @@ def run_once(
 
     Raises:
         InputError: `out` holds something else than a run.
-        Interrupted: a signal ended the training.
+        KeyboardInterrupt: a signal ended the work; the message says how to resume.
     """
     from pcseg_core.config import read_yaml
     from pcseg_core.files import check_new_folder, claim_folder, write_atomic
@@ -142,28 +138,12 @@ def run_once(
         if figures is not None and read_yaml(out / COMMAND) == command:
             note(f"{out}: this run has finished; --fresh starts it over")
             return figures
-    with _resumable():
+    try:
         figures = train(not resume)
+    except KeyboardInterrupt as error:
+        if error.args:
+            raise  # of the training, with the step
+        raise type(error)("interrupted; run the same command again to resume") from None
     if (out / RECIPE).is_file() and os.environ.get("RANK", "0") == "0":
         write_atomic(out / COMMAND, yaml.safe_dump(command, sort_keys=False))
     return figures
-
-
-@contextmanager
-def _resumable() -> Iterator[None]:
-    """Make `Interrupted` of SIGINT and SIGTERM before the training and after it."""
-
-    def stop(number: int, _frame: FrameType | None) -> None:
-        raise Interrupted("interrupted; run the same command again to resume", number)
-
-    numbers = (signal.SIGINT, signal.SIGTERM) if _in_main_thread() else ()
-    before = {number: signal.signal(number, stop) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _in_main_thread() -> bool:
-    return threading.current_thread() is threading.main_thread()

@@ -16,13 +16,14 @@ from urllib.parse import parse_qsl
 from pcseg_core.data.account import UNREADABLE, Account, account
 from pcseg_core.data.sample import Box, CameraFrame, Sample
 from pcseg_core.errors import InputError
+from pcseg_core.intensity import IntensityScale
 
 if TYPE_CHECKING:
+    from pcseg_core.input_check import InputStatistics
     from pcseg_core.labels import LabelSpace
 
 __all__ = [
     "READERS",
-    "SIMULATED",
     "Account",
     "Box",
     "CameraFrame",
@@ -30,8 +31,8 @@ __all__ = [
     "Sample",
     "account",
     "detect",
+    "find_source",
     "fingerprint",
-    "locate",
     "open_recording",
     "readable",
     "split_query",
@@ -60,9 +61,6 @@ class Recording(Protocol):
     def __getitem__(self, index: int) -> Sample: ...
 
 
-SIMULATED = "simulated"
-"""The reader whose sources have settings instead of a path."""
-
 # Reader name -> "module:class". Modules are imported on use: only bags need `rosbags`, only
 # simulated drives need the simulation.
 READERS: dict[str, str] = {
@@ -71,44 +69,58 @@ READERS: dict[str, str] = {
     "kitti-object": "pcseg_core.data.kitti:KittiObjectRecording",
     "semantic-kitti": "pcseg_core.data.semantic_kitti:SemanticKittiRecording",
     "nuscenes": "pcseg_core.data.nuscenes:NuScenesRecording",
-    SIMULATED: "pcseg_core.simulation.recording:open_simulated",
+    "simulated": "pcseg_core.simulation.recording:open_simulated",
 }
 
 
-def open_recording(source: str | Path, **options: Any) -> Recording:
+def open_recording(
+    source: str | Path, *, trained: InputStatistics | None = None, **options: Any
+) -> Recording:
     """Open "reader:path" with a reader of `READERS`, or a path whose kind is detected.
 
     Options of the reader are given as keywords or as a query in the source, for example
     "bag:drive?cloud_topic=/points&poses=kiss-icp". "simulated:" takes options instead of a path:
     "simulated:seed=3,sweeps=20".
 
+    Args:
+        source: the recording.
+        trained: input of the network that labels the recording. A bag is read with the intensity
+            scale of the training, unless another is given.
+        options: of the reader.
+
     Raises:
         InputError: no such reader, path or option, an unknown kind of recording, or unreadable
             content.
     """
-    reader, path, query = locate(source)
-    if reader == SIMULATED:
-        return _reader(reader)(path, **options)
-    opener = _reader(reader or detect(Path(path)))
-    return opener(path, **_checked(opener, {**dict(parse_qsl(query)), **options}, str(source)))
+    reader, place = find_source(source)
+    if reader == "simulated":
+        return _reader(reader)(place, **options)
+    path, query = split_query(place)
+    chosen = {**dict(parse_qsl(query)), **options}
+    if reader == "bag" and trained is not None and trained.intensity_scale:
+        given = float(chosen.get("intensity_scale") or 0)
+        chosen["intensity_scale"] = IntensityScale(given, trained.intensity_scale)
+    opener = _reader(reader)
+    return opener(path, **_checked(opener, chosen, str(source)))
 
 
-def locate(source: str | Path) -> tuple[str, str, str]:
-    """Reader, path and query of a source. The reader is "" if it has to be detected.
+def find_source(source: str | Path) -> tuple[str, str]:
+    """Reader of a source, and its path with the query; nothing is opened.
 
     Raises:
-        InputError: no such path. The settings of a simulated recording are not checked.
+        InputError: no such reader or path, or an unknown kind of recording.
     """
     reader, colon, place = str(source).partition(":")
     if not colon or reader not in READERS:
         reader, place = "", str(source)
-    if reader == SIMULATED:
-        return reader, place, ""
-    path, query = split_query(place)
-    if not Path(path).exists():
-        known = ", ".join(READERS)
-        raise InputError(f"{source}: no such file or folder (readers, for reader:path: {known})")
-    return reader, path, query
+    path = Path(split_query(place)[0])
+    if reader != "simulated" and not path.exists():
+        what = "bag" if reader == "bag" else "recording"
+        raise InputError(
+            f"{path}: no such {what}: no such file or folder (readers, for reader:path: "
+            f"{', '.join(READERS)})"
+        )
+    return reader or detect(path), place
 
 
 def split_query(place: str) -> tuple[str, str]:
@@ -173,9 +185,8 @@ def fingerprint(path: str | Path, exclude: Collection[Path] = ()) -> str:
     bag = (root / "metadata.yaml").is_file() or any(root.glob("*.mcap")) or any(root.glob("*.db3*"))
     rows = [_stat_row(root)]
     for folder, folders, names in os.walk(root, followlinks=True):
-        folders[:] = sorted(
-            f for f in folders if not bag and Path(folder, f).resolve() not in outside
-        )
+        inside = [f for f in sorted(folders) if Path(folder, f).resolve() not in outside]
+        folders[:] = [] if bag else inside
         kept = [name for name in names if not bag or name.endswith(_BAG_FILES)]
         rows += [_stat_row(Path(folder, name)) for name in sorted(kept)]
     return hashlib.sha256("\n".join(rows).encode(errors="surrogateescape")).hexdigest()[:24]

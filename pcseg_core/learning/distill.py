@@ -79,7 +79,7 @@ def distill(
 
     Raises:
         InputError: unusable sources, weights or recipe, or a run directory of another recipe.
-        Interrupted: a signal ended the training.
+        KeyboardInterrupt: a signal ended the training.
     """
     if recipe.teacher is None or recipe.supervision is not None:
         raise InputError("distillation needs a recipe with 'teacher' and without 'supervision'")

@@ -165,7 +165,7 @@ def finetune(
 
     Raises:
         InputError: no labeled point, or the run has another network.
-        Interrupted: a signal ended the training.
+        KeyboardInterrupt: a signal ended the training.
     """
     counts = class_counts(sweeps, len(space), recipe.loss.min_confidence)
     if not counts.any():

@@ -16,7 +16,7 @@ from pcseg_core.distill.image_views import ImageViewer, superpixel_cache
 from pcseg_core.distill.observation import Observer, StoredObservation
 from pcseg_core.distill.temporal import segment_files
 from pcseg_core.errors import InputError
-from pcseg_core.labels import LabelClass, LabelSpace
+from pcseg_core.labels import NO_CLASSES
 from pcseg_core.learning.distributed import first_process_first, synchronize
 from pcseg_core.learning.module import TrainingModule
 from pcseg_core.learning.objectives import Objective
@@ -41,9 +41,6 @@ from pcseg_core.models.student import Student
 from pcseg_core.progress import bar
 from pcseg_core.vision.encoders import load_encoder
 from pcseg_core.vision.pixel_features import PixelFeatures
-
-NO_CLASSES = LabelSpace("pretrained", (LabelClass(0, "unlabeled", (160, 160, 160)),))
-"""Label space of a pretrained network, which has no classes: it labels all points the same."""
 
 
 def pretrain(
@@ -75,7 +72,7 @@ def pretrain(
 
     Raises:
         InputError: unusable sources, weights or recipe, or a run directory of another recipe.
-        Interrupted: a signal ended the training.
+        KeyboardInterrupt: a signal ended the training.
     """
     if recipe.encoder is None:
         raise InputError("pretraining needs a recipe with 'encoder'")

@@ -14,9 +14,9 @@ from urllib.parse import parse_qsl
 
 import yaml
 
-from pcseg_core.bundled import CHECKPOINT_FILE
+from pcseg_core.bundled import FILE_NAME
 from pcseg_core.config import Section, read_yaml
-from pcseg_core.data import SIMULATED, fingerprint, locate
+from pcseg_core.data import find_source, fingerprint, split_query
 from pcseg_core.errors import InputError
 from pcseg_core.files import FolderKind, check_new_folder, claim_folder, write_atomic
 
@@ -30,7 +30,7 @@ def _check_recipe(file: Path) -> None:
         raise InputError(f"{file.name} is not the recipe of a run")
 
 
-_FILES = (RECIPE, CHECKPOINT_FILE, METRICS, LAST, COMMAND)
+_FILES = (RECIPE, FILE_NAME, METRICS, LAST, COMMAND)
 
 RUN = FolderKind(
     "run directory",
@@ -91,7 +91,7 @@ def claim(out: Path, recipe: Section, sources: Sequence[str], fresh: bool = Fals
 
 def finished(out: Path) -> dict[str, Any] | None:
     """Figures of the finished run in a directory; None if it has not finished."""
-    if not (out / CHECKPOINT_FILE).is_file():
+    if not (out / FILE_NAME).is_file():
         return None
     try:
         figures = json.loads((out / METRICS).read_text(encoding="utf-8"))
@@ -108,28 +108,28 @@ def identity(source: str, exclude: Collection[Path] = ()) -> str:
         exclude: folders inside the recording that do not belong to it, such as the run directory.
     """
     try:
-        reader, path, query = locate(source)
+        reader, place = find_source(source)
     except InputError:
         return source
-    if reader == SIMULATED:
+    if reader == "simulated":
         return source
+    path, query = split_query(place)
     options = [value for _, value in parse_qsl(query) if Path(value).is_file()]
     files = "-".join(fingerprint(place, exclude)[:12] for place in (path, *options))
-    name = f"{reader}:{Path(path).resolve()}" if reader else str(Path(path).resolve())
-    return f"{name}{'?' if query else ''}{query} (files {files})"
+    return f"{reader}:{Path(path).resolve()}{'?' if query else ''}{query} (files {files})"
 
 
 def named(name: str, path: Path | None) -> list[str]:
     """["NAME PATH (files FINGERPRINT)"] of a file, folder or checkpoint of a run; [] for None."""
     if path is None:
         return []
-    place = path / CHECKPOINT_FILE if (path / CHECKPOINT_FILE).is_file() else path
+    place = path / FILE_NAME if (path / FILE_NAME).is_file() else path
     return [f"{name} {identity(str(place))}"]
 
 
 def _has_results(out: Path) -> bool:
     """Whether a training has started in a run directory; prepared sweeps alone do not count."""
-    results = (LAST, CHECKPOINT_FILE, METRICS, "logs", "pseudo_labels")
+    results = (LAST, FILE_NAME, METRICS, "logs", "pseudo_labels")
     return any((out / name).exists() for name in results)
 
 

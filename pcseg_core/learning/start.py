@@ -9,8 +9,7 @@ from torch import Tensor
 
 from pcseg_core.checkpoint import CheckpointMeta, load_checkpoint
 from pcseg_core.errors import InputError
-from pcseg_core.labels import LabelSpace
-from pcseg_core.learning.pretrain import NO_CLASSES
+from pcseg_core.labels import NO_CLASSES, LabelSpace
 from pcseg_core.learning.recipe import Recipe
 from pcseg_core.models.student import Student, StudentConfig
 from pcseg_core.progress import note

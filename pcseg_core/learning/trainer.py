@@ -21,7 +21,7 @@ import lightning
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import callbacks
 
-from pcseg_core.errors import Interrupted
+from pcseg_core.errors import interruption
 from pcseg_core.files import atomic_path, write_atomic
 from pcseg_core.learning.module import TrainingModule
 from pcseg_core.learning.run_folder import LAST
@@ -47,7 +47,7 @@ def train(module: TrainingModule, out: Path, device: str) -> dict[str, Any]:
         Figures: "steps", "training_s" (of all pieces of the run) and "final" (the last losses).
 
     Raises:
-        Interrupted: a signal ended the training before the last step.
+        KeyboardInterrupt: a signal ended the training before the last step.
     """
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     world = int(os.environ.get("WORLD_SIZE", "1"))
@@ -77,10 +77,10 @@ def train(module: TrainingModule, out: Path, device: str) -> dict[str, Any]:
         with suppress(SystemExit):  # Lightning's, on signals before the first step
             trainer.fit(module, ckpt_path=_usable(out / LAST), weights_only=True)
     if trainer.global_step < steps:
-        raise Interrupted(
+        raise interruption(
+            stop.number,
             f"interrupted at step {trainer.global_step} of {steps}; run the same command again to "
             "resume",
-            stop.number,
         )
     module.result()
     return {"steps": steps, "training_s": round(states.seconds, 1), "final": curve.final()}

@@ -80,7 +80,7 @@ def zero_shot(
 
     Raises:
         InputError: unusable sources, weights, words or recipe, or a directory of another run.
-        Interrupted: a signal ended the training.
+        KeyboardInterrupt: a signal ended the training.
     """
     if recipe.supervision is None or recipe.text is None:
         raise InputError("zero-shot learning needs a recipe with 'supervision'")

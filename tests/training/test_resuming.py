@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from pcseg_core.bundled import bundled_file
 from pcseg_core.checkpoint import load_checkpoint
 from pcseg_core.distill.cache import is_whole
-from pcseg_core.errors import Interrupted
+from pcseg_core.errors import Terminated
 from pcseg_core.learning.distill import distill
 from pcseg_core.learning.module import TrainingModule
 from pcseg_core.learning.pretrain import pretrain
@@ -130,9 +130,11 @@ def test_a_run_that_is_killed_at_every_file_ends_as_one_that_was_not(
     assert metrics["final"] == json.loads((whole / "metrics.json").read_text())["final"]
 
 
-@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    "number, kind", [(signal.SIGTERM, Terminated), (signal.SIGINT, KeyboardInterrupt)]
+)
 def test_a_signal_stores_the_step_and_resumes_from_it(
-    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, status: int
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, kind: type
 ) -> None:
     real, steps = TrainingModule.training_step, []
 
@@ -144,9 +146,9 @@ def test_a_signal_stores_the_step_and_resumes_from_it(
 
     monkeypatch.setattr(TrainingModule, "training_step", stopped)
     before = signal.getsignal(number)
-    with pytest.raises(Interrupted, match="interrupted at step 3 of 6; run the same") as told:
+    with pytest.raises(kind, match="interrupted at step 3 of 6; run the same") as told:
         run(whole.name, tmp_path / "run", whole / "cache")
-    assert told.value.status == status and signal.getsignal(number) is before
+    assert told.type is kind and signal.getsignal(number) is before
     assert not (tmp_path / "run" / "checkpoint.safetensors").exists()
     metrics = run(whole.name, tmp_path / "run", whole / "cache")
     assert steps == [0, 1, 2, 3, 4, 5] and metrics["steps"] == 6

@@ -129,7 +129,7 @@ def test_a_source_is_known_by_its_place_options_and_files(
     (tmp_path / "poses.txt").write_text("0 0 0 0 0 0 0 1")
     monkeypatch.chdir(tmp_path)
     first = identity("00")
-    assert first.startswith(f"{folder} (files ") and first == identity(str(folder))
+    assert first.startswith(f"semantic-kitti:{folder} (files ") and first == identity(str(folder))
     assert identity(SOURCE) == SOURCE and identity("missing") == "missing"
     assert identity("bag:00?poses=poses.txt").startswith(f"bag:{folder}?poses=poses.txt (files ")
     before = identity("bag:00?poses=poses.txt")
@@ -147,7 +147,7 @@ def test_a_source_is_known_by_its_place_options_and_files(
 def test_another_recording_at_the_same_path_is_another_run(tmp_path: Path) -> None:
     path, cache = drive(tmp_path / "drive", 5), tmp_path / "cache"
     metrics = distill([str(path)], recipe(), tmp_path / "a", cache, "cpu")
-    assert metrics["poses"] == {str(path): "tf"}
+    assert metrics["poses"] == {f"bag:{path}": "tf"}
     (tmp_path / "a" / "metrics.json").unlink()
     (path / "notes.txt").touch()  # no file of the bag
     distill([str(path)], recipe(), tmp_path / "a", cache, "cpu")

@@ -86,8 +86,7 @@ class Inference:
                 teacher, config.teacher, wanted, self._publish_teacher, self._on_teacher_error
             )
         self._pipeline = Pipeline(segmenter, config, self._teacher)
-        trained = self._pipeline.trained_on
-        self.inputs.use_intensity_scale(None if trained is None else trained.intensity_scale)
+        self.inputs.use_training(self._pipeline.trained_on)
 
     @property
     def running(self) -> bool:

@@ -170,6 +170,13 @@ class BagRecording:
         scale: float | None = self._reading["intensity_scale"]
         return scale
 
+    @property
+    def time_convention(self) -> tuple[str | None, str | None]:
+        """Field of the times and stamp reference; None where they are guessed."""
+        given = (self._reading["time_field"], self._reading["stamp_reference"])
+        field, reference = (None if v.startswith(("auto", "none")) else v for v in given)
+        return field, reference
+
     def cloud(self, index: int) -> PointCloud:
         """One sweep.
 

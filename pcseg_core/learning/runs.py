@@ -101,11 +101,14 @@ class Points(Protocol):
 
 
 def input_statistics(sweeps: Sequence[Points], recordings: Iterable[Recording]) -> InputStatistics:
-    """Distribution of the training data, with the intensity scale if one holds for all of it."""
-    factors = {r.scale.factor if isinstance(r, BagRecording) else None for r in recordings}
-    scale = factors.pop() if len(factors) == 1 else None
+    """Distribution of the training data, and how it was read, if all of it was read alike."""
+    ways = {
+        (r.scale.factor, *r.time_convention) if isinstance(r, BagRecording) else (None, None, None)
+        for r in recordings
+    }
+    read_alike = ways.pop() if len(ways) == 1 else (None, None, None)
     clouds = (PointCloud(sweep.xyz, sweep.intensity) for sweep in some(sweeps))
-    return InputStatistics.measure(clouds, scale)
+    return InputStatistics.measure(clouds, *read_alike)
 
 
 def some(sweeps: Sequence[Sweep]) -> Sequence[Sweep]:

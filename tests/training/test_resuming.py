@@ -87,6 +87,11 @@ def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return out
 
 
+def test_a_checkpoint_stores_the_distribution_of_its_sweeps(whole: Path) -> None:
+    inputs = load_checkpoint(whole)[1].inputs
+    assert inputs is not None and inputs.intensity is not None and inputs.returns[0] > 100
+
+
 def killed_before_a_second_file(kind: str, out: Path, renamed: int) -> None:
     """In a process of its own: train, and die before the given rename of a written file."""
     torch.set_num_threads(1)

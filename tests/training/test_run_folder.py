@@ -22,6 +22,7 @@ from pcseg_core.learning.distill import distill
 from pcseg_core.learning.pretrain import pretrain
 from pcseg_core.learning.recipe import Recipe, load_recipe
 from pcseg_core.learning.run_folder import check_claim, claim, finished, identity, named
+from pcseg_core.learning.runs import input_statistics
 from pcseg_core.learning.zero_shot import zero_shot
 from pcseg_core.learning.zero_shot_split import load_split
 from pcseg_core.simulation import to_bag
@@ -222,6 +223,21 @@ def test_starts_of_another_architecture_are_named(tmp_path: Path) -> None:
             start=words,
         )
     assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_knows_how_its_bags_were_read(tmp_path: Path) -> None:
+    bag = drive(tmp_path / "drive", 5)
+    other = open_recording(bag)
+    ends = open_recording(f"bag:{bag}?time_field=time&stamp_reference=end&intensity_scale=0.5")
+    cloud = ends[0].cloud
+    found = input_statistics([cloud], [ends, ends])
+    assert (found.time_field, found.stamp_reference) == ("time", "end")
+    assert found.intensity_scale == 0.5
+    mixed = input_statistics([cloud], [ends, other])
+    assert (mixed.time_field, mixed.stamp_reference, mixed.intensity_scale) == (None, None, None)
+    again = open_recording(bag, trained=found)[0].cloud
+    assert np.array_equal(again.time, cloud.time) and again.time.max() <= 0
+    assert open_recording(bag, trained=found, stamp_reference="start")[0].cloud.time.min() >= 0
 
 
 class _OneBadImage:

@@ -98,7 +98,9 @@ def test_fine_tuning_trains_a_checkpoint_and_measures_it(tmp_path: Path) -> None
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["sweeps"] == 2 and metrics["steps"] == 30
     assert f"mIoU {100 * metrics['test']['miou']:.1f} %" in result.output
-    assert load_checkpoint(out)[1].label_space == STREET.to_dict()
+    meta = load_checkpoint(out)[1]
+    assert meta.label_space == STREET.to_dict()
+    assert meta.inputs is not None and 1000 < meta.inputs.returns[0] <= 2000
     again = pcseg(*command)
     assert again.exit_code == 0 and "30 steps" in again.output
     refused = pcseg(*command, "--seed", 1)

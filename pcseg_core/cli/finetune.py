@@ -60,9 +60,18 @@ def finetune(
     """
     if labels is not None and len(sources) > 1:
         raise InputError(f"--labels belongs to one source, got {len(sources)}; run one at a time")
-    places = [*sources, *([test] if test else [])]
-    command = described(recipe, places, out, None, start=run, labels=labels, seed=seed, steps=steps)
-    command |= {"trained on": len(sources), "classes": label_space}
+    command = described(
+        recipe,
+        sources,
+        out,
+        None,
+        tested=[test] if test else [],
+        start=run,
+        labels=labels,
+        classes=label_space,
+        seed=seed,
+        steps=steps,
+    )
 
     def train(fresh: bool) -> dict[str, Any]:
         chosen = _recipe(recipe, seed, steps)

@@ -14,7 +14,6 @@ import yaml
 
 from pcseg_core.bundled import bundled_file
 from pcseg_core.errors import InputError
-from pcseg_core.progress import note
 
 if TYPE_CHECKING:
     from pcseg_core.learning.recipe import OptimizerConfig
@@ -71,14 +70,21 @@ def adjusted(recipe: AnyRecipe, seed: int | None = None, steps: int | None = Non
 
 
 def described(
-    recipe: str | Path | None, sources: Sequence[str], out: Path, cache: Path | None, **others: Any
+    recipe: str | Path | None,
+    sources: Sequence[str],
+    out: Path,
+    cache: Path | None,
+    *,
+    tested: Sequence[str] = (),
+    **others: Any,
 ) -> dict[str, Any]:
     """What identifies a training command, after a check of its paths. Does not import torch.
 
     Args:
         recipe: name or file of the recipe (a Path is a file); None for the defaults.
-        sources: recordings.
+        sources: recordings to train on.
         out, cache: folders of the run, which may be inside a recording.
+        tested: recordings to measure on.
         others: further options; paths are identified by their files.
 
     Raises:
@@ -92,24 +98,21 @@ def described(
     file = recipe_file(recipe) if isinstance(recipe, str) else recipe
     if file is not None:
         read_yaml(file)
-    for source in sources:
+    for source in (*sources, *tested):
         find_source(source)
     for name, value in others.items():
         if isinstance(value, Path):
-            _check_start(value, out)
+            if not value.exists() and not bundled_file(value):
+                raise InputError(f"{value}: no such file or folder")
+            if value.resolve() == out.resolve():
+                raise InputError(f"--out {out} is what the run starts from; choose another --out")
             others[name] = named(name, value)
     return {
         "recipe": None if file is None else hashlib.sha256(file.read_bytes()).hexdigest(),
         "sources": [identity(source, (out, cache or out)) for source in sources],
+        **({"tested": [identity(source) for source in tested]} if tested else {}),
         **others,
     }
-
-
-def _check_start(path: Path, out: Path) -> None:
-    if not path.exists() and not bundled_file(path):
-        raise InputError(f"{path}: no such file or folder")
-    if path.resolve() == out.resolve():
-        raise InputError(f"--out {out} is what the run starts from; choose another --out")
 
 
 def run_once(
@@ -134,9 +137,8 @@ def run_once(
     if not resume:
         check_new_folder(out, RUN, force=True)
     elif claim_folder(out, RUN) and (out / COMMAND).is_file():
-        figures = finished(out)
-        if figures is not None and read_yaml(out / COMMAND) == command:
-            note(f"{out}: this run has finished; --fresh starts it over")
+        same = read_yaml(out / COMMAND) == command
+        if same and (figures := finished(out)) is not None:
             return figures
     try:
         figures = train(not resume)

@@ -47,10 +47,8 @@ def zero_shot(
     knows words. Interrupted runs resume: run the same command again.
     """
     classes = Path(split) if Path(split).is_file() else None
-    command = described(
-        recipe, [*sources, *test], out, cache, seed=seed, steps=steps, split=split, classes=classes
-    )
-    command |= {"trained on": len(sources), "every": every}
+    given = {"seed": seed, "steps": steps, "split": split, "classes": classes, "every": every}
+    command = described(recipe, sources, out, cache, tested=test, **given)
 
     def train(fresh: bool) -> dict[str, Any]:
         from pcseg_core.learning.recipe import load_recipe

@@ -184,12 +184,13 @@ def fingerprint(path: str | Path, exclude: Collection[Path] = ()) -> str:
         exclude: folders inside of it that do not count, such as that of results.
     """
     root = Path(path)
-    outside = {folder.resolve() for folder in exclude}
+    seen = {root.resolve(), *(folder.resolve() for folder in exclude)}
     bag = (root / "metadata.yaml").is_file() or any(root.glob("*.mcap")) or any(root.glob("*.db3*"))
     rows = [_stat_row(root)]
     for folder, folders, names in os.walk(root, followlinks=True):
-        inside = [f for f in sorted(folders) if Path(folder, f).resolve() not in outside]
-        folders[:] = [] if bag else inside
+        real = {f: Path(folder, f).resolve() for f in sorted(folders)}
+        folders[:] = [] if bag else [f for f, place in real.items() if place not in seen]
+        seen.update(real.values())  # links may lead back
         kept = [name for name in names if not bag or name.endswith(_BAG_FILES)]
         rows += [_stat_row(Path(folder, name)) for name in sorted(kept)]
     return hashlib.sha256("\n".join(rows).encode(errors="surrogateescape")).hexdigest()[:24]

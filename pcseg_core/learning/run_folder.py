@@ -19,6 +19,7 @@ from pcseg_core.config import Section, read_yaml
 from pcseg_core.data import find_source, fingerprint, split_query
 from pcseg_core.errors import InputError
 from pcseg_core.files import FolderKind, check_new_folder, claim_folder, write_atomic
+from pcseg_core.progress import note
 
 RECIPE, LAST, METRICS, COMMAND = "recipe.yaml", "last.ckpt", "metrics.json", "command.yaml"
 _SHOWN = 4  # differences in a message
@@ -49,7 +50,7 @@ RUN = FolderKind(
 
 
 def check_claim(out: Path, recipe: Section, sources: Sequence[str], fresh: bool = False) -> None:
-    """Check that `claim` would succeed. Changes nothing.
+    """Check that `claim` would succeed, without writing anything.
 
     Raises:
         InputError: see `claim`.
@@ -89,15 +90,23 @@ def claim(out: Path, recipe: Section, sources: Sequence[str], fresh: bool = Fals
         write_atomic(out / RECIPE, yaml.safe_dump(wanted, sort_keys=False))
 
 
-def finished(out: Path) -> dict[str, Any] | None:
-    """Figures of the finished run in a directory; None if it has not finished."""
+def finished(out: Path, **wanted: object) -> dict[str, Any] | None:
+    """Figures of the finished run in a directory, which is told; None if it has not finished.
+
+    Args:
+        out: the directory.
+        wanted: figures that it must have, such as the recordings that it was measured on.
+    """
     if not (out / FILE_NAME).is_file():
         return None
     try:
         figures = json.loads((out / METRICS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return figures if isinstance(figures, dict) else None
+    if not isinstance(figures, dict) or any(figures.get(k) != v for k, v in wanted.items()):
+        return None
+    note(f"{out}: this run has finished; --fresh starts it over")
+    return figures
 
 
 def identity(source: str, exclude: Collection[Path] = ()) -> str:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pcseg_core.checkpoint import CheckpointText
-from pcseg_core.data import open_recording
+from pcseg_core.data import Recording, open_recording
 from pcseg_core.distill.observation import ClassEvidence, Observer, StoredObservation, scenes
 from pcseg_core.distill.pixels import PixelSampler
 from pcseg_core.errors import InputError
@@ -88,9 +88,9 @@ def zero_shot(
     parts = [*names, f"split {split.model_dump_json()}", f"every {every}"]
     tested = [entry.name if isinstance(entry, Scan) else identity(entry) for entry in test]
     check_claim(out, recipe, parts, fresh)
-    if not fresh and (figures := finished(out)) is not None and figures.get("tested") == tested:
+    if not fresh and (figures := finished(out, tested=tested)) is not None:
         return figures
-    recordings = open_recordings(sources, names)
+    recordings, tests = open_recordings(sources, names), open_tests(test)
     space = load_text_space(recipe.text.space, torch_device(device))
     words = split.class_words(space)
     observer = new_observer(recipe, split, space, words, cache or out / "cache", device)
@@ -107,7 +107,7 @@ def zero_shot(
     # Measure, also with the bias toward seen classes calibrated on the held-out scenes.
     classifier = CosineClassifier(module.student, vectors, torch_device(device))
     gamma = _gamma(classifier, held, split.mask, recipe)
-    measured = measure(classifier, _scans(test, split, recipe), split, gamma)
+    measured = measure(classifier, _scans(tests, split, recipe), split, gamma)
     metrics = {
         "sweeps": len(sweeps),
         "tested": tested,
@@ -225,12 +225,25 @@ def new_module(
     )
 
 
-def _scans(test: Sequence[Scan] | Sequence[str], split: Split, recipe: Recipe) -> Iterator[Scan]:
+def open_tests(test: Iterable[Scan | str]) -> list[Scan | Recording]:
+    """Open the recordings to measure on.
+
+    Raises:
+        InputError: an unusable recording, or one without labels.
+    """
+    opened = [entry if isinstance(entry, Scan) else open_recording(entry) for entry in test]
+    for recording in opened:
+        if not isinstance(recording, Scan) and recording.label_space is None:
+            raise InputError(f"{recording.name} has no labels to measure on; choose another test")
+    return opened
+
+
+def _scans(test: Iterable[Scan | Recording], split: Split, recipe: Recipe) -> Iterator[Scan]:
     for entry in test:
         if isinstance(entry, Scan):
             yield entry
         else:
-            yield from read_scans(open_recording(entry), split.space, recipe.student.max_range_m)
+            yield from read_scans(entry, split.space, recipe.student.max_range_m)
 
 
 class CosineClassifier:

@@ -173,6 +173,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
     monkeypatch.chdir(tmp_path)
     for folder in ("drive", "x"):
         (tmp_path / folder).mkdir()
+    (tmp_path / "drive" / "metadata.yaml").touch()
 
     def distill(sources: Any, recipe: Any, out: Path, *arguments: Any) -> dict[str, Any]:
         calls.append((sources, recipe, out, *arguments))

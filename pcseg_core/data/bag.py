@@ -63,6 +63,7 @@ class BagRecording:
         camera_faults: image topic -> why no inspected image of it can be used.
         cloud_topic: the topic of the sweeps.
         scale: scale of the intensities, one for the whole bag, with its source.
+        times: field of the point times and stamp reference, as given.
         lidar_frame: their frame.
         cameras: the usable cameras.
         trajectory: T_world_lidar, or None.
@@ -112,6 +113,7 @@ class BagRecording:
         self.problems: list[str] = []
         self.label_space = self._label_space(label_space)
         self.bag = BagFile(path)
+        self.times = time_field, stamp_reference
         self._scan(cloud_topic)
         self._reading: dict[str, Any] = {
             "intensity_scale": None,
@@ -169,13 +171,6 @@ class BagRecording:
         """Factor that maps intensities to 0..1, one for the whole bag; see `read_cloud`."""
         scale: float | None = self._reading["intensity_scale"]
         return scale
-
-    @property
-    def time_convention(self) -> tuple[str | None, str | None]:
-        """Field of the times and stamp reference; None where they are guessed."""
-        given = (self._reading["time_field"], self._reading["stamp_reference"])
-        field, reference = (None if v.startswith(("auto", "none")) else v for v in given)
-        return field, reference
 
     def cloud(self, index: int) -> PointCloud:
         """One sweep.

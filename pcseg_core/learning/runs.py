@@ -30,6 +30,7 @@ from pcseg_core.progress import bar, note
 Array = npt.NDArray[Any]
 Sweep = TypeVar("Sweep")
 
+_UNKNOWN = (None, None, None)  # scale, time field and stamp reference
 _MEASURED = 50  # sweeps, evenly spaced, whose distribution a checkpoint stores
 
 
@@ -103,12 +104,17 @@ class Points(Protocol):
 def input_statistics(sweeps: Sequence[Points], recordings: Iterable[Recording]) -> InputStatistics:
     """Distribution of the training data, and how it was read, if all of it was read alike."""
     ways = {
-        (r.scale.factor, *r.time_convention) if isinstance(r, BagRecording) else (None, None, None)
+        (r.scale.factor, *map(_given, r.times)) if isinstance(r, BagRecording) else _UNKNOWN
         for r in recordings
     }
-    read_alike = ways.pop() if len(ways) == 1 else (None, None, None)
+    read_alike = ways.pop() if len(ways) == 1 else _UNKNOWN
     clouds = (PointCloud(sweep.xyz, sweep.intensity) for sweep in some(sweeps))
     return InputStatistics.measure(clouds, *read_alike)
+
+
+def _given(value: str) -> str | None:
+    """A setting of the reader; None if it leaves the value to a guess."""
+    return None if value.startswith(("auto", "none")) else value
 
 
 def some(sweeps: Sequence[Sweep]) -> Sequence[Sweep]:

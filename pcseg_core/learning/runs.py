@@ -30,7 +30,10 @@ from pcseg_core.progress import bar, note
 Array = npt.NDArray[Any]
 Sweep = TypeVar("Sweep")
 
-_UNKNOWN = (None, None, None)  # scale, time field and stamp reference
+Reading = tuple[float | None, str | None, str | None]
+"""How a recording is read: intensity scale, time field and stamp reference; None if unknown."""
+
+_UNKNOWN: Reading = (None, None, None)
 _MEASURED = 50  # sweeps, evenly spaced, whose distribution a checkpoint stores
 
 
@@ -103,13 +106,17 @@ class Points(Protocol):
 
 def input_statistics(sweeps: Sequence[Points], recordings: Iterable[Recording]) -> InputStatistics:
     """Distribution of the training data, and how it was read, if all of it was read alike."""
-    ways = {
-        (r.scale.factor, *map(_given, r.times)) if isinstance(r, BagRecording) else _UNKNOWN
-        for r in recordings
-    }
-    read_alike = ways.pop() if len(ways) == 1 else _UNKNOWN
+    ways = {_reading(recording) for recording in recordings}
+    scale, time_field, stamp_reference = ways.pop() if len(ways) == 1 else _UNKNOWN
     clouds = (PointCloud(sweep.xyz, sweep.intensity) for sweep in some(sweeps))
-    return InputStatistics.measure(clouds, *read_alike)
+    return InputStatistics.measure(clouds, scale, time_field, stamp_reference)
+
+
+def _reading(recording: Recording) -> Reading:
+    if not isinstance(recording, BagRecording):
+        return _UNKNOWN
+    time_field, stamp_reference = recording.times
+    return recording.scale.factor, _given(time_field), _given(stamp_reference)
 
 
 def _given(value: str) -> str | None:

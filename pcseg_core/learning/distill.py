@@ -30,7 +30,7 @@ from pcseg_core.learning.objectives.segmentation import Segmentation, class_coun
 from pcseg_core.learning.objectives.self_training import SelfTraining
 from pcseg_core.learning.objectives.text import TextRegression
 from pcseg_core.learning.recipe import Recipe, TextConfig
-from pcseg_core.learning.run_folder import check_claim, claim, finished, identity, named
+from pcseg_core.learning.run_folder import claim, identity, named, resumed
 from pcseg_core.learning.runs import (
     all_skipped,
     check_cameras,
@@ -62,7 +62,8 @@ def distill(
 ) -> dict[str, Any]:
     """Label recordings with the recipe's teacher and train a student on the labels.
 
-    Interrupted runs resume: make the same call again. A finished run returns its figures.
+    Interrupted runs resume: make the same call again. A finished run returns its figures, which
+    metrics.json also holds.
 
     Args:
         sources: bags, or reader:path.
@@ -70,12 +71,8 @@ def distill(
         out: run directory; gets recipe.yaml, pseudo_labels/, logs/, last.ckpt and the checkpoint.
         cache: folder of observations that several runs may share; default inside `out`.
         device: "auto", "cpu" or "cuda".
-        start: run or checkpoint whose student is trained further, for example to learn words, or
-            after pretraining.
+        start: run whose student, or pretrained backbone, is trained further.
         fresh: delete an earlier run in `out`, once everything is known to be usable.
-
-    Returns:
-        Figures of the run, also written to metrics.json.
 
     Raises:
         InputError: unusable sources, weights or recipe, or a run directory of another recipe.
@@ -87,8 +84,7 @@ def distill(
         raise InputError("optimizer.heads_only needs a run to start from; give --start RUN")
     names = [identity(source, (out, cache or out)) for source in sources]
     parts = [*names, *named("start", start)]
-    check_claim(out, recipe, parts, fresh)
-    if not fresh and (figures := finished(out)) is not None:
+    if (figures := resumed(out, recipe, parts, fresh)) is not None:
         return figures
     # Check everything that can be wrong before the run directory is claimed.
     space = LabelSpace.load(recipe.labels.label_space)
@@ -96,8 +92,9 @@ def distill(
         check_start(start, recipe, space)
     recordings, started = open_recordings(sources, names), time.monotonic()
     check_cameras(recordings.values())
-    teacher = load_teacher(recipe.teacher, torch_device(device))
-    text = load_text_teacher(recipe.text, teacher, torch_device(device)) if recipe.text else None
+    on = torch_device(device)
+    teacher = load_teacher(recipe.teacher, on)
+    text = load_text_teacher(recipe.text, teacher, on) if recipe.text else None
     observer = new_observer(recipe, teacher, text, cache or out / "cache")
     claim(out, recipe, parts, fresh)
     # Observe every sweep once: the classes of its points by the images.
@@ -117,8 +114,9 @@ def distill(
         **training,
     }
     words = text.checkpoint_text(recipe.text) if text and recipe.text else None
-    inputs = input_statistics(sweeps, recordings.values())
-    finish(student, space, recipe, metrics, out, words, inputs)
+    finish(
+        student, space, recipe, metrics, out, words, input_statistics(sweeps, recordings.values())
+    )
     return metrics
 
 

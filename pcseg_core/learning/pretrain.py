@@ -24,7 +24,7 @@ from pcseg_core.learning.objectives.contrast import PixelContrast, TemporalContr
 from pcseg_core.learning.objectives.regression import Regression
 from pcseg_core.learning.pairs import PairedSectors
 from pcseg_core.learning.recipe import Recipe
-from pcseg_core.learning.run_folder import check_claim, claim, finished, identity
+from pcseg_core.learning.run_folder import claim, identity, resumed
 from pcseg_core.learning.runs import (
     all_skipped,
     check_cameras,
@@ -54,9 +54,9 @@ def pretrain(
 ) -> dict[str, Any]:
     """Train a student to agree with a frozen image network, without labels.
 
-    Interrupted runs resume: make the same call again. A finished run returns its figures. Under
-    torchrun the processes share the steps; losses and gradients are those of one process on the
-    whole batch.
+    Interrupted runs resume: make the same call again. A finished run returns its figures, which
+    metrics.json also holds. Under torchrun the processes share the steps; losses and gradients are
+    those of one process on the whole batch.
 
     Args:
         sources: bags, or reader:path; or recordings by the names that identify them in the cache.
@@ -66,9 +66,6 @@ def pretrain(
         device: "auto", "cpu" or "cuda".
         workers: processes that prepare batches in parallel to the training; 0 for none.
         fresh: delete an earlier run in `out`, once everything is known to be usable.
-
-    Returns:
-        Figures of the run, also written to metrics.json.
 
     Raises:
         InputError: unusable sources, weights or recipe, or a run directory of another recipe.
@@ -81,8 +78,7 @@ def pretrain(
     names = list(sources) if given else [identity(s, (out, cache or out)) for s in sources]
     # Observe every sweep once: features and superpixels of its images, segments across sweeps.
     with first_process_first(on_gpu(device)):
-        check_claim(out, recipe, names, fresh)
-        if not fresh and (figures := finished(out)) is not None:
+        if (figures := resumed(out, recipe, names, fresh)) is not None:
             return figures
         named = dict(sources) if isinstance(sources, Mapping) else open_recordings(sources, names)
         started = time.monotonic()
@@ -106,8 +102,7 @@ def pretrain(
         **training,
     }
     if module.global_rank == 0:
-        seen = [stored.load() for stored in some(observations)]
-        inputs = input_statistics(seen, named.values())
+        inputs = input_statistics([o.load() for o in some(observations)], named.values())
         finish(student, NO_CLASSES, recipe, metrics, out, inputs=inputs)
     return metrics
 

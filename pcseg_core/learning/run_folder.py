@@ -69,6 +69,14 @@ def check_claim(out: Path, recipe: Section, sources: Sequence[str], fresh: bool 
         )
 
 
+def resumed(
+    out: Path, recipe: Section, sources: Sequence[str], fresh: bool, **wanted: object
+) -> dict[str, Any] | None:
+    """`check_claim`, then the figures of a finished run that is not deleted; see `finished`."""
+    check_claim(out, recipe, sources, fresh)
+    return None if fresh else finished(out, **wanted)
+
+
 def claim(out: Path, recipe: Section, sources: Sequence[str], fresh: bool = False) -> None:
     """Claim a run directory: make it, or resume the run in it.
 

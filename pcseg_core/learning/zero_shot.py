@@ -27,7 +27,7 @@ from pcseg_core.learning.objectives.alignment import Alignment
 from pcseg_core.learning.objectives.segmentation import WordSegmentation, class_counts
 from pcseg_core.learning.probe import Scan, by_point, read_scans, run_student
 from pcseg_core.learning.recipe import Recipe
-from pcseg_core.learning.run_folder import check_claim, claim, finished, identity
+from pcseg_core.learning.run_folder import claim, identity, resumed
 from pcseg_core.learning.runs import (
     all_skipped,
     finish,
@@ -87,8 +87,7 @@ def zero_shot(
     names = [identity(source, (out, cache or out)) for source in sources]
     parts = [*names, f"split {split.model_dump_json()}", f"every {every}"]
     tested = [entry.name if isinstance(entry, Scan) else identity(entry) for entry in test]
-    check_claim(out, recipe, parts, fresh)
-    if not fresh and (figures := finished(out, tested=tested)) is not None:
+    if (figures := resumed(out, recipe, parts, fresh, tested=tested)) is not None:
         return figures
     recordings, tests = open_recordings(sources, names), open_tests(test)
     space = load_text_space(recipe.text.space, torch_device(device))
@@ -106,23 +105,34 @@ def zero_shot(
     training = train(module, out, device)
     # Measure, also with the bias toward seen classes calibrated on the held-out scenes.
     classifier = CosineClassifier(module.student, vectors, torch_device(device))
-    gamma = _gamma(classifier, held, split.mask, recipe)
-    measured = measure(classifier, _scans(tests, split, recipe), split, gamma)
     metrics = {
         "sweeps": len(sweeps),
         "tested": tested,
         "held_out": len(held),
         "skipped": all_skipped(recordings, observer),
         "labels": quality,
-        "gamma": gamma,
-        **{k: v.model_dump() for k, v in measured.items()},
+        **_measured(classifier, held, _scans(tests, split, recipe), split, recipe),
         **training,
     }
-    classifier.fold(split.mask, gamma, recipe.text.temperature)
     known = _checkpoint_text(space, words, recipe.text.temperature)
     inputs = input_statistics(sweeps, recordings.values())
     finish(module.student, split.space, recipe, metrics, out, known, inputs)
     return metrics
+
+
+def _measured(
+    classifier: CosineClassifier,
+    held: Sequence[StoredObservation],
+    scans: Iterable[Scan],
+    split: Split,
+    recipe: Recipe,
+) -> dict[str, Any]:
+    """Gamma and figures of a classifier, which is then folded into the student."""
+    assert recipe.text is not None
+    gamma = _gamma(classifier, held, split.mask, recipe)
+    figures = measure(classifier, scans, split, gamma)
+    classifier.fold(split.mask, gamma, recipe.text.temperature)
+    return {"gamma": gamma, **{k: v.model_dump() for k, v in figures.items()}}
 
 
 def _checkpoint_text(

@@ -135,7 +135,8 @@ class CameraModel:
         uv = np.empty((len(points), 2))
         uv[:, 0] = self.K[0, 0] * xd + self.K[0, 1] * yd + self.K[0, 2]
         uv[:, 1] = self.K[1, 1] * yd + self.K[1, 2]
-        uv[~valid] = np.nan
+        if not valid.all():
+            uv[~valid] = np.nan
         return uv, valid
 
     def unproject(self, uv: npt.ArrayLike, depth: npt.ArrayLike | None = None) -> Float64:

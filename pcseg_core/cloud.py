@@ -204,7 +204,7 @@ def read_cloud(
         intensity_scale: factor that maps the intensity to 0..1, such as 1/255, or the
             `IntensityScale` of the topic. None or 0 guesses it from this cloud alone.
         time_field: field with the time of each point; "auto" takes the first of `TIME_NAMES`,
-            "none" reads no times.
+            "auto:NAME" prefers NAME, "none" reads no times.
         time_unit: "s", "ms", "us" or "ns"; "auto" takes the suffix of the field's name, else s for
             floats and ns for integers, unless only another unit makes a possible sweep.
         stamp_reference: moment of the sweep that the header's stamp refers to. "start", "mid" and

@@ -27,7 +27,9 @@ class Section(BaseModel):
     documentation are generated from these fields.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False
+    )
 
     renamed: ClassVar[dict[str, str]] = {}
     """Former names of fields: refused, with the new name in the message."""

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib
+import signal
 from types import ModuleType
 
 
@@ -21,6 +22,11 @@ class MissingDependency(PcsegError, ImportError):  # noqa: N818
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM asks the command to end; handled like Ctrl-C, with another exit code."""
+
+
+def interruption(number: int, message: str) -> KeyboardInterrupt:
+    """The exception for a signal, SIGINT or SIGTERM; `message` tells what was stored."""
+    return Terminated(message) if number == signal.SIGTERM else KeyboardInterrupt(message)
 
 
 def require(module: str, extra: str) -> ModuleType:

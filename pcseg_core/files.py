@@ -168,9 +168,14 @@ def new_folder(out: Path, kind: FolderKind, *, force: bool) -> Iterator[Path]:
         claim_folder(out, kind, fresh=True)
 
 
+def is_unused(folder: Path, first: str) -> bool:
+    """Whether a folder is empty, or holds the rest of a write of its `first` file alone."""
+    return all(path.name.startswith(f".{first}.") for path in folder.iterdir())
+
+
 def _is_ours(out: Path, kind: FolderKind) -> bool:
     """Whether a folder holds results of a kind; False for a new or empty one, else an error."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    if not out.exists() or (out.is_dir() and is_unused(out, kind.marker)):
         return False
     try:
         if not out.is_dir() or not (out / kind.marker).is_file():

@@ -42,7 +42,8 @@ def transform(T: Array, xyz: Array) -> Array:
         points = points.astype(np.float64)
     pose = np.asarray(T).astype(points.dtype, copy=False)
     if pose.ndim == 2:
-        moved: Array = points @ pose[:3, :3].T + pose[:3, 3]
+        moved: Array = points @ pose[:3, :3].T
+        moved += pose[:3, 3]
         return moved
     rotated: Array = np.einsum("...ij,...j->...i", pose[..., :3, :3], points)
     result: Array = rotated + pose[..., :3, 3]

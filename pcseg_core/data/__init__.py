@@ -85,7 +85,7 @@ def open_recording(
     Args:
         source: the recording.
         trained: input of the network that labels the recording. A bag is read with the intensity
-            scale of the training, unless another is given.
+            scale and the times of the training, unless others are given.
         options: of the reader.
 
     Raises:
@@ -100,6 +100,9 @@ def open_recording(
     if reader == "bag" and trained is not None and trained.intensity_scale:
         given = float(chosen.get("intensity_scale") or 0)
         chosen["intensity_scale"] = IntensityScale(given, trained.intensity_scale)
+    if reader == "bag" and trained is not None:
+        times = {k: str(chosen[k]) for k in ("time_field", "stamp_reference") if k in chosen}
+        chosen |= trained.time_options(**times)
     opener = _reader(reader)
     return opener(path, **_checked(opener, chosen, str(source)))
 

@@ -64,6 +64,7 @@ class BagRecording:
         cloud_topic: the topic of the sweeps.
         scale: scale of the intensities, one for the whole bag, with its source.
         reading: options of `read_cloud` for its clouds.
+        times: field of the point times and stamp reference, as given.
         lidar_frame: their frame.
         cameras: the usable cameras.
         trajectory: T_world_lidar, or None.
@@ -113,6 +114,7 @@ class BagRecording:
         self.problems: list[str] = []
         self.label_space = self._label_space(label_space)
         self.bag = BagFile(path)
+        self.times = time_field, stamp_reference
         self._scan(cloud_topic)
         self.reading: dict[str, Any] = {
             "intensity_scale": None,

@@ -97,8 +97,14 @@ def inspect_bag(path: str | Path, **options: Any) -> tuple[BagReport, BagRecordi
         findings.append(Finding(level="error", what=str(error), do="record a PointCloud2 topic"))
         indices, _ = bag.index(bag.of_type(*STAMPED))
         return _report(bag, None, indices, [], findings), None
+    return report_on(recording), recording
+
+
+def report_on(recording: BagRecording) -> BagReport:
+    """The report of `inspect_bag` for an opened recording."""
+    findings: list[Finding] = []
     samples = _some_samples(recording, findings)
-    return _report(bag, recording, recording.indices, samples, findings), recording
+    return _report(recording.bag, recording, recording.indices, samples, findings)
 
 
 def _some_samples(recording: BagRecording, findings: list[Finding]) -> list[Sample]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -76,8 +78,8 @@ def cached_trajectory(
         try:
             with np.load(path, allow_pickle=False) as stored:
                 return Trajectory(stored["stamps_ns"], stored["poses"])
-        except (OSError, ValueError, KeyError):
-            path.unlink()
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+            path.unlink()  # damaged
     trajectory = estimate_trajectory(sweeps)
     try:
         with atomic_path(path) as temporary:

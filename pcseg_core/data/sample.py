@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from pcseg_core.errors import InputError
+
 if TYPE_CHECKING:
     from pcseg_core.camera import CameraModel
     from pcseg_core.cloud import PointCloud
@@ -66,6 +68,19 @@ class CameraFrame:
         moved = copy.copy(self)
         moved.T_cam_lidar = np.asarray(T_cam_lidar, np.float64)
         return moved
+
+    def decoded(self) -> CameraFrame:
+        """The same frame with its image in memory.
+
+        Raises:
+            InputError: the image cannot be read or decoded, or is empty.
+        """
+        pixels = self.image
+        if pixels.size == 0:
+            raise InputError("the image is empty")
+        kept = copy.copy(self)
+        kept._image = pixels
+        return kept
 
     @property
     def image(self) -> npt.NDArray[np.uint8]:

@@ -4,10 +4,8 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -133,8 +131,7 @@ def run_demo(settings: DemoSettings, out: Path, *, fresh: bool = False) -> dict[
     recipe, teacher = settings.recipe(), settings.teacher(settings.width)
     with _step("2/5 distilling a LiDAR network from the camera images", "distil", seconds):
         if not (out / "run" / FILE_NAME).is_file():
-            with _quiet():
-                distill([str(bag) for bag in training], recipe, out / "run")
+            distill([str(bag) for bag in training], recipe, out / "run")
     with _step("3/5 replaying another drive to it, LiDAR only", "replay", seconds):
         replayed = _replay(settings, live, out)
     with _step("4/5 measuring against exact truth", "measure", seconds):
@@ -190,20 +187,6 @@ def _step(title: str, name: str, seconds: dict[str, float]) -> Iterator[None]:
     started = time.monotonic()
     yield
     seconds[name] = round(time.monotonic() - started, 1)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Hide Lightning's hints for developers."""
-    log = logging.getLogger("lightning.pytorch")
-    level = log.level
-    log.setLevel(logging.WARNING)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            yield
-        finally:
-            log.setLevel(level)
 
 
 def _bag(recording: SimulatedDrive, path: Path) -> Path:

@@ -92,8 +92,7 @@ class NodeSetup:
             InputError: see `load_checkpoint`.
         """
         trained = load_checkpoint(Path(self.checkpoint))[1].inputs
-        known = trained is not None and trained.intensity_scale is not None
-        return {**self.bag_options, **({"trained": trained} if known else {})}
+        return {**self.bag_options, **({"trained": trained} if trained else {})}
 
 
 @dataclass

@@ -11,7 +11,7 @@ from pcseg_core import __version__
 from pcseg_core.data.label_files import raw_ids_of
 from pcseg_core.export.graph import OPSET, Precision
 from pcseg_core.export.tables import FEATURES, LOGITS, TABLES, rows_name
-from pcseg_core.models.student import INPUT_SCALE, OFFSET_SCALE, StudentConfig
+from pcseg_core.models.student import input_features
 from pcseg_core.online.segmenter import Segmenter
 
 FORMAT = "pcseg student"
@@ -38,16 +38,6 @@ _ROW = (
 _LOGITS = "label of a voxel and its points: the largest; confidence: its softmax over the classes"
 
 
-def features_of(config: StudentConfig) -> tuple[list[str], list[float]]:
-    """Name and divisor of each input feature, in the order of the columns."""
-    names: list[str] = [name for name in config.inputs if name != "offset"]
-    divisors = [INPUT_SCALE[name] for name in names]
-    if "offset" in config.inputs:
-        names += ["offset_x", "offset_y", "offset_z"]
-        divisors += [OFFSET_SCALE] * 3
-    return names, divisors
-
-
 def describe(
     segmenter: Segmenter, precision: Precision, agreement: dict[str, Any] | None
 ) -> dict[str, Any]:
@@ -60,7 +50,7 @@ def describe(
     """
     config, space = segmenter.student.config, segmenter.label_space
     trained_on = segmenter.trained_on
-    names, divisors = features_of(config)
+    features = input_features(config)
     edge = config.voxel_size_m
     is_cartesian = config.voxels == "cartesian"
     size = [edge] * 3 if is_cartesian else [edge, math.radians(config.azimuth_deg), edge]
@@ -73,8 +63,8 @@ def describe(
         "voxels": config.voxels,
         "voxel_size": size,
         "max_range_m": config.max_range_m,
-        "features": names,
-        "feature_divisors": divisors,
+        "features": [name for name, _ in features],
+        "feature_divisors": [divisor for _, divisor in features],
         "intensity_scale": trained_on.intensity_scale if trained_on else None,
         "classes": list(space.names),
         "colors": [list(c.color) for c in space.classes],
@@ -83,7 +73,7 @@ def describe(
         "agreement": agreement,
         "caution": segmenter.meta.caution or None,
         "rules": {"points": _POINTS, "intensity": _INTENSITY, "voxels": _VOXELS},
-        "inputs": _inputs(len(names)),
+        "inputs": _inputs(len(features)),
         "outputs": [_tensor(LOGITS, "float32", [rows_name(0), len(space)], _LOGITS)],
     }
 

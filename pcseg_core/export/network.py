@@ -18,7 +18,7 @@ from pcseg_core.models.minkunet import BasicBlock, ConvBlock, MinkUNet, Up
 from pcseg_core.sparse import BatchNorm, SparseConv3d
 
 Float32 = npt.NDArray[np.float32]
-_SHORTEST = 1e-12  # as `PromptHead.finish`
+_SHORTEST = 1e-12  # as `PromptHead.logits`
 _LEAST_LIKELY = 1e-37
 
 

@@ -24,6 +24,7 @@ from pcseg_core.data.bag_writer import BagWriter
 from pcseg_core.errors import InputError, MissingDependency
 from pcseg_core.input_check import InputStatistics
 from pcseg_core.labels import NO_CLASSES, LabelSpace
+from pcseg_core.learning.run_folder import claim
 
 Sequence = Callable[..., Path]
 
@@ -256,12 +257,17 @@ RECIPE = "teacher: {weights: bundled:simulation_teacher}\nseed: 4\n"
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What the command asks the training for, which is not run."""
+def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
+    """What the command asks the training for, which claims its run directory and does not run."""
     calls: list[Any] = []
+    monkeypatch.chdir(tmp_path)
+    for folder in ("drive", "x"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "drive" / "metadata.yaml").touch()
 
-    def distill(*arguments: Any, **options: Any) -> dict[str, Any]:
-        calls.append((arguments, options))
+    def distill(sources: Any, recipe: Any, out: Path, *arguments: Any) -> dict[str, Any]:
+        calls.append((sources, recipe, out, *arguments))
+        claim(out, recipe, sources, fresh=arguments[-1])
         shares = {"road": 0.75, "person": 0.25}
         times = {"labeling_s": 1.0, "training_s": 2.0}
         return {"sweeps": 3, "steps": 9, "class_shares": shares, **times}
@@ -284,7 +290,7 @@ def test_distill_passes_on_what_was_asked(asked: list[Any], tmp_path: Path) -> N
         11,
     )
     assert result.exit_code == 0, result.output
-    (sources, recipe, out), _ = asked[0]
+    sources, recipe, out, *_ = asked[0]
     assert (sources, out, recipe.seed) == (["drive", "kitti-raw:x"], tmp_path / "run", 11)
     assert "road 75.0 %" in result.output
 

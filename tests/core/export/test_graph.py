@@ -90,9 +90,12 @@ def test_words_equal_the_prompted_segmenter(
     x = make_voxels(1500)
     rows, owner = PromptSet.parse(prompts).encode(segmenter.text)
     head = segmenter.student.text_head
-    classify = PromptHead(head, rows, owner, len(prompts), segmenter.text.temperature)
+    folded = PromptHead(head, rows, owner, len(prompts), segmenter.text.temperature)
+    member = torch.nn.functional.one_hot(torch.from_numpy(owner), len(prompts)).float()
     with torch.no_grad():
-        likely = classify(segmenter.student.network.features(x))
+        features = segmenter.student.network.features(x)
+        scores = folded.logits(torch.addmm(folded.offset, features, folded.matrix))
+    likely = scores.softmax(1) @ member
     given = torch.from_numpy(OnnxStudent(build(segmenter).SerializeToString())(x))
     assert_same(given.log_softmax(1).numpy(), likely.log().numpy())
 

@@ -29,6 +29,7 @@ from pcseg_core.online.pipeline import (
     PipelineConfig,
     SmoothingConfig,
 )
+from pcseg_core.online.segmenter import Segmenter
 from pcseg_core.simulation.recording import SimulatedDrive
 from pcseg_core.simulation.to_bag import write_simulated_bag
 from pcseg_core.vision.pixel_classes import TeacherConfig
@@ -312,6 +313,8 @@ def test_a_bag_is_decoded_and_paired_as_the_node_does(
     evaluate(bag, "--params", params)
     evaluate(bag, "--checkpoint", "bundled")
     evaluate(DRIVE, "--checkpoint", "bundled")
+    trained = Segmenter.load("bundled").trained_on
+    assert [options.pop("trained", None) for options in opened] == [trained] * 4 + [None]
     assert opened == [
         {"max_image_offset_s": 0.2, "camera_topics": ["/camera"]},
         {"camera_topics": ["/camera"]},

@@ -167,7 +167,7 @@ class Trajectory:
                 f"trajectory: expected M >= 1 stamps and poses (M, 4, 4), got stamps "
                 f"{self.stamps_ns.shape} and poses {self.poses.shape}"
             )
-        rigid = _is_rigid(self.poses)
+        rigid = is_rigid(self.poses)
         if not rigid.all():
             raise InputError(f"trajectory: pose {int(np.argmin(rigid))} is not a rigid transform")
         steps = np.diff(self.stamps_ns)
@@ -253,7 +253,8 @@ def deskew(xyz: Array, time_s: Array, trajectory: Trajectory, stamp_ns: int) -> 
     """Correct the points of a sweep for the motion of the sensor.
 
     Args:
-        xyz: (N, 3) points [m], each in the sensor frame at its own time; NaN stays NaN.
+        xyz: (N, 3) points [m], each in the sensor frame at its own time; NaN and (0, 0, 0), which
+            are no returns, stay.
         time_s: (N,) relative to `stamp_ns` [s]; a time that is not finite counts as 0.
         trajectory: poses of that sensor, T_world_sensor.
         stamp_ns: stamp of the sensor frame of the result.
@@ -277,7 +278,10 @@ def deskew(xyz: Array, time_s: Array, trajectory: Trajectory, stamp_ns: int) -> 
     grid = np.linspace(times.min(), times.max(), _DESKEW_POSES)
     stamps = stamp_ns + np.round(grid * 1e9).astype(np.int64)
     poses = invert(trajectory.at(stamp_ns)) @ trajectory.at_many(stamps)
-    return _blend(points, times, grid, poses)
+    moved = _blend(points, times, grid, poses)
+    x, y, z = points.T
+    moved[(x == 0) & (y == 0) & (z == 0)] = 0
+    return moved
 
 
 def undo_motion(xyz: Array, time_s: Array, poses: Poses, stamp_ns: int) -> npt.NDArray[np.float32]:
@@ -331,7 +335,7 @@ def _blend(points: Array, times: Float64, grid: Float64, poses: Float64) -> Arra
     return moved
 
 
-def _is_rigid(poses: Float64) -> npt.NDArray[np.bool_]:
+def is_rigid(poses: Float64) -> npt.NDArray[np.bool_]:
     """(M,) bool: finite, with a rotation that neither scales nor mirrors."""
     finite = np.isfinite(poses.reshape(-1, 16).sum(axis=1))
     rotation = np.where(finite[:, None, None], poses, 0.0)[:, :3, :3]

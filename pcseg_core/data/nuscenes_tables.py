@@ -185,7 +185,8 @@ class _Tables:
     def _boxes(self, sample: Row, T_world_lidar: Float64) -> Any:
         if self.annotations is None:
             return None
-        return partial(_boxes_in_lidar, self.annotations[sample["token"]], invert(T_world_lidar))
+        rows = self.annotations[sample["token"]]
+        return partial(_boxes_in_lidar, rows, invert(T_world_lidar), self.folder)
 
     def _keyed(self, table: str) -> dict[str, Row]:
         return {row["token"]: row for row in self._rows(table)}
@@ -203,14 +204,17 @@ class _Tables:
         return rows
 
 
-def _boxes_in_lidar(annotations: list[Row], T_lidar_world: Float64) -> list[Box]:
+def _boxes_in_lidar(annotations: list[Row], T_lidar_world: Float64, folder: Path) -> list[Box]:
     """Boxes of `sample_annotation` rows (world frame; size as width, length, height)."""
     boxes = []
     for row in annotations:
-        T = compose(T_lidar_world, _pose(row))
-        width, length, height = row["size"]
-        yaw = float(np.arctan2(T[1, 0], T[0, 0]))
-        boxes.append(Box(T[:3, 3], np.array([length, width, height]), yaw, str(row["category"])))
+        try:
+            T = compose(T_lidar_world, _pose(row))
+            size = np.array([row["size"][place] for place in (1, 0, 2)], dtype=np.float64)
+            yaw = float(np.arctan2(T[1, 0], T[0, 0]))
+            boxes.append(Box(T[:3, 3], size, yaw, str(row["category"])))
+        except InputError as error:
+            raise InputError(f"{folder / 'sample_annotation.json'}: {error}") from error
     return boxes
 
 

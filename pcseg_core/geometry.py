@@ -86,13 +86,37 @@ def from_quaternion(xyzw: npt.ArrayLike, translation: npt.ArrayLike = (0.0, 0.0,
             a translation is not finite or longer than 1e9 m.
     """
     q = np.asarray(xyzw, dtype=np.float64)
-    length = np.linalg.norm(q, axis=-1)
-    if q.shape[-1] != 4 or not np.all((length > 1e-9) & np.isfinite(length)):
-        raise InputError(f"not a rotation: quaternion {q.tolist()}; expected x y z w of length 1")
-    if not np.all(np.abs(translation) < _MAX_TRANSLATION_M):
-        raise InputError(f"not a place: translation {np.asarray(translation).tolist()} [m]")
+    rotations, places = _are_rotations(q), _are_places(translation)
+    if q.shape[-1] != 4 or not np.all(rotations):
+        shown = q[~rotations][:1] if q.ndim > 1 else q
+        raise InputError(
+            f"not a rotation: quaternion {shown.tolist()}; expected x y z w of length 1"
+        )
+    if not np.all(places):
+        shown = np.asarray(translation)[~places][:3]
+        raise InputError(f"not a place: translation of {shown.tolist()} m")
     rotation = Rotation.from_quat(q.reshape(-1, 4)).as_matrix()
     return from_rotation(rotation.reshape(*q.shape[:-1], 3, 3), translation)
+
+
+def is_pose(xyzw: npt.ArrayLike, translation: npt.ArrayLike) -> bool:
+    """Whether `from_quaternion` accepts a quaternion (4,) and a translation (3,)."""
+    rotation = _are_rotations(np.asarray(xyzw, dtype=np.float64))
+    return bool(rotation) and bool(np.all(_are_places(translation)))
+
+
+def _are_rotations(q: Float64) -> npt.NDArray[np.bool_]:
+    """(...,) bool: quaternions (..., 4) that are finite and not zero."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        length = np.linalg.norm(q, axis=-1)
+    good: npt.NDArray[np.bool_] = (length > 1e-9) & np.isfinite(length)
+    return good
+
+
+def _are_places(translation: npt.ArrayLike) -> npt.NDArray[np.bool_]:
+    """(..., 3) bool: finite coordinates of at most 1e9 m."""
+    near: npt.NDArray[np.bool_] = np.abs(translation) < _MAX_TRANSLATION_M
+    return near
 
 
 def to_quaternion(T: Array) -> tuple[Float64, Float64]:

@@ -272,7 +272,13 @@ def _parse_class(id_: int, entry: Any, source: str) -> LabelClass:
             f"{source}: class '{entry['name']}': 'color' must be [red, green, blue] from 0 to 255, "
             f"found {color!r}"
         )
-    synonyms = tuple(str(word) for word in entry.get("synonyms") or ())
+    words = entry.get("synonyms") or ()
+    if not isinstance(words, (list, tuple)):
+        raise InputError(
+            f"{source}: class '{entry['name']}': 'synonyms' must be a list of words, found "
+            f"{words!r}"
+        )
+    synonyms = tuple(str(word) for word in words)
     return LabelClass(id_, entry["name"], (color[0], color[1], color[2]), synonyms)
 
 
@@ -286,7 +292,7 @@ def _parse_raw_ids(content: Any, names: list[str], source: str) -> dict[int, int
             raise InputError(f"{source}: raw id {raw} names the class '{name}', which is not there")
         try:
             result[int(raw)] = IGNORE if name is None else names.index(name)
-        except ValueError as error:
+        except (ValueError, TypeError, OverflowError) as error:
             raise InputError(f"{source}: raw id {raw!r} is not an integer") from error
     if any(not 0 <= raw < 1 << 16 for raw in result):
         raise InputError(f"{source}: raw ids must lie between 0 and 65535")
@@ -295,8 +301,10 @@ def _parse_raw_ids(content: Any, names: list[str], source: str) -> dict[int, int
 
 def _parse_groupings(content: Any, names: list[str], source: str) -> Groupings:
     nested = isinstance(content, dict) and all(
-        isinstance(groups, dict) and all(isinstance(members, list) for members in groups.values())
-        for groups in content.values()
+        isinstance(space, str)
+        and isinstance(groups, dict)
+        and all(isinstance(members, list) for members in groups.values())
+        for space, groups in content.items()
     )
     if not nested:
         raise InputError(
@@ -309,7 +317,7 @@ def _parse_groupings(content: Any, names: list[str], source: str) -> Groupings:
         for target, members in groups.items():
             for member in members:
                 if member not in names or member in seen:
-                    reason = "is given twice" if member in seen else "is not one of its classes"
+                    reason = "is given twice" if member in names else "is not one of its classes"
                     raise InputError(f"{source}: grouping '{space}': '{member}' {reason}")
                 seen.add(member)
             result[space][target] = tuple(members)

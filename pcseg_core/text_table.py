@@ -49,8 +49,8 @@ class TextTable:
             normalized again; zeros if none was.
 
     Raises:
-        InputError: no words, numbers of words and vectors that differ, or vectors that are not
-            finite or have length 0.
+        InputError: no words, numbers of words and vectors that differ, vectors that are not
+            finite or have length 0, or a center of another size or that is not finite.
     """
 
     name: str
@@ -75,8 +75,13 @@ class TextTable:
                 f"text table '{self.name}': the vector of '{worst}' is zero or not finite"
             )
         object.__setattr__(self, "vectors", unit_rows(vectors))
-        if self.center is None:
-            object.__setattr__(self, "center", np.zeros(shape[1], np.float32))
+        center = np.zeros(shape[1]) if self.center is None else self.center
+        if np.shape(center) != shape[1:] or not np.isfinite(center).all():
+            raise InputError(
+                f"text table '{self.name}': a center of shape {np.shape(center)}; expected "
+                f"{shape[1]} finite numbers"
+            )
+        object.__setattr__(self, "center", np.asarray(center, np.float32))
         object.__setattr__(self, "_rows", self._index())
 
     @property

@@ -77,6 +77,12 @@ def test_vectors_that_are_none(vectors: np.ndarray) -> None:
         TextTable("x", ("a", "b"), vectors)
 
 
+@pytest.mark.parametrize("center", [np.zeros(3), np.full(4, np.inf), np.float32(1)])
+def test_centers_that_are_none(center: np.ndarray) -> None:
+    with pytest.raises(InputError, match="text table 'x': a center of shape"):
+        TextTable("x", ("a", "b"), np.eye(2, 4), center=center)
+
+
 def test_join_keeps_the_first_and_refuses_other_sizes() -> None:
     other = TextTable("coco", ("car", "pole", "tree"), np.eye(3, 8))
     joined = table().join(other)

@@ -499,6 +499,16 @@ def test_appended_twice_is_overwritten_in_place() -> None:
         append_fields(first, {"label": np.array([3, 4], np.uint32)}, replace=False)
 
 
+def test_a_label_that_shares_bytes_is_added_anew() -> None:
+    """A union of fields: to overwrite the label would move the points."""
+    layout = [*XYZ, ("label", 0, U32)]
+    msg = message(layout, {"label": np.zeros(2, np.uint32), **xyz_columns(2)}, 12)
+    msg.data = message(XYZ, xyz_columns(2), 12).data
+    out = append_fields(msg, {"label": np.array([1, 2], np.uint32)})
+    np.testing.assert_array_equal(structured(out)["x"], structured(msg)["x"])
+    np.testing.assert_array_equal(structured(out)["label"], [[1, 2]])
+
+
 @pytest.mark.parametrize(
     ("values", "expected"),
     [

@@ -100,8 +100,10 @@ def read_poses(path: Path) -> Float64:
     rows = []
     for number, line in enumerate(read_text(path).splitlines(), start=1):
         values = _numbers(line, path, number)
-        if values.size != 12:
-            raise InputError(f"{path}, line {number}: {values.size} values; expected 12 of a pose")
+        if values.size != 12 or not np.isfinite(values).all():
+            raise InputError(
+                f"{path}, line {number}: {values.size} values; expected 12 finite ones of a pose"
+            )
         rows.append(pose_of_row(values))
     if not rows:
         raise InputError(f"{path}: no poses in it; expected 12 numbers a line")
@@ -157,7 +159,7 @@ def read_floats(path: Path, columns: int) -> npt.NDArray[np.float32]:
     cells = np.frombuffer(data, dtype="<f4").reshape(-1, columns)
     with np.errstate(invalid="ignore", over="ignore"):  # inf - inf
         finite = np.isfinite(cells[:, :3].sum(axis=1))
-    if not (finite & cells[:, :3].any(axis=1)).any():  # exact zeros are no returns
+    if not (finite & (cells[:, :3] != 0).any(axis=1)).any():  # exact zeros are no returns
         raise InputError(f"{path}: none of its {len(cells)} points is finite")
     return cells
 

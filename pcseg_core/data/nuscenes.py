@@ -171,7 +171,7 @@ def read_nuscenes_sweep(path: Path, stamp_ns: int) -> PointCloud:
     return PointCloud(
         xyz=np.ascontiguousarray(cells[:, :3]),
         intensity=cells[:, 3] / np.float32(255),
-        ring=cells[:, 4].astype(np.uint16),
+        ring=np.nan_to_num(cells[:, 4]).clip(0, 65535).astype(np.uint16),
         frame_id=LIDAR,
         stamp_ns=stamp_ns,
     )

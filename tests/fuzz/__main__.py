@@ -44,7 +44,7 @@ def main() -> int:
     import torch
 
     torch.set_num_threads(1)
-    run = Run(names, options.out, options.jobs, options.seed)
+    run = Run([TARGETS[name] for name in names], options.out, options.jobs, options.seed)
     run.go(options.minutes)
     print(run.table())
     found = [name for row in run.rows.values() for name in row.findings]

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from pcseg_core.data.bag import BagRecording
 from pcseg_core.data.bag_info import inspect_bag
-from pcseg_core.data.bag_reader import BagFile
+from pcseg_core.data.bag_reader import BagFile, connection
+from pcseg_core.data.bag_storage import Channel
 from pcseg_core.data.bag_writer import BagWriter
 from pcseg_core.errors import InputError
 
@@ -118,8 +119,53 @@ def check_bag(path: Path) -> None:
         report, _ = inspect_bag(path)
         assert report.model_dump_json()
         assert all(len(f.what) + len(f.do) < 3000 for f in report.findings)
+        if report.trainable:
+            assert any(_shows(recording, index) for index in range(len(recording)))
     finally:
         recording.bag.close()
+
+
+def _shows(recording: BagRecording, index: int) -> bool:
+    """Whether a sweep and one of its images can be read."""
+    try:
+        return any(frame.image.size for frame in recording[index].cameras)
+    except InputError:
+        return False
+
+
+@functools.cache
+def _definitions() -> list[bytes]:
+    """Texts that define a message, as in bags."""
+    line = b"=" * 80
+    own = b'uint8 A=1\nstring name "x"\nfloat64[3] p\nfuzz_msgs/Part[<=4] parts\n'
+    part = b"\nMSG: fuzz_msgs/Part\nint32 id\nfuzz_msgs/Whole whole\n"
+    idl = (
+        b"module fuzz_msgs { module msg { struct Whole { int32 id; sequence<double, 3> p; }; }; };"
+    )
+    nested = b"".join(b"A%d[2] a%d\n" % (i, i) for i in range(300))
+    return [own + line + part, own, idl, nested, b"string<=10[<=3] x [\"a\", 'b']\nwstring w"]
+
+
+@st.composite
+def definitions(draw: st.DrawFn) -> bytes:
+    """A definition with a few changes; some are long."""
+    text = draw(mutated(_definitions()))
+    repeated = draw(st.sampled_from([1, 1, 1, 1, 20, 300]))
+    return b"\n".join([text] * repeated)[:120_000]
+
+
+def check_definition(case: bytes, folder: Path) -> None:
+    """A topic with its own definition is copied, or left out with a reason."""
+    text = case.decode("utf-8", "replace")
+    for language in ("ros2msg", "ros2idl"):
+        channel = Channel("/own", "cdr", "fuzz_msgs/msg/Whole", language, text, "", "", 1)
+        own = connection(1, "/own", channel, 1)
+        with BagWriter(folder / "copy", force=True) as writer:
+            reason = writer.add_topic(own)
+            assert len(reason) < 1000
+            if not reason:
+                writer.pass_through(own, 1, b"\0\1\0\0")
+        assert len(read_messages(folder / "copy")) == (not reason)
 
 
 def damaged_mcap() -> st.SearchStrategy[bytes]:
@@ -288,5 +334,6 @@ TARGETS = (
     Target("bag-sqlite", damaged_sqlite, check_sqlite, ("drive",), 40),
     Target("bag-metadata", damaged_metadata, check_metadata, ("drive",), 30),
     Target("bag-byte", flipped, check_flipped, ("drive",), 60),
+    Target("bag-definition", definitions, check_definition, ("copy",), 30),
     Target("bag-message", spoiled_messages, check_messages, ("drive",), 20),
 )

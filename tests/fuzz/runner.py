@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from multiprocessing.sharedctypes import SynchronizedArray
 from pathlib import Path
@@ -61,14 +62,15 @@ class Run:
     """A run of some targets in parallel children.
 
     Args:
-        names: targets.
+        targets: what to try.
         out: folder of the findings and the report.
         jobs: number of children.
         seed: of the first child.
     """
 
-    def __init__(self, names: list[str], out: Path, jobs: int, seed: int = 0) -> None:
-        self.rows = {name: Row(name) for name in names}
+    def __init__(self, targets: Sequence[Target], out: Path, jobs: int, seed: int = 0) -> None:
+        self.targets = list(targets)
+        self.rows = {target.name: Row(target.name) for target in targets}
         self.out, self.jobs, self.seed = out, jobs, seed
         self._children: list[_Child] = []
         self._started = time.monotonic()
@@ -77,10 +79,8 @@ class Run:
     def go(self, minutes: float) -> None:
         """Try cases for some minutes; each target gets the same time."""
         (self.out / "findings").mkdir(parents=True, exist_ok=True)
-        for name in self.rows:  # the children take over what the strategies compute once
-            settings(max_examples=1, database=None, deadline=None, phases=[Phase.generate])(
-                given(TARGETS[name].cases())(lambda case: None)
-            )()
+        for target in self.targets:  # the children take over what the strategies compute once
+            _tried(target, 0, 1, lambda case: None)
         self._started = said = time.monotonic()
         end = self._started + 60 * minutes
         try:
@@ -126,7 +126,7 @@ class Run:
         return "\n".join(lines)
 
     def _start(self, end: float) -> None:
-        target = TARGETS[list(self.rows)[self._next % len(self.rows)]]
+        target = self.targets[self._next % len(self.targets)]
         context = multiprocessing.get_context("fork")
         counts = context.Array("q", 3)
         folder = Path(tempfile.mkdtemp(prefix="pcseg-fuzz-"))
@@ -228,19 +228,23 @@ def _try_cases(
             signal.setitimer(signal.ITIMER_VIRTUAL, 0)
 
     batch = 0
-    strategy = target.cases()
     while time.monotonic() < end:
         batch += 1
-        decorate = settings(
-            max_examples=_BATCH,
-            database=None,
-            deadline=None,
-            phases=[Phase.generate],
-            suppress_health_check=list(HealthCheck),
-        )
-        decorate(seed(number * 100_000 + batch)(given(strategy)(attempt)))()
+        _tried(target, number * 100_000 + batch, _BATCH, attempt)
     usage = resource.getrusage(resource.RUSAGE_SELF)
     (folder / "cpu").write_text(str(usage.ru_utime + usage.ru_stime))
+
+
+def _tried(target: Target, number: int, cases: int, attempt: Callable[[bytes], None]) -> None:
+    """Give some cases of a target to a function; the number decides which."""
+    decorate = settings(
+        max_examples=cases,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    decorate(seed(number)(given(target.cases())(attempt)))()
 
 
 def _limit(folder: Path) -> None:

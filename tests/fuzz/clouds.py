@@ -173,7 +173,7 @@ def _relaid(msg: Any) -> Any:
         }
     )
     height, width = points.shape
-    row = width * offset + 5
+    row = width * offset + (5 if width else 0)
     data = np.full(height * row, 0xAB, np.uint8)
     out = np.ndarray((height, width), dtype, buffer=data.data, strides=(row, offset))
     for name in points.dtype.names or ():

@@ -22,6 +22,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from pcseg_core.data import open_recording
+from pcseg_core.geometry import invert
 
 from .harness import Target
 from .mutations import altered, mutated
@@ -158,6 +159,32 @@ def _check_others(layout: Layout, name: str, found: dict[str, str]) -> None:
             assert found.get(sample) == value, f"{name} changes sample {sample}"
 
 
+def _single_frame(folder: Path) -> Path:
+    """A nuScenes key frame described by one sample.json."""
+    T_cam_lidar = recordings.T_CAM_LIDAR
+    camera = {
+        "timestamp": 1532402927.02,
+        "file": "front.png",
+        "cam2ego": invert(T_cam_lidar).tolist(),
+        "lidar2cam": T_cam_lidar.tolist(),
+        "cam2img": recordings.CAMERA.K.tolist(),
+    }
+    content = {
+        "timestamp": 1532402927.0,
+        "ego2global": np.eye(4).tolist(),
+        "lidar": {"file": "lidar.bin", "lidar2ego": np.eye(4).tolist()},
+        "cameras": {"CAM_FRONT": camera},
+        "categories": {"0": "car"},
+        "boxes": [{"box": [10.0, 2.0, 0.0, 4.0, 2.0, 1.5, 0.5], "label": 0}],
+    }
+    cells = np.zeros((100, 5), np.float32)
+    cells[:, :4] = recordings.points(100)
+    recordings.put(folder / "frame" / "sample.json", json.dumps(content))
+    recordings.put(folder / "frame" / "lidar.bin", cells.tobytes())
+    recordings.put(folder / "frame" / "front.png", recordings.png(recordings.picture()))
+    return folder / "frame"
+
+
 def _layouts() -> dict[str, Layout]:
     return {
         "kitti-raw": Layout(
@@ -167,6 +194,7 @@ def _layouts() -> dict[str, Layout]:
         "semantic-kitti": Layout(
             "semantic-kitti", recordings.semantic_kitti, r"/(\d{6})\.", r"/(\d+)$"
         ),
+        "nuscenes-frame": Layout("nuscenes", _single_frame, r"^$", r"^$"),
         "nuscenes": Layout(
             "nuscenes", recordings.nuscenes, r"(?:lidar|cam|lidarseg)/(\d)\.", r"k(\d)$"
         ),

@@ -202,10 +202,8 @@ def _layouts() -> dict[str, Layout]:
 
 
 def _target(name: str, layout: Layout) -> Target:
-    named = ("pcseg-fuzz", "fuzz", layout.reader, name)
-    return Target(
-        name, functools.partial(damaged, layout), check_folder(layout), (*named, "tmp"), 60
-    )
+    strategy = functools.partial(damaged, layout)
+    return Target(name, strategy, check_folder(layout), (f"/{layout.reader}",), 60)
 
 
 TARGETS: tuple[Any, ...] = tuple(_target(name, layout) for name, layout in _layouts().items())

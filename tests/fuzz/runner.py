@@ -29,8 +29,9 @@ from .harness import Target, defect_key, judge
 from .targets import TARGETS
 
 MEMORY_BYTES = 2 << 30  # that a case may take on top of what the libraries took
-CASE_S = 20  # of CPU time for one case
+CASE_S = 10  # of CPU time for one case
 SLICE_S = 20.0  # for one child
+PATIENCE_S = 600.0  # for a child that does not end, which may wait for a busy machine
 _BATCH = 200
 _TRIED, _ACCEPTED, _REFUSED = range(3)
 
@@ -134,7 +135,7 @@ class Run:
         arguments = (target, self.seed + self._next, seconds, folder, counts, self.out)
         process = context.Process(target=_try_cases, args=arguments, daemon=True)
         process.start()
-        limit = time.monotonic() + seconds + 6 * CASE_S
+        limit = time.monotonic() + seconds + PATIENCE_S
         self._children.append(_Child(target, folder, process, counts, limit))
         self._next += 1
 

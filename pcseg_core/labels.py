@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import os
+from collections import Counter
 from collections.abc import Sized
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,8 @@ IGNORE = -1
 
 WIRE_UNLABELED = 65535
 """The same in ROS messages, in the uint32 field `label` of a cloud."""
+
+MAX_CLASSES = 4096
 
 _FOLDER = Path(__file__).parent / "label_spaces"
 
@@ -239,13 +242,15 @@ def _load_file(path: Path) -> LabelSpace:
 def _parse(content: dict[str, Any], source: str) -> LabelSpace:
     unknown = set(content) - {"name", "description", "classes", "raw_ids", "groupings"}
     if unknown:
-        raise InputError(f"{source}: unknown keys {sorted(unknown)}")
+        raise InputError(f"{source}: unknown keys {sorted(map(str, unknown))}")
     entries = content.get("classes")
     if not isinstance(content.get("name"), str) or not isinstance(entries, list) or not entries:
         raise InputError(f"{source}: a label space needs 'name' and a list of 'classes'")
+    if len(entries) > MAX_CLASSES:
+        raise InputError(f"{source}: {len(entries)} classes, expected at most {MAX_CLASSES}")
     classes = tuple(_parse_class(i, entry, source) for i, entry in enumerate(entries))
     names = [c.name for c in classes]
-    repeated = sorted({name for name in names if names.count(name) > 1})
+    repeated = sorted(name for name, count in Counter(names).items() if count > 1)
     if repeated:
         raise InputError(f"{source}: class names must differ, found twice: {', '.join(repeated)}")
     return LabelSpace(
@@ -261,7 +266,8 @@ def _parse_class(id_: int, entry: Any, source: str) -> LabelClass:
         raise InputError(f"{source}: class {id_} needs a 'name', found {entry!r}")
     unknown = set(entry) - {"name", "color", "synonyms"}
     if unknown:
-        raise InputError(f"{source}: class '{entry['name']}' has unknown keys {sorted(unknown)}")
+        listed = sorted(map(str, unknown))
+        raise InputError(f"{source}: class '{entry['name']}' has unknown keys {listed}")
     color = entry.get("color")
     if not (
         isinstance(color, (list, tuple))

@@ -11,12 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 
 from pcseg_core.errors import InputError
 from pcseg_core.files import atomic_path
+
+MAX_BYTES = 1 << 30
+"""Largest file of words, unpacked."""
 
 _SEPARATORS = re.compile(r"[\s_\-]+")
 _QUALIFIER = re.compile(r"\([^)]*\)")
@@ -257,13 +259,16 @@ class TextTable:
         """Read a file written by `save`.
 
         Raises:
-            InputError: no such file, or not a text table.
+            InputError: no such file, not a text table, or a larger one than `MAX_BYTES`.
         """
         try:
             with np.load(path, allow_pickle=False) as stored:
+                size = sum(entry.file_size for entry in stored.zip.infolist())
+                if size > MAX_BYTES:
+                    raise ValueError(f"it unpacks to {size} bytes, expected at most {MAX_BYTES}")
                 header = json.loads(bytes(stored["header"]))
                 vectors, center = stored["vectors"], stored["center"]
-        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+        except Exception as error:  # the kind depends on the wrong bytes
             raise InputError(f"text table {path}: not readable ({error})") from None
         return cls.from_parts(header, vectors, center)
 

@@ -190,7 +190,7 @@ def sample_json_frame(path: Path) -> KeyFrame:
     """
     try:
         described = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: not readable as JSON: {error}") from error
     stamp_ns = _microseconds(described["timestamp"])
     T_ego_lidar = _pose_entry(described["lidar"], "lidar2ego", path)
@@ -221,9 +221,7 @@ def _pose_entry(described: Mapping[str, Any], name: str, path: Path) -> npt.NDAr
     """A (4, 4) entry; raises InputError unless it is a rotation with a translation."""
     T = np.array(described[name], dtype=np.float64)
     if T.shape != (4, 4) or not is_rigid(T[None])[0]:
-        raise InputError(
-            f"{path}: '{name}' is no rotation with a translation, 4x4"
-        )
+        raise InputError(f"{path}: '{name}' is no rotation with a translation, 4x4")
     return T
 
 

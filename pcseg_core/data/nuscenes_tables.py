@@ -197,7 +197,7 @@ class _Tables:
             return []
         try:
             rows: list[Row] = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise InputError(f"{path}: not readable as a nuScenes table: {error}") from error
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
             raise InputError(f"{path}: not a nuScenes table; expected a list of rows with names")

@@ -17,8 +17,10 @@ from safetensors.torch import load_file, save_file
 
 from pcseg_core.checkpoint import CheckpointMeta, CheckpointText, save_checkpoint
 from pcseg_core.cloud import PointCloud
+from pcseg_core.input_check import InputStatistics
 from pcseg_core.labels import LabelSpace
 from pcseg_core.models.student import Student, StudentConfig
+from pcseg_core.online.pipeline import Pipeline, Sweep
 from pcseg_core.online.segmenter import Segmenter
 from pcseg_core.text_table import TextTable
 
@@ -37,7 +39,11 @@ def _seed() -> bytes:
     text = CheckpointText(
         TextTable("fuzz", space.names, vectors), {name: (name,) for name in space.names}
     )
-    meta = CheckpointMeta(student=config.model_dump(mode="json"), label_space=space.to_dict())
+    meta = CheckpointMeta(
+        student=config.model_dump(mode="json"),
+        label_space=space.to_dict(),
+        inputs=InputStatistics.measure([_cloud()], 1 / 255, "time", "start", True),
+    )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "seed.safetensors"
         save_checkpoint(path, Student(config, len(space)).state_dict(), meta, text)
@@ -104,9 +110,9 @@ def _changed(draw: st.DrawFn, tensor: torch.Tensor) -> torch.Tensor:
 @functools.cache
 def _cloud() -> PointCloud:
     rng = np.random.default_rng(1)
-    xyz = rng.normal(0, 8, (300, 3)).astype(np.float32)
+    xyz = rng.normal(0, 8, (1200, 3)).astype(np.float32)
     xyz[:3] = [[np.nan] * 3, [0] * 3, [1e30] * 3]
-    return PointCloud(xyz, rng.random(300, np.float32))
+    return PointCloud(xyz, rng.random(1200, np.float32))
 
 
 def check_checkpoint(case: bytes, folder: Path) -> None:
@@ -114,8 +120,8 @@ def check_checkpoint(case: bytes, folder: Path) -> None:
     path = folder / "given.safetensors"
     path.write_bytes(case)
     segmenter = Segmenter.load(path, device="cpu")
-    result = segmenter.segment(_cloud())
-    check_labels(_cloud(), result.labels, result.confidence, len(segmenter.label_space))
+    labeled = Pipeline(segmenter).process(Sweep(_cloud()))
+    check_labels(_cloud(), labeled.labels, labeled.confidence, len(segmenter.label_space))
     if segmenter.text is not None:
         space = segmenter.set_prompts([segmenter.text.table.words[0], "*"])
         result = segmenter.segment(_cloud())

@@ -15,6 +15,7 @@ from pcseg_core.cloud_layout import DATATYPES, TYPES, EncodedCloud, Field, struc
 from pcseg_core.data.bag_reader import CLOUD, type_store
 from pcseg_core.data.messages import cloud as cloud_message
 from pcseg_core.errors import InputError
+from pcseg_core.input_check import InputCheck, InputStatistics
 from pcseg_core.labels import from_wire, to_wire
 
 from .harness import Target
@@ -258,11 +259,21 @@ def check_segment(case: bytes, folder: Path) -> None:
     config = PipelineConfig.model_validate(
         {"motion": {"deskew": True}, "temporal": {"enabled": True}}
     )
+    _check_statistics(cloud)
     pipeline = Pipeline(segmenter(), config)
     result = pipeline.process(Sweep(cloud, None, _drive))
     check_labels(cloud, result.labels, result.confidence, len(result.label_space))
     for event, reason in result.problems:
         assert len(event) + len(reason) <= 1000
+
+
+def _check_statistics(cloud: PointCloud) -> None:
+    """A sweep with returns has statistics, which are stored and compared with."""
+    if not cloud.finite.any():
+        return
+    found = InputStatistics.measure([cloud])
+    assert InputStatistics.model_validate_json(found.model_dump_json()) == found
+    assert len(InputCheck(found)(cloud)) < 1000
 
 
 def check_labels(

@@ -186,9 +186,12 @@ def tables(draw: st.DrawFn) -> bytes:
         other = {"flat": vectors.reshape(-1), "text": vectors.astype(str), "scalar": np.float32(1)}
         arrays[draw(st.sampled_from(["vectors", "center"]))] = other[kind]
     buffer = io.BytesIO()
-    text = np.frombuffer(json.dumps(header).encode("utf-8", "surrogatepass"), np.uint8)
-    np.savez(buffer, header=text, **arrays)
-    return buffer.getvalue()
+    text = json.dumps(header).encode("utf-8", "surrogatepass")
+    text = draw(st.sampled_from([text] * 9 + [b"[" * 100_000, b""]))
+    np.savez(buffer, header=np.frombuffer(text, np.uint8), **arrays)
+    found = buffer.getvalue()
+    shapes = st.sampled_from([b"(9, 4)", b"(6, 9)", b"((6,4)", b"(-1,4)", b"(9e9,)"])
+    return found.replace(b"(6, 4)", draw(shapes)) if draw(st.integers(0, 4)) == 0 else found
 
 
 def check_table(case: bytes, folder: Path) -> None:

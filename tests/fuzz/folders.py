@@ -79,7 +79,9 @@ def damaged(draw: st.DrawFn, layout: Layout) -> bytes:
     files = template(layout).files
     name = draw(st.sampled_from(sorted(files)))
     content = files[name]
-    if name.endswith(".json"):
+    if name.endswith(".json") and draw(st.integers(0, 30)) == 0:
+        content = draw(st.sampled_from([b"[" * 100_000, b'{"a":' * 100_000, b"[1e999]", b""]))
+    elif name.endswith(".json"):
         changed = draw(altered([json.loads(content)]))
         content = json.dumps(changed).encode("utf-8", "surrogatepass")
         if draw(st.integers(0, 4)) == 0:

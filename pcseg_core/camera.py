@@ -127,8 +127,8 @@ class CameraModel:
             fold back into the image. Valid pixels may lie outside the image: see `contains`.
         """
         points = np.asarray(xyz_cam, dtype=np.float64).reshape(-1, 3)
-        q = points if self._is_plain else points @ self.R + self._offset
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            q = points if self._is_plain else points @ self.R + self._offset
             xn, yn = q[:, 0] / q[:, 2], q[:, 1] / q[:, 2]
             valid = (q[:, 2] > 0) & np.isfinite(xn) & np.isfinite(yn)
             xd, yd, inside = self._distortion.distort(xn, yn)

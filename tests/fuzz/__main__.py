@@ -41,6 +41,8 @@ def main() -> int:
     unknown = [name for name in names if name not in TARGETS]
     if unknown:
         parser.error(f"no target {', '.join(unknown)}; targets: {', '.join(TARGETS)}")
+    if any(options.out.glob("findings/*")):
+        parser.error(f"{options.out} holds the findings of an earlier run; choose another folder")
     import torch
 
     torch.set_num_threads(1)

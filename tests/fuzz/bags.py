@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import tempfile
 from collections import Counter
 from dataclasses import dataclass
@@ -75,8 +76,6 @@ def variants() -> dict[str, bytes]:
 
 def _rewritten(options: dict[str, Any]) -> bytes:
     """The messages in a file of the `mcap` package."""
-    import io
-
     from mcap.writer import CompressionType, IndexType, Writer
 
     bag = intact("mcap")
@@ -116,7 +115,9 @@ def check_bag(path: Path) -> None:
     recording = BagRecording(path, poses="recorded")
     try:
         check_recording(recording)
-        report, _ = inspect_bag(path)
+        report, inspected = inspect_bag(path)
+        if inspected is not None:
+            inspected.bag.close()
         assert report.model_dump_json()
         assert all(len(f.what) + len(f.do) < 3000 for f in report.findings)
         if report.trainable:
@@ -264,8 +265,6 @@ def _message_at(data: bytes, place: int) -> int | None:
 @functools.cache
 def _chunks(name: str) -> list[tuple[int, int, list[Message]]]:
     """First and last byte of each chunk, and its messages."""
-    import io
-
     from mcap.reader import make_reader
 
     reader = make_reader(io.BytesIO(variants()[name]))

@@ -94,6 +94,8 @@ class Run:
                 if time.monotonic() - said > 30:
                     said = time.monotonic()
                     print(self.progress(), flush=True)
+        except KeyboardInterrupt:
+            print("interrupted", flush=True)
         finally:
             for child in self._children:
                 child.process.kill()

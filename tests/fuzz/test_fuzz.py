@@ -22,6 +22,7 @@ from .targets import TARGETS
 _FACTOR = float(os.environ.get("PCSEG_FUZZ_FACTOR", "1"))
 
 
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", TARGETS)
 def test_cases_are_read_or_refused(name: str, tmp_path: Path) -> None:
     target = TARGETS[name]

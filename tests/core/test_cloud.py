@@ -456,6 +456,12 @@ def test_cloud_of_one_row_may_leave_row_step_out() -> None:
     assert len(read_cloud(msg)) == 3
 
 
+def test_rings_of_any_number_type() -> None:
+    columns = xyz_columns(5) | {"ring": np.array([np.nan, -1, 7, 1e9, np.inf])}
+    cloud = read_cloud(message([*XYZ, ("ring", 12, F32)], columns, 16))
+    assert cloud.ring.tolist() == [0, 0, 7, 65535, 65535]
+
+
 # --- writing ---------------------------------------------------------------------------------
 
 

@@ -19,8 +19,6 @@ from . import runner
 from .harness import Target, judge
 from .targets import TARGETS
 
-_FACTOR = float(os.environ.get("PCSEG_FUZZ_FACTOR", "1"))
-
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", TARGETS)
@@ -30,7 +28,7 @@ def test_cases_are_read_or_refused(name: str, tmp_path: Path) -> None:
         pytest.skip(loaded)
 
     @settings(
-        max_examples=int(target.examples * _FACTOR),
+        max_examples=target.examples,
         derandomize=True,
         database=None,
         deadline=None,

@@ -331,8 +331,8 @@ def _known_sweeps() -> dict[str, str]:
 TARGETS = (
     Target("bag-mcap", damaged_mcap, check_mcap, ("drive",), 40),
     Target("bag-sqlite", damaged_sqlite, check_sqlite, ("drive",), 40),
-    Target("bag-metadata", damaged_metadata, check_metadata, ("drive",), 30),
+    Target("bag-metadata", damaged_metadata, check_metadata, ("drive",), 20),
     Target("bag-byte", flipped, check_flipped, ("drive",), 60),
-    Target("bag-definition", definitions, check_definition, ("copy",), 30),
-    Target("bag-message", spoiled_messages, check_messages, ("drive",), 20),
+    Target("bag-definition", definitions, check_definition, ("copy",), 20),
+    Target("bag-message", spoiled_messages, check_messages, ("drive",), 15),
 )

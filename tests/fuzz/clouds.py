@@ -295,7 +295,7 @@ def _drive(stamps: np.ndarray) -> np.ndarray:
 
 
 TARGETS = (
-    Target("cloud-read", messages, check_read, ("cloud",), 250),
-    Target("cloud-append", messages, check_append, ("cloud",), 120),
+    Target("cloud-read", messages, check_read, ("cloud",), 150),
+    Target("cloud-append", messages, check_append, ("cloud",), 80),
     Target("cloud-segment", messages, check_segment, ("cloud", "points", "deskew"), 25),
 )

@@ -181,6 +181,6 @@ def check_odometry(case: bytes, folder: Path) -> None:
 
 
 TARGETS = (
-    Target("tf", transforms, check_tree, ("transform", "frame", "trajectory"), 60),
+    Target("tf", transforms, check_tree, ("transform", "frame", "trajectory"), 40),
     Target("odometry", odometries, check_odometry, ("odometry", "transform", "pose"), 80),
 )

@@ -23,6 +23,7 @@ WRONG_ENTRIES = (KeyError, TypeError, IndexError, AttributeError, ValueError, Ov
 Row = dict[str, Any]
 
 LIDAR = "LIDAR_TOP"
+_WRONG = "key frame with a wrong entry: it lacks or misuses "
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,8 @@ def table_folder(path: Path) -> Path:
 def key_frames(folder: Path, skipped: Counter[str]) -> list[KeyFrame]:
     """Join the tables of a folder into key frames, by scene and time.
 
-    Missing image files, and key frames with wrong entries, are skipped and counted.
+    Missing image files, key frames with wrong entries, and scenes with wrong poses are skipped and
+    counted.
 
     Raises:
         InputError: a table is missing or is not JSON.
@@ -87,13 +89,18 @@ def key_frames(folder: Path, skipped: Counter[str]) -> list[KeyFrame]:
         with_lidar = [row for row in samples if LIDAR in tables.key_data[row["token"]]]
         if len(with_lidar) < len(samples):
             skipped[f"key frame without {LIDAR}"] += len(samples) - len(with_lidar)
-        if with_lidar:
+        if not with_lidar:
+            continue
+        try:
             trajectory = tables.trajectory(scene["token"], with_lidar[0])
-            for row in with_lidar:
-                try:
-                    frames.append(tables.frame(row, scene, trajectory, skipped))
-                except WRONG_ENTRIES as error:
-                    skipped[f"key frame with a missing or wrong entry: {error}"[:200]] += 1
+        except WRONG_ENTRIES as error:
+            skipped[f"{_WRONG}{error}"[:200]] += len(with_lidar)
+            continue
+        for row in with_lidar:
+            try:
+                frames.append(tables.frame(row, scene, trajectory, skipped))
+            except WRONG_ENTRIES as error:
+                skipped[f"{_WRONG}{error}"[:200]] += 1
     return frames
 
 

@@ -139,3 +139,14 @@ def test_boxes_that_are_none_name_their_table(tmp_path, size: list[float]) -> No
     with pytest.raises(InputError, match="sample_annotation.json: box 'vehicle.car'"):
         recording[0]
     assert len(recording[1].boxes) == 1
+
+
+@pytest.mark.parametrize("table", ["calibrated_sensor", "ego_pose"])
+def test_a_pose_that_is_none_costs_its_scene(tmp_path, table: str) -> None:
+    folder = nuscenes(tmp_path)
+    path = folder / "v1.0-mini" / f"{table}.json"
+    rows = json.loads(path.read_text())
+    rows[0]["translation"][0] = "nan"
+    path.write_text(json.dumps(rows))
+    with pytest.raises(InputError, match=f"{folder}: no usable sweep; 2 x .*not a place"):
+        NuScenesRecording(folder)

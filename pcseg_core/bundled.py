@@ -76,13 +76,16 @@ def find_file(path: str | Path, base: Path) -> Path:
     """
     if bundled := bundled_file(path):
         return bundled
-    wanted = Path(path).expanduser()
     folders = (base, Path.cwd(), *_weights_folders())
-    # Symbolic links stay: the name of a link tells the format of a file, its target's may not.
-    places = [Path(os.path.abspath(folder / wanted)) for folder in folders]  # noqa: PTH100
-    for place in places:
-        if place.exists():
-            return place
+    try:
+        wanted = Path(path).expanduser()
+        # Symbolic links stay: the name of a link tells the format of a file, its target's may not.
+        places = [Path(os.path.abspath(folder / wanted)) for folder in folders]  # noqa: PTH100
+        for place in places:
+            if place.exists():
+                return place
+    except (OSError, ValueError, RuntimeError) as error:  # too long, or no such user
+        raise InputError(f"{str(path)[:200]}: cannot be the path of a file ({error})") from error
     searched = ", ".join(dict.fromkeys(map(str, places)))
     raise InputError(
         f"{path}: no such file; searched {searched}; set the environment variable "

@@ -28,9 +28,9 @@ from pcseg_core.config import Section
 from pcseg_core.errors import InputError
 from pcseg_core.files import atomic_path
 from pcseg_core.input_check import InputStatistics
+from pcseg_core.labels import MAX_CLASSES
 from pcseg_core.text_table import TextTable
 
-MAX_CLASSES = 4096
 MAX_MAGNITUDE = 1e6
 _HEADER_KEY = "pcseg"
 _VECTORS, _CENTER = "text_table.vectors", "text_table.center"

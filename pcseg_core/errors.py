@@ -7,9 +7,23 @@ import importlib
 import signal
 from types import ModuleType
 
+MAX_MESSAGE = 2000
+"""Longest message [characters]: it may quote inputs of any size."""
+
+_SHOWN_END = 400
+
 
 class PcsegError(Exception):
-    """Base of every error that the command line prints without a traceback."""
+    """Base of every error that the command line prints without a traceback.
+
+    A message above `MAX_MESSAGE` loses its middle: its start names the input, its end the remedy.
+    """
+
+    def __init__(self, message: str) -> None:
+        if len(message) > MAX_MESSAGE:
+            start = message[: MAX_MESSAGE - _SHOWN_END - 5]
+            message = f"{start} ... {message[-_SHOWN_END:]}"
+        super().__init__(message)
 
 
 class InputError(PcsegError, ValueError):

@@ -235,7 +235,7 @@ def test_recipes_name_what_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nothing would be learned"):
         load_recipe(path)
     path.write_text("teacher: {weights: w.safetensors}\n")
-    with pytest.raises(InputError, match=r"w\.safetensors: no such file"):
+    with pytest.raises(InputError, match=r"recipe\.yaml: w\.safetensors: no such file"):
         load_recipe(path)
     (tmp_path / "w.safetensors").touch()
     assert load_recipe(path).teacher.weights == tmp_path / "w.safetensors"

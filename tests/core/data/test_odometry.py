@@ -116,7 +116,11 @@ def test_tum_files(tmp_path) -> None:
         ("", "no poses"),
         ("1.0 0 0 0", "line 1: 4 values"),
         ("1.0 a 0 0 0 0 0 1", "line 1: not numbers"),
-        ("2 0 0 0 0 0 0 1\n1 0 0 0 0 0 0 1", "stamps must increase"),
+        ("2 0 0 0 0 0 0 1\n1 0 0 0 0 0 0 1", "poses.tum: trajectory: stamps must increase"),
+        ("1.0 nan 0 0 0 0 0 1", r"poses.tum: not a place: translation of \[nan\] m"),
+        ("1.0 0 0 0 0 0 0 0", "poses.tum: not a rotation"),
+        ("1e30 0 0 0 0 0 0 1", "line 1: not numbers .*no number of seconds of a clock"),
+        ("inf 0 0 0 0 0 0 1", "line 1: not numbers"),
     ],
 )
 def test_wrong_tum_files(tmp_path, content: str, message: str) -> None:

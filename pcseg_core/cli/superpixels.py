@@ -99,13 +99,13 @@ def _maker(
 
         return SamSuperpixels(weights, min_area=min_area, device=device)
     from pcseg_core.config import parse_section
-    from pcseg_core.vision.pixel_classes import TeacherConfig
     from pcseg_core.vision.semantic import load_semantic
+    from pcseg_core.vision.teachers.espnetv2 import ESPNetv2Config
 
     if weights is None:
         raise InputError("--generator semantic needs --weights, ESPNetv2 as safetensors")
     values = {"weights": weights, "label_space": label_space}
-    config = parse_section(values, TeacherConfig, "--weights and --label-space")
+    config = parse_section(values, ESPNetv2Config, "--weights and --label-space")
     return load_semantic(config, slic, min_area, device)
 
 

@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,12 +20,15 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from pcseg_core.bundled import find_file
 from pcseg_core.config import Section
 from pcseg_core.errors import InputError, require
+from pcseg_core.files import file_checksum
 from pcseg_core.labels import LabelSpace
+from pcseg_core.vision.pixel_classes import TeacherConfig
+from pcseg_core.vision.registry import Kind, LocatedPath
 from pcseg_core.vision.superpixels import check_image
 from pcseg_core.vision.text_space import OpenClipText, TextSpace, load_open_clip
-from pcseg_core.vision.weights import file_checksum
 
 LOGIT_SCALE = 100.0  # of CLIP's cosines before the softmax
 
@@ -351,3 +354,23 @@ def load_maskclip_classes(
     given = templates if isinstance(templates, str) else tuple(templates)
     text = OpenClipText(config.model, weights, given, device)
     return MaskClipClasses(pixels, text, label_space)
+
+
+class MaskClipConfig(TeacherConfig):
+    """CLIP as a teacher: the classes by their names and synonyms, without training."""
+
+    name: Literal["maskclip"] = "maskclip"
+    weights: Annotated[Path, LocatedPath()] = Field(
+        description="Name that `pcseg weights list` shows, or path of the weights of the "
+        "open_clip model (safetensors or torch)"
+    )
+    clip: DenseClipConfig | None = Field(None, description="Model, windows and denoising")
+
+
+def _load(config: MaskClipConfig, device: str) -> MaskClipClasses:
+    space = LabelSpace.load(config.label_space)
+    clip = config.clip or DenseClipConfig()
+    return load_maskclip_classes(clip, find_file(config.weights, Path()), space, device)
+
+
+KIND = Kind(MaskClipConfig, _load, "dense CLIP: classes by their words (open_clip)")

@@ -17,11 +17,11 @@ from pcseg_core.labels import LabelSpace, truth_of
 from pcseg_core.online.auto_labels import AutoLabeler, LabelSettings, label_recording
 from pcseg_core.online.pipeline import Pipeline, Sweep
 from pcseg_core.online.segmenter import Segmenter
-from pcseg_core.vision.pixel_classes import TeacherConfig
+from pcseg_core.vision.teachers.espnetv2 import ESPNetv2Config
 
 DRIVE = "simulated:seed=100004,sweeps=5,beams=24,columns=400,cameras=2,width=160,height=96"
 STREET = LabelSpace.load("street")
-CONFIG = TeacherConfig(weights=Path("bundled:simulation_teacher"), label_space="simulation")
+CONFIG = ESPNetv2Config(weights=Path("bundled:simulation_teacher"), label_space="simulation")
 SETTINGS = LabelSettings(source=DRIVE, teacher=CONFIG)
 
 

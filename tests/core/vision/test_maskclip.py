@@ -18,6 +18,7 @@ from pcseg_core.vision.maskclip import (
     DenseClipConfig,
     MaskClip,
     MaskClipClasses,
+    MaskClipConfig,
     _starts,
     absent_classes,
     encode_resnet,
@@ -25,7 +26,7 @@ from pcseg_core.vision.maskclip import (
     load_maskclip,
     smooth_by_keys,
 )
-from pcseg_core.vision.pixel_classes import TeacherConfig, load_teacher
+from pcseg_core.vision.pixel_classes import load_teacher
 from pcseg_core.vision.text_space import GeneratedText, OpenClipText
 
 open_clip = pytest.importorskip("open_clip")
@@ -223,7 +224,7 @@ def test_from_weights_on_disk(weights: Path) -> None:
 def test_as_a_teacher_of_recipes(weights: Path) -> None:
     clip = DenseClipConfig(model="tiny-test-vit", short_side_px=32, window_px=32)
     teacher = load_teacher(
-        TeacherConfig(name="maskclip", weights=weights, label_space="street", clip=clip)
+        MaskClipConfig(name="maskclip", weights=weights, label_space="street", clip=clip)
     )
     assert teacher.label_space.name == "street"
     assert teacher.probabilities(image(32, 48)).shape == (8, 4, 6)

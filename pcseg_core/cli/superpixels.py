@@ -60,14 +60,14 @@ def superpixels(
         raise InputError("give --out for the maps, or --images to write only the images")
     recording = open_recording(source)
     if images is not None:
-        _report(_export(recording, images), images)
+        report(_export(recording, images), images)
         return
     assert out is not None
     maker = _maker(generator, weights, masks, segments, compactness, min_area, label_space, device)
     cache = SuperpixelCache(out, maker)
     with bar(f"superpixels of {recording.name}") as progress:
         counts = cache.fill(recording, progress)
-    _report(counts, out)
+    report(counts, out)
 
 
 def _maker(
@@ -135,7 +135,12 @@ def _export(recording: Recording, folder: Path) -> Counter[str]:
     return counts
 
 
-def _report(counts: Counter[str], folder: Path) -> None:
+def report(counts: Counter[str], folder: Path) -> None:
+    """Print how many images were made, kept and skipped.
+
+    Raises:
+        InputError: none could be used.
+    """
     from pcseg_core.progress import note
 
     typer.echo(f"{folder}: {counts['made']} images done, {counts['kept']} kept")

@@ -29,6 +29,7 @@ from pcseg_core.vision.pixel_classes import TeacherConfig
 from pcseg_core.vision.registry import Kind, LocatedPath
 from pcseg_core.vision.superpixels import check_image
 from pcseg_core.vision.text_space import OpenClipText, TextSpace, load_open_clip
+from pcseg_core.vision.windows import starts
 
 LOGIT_SCALE = 100.0  # of CLIP's cosines before the softmax
 
@@ -131,9 +132,7 @@ class MaskClip:
 
     def _encode(self, image: Tensor, rows: int, columns: int) -> Iterator[Window]:
         side = max(1, self.config.window_px // self.patch)
-        places = itertools.product(
-            *(_starts(n, side, self.config.overlap) for n in (rows, columns))
-        )
+        places = itertools.product(*(starts(n, side, self.config.overlap) for n in (rows, columns)))
         for top, left in places:
             with torch.inference_mode():
                 y, x = top * self.patch, left * self.patch
@@ -153,15 +152,6 @@ def _part(whole: Tensor, window: Window) -> Tensor:
     """The view of (C, H, W) inside a window."""
     height, width = window.features.shape[1:]
     return whole[:, window.top : window.top + height, window.left : window.left + width]
-
-
-def _starts(length: int, window: int, overlap: float) -> list[int]:
-    """Starts of evenly spread windows that cover a length, with at least this overlap."""
-    if length <= window:
-        return [0]
-    step = max(1, int(window * (1 - overlap)))
-    count = -(-(length - window) // step) + 1
-    return [round(i * (length - window) / (count - 1)) for i in range(count)]
 
 
 def _tower(visual: Any) -> tuple[Any, int]:

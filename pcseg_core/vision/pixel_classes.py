@@ -45,6 +45,11 @@ TEACHERS: Registry[TeacherConfig, PixelClasses] = Registry(
     {
         "espnetv2": "pcseg_core.vision.teachers.espnetv2:KIND",
         "maskclip": "pcseg_core.vision.maskclip:KIND",
+        "transformers": "pcseg_core.vision.teachers.transformers:KIND",
+        "onnx": "pcseg_core.vision.teachers.onnx:KIND",
+        "folder": "pcseg_core.vision.teachers.folder:KIND",
+        "python": "pcseg_core.vision.teachers.python:KIND",
+        "torchhub": "pcseg_core.vision.teachers.torchhub:KIND",
     },
     default="espnetv2",
     former={"clip": None, "scales": [1.0, 1.5], "flip": True},

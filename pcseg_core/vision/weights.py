@@ -38,7 +38,7 @@ def read_weights(path: Path | None, source: str) -> dict[str, Tensor]:
             return dict(load_file(str(path)))
         content = torch.load(str(path), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = str(error).strip().partition(".")[0]  # torch goes on with advice to run code
         raise InputError(
             f"weights {path}: not a torch file of tensors alone ({reason}); such files can run "
             "code when read, so this one is not: save its state dict alone, as safetensors"

@@ -19,7 +19,6 @@ from pcseg_core.vision.maskclip import (
     MaskClip,
     MaskClipClasses,
     MaskClipConfig,
-    _starts,
     absent_classes,
     encode_resnet,
     encode_vit,
@@ -28,6 +27,7 @@ from pcseg_core.vision.maskclip import (
 )
 from pcseg_core.vision.pixel_classes import load_teacher
 from pcseg_core.vision.text_space import GeneratedText, OpenClipText
+from pcseg_core.vision.windows import starts
 
 open_clip = pytest.importorskip("open_clip")
 
@@ -137,13 +137,13 @@ def test_one_window_is_the_plain_encoding() -> None:
 @pytest.mark.parametrize("overlap", [0.0, 0.33, 0.8])
 @pytest.mark.parametrize("length", [1, 6, 7, 20, 33])
 def test_windows_leave_nothing_out(length: int, overlap: float) -> None:
-    starts = _starts(length, 6, overlap)
+    found = starts(length, 6, overlap)
     covered = np.zeros(length, int)
-    for start in starts:
+    for start in found:
         assert 0 <= start <= max(0, length - 6)
         covered[start : start + 6] += 1
     assert covered.min() >= 1
-    assert all(b - a <= max(1, 6 * (1 - overlap)) for a, b in itertools.pairwise(starts))
+    assert all(b - a <= max(1, 6 * (1 - overlap)) for a, b in itertools.pairwise(found))
 
 
 def test_prompt_denoising_drops_what_is_nowhere() -> None:

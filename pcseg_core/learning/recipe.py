@@ -24,7 +24,7 @@ from pcseg_core.errors import InputError
 from pcseg_core.models.student import StudentConfig
 from pcseg_core.vision.encoders import AnyEncoder
 from pcseg_core.vision.maskclip import DenseClipConfig
-from pcseg_core.vision.pixel_classes import Teacher, TeacherConfig
+from pcseg_core.vision.pixel_classes import Teacher, TeacherConfig, with_teachers
 from pcseg_core.vision.superpixel_kinds import SuperpixelConfig, Superpixels
 from pcseg_core.vision.text_space import TextSpaceConfig
 
@@ -333,7 +333,7 @@ class Recipe(TrainingRecipe):
     def _defaults_follow_the_sections(cls, values: Any) -> Any:
         if not isinstance(values, Mapping):
             return values
-        found = dict(values)
+        found = with_teachers(values)
         if found.get("supervision"):
             found.setdefault("alignment", {})
             found.setdefault("self_training", {})

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Protocol, TypeAlias
+from typing import Annotated, Any, Protocol, TypeAlias
 
 import numpy as np
 from pydantic import BeforeValidator, Field, SerializeAsAny
@@ -50,6 +51,7 @@ TEACHERS: Registry[TeacherConfig, PixelClasses] = Registry(
         "folder": "pcseg_core.vision.teachers.folder:KIND",
         "python": "pcseg_core.vision.teachers.python:KIND",
         "torchhub": "pcseg_core.vision.teachers.torchhub:KIND",
+        "several": "pcseg_core.vision.teachers.several:KIND",
     },
     default="espnetv2",
     former={"clip": None, "scales": [1.0, 1.5], "flip": True},
@@ -73,10 +75,24 @@ def read_teacher(source: str) -> TeacherConfig:
         return TEACHERS.parse(yaml_mapping(source, "teacher"), "teacher").relative_to(Path())
     file = recipe_file(source)
     content = read_yaml(file)
-    block = content.get("teacher", content)
+    block = with_teachers(content).get("teacher", content)
     if not isinstance(block, dict) or "encoder" in content:
         raise InputError(f"{file}: no 'teacher' in it; expected one that labels images")
     return TEACHERS.parse(block, f"{file}: teacher").relative_to(file.parent)
+
+
+def with_teachers(content: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration in which a list `teachers` has become a teacher of the kind several.
+
+    Raises:
+        InputError: it has `teacher` too.
+    """
+    found = dict(content)
+    if "name" not in found and found.get("teachers") is not None:
+        if found.get("teacher"):
+            raise InputError("give 'teacher', or 'teachers' for several, not both")
+        found["teacher"] = {"name": "several", "teachers": found.pop("teachers")}
+    return found
 
 
 def load_teacher(config: TeacherConfig, device: str = "cpu") -> PixelClasses:

@@ -19,6 +19,7 @@ from pcseg_core.cli import app
 from pcseg_core.config import Section
 from pcseg_core.learning.recipe import Recipe
 from pcseg_core.recipes import available_recipes
+from pcseg_core.vision.registry import Registry
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted(
@@ -110,6 +111,12 @@ def test_keys_of_recipes_exist() -> None:
 
 
 def fields_of(annotation: object) -> dict[str, FieldInfo]:
-    """Fields of a section, or of the section in an optional annotation."""
+    """Fields of a section, of the section in an optional annotation, or of all kinds by name."""
     options = (annotation, *get_args(annotation))
+    for option in options:
+        for entry in getattr(option, "__metadata__", ()):
+            registry = getattr(getattr(entry, "func", None), "__self__", None)
+            if isinstance(registry, Registry):
+                kinds = [registry.kind(kind).options for kind in registry.names()]
+                return {key: field for kind in kinds for key, field in kind.model_fields.items()}
     return next((o.model_fields for o in options if isinstance(o, type(Section))), {})

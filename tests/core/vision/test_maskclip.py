@@ -14,14 +14,13 @@ from safetensors.torch import save_file
 
 from pcseg_core.errors import InputError
 from pcseg_core.labels import LabelSpace
+from pcseg_core.vision.dense_towers import encode_resnet, encode_vit
 from pcseg_core.vision.maskclip import (
     DenseClipConfig,
     MaskClip,
     MaskClipClasses,
     MaskClipConfig,
     absent_classes,
-    encode_resnet,
-    encode_vit,
     load_maskclip,
     smooth_by_keys,
 )

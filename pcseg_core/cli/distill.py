@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from pcseg_core.cli.options import (
+    DEFAULT_RECIPE,
     Cache,
     Device,
     Out,
@@ -20,12 +21,13 @@ from pcseg_core.cli.options import (
     adjusted,
     start_over,
 )
+from pcseg_core.progress import note
 
 
 def distill(
     sources: Sources,
-    recipe: RecipeName,
     out: Out,
+    recipe: RecipeName = DEFAULT_RECIPE,
     seed: Seed = None,
     steps: Steps = None,
     resume: Resume = True,
@@ -47,6 +49,8 @@ def distill(
     from pcseg_core.recipes import recipe_file
 
     chosen = adjusted(load_recipe(recipe_file(recipe)), seed, steps)
+    if chosen.teacher is not None:
+        note(f"recipe {recipe}; teacher {chosen.teacher.title}")
     if not resume:
         start_over(out)
     _summarize(run(sources, chosen, out, cache=cache, device=device, start=start), out)

@@ -33,10 +33,19 @@ class PixelClasses(Protocol):
         """(H, W, 3) uint8 RGB -> (D, h, w) float32 features of the classifier."""
 
 
+_SOURCES = ("weights", "model", "file", "path", "factory", "repo")
+
+
 class TeacherConfig(KindConfig):
     """Teacher of pixel classes; each kind adds its own options."""
 
     label_space: str = Field("cityscapes", description="Label space of the teacher's outputs")
+
+    @property
+    def title(self) -> str:
+        """The kind and what it loads, for people."""
+        parts = (getattr(self, key, None) for key in _SOURCES)
+        return " ".join([self.name, *(str(part) for part in parts if part)])
 
 
 TEACHERS: Registry[TeacherConfig, PixelClasses] = Registry(

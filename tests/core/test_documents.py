@@ -16,9 +16,10 @@ from pydantic.fields import FieldInfo
 from typer.main import get_command
 
 from pcseg_core.cli import app
-from pcseg_core.config import Section
+from pcseg_core.config import Section, parse_section, yaml_mapping
 from pcseg_core.learning.recipe import Recipe
 from pcseg_core.recipes import available_recipes
+from pcseg_core.vision.pixel_classes import TEACHERS
 from pcseg_core.vision.registry import Registry
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -96,6 +97,17 @@ def test_modules_and_their_options_exist(path: Path) -> None:
         for option in (word.strip("[]").partition("=")[0] for word in words if "--" in word[:3]):
             written = option in source or re.search(rf"\b{option[2:].replace('-', '_')}: ", source)
             assert written, f"{name(path)}: {words[0]} has no {option}"
+
+
+def test_every_kind_of_teacher_has_a_section_and_valid_recipes() -> None:
+    path = ROOT / "docs" / "teachers.md"
+    headings = " ".join(anchors(path))
+    assert all(kind in headings for kind in TEACHERS.names())
+    blocks = re.findall(r"^```yaml\n(.*?)^```", path.read_text("utf-8"), re.DOTALL | re.MULTILINE)
+    recipes = [block for block in blocks if not block.startswith("/segment_node")]
+    assert len(recipes) >= 12
+    for block in recipes:
+        parse_section(yaml_mapping(block, "docs/teachers.md"), Recipe, block)
 
 
 def test_keys_of_recipes_exist() -> None:

@@ -37,6 +37,11 @@ class SeveralConfig(TeacherConfig):
     )
 
     @property
+    def title(self) -> str:
+        """See `TeacherConfig`."""
+        return " and ".join(member.title for member in self.teachers)
+
+    @property
     def identity(self) -> dict[str, Any]:
         """See `KindConfig`."""
         return {**super().identity, "teachers": [member.identity for member in self.teachers]}

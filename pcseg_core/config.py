@@ -186,6 +186,6 @@ def _section_at(section: type[Section], location: tuple[Any, ...], values: objec
         current = next((k for k in kinds if hasattr(k, "model_fields")), field.annotation)
         for entry in (*field.metadata, *getattr(current, "__metadata__", ())):
             choice = getattr(getattr(entry, "func", None), "__self__", None)
-            if hasattr(choice, "section") and isinstance(values, Mapping):
+            if choice is not None and hasattr(choice, "section") and isinstance(values, Mapping):
                 current = choice.section(values)  # a registry, whose section depends on the values
     return current

@@ -148,7 +148,7 @@ def _optional() -> Iterator[Finding]:
 def _kinds() -> Iterator[Finding]:
     """The kinds of image networks, with the packages that add some."""
     try:
-        from pcseg_core.vision.encoders import ENCODERS
+        from pcseg_core.vision.encoder_kinds import ENCODERS
         from pcseg_core.vision.pixel_classes import TEACHERS
         from pcseg_core.vision.registry import OWN
         from pcseg_core.vision.superpixel_kinds import SUPERPIXELS

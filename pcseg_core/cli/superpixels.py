@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from pcseg_core.vision.imported import ImportedMasks
     from pcseg_core.vision.superpixels import SuperpixelGenerator
 
-Kind = Literal["slic", "sam", "semantic", "import"]
-
 
 def superpixels(
     source: Annotated[str, typer.Argument(help="Recording: bag, or reader:path.")],
@@ -25,7 +23,11 @@ def superpixels(
         Path | None, typer.Option(help="Folder of the maps; an existing one is completed.")
     ] = None,
     generator: Annotated[
-        Kind, typer.Option(help="slic, sam, semantic, or import for masks of other programs.")
+        str,
+        typer.Option(
+            help="slic, sam, semantic, import for masks of other programs, or a generator that "
+            "another package adds."
+        ),
     ] = "slic",
     weights: Annotated[
         Path | None, typer.Option(help="SAM checkpoint, or ESPNetv2 weights for semantic.")
@@ -71,7 +73,7 @@ def superpixels(
 
 
 def _maker(
-    kind: Kind,
+    kind: str,
     weights: Path | None,
     masks: Path | None,
     segments: int,
@@ -94,6 +96,10 @@ def _maker(
         from torch.cuda import is_available
 
         device = "cuda" if is_available() else "cpu"
+    if kind not in ("sam", "semantic"):
+        from pcseg_core.vision.superpixel_kinds import SUPERPIXELS
+
+        return SUPERPIXELS.load(SUPERPIXELS.parse({"name": kind}, "--generator"), device)
     if kind == "sam":
         from pcseg_core.vision.sam import SamSuperpixels
 

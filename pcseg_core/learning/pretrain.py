@@ -35,7 +35,7 @@ from pcseg_core.learning.runs import (
 )
 from pcseg_core.models.student import Student
 from pcseg_core.progress import bar
-from pcseg_core.vision.encoders import load_encoder
+from pcseg_core.vision.encoder_kinds import load_encoder
 
 NO_CLASSES = LabelSpace("pretrained", (LabelClass(0, "unlabeled", (160, 160, 160)),))
 """Label space of a pretrained network, which has no classes: it labels all points the same."""

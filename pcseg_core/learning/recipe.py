@@ -22,7 +22,7 @@ from pcseg_core.distill.pseudo_labels import PseudoLabelConfig
 from pcseg_core.distill.temporal import TemporalConfig
 from pcseg_core.errors import InputError
 from pcseg_core.models.student import StudentConfig
-from pcseg_core.vision.encoders import AnyEncoder
+from pcseg_core.vision.encoder_kinds import AnyEncoder
 from pcseg_core.vision.maskclip import DenseClipConfig
 from pcseg_core.vision.pixel_classes import Teacher, TeacherConfig, with_teachers
 from pcseg_core.vision.superpixel_kinds import SuperpixelConfig, Superpixels

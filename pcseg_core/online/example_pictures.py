@@ -10,7 +10,7 @@ from typing import Any
 from pcseg_core.data.images import read_image
 from pcseg_core.errors import InputError
 from pcseg_core.online.prototypes import Picture
-from pcseg_core.vision.encoders import ENCODERS
+from pcseg_core.vision.encoder_kinds import ENCODERS
 from pcseg_core.vision.pixel_classes import TEACHERS
 from pcseg_core.vision.pixel_features import FeatureSource
 

@@ -49,7 +49,7 @@ class ListedImage:
 def pixels_checksum(image: npt.NDArray[np.uint8]) -> str:
     """SHA-256 of the size and the pixels of an (H, W, 3) image."""
     digest = hashlib.sha256(repr(image.shape).encode())
-    digest.update(np.ascontiguousarray(image))
+    digest.update(np.ascontiguousarray(image).data)
     return digest.hexdigest()
 
 
@@ -62,9 +62,17 @@ def read_list(folder: Path) -> dict[str, ListedImage]:
     path = folder / LIST
     try:
         rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))
-        numbers = {f.name for f in _FIELDS if f.type == "int"}
         images = [
-            ListedImage(**{k: int(r[k]) if k in numbers else r[k] for k in _COLUMNS}) for r in rows
+            ListedImage(
+                row["file"],
+                row["recording"],
+                row["camera"],
+                int(row["stamp_ns"]),
+                int(row["width"]),
+                int(row["height"]),
+                row["sha256"],
+            )
+            for row in rows
         ]
     except FileNotFoundError:
         raise InputError(
@@ -75,8 +83,7 @@ def read_list(folder: Path) -> dict[str, ListedImage]:
     return {image.sha256: image for image in images}
 
 
-_FIELDS = fields(ListedImage)
-_COLUMNS = [f.name for f in _FIELDS]
+_COLUMNS = [f.name for f in fields(ListedImage)]
 
 
 def export_images(

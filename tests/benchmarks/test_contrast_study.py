@@ -14,7 +14,7 @@ from benchmarks.studies import contrast
 from benchmarks.studies.study import Data
 from pcseg_core.errors import InputError
 from pcseg_core.learning.recipe import Recipe
-from pcseg_core.vision.encoders import ESPNetv2FeaturesConfig
+from pcseg_core.vision.encoder_kinds import ESPNetv2FeaturesConfig
 from pcseg_core.vision.superpixel_kinds import SuperpixelConfig
 from pcseg_core.vision.teachers.espnetv2 import ESPNetv2Config
 

@@ -28,7 +28,7 @@ from pcseg_core.learning.zero_shot_split import load_split
 from pcseg_core.models.student import StudentConfig
 from pcseg_core.online.prompts import class_vectors
 from pcseg_core.online.segmenter import Segmenter
-from pcseg_core.vision.encoders import ESPNetv2FeaturesConfig
+from pcseg_core.vision.encoder_kinds import ESPNetv2FeaturesConfig
 from pcseg_core.vision.espnetv2 import ESPNetv2
 from pcseg_core.vision.teachers.espnetv2 import ESPNetv2Config
 from pcseg_core.vision.text_space import TextSpaceConfig

@@ -149,7 +149,8 @@ class FolderMaps:
                 f"{path}: ids {', '.join(map(str, unknown[:10]))} have no class name; "
                 f"{len(self.all_names)} are given"
             )
-        return (ids[None] == self.ids[:, None, None]).astype(np.float32)
+        one_hot: npt.NDArray[np.float32] = ids[None] == self.ids[:, None, None]
+        return one_hot.astype(np.float32)
 
 
 def _read_png(path: Path) -> tuple[npt.NDArray[Any], int]:

@@ -17,7 +17,7 @@ from pcseg_core.errors import InputError
 from pcseg_core.vision.class_names import read_names
 from pcseg_core.vision.network_input import ImageNetworkConfig, network_input, network_output
 from pcseg_core.vision.pixel_classes import PixelClasses
-from pcseg_core.vision.registry import Kind
+from pcseg_core.vision.registry import Kind, checksum
 from pcseg_core.vision.teachers.python import as_teacher
 
 
@@ -36,6 +36,12 @@ class TorchHubConfig(ImageNetworkConfig):
     run_foreign_code: bool = Field(
         False, description="Must be true: the repository's code is downloaded and run"
     )
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """See `KindConfig`; the files of a local repository count too."""
+        content = checksum(Path(self.repo).expanduser()) if self.is_local else None
+        return {**super().identity, "content": content}
 
     @property
     def is_local(self) -> bool:

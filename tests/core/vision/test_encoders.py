@@ -13,19 +13,21 @@ import torch
 from safetensors.torch import save_file
 
 from pcseg_core.errors import InputError
+from pcseg_core.vision.encoder_kinds import (
+    EfficientNetLite0Config,
+    ESPNetv2FeaturesConfig,
+    ResNet50Config,
+    VitConfig,
+    load_encoder,
+)
 from pcseg_core.vision.encoders import (
     EfficientNetLite0,
-    EfficientNetLite0Config,
     Encoder,
     ESPNetv2Features,
-    ESPNetv2FeaturesConfig,
     ResNet50,
-    ResNet50Config,
     Vit,
-    VitConfig,
     in_order_of,
     lite0_package_weights,
-    load_encoder,
 )
 from pcseg_core.vision.espnetv2 import ESPNetv2
 

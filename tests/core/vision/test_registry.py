@@ -15,7 +15,7 @@ from pcseg_core.config import parse_section
 from pcseg_core.errors import InputError
 from pcseg_core.learning.recipe import Recipe
 from pcseg_core.online.example_pictures import encoder_of
-from pcseg_core.vision.encoders import ENCODERS, ESPNetv2FeaturesConfig
+from pcseg_core.vision.encoder_kinds import ENCODERS, ESPNetv2FeaturesConfig
 from pcseg_core.vision.maskclip import MaskClipConfig
 from pcseg_core.vision.pixel_classes import TEACHERS, read_teacher
 from pcseg_core.vision.registry import checksum

@@ -133,6 +133,62 @@ class Gray:
 
 KIND = Kind(GrayConfig, lambda config, device: Gray(config), "dark pixels are road")
 '''
+MORE = """
+import numpy as np
+
+from pcseg_core.vision.encoder_kinds import EncoderConfig
+from pcseg_core.vision.registry import Kind
+from pcseg_core.vision.superpixel_kinds import SuperpixelOptions
+from pcseg_core.vision.superpixels import SegmentMap
+from pcseg_core.vision.text_space import TextOptions
+
+
+class Options(EncoderConfig):
+    name: str = "bright"
+
+
+class Bright:
+    channels, name, parameters = 1, "bright", {}
+
+    def features(self, image):
+        return image.mean(2)[None].astype(np.float32)
+
+
+class Cut(SuperpixelOptions):
+    name: str = "halves"
+
+
+class Halves:
+    name, parameters = "halves", {}
+
+    def segment(self, image):
+        ids = np.zeros(image.shape[:2], np.int32)
+        ids[:, image.shape[1] // 2 :] = 1
+        return SegmentMap(ids)
+
+
+class Words(TextOptions):
+    name: str = "letters"
+    channels: int = 4
+
+
+class Letters:
+    name = "letters"
+
+    def __init__(self, channels):
+        self.channels = channels
+
+    def known(self, word):
+        return bool(word)
+
+    def embed(self, words):
+        return np.eye(self.channels, dtype=np.float32)[[len(w) % self.channels for w in words]]
+
+
+ENCODER = Kind(Options, lambda config, device: Bright(), "brightness")
+SUPERPIXELS = Kind(Cut, lambda config, device: Halves(), "left and right")
+TEXT = Kind(Words, lambda config, device: Letters(config.channels), "length of words")
+"""
 PROJECT = """
 [build-system]
 requires = ["setuptools"]
@@ -141,10 +197,16 @@ build-backend = "setuptools.build_meta"
 name = "gray-teacher"
 version = "1.2"
 [tool.setuptools]
-py-modules = ["gray_teacher"]
+py-modules = ["gray_teacher", "more_kinds"]
 [project.entry-points."pcseg.teachers"]
 gray = "gray_teacher:KIND"
 broken = "gray_teacher:missing"
+[project.entry-points."pcseg.encoders"]
+bright = "more_kinds:ENCODER"
+[project.entry-points."pcseg.superpixels"]
+halves = "more_kinds:SUPERPIXELS"
+[project.entry-points."pcseg.texts"]
+letters = "more_kinds:TEXT"
 """
 USE = """
 import numpy as np
@@ -162,7 +224,21 @@ for name, expected in (("grey", "gray"), ("broken", "cannot be imported")):
         Recipe.model_validate({"teacher": {"name": name}})
     except ValueError as error:
         assert expected in str(error), str(error)
-print([f.detail for f in findings() if f.subject == "teachers"][0])
+from pcseg_core.vision.encoder_kinds import ENCODERS
+from pcseg_core.vision.superpixel_kinds import SUPERPIXELS
+from pcseg_core.vision.text_space import TextSpaceConfig, load_text_space
+
+image = np.full((4, 6, 3), 20, np.uint8)
+more = Recipe.model_validate({"encoder": {"name": "bright"}, "superpixels": {"name": "halves"}})
+assert ENCODERS.load(more.encoder).features(image).shape == (1, 4, 6)
+assert SUPERPIXELS.load(more.superpixels).segment(image).count == 2
+space = TextSpaceConfig(source="letters", options={"channels": 8})
+assert load_text_space(space).embed(["car"]).shape == (1, 8)
+try:
+    TextSpaceConfig(source="letters", options={"chanels": 8})
+except ValueError as error:
+    assert "did you mean 'channels'" in str(error), str(error)
+print([f.detail for f in findings() if f.subject in ("teachers", "encoders", "texts")])
 """
 
 
@@ -172,6 +248,7 @@ def test_a_package_installed_with_pip_adds_a_teacher(tmp_path: Path) -> None:
     project = tmp_path / "project"
     project.mkdir()
     (project / "gray_teacher.py").write_text(PLUGIN)
+    (project / "more_kinds.py").write_text(MORE)
     (project / "pyproject.toml").write_text(PROJECT)
     target = tmp_path / "site"
     install = ["-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
@@ -186,4 +263,6 @@ def test_a_package_installed_with_pip_adds_a_teacher(tmp_path: Path) -> None:
         timeout=200,
     )
     assert done.returncode == 0, done.stderr
-    assert "gray (of gray-teacher)" in done.stdout and "espnetv2" in done.stdout
+    for name in ("gray", "bright", "letters"):
+        assert f"{name} (of gray-teacher)" in done.stdout
+    assert "espnetv2" in done.stdout

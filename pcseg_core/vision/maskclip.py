@@ -22,6 +22,7 @@ from pcseg_core.errors import InputError, require
 from pcseg_core.files import file_checksum
 from pcseg_core.labels import LabelSpace
 from pcseg_core.vision.dense_towers import find_tower, pretrained_colors
+from pcseg_core.vision.named_classes import average_views
 from pcseg_core.vision.pixel_classes import TeacherConfig
 from pcseg_core.vision.registry import Kind, LocatedPath
 from pcseg_core.vision.superpixels import check_image
@@ -130,11 +131,18 @@ class MaskClip:
         return found
 
     @torch.inference_mode()
-    def windows(self, image: npt.NDArray[np.uint8]) -> tuple[tuple[int, int], Iterator[Window]]:
-        """Size of the whole feature map, and an iterator over its parts."""
+    def windows(
+        self, image: npt.NDArray[np.uint8], scale: float = 1.0
+    ) -> tuple[tuple[int, int], Iterator[Window]]:
+        """Size of the whole feature map, and an iterator over its parts.
+
+        Args:
+            image: (H, W, 3).
+            scale: factor on the shorter side of the resized image.
+        """
         check_image(image)
         pixels = torch.tensor(image, device=self.device).permute(2, 0, 1)[None].float() / 255
-        resized = self._resize((pixels - self._mean) / self._std)
+        resized = self._resize((pixels - self._mean) / self._std, scale)
         rows, columns = (side // self.patch for side in resized.shape[-2:])
         return (rows, columns), self._encode(resized, rows, columns)
 
@@ -148,10 +156,10 @@ class MaskClip:
                 features, keys = self.encode(self.visual, image[..., y : y + height, x : x + width])
                 yield Window(top, left, F.normalize(features[0].float(), dim=0), keys[0].float())
 
-    def _resize(self, image: Tensor) -> Tensor:
+    def _resize(self, image: Tensor, factor: float) -> Tensor:
         """Resize to the configured shorter side, both sides multiples of a patch."""
         height, width = image.shape[-2:]
-        scale = max(self.config.short_side_px, self.side) / min(height, width)
+        scale = max(self.config.short_side_px * factor, self.side) / min(height, width)
         size = [max(1, round(s * scale / self.patch)) * self.patch for s in (height, width)]
         return F.interpolate(image, size, mode="bicubic", antialias=True, align_corners=False)
 
@@ -169,14 +177,24 @@ class MaskClipClasses:
         pixels: features.
         text: vectors of words, of the same model.
         label_space: classes; the best of the name and synonyms of a class counts.
+        scales: factors on the size of the images, whose predictions are averaged.
+        flip: also average over the mirrored image.
 
     Raises:
         InputError: a class has no word with a vector.
     """
 
-    def __init__(self, pixels: MaskClip, text: TextSpace, label_space: LabelSpace) -> None:
+    def __init__(
+        self,
+        pixels: MaskClip,
+        text: TextSpace,
+        label_space: LabelSpace,
+        scales: Sequence[float] = (1.0,),
+        flip: bool = False,
+    ) -> None:
         self.pixels = pixels
         self.label_space = label_space
+        self.scales, self.flip = tuple(scales), flip
         groups = [[w for w in (c.name, *c.synonyms) if text.known(w)] for c in label_space.classes]
         for c, group in zip(label_space.classes, groups):
             if not group:
@@ -188,10 +206,14 @@ class MaskClipClasses:
         """See PixelClasses: dense CLIP."""
         return self.pixels.features(image)
 
-    @torch.inference_mode()
     def probabilities(self, image: np.ndarray) -> np.ndarray:
         """See PixelClasses."""
-        size, windows = self.pixels.windows(image)
+        return average_views(self._predict, image, self.scales, self.flip)
+
+    @torch.inference_mode()
+    def _predict(self, image: np.ndarray, scale: float) -> npt.NDArray[np.float32]:
+        """(C, h, w) probabilities of one view."""
+        size, windows = self.pixels.windows(image, scale)
         parts = [(window, self._logits(window.features)) for window in windows]
         total = torch.zeros(len(self.label_space), *size, device=self.pixels.device)
         count = torch.zeros(1, *size, device=self.pixels.device)
@@ -204,7 +226,7 @@ class MaskClipClasses:
             likely = logits.masked_fill(dropped[:, None, None], -torch.inf).softmax(0)
             threshold = self.pixels.config.key_smoothing
             _part(total, window).add_(smooth_by_keys(likely, window.keys, threshold))
-        found: np.ndarray = (total / count).cpu().numpy()
+        found: npt.NDArray[np.float32] = (total / count).cpu().numpy()
         return found
 
     def _logits(self, features: Tensor) -> Tensor:
@@ -265,12 +287,14 @@ def load_maskclip_classes(
     label_space: LabelSpace,
     device: str = "cpu",
     templates: Sequence[str] | str = "imagenet+scene",
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
 ) -> MaskClipClasses:
     """A CLIP teacher of the classes of a label space, by their names and synonyms."""
     pixels = load_maskclip(config, weights, device)
     given = templates if isinstance(templates, str) else tuple(templates)
     text = OpenClipText(config.model, weights, given, device)
-    return MaskClipClasses(pixels, text, label_space)
+    return MaskClipClasses(pixels, text, label_space, scales, flip)
 
 
 class MaskClipConfig(TeacherConfig):
@@ -282,12 +306,19 @@ class MaskClipConfig(TeacherConfig):
         "open_clip model (safetensors or torch)"
     )
     clip: DenseClipConfig | None = Field(None, description="Model, windows and denoising")
+    scales: tuple[Annotated[float, Field(gt=0, le=4)], ...] = Field(
+        (1.0,), min_length=1, description="Factors on short_side_px whose predictions are averaged"
+    )
+    flip: bool = Field(False, description="Average with the prediction of the mirrored image")
 
 
 def _load(config: MaskClipConfig, device: str) -> MaskClipClasses:
     space = LabelSpace.load(config.label_space)
     clip = config.clip or DenseClipConfig()
-    return load_maskclip_classes(clip, find_file(config.weights, Path()), space, device)
+    weights = find_file(config.weights, Path())
+    return load_maskclip_classes(
+        clip, weights, space, device, scales=config.scales, flip=config.flip
+    )
 
 
 KIND = Kind(MaskClipConfig, _load, "dense CLIP: classes by their words (open_clip)")

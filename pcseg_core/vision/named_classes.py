@@ -26,7 +26,10 @@ _TOLERANCE = 1e-2  # of sums of probabilities, for half precision
 
 
 class NamedSource(Protocol):
-    """A network with class names of its own. `features(image)`, as in `PixelClasses`, is optional.
+    """A network with class names of its own.
+
+    `features(image)`, as in `PixelClasses`, is optional, and so is `probabilities_at(image, scale)`
+    of a source that resizes images itself; others get resized images.
 
     Attributes:
         names: of the classes, in the order of the outputs.
@@ -89,7 +92,7 @@ class NamedClasses:
     def probabilities(self, image: npt.NDArray[np.uint8]) -> Float32:
         """See `PixelClasses`."""
         check_image(image)
-        found = average_views(self._checked, image, self.scales, self.flip)
+        found = average_views(self._predict, image, self.scales, self.flip)
         table, classes = self.match.table, len(self.label_space)
         if np.array_equal(table, np.arange(classes)):
             return found
@@ -114,10 +117,14 @@ class NamedClasses:
         found: Float32 = np.asarray(make(image), np.float32)
         return found
 
-    def _checked(self, image: npt.NDArray[np.uint8]) -> Float32:
-        """The answer of the source, after a check."""
+    def _predict(self, image: npt.NDArray[np.uint8], scale: float) -> Float32:
+        """The answer of the source at a scale, after a check."""
+        scaled = getattr(self.source, "probabilities_at", None)
         try:
-            answer = self.source.probabilities(image)
+            if scaled is not None:
+                answer = scaled(image, scale)
+            else:
+                answer = self.source.probabilities(_resized(image, scale))
         except PcsegError:
             raise
         except Exception as error:  # code of another package
@@ -141,18 +148,24 @@ class NamedClasses:
 
 
 def average_views(
-    predict: Callable[[npt.NDArray[np.uint8]], Float32],
+    predict: Callable[[npt.NDArray[np.uint8], float], Float32],
     image: npt.NDArray[np.uint8],
     scales: Sequence[float],
     flip: bool,
 ) -> Float32:
-    """Mean prediction over resized and mirrored views of an image, at the size of the first."""
+    """Mean prediction over scales and mirrored views of an image, at the size of the first.
+
+    Args:
+        predict: (H, W, 3) image and scale -> (C, h, w).
+        image: (H, W, 3) uint8 RGB.
+        scales: one or more.
+        flip: also average over the mirrored image.
+    """
     total: torch.Tensor | None = None
     for scale in scales:
-        view = _resized(image, scale)
         for mirrored in (False, True)[: 1 + flip]:
-            shown = np.ascontiguousarray(view[:, ::-1]) if mirrored else view
-            found = torch.from_numpy(np.ascontiguousarray(predict(shown)))
+            shown = np.ascontiguousarray(image[:, ::-1]) if mirrored else image
+            found = torch.from_numpy(np.ascontiguousarray(predict(shown, scale)))
             found = found.flip(-1) if mirrored else found
             if total is None:
                 total = found

@@ -63,7 +63,7 @@ TEACHERS: Registry[TeacherConfig, PixelClasses] = Registry(
         "several": "pcseg_core.vision.teachers.several:KIND",
     },
     default="espnetv2",
-    former={"clip": None, "scales": [1.0, 1.5], "flip": True},
+    former={"clip": None},
 )
 
 Teacher: TypeAlias = Annotated[SerializeAsAny[TeacherConfig], BeforeValidator(TEACHERS.read)]

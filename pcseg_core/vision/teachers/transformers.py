@@ -86,12 +86,19 @@ class SegmentationModel:
                 "write them there"
             )
 
-    @torch.inference_mode()
     def probabilities(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """See `NamedSource`."""
+        return self.probabilities_at(image, 1.0)
+
+    @torch.inference_mode()
+    def probabilities_at(
+        self, image: npt.NDArray[np.uint8], scale: float
+    ) -> npt.NDArray[np.float32]:
+        """See `NamedSource`; models of fixed size have no scales below 1."""
         x = torch.tensor(image, device=self.device).permute(2, 0, 1)[None].float() / 255
         x = (x - self._mean) / self._std
-        scale, step = self.short_side_px / min(x.shape[-2:]), 1 if self.fixed else _STEP
+        short = self.short_side_px * (max(scale, 1.0) if self.fixed else scale)
+        scale, step = short / min(x.shape[-2:]), 1 if self.fixed else _STEP
         sides = [max(step, round(side * scale / step) * step) for side in x.shape[-2:]]
         x = F.interpolate(x, sides, mode="bilinear", align_corners=False, antialias=True)
         if self.fixed:

@@ -304,6 +304,17 @@ def test_as_a_teacher_of_recipes(weights: Path) -> None:
     assert teacher.probabilities(image(32, 48)).shape == (8, 4, 6)
 
 
+def test_mirrored_images_are_averaged(weights: Path) -> None:
+    clip = DenseClipConfig(model="tiny-test-vit", short_side_px=32, window_px=32)
+    values = {"weights": weights, "label_space": "street", "clip": clip}
+    teacher = load_teacher(MaskClipConfig(**values, flip=True, scales=(1.0, 2.0)))
+    picture = image(32, 48)
+    mirrored = teacher.probabilities(np.ascontiguousarray(picture[:, ::-1]))
+    assert np.allclose(mirrored[:, :, ::-1], teacher.probabilities(picture), atol=1e-4)
+    plain = load_teacher(MaskClipConfig(**values)).probabilities(picture)
+    assert plain.shape == mirrored.shape and not np.allclose(plain, mirrored[:, :, ::-1], atol=1e-3)
+
+
 def test_what_cannot_be_used_is_named(weights: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="has no model 'ViT-B-17'; similar: .*ViT-B-16"):
         load_maskclip(DenseClipConfig(model="ViT-B-17"), weights)

@@ -286,6 +286,17 @@ def test_logits_are_those_of_the_model(library: Any, tmp_path: Path) -> None:
     assert np.allclose(found[[0, 1, 2, 13]], expected, atol=1e-5)
 
 
+def test_scales_change_the_size_of_the_input(library: Any, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    segformer(library).save_pretrained(tmp_path)
+    config = {"name": "transformers", "model": str(tmp_path), "short_side_px": 64}
+    one, two = (load(**config, scales=[scale]).probabilities(IMAGE) for scale in (1.0, 2.0))
+    both = load(**config, scales=[1.0, 2.0]).probabilities(IMAGE)
+    assert two.shape == (19, 32, 48) and both.shape == one.shape == (19, 16, 24)
+    small = F.interpolate(torch.from_numpy(two)[None], one.shape[1:], mode="bilinear")[0].numpy()
+    assert np.allclose(both, (one + small) / 2, atol=1e-6)
+
+
 @pytest.mark.parametrize("damage", ["head", "pickle", "missing", "extra", "nameless", "folder"])
 def test_unusable_models_of_transformers_are_named(
     library: Any, tmp_path: Path, damage: str

@@ -66,7 +66,7 @@ def test_unknown_names_and_keys_say_what_there_is(values: dict[str, Any], messag
 def test_recipes_stored_by_earlier_versions_are_read() -> None:
     teacher = {"name": "espnetv2", "weights": "w", "scales": [1.0], "flip": True, "clip": None}
     assert TEACHERS.parse(teacher, "old") == ESPNetv2Config(weights=Path("w"), scales=(1.0,))
-    clip = {"name": "maskclip", "weights": "w", "scales": [1.0, 1.5], "flip": True, "clip": None}
+    clip = {"name": "maskclip", "weights": "w", "clip": None}
     assert TEACHERS.parse(clip, "old") == MaskClipConfig(weights=Path("w"))
     old = {"name": "espnetv2", "weights": BUNDLED, "scale": 0.5, "stride": 8}
     old["model"] = "vit_small_patch14_dinov2"

@@ -174,14 +174,15 @@ def test_mirrored_and_resized_views_are_averaged(module: str) -> None:
     found = flipped.probabilities(image())
     assert found.shape == (19, 40, 60)
     assert np.allclose(found[0], 0.375, atol=0.2) and np.allclose(found[0, :, :25], 0.375)
-    seen = []
+    views = []
 
-    def predict(view: np.ndarray) -> np.ndarray:
-        seen.append(view.shape)
-        return np.zeros((1, 2, 2), np.float32)
+    def predict(view: np.ndarray, scale: float) -> np.ndarray:
+        views.append((view, scale))
+        return np.full((1, 2, 2), scale, np.float32)
 
-    average_views(predict, image(), [2], True)
-    assert seen == [(80, 120, 3)] * 2
+    found = average_views(predict, image(), [2, 1], True)
+    assert (found == 1.5).all() and [scale for _, scale in views] == [2, 2, 1, 1]
+    assert np.array_equal(views[1][0], image()[:, ::-1])
 
 
 def test_identity_follows_the_code_of_the_factory(module: str, tmp_path: Path) -> None:

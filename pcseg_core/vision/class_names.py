@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import colorsys
 import difflib
 import re
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ import numpy.typing as npt
 
 from pcseg_core.config import read_yaml
 from pcseg_core.errors import InputError
-from pcseg_core.labels import IGNORE, LabelSpace
+from pcseg_core.labels import IGNORE, LabelSpace, available
 from pcseg_core.text_table import word_key
 
 _ALIKE = 0.5  # ratio of difflib, from which a spelling is near
@@ -118,13 +119,53 @@ def match_names(
     table, unmapped = [], []
     for name, key in zip(names, keys):
         by_pattern = [c for p, c in patterns if fnmatchcase(key, p)]
-        parts = [word_key(part) for part in (name, *name.replace(";", ",").split(","))]
-        by_word = [own[part] for part in parts if part in own]
+        by_word = [own[part] for part in map(word_key, _parts(name)) if part in own]
         found = exact.get(key, (by_pattern or by_word or [IGNORE])[0])
         table.append(found)
         if found == IGNORE and not any(fnmatchcase(key, word_key(p)) for p in ignore):
             unmapped.append(name)
     return NameMatch(tuple(names), space, np.array(table, np.int64), tuple(unmapped))
+
+
+def own_space(names: Sequence[str], title: str, mapping: Words) -> LabelSpace:
+    """The names of a network as a label space, with groupings into the spaces of the package.
+
+    Args:
+        names: of the network.
+        title: name of the space.
+        mapping: class -> names or patterns, for every space that has the class.
+
+    Raises:
+        InputError: `mapping` has a class that no space has, or a name that the network lacks.
+    """
+    spaces = [LabelSpace.load(name) for name in available()]
+    for target in mapping:
+        if not any(target in space.names for space in spaces):
+            raise InputError(f"mapping: no label space ({', '.join(available())}) has '{target}'")
+    groupings = {}
+    for space in spaces:
+        own = {target: group for target, group in mapping.items() if target in space.names}
+        table = match_names(names, space, own).table
+        groupings[space.name] = {
+            c.name: [name for name, k in zip(names, table) if k == c.id] for c in space.classes
+        }
+    classes = [
+        {"name": name, "color": _color(k), "synonyms": _parts(name)[1:]}
+        for k, name in enumerate(names)
+    ]
+    return LabelSpace.from_dict({"name": title, "classes": classes, "groupings": groupings})
+
+
+def _color(k: int) -> list[int]:
+    """A color for a number, unlike those of the numbers near it."""
+    rgb = colorsys.hsv_to_rgb(k * 0.618034 % 1.0, (0.6, 0.9)[k % 2], (0.95, 0.7, 0.5)[k % 3])
+    return [round(255 * part) for part in rgb]
+
+
+def _parts(name: str) -> list[str]:
+    """A name such as "car, auto", and the words in it."""
+    parts = [part.strip() for part in name.replace(";", ",").split(",") if part.strip()]
+    return [name, *parts] if len(parts) > 1 else [name]
 
 
 def read_mapping(source: Words | Path) -> dict[str, tuple[str, ...]]:

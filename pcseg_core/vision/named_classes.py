@@ -16,12 +16,14 @@ from pydantic import Field
 
 from pcseg_core.errors import InputError, PcsegError
 from pcseg_core.labels import IGNORE, LabelSpace
-from pcseg_core.vision.class_names import NameMatch, match_names, read_mapping
+from pcseg_core.vision.class_names import NameMatch, match_names, own_space, read_mapping
 from pcseg_core.vision.pixel_classes import TeacherConfig
 from pcseg_core.vision.registry import LocatedPath
 from pcseg_core.vision.superpixels import check_image
 
 Float32 = npt.NDArray[np.float32]
+OWN_NAMES = "own"
+"""In place of a label space: the names of the network are the classes."""
 _TOLERANCE = 1e-2  # of sums of probabilities, for half precision
 
 
@@ -45,7 +47,9 @@ class NamedConfig(TeacherConfig):
     """A teacher whose class names map to the classes of the label space."""
 
     label_space: str = Field(
-        "cityscapes", description="Label space that the names of the teacher's classes map to"
+        "cityscapes",
+        description="Label space that the names of the teacher's classes map to; own keeps them as "
+        "classes, for words, and maps them to the label space of the student alone",
     )
     mapping: Annotated[dict[str, tuple[str, ...]] | Path, LocatedPath()] = Field(
         default_factory=dict,
@@ -187,23 +191,24 @@ def _resized(image: npt.NDArray[np.uint8], scale: float) -> npt.NDArray[np.uint8
     return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
 
 
-def named_classes(
-    source: NamedSource, config: NamedConfig, name: str, strict: bool = True
-) -> NamedClasses:
+def named_classes(source: NamedSource, config: NamedConfig, name: str) -> NamedClasses:
     """A source with the classes and views of its configuration.
 
     Args:
         source: the network.
         config: label space, mapping and views.
         name: for messages.
-        strict: whether names without a class are an error.
 
     Raises:
         InputError: see `match_names` and `NameMatch.require_all`.
     """
-    space = LabelSpace.load(config.label_space)
-    match = match_names(source.names, space, read_mapping(config.mapping), config.ignore)
-    if strict:
-        match.require_all(f"teacher '{name}'")
+    mapping = read_mapping(config.mapping)
+    if config.label_space == OWN_NAMES:
+        space = own_space(source.names, name, mapping)
+        match = match_names(source.names, space)
+    else:
+        space = LabelSpace.load(config.label_space)
+        match = match_names(source.names, space, mapping, config.ignore)
+    match.require_all(f"teacher '{name}'")
     views = (config.scales, config.flip) if isinstance(config, NetworkConfig) else ((1.0,), False)
     return NamedClasses(source, match, name, *views)

@@ -21,7 +21,7 @@ from pcseg_core.vision.named_classes import NamedClasses, NetworkConfig, named_c
 from pcseg_core.vision.registry import Kind, checksum
 from pcseg_core.vision.windows import mean_of_windows
 
-_FIXED = ("beit", "data2vec-vision", "eomt", "eomt_dinov3")  # take images of one size
+_FIXED = ("beit", "data2vec-vision", "eomt", "eomt_dinov3", "dpt")  # take images of one size
 _STEP = 32  # the sides of other inputs are multiples of this [px]
 _SHORT_SIDE = 512
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -247,13 +247,58 @@ def eomt(library: Any) -> Any:
     return library.EomtForUniversalSegmentation(config)
 
 
+def detr(library: Any) -> Any:
+    backbone = library.ResNetConfig(
+        embedding_size=8,
+        hidden_sizes=[8, 8, 8, 8],
+        depths=[1, 1, 1, 1],
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+    )
+    config = library.DetrConfig(
+        use_timm_backbone=False,
+        backbone_config=backbone,
+        d_model=64,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_ffn_dim=16,
+        decoder_ffn_dim=16,
+        num_queries=6,
+        **_labels(),
+    )
+    return library.DetrForSegmentation(config)
+
+
+def dpt(library: Any) -> Any:
+    config = library.DPTConfig(
+        hidden_size=16,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        intermediate_size=16,
+        image_size=64,
+        is_hybrid=False,
+        backbone_out_indices=[0, 1, 2, 3],
+        neck_hidden_sizes=[8, 8, 8, 8],
+        fusion_hidden_size=8,
+        use_auxiliary_head=False,
+        **_labels(),
+    )
+    return library.DPTForSemanticSegmentation(config)
+
+
 @pytest.fixture(scope="module")
 def library() -> Any:
     return pytest.importorskip("transformers")
 
 
 @pytest.mark.parametrize(
-    ("make", "size"), [(segformer, (16, 24)), (mask2former, (16, 24)), (eomt, (16, 24))]
+    ("make", "size"),
+    [
+        (segformer, (16, 24)),
+        (mask2former, (16, 24)),
+        (eomt, (16, 24)),
+        (detr, (16, 24)),
+        (dpt, (64, 96)),
+    ],
 )
 def test_segmentation_models_of_transformers(
     library: Any, tmp_path: Path, make: Callable[[Any], Any], size: tuple[int, int]

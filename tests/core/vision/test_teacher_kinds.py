@@ -13,7 +13,7 @@ from PIL import Image
 
 from pcseg_core.data import open_recording
 from pcseg_core.errors import InputError
-from pcseg_core.labels import LabelSpace
+from pcseg_core.labels import LabelSpace, grouping
 from pcseg_core.vision.class_names import match_names, nearest, read_names
 from pcseg_core.vision.image_list import export_images, read_list
 from pcseg_core.vision.named_classes import average_views
@@ -90,7 +90,7 @@ def test_files_of_names(tmp_path: Path, file: str, text: str, expected: Any) -> 
 
 MODULE = """
 import numpy as np
-from pcseg_core.labels import LabelSpace
+from pcseg_core.labels import LabelSpace, grouping
 
 
 class Halves:
@@ -392,6 +392,18 @@ def test_identity_follows_the_maps_and_not_the_images(maps: Path) -> None:
     assert folder(maps).identity == before
     (maps / "maps" / "a.png").touch()
     assert folder(maps).identity != before
+
+
+def test_own_names_stay_classes_for_words(module: str) -> None:
+    mapping = {"vegetation": ["bird"], "building": ["wall"]}  # of street and cityscapes
+    teacher = load_teacher(python(f"{module}:make", label_space="own", mapping=mapping))
+    space = teacher.label_space
+    assert space.names == ("road", "wall", "bird")
+    assert np.array_equal(teacher.probabilities(image())[2], np.full((40, 60), 0.25, np.float32))
+    assert [STREET.names[k] for k in grouping(space, STREET)] == ["road", "structure", "vegetation"]
+    assert [CITY.names[k] for k in grouping(space, CITY)] == ["road", "building", "vegetation"]
+    with pytest.raises(InputError, match="no label space .* has 'animal'"):
+        load_teacher(python(f"{module}:make", label_space="own", mapping={"animal": ["bird"]}))
 
 
 # --- report --------------------------------------------------------------------------------------

@@ -109,7 +109,10 @@ def _maker(
     from pcseg_core.vision.teachers.espnetv2 import ESPNetv2Config
 
     if weights is None:
-        raise InputError("--generator semantic needs --weights, ESPNetv2 as safetensors")
+        raise InputError(
+            "--generator semantic needs --weights, those of an ESPNetv2: a name that `pcseg "
+            "weights list` shows, or a file"
+        )
     values = {"weights": weights, "label_space": label_space}
     config = parse_section(values, ESPNetv2Config, "--weights and --label-space")
     return load_semantic(config, slic, min_area, device)

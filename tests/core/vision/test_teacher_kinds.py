@@ -394,6 +394,19 @@ def test_identity_follows_the_maps_and_not_the_images(maps: Path) -> None:
     assert folder(maps).identity != before
 
 
+def test_a_mapping_in_a_file_is_found_beside_the_recipe(module: str, tmp_path: Path) -> None:
+    (tmp_path / "map.yaml").write_text("vegetation: [bird]\n")
+    config = python(f"{module}:make", mapping="map.yaml").relative_to(tmp_path)
+    assert config.mapping == tmp_path / "map.yaml"
+    assert load_teacher(config).probabilities(image())[CITY.index("vegetation")].min() == 0.25
+    before = config.identity
+    (tmp_path / "map.yaml").write_text("terrain: [bird]\n")
+    assert config.identity != before
+    (tmp_path / "map.yaml").write_text("terrain: bird\n")
+    with pytest.raises(InputError, match="'terrain' must be a list of the teacher's class names"):
+        load_teacher(config)
+
+
 def test_own_names_stay_classes_for_words(module: str) -> None:
     mapping = {"vegetation": ["bird"], "building": ["wall"]}  # of street and cityscapes
     teacher = load_teacher(python(f"{module}:make", label_space="own", mapping=mapping))

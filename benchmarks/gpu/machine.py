@@ -141,7 +141,7 @@ def importable(module: str) -> bool:
 
 def describe(machine: Machine) -> Row:
     """Hardware and versions."""
-    row: Row = {"cpu": _cpu_name(), "python": platform.python_version(), "torch": torch.__version__}
+    row: Row = {"cpu": cpu_name(), "python": platform.python_version(), "torch": torch.__version__}
     row["cuda"], row["triton"] = torch.version.cuda, _version("triton")
     if machine.device.type == "cuda":
         properties = torch.cuda.get_device_properties(machine.device)
@@ -191,7 +191,8 @@ def _driver() -> str:
     return done.stdout.strip().splitlines()[0] if done.stdout.strip() else "unknown"
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """Model of the CPU, as the kernel names it."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:  # noqa: PTH123
             line = next(line for line in file if line.startswith("model name"))

@@ -26,6 +26,8 @@ from pcseg_core.config import Section, parse_section
 from pcseg_core.errors import InputError
 from pcseg_core.files import file_checksum
 
+_LONGEST_NAME = 100
+
 Made_co = TypeVar("Made_co", covariant=True)
 Base = TypeVar("Base", bound="KindConfig")
 
@@ -124,14 +126,16 @@ class Registry(Generic[Base, Made_co]):
         Raises:
             InputError: no such kind, or its package cannot be imported.
         """
+        if not isinstance(name, str) or len(name) > _LONGEST_NAME:
+            raise InputError(f"name of a {self.role}: {str(name)[:80]!r}; expected a word")
         if name in self._own:
-            module, _, attribute = self._own[str(name)].partition(":")
+            module, _, attribute = self._own[name].partition(":")
             found: Kind[Any, Made_co] = getattr(import_module(module), attribute)
             return found
-        entry = next(iter(entry_points(group=self.group, name=str(name))), None)
+        entry = next(iter(entry_points(group=self.group, name=name)), None)
         if entry is None:
             known = self.names()
-            close = difflib.get_close_matches(str(name), known, n=1)
+            close = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean '{close[0]}'? " if close else ""
             raise InputError(
                 f"no {self.role} '{name}': {hint}installed are {', '.join(known)}; packages add "

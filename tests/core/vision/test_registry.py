@@ -47,8 +47,10 @@ def test_the_name_selects_the_options() -> None:
     [
         ({"teacher": {"name": "maskklip"}}, r"'teacher'.*did you mean 'maskclip'.*espnetv2, "),
         ({"teacher": {"weights": "w", "flipp": True}}, "'teacher.flipp' .did you mean 'flip'"),
-        ({"teacher": {"name": "maskclip", "weights": "w", "flip": False}}, "'teacher.flip'"),
+        ({"teacher": {"name": "maskclip", "weights": "w", "stride": 8}}, "'teacher.stride'"),
         ({"teacher": {}}, "'teacher.weights' is required"),
+        ({"teacher": {"name": ["espnetv2"]}}, "expected a word"),
+        ({"teacher": {"name": "e" * 200}}, "expected a word"),
         ({"teacher": [1]}, "the name and the options of a teacher"),
         ({"encoder": {"name": "espnetv2", "stride": 4}}, "unknown key 'encoder.stride'"),
         ({"superpixels": {"name": "seem"}}, "no superpixel generator 'seem'.*slic, semantic"),

@@ -172,7 +172,7 @@ def _metadata(path: Path) -> dict[str, Any]:
             f"{path.parent}: the bag cannot be read: {error}; run: ros2 bag reindex {path.parent}"
         ) from error
     names = about.get("relative_file_paths") if isinstance(about, dict) else None
-    if not isinstance(about, dict) or not isinstance(names, list):
+    if not isinstance(about, dict) or not isinstance(names, list) or not names:
         raise InputError(
             f"{path.parent}: the bag cannot be read: its metadata.yaml does not name its files; "
             f"run: ros2 bag reindex {path.parent}"

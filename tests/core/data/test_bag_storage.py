@@ -280,6 +280,14 @@ def test_a_missing_file_of_a_split_bag_is_named(tmp_path) -> None:
         BagFile(path)
 
 
+@pytest.mark.parametrize("names", [[], None, "drive.mcap"])
+def test_metadata_that_names_no_file_is_refused(tmp_path, names: object) -> None:
+    path = bag(tmp_path / "drive")
+    edit_metadata(path, lambda about: about.update(relative_file_paths=names))
+    with pytest.raises(InputError, match="does not name its files"):
+        BagFile(path)
+
+
 @pytest.mark.parametrize(
     ("content", "cause"),
     [

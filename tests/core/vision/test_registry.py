@@ -237,7 +237,7 @@ assert SUPERPIXELS.load(more.superpixels).segment(image).count == 2
 space = TextSpaceConfig(source="letters", options={"channels": 8})
 assert load_text_space(space).embed(["car"]).shape == (1, 8)
 try:
-    TextSpaceConfig(source="letters", options={"chanels": 8})
+    TextSpaceConfig(source="letters", options={"channel": 8})
 except ValueError as error:
     assert "did you mean 'channels'" in str(error), str(error)
 print([f.detail for f in findings() if f.subject in ("teachers", "encoders", "texts")])

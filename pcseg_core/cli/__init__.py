@@ -24,6 +24,7 @@ from pcseg_core.cli import (
     evaluate,
     export,
     finetune,
+    images,
     label,
     pretrain,
     probe,
@@ -31,7 +32,9 @@ from pcseg_core.cli import (
     recipe,
     segment,
     superpixels,
+    teacher,
     view,
+    weights,
     words,
     zero_shot,
 )
@@ -132,9 +135,12 @@ class BagGroup(TyperGroup):
 app = typer.Typer(cls=PcsegGroup, no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(bag.app, name="bag", cls=BagGroup)
 app.add_typer(recipe.app, name="recipe")
+app.add_typer(teacher.app, name="teacher")
+app.add_typer(weights.app, name="weights")
 for _command in (  # in the order of the help
     distill.distill,
     evaluate.evaluate,
+    images.images,
     superpixels.superpixels,
     pretrain.pretrain,
     probe.probe,

@@ -62,13 +62,14 @@ PCSEG_INLINE uint16_t narrow(float f) {  // to nearest, ties to even; NaN stays 
   return static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
-// What a step of the inner loop multiplies: one float, or a pair of bfloat16.
+// What a step of the inner loop multiplies: one float, or a pair of bfloat16. A scalar is spread as
+// `a - Vec{}`, which folds to a broadcast; the compiler must keep the addition of `Vec{} + a`.
 struct Single {
   typedef float Scalar;
   static constexpr int kChannels = 1;
   typedef Vec Loaded;
   static PCSEG_INLINE Loaded fetch(const char* b) { return load(reinterpret_cast<const float*>(b)); }
-  static PCSEG_INLINE Vec step(Vec sum, Scalar a, Loaded b) { return sum + (Vec{} + a) * b; }
+  static PCSEG_INLINE Vec step(Vec sum, Scalar a, Loaded b) { return sum + (a - Vec{}) * b; }
 };
 
 struct Pair {
@@ -84,8 +85,8 @@ struct Pair {
   }
 #else
   static PCSEG_INLINE Vec step(Vec sum, Scalar a, Loaded b) {
-    sum = sum + (Vec{} + widen(a & 0xffff)) * (Vec)(b << 16);
-    return sum + (Vec{} + widen(a >> 16)) * (Vec)(b & 0xffff0000u);
+    sum = sum + (widen(a & 0xffff) - Vec{}) * (Vec)(b << 16);
+    return sum + (widen(a >> 16) - Vec{}) * (Vec)(b & 0xffff0000u);
   }
 #endif
 };
@@ -309,7 +310,7 @@ void grad_tile(const float* left, int64_t ldl, const float* right, int64_t ldr, 
     Vec column[NV];
     PCSEG_UNROLL for (int v = 0; v < NV; ++v) column[v] = load(right + L * v);
     PCSEG_UNROLL for (int r = 0; r < MR; ++r) {
-      const Vec x = Vec{} + left[r];
+      const Vec x = left[r] - Vec{};
       PCSEG_UNROLL for (int v = 0; v < NV; ++v) sum[r][v] += x * column[v];
     }
   }

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pcseg_core.native import tensors as native
-from pcseg_core.sparse.backends import triton_backend
+from pcseg_core.sparse.backends import native_backend, triton_backend
 from pcseg_core.sparse.maps import KernelMap
 
 
@@ -87,8 +87,12 @@ class NativeLayer:
         residual: Tensor | None = None,
         relu: bool = True,
     ) -> Tensor:
-        table = None if kernel_map is None else kernel_map.table
-        return native.conv(x, table, self.packed, out, self.cin, self.bias, residual, relu)
+        table = listed = None
+        if kernel_map is not None:
+            table, listed = kernel_map.table, native_backend.pairs(kernel_map, x.dtype)
+        return native.conv(
+            x, table, self.packed, out, self.cin, self.bias, residual, relu, pairs=listed
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -248,9 +248,8 @@ def compile_inference(
     """Prepare a trained network for inference on the device that it is on.
 
     The weights are copied: later changes to `model` have no effect, and `model` may be deleted.
-    "bf16" halves the memory and is about twice as fast on CPUs with avx512_bf16; on others it is
-    emulated and slower than "fp32". On a GPU "fp16" and "bf16" run on tensor cores; "fp16" is more
-    exact.
+    "bf16" halves the memory. Whether it is faster depends on the CPU: `native.precision` measures
+    it. On a GPU "fp16" and "bf16" run on tensor cores; "fp16" is more exact.
 
     Args:
         model: the network, on the CPU for "native" and on a GPU for "triton".

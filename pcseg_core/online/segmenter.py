@@ -24,6 +24,7 @@ from pcseg_core.models.inference import CompiledMinkUNet, choose_device, compile
 from pcseg_core.models.minkunet import MinkUNet
 from pcseg_core.models.student import Points, Student, StudentConfig, load_student
 from pcseg_core.native import library
+from pcseg_core.native.precision import choose
 from pcseg_core.online.prompts import PromptHead, PromptSet
 from pcseg_core.online.prototypes import PrototypeHead, Prototypes
 from pcseg_core.sparse import SparseTensor
@@ -128,8 +129,8 @@ class Segmenter:
             path: checkpoint file, run directory, or "bundled".
             device: "auto", "cpu", "cuda" or "cuda:N".
             precision: arithmetic of the native and triton backends: "fp32", "bf16", on a GPU
-                "fp16", or "auto": float16 on a GPU, bfloat16 where the CPU has instructions for
-                it (avx512_bf16), else float32.
+                "fp16", or "auto": float16 on a GPU; on a CPU the faster of float32 and bfloat16,
+                see `native.precision`.
             backend: implementation of the sparse convolutions: "torch", "native", "triton",
                 "torchsparse", or "auto" for the fastest one available on the device.
 
@@ -318,9 +319,7 @@ def prepare_network(
         return compile_inference(network, "fp16" if precision == "auto" else precision, backend)
     if backend != "native":
         return network
-    if precision == "auto":
-        precision = "bf16" if library.has_bfloat16() else "fp32"
-    return compile_inference(network, precision)
+    return compile_inference(network, choose() if precision == "auto" else precision)
 
 
 @contextmanager

@@ -22,8 +22,9 @@ from pcseg_core.sparse import BatchNorm, SparseConv3d, SparseTensor
 from pcseg_core.sparse.backends import resolve
 from pcseg_core.sparse.maps import KernelMap, KernelMapCache
 
-Precision = Literal["fp32", "fp16", "bf16"]
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_INTEGERS = {"int8": torch.uint8}  # needs calibration; see `quantized`
 _LAYERS: dict[str, Callable[[Tensor, Tensor, torch.dtype, Tensor | None], Layer]] = {
     "native": NativeLayer.of,
     "triton": TritonLayer.of,
@@ -138,7 +139,7 @@ class CompiledMinkUNet:
         head = model.classifier
         self._classifier = make(head.weight.t()[None], head.bias, None)
         self.device = self._classifier.device
-        self._dtype = _DTYPES[precision]
+        self._dtype = (_DTYPES | _INTEGERS)[precision]
         self._buffers = Buffers(self._dtype, self.device)
         self._lock = threading.Lock()
 

@@ -30,23 +30,30 @@ namespace {
 enum Status : int32_t { kDone = 0, kBadArgument = 1, kNoMemory = 2 };
 
 constexpr int64_t kMaxRows = INT32_MAX;
+constexpr int64_t kMaxIntegerTerms = 1 << 16;  // of 255 * 127 in an int32
 constexpr int32_t kMaxChannels = 1 << 16, kMaxOffsets = 125;
 
 #if defined(__x86_64__)
+// Older compilers do not know the name of the feature.
+bool has_avx_vnni() {
+  unsigned eax = 0, ebx, ecx, edx;
+  return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax & 1u << 4) != 0;
+}
+
 // Whether this process may use the tiles of AMX. Linux asks for a request per process and refuses it
 // if a thread has a small stack for signals.
 bool amx_allowed() {
-  constexpr unsigned kBfloat16 = 1u << 22, kTiles = 1u << 24;
+  constexpr unsigned kNeeded = 1u << 22 | 1u << 24 | 1u << 25;  // bfloat16, tiles, int8
   constexpr long kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM
   unsigned eax, ebx, ecx, edx = 0;
   if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return false;
-  if ((edx & kBfloat16) == 0 || (edx & kTiles) == 0) return false;
+  if ((edx & kNeeded) != kNeeded) return false;
   return syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
 }
 #endif
 
 const Kernels* const* available() {
-  static const Kernels* list[6];
+  static const Kernels* list[8];
   static const bool ready = [] {
     int n = 0;
     const auto add = [&](bool runs, const Kernels* kernels) {
@@ -59,9 +66,12 @@ const Kernels* const* available() {
     const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
                         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
                         __builtin_cpu_supports("avx512vl");
-    const bool bfloat16 = avx512 && __builtin_cpu_supports("avx512bf16");
+    const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
+    const bool bfloat16 = vnni && __builtin_cpu_supports("avx512bf16");
     add(avx2, kernels_avx2);
+    add(avx2 && has_avx_vnni(), kernels_avxvnni);
     add(avx512, kernels_avx512);
+    add(vnni, kernels_avx512vnni);
     add(bfloat16, kernels_avx512bf16);
     add(bfloat16 && kernels_amx && amx_allowed(), kernels_amx);
 #endif
@@ -86,7 +96,7 @@ bool shape_ok(int64_t offsets, int64_t cin, int64_t cout) {
 
 bool rows_ok(int64_t n) { return n >= 0 && n < kMaxRows; }
 
-bool dtype_ok(int32_t dtype) { return dtype == kFloat32 || dtype == kBFloat16; }
+bool dtype_ok(int32_t dtype) { return dtype >= kFloat32 && dtype <= kUInt8; }
 
 // Whether pairs were listed from a table of this shape in blocks of `rows`; without pairs row i reads
 // row i.
@@ -101,9 +111,9 @@ bool conv_ok(const ConvArgs& c, int64_t rows) {
   if (!dtype_ok(c.dtype) || !dtype_ok(c.out_dtype)) return false;
   if (!c.weight || (c.n_in && !c.x) || (c.n_out && !c.out)) return false;
   if (!pairs_ok(c.pairs, c.n_in, c.n_out, c.offsets, rows)) return false;
-  const int64_t width = c.dtype == kBFloat16 ? (c.cin + 1) / 2 * 2 : c.cin;
-  if (c.dtype == kBFloat16 && c.ldx % 2) return false;
-  return c.ldx >= width && c.ldout >= c.cout && (!c.residual || c.ldres >= c.cout);
+  if (c.dtype == kUInt8 && (!c.scale || int64_t{c.offsets} * c.cin > kMaxIntegerTerms)) return false;
+  const int64_t per = channels_per_word(c.dtype), width = (c.cin + per - 1) / per * per;
+  return c.ldx % per == 0 && c.ldx >= width && c.ldout >= c.cout && (!c.residual || c.ldres >= c.cout);
 }
 
 PairHead pair_head(const Kernels& kernels, int32_t dtype, int32_t offsets, int64_t n_in,

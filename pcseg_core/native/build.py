@@ -29,11 +29,14 @@ FLAGS = ("-std=gnu++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=f
 # Each kernel file is compiled for its instruction set; the library chooses one at run time.
 _AVX2 = ("-mavx2", "-mfma")
 _AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")
+_BF16 = (*_AVX512, "-mavx512vnni", "-mavx512bf16")
 FILE_FLAGS = {
     "kernels_avx2.cpp": _AVX2,
     "kernels_avx512.cpp": _AVX512,
-    "kernels_avx512bf16.cpp": (*_AVX512, "-mavx512bf16"),
-    "kernels_amx.cpp": (*_AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"),
+    "kernels_avxvnni.cpp": (*_AVX2, "-mavxvnni"),
+    "kernels_avx512vnni.cpp": (*_AVX512, "-mavx512vnni"),
+    "kernels_avx512bf16.cpp": _BF16,
+    "kernels_amx.cpp": (*_BF16, "-mamx-tile", "-mamx-bf16", "-mamx-int8"),
 }
 X86 = ("x86_64", "amd64")
 

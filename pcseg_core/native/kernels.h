@@ -3,6 +3,7 @@
 //   PCSEG_LANES     floats per vector
 //   PCSEG_NAME      name of the Kernels instance
 //   PCSEG_DOT_BF16  1 where the set has a bfloat16 dot product
+//   PCSEG_DOT_INT8  1 where the set has a dot product of 8-bit integers
 //
 // A block of output rows is accumulated in a scratch buffer that stays in cache. Per kernel offset,
 // register tiles of MR rows by NV vectors read the input rows through the list of pairs: no gather
@@ -27,7 +28,7 @@ int panel_width(int rest) {
   return rest == 4 || rest == 2 ? 2 : rest >= 3 ? 3 : rest;
 }
 
-// What a step of the inner loop multiplies: one float, or a pair of bfloat16. A scalar is spread as
+// What a step of the inner loop multiplies: one float, two bfloat16 or four integers. A scalar is spread as
 // `a - Vec{}`, which folds to a broadcast; the compiler must keep the addition of `Vec{} + a`.
 struct Single {
   typedef float Scalar;
@@ -54,6 +55,30 @@ struct Pair {
     return sum + (widen(a >> 16) - Vec{}) * (Vec)(b & 0xffff0000u);
   }
 #endif
+};
+
+// Four unsigned features and four signed weights; the sums are int32 in the lanes of the floats.
+struct Quad {
+  typedef uint32_t Scalar;
+  static constexpr int kChannels = 4;
+  typedef Bits Loaded;
+  static PCSEG_INLINE Loaded fetch(const char* b) {
+    return *reinterpret_cast<const BitsAnywhere*>(b);
+  }
+  static PCSEG_INLINE Vec step(Vec sum, Scalar a, Loaded b) {
+#if PCSEG_DOT_INT8 && PCSEG_LANES == 16
+    return (Vec)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)(Bits{} + a), (__m512i)b);
+#elif PCSEG_DOT_INT8
+    return (Vec)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)(Bits{} + a), (__m256i)b);
+#else
+    Integers total = (Integers)sum;
+    PCSEG_UNROLL for (int p = 0; p < 4; ++p) {
+      const int32_t x = static_cast<int32_t>(a >> 8 * p & 255);
+      total += (Integers{} + x) * ((Integers)(b << (24 - 8 * p)) >> 24);
+    }
+    return (Vec)total;
+#endif
+  }
 };
 
 // to[r] = from[r] + a[r] . B, for MR rows and NV vectors of output channels.
@@ -107,7 +132,7 @@ void add_offset(const ConvArgs& c, const Pairs& pairs, int step, const char* wei
   const uint16_t* target = pairs.target + pairs.ends[step];
   const int count = pairs.count(step);
   const int steps = (c.cin + Step::kChannels - 1) / Step::kChannels;
-  const int64_t row_bytes = c.ldx * (Step::kChannels == 2 ? 2 : 4);
+  const int64_t row_bytes = c.ldx * 4 / Step::kChannels;
   const char* x = static_cast<const char*>(c.x);
   for (int column = 0; column < width;) {
     const int nv = panel_width((width - column) / L), most = tile_rows(nv);
@@ -133,27 +158,20 @@ void add_offset(const ConvArgs& c, const Pairs& pairs, int step, const char* wei
   }
 }
 size_t packed_bytes(int offsets, int cin, int cout, int dtype) {
-  const size_t steps = dtype == kBFloat16 ? (cin + 1) / 2 : cin;
-  return static_cast<size_t>(offsets) * steps * padded(cout) * 4;
+  const int per = channels_per_word(dtype);
+  return size_t{4} * offsets * ((cin + per - 1) / per) * padded(cout);
 }
 
 void pack(const float* w, const float* scale, int cin, int cout, int dtype, bool transpose,
           void* packed) {
-  const int width = padded(cout), per = dtype == kBFloat16 ? 2 : 1;
-  const int64_t ci_step = transpose ? 1 : cout, co_step = transpose ? cin : 1;
-  float* out32 = static_cast<float*>(packed);
-  uint16_t* out16 = static_cast<uint16_t*>(packed);
+  const int width = padded(cout), per = channels_per_word(dtype);
+  const Weights weights{w, scale, cin, cout, transpose};
+  char* out = static_cast<char*>(packed);
   for (int column = 0; column < width;) {
     const int lanes = panel_width((width - column) / L) * L;
     for (int ci = 0; ci < cin; ci += per)
       for (int j = column; j < column + lanes; ++j)
-        for (int p = 0; p < per; ++p) {
-          const bool inside = j < cout && ci + p < cin;
-          float value = inside ? w[(ci + p) * ci_step + j * co_step] : 0.0f;
-          if (inside && scale) value *= scale[j];
-          if (dtype == kBFloat16) *out16++ = narrow(value);
-          else *out32++ = value;
-        }
+        for (int p = ci; p < ci + per; ++p) out = put(weights.at(p, j), dtype, out);
     column += lanes;
   }
 }
@@ -167,7 +185,7 @@ void conv_block(const ConvArgs& c, const Pairs& pairs, int64_t first, int rows, 
   float* start = reinterpret_cast<float*>(scratch);
   float* sums = start + width;
   memset(start, 0, width * sizeof(float));
-  if (c.bias) memcpy(start, c.bias, c.cout * sizeof(float));
+  if (c.bias && c.dtype != kUInt8) memcpy(start, c.bias, c.cout * sizeof(float));
   const int64_t bytes = packed_bytes(1, c.cin, c.cout, c.dtype);
   // In a submanifold kernel the middle offset has all rows and begins the sums.
   const bool all = pairs.count(0) == rows;
@@ -177,9 +195,10 @@ void conv_block(const ConvArgs& c, const Pairs& pairs, int64_t first, int rows, 
     const char* weight = static_cast<const char*>(c.weight) + offset_at(step, c.offsets) * bytes;
     const float* begin = step == 0 && all ? start : nullptr;
     if (c.dtype == kBFloat16) add_offset<Pair>(c, pairs, step, weight, sums, width, begin);
+    else if (c.dtype == kUInt8) add_offset<Quad>(c, pairs, step, weight, sums, width, begin);
     else add_offset<Single>(c, pairs, step, weight, sums, width, begin);
   }
-  finish(c, first, rows, sums, width, nullptr);
+  finish(c, first, rows, sums, width, c.dtype == kUInt8 ? c.bias : nullptr);
 }
 
 }  // namespace

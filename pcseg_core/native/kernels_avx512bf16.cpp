@@ -3,7 +3,8 @@
 #define PCSEG_LANES 16
 #define PCSEG_NAME kernels_avx512bf16
 #define PCSEG_DOT_BF16 1
-#if defined(__AVX512BF16__)
+#define PCSEG_DOT_INT8 1
+#if defined(__AVX512BF16__) && defined(__AVX512VNNI__)
 #include "kernels.h"
 #else
 #include "native.h"

@@ -52,6 +52,11 @@ class ConvArgs(ctypes.Structure):
         ("dtype", c_int32),
         ("out_dtype", c_int32),
         ("relu", c_int32),
+        ("residual_factor", c_float),
+        ("residual_shift", c_float),
+        ("out_factor", c_float),
+        ("out_shift", c_float),
+        ("scale", c_void_p),
     )
 
 

@@ -9,7 +9,12 @@
 
 namespace pcseg {
 
-enum Dtype : int32_t { kFloat32 = 0, kBFloat16 = 1 };
+enum Dtype : int32_t { kFloat32 = 0, kBFloat16 = 1, kUInt8 = 2 };
+
+inline int element_bytes(int dtype) { return dtype == kFloat32 ? 4 : dtype == kBFloat16 ? 2 : 1; }
+
+// Input channels that one 32-bit word of features holds.
+inline int channels_per_word(int dtype) { return 4 / element_bytes(dtype); }
 
 // Output rows that one task computes, where the kernels do not ask for more. Fixed, so that results
 // do not depend on the thread count.
@@ -48,7 +53,9 @@ void pairs_list(const PairHead&, const int32_t* table, int32_t* words, int threa
 Pairs pairs_of(const int32_t* words, int64_t block);
 
 // One convolution. Rows of x, residual and out are `ld*` elements apart.
-// BFloat16: rows of x hold an even number of elements, zero beyond cin.
+// BFloat16 and UInt8: rows of x hold whole words of 32 bits. Those of bfloat16 are zero beyond cin.
+// UInt8: products with int8 weights are summed in int32 and multiplied by `scale`. A residual q means
+// q * residual_factor + residual_shift; a result v is stored as round(v * out_factor + out_shift).
 struct ConvArgs {
   const void* x;         // (n_in, cin) dtype
   const int32_t* pairs;  // of pcseg_list_pairs for this dtype; null: row i reads row i
@@ -60,6 +67,8 @@ struct ConvArgs {
   int64_t ldx, ldres, ldout;
   int32_t offsets, cin, cout;
   int32_t dtype, out_dtype, relu;
+  float residual_factor, residual_shift, out_factor, out_shift;
+  const float* scale;  // (cout) for x of UInt8
 };
 
 // Gradient of the weights: grad[k] = sum over pairs of outer(x[in], dy[out]).
@@ -91,7 +100,7 @@ struct Kernels {
   // Output rows of one block, even and below 65536; it must not depend on the number of threads.
   int64_t (*block_rows)(int dtype, int64_t n_out);
   // Reorder the weights (cin, cout) of one offset into panels, times scale (cout) unless null.
-  // With `transpose` the source is (cout, cin).
+  // With `transpose` the source is (cout, cin). For UInt8 they are rounded to -127..127.
   void (*pack)(const float* w, const float* scale, int cin, int cout, int dtype, bool transpose,
                void* packed);
   size_t (*packed_bytes)(int offsets, int cin, int cout, int dtype);
@@ -105,7 +114,9 @@ struct Kernels {
 extern const Kernels* const kernels_generic;
 #if defined(__x86_64__)
 extern const Kernels* const kernels_avx2;
+extern const Kernels* const kernels_avxvnni;
 extern const Kernels* const kernels_avx512;
+extern const Kernels* const kernels_avx512vnni;
 extern const Kernels* const kernels_avx512bf16;
 extern const Kernels* const kernels_amx;
 #endif

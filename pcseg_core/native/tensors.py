@@ -10,6 +10,7 @@ import ctypes
 import functools
 from ctypes import byref, c_int64, c_void_p
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,7 +26,21 @@ from pcseg_core.native.checks import (
 )
 from pcseg_core.native.library import ConvArgs, GradArgs, best_isa, check
 
-DTYPES = {torch.float32: 0, torch.bfloat16: 1}
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.uint8: 2}
+
+
+class Integers(NamedTuple):
+    """Scales of a convolution that reads or writes uint8.
+
+    Attributes:
+        weight: (cout,) float32 that the integer sums are multiplied by; None where x is no uint8.
+        residual: factor and shift: a residual q means q * factor + shift.
+        out: factor and shift: a result v is stored as v * factor + shift, rounded, in 0..255.
+    """
+
+    weight: Tensor | None = None
+    residual: tuple[float, float] = (1.0, 0.0)
+    out: tuple[float, float] = (1.0, 0.0)
 
 
 @functools.cache
@@ -122,7 +137,8 @@ def pack(
 
     Args:
         weight: (K, Cin, Cout) float32.
-        dtype: of the features, float32 or bfloat16.
+        dtype: of the features, float32, bfloat16, or uint8: the weights are then rounded to
+            integers in -127..127.
         transpose: the weights are (K, Cout, Cin).
         flip: take the offsets in reverse order.
         scale: (Cout,) float32 factor on the output channels.
@@ -199,12 +215,14 @@ def conv(
     relu: bool = False,
     isa: int | None = None,
     pairs: Tensor | None = None,
+    integers: Integers | None = None,
 ) -> Tensor:
     """out = relu(sum over offsets of x[table[k]] @ weight[k] + bias + residual).
 
     Args:
-        x: (n_in, >= cin) float32 or bfloat16; the last dimension is contiguous. bfloat16 rows are
-            an even number of elements apart and zero beyond cin.
+        x: (n_in, >= cin) float32, bfloat16 or uint8; the last dimension is contiguous. bfloat16
+            rows are an even number of elements apart and zero beyond cin, uint8 rows a multiple of
+            four elements apart.
         table: (K, n_out) int32; None for K = 1 with output row i from input row i. Rows
             outside [0, n_in) count as absent.
         packed: weights from `pack`, of the dtype of x.
@@ -213,6 +231,7 @@ def conv(
         bias: (cout,) float32.
         residual: (n_out, cout) of the dtype of x; may be `out` itself.
         pairs: those of the table, from `list_pairs`; None to list them here.
+        integers: scales, where x or the output is uint8.
     """
     isa = best_isa() if isa is None else isa
     offsets = 1 if table is None else len(table)
@@ -220,6 +239,8 @@ def conv(
     if len(out) == 0:
         return out
     pairs = _pairs(table, pairs, len(x), x.dtype, isa)
+    scales = Integers() if integers is None else integers
+    require_vector(scales.weight, "the scale of the sums", out.shape[1])
     args = ConvArgs(
         _pointer(x),
         _pointer(pairs),
@@ -238,6 +259,9 @@ def conv(
         DTYPES[x.dtype],
         DTYPES[out.dtype],
         relu,
+        *scales.residual,
+        *scales.out,
+        _pointer(scales.weight),
     )
     check(_library().pcseg_conv(isa, byref(args), torch.get_num_threads()))
     return out

@@ -18,6 +18,7 @@ constexpr int L = PCSEG_LANES;
 typedef float Vec __attribute__((vector_size(L * 4)));
 typedef float VecAnywhere __attribute__((vector_size(L * 4), aligned(4), may_alias));
 typedef uint32_t Bits __attribute__((vector_size(L * 4)));
+typedef int32_t Integers __attribute__((vector_size(L * 4)));
 typedef uint32_t BitsAnywhere __attribute__((vector_size(L * 4), aligned(4), may_alias));
 
 PCSEG_INLINE Vec load(const float* p) { return *reinterpret_cast<const VecAnywhere*>(p); }
@@ -39,47 +40,98 @@ PCSEG_INLINE uint16_t narrow(float f) {  // to nearest, ties to even; NaN stays 
   return static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
-// Bias unless null, residual, rectifier and store of one block.
-void finish(const ConvArgs& c, int64_t first, int rows, const float* sums, int width,
+// Weights (cin, cout), or with `transpose` (cout, cin), times scale (cout) unless null.
+struct Weights {
+  const float* values;
+  const float* scale;
+  int cin, cout;
+  bool transpose;
+
+  float at(int ci, int co) const {  // zero beyond the ends
+    if (ci >= cin || co >= cout) return 0.0f;
+    const float value = values[transpose ? int64_t{co} * cin + ci : int64_t{ci} * cout + co];
+    return scale ? value * scale[co] : value;
+  }
+};
+
+// Write a weight for features of a type; returns the place of the next one.
+char* put(float value, int dtype, char* out) {
+  if (dtype == kUInt8) {
+    const float bound = value < -127.0f ? -127.0f : value > 127.0f ? 127.0f : value;
+    *out = static_cast<char>(static_cast<int8_t>(__builtin_rintf(bound)));
+  } else if (dtype == kBFloat16) {
+    const uint16_t low = narrow(value);
+    memcpy(out, &low, 2);
+  } else {
+    memcpy(out, &value, 4);
+  }
+  return out + element_bytes(dtype);
+}
+
+typedef int32_t Integer __attribute__((may_alias));
+
+// The loops below run over one row and are vectorized by the compiler.
+void from_integers(float* __restrict v, const float* __restrict scale, int n) {
+  const Integer* sums = reinterpret_cast<const Integer*>(v);
+  for (int j = 0; j < n; ++j) v[j] = static_cast<float>(sums[j]) * scale[j];
+}
+
+void add_row(float* __restrict v, const float* __restrict other, int n) {
+  for (int j = 0; j < n; ++j) v[j] += other[j];
+}
+
+void add_residual(const ConvArgs& c, int64_t row, float* __restrict v) {
+  const char* from = static_cast<const char*>(c.residual) + row * c.ldres * element_bytes(c.dtype);
+  if (c.dtype == kFloat32) return add_row(v, reinterpret_cast<const float*>(from), c.cout);
+  if (c.dtype == kBFloat16) {
+    const uint16_t* __restrict kept = reinterpret_cast<const uint16_t*>(from);
+    for (int j = 0; j < c.cout; ++j) v[j] += widen(kept[j]);
+    return;
+  }
+  const uint8_t* __restrict kept = reinterpret_cast<const uint8_t*>(from);
+  const float factor = c.residual_factor, shift = c.residual_shift;
+  for (int j = 0; j < c.cout; ++j) v[j] += static_cast<float>(kept[j]) * factor + shift;
+}
+
+void store_bfloat16(const float* __restrict v, uint16_t* __restrict out, int n) {
+#if PCSEG_DOT_BF16
+  for (int j = 0; j < n; j += 16) {
+    const __mmask16 in = n - j >= 16 ? 0xffff : (1 << (n - j)) - 1;
+    const __m512 values = _mm512_maskz_loadu_ps(in, v + j);
+    _mm256_mask_storeu_epi16(out + j, in, (__m256i)_mm512_cvtneps_pbh(values));
+  }
+#else
+  for (int j = 0; j < n; ++j) out[j] = narrow(v[j]);
+#endif
+}
+
+// To nearest, saturating; NaN becomes 0.
+void store_uint8(const float* __restrict v, uint8_t* __restrict out, float factor, float shift,
+                 int n) {
+  for (int j = 0; j < n; ++j) {
+    const float scaled = v[j] * factor + (shift + 0.5f);
+    const float low = scaled > 0.0f ? scaled : 0.0f;
+    out[j] = static_cast<uint8_t>(static_cast<int32_t>(low < 255.0f ? low : 255.0f));
+  }
+}
+
+// Scale of integer sums, bias unless null, residual, rectifier and store of one block.
+void finish(const ConvArgs& c, int64_t first, int rows, float* sums, int width,
             const float* bias) {
   for (int r = 0; r < rows; ++r, sums += width) {
     const int64_t row = first + r;
-    const float* kept32 = nullptr;
-    const uint16_t* kept16 = nullptr;
-    if (c.residual && c.dtype == kFloat32)
-      kept32 = static_cast<const float*>(c.residual) + row * c.ldres;
-    else if (c.residual)
-      kept16 = static_cast<const uint16_t*>(c.residual) + row * c.ldres;
-    float* out32 = static_cast<float*>(c.out) + row * c.ldout;
-    uint16_t* out16 = static_cast<uint16_t*>(c.out) + row * c.ldout;
-    int j = 0;
-#if defined(__AVX512F__)
-    for (; j + 16 <= c.cout; j += 16) {
-      Vec v = load(sums + j);
-      if (bias) v += load(bias + j);
-      if (kept32) v += load(kept32 + j);
-      if (kept16)
-        v += (Vec)_mm512_slli_epi32(
-            _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)(kept16 + j))), 16);
-      if (c.relu) v = (Vec)_mm512_max_ps((__m512)v, _mm512_setzero_ps());
-      if (c.out_dtype == kFloat32) {
-        store(out32 + j, v);
-      } else {
-#if PCSEG_DOT_BF16
-        _mm256_storeu_si256((__m256i*)(out16 + j), (__m256i)_mm512_cvtneps_pbh((__m512)v));
-#else
-        for (int l = 0; l < 16; ++l) out16[j + l] = narrow(v[l]);
-#endif
-      }
-    }
-#endif
-    for (; j < c.cout; ++j) {
-      float v = bias ? sums[j] + bias[j] : sums[j];
-      v += kept32 ? kept32[j] : kept16 ? widen(kept16[j]) : 0.0f;
-      if (c.relu) v = v > 0 ? v : 0;
-      if (c.out_dtype == kFloat32) out32[j] = v;
-      else out16[j] = narrow(v);
-    }
+    if (c.dtype == kUInt8) from_integers(sums, c.scale, c.cout);
+    if (bias) add_row(sums, bias, c.cout);
+    if (c.residual) add_residual(c, row, sums);
+    if (c.relu)
+      for (int j = 0; j < c.cout; ++j) sums[j] = sums[j] > 0.0f ? sums[j] : 0.0f;
+    char* out = static_cast<char*>(c.out) + row * c.ldout * element_bytes(c.out_dtype);
+    if (c.out_dtype == kFloat32)
+      memcpy(out, sums, sizeof(float) * c.cout);
+    else if (c.out_dtype == kBFloat16)
+      store_bfloat16(sums, reinterpret_cast<uint16_t*>(out), c.cout);
+    else
+      store_uint8(sums, reinterpret_cast<uint8_t*>(out), c.out_factor, c.out_shift, c.cout);
   }
 }
 

@@ -119,6 +119,73 @@ def test_rows_beyond_a_block(
     assert bool((out == 7).all())
 
 
+@pytest.mark.parametrize("rows", [0, 1, 17, 33, 257, 1025, 4097, 16417])
+@pytest.mark.parametrize("widths", [(1, 1), (33, 17), (64, 48), (132, 32)])
+def test_integers_equal_the_definition(rows: int, widths: tuple[int, int], isa: int) -> None:
+    """To float32, and rounded to uint8 with a bias, a residual in place and the rectifier."""
+    cin, cout = widths
+    generator = torch.Generator().manual_seed(rows)
+    offsets = 27 if rows < 2000 else 3
+    x = torch.randint(0, 256, (rows, cin), generator=generator)
+    weight = torch.randint(-127, 128, (offsets, cin, cout), generator=generator)
+    table = torch.randint(-rows - 1, rows, (offsets, rows), generator=generator)
+    table = table.clamp(min=-1).int()
+    table[offsets // 2] = torch.arange(rows)
+    bias = torch.randn(cout, generator=generator) * 1000
+    kept = torch.randint(0, 256, (rows, cout), generator=generator).to(torch.uint8)
+    scale = torch.rand(cout, generator=generator) + 0.5
+    packed = tensors.pack(weight.float(), torch.uint8, isa=isa)
+    wide = (cin + 3) // 4 * 4
+    buffer = torch.full((rows + 40, wide + 32), 255, dtype=torch.uint8)
+    buffer[:rows, :cin] = x.to(torch.uint8)
+    inside = buffer[:rows, :wide]
+    sums = definition(x.double(), table, weight.double(), torch.zeros(cout), torch.zeros(1))
+    plain = torch.empty(rows, cout)
+    integers = tensors.Integers(scale, (300.0, -38400.0), (0.0005, 3.0))
+    tensors.conv(inside, table, packed, plain, cin, relu=True, isa=isa, integers=integers)
+    torch.testing.assert_close(plain.double(), sums * scale.double(), rtol=1e-6, atol=1e-3)
+    out = torch.full((rows + 1, cout + 2), 7, dtype=torch.uint8)
+    out[:rows, 1:-1] = kept
+    given = out[:rows, 1:-1]
+    tensors.conv(inside, table, packed, given, cin, bias, given, True, isa, integers=integers)
+    added = bias.double() + kept.double() * 300 - 38400
+    exact_sums = definition(
+        x.double(), table, weight.double() * scale.double(), torch.zeros(cout), added
+    )
+    expected = (exact_sums * 0.0005 + 3).clamp(0, 255)
+    assert bool(((given.double() - expected).abs() < 0.501).all())
+    out[:rows, 1:-1] = 7
+    assert bool((out == 7).all())
+
+
+def test_integers_are_rounded_and_saturate(isa: int) -> None:
+    x = torch.tensor([[255, 255], [1, 0], [0, 0]]).to(torch.uint8).repeat(1, 2)
+    weight = torch.tensor([[[300.0, -0.6, 1.0]] * 4])  # as int8: 127, -1, 1
+    packed = tensors.pack(weight, torch.uint8, isa=isa)
+    shifted = tensors.Integers(torch.ones(3), out=(1.0, 128.0))
+    out = torch.empty(3, 3, dtype=torch.uint8)
+    tensors.conv(x, None, packed, out, 4, isa=isa, integers=shifted)
+    assert out.tolist() == [[255, 0, 255], [255, 126, 130], [128, 128, 128]]
+    # From float32 too, where NaN becomes 0.
+    floats = torch.tensor([[0.49, NAN], [0.51, 0.0], [1e30, -1e30]])
+    packed = tensors.pack(torch.eye(2)[None], isa=isa)
+    out = torch.empty(3, 2, dtype=torch.uint8)
+    tensors.conv(floats, None, packed, out, 2, isa=isa)
+    assert out[1:].tolist() == [[1, 0], [255, 0]] and int(out[0, 1]) == 0
+
+
+def test_integers_without_a_scale_or_with_too_many_terms_are_refused() -> None:
+    """The sums are int32."""
+    x = torch.ones(3, 4096, dtype=torch.uint8)
+    table = torch.zeros(27, 3, dtype=torch.int32)
+    packed, out = tensors.pack(torch.ones(27, 4096, 1), torch.uint8), torch.empty(3, 1)
+    with pytest.raises(InputError, match="refused"):
+        tensors.conv(x, table, packed, out, 4096, integers=tensors.Integers(torch.ones(1)))
+    packed = tensors.pack(torch.ones(1, 4, 1), torch.uint8)
+    with pytest.raises(InputError, match="refused"):
+        tensors.conv(x[:, :4].contiguous(), None, packed, out, 4)
+
+
 def test_a_middle_offset_that_has_all_rows_in_another_order(isa: int, dtype: torch.dtype) -> None:
     """Only the identity may be read in place."""
     x = exact(torch.randn(96, 32, generator=torch.Generator().manual_seed(0)), dtype)
@@ -131,9 +198,10 @@ def test_a_middle_offset_that_has_all_rows_in_another_order(isa: int, dtype: tor
     assert torch.equal(out.double(), x[table.long()])
 
 
+@pytest.mark.parametrize("dtype", list(tensors.DTYPES), ids=str)
 def test_same_bits_for_any_number_of_threads(isa: int, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(20000, 40, generator=generator).to(dtype)
+    x = (torch.rand(20000, 40, generator=generator) * 9).to(dtype)
     table = torch.randint(-20000, 20000, (27, 20000), generator=generator, dtype=torch.int32)
     packed = tensors.pack(torch.randn(27, 40, 48, generator=generator), dtype, isa=isa)
     before = torch.get_num_threads()
@@ -141,7 +209,9 @@ def test_same_bits_for_any_number_of_threads(isa: int, dtype: torch.dtype) -> No
     try:
         for threads in (1, 2, 5):
             torch.set_num_threads(threads)
-            results.append(tensors.conv(x, table, packed, torch.empty(20000, 48), 40, isa=isa))
+            out = torch.empty(20000, 48)
+            integers = tensors.Integers(torch.ones(48))
+            results.append(tensors.conv(x, table, packed, out, 40, isa=isa, integers=integers))
     finally:
         torch.set_num_threads(before)
     assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
@@ -42,6 +44,21 @@ def interleaved(
     return {name: statistics.median(values) for name, values in times.items()}
 
 
+def cpu_name() -> str:
+    """Name, family and model of the processor."""
+    fields: dict[str, str] = {}
+    try:
+        with Path("/proc/cpuinfo").open(encoding="ascii", errors="replace") as file:
+            for line in file:
+                key, _, value = line.partition(":")
+                fields.setdefault(key.strip(), value.strip())
+    except OSError:
+        pass
+    if "model name" not in fields:
+        return platform.processor() or "unknown"
+    return f"{fields['model name']} (family {fields['cpu family']}, model {fields['model']})"
+
+
 class DensePeak:
     """Speed of dense matrix products on this machine, measured between the engines.
 
@@ -50,6 +67,7 @@ class DensePeak:
     """
 
     SIZE = 2048
+    PRECISIONS = ("fp32", "bf16")
 
     def __init__(self) -> None:
         self._a, self._b = torch.randn(self.SIZE, self.SIZE), torch.randn(self.SIZE, self.SIZE)

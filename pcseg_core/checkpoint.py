@@ -65,6 +65,19 @@ class IntegerScales(Section):
         return self.miou_fp32 - self.miou_int8 <= MAX_MIOU_LOSS
 
 
+class Measurement(Section):
+    """Figures of a checkpoint on labeled real sweeps."""
+
+    data: str = Field(min_length=1, max_length=100, description="Name of the data set")
+    sweeps: int = Field(ge=1, description="Number of sweeps")
+    miou: float = Field(ge=0, le=1, description="Mean IoU in the label space street")
+    accuracy: float = Field(ge=0, le=1, description="Share of the points with the right label")
+
+    def __str__(self) -> str:
+        figures = f"{100 * self.miou:.0f} % mIoU and {100 * self.accuracy:.0f} % accuracy"
+        return f"{figures} on {self.sweeps} real sweeps of {self.data}"
+
+
 class CheckpointMeta(Section):
     """Metadata of a checkpoint."""
 
@@ -80,7 +93,21 @@ class CheckpointMeta(Section):
         None, description="Scale and distribution of the sweeps of the training"
     )
     int8: IntegerScales | None = Field(None, description="Calibration for 8-bit integers")
+    measured: Measurement | None = Field(
+        None, description="Figures on real sweeps, of a checkpoint trained on simulated ones"
+    )
     pcseg_version: str = Field(__version__, description="Version that wrote the file")
+
+    @property
+    def caution(self) -> str:
+        """What to know before the labels are used on a robot; "" if nothing."""
+        sources = self.metrics.get("poses")
+        if not isinstance(sources, dict) or not sources:
+            return ""
+        if not all(str(source).startswith("simulated:") for source in sources):
+            return ""
+        figures = f"; it reaches {self.measured}" if self.measured else ""
+        return f"trained on simulated drives{figures}; distill one from your own recordings"
 
 
 @dataclass(frozen=True, eq=False)

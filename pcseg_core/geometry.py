@@ -26,9 +26,9 @@ Poses: TypeAlias = Callable[[npt.NDArray[np.int64]], Float64]
 # 0.05 ms apart: a turn of 1 rad/s then moves a point at 100 m by less than 1e-6 m, and a step of
 # 1 m/s in the speed by 1.3e-5 m. One slerp per point is far slower.
 _DESKEW_POSES = 2048
-_MAX_DESKEW_NS = 20_000_000_000  # from the first point or the stamp to the last
+MAX_DESKEW_NS = 20_000_000_000  # from the first point or the stamp to the last
 _POSE_STEP_NS = 10_000_000  # between the poses that a sweep is deskewed with
-_MAX_TRANSLATION_M = 1e9  # coordinates of the earth are below 1e7 m
+MAX_TRANSLATION_M = 1e9  # coordinates of the earth are below 1e7 m
 _CHUNK = 8192  # number of points whose matrices fit into the cache
 
 
@@ -89,7 +89,7 @@ def from_quaternion(xyzw: npt.ArrayLike, translation: npt.ArrayLike = (0.0, 0.0,
     length = np.linalg.norm(q, axis=-1)
     if q.shape[-1] != 4 or not np.all((length > 1e-9) & np.isfinite(length)):
         raise InputError(f"not a rotation: quaternion {q.tolist()}; expected x y z w of length 1")
-    if not np.all(np.abs(translation) < _MAX_TRANSLATION_M):
+    if not np.all(np.abs(translation) < MAX_TRANSLATION_M):
         raise InputError(f"not a place: translation {np.asarray(translation).tolist()} [m]")
     rotation = Rotation.from_quat(q.reshape(-1, 4)).as_matrix()
     return from_rotation(rotation.reshape(*q.shape[:-1], 3, 3), translation)
@@ -302,10 +302,10 @@ def undo_motion(xyz: Array, time_s: Array, poses: Poses, stamp_ns: int) -> npt.N
     last = stamp_ns + int(1e9 * np.max(time_s, where=known, initial=0.0))
     if first == last:
         return np.asarray(xyz, np.float32)
-    if last - first > _MAX_DESKEW_NS:  # bounds the number of poses
+    if last - first > MAX_DESKEW_NS:  # bounds the number of poses
         raise InputError(
             f"deskew: the times of the points span {1e-9 * (last - first):g} s, expected at most "
-            f"{1e-9 * _MAX_DESKEW_NS:g} s; check their unit"
+            f"{1e-9 * MAX_DESKEW_NS:g} s; check their unit"
         )
     poses(np.array([first, last], np.int64))  # fails before the many poses between are looked up
     stamps = np.unique(np.append(np.arange(first, last, _POSE_STEP_NS), last))

@@ -59,9 +59,10 @@ class Camera:
         )
         self._infos: Subscription[CameraInfo] | None = None
         if model is None:
-            self._infos = node.create_subscription(
-                CameraInfo, info_topic, self._on_info, qos.sensor(reliable=False)
-            )
+            with qos.creating(info_topic):
+                self._infos = node.create_subscription(
+                    CameraInfo, info_topic, self._on_info, qos.sensor(reliable=False)
+                )
 
     def destroy(self) -> None:
         """End the subscriptions."""
@@ -120,7 +121,7 @@ def create_cameras(
     """The configured cameras by name.
 
     Raises:
-        InputError: a topic is named twice, or the numbers of topics differ.
+        InputError: a topic is named twice or has a wrong name, or the numbers of topics differ.
     """
     images = tuple(_expanded(node, topic) for topic in config.topics)
     if len(set(images)) != len(images):

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 
 def _without_empty(values: Any) -> Any:
-    return [v for v in values if v != ""] if isinstance(values, (list, tuple)) else values
+    if not isinstance(values, (list, tuple)):
+        raise ValueError(f"expected a list of texts, such as ['{values}']")
+    return [value for value in values if value != ""]
 
 
 # ROS parameter files cannot hold an empty array because its type is unknown; [""] stands for it.
@@ -68,7 +70,9 @@ class MotionParameters(MotionConfig):
         "none for a platform that stands still; auto takes tf if tf2_ros is installed",
     )
     fixed_frame: str = Field(
-        "odom", description="Frame in /tf without jumps in which the platform moves (REP-105)"
+        "odom",
+        min_length=1,
+        description="Frame in /tf without jumps in which the platform moves (REP-105)",
     )
     timeout_s: float = Field(
         0.1, ge=0.0, le=5.0, description="Maximum time that a sweep waits for late transforms, s"
@@ -114,7 +118,7 @@ class NodeConfig(PipelineConfig):
     checkpoint: str = Field(
         "",
         description="Run directory of `pcseg distill`, or a checkpoint file; empty loads the "
-        "bundled checkpoint, trained on simulated drives",
+        "bundled checkpoint, trained on simulated drives (18 % mIoU on real sweeps)",
     )
     device: str = Field(
         "auto",

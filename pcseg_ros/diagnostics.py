@@ -16,6 +16,8 @@ import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.node import Node
 
+from pcseg_core.online.pipeline import NOT_FINITE
+
 # Reasons for which a sweep is dropped, besides `pcseg_core.online.pipeline.NO_MOTION`.
 REPLACED = "replaced by a newer sweep"
 TOO_OLD = "too old"
@@ -31,11 +33,13 @@ SYNCHRONIZER_DROPS = {
     "sweep_duplicate": "stamp seen before",
     "sweep_overflow": "too many waited for images",
 }
-LOG_PERIOD_S = 5.0
+COUNTED = "(counted on /diagnostics from now on)"  # ends the log line of an event that begins
 
 _INTENDED = (UNSUBSCRIBED, DISABLED, RESET)
 _TOLERATED_DROPS = 0.1
+_QUIET_S = 60.0  # an event that did not occur for this time is logged again
 _WINDOW = 200
+_LONGEST_REASON = 500
 _MIB = 1 << 20
 
 
@@ -47,6 +51,7 @@ class Summary:
         received, published: sweeps since the start.
         dropped: reason -> sweeps since the start.
         events: other event -> count since the start.
+        reasons: event, or reason of a drop -> its newest explanation.
         recent_received, recent_published, recent_drops, recent_events: the same since the previous
             summary.
         elapsed_s: time since the previous summary.
@@ -57,6 +62,7 @@ class Summary:
     published: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
     events: dict[str, int] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
     recent_received: int = 0
     recent_published: int = 0
     recent_drops: dict[str, int] = field(default_factory=dict)
@@ -76,7 +82,8 @@ class SweepStatistics:
         self._dropped: Counter[str] = Counter()
         self._events: Counter[str] = Counter()
         self._stages: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=_WINDOW))
-        self._logged_s: dict[str, float] = {}
+        self._seen_s: dict[str, float] = {}
+        self._reasons: dict[str, str] = {}
         self._since = clock()
         self._previous = Summary()
 
@@ -85,10 +92,12 @@ class SweepStatistics:
         with self._lock:
             self._received += 1
 
-    def drop(self, reason: str, count: int = 1) -> None:
-        """Count received sweeps that are not labeled."""
+    def drop(self, reason: str, count: int = 1, why: object = "") -> None:
+        """Count received sweeps that are not labeled, and keep the newest explanation."""
         with self._lock:
             self._dropped[reason] += count
+            if why:
+                self._reasons[reason] = str(why)[:_LONGEST_REASON]
 
     def note(self, event: str, count: int = 1) -> None:
         """Count an event that costs no received sweep."""
@@ -96,16 +105,22 @@ class SweepStatistics:
             self._events[event] += count
 
     def complain(self, node: Node, event: str, why: object) -> None:
-        """Count an event that costs no sweep, and log its reason at most every five seconds."""
+        """Count an event that costs no sweep, and log its reason when it begins."""
         self.note(event)
-        # rclpy throttles by line: one frequent event would hide all others.
+        with self._lock:
+            self._reasons[event] = str(why)[:_LONGEST_REASON]
+        if self.begins(event):
+            node.get_logger().warning(f"{event}: {why} {COUNTED}")
+
+    def begins(self, event: str) -> bool:
+        """An event that occurs now is to be logged: it did not occur in the last minute.
+
+        The throttle of rclpy is one for each line of code: a frequent event would hide others.
+        """
         with self._lock:
             now = self._clock()
-            due = now - self._logged_s.get(event, -math.inf) >= LOG_PERIOD_S
-            if due:
-                self._logged_s[event] = now
-        if due:
-            node.get_logger().warning(f"{event}: {why}")
+            before, self._seen_s[event] = self._seen_s.get(event, -math.inf), now
+        return now - before >= _QUIET_S
 
     def publish(self, stages: Mapping[str, float]) -> None:
         """Count a published sweep, with the durations of its stages."""
@@ -123,6 +138,7 @@ class SweepStatistics:
                 published=self._published,
                 dropped=dict(self._dropped),
                 events=dict(self._events),
+                reasons=dict(self._reasons),
                 recent_received=self._received - before.received,
                 recent_published=self._published - before.published,
                 recent_drops=dict(self._dropped - Counter(before.dropped)),
@@ -150,6 +166,8 @@ def judge(state: str, fault: str, summary: Summary) -> tuple[bytes, str]:
     for reason in (FAILED, OUT_OF_MEMORY):
         if reason in drops:
             return DiagnosticStatus.ERROR, f"{reason}: {drops[reason]} sweeps"
+    if NOT_FINITE in summary.recent_events:
+        return DiagnosticStatus.ERROR, f"{NOT_FINITE}: {summary.recent_events[NOT_FINITE]} sweeps"
     if DISABLED in summary.recent_drops:
         return DiagnosticStatus.OK, DISABLED
     if not summary.recent_received:
@@ -181,6 +199,8 @@ def values_of(summary: Summary) -> dict[str, str]:
         values[f"dropped: {reason}"] = str(count)
     for event, count in sorted(summary.events.items()):
         values[f"counted: {event}"] = str(count)
+    for event, reason in sorted(summary.reasons.items()):
+        values[f"reason: {event}"] = reason
     return values
 
 

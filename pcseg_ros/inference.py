@@ -7,19 +7,21 @@ import threading
 import time
 import traceback
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from functools import partial
+from typing import TYPE_CHECKING
 
 from rclpy.lifecycle import LifecycleNode
 from sensor_msgs.msg import PointCloud2
 
 from pcseg_core.data.sample import CameraFrame
 from pcseg_core.labels import LabelSpace
-from pcseg_core.online.pipeline import NO_MOTION, MotionError, Pipeline, SegmenterLike
+from pcseg_core.online.pipeline import NO_MOTION, MotionError, Pipeline
 from pcseg_ros import conversions, diagnostics
 from pcseg_ros.camera_teacher import CameraTeacher, PendingEvidence
 from pcseg_ros.config import NodeConfig
-from pcseg_ros.diagnostics import LOG_PERIOD_S, SweepStatistics
+from pcseg_ros.diagnostics import SweepStatistics
 from pcseg_ros.inputs import Inputs, MalformedError
+from pcseg_ros.loading import NodeSegmenter, usual_sweep
 from pcseg_ros.outputs import Drawing, OverlayThread, SweepOutputs
 from pcseg_ros.parameters import SectionParameters
 from pcseg_ros.synchronization import ReceivedSweep
@@ -27,18 +29,6 @@ from pcseg_ros.worker import LatestWorker
 
 if TYPE_CHECKING:
     from pcseg_core.vision.pixel_classes import PixelClasses
-
-
-class NodeSegmenter(SegmenterLike, Protocol):
-    """The part of `pcseg_core.online.segmenter.Segmenter` that the node uses."""
-
-    @property
-    def device(self) -> object:
-        """Where the network runs; as text "cpu", "cuda" or "cuda:N"."""
-
-    @property
-    def engine(self) -> str:
-        """Backend, instruction set and precision."""
 
 
 class Inference:
@@ -83,7 +73,11 @@ class Inference:
         if teacher is not None:
             wanted = self._outputs.teacher_wanted
             self._teacher = CameraTeacher(
-                teacher, config.teacher, wanted, self._publish_teacher, self._on_teacher_error
+                teacher,
+                config.teacher,
+                wanted,
+                self._publish_teacher,
+                partial(self._complain, "teacher failed"),
             )
         self._pipeline = Pipeline(segmenter, config, self._teacher)
         trained = self._pipeline.trained_on
@@ -108,12 +102,17 @@ class Inference:
         with self._busy:
             return self._pipeline.set_prompts(list(prompts))
 
+    def warm_up(self) -> None:
+        """Label a simulated sweep, so that the first real one is not late."""
+        self._pipeline.warm_up(usual_sweep())
+
     def start(self) -> None:
         """Start the threads and take sweeps."""
         if self._teacher is not None:
             self._teacher.start()
         if self.inputs.cameras:
-            self._overlays = OverlayThread(self._outputs, self._frames, self._on_overlay_error)
+            on_error = partial(self._complain, "overlay failed")
+            self._overlays = OverlayThread(self._outputs, self._frames, on_error)
         self._worker = LatestWorker(self._label, self._give_up, name="inference")
         self.inputs.enabled = True
 
@@ -196,23 +195,23 @@ class Inference:
         if not self._node.context.ok():
             return  # the process is ending
         reason = self._reason_of(error)
-        self._statistics.drop(reason)
+        self._statistics.drop(reason, why=error)
         failed = reason == diagnostics.FAILED
         text = "".join(traceback.format_exception(error)) if failed else str(error)
         stamp = conversions.stamp_ns(received.msg.header)
-        self._node.get_logger().error(
-            f"sweep {stamp} dropped: {text}", throttle_duration_sec=LOG_PERIOD_S
-        )
+        kind = f"{reason} {type(error).__name__}"
+        if self._statistics.begins(kind):
+            self._node.get_logger().error(f"sweep {stamp} dropped: {text} {diagnostics.COUNTED}")
 
     def _reason_to_skip(self, msg: PointCloud2, config: NodeConfig) -> str:
         if config.only_when_subscribed and not self._outputs.wanted():
             return diagnostics.UNSUBSCRIBED
         if config.max_age_s and self._age_s(msg) > config.max_age_s:
-            self._node.get_logger().warning(
-                f"sweep is {self._age_s(msg):.3f} s old, more than max_age_s; does the sensor "
-                "stamp with this node's clock, and is use_sim_time right?",
-                throttle_duration_sec=LOG_PERIOD_S,
-            )
+            if self._statistics.begins(diagnostics.TOO_OLD):
+                self._node.get_logger().warning(
+                    f"sweep is {self._age_s(msg):.3f} s old, more than max_age_s; does the sensor "
+                    "stamp with this node's clock, and is use_sim_time right?"
+                )
             return diagnostics.TOO_OLD
         return ""
 
@@ -244,10 +243,6 @@ class Inference:
     def _frames(self, drawing: Drawing, cameras: Sequence[str]) -> Sequence[CameraFrame]:
         return self.inputs.frames(drawing.received, drawing.labeled.cloud, cameras)
 
-    def _on_teacher_error(self, error: Exception) -> None:
+    def _complain(self, event: str, error: Exception) -> None:
         if self._node.context.ok():
-            self._statistics.complain(self._node, "teacher failed", error)
-
-    def _on_overlay_error(self, error: Exception) -> None:
-        if self._node.context.ok():
-            self._statistics.complain(self._node, "overlay failed", error)
+            self._statistics.complain(self._node, event, error)

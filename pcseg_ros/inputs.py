@@ -78,6 +78,7 @@ class Inputs:
         self.intensity = IntensityScale(config.intensity_scale)
         self._newest_ns = 0
         self._frame = ""
+        self._scale_logged = False
         self._counted_drops: dict[str, int] = {}
         path = config.cameras.calibration
         calibration = load_calibration(path) if path else None
@@ -149,6 +150,9 @@ class Inputs:
             )
         except InputError as error:
             raise MalformedError(str(error)) from None
+        if self.intensity.final and not self._scale_logged:
+            self._scale_logged = True
+            self._node.get_logger().info(f"{self._points.topic_name}: {self.intensity}")
         frames = None
         if received.images:
             frames = lambda: self.frames(received, cloud, received.images)  # noqa: E731
@@ -233,7 +237,6 @@ class Inputs:
         self._jump("clock jumped back")
 
     def _jump(self, event: str) -> None:
-        self._node.get_logger().warning(f"{event}: restarting", throttle_duration_sec=1.0)
-        self._statistics.note(event)
+        self._statistics.complain(self._node, event, "past sweeps are forgotten")
         self._newest_ns = 0
         self._on_jump()

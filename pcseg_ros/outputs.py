@@ -37,6 +37,9 @@ class SweepOutputs:
         node: owner; clouds and overlays are published while it is active.
         cameras: names; each has an overlay.
         teacher: there is a teacher whose labels are published.
+
+    Raises:
+        InputError: a parameter in `qos_overrides` is wrong.
     """
 
     def __init__(self, node: LifecycleNode, cameras: Sequence[str], teacher: bool) -> None:
@@ -105,9 +108,10 @@ class SweepOutputs:
 
     def _create(self, kind: type[Message], topic: str) -> LifecyclePublisher[Message]:
         overrides = QoSOverridingOptions.with_default_policies()
-        return self._node.create_lifecycle_publisher(
-            kind, topic, qos.result(), qos_overriding_options=overrides
-        )
+        with qos.creating(topic):
+            return self._node.create_lifecycle_publisher(
+                kind, topic, qos.result(), qos_overriding_options=overrides
+            )
 
 
 @dataclass

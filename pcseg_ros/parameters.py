@@ -120,7 +120,8 @@ class SectionParameters(Generic[AnySection]):
         for name in given:
             if name in self._specs or is_no_setting(name):
                 continue
-            close = difflib.get_close_matches(name, self._specs, n=1)
+            inside = [known for known in self._specs if known.startswith(f"{name}.")]
+            close = inside or difflib.get_close_matches(name, self._specs, n=1)
             hint = f"; did you mean '{close[0]}'?" if close else ""
             self._node.get_logger().warning(f"parameter '{name}' is unknown and ignored{hint}")
 

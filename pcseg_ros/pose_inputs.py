@@ -3,16 +3,17 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from nav_msgs.msg import Odometry
 from rclpy.node import Node
-from rclpy.qos import QoSProfile
-from rclpy.subscription import Subscription
 
 from pcseg_core.data.calibration import Calibration
 from pcseg_core.errors import InputError
 from pcseg_ros import conversions, topics
 from pcseg_ros.config import NodeConfig
 from pcseg_ros.diagnostics import SweepStatistics
+from pcseg_ros.qos import SensorSubscription
 from pcseg_ros.sensor_poses import Motion, OdometryMotion, SensorPoses
 from pcseg_ros.transforms import TfMotion, TransformBuffer, has_tf2
 
@@ -44,7 +45,7 @@ class PoseInputs:
         self._statistics = statistics
         self._transforms: TransformBuffer | None = None
         self._odometry: OdometryMotion | None = None
-        self._subscription: Subscription[Odometry] | None = None
+        self._subscription: SensorSubscription[Odometry] | None = None
         self.poses = SensorPoses(None, None, None)
         moves = config.temporal.enabled or config.motion.deskew
         if not (moves or config.cameras.topics):
@@ -52,7 +53,7 @@ class PoseInputs:
         source = _source(config, moves, calibrated=calibration is not None)
         if has_tf2():
             self._transforms = TransformBuffer(
-                node, lambda: self.poses.notify(), lambda why: self._refuse("transform", why)
+                node, lambda: self.poses.notify(), partial(statistics.complain, node)
             )
         motion = self._create_motion(source, config, calibration)
         self.poses = SensorPoses(motion, self._transforms, calibration)
@@ -68,7 +69,7 @@ class PoseInputs:
         if self._transforms is not None:
             self._transforms.destroy()
         if self._subscription is not None:
-            self._node.destroy_subscription(self._subscription)
+            self._subscription.destroy()
 
     def _create_motion(
         self, source: str, config: NodeConfig, calibration: Calibration | None
@@ -80,8 +81,14 @@ class PoseInputs:
             return TfMotion(self._transforms, config.motion.fixed_frame)
         place = None if calibration is None else calibration.body()
         self._odometry = OdometryMotion(place, self._transforms)
-        self._subscription = self._node.create_subscription(
-            Odometry, topics.ODOMETRY, self._on_odometry, QoSProfile(depth=50)
+        self._subscription = SensorSubscription(
+            self._node,
+            Odometry,
+            topics.ODOMETRY,
+            self._on_odometry,
+            self._statistics,
+            "Odometry",
+            depth=50,
         )
         return self._odometry
 
@@ -89,14 +96,11 @@ class PoseInputs:
         try:
             pose = conversions.read_odometry(msg)
         except InputError as error:
-            self._refuse("Odometry", error)
+            self._statistics.complain(self._node, "Odometry refused", error)
             return
         assert self._odometry is not None
         self._odometry.add(msg.child_frame_id, conversions.stamp_ns(msg.header), pose)
         self.poses.notify()
-
-    def _refuse(self, kind: str, why: Exception) -> None:
-        self._statistics.complain(self._node, f"{kind} refused", why)
 
 
 def _source(config: NodeConfig, moves: bool, calibrated: bool) -> str:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, NoReturn
 from pcseg_core.errors import PcsegError
 
 if TYPE_CHECKING:
+    from rclpy.executors import Executor
+
     from pcseg_ros.segment_node import SegmentNode
 
 # A signal must end the process within two seconds; this is the part of it spent on threads.
@@ -81,7 +83,7 @@ def serve(make_node: Callable[[], SegmentNode], args: Sequence[str] | None = Non
         executor.add_node(node)
         signals.interrupt = False
         if not signals.received:
-            executor.spin()
+            _spin(executor, node)
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
     except Exception as error:
@@ -94,6 +96,18 @@ def serve(make_node: Callable[[], SegmentNode], args: Sequence[str] | None = Non
             signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C must not interrupt the end
         _end(node, code)
     return code
+
+
+def _spin(executor: Executor, node: SegmentNode) -> None:
+    """Spin until the context ends; a message that cannot be converted costs that message.
+
+    For example, rclpy raises ValueError for a negative time on /clock.
+    """
+    while executor.context.ok():
+        try:
+            executor.spin()
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+            node.refuse(error)
 
 
 class _Signals:

@@ -3,15 +3,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Generic, Literal, TypeVar
 
 from rclpy.clock import Clock, ClockType
+from rclpy.exceptions import NameValidationException
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSPolicyKind, QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.subscription import Subscription
 
+from pcseg_core.errors import InputError
 from pcseg_ros.diagnostics import SweepStatistics
 
 try:
@@ -33,14 +36,14 @@ _WATCH_PERIOD_S = 1.0
 
 
 # Functions, not constants: rclpy writes overrides into the profiles.
-def sensor(reliable: bool) -> QoSProfile:
+def sensor(reliable: bool, depth: int = 5) -> QoSProfile:
     """Profile of sensor inputs, of which only the newest counts.
 
     The depth is that of the sensor data profile (REP-2003). With depth 1, a sweep is lost if the
     next one begins before all its fragments have arrived.
     """
     kind = ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT
-    return QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=5, reliability=kind)
+    return QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=depth, reliability=kind)
 
 
 def result() -> QoSProfile:
@@ -63,6 +66,18 @@ def latched(depth: int = 1) -> QoSProfile:
     )
 
 
+@contextmanager
+def creating(topic: str) -> Iterator[None]:
+    """Raise InputError for what rclpy raises if a topic cannot be created."""
+    try:
+        yield
+    except (AssertionError, NameValidationException, RuntimeError, TypeError, ValueError) as error:
+        reason = f"{error}".strip().partition("\n")[0] or "a value of another type is expected"
+        raise InputError(
+            f"topic '{topic}': {reason}; check its name and the parameters qos_overrides.*"
+        ) from error
+
+
 class SensorSubscription(Generic[Message]):
     """Subscription that is as reliable as its publishers allow.
 
@@ -78,6 +93,10 @@ class SensorSubscription(Generic[Message]):
         statistics: counts events.
         what: names the messages in events, such as "sweeps".
         reliability: "auto", or a fixed one.
+        depth: of the queue.
+
+    Raises:
+        InputError: the name of the topic or a parameter in `qos_overrides` is wrong.
     """
 
     def __init__(
@@ -89,6 +108,7 @@ class SensorSubscription(Generic[Message]):
         statistics: SweepStatistics,
         what: str,
         reliability: Reliability = "auto",
+        depth: int = 5,
     ) -> None:
         self._node = node
         self._arguments = (kind, topic, callback)
@@ -96,9 +116,11 @@ class SensorSubscription(Generic[Message]):
         self._what = what
         self._adapts = reliability == "auto"
         self._reliable = reliability != "best_effort"
+        self._depth = depth
         self._publishers = 1
         self._ended = False
-        self._subscription = self._create()
+        with creating(topic):
+            self._subscription = self._create()
         steady = Clock(clock_type=ClockType.STEADY_TIME)  # runs while simulated time stands still
         self._timer = node.create_timer(_WATCH_PERIOD_S, self._watch, clock=steady)
 
@@ -124,7 +146,7 @@ class SensorSubscription(Generic[Message]):
     ) -> Subscription[Message]:
         return self._node.create_subscription(
             *self._arguments,
-            sensor(self._reliable),
+            sensor(self._reliable, self._depth),
             event_callbacks=SubscriptionEventCallbacks(
                 incompatible_qos=self._on_incompatible, message_lost=on_lost
             ),

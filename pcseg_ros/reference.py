@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Generator of the parameter table, the topic table and config/segment.yaml.
+"""Generator of the tables of parameters, topics and limits, and of config/segment.yaml.
 
 `python -m pcseg_ros.reference table` prints the parameters for the documentation, `topics` the
-topics and services, `file` the parameter file.
+topics and services, `limits` the bounds of the inputs, `file` the parameter file.
 """
 
 from __future__ import annotations
@@ -47,6 +47,50 @@ def topic_table() -> str:
         cells = (name, topic.kind, topic.direction, topic.qos, topic.text)
         rows.append("| " + " | ".join(cells) + " |")
     return "\n".join(rows) + "\n"
+
+
+def limit_table() -> str:
+    """Markdown table of the bounds of the inputs, from the constants that the code checks."""
+    from pcseg_core import checkpoint, cloud_layout, config, geometry, point_time
+    from pcseg_core.data import bag_reader, bag_storage, bag_writer, images
+    from pcseg_core.online import prompts, synchronizer
+
+    cloud = (
+        f"{cloud_layout.MAX_POINTS:,} points of at most {cloud_layout.MAX_POINT_STEP:,} bytes and "
+        f"{cloud_layout.MAX_FIELDS} fields; a byte belongs to at most {cloud_layout.MAX_OVERLAP} "
+        "fields on average"
+    )
+    times, deskewing = f"{point_time.LONGEST_SWEEP_S:g} s", f"{geometry.MAX_DESKEW_NS / 1e9:g} s"
+    yaml = (
+        f"{config.MAX_YAML_BYTES >> 20} MiB, {config.MAX_YAML_DEPTH} levels, "
+        f"{config.MAX_YAML_VALUES:,} values with aliases expanded"
+    )
+    weights = (
+        f"{checkpoint.MAX_CLASSES:,} classes; tensors that its description fits; finite weights "
+        f"up to {checkpoint.MAX_MAGNITUDE:,.0f}"
+    )
+    chunk, infos = f"{bag_storage.MAX_BYTES >> 30} GiB", f"{bag_reader.MAX_INFOS:,} different ones"
+    definition = f"{bag_writer.MAX_DEFINITION_BYTES:,} bytes"
+    rows = (
+        ("cloud", cloud, "sweep dropped, counted as malformed"),
+        ("times of the points", f"{times} from the first to the last", "left out, counted"),
+        ("deskewing", f"{deskewing} from the stamp to a point", "sweep not deskewed, counted"),
+        ("pose, transform", f"up to {geometry.MAX_TRANSLATION_M:,.0f} m", "refused, counted"),
+        ("image", f"{images.MAX_PIXELS:,} pixels; the size of its CameraInfo", "left out, counted"),
+        (
+            "images that wait for a sweep",
+            f"{synchronizer.MAX_IMAGES} per camera",
+            "oldest left out",
+        ),
+        ("parameter, calibration or recipe file", yaml, "refused"),
+        ("checkpoint", weights, "refused"),
+        ("prompts", f"{prompts.MAX_WORDS:,} words", "refused, the classes stay"),
+        ("message or chunk of a bag", chunk, "left out, counted"),
+        ("definition of a message type in a bag", definition, "topic left out, counted"),
+        ("CameraInfo of a topic in a bag", infos, "later ones left out"),
+    )
+    lines = ["| input | limit | beyond |", "|---|---|---|"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)]) + "\n"
 
 
 def parameter_file(section: type[Section] = NodeConfig) -> str:
@@ -99,5 +143,10 @@ def _literal(value: Any) -> str:
 
 
 if __name__ == "__main__":
-    documents = {"table": parameter_table, "file": parameter_file, "topics": topic_table}
+    documents = {
+        "table": parameter_table,
+        "file": parameter_file,
+        "topics": topic_table,
+        "limits": limit_table,
+    }
     print(documents[sys.argv[1]](), end="")

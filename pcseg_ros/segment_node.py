@@ -19,9 +19,9 @@ from pcseg_ros import diagnostics, topics
 from pcseg_ros.classes import ClassAnnouncer, ClassParameters, check_filter
 from pcseg_ros.config import NodeConfig
 from pcseg_ros.diagnostics import SweepStatistics, process_values
-from pcseg_ros.inference import Inference, NodeSegmenter
+from pcseg_ros.inference import Inference
 from pcseg_ros.lifecycle_node import TolerantLifecycleNode
-from pcseg_ros.loading import load_segmenter, load_teacher
+from pcseg_ros.loading import NodeSegmenter, load_segmenter, load_teacher
 from pcseg_ros.parameter_file import NODE_NAME
 from pcseg_ros.parameters import SectionParameters
 from pcseg_ros.process import leave, serve
@@ -32,9 +32,9 @@ _STOP_TIMEOUT_S = 10.0
 class SegmentNode(TolerantLifecycleNode):
     """Subscribes `points`, publishes `labeled_points`.
 
-    configure loads the checkpoint, activate starts the work, deactivate stops it and keeps the
-    model, cleanup frees it. One thread labels the newest sweep, while the executor serves
-    subscriptions, services and parameters.
+    configure loads the checkpoint and labels a simulated sweep to warm up, activate starts the
+    work, deactivate stops it and keeps the model, cleanup frees it. One thread labels the newest
+    sweep, while the executor serves subscriptions, services and parameters.
 
     Args:
         segmenter_factory: creates the segmenter; if it raises, configuring fails and the node
@@ -119,12 +119,14 @@ class SegmentNode(TolerantLifecycleNode):
         config = self.config
         try:
             segmenter, teacher = self._segmenter_factory(config), load_teacher(config)
-            inference = Inference(self, segmenter, teacher, self._settings, self._statistics)
+            with self.undoing():
+                inference = Inference(self, segmenter, teacher, self._settings, self._statistics)
             inference.enabled = self._enabled
             self._inference = inference
             if config.prompts:
                 inference.set_prompts(config.prompts)
             check_filter(config.filter_classes, inference.label_space)
+            inference.warm_up()
             self._announcer.announce(inference.label_space)
         except Exception as error:
             self._release()
@@ -177,6 +179,12 @@ class SegmentNode(TolerantLifecycleNode):
         if not isinstance(error, (PcsegError, OSError)):
             self.get_logger().error("".join(traceback.format_exception(error)))
 
+    def refuse(self, error: Exception) -> None:
+        """Count and log a message that rclpy or a callback refused."""
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        why = f"{type(error).__name__}: {error} ({place.filename}:{place.lineno})"
+        self._statistics.complain(self, "message refused", why)
+
     # --- services --------------------------------------------------------------------------------
 
     def _on_reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
@@ -205,6 +213,7 @@ class SegmentNode(TolerantLifecycleNode):
         values |= process_values("" if inference is None else device)
         if inference is not None:
             values["engine"] = inference.engine
+            values["intensity"] = str(inference.inputs.intensity)
             values |= {f"counted: {k}": str(v) for k, v in inference.counters().items()}
         name = self.get_fully_qualified_name().lstrip("/")
         report = diagnostics.report(f"{name}: segmentation", level, message, values)

@@ -40,7 +40,8 @@ class Topic:
     text: str
 
 
-_SENSOR = "reliable if the publisher is, else best effort; newest only"
+_ADAPTS = "reliable if the publisher is, else best effort"
+_SENSOR = f"{_ADAPTS}; newest only"
 _LAZY = "reliable; computed only while subscribed"
 
 TOPICS = (
@@ -48,7 +49,7 @@ TOPICS = (
     Topic("(`cameras.topics`)", "sensor_msgs/Image or CompressedImage", "in", _SENSOR, "Images"),
     Topic("(`cameras.info_topics`)", "sensor_msgs/CameraInfo", "in", "best effort", "Calibration"),
     Topic("/tf, /tf_static", "tf2_msgs/TFMessage", "in", "reliable", "If tf2_ros is installed"),
-    Topic(ODOMETRY, "nav_msgs/Odometry", "in", "reliable", "If `motion.source` is odometry"),
+    Topic(ODOMETRY, "nav_msgs/Odometry", "in", _ADAPTS, "If `motion.source` is odometry"),
     Topic(
         LABELED,
         "sensor_msgs/PointCloud2",
@@ -68,7 +69,7 @@ TOPICS = (
         "out",
         "reliable",
         "Rates, latency p50 and p95, age, drops by reason, faults, memory, device, engine "
-        "(backend, instruction set, precision), checkpoint",
+        "(backend, instruction set, precision), checkpoint, intensity scale",
     ),
     Topic(RESET, "std_srvs/Trigger", "service", "", "Forget past sweeps, images, transforms"),
     Topic(ENABLE, "std_srvs/SetBool", "service", "", "Label sweeps, or ignore them"),

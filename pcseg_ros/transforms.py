@@ -36,22 +36,23 @@ class TransformBuffer:
     Args:
         node: owner of the subscriptions.
         changed: called after new transforms.
-        refused: called with the reason for each transform that is left out.
+        complain: called with (event, reason) for each fault of a transform.
     """
 
     def __init__(
-        self, node: Node, changed: Callable[[], None], refused: Callable[[Exception], None]
+        self, node: Node, changed: Callable[[], None], complain: Callable[[str, object], None]
     ) -> None:
         from tf2_msgs.msg import TFMessage
         from tf2_ros import Buffer, TransformException
 
         self._node = node
         self._changed = changed
-        self._refused = refused
+        self._complain = complain
         self._failure: type[Exception] = TransformException
         self._buffer: Any = Buffer(Duration(seconds=CACHE_S))
         self._static: dict[tuple[str, str], Float64] = {}
         self._newest: dict[str, int] = {}
+        self._parents: dict[str, str] = {}
         self._subscriptions = [
             node.create_subscription(TFMessage, "/tf", self._on_moving, QoSProfile(depth=100)),
             node.create_subscription(
@@ -147,19 +148,30 @@ class TransformBuffer:
         for transform in msg.transforms:
             stamp = conversions.stamp_ns(transform.header)
             child = transform.child_frame_id
-            if stamp < self._newest.get(child, stamp) - JUMP_NS:
+            back_ns = self._newest.get(child, stamp) - stamp
+            if back_ns > JUMP_NS:
+                self._complain("transforms jumped back", f"'{child}' by {1e-9 * back_ns:.1f} s")
                 self.reset()  # tf2 itself would ignore what is older than its cache
             self._newest[child] = max(stamp, self._newest.get(child, stamp))
             self._set(transform, self._buffer.set_transform)
         self._changed()
 
     def _set(self, transform: Any, store: Callable[[Any, str], None]) -> None:
+        parent, child = _plain(transform.header.frame_id), _plain(transform.child_frame_id)
         try:
+            if not parent or not child or parent == child:  # tf2 would log each one
+                raise InputError("expected the names of two frames")
+            if conversions.stamp_ns(transform.header) < 0:  # rclpy cannot ask for its time
+                raise InputError("expected a stamp after 1970")
             conversions.read_transform(transform.transform)
             store(transform, self._node.get_name())
         except (InputError, self._failure) as error:
-            names = f"{transform.header.frame_id} to {transform.child_frame_id}"
-            self._refused(InputError(f"{names}: {error}"))
+            self._complain("transform refused", f"'{parent}' to '{child}': {error}")
+            return
+        before, self._parents[child] = self._parents.get(child, parent), parent
+        if before != parent:
+            found = f"'{child}' is placed in '{before}' and in '{parent}'; expected one publisher"
+            self._complain("frame with two parents", found)
 
 
 class TfMotion:
@@ -191,4 +203,6 @@ def _plain(frame: str) -> str:
 
 
 def _time(stamp_ns: int) -> Time:
+    if stamp_ns < 0:
+        raise TransformError(f"no transforms at stamp {stamp_ns} ns; expected one after 1970")
     return Time(nanoseconds=stamp_ns)

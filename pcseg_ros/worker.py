@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import threading
+import traceback
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
@@ -92,5 +93,11 @@ class LatestWorker(Generic[Item]):
             try:
                 self._process(item)
             except Exception as error:
-                self._on_error(item, error)
+                self._handle(item, error)
             del item  # its memory is free while the thread waits
+
+    def _handle(self, item: Item, error: Exception) -> None:
+        try:
+            self._on_error(item, error)
+        except Exception:
+            traceback.print_exc()

@@ -1,21 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Store the distribution of the training's sweeps in a checkpoint; the weights stay.
+"""Store in a checkpoint what its users must know; the weights stay.
 
     python training/describe_inputs.py CHECKPOINT [SOURCE ...]
+    python training/describe_inputs.py CHECKPOINT --measured DATA REPORT
 
-Sources are those of the training; without any, those that the checkpoint names. New checkpoints
-get this from the training itself.
+The first command stores the distribution of the training's sweeps. Sources are those of the
+training; without any, those that the checkpoint names. New checkpoints get this from the training
+itself. The second one stores figures on real sweeps of a data set, from the JSON report of
+`pcseg evaluate CHECKPOINT --semantic-kitti DIR --json REPORT`.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from pcseg_core.checkpoint import checkpoint_file, load_checkpoint, load_text, save_checkpoint
+from pcseg_core.checkpoint import (
+    Measurement,
+    checkpoint_file,
+    load_checkpoint,
+    load_text,
+    save_checkpoint,
+)
 from pcseg_core.cloud import PointCloud
 from pcseg_core.data import open_recording
 from pcseg_core.input_check import InputStatistics
@@ -31,14 +41,24 @@ def clouds(sources: list[str]) -> Iterator[PointCloud]:
             yield recording[int(index)].cloud
 
 
+def measured(data: str, file: str) -> Measurement:
+    """Figures of a report of `pcseg evaluate`."""
+    report = json.loads(Path(file).read_text(encoding="utf-8"))
+    miou, accuracy = (round(report[key], 4) for key in ("miou", "accuracy"))
+    return Measurement(data=data, sweeps=report["scans"], miou=miou, accuracy=accuracy)
+
+
 def main() -> None:
-    """Measure, and rewrite the checkpoint in place."""
-    file, *sources = sys.argv[1:]
+    """Measure or read, and rewrite the checkpoint in place."""
+    file, *rest = sys.argv[1:]
     path = checkpoint_file(Path(file))
     state, meta = load_checkpoint(path)
-    inputs = InputStatistics.measure(clouds(sources or list(meta.metrics["poses"])))
-    save_checkpoint(path, state, meta.model_copy(update={"inputs": inputs}), load_text(path))
-    print(inputs.model_dump_json(indent=2))
+    if rest[:1] == ["--measured"]:
+        changed = {"measured": measured(*rest[1:])}
+    else:
+        changed = {"inputs": InputStatistics.measure(clouds(rest or list(meta.metrics["poses"])))}
+    save_checkpoint(path, state, meta.model_copy(update=changed), load_text(path))
+    print("\n".join(section.model_dump_json(indent=2) for section in changed.values()))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pcseg_core.cli.outputs import check_file
-from pcseg_core.progress import bar
+from pcseg_core.progress import bar, note
 
 if TYPE_CHECKING:
     from pcseg_core.checkpoint import IntegerScales
@@ -33,12 +33,15 @@ def quantize(
     `precision: auto` does if the loss is small and the CPU is at least 1.1 times as fast.
     """
     from pcseg_core.data import open_recording
+    from pcseg_core.data.account import grouped
     from pcseg_core.evaluation.quantization import quantize as calibrate
 
     check_file(out, (".safetensors",))
     recording = open_recording(source)
     with bar("calibrating and comparing") as progress:
         scales = calibrate(run, recording, out, sweeps, progress)
+    for reason, times in grouped(recording.skipped):
+        note(f"skipped: {reason} ({times})")
     _summarize(out, scales)
 
 

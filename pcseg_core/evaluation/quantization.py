@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pcseg_core.checkpoint import IntegerScales, load_checkpoint, load_text, save_checkpoint
+from pcseg_core.data.account import UNREADABLE
 from pcseg_core.errors import InputError
 from pcseg_core.labels import LabelSpace, grouping, regroup, truth_of
 from pcseg_core.metrics.confusion import Confusion
@@ -45,24 +46,27 @@ def quantize(
         progress: called with (sweeps done, sweeps in all).
 
     Raises:
-        InputError: see `Segmenter.load`; fewer than two sweeps; no native library.
+        InputError: see `Segmenter.load`; fewer than two sweeps; no points; no native library.
     """
     exact = Segmenter.load(checkpoint, "cpu", "fp32", "native")
     first, second = _halves(len(recording), sweeps, recording.name)
     count = len(first) + len(second)
     measured = MeasuredMinkUNet(exact.student.network)
     exact.replace_network(measured)
-    pipeline = Pipeline(exact)
-    for done, index in enumerate(first, start=1):
-        pipeline.process(Sweep.of(recording[index]))
+    pipeline, used = Pipeline(exact), 0
+    for done, sample in _readable(recording, first):
+        pipeline.process(Sweep.of(sample))
+        used += 1
         if progress:
             progress(done, count)
-    scales = IntegerScales(tops=measured.tops, source=recording.name, sweeps=len(first))
+    if not any(measured.tops):
+        raise InputError(f"{recording.name}: no points to calibrate on in its first half")
+    scales = IntegerScales(tops=measured.tops, source=recording.name, sweeps=used)
     comparison = _Comparison(exact, scales)
-    for done, index in enumerate(second, start=len(first) + 1):
-        comparison.add(recording[index])
+    for done, sample in _readable(recording, second):
+        comparison.add(sample)
         if progress:
-            progress(done, count)
+            progress(len(first) + done, count)
     scales = comparison.scales()
     state, meta = load_checkpoint(checkpoint)
     meta = meta.model_copy(update={"int8": scales})
@@ -78,6 +82,17 @@ def _halves(count: int, most: int, name: str) -> tuple[list[int], list[int]]:
             "compare on"
         )
     return _spaced(range(count // 2), most), _spaced(range(count // 2, count), most)
+
+
+def _readable(recording: Recording, indices: list[int]) -> Iterator[tuple[int, Sample]]:
+    """Number and sample of each sweep that can be read; the others are counted in `skipped`."""
+    for number, index in enumerate(indices, start=1):
+        try:
+            sample = recording[index]
+        except InputError as error:
+            recording.skipped[f"{UNREADABLE}{error}"] += 1
+            continue
+        yield number, sample
 
 
 def _spaced(indices: range, most: int) -> list[int]:

@@ -252,6 +252,17 @@ class Pipeline:
         """Forget earlier sweeps before the next one."""
         self._forget = True
 
+    def warm_up(self, cloud: PointCloud) -> None:
+        """Label a cloud and forget it: libraries compile and allocate before the first sweep.
+
+        Args:
+            cloud: as large as the sweeps that follow.
+        """
+        check, self._check_input = self._check_input, InputCheck(None)
+        self.process(Sweep(cloud, poses=lambda stamps: np.tile(np.eye(4), (len(stamps), 1, 1))))
+        self._check_input = check
+        self.reset()
+
     def process(self, sweep: Sweep) -> LabeledSweep:
         """Label one sweep.
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -38,6 +39,8 @@ from pcseg_core.sparse import SparseTensor
 from pcseg_core.sparse.backends import resolve
 
 Precision = Literal["auto", "fp32", "fp16", "bf16", "int8"]
+
+log = logging.getLogger(__name__)
 
 _FUSED_WORDS = 128  # with more words, the logits are computed in blocks
 
@@ -136,6 +139,8 @@ class Segmenter:
     ) -> Segmenter:
         """Load a checkpoint file, the run directory that holds it, or the bundled one.
 
+        Logs a warning for a checkpoint that was trained on simulated drives.
+
         Args:
             path: checkpoint file, run directory, or "bundled".
             device: "auto", "cpu", "cuda" or "cuda:N".
@@ -149,6 +154,8 @@ class Segmenter:
             InputError: no checkpoint, a damaged one, no such device, or an unavailable backend.
         """
         state, meta = load_checkpoint(Path(path))
+        if meta.caution:
+            log.warning("checkpoint '%s': %s", path, meta.caution)
         config = parse_section(meta.student, StudentConfig, f"checkpoint {path}")
         space = LabelSpace.from_dict(meta.label_space)
         student = load_student(config, len(space), state, path)

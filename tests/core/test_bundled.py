@@ -12,7 +12,7 @@ import pytest
 from safetensors import safe_open
 
 from pcseg_core.bundled import bundled_file, find_file
-from pcseg_core.checkpoint import load_checkpoint
+from pcseg_core.checkpoint import CheckpointMeta, load_checkpoint
 from pcseg_core.errors import InputError
 from pcseg_core.evaluation.evaluator import evaluate
 from pcseg_core.labels import LabelSpace
@@ -23,7 +23,8 @@ from pcseg_core.online.segmenter import Segmenter
 from pcseg_core.simulation.recording import SimulatedDrive
 from pcseg_core.vision.pixel_classes import TeacherConfig, load_teacher
 
-RECIPE = Path(__file__).parents[2] / "pcseg_core" / "recipes" / "simulated.yaml"
+ROOT = Path(__file__).parents[2]
+RECIPE = ROOT / "pcseg_core" / "recipes" / "simulated.yaml"
 TEACHER = "bundled:simulation_teacher"
 
 
@@ -55,6 +56,29 @@ def test_the_checkpoint_knows_the_sweeps_of_its_training() -> None:
     sweep.cloud.intensity = np.sqrt(sweep.cloud.intensity)  # as another sensor measures it
     ((event, reason),) = Pipeline(segmenter).process(sweep).problems
     assert event == UNLIKE_TRAINING and "another sensor" in reason
+
+
+def test_loading_warns_with_the_figures_of_the_documents(caplog: pytest.LogCaptureFixture) -> None:
+    meta = Segmenter.load("bundled").meta
+    (warning,) = caplog.messages
+    assert warning == f"checkpoint 'bundled': {meta.caution}"
+    assert warning.startswith("checkpoint 'bundled': trained on simulated drives; it reaches ")
+    real = meta.measured
+    assert real is not None and f"{real}; distill" in warning
+    results = " ".join((ROOT / "docs" / "results.md").read_text(encoding="utf-8").split())
+    exact = f"{100 * real.miou:.1f} % mIoU and {100 * real.accuracy:.1f} % accuracy"
+    assert f"On real sweeps it is of little use: {exact}" in results
+    rounded = f"{100 * real.miou:.0f} % mIoU on real sweeps"
+    assert (ROOT / "README.md").read_text(encoding="utf-8").count(rounded) == 2
+
+
+@pytest.mark.parametrize(
+    "sources", [[], ["bag:drive"], ["simulated:seed=1", "bag:drive"], ["simulated_town"]]
+)
+def test_checkpoints_of_real_recordings_load_without_a_warning(sources: list[str]) -> None:
+    metrics = {"poses": dict.fromkeys(sources, "exact")}
+    assert CheckpointMeta(student={}, label_space={}, metrics=metrics).caution == ""
+    assert CheckpointMeta(student={}, label_space={}, metrics={"poses": 3}).caution == ""
 
 
 def test_the_teacher_says_that_it_saw_simulated_drives_alone() -> None:

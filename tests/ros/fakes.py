@@ -15,7 +15,16 @@ import numpy as np
 
 from pcseg_core.cloud import PointCloud
 from pcseg_core.errors import InputError
+from pcseg_core.input_check import InputStatistics
 from pcseg_core.labels import LabelSpace
+
+# Of sweeps of 2,000 points with 64 beams, as `harness.sweep` makes them.
+_TRAINED_ON = InputStatistics(
+    intensity=(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
+    range_m=(16.5, 20.9, 24.1, 26.8, 29.1, 31.3, 33.4, 36.0, 39.3),
+    returns=(1800, 2200),
+    rings=(64, 64),
+)
 
 
 def expected_labels(xyz: np.ndarray) -> np.ndarray:
@@ -50,13 +59,21 @@ class FakeSegmenter:
 
     KNOWN = ("car", "truck", "bus", "tree", "bush", "road", "person", "bäume")
 
-    def __init__(self, delay_s: float = 0.0, fail_every: int = 0) -> None:
+    def __init__(
+        self,
+        delay_s: float = 0.0,
+        fail_every: int = 0,
+        trained: bool = False,
+        damaged: bool = False,
+    ) -> None:
         self.label_space = LabelSpace.load("street")
         self.device = "fake"
         self.engine = "fake fp32"
         self._delay_s = delay_s
         self._fail_every = fail_every
-        self._count = 0
+        self.trained_on = _TRAINED_ON if trained else None
+        self._damaged = damaged
+        self._count = -1  # the sweep that warms up is not counted
 
     def set_prompts(self, prompts: list[str]) -> LabelSpace:
         """As the real one: groups before a colon, '*' for everything else."""
@@ -72,13 +89,15 @@ class FakeSegmenter:
     def segment(self, cloud: PointCloud, probabilities: bool = False) -> FakeSegmentation:
         """Labels after a delay; every n-th sweep fails as a GPU without memory would."""
         self._count += 1
-        time.sleep(self._delay_s)
-        if self._fail_every and self._count % self._fail_every == 0:
+        time.sleep(self._delay_s if self._count else 0)
+        if self._fail_every and self._count and self._count % self._fail_every == 0:
             raise RuntimeError("CUDA out of memory (simulated)")
         classes = len(self.label_space)
         labels = expected_labels(cloud.xyz)
         labels = np.where(labels < 0, -1, labels % classes).astype(np.int32)
         confidence = expected_confidence(cloud.xyz)
+        if self._damaged:
+            confidence[:1] = np.nan
         every = None
         if probabilities:
             rest = (1.0 - confidence) / max(classes - 1, 1)
@@ -90,7 +109,11 @@ class FakeSegmenter:
 
 
 def make_fake(config: Any) -> FakeSegmenter:
-    """`fake`, `fake:delay=0.2,fail_every=2,load=3`; anything else is a missing checkpoint."""
+    """`fake`, `fake:delay=0.2,fail_every=2,load=3`; anything else is a missing checkpoint.
+
+    With `trained=1` it knows the distribution of its training, with `damaged=1` it gives a point
+    a confidence of NaN.
+    """
     kind, _, options = config.checkpoint.partition(":")
     if kind != "fake":
         raise InputError(f"no checkpoint at '{config.checkpoint}'")
@@ -98,7 +121,8 @@ def make_fake(config: Any) -> FakeSegmenter:
     if "load" in values:
         print("loading", flush=True)
         time.sleep(float(values["load"]))
-    return FakeSegmenter(float(values.get("delay", 0)), int(values.get("fail_every", 0)))
+    flags = "trained" in values, "damaged" in values
+    return FakeSegmenter(float(values.get("delay", 0)), int(values.get("fail_every", 0)), *flags)
 
 
 if __name__ == "__main__":

@@ -15,12 +15,14 @@ import pytest
 pytest.importorskip("rclpy", reason="needs ROS 2 (rclpy)")
 
 from harness import Attachment, Client, NodeProcess, field_of, stamped, sweep, value_of, wait_for
+from nav_msgs.msg import Odometry
+from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import PointCloud2
 from sensors import Sensors
 from std_srvs.srv import Trigger
 
-from pcseg_core.cloud import encode_cloud
+from pcseg_core.cloud import encode_cloud, structured
 from pcseg_ros.conversions import cloud_message
 
 
@@ -139,6 +141,29 @@ def test_late_odometry_delays_the_sweep_and_is_used(parked: Parked) -> None:
     assert parked.node.received.get(timeout=5).header.stamp.nanosec > 0
 
 
+def test_odometry_of_a_best_effort_publisher(client: Client) -> None:
+    with NodeProcess(
+        "checkpoint:=fake",
+        "temporal.enabled:=true",
+        "motion.source:=odometry",
+        "motion.required:=true",
+    ) as process:
+        sensors = Sensors(client, process.namespace)
+        node = client.attach(process)
+        weak = QoSProfile(depth=100, reliability=ReliabilityPolicy.BEST_EFFORT)
+        name = f"{process.namespace}/odometry"
+        reliable, sensors.odometry = (
+            sensors.odometry,
+            client.node.create_publisher(Odometry, name, weak),
+        )
+        sensors.wait(cameras=False)
+        wait_for(reliable.get_subscription_count, "the reliable publisher to match again")
+        parked = Parked(node, sensors)
+        parked.confidence()
+        assert parked.confidence() >= 0.89
+        client.node.destroy_publisher(sensors.odometry)
+
+
 def test_simulated_clock_that_jumps_back(client: Client) -> None:
     with NodeProcess(
         "checkpoint:=fake", "use_sim_time:=true", "diagnostics_period_s:=0.1", "max_age_s:=5.0"
@@ -158,7 +183,86 @@ def test_simulated_clock_that_jumps_back(client: Client) -> None:
         set_clock(50)
         node.report(lambda s: value_of(s, "counted: clock jumped back") == "1")
         assert node.exchange(sweep(11, stamp=(49, 0))).width == 11
+        set_clock(-5)  # rclpy raises ValueError outside of all callbacks of the node
+        node.report(lambda s: int(value_of(s, "counted: message refused") or 0) > 0)
+        assert process.output.count("message refused: ValueError: ") == 1
+        set_clock(51)
+        assert node.exchange(sweep(12, stamp=(50, 0))).width == 12
         client.node.destroy_publisher(clock)
+
+
+@pytest.fixture(scope="module")
+def trained(client: Client) -> Iterator[tuple[Attachment, NodeProcess]]:
+    with NodeProcess("checkpoint:=fake:trained=1", "diagnostics_period_s:=0.1") as process:
+        yield client.attach(process), process
+
+
+@pytest.mark.parametrize(
+    ("points", "change", "reason"),
+    [
+        (2000, {}, ""),
+        (2000, {"x": 0.1, "y": 0.1, "z": 0.1}, "half of the returns are within 3.0 m"),
+        (50_000, {}, "50000 returns per sweep, in the training 1800 to 2200"),
+        (2000, {"ring": 0}, "1 beams, in the training 64 to 64"),
+        (2000, {"intensity": 0.01}, "another sensor, or a wrong intensity_scale"),
+    ],
+)
+def test_sweeps_unlike_the_training_are_a_warning(
+    trained: tuple[Attachment, NodeProcess], points: int, change: dict[str, float], reason: str
+) -> None:
+    node, process = trained
+    cloud = structured(sweep(points)).copy()
+    for name, factor in change.items():
+        cloud[name] = cloud[name] * factor
+    fields = {name: cloud[name].ravel() for name in cloud.dtype.names or ()}
+    message = stamped(cloud_message(PointCloud2().header, encode_cloud(fields)), (7, 0))
+    for _ in range(10):  # one in ten is examined
+        node.exchange(message)
+    while not node.reports.empty():
+        node.reports.get()
+    node.exchange(message)
+    status = node.report(lambda s: value_of(s, "received rate (Hz)") != "0.00")
+    if not reason:
+        assert status.level == status.OK
+        return
+    assert status.level == status.WARN
+    assert status.message.startswith("input unlike the training: ")
+    assert reason in value_of(status, "reason: input unlike the training")
+    assert process.output.count("input unlike the training") == 1  # logged when it began
+
+
+def test_confidence_that_is_not_finite_is_an_error(client: Client) -> None:
+    with NodeProcess("checkpoint:=fake:damaged=1", "diagnostics_period_s:=0.1") as process:
+        node = client.attach(process)
+        answers = [node.exchange(sweep(10)) for _ in range(3)]
+        assert [int(field_of(answer, "label")[0]) for answer in answers] == [65535] * 3
+        assert np.isfinite(field_of(answers[0], "confidence")).all()
+        status = node.report(lambda s: s.level == s.ERROR)
+        assert status.message.startswith("confidence not finite: ")
+        assert process.output.count("confidence not finite: 1 points") == 1
+
+
+@pytest.mark.parametrize(
+    ("parameter", "scale"),
+    [
+        ("intensity_scale:=0.0", "intensity scale 0.00392157 (guessed from 10 sweeps)"),
+        ("intensity_scale:=0.5", "intensity scale 0.5 (given)"),
+    ],
+)
+def test_intensity_scale_is_logged_once_and_reported(
+    client: Client, parameter: str, scale: str
+) -> None:
+    with NodeProcess("checkpoint:=fake", parameter, "diagnostics_period_s:=0.1") as process:
+        node = client.attach(process)
+        node.report(lambda s: value_of(s, "intensity") != "")
+        cloud = posts(7.0)
+        values = {axis: np.resize(field_of(cloud, axis), 500) for axis in "xyz"}
+        values["intensity"] = np.linspace(0, 250, 500, dtype=np.float32)
+        for _ in range(12):
+            node.exchange(cloud_message(cloud.header, encode_cloud(values)))
+        node.report(lambda s: value_of(s, "intensity") == scale)
+        wait_for(lambda: process.output.count(f"/points: {scale}") == 1, "the line")
+        assert process.output.count("intensity scale") == 1
 
 
 def test_lidar_at_three_times_the_rate_of_inference(client: Client) -> None:
@@ -206,4 +310,5 @@ def test_memory_shortage_of_the_gpu_costs_one_sweep(client: Client) -> None:
         node.send(sweep(11))
         status = node.report(lambda s: value_of(s, "dropped: out of memory") == "1")
         assert status.level == status.ERROR
+        assert value_of(status, "reason: out of memory") == "CUDA out of memory (simulated)"
         assert node.exchange(sweep(12)).width == 12

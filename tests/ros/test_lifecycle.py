@@ -82,6 +82,8 @@ def test_missing_checkpoint_leaves_the_node_unconfigured_and_says_why(client: Cl
         ("motion.stamp_is:=end", "'motion.stamp_is' is now called 'stamp_reference'"),
         ("temporal.new_evidence:=0.1", "'temporal.new_evidence' is now called 'correlation"),
         ("teacher.trust:=1.0", "'teacher.trust' is now called 'camera_weight'"),
+        ("filter_classes:=vehicle", "expected a list of texts, such as ['vehicle']"),
+        ("motion.fixed_frame:=''", "'motion.fixed_frame' is ''"),
     ],
 )
 def test_wrong_parameters_end_the_start_with_one_line(parameter: str, words: str) -> None:
@@ -136,10 +138,27 @@ def test_a_node_without_autostart_says_what_to_do(client: Client) -> None:
         wait_for(lambda: command in process.output, "the command")
 
 
+def test_wrong_names_and_qos_of_topics_are_refused_and_leave_nothing(client: Client) -> None:
+    space = "/wrong_topics"
+    motion = ("temporal.enabled:=true", "motion.source:=odometry")
+    history = f"qos_overrides.{space}/points.subscription.history:=keep_everything"
+    with NodeProcess("checkpoint:=fake", *motion, history, namespace=space) as process:
+        node = client.attach(process, active=False)
+        refused = "not configured: topic 'points': Unexpected QoS override for policy `history`"
+        wait_for(lambda: refused in process.output, "the reason")
+        assert not node.change("configure")
+        assert "Traceback" not in process.output
+        topic = f"{space}/odometry"
+        wait_for(lambda: not client.node.count_subscribers(topic), "subscriptions to end")
+
+
 def test_unknown_parameter_is_pointed_out_and_whole_numbers_are_floats(client: Client) -> None:
     with NodeProcess("checkpoint:=fake", "min_confidense:=0.3", "max_age_s:=0") as process:
         client.attach(process)
         assert "did you mean 'min_confidence'?" in process.output
+    with NodeProcess("checkpoint:=fake", "temporal:=true") as process:
+        client.attach(process)
+        assert "did you mean 'temporal.enabled'?" in process.output
 
 
 @pytest.mark.parametrize("reliability", ["auto", "best_effort"])
@@ -169,9 +188,9 @@ def test_returns_to_reliable_when_the_best_effort_publisher_is_gone(client: Clie
         node = client.attach(process)
         topic = f"{process.namespace}/points"
 
-        def requested() -> ReliabilityPolicy:
-            (subscription,) = client.node.get_subscriptions_info_by_topic(topic)
-            return subscription.qos_profile.reliability
+        def requested() -> ReliabilityPolicy | None:
+            found = client.node.get_subscriptions_info_by_topic(topic)
+            return found[0].qos_profile.reliability if len(found) == 1 else None
 
         weak = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
         for _ in range(2):

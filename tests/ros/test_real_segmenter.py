@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from array import array
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,12 @@ import torch
 from harness import ROOT, Client, NodeProcess, field_of, positions, sweep, wait_for
 
 from pcseg_core.checkpoint import CheckpointMeta, CheckpointText, save_checkpoint
-from pcseg_core.labels import LabelSpace
+from pcseg_core.labels import LabelSpace, from_wire
 from pcseg_core.models.student import Student, StudentConfig
 from pcseg_core.online.segmenter import Segmenter
 from pcseg_core.vision.text_space import GeneratedText, table_of
 from pcseg_ros.conversions import read_sweep
+from pcseg_ros.loading import usual_sweep
 
 PROGRAM = ROOT / "pcseg_ros" / "__main__.py"
 
@@ -41,16 +43,28 @@ def test_labels_are_those_of_the_segmenter(client: Client, run_folder: Path) -> 
     with NodeProcess(*parameters, program=PROGRAM) as process:
         node = client.attach(process)
         sent = sweep(3000)
+        rows = np.frombuffer(sent.data, np.uint8).reshape(3000, -1).copy()
+        rows[:500, :12] = 0  # x, y and z: no returns
+        sent.data = array("B", rows.tobytes())
         answer = node.exchange(sent)
         segmenter = Segmenter.load(run_folder, device="cpu", backend="torch")
         expected = segmenter.segment(read_sweep(sent, 0.0))
         np.testing.assert_array_equal(positions(answer), positions(sent))
-        same = field_of(answer, "label") == expected.labels
+        same = from_wire(field_of(answer, "label")) == expected.labels
         assert same.mean() > 0.999  # a tie may fall either way
+        assert (field_of(answer, "label")[:500] == 65535).all()
+        assert (field_of(answer, "label")[500:] != 65535).all()
         np.testing.assert_allclose(
             field_of(answer, "confidence"), expected.confidence, rtol=0, atol=1e-4
         )
         assert process.stop()[0] == 0
+
+
+def test_the_node_warms_up_with_a_sweep_of_usual_size() -> None:
+    """A sweep of an HDL-64E in a street has about 42,000 voxels of 15 cm."""
+    cloud = usual_sweep()
+    assert len(cloud) == 64 * 2048 and cloud.finite.all()
+    assert 35_000 < len(np.unique(np.floor(cloud.xyz / 0.15), axis=0)) < 55_000
 
 
 def test_damaged_checkpoint_leaves_the_node_unconfigured(
@@ -79,6 +93,8 @@ def test_without_a_checkpoint_the_bundled_one_runs(client: Client) -> None:
         assert "checkpoint 'bundled' with the classes road, " in process.output
         engine = r"runs on (cpu|cuda) by (native [a-z0-9_]+|torch|triton) (fp32|fp16|bf16)\n"
         assert re.search(engine, process.output)
+        lines = [line for line in process.lines if "trained on simulated drives" in line]
+        assert len(lines) == 1 and lines[0].startswith("[WARN]")
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from pydantic import Field
 from pcseg_core.config import Section, parse_section
 from pcseg_ros.config import NodeConfig
 from pcseg_ros.parameter_file import parameter_specs
-from pcseg_ros.reference import parameter_file, parameter_table, topic_table
+from pcseg_ros.reference import limit_table, parameter_file, parameter_table, topic_table
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -54,11 +54,17 @@ def test_table_has_a_row_for_every_parameter() -> None:
 
 
 @pytest.mark.parametrize(
-    "name, table, command",
-    [("parameters", parameter_table(), "table"), ("topics", topic_table(), "topics")],
+    "file, name, table, command",
+    [
+        ("README.md", "parameters", parameter_table(), "table"),
+        ("README.md", "topics", topic_table(), "topics"),
+        ("docs/vehicle.md", "limits", limit_table(), "limits"),
+    ],
 )
-def test_tables_of_the_readme_are_the_generated_ones(name: str, table: str, command: str) -> None:
-    text = (ROOT / "README.md").read_text()
+def test_tables_of_the_documents_are_the_generated_ones(
+    file: str, name: str, table: str, command: str
+) -> None:
+    text = (ROOT / file).read_text()
     start = text.index("\n", text.index(f"<!-- {name}:")) + 1
     found = text[start : text.index(f"<!-- /{name} -->")]
     assert found == table, f"paste: python -m pcseg_ros.reference {command}"

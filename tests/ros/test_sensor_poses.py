@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import threading
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -168,6 +169,24 @@ def test_deskewed_points_are_where_the_lidar_saw_them_at_its_stamp() -> None:
     expected = transform(invert(poses[0]), world)
     assert np.abs(seen - expected).max() > 0.5  # there is something to correct
     np.testing.assert_allclose(moved, expected, atol=2e-3)
+
+
+def test_utm_coordinates_give_the_same_points_and_images() -> None:
+    origin = np.eye(4)
+    origin[:3, 3] = 500_000.0, 5_500_000.0, 3_000.0
+    far = OdometryMotion(T_BODY_LIDAR, None)
+    for stamp in range(0, 5 * S + 1, S // 50):
+        far.add("base_link", stamp, origin @ pose_at(stamp))
+    times, xyz = np.linspace(0, 0.1, 500), np.random.default_rng(0).uniform(-30, 30, (500, 3))
+    here, there = (
+        undo_motion(xyz, times, partial(poses_of(motion).poses, "lidar"), 3 * S)
+        for motion in (driving(), far)
+    )
+    np.testing.assert_allclose(there, here, rtol=0, atol=1e-5)
+    asked = ("front", "/front/image", "f", 3 * S + 7, "lidar", 3 * S + 40_000_000)
+    np.testing.assert_allclose(
+        poses_of(far).T_cam_lidar(*asked), poses_of(driving()).T_cam_lidar(*asked), atol=1e-7
+    )
 
 
 def test_waits_for_a_late_pose() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 pytest.importorskip("rclpy", reason="needs ROS 2 (rclpy)")
@@ -14,7 +15,7 @@ from rclpy.context import Context
 from rclpy.node import Node
 from sensor_msgs.msg import PointCloud2
 
-from pcseg_ros.diagnostics import Summary, SweepStatistics, judge
+from pcseg_ros.diagnostics import Summary, SweepStatistics, judge, values_of
 from pcseg_ros.qos import SensorSubscription
 
 
@@ -48,6 +49,28 @@ def test_latencies_cover_the_last_200_sweeps() -> None:
     assert statistics.summary().stages["latency"] == (1.0, 1.0)
 
 
+def test_an_event_is_logged_when_it_begins_and_counted_while_it_lasts() -> None:
+    now, lines = [0.0], []
+    logger = SimpleNamespace(warning=lines.append)
+    node = SimpleNamespace(get_logger=lambda: logger)
+    statistics = SweepStatistics(clock=lambda: now[0])
+    for now[0] in np.arange(0.0, 120.0, 0.1):
+        statistics.complain(node, "motion not known", f"{now[0]:.0f} s")
+        statistics.complain(node, "camera front left out", "no CameraInfo")
+    assert [line.split(" (")[0] for line in lines] == [
+        "motion not known: 0 s",
+        "camera front left out: no CameraInfo",
+    ]
+    now[0] += 61.0
+    statistics.complain(node, "motion not known", "x" * 10_000)
+    assert len(lines) == 3
+    summary = statistics.summary()
+    assert summary.events == {"motion not known": 1201, "camera front left out": 1200}
+    values = values_of(summary)
+    assert values["reason: camera front left out"] == "no CameraInfo"
+    assert values["reason: motion not known"] == "x" * 500
+
+
 OK, WARN, ERROR = b"\x00", b"\x01", b"\x02"
 
 
@@ -79,6 +102,20 @@ OK, WARN, ERROR = b"\x00", b"\x01", b"\x02"
             Summary(recent_received=10, recent_drops={"nobody subscribes": 10}),
             OK,
             "idle: nobody subscribes",
+        ),
+        (
+            "active",
+            "",
+            Summary(recent_received=100, recent_events={"confidence not finite": 1}),
+            ERROR,
+            "confidence not finite: 1 sweeps",
+        ),
+        (
+            "active",
+            "",
+            Summary(recent_received=10, recent_events={"input unlike the training": 2}),
+            WARN,
+            "input unlike the training: 2",
         ),
     ],
 )

@@ -49,16 +49,16 @@ def message(parent: str, child: str, T: np.ndarray, stamp_ns: int = 0) -> TFMess
 
 
 @pytest.fixture
-def refused() -> list[Exception]:
+def faults() -> list[tuple[str, object]]:
     return []
 
 
 @pytest.fixture
-def buffer(refused: list[Exception]) -> Iterator[TransformBuffer]:
+def buffer(faults: list[tuple[str, object]]) -> Iterator[TransformBuffer]:
     context = Context()
     rclpy.init(context=context)
     node = rclpy.create_node("probe", context=context)
-    made = TransformBuffer(node, lambda: None, refused.append)
+    made = TransformBuffer(node, lambda: None, lambda *fault: faults.append(fault))
     made._on_static(message("base_link", "lidar", T_BASE_LIDAR))
     made._on_static(message("base_link", "cam", T_BASE_CAM))
     for stamp in range(S, 3 * S + 1, S // 20):
@@ -127,8 +127,9 @@ def test_camera_that_turns_against_the_lidar(buffer: TransformBuffer) -> None:
         )
 
 
-def test_bag_in_a_loop_restarts(buffer: TransformBuffer) -> None:
+def test_bag_in_a_loop_restarts(buffer: TransformBuffer, faults: list[tuple[str, object]]) -> None:
     buffer._on_moving(message("odom", "base_link", np.eye(4), S // 10))
+    assert faults == [("transforms jumped back", "'base_link' by 2.9 s")]
     np.testing.assert_allclose(buffer.pose("odom", "lidar", S // 10), T_BASE_LIDAR, atol=1e-9)
     with pytest.raises(TransformError):
         buffer.pose("odom", "lidar", 2 * S)
@@ -144,7 +145,9 @@ def test_odometry_about_the_base_takes_the_place_of_the_lidar_from_tf(
     np.testing.assert_allclose(pose, pose_at(S) @ T_BASE_LIDAR, atol=1e-9)
 
 
-def test_broken_transforms_are_left_out(buffer: TransformBuffer, refused: list[Exception]) -> None:
+def test_broken_transforms_are_left_out(
+    buffer: TransformBuffer, faults: list[tuple[str, object]]
+) -> None:
     broken = message("odom", "base_link", np.eye(4), 3 * S + 50_000_000)
     broken.transforms[0].transform.rotation.w = 0.0
     buffer._on_moving(broken)
@@ -154,14 +157,40 @@ def test_broken_transforms_are_left_out(buffer: TransformBuffer, refused: list[E
     far = message("base_link", "lidar", np.eye(4))
     far.transforms[0].transform.translation.z = np.inf
     buffer._on_static(far)
-    assert [str(error).partition(":")[0] for error in refused] == [
-        "odom to base_link",
-        "odom to base_link",
-        "base_link to lidar",
+    for parent, child in (("", "base_link"), ("odom", ""), ("/base_link", "base_link")):
+        buffer._on_moving(message(parent, child, np.eye(4), 3 * S + 50_000_000))
+    assert [(event, str(why).partition(":")[0]) for event, why in faults] == [
+        ("transform refused", "'odom' to 'base_link'"),
+        ("transform refused", "'odom' to 'base_link'"),
+        ("transform refused", "'base_link' to 'lidar'"),
+        ("transform refused", "'' to 'base_link'"),
+        ("transform refused", "'odom' to ''"),
+        ("transform refused", "'base_link' to 'base_link'"),
     ]
     np.testing.assert_allclose(
         buffer.pose("odom", "lidar", 3 * S), pose_at(3 * S) @ T_BASE_LIDAR, atol=1e-6
     )
+
+
+def test_a_frame_with_two_parents_is_pointed_out(
+    buffer: TransformBuffer, faults: list[tuple[str, object]]
+) -> None:
+    buffer._on_static(message("/base_link", "/lidar", T_BASE_LIDAR))
+    assert faults == []
+    buffer._on_static(message("imu", "lidar", T_BASE_LIDAR))
+    (fault,) = faults
+    assert fault[0] == "frame with two parents"
+    assert str(fault[1]).startswith("'lidar' is placed in 'base_link' and in 'imu'")
+
+
+def test_stamps_before_1970_have_no_transform(
+    buffer: TransformBuffer, faults: list[tuple[str, object]]
+) -> None:
+    buffer._on_moving(message("odom", "early", np.eye(4), -5 * S))
+    assert "after 1970" in str(faults[-1][1])
+    with pytest.raises(TransformError, match="after 1970") as caught:
+        buffer.pose("odom", "lidar", -5 * S)
+    assert not caught.value.expected
 
 
 def test_tf_stops_and_comes_back_over_dds(client: Client) -> None:
@@ -171,13 +200,14 @@ def test_tf_stops_and_comes_back_over_dds(client: Client) -> None:
         "temporal.enabled:=true",
         "motion.source:=tf",
         "motion.required:=true",
-        "motion.timeout_s:=0.2",
+        "motion.timeout_s:=1.0",
     ) as process:
         node = client.attach(process)
         moving = client.node.create_publisher(TFMessage, "/tf", 10)
         static = client.node.create_publisher(TFMessage, "/tf_static", qos.latched())
         static.publish(message("base_link", "os_sensor", T_BASE_LIDAR))
         wait_for(moving.get_subscription_count, "a subscriber of /tf")
+        wait_for(static.get_subscription_count, "a subscriber of /tf_static")
 
         def drive(begin_s: float, end_s: float) -> None:
             for stamp in range(round(begin_s * S), round(end_s * S) + 1, S // 10):

@@ -7,6 +7,8 @@ import threading
 import time
 from collections.abc import Callable
 
+import pytest
+
 from pcseg_ros.worker import LatestSlot, LatestWorker
 
 
@@ -88,6 +90,27 @@ def test_an_error_is_reported_and_the_thread_continues() -> None:
     assert done.wait(5.0)
     assert worker.stop(5.0)
     assert errors == [(0, "bad item")]
+
+
+def test_the_thread_survives_an_error_handler_that_fails(capfd: pytest.CaptureFixture[str]) -> None:
+    handled, done = threading.Event(), threading.Event()
+
+    def process(item: int) -> None:
+        if item == 0:
+            raise ValueError("bad item")
+        done.set()
+
+    def handle(item: int, error: Exception) -> None:
+        handled.set()
+        raise RuntimeError("bad handler")
+
+    worker = LatestWorker(process, handle)
+    worker.offer(0)
+    assert handled.wait(5.0)
+    worker.offer(1)
+    assert done.wait(5.0)
+    assert worker.stop(5.0)
+    assert "bad handler" in capfd.readouterr().err
 
 
 def test_stop_says_whether_the_thread_has_ended() -> None:

@@ -75,6 +75,21 @@ def test_a_single_sweep_is_not_enough(
     assert not out.exists()
 
 
+def test_sweeps_that_cannot_be_read_or_are_empty(
+    tiny_run: Path, sequence: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder, out = sequence(scans=4), tmp_path / "int8.safetensors"
+    (folder / "velodyne" / "000000.bin").write_bytes(b"cut")
+    text = run("quantize", tiny_run, f"semantic-kitti:{folder}", "--out", out)
+    assert "calibrated on 1 sweeps; on 2 others" in text and "skipped:" in text
+    for index in (0, 1):
+        (folder / "velodyne" / f"{index:06d}.bin").write_bytes(b"")
+        (folder / "labels" / f"{index:06d}.label").write_bytes(b"")
+    source = f"semantic-kitti:{folder}"
+    result = CliRunner().invoke(app, ["quantize", str(tiny_run), source, "--out", str(out)])
+    assert result.exit_code == 2 and "no points to calibrate on" in result.output
+
+
 @pytest.mark.parametrize(
     ("figures", "int8", "chosen"),
     [

@@ -13,7 +13,7 @@ import pytest
 from pcseg_core.cloud import TIME_PROBLEM, PointCloud, encode_cloud, read_cloud
 from pcseg_core.data import Sample, open_recording
 from pcseg_core.errors import InputError
-from pcseg_core.geometry import deskew
+from pcseg_core.geometry import Trajectory, deskew
 from pcseg_core.labels import IGNORE, LabelSpace
 from pcseg_core.online.camera_fusion import CameraFusionConfig, CameraLabeler, fuse_cameras
 from pcseg_core.online.pipeline import (
@@ -92,6 +92,50 @@ def test_all_steps_in_their_order(
         assert np.array_equal(cloud.xyz, before, equal_nan=True)
         assert result.stages_ms.keys() == {"motion", "inference", "fusion"}
         assert {"voxelize", "infer"} <= result.inference_ms.keys() and not result.problems
+
+
+def test_labels_are_the_same_in_utm_coordinates(
+    samples: list[Sample], segmenter: Segmenter, teacher: PixelClasses
+) -> None:
+    """Far from the origin of the world, at whole voxels of the buffer from where it is."""
+    config = PipelineConfig(motion=DESKEW, temporal=SMOOTH, teacher=FUSE)
+    near, far = (Pipeline(segmenter, config, ImmediateCameras(teacher)) for _ in range(2))
+    for sample in samples:
+        trajectory = sample.trajectory
+        assert trajectory is not None
+        poses = trajectory.poses.copy()
+        poses[:, :3, 3] += (500_000.0, 5_500_000.0, 3_000.0)
+        moved = replace(sample, trajectory=Trajectory(trajectory.stamps_ns, poses))
+        expected, result = near.process(Sweep.of(sample)), far.process(Sweep.of(moved))
+        assert not result.problems
+        step_m = np.nanmax(np.abs(result.cloud.xyz - sample.cloud.xyz))
+        assert step_m > 0.1
+        assert np.nanmax(np.abs(result.cloud.xyz - expected.cloud.xyz)) < 1e-5
+        assert np.mean(result.labels == expected.labels) > 0.9999
+        assert np.mean(np.abs(result.confidence - expected.confidence) < 1e-3) > 0.9999
+
+
+def test_warming_up_leaves_no_trace(
+    samples: list[Sample], segmenter: Segmenter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = PipelineConfig(motion=DESKEW, temporal=SMOOTH)
+    cold, warm = Pipeline(segmenter, config), Pipeline(segmenter, config)
+    warm.warm_up(replace(samples[1].cloud, stamp_ns=samples[0].cloud.stamp_ns - 10**8))
+    made: list[int] = []
+    monkeypatch.setattr(TemporalBuffer, "__init__", lambda *_: made.append(1))
+    warm.process(Sweep.of(samples[0]))
+    assert not made  # its memory is there before the first sweep
+    monkeypatch.undo()
+    warm.reset()
+    for sample in samples:
+        expected, result = cold.process(Sweep.of(sample)), warm.process(Sweep.of(sample))
+        assert np.array_equal(result.labels, expected.labels)
+        assert np.array_equal(result.confidence, expected.confidence)
+    assert warm.counters == cold.counters
+    far = Sweep(replace(samples[0].cloud, xyz=samples[0].cloud.xyz * 0.01))
+    fresh = Pipeline(segmenter)
+    fresh.warm_up(samples[0].cloud)
+    assert [event for event, _ in fresh.process(far).problems] == [UNLIKE_TRAINING]
 
 
 def test_the_default_is_the_network_alone(samples: list[Sample], segmenter: Segmenter) -> None:

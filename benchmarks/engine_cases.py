@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from benchmarks.measure import threads
 from pcseg_core.models.inference import CompiledMinkUNet, compile_inference
 from pcseg_core.models.minkunet import MinkUNet
-from pcseg_core.models.quantized import IntegerLayer, MeasuredMinkUNet, QuantizedMinkUNet
+from pcseg_core.models.quantized import MeasuredMinkUNet, QuantizedMinkUNet
 from pcseg_core.native import tensors as native
 from pcseg_core.sparse import SparseConv3d, SparseTensor, mean_features, voxelize
 from pcseg_core.sparse.maps import KernelMap, KernelMapCache
@@ -159,10 +159,12 @@ def _integer_layer(
     x: SparseTensor, conv: SparseConv3d, kernel_map: KernelMap
 ) -> Callable[[], object]:
     """The time does not depend on the scales."""
+    from pcseg_core.models.layers import NativeLayer
+
     channels = conv.out_channels
     packed = native.pack(conv.weight.detach(), torch.uint8)
     scales = native.Integers(torch.ones(channels))
-    layer = IntegerLayer(packed, torch.zeros(channels), conv.in_channels, channels, scales)
+    layer = NativeLayer(packed, torch.zeros(channels), conv.in_channels, channels, scales)
     feats = x.feats.abs().to(torch.uint8)
     return partial(layer, feats, kernel_map, torch.empty_like(feats))
 

@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from pcseg_core.checkpoint import IntegerScales, load_checkpoint, load_text, save_checkpoint
+from pcseg_core.checkpoint import (
+    MAX_MAGNITUDE,
+    IntegerScales,
+    load_checkpoint,
+    load_text,
+    save_checkpoint,
+)
 from pcseg_core.data.account import UNREADABLE
 from pcseg_core.errors import InputError
 from pcseg_core.labels import LabelSpace, grouping, regroup, truth_of
@@ -61,6 +67,8 @@ def quantize(
             progress(done, count)
     if not any(measured.tops):
         raise InputError(f"{recording.name}: no points to calibrate on in its first half")
+    if max(measured.tops) > MAX_MAGNITUDE:
+        raise InputError(f"{checkpoint}: layers give up to {max(measured.tops):g}; train it again")
     scales = IntegerScales(tops=measured.tops, source=recording.name, sweeps=used)
     comparison = _Comparison(exact, scales)
     for done, sample in _readable(recording, second):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pcseg_core.native import tensors as native
+from pcseg_core.native.tensors import Integers
 from pcseg_core.sparse.backends import native_backend, triton_backend
 from pcseg_core.sparse.maps import KernelMap
 
@@ -57,12 +58,19 @@ MakeLayer = Callable[[Tensor, Tensor, "Tensor | None"], Layer]
 
 @dataclass(frozen=True, eq=False)
 class NativeLayer:
-    """A layer in the layout of the native library, on the CPU."""
+    """A layer in the layout of the native library, on the CPU.
+
+    Attributes:
+        packed: weights from `native.pack`.
+        bias: (cout,) float32.
+        integers: scales, where features or results are uint8.
+    """
 
     packed: Tensor
     bias: Tensor
     cin: int
     cout: int
+    integers: Integers | None = None
 
     @classmethod
     def of(
@@ -90,9 +98,8 @@ class NativeLayer:
         table = listed = None
         if kernel_map is not None:
             table, listed = kernel_map.table, native_backend.pairs(kernel_map, x.dtype)
-        return native.conv(
-            x, table, self.packed, out, self.cin, self.bias, residual, relu, pairs=listed
-        )
+        what = x, table, self.packed, out, self.cin, self.bias, residual, relu
+        return native.conv(*what, pairs=listed, integers=self.integers)
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,6 @@ joined features keep their own. The first layer multiplies in float32.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -22,7 +21,6 @@ from pcseg_core.models.minkunet import MinkUNet
 from pcseg_core.native import tensors as native
 from pcseg_core.native.tensors import Integers
 from pcseg_core.sparse import SparseTensor
-from pcseg_core.sparse.backends import native_backend
 from pcseg_core.sparse.maps import KernelMap
 
 _ZERO = 128  # of results with a sign
@@ -58,45 +56,6 @@ class FloatLayer:
         if len(out):
             self.top = max(self.top, float(out.abs().max()))
         return out
-
-
-@dataclass(frozen=True, eq=False)
-class IntegerLayer:
-    """A layer from uint8, or float32 for the first one, to uint8, or float32 for a classifier."""
-
-    packed: Tensor
-    bias: Tensor
-    cin: int
-    cout: int
-    integers: Integers
-
-    @property
-    def device(self) -> torch.device:
-        return self.bias.device
-
-    def __call__(
-        self,
-        x: Tensor,
-        kernel_map: KernelMap | None,
-        out: Tensor,
-        residual: Tensor | None = None,
-        relu: bool = True,
-    ) -> Tensor:
-        table = listed = None
-        if kernel_map is not None:
-            table, listed = kernel_map.table, native_backend.pairs(kernel_map, x.dtype)
-        return native.conv(
-            x,
-            table,
-            self.packed,
-            out,
-            self.cin,
-            self.bias,
-            residual,
-            relu,
-            pairs=listed,
-            integers=self.integers,
-        )
 
 
 class MeasuredMinkUNet(CompiledMinkUNet):
@@ -168,10 +127,10 @@ class QuantizedMinkUNet(CompiledMinkUNet):
         self._classifier = self._head(_float(self._classifier))
         self._make = lambda weight, bias, scale: self._head(FloatLayer(weight, bias, scale))
 
-    def _head(self, layer: FloatLayer) -> IntegerLayer:
+    def _head(self, layer: FloatLayer) -> NativeLayer:
         """A layer on the features whose results are float32."""
         packed, scale = _pack(layer.weight, self._steps)
-        return IntegerLayer(packed, layer.bias, layer.cin, layer.cout, Integers(scale))
+        return NativeLayer(packed, layer.bias, layer.cin, layer.cout, Integers(scale))
 
     def features(self, x: SparseTensor) -> Tensor:
         """Features (M, feature_channels) float32, before the classifier."""
@@ -201,7 +160,7 @@ def _integer(
     inputs: Tensor | None,
     signed: bool = False,
     residual: tuple[float, float] = (1.0, 0.0),
-) -> tuple[IntegerLayer, Tensor]:
+) -> tuple[NativeLayer, Tensor]:
     """A layer in integers, and the step of each of its output channels.
 
     Args:
@@ -218,7 +177,7 @@ def _integer(
     else:
         packed, scale = _pack(layer.weight, inputs)
     integers = Integers(scale, residual, out)
-    made = IntegerLayer(packed, layer.bias, layer.cin, layer.cout, integers)
+    made = NativeLayer(packed, layer.bias, layer.cin, layer.cout, integers)
     return made, torch.full((layer.cout,), step)
 
 

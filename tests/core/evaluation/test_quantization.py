@@ -83,8 +83,8 @@ def test_sweeps_that_cannot_be_read_or_are_empty(
     text = run("quantize", tiny_run, f"semantic-kitti:{folder}", "--out", out)
     assert "calibrated on 1 sweeps; on 2 others" in text and "skipped:" in text
     for index in (0, 1):
-        (folder / "velodyne" / f"{index:06d}.bin").write_bytes(b"")
-        (folder / "labels" / f"{index:06d}.label").write_bytes(b"")
+        (folder / "velodyne" / f"{index:06d}.bin").write_bytes(bytes(16))
+        (folder / "labels" / f"{index:06d}.label").write_bytes(bytes(4))
     source = f"semantic-kitti:{folder}"
     result = CliRunner().invoke(app, ["quantize", str(tiny_run), source, "--out", str(out)])
     assert result.exit_code == 2 and "no points to calibrate on" in result.output

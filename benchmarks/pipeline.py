@@ -4,41 +4,49 @@
     python -m benchmarks.pipeline --sweep FILE --json OUT
 
 The engines run in turn within each round. The network has random weights unless --checkpoint is
-given; its time does not depend on them. A second figure is the time of projecting the sweep into
-six cameras.
+given; its time does not depend on them. A second table compares the stages around the network,
+and the projection of the sweep into six cameras, with and without the native library.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import statistics
 import sys
+import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from time import perf_counter as now
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 
-from benchmarks.measure import interleaved
+from benchmarks.measure import cpu_name, interleaved, threads
 from benchmarks.sweeps import load_sweep
+from pcseg_core import projection
 from pcseg_core.camera import CameraModel
 from pcseg_core.checkpoint import CheckpointMeta
 from pcseg_core.cloud import EncodedCloud, append_fields, encode_cloud, read_cloud
 from pcseg_core.errors import InputError, PcsegError
 from pcseg_core.files import write_atomic
+from pcseg_core.geometry import from_euler
 from pcseg_core.labels import LabelSpace, to_wire
 from pcseg_core.models.student import Student, StudentConfig
+from pcseg_core.models.sweep_input import sweep_input
 from pcseg_core.native import library
 from pcseg_core.online.pipeline import Pipeline, Sweep
+from pcseg_core.online.point_labels import point_labels
 from pcseg_core.online.segmenter import Segmenter
 from pcseg_core.projection import project_cloud
 from pcseg_core.sparse import SparseTensor
 
-STAGES = ("read", "prepare", "voxelize", "infer", "label", "write", "total")
+STAGES = ("read", "voxelize", "infer", "label", "write", "total")
 # Engine -> backend and precision.
 ENGINES = {
     "native bf16": ("native", "bf16"),
@@ -142,7 +150,10 @@ def measure(
         row |= {"median_ms": stages["total"], "hz": 1e3 / stages["total"]}
         row |= {"ratio": _ratio(medians, PEER, stages), "stages_ms": stages}
         row |= {"ratio_to_torch": _ratio(medians, "torch fp32", stages), "fraction_of_peak": None}
-        row |= {"rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+        row |= {
+            "machine": machine(),
+            "rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        }
         rows.append(row)
     return rows
 
@@ -151,18 +162,56 @@ def _ratio(medians: dict[str, Any], peer: str, stages: dict[str, float]) -> floa
     return medians[peer]["total"] / stages["total"] if peer in medians else None
 
 
-def projection_row(points: np.ndarray, rounds: int) -> dict[str, Any]:
-    """Six cameras around the vehicle, 1600x900, as on nuScenes, with the occlusion test."""
+def stage_rows(student: Student, points: np.ndarray, rounds: int) -> list[dict[str, Any]]:
+    """Stages around the network on one thread: torch or numpy, and the native library."""
+    rows = []
+    with threads(1), torch.inference_mode():
+        for stage, actions in _stages(student, points).items():
+            wall = interleaved(actions, rounds)
+            cpu = interleaved(actions, rounds, clock=time.process_time)
+            row = {"kind": "stage", "stage": stage, "threads": 1, "points": len(points)}
+            row |= {"median_ms": wall, "cpu_ms": cpu, "ratio": cpu["plain"] / cpu["native"]}
+            rows.append(row)
+    return rows
+
+
+def _stages(student: Student, points: np.ndarray) -> dict[str, dict[str, Callable[[], object]]]:
+    """Stage -> the plain and the native way."""
+    xyz, intensity = (np.ascontiguousarray(part) for part in (points[:, :3], points[:, 3]))
+    device = torch.device("cpu")
+    sweep = sweep_input(student, xyz, intensity, device)
+    rows, classes = len(sweep.sparse or ()), student.network.out_channels
+    logits = [3 * torch.randn(rows, classes)]
+    cameras = six_cameras()
+
+    def read(backend: str) -> object:
+        return sweep_input(student, xyz, intensity, device, backend)
+
+    def label(backend: str, probabilities: bool) -> object:
+        return point_labels(logits, sweep.inverse, classes, None, probabilities, backend)
+
+    def project() -> object:
+        return [project_cloud(xyz, pose, camera) for pose, camera in cameras]
+
+    def project_in_numpy() -> object:
+        with mock.patch.object(projection, "optional_library", return_value=None):
+            return project()
+
+    ways = {"plain": "torch", "native": "native"}
+    return {
+        "voxelize": {way: partial(read, name) for way, name in ways.items()},
+        "label": {way: partial(label, name, False) for way, name in ways.items()},
+        "label, all probabilities": {way: partial(label, name, True) for way, name in ways.items()},
+        "project into 6 cameras": {"plain": project_in_numpy, "native": project},
+    }
+
+
+def six_cameras() -> list[tuple[np.ndarray, CameraModel]]:
+    """T_cam_lidar and model of six cameras around the vehicle, 1600x900, as on nuScenes."""
     camera = CameraModel.pinhole(1266.0, 1266.0, 800.0, 450.0, 1600, 900)
     optical = np.array([[0, -1, 0, 0], [0, 0, -1, 0], [1, 0, 0, 0], [0, 0, 0, 1]], float)
-    xyz = np.ascontiguousarray(points[:, :3])
-    poses = []
-    for yaw in np.arange(6) * np.pi / 3:
-        turn = np.eye(4)
-        turn[:2, :2] = [[np.cos(yaw), np.sin(yaw)], [-np.sin(yaw), np.cos(yaw)]]
-        poses.append(optical @ turn)
-    times = interleaved({"six": lambda: [project_cloud(xyz, T, camera) for T in poses]}, rounds)
-    return {"kind": "projection", "cameras": 6, "points": len(xyz), "median_ms": times["six"]}
+    turns = [from_euler(0, 0, -yaw) for yaw in np.arange(6) * np.pi / 3]
+    return [(optical @ turn, camera) for turn in turns]
 
 
 def build(arguments: argparse.Namespace) -> tuple[Student, CheckpointMeta]:
@@ -191,6 +240,31 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def stage_table(rows: list[dict[str, Any]]) -> str:
+    """Markdown table of `stage_rows`."""
+    lines = ["| stage, 1 thread | plain CPU ms | native CPU ms | | plain ms | native ms |"]
+    lines.append("|" + "---|" * 6)
+    for row in rows:
+        cpu, wall = row["cpu_ms"], row["median_ms"]
+        cells = [
+            row["stage"],
+            f"{cpu['plain']:.1f}",
+            f"{cpu['native']:.1f}",
+            f"{row['ratio']:.1f}x",
+        ]
+        cells += [f"{wall['plain']:.1f}", f"{wall['native']:.1f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def machine() -> str:
+    """CPU, instruction sets of the native library and load."""
+    load = os.getloadavg()[0]
+    missing = isinstance(library.load(), str)
+    isa = "no native library" if missing else library.isa_names()[library.best_isa()]
+    return f"{cpu_name()}, {isa}, {torch.get_num_threads()} threads, load {load:.1f}"
+
+
 def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
@@ -211,9 +285,11 @@ def main() -> int:
         student, meta = build(arguments)
         names = available_engines(not arguments.no_spconv)
         rows = measure(student, meta, message(points, scale), names, arguments.rounds)
-        rows.append(projection_row(points, arguments.rounds))
-        print(table(rows[:-1]))
-        print(f"\nprojection into 6 cameras with occlusion: {rows[-1]['median_ms']:.1f} ms")
+        print(f"{machine()}\n\n{table(rows)}")
+        if not isinstance(library.load(), str):
+            stages = stage_rows(student, points, arguments.rounds)
+            print(f"\n{stage_table(stages)}")
+            rows += stages
         if arguments.json:
             write_atomic(arguments.json, json.dumps(rows, indent=1))
     except PcsegError as error:

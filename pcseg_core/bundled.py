@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Model files by name: networks shipped with the package, and weights that a recipe refers to."""
+"""Model files by name: shipped networks, checkpoints of runs, weights that a recipe refers to."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from pcseg_core.errors import InputError
 
 BUNDLED = "bundled"
 """Use in place of a path: the checkpoint shipped with the package."""
+
+FILE_NAME = "checkpoint.safetensors"
+"""Name of the checkpoint in a run directory."""
 
 WEIGHTS_VARIABLE = "PCSEG_WEIGHTS"
 """Environment variable: folders with model weights, separated by `os.pathsep`."""
@@ -36,6 +39,27 @@ def bundled_file(path: str | Path) -> Path | None:
     return file
 
 
+def checkpoint_file(path: str | Path) -> Path:
+    """Resolve a checkpoint file, a run directory, or "bundled" to a file.
+
+    Raises:
+        InputError: no checkpoint.
+    """
+    if bundled := bundled_file(path):
+        return bundled
+    path = Path(path).expanduser()
+    file = path / FILE_NAME if path.is_dir() else path
+    if not file.is_file():
+        unfinished = path.is_dir() and (path / "recipe.yaml").is_file()
+        hint = (
+            "the run has not finished; run `pcseg distill` with the same --out to resume it"
+            if unfinished
+            else f"expected a run directory of `pcseg distill`, a {FILE_NAME} or '{BUNDLED}'"
+        )
+        raise InputError(f"no checkpoint at {path}: {hint}")
+    return file
+
+
 def find_file(path: str | Path, base: Path) -> Path:
     """Locate a file or folder that a configuration refers to, such as model weights.
 
@@ -52,13 +76,16 @@ def find_file(path: str | Path, base: Path) -> Path:
     """
     if bundled := bundled_file(path):
         return bundled
-    wanted = Path(path).expanduser()
     folders = (base, Path.cwd(), *_weights_folders())
-    # Symbolic links stay: the name of a link tells the format of a file, its target's may not.
-    places = [Path(os.path.abspath(folder / wanted)) for folder in folders]  # noqa: PTH100
-    for place in places:
-        if place.exists():
-            return place
+    try:
+        wanted = Path(path).expanduser()
+        # Symbolic links stay: the name of a link tells the format of a file, its target's may not.
+        places = [Path(os.path.abspath(folder / wanted)) for folder in folders]  # noqa: PTH100
+        for place in places:
+            if place.exists():
+                return place
+    except (OSError, ValueError, RuntimeError) as error:  # too long, or no such user
+        raise InputError(f"{str(path)[:200]}: cannot be the path of a file ({error})") from error
     searched = ", ".join(dict.fromkeys(map(str, places)))
     raise InputError(
         f"{path}: no such file; searched {searched}; set the environment variable "

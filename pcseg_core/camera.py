@@ -65,6 +65,7 @@ class CameraModel:
         object.__setattr__(self, "D", tuple(float(d) for d in self.D))
         if self.P is not None:
             object.__setattr__(self, "P", _matrix(self.P, (3, 4), "P"))
+            _check_offset(self._offset, self.P)
         if self.width <= 0 or self.height <= 0:
             raise InputError(f"camera: image size {self.width} x {self.height} must be positive")
         if self.K[0, 0] <= 0 or self.K[1, 1] <= 0:
@@ -126,16 +127,19 @@ class CameraModel:
             fold back into the image. Valid pixels may lie outside the image: see `contains`.
         """
         points = np.asarray(xyz_cam, dtype=np.float64).reshape(-1, 3)
-        q = points if self._is_plain else points @ self.R + self._offset
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            q = points if self._is_plain else points @ self.R + self._offset
             xn, yn = q[:, 0] / q[:, 2], q[:, 1] / q[:, 2]
             valid = (q[:, 2] > 0) & np.isfinite(xn) & np.isfinite(yn)
             xd, yd, inside = self._distortion.distort(xn, yn)
         valid &= inside
         uv = np.empty((len(points), 2))
-        uv[:, 0] = self.K[0, 0] * xd + self.K[0, 1] * yd + self.K[0, 2]
-        uv[:, 1] = self.K[1, 1] * yd + self.K[1, 2]
-        uv[~valid] = np.nan
+        with np.errstate(invalid="ignore", over="ignore"):
+            uv[:, 0] = self.K[0, 0] * xd + self.K[0, 1] * yd + self.K[0, 2]
+            uv[:, 1] = self.K[1, 1] * yd + self.K[1, 2]
+        valid &= np.isfinite(uv).all(axis=1)
+        if not valid.all():
+            uv[~valid] = np.nan
         return uv, valid
 
     def unproject(self, uv: npt.ArrayLike, depth: npt.ArrayLike | None = None) -> Float64:
@@ -188,7 +192,10 @@ class CameraModel:
         """Translation of P in the raw camera frame [m]."""
         if self.P is None:
             return np.zeros(3)
-        offset: Float64 = self.R.T @ np.linalg.solve(self.P[:, :3], self.P[:, 3])
+        try:
+            offset: Float64 = self.R.T @ np.linalg.solve(self.P[:, :3], self.P[:, 3])
+        except np.linalg.LinAlgError:
+            return np.full(3, np.nan)
         return offset
 
     @cached_property
@@ -203,6 +210,15 @@ def _matrix(values: npt.ArrayLike, shape: tuple[int, ...], name: str) -> Float64
     matrix = matrix.reshape(shape)
     matrix.flags.writeable = False
     return matrix
+
+
+def _check_offset(offset: Float64, P: Float64) -> None:
+    """Raise InputError unless a projection (3, 4) has a finite translation (3,)."""
+    if not np.isfinite(offset).all():
+        raise InputError(
+            f"camera: the projection P = {P.tolist()} is singular; expected focal lengths and "
+            "principal point in its first three columns: calibrate the camera again"
+        )
 
 
 def _entry(info: Any, name: str, shape: tuple[int, ...]) -> Float64:

@@ -22,15 +22,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pcseg_core import __version__
-from pcseg_core.bundled import BUNDLED, bundled_file
+from pcseg_core.bundled import FILE_NAME as FILE_NAME
+from pcseg_core.bundled import checkpoint_file
 from pcseg_core.config import Section
 from pcseg_core.errors import InputError
 from pcseg_core.files import atomic_path
 from pcseg_core.input_check import InputStatistics
+from pcseg_core.labels import MAX_CLASSES
 from pcseg_core.text_table import TextTable
 
-FILE_NAME = "checkpoint.safetensors"
-MAX_CLASSES = 4096
 MAX_MAGNITUDE = 1e6
 MAX_MIOU_LOSS = 0.005
 MIN_AGREEMENT = 0.99
@@ -229,23 +229,6 @@ def check_weights(state: Mapping[str, Tensor], source: object) -> None:
                 f"finite numbers from {lowest:g} to {MAX_MAGNITUDE:g}; the training diverged or "
                 "the file is damaged: train again with a lower learning rate"
             )
-
-
-def checkpoint_file(path: Path) -> Path:
-    """Resolve a checkpoint file, a run directory, or "bundled" to a file."""
-    if bundled := bundled_file(path):
-        return bundled
-    path = Path(path).expanduser()
-    file = path / FILE_NAME if path.is_dir() else path
-    if not file.is_file():
-        unfinished = path.is_dir() and (path / "recipe.yaml").is_file()
-        hint = (
-            "the run has not finished; run `pcseg distill` with the same --out to resume it"
-            if unfinished
-            else f"expected a run directory of `pcseg distill`, a {FILE_NAME} or '{BUNDLED}'"
-        )
-        raise InputError(f"no checkpoint at {path}: {hint}")
-    return file
 
 
 def _parse_header(header: str, file: Path) -> CheckpointMeta:

@@ -204,7 +204,7 @@ def read_cloud(
         intensity_scale: factor that maps the intensity to 0..1, such as 1/255, or the
             `IntensityScale` of the topic. None or 0 guesses it from this cloud alone.
         time_field: field with the time of each point; "auto" takes the first of `TIME_NAMES`,
-            "none" reads no times.
+            "auto:NAME" prefers NAME, "none" reads no times.
         time_unit: "s", "ms", "us" or "ns"; "auto" takes the suffix of the field's name, else s for
             floats and ns for integers, unless only another unit makes a possible sweep.
         stamp_reference: moment of the sweep that the header's stamp refers to. "start", "mid" and
@@ -244,7 +244,7 @@ def read_cloud(
     if time_name is not None:
         _read_times(cloud, points, time_name, time_unit, stamp_reference)
     if ring_name is not None:
-        cloud.ring = _native(points[ring_name]).astype(np.uint16, copy=False)
+        cloud.ring = _rings(_native(points[ring_name]))
     return cloud
 
 
@@ -274,6 +274,13 @@ def _native(values: Array) -> Array:
     flat = values.reshape(-1, *values.shape[2:])
     copy = not flat.flags.aligned  # slow to compute with, and torch refuses such strides
     return flat.astype(flat.dtype.newbyteorder("="), copy=copy)
+
+
+def _rings(values: Array) -> npt.NDArray[np.uint16]:
+    """Indices of lasers (N,) of any number type; what is outside of uint16 becomes its bounds."""
+    if values.dtype not in (np.uint8, np.uint16):
+        values = np.clip(np.nan_to_num(values), 0, 65535)
+    return values.astype(np.uint16, copy=False)
 
 
 def _read_xyz(points: Array) -> npt.NDArray[np.float32]:

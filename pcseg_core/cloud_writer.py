@@ -28,8 +28,8 @@ def append_fields(
 
     Existing fields, their order and bytes, the byte order and the organization stay. New fields
     follow, each aligned to its size. Padding at the ends of rows is removed. An existing field of
-    the same name and type is overwritten in place; one of another type is replaced by a new field
-    at the end.
+    the same name and type is overwritten in place; one of another type, or that shares bytes with
+    another field, is replaced by a new field at the end.
 
     Args:
         msg: a PointCloud2 message.
@@ -46,7 +46,11 @@ def append_fields(
     clash = [f.name for f in existing if f.name in columns]
     if clash and not replace:
         raise InputError(f"cloud: it already has the field {', '.join(clash)}")
-    kept = [f for f in existing if f.name not in columns or _holds(f, columns[f.name])]
+    kept = [
+        f
+        for f in existing
+        if f.name not in columns or (_holds(f, columns[f.name]) and _is_alone(f, existing))
+    ]
     in_place = {f.name for f in kept if f.name in columns}
     old_step = int(msg.point_step)
     added, step = _layout({n: c for n, c in columns.items() if n not in in_place}, old_step)
@@ -141,6 +145,19 @@ def _holds(existing: Field, column: Array) -> bool:
     count = column.shape[1] if column.ndim == 2 else 1
     code = column.dtype.kind + str(column.dtype.itemsize)
     return TYPES[existing.datatype] == code and max(1, existing.count) == count
+
+
+def _is_alone(field: Field, fields: list[Field]) -> bool:
+    """Whether a field shares no byte with another one."""
+    return all(
+        other is field or _end(other) <= field.offset or _end(field) <= other.offset
+        for other in fields
+    )
+
+
+def _end(field: Field) -> int:
+    """Offset of the first byte behind a field."""
+    return field.offset + np.dtype(TYPES[field.datatype]).itemsize * max(1, field.count)
 
 
 def _copy_bytes(points: Array, out: Array, step: int) -> None:

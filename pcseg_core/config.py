@@ -27,7 +27,9 @@ class Section(BaseModel):
     documentation are generated from these fields.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False
+    )
 
     renamed: ClassVar[dict[str, str]] = {}
     """Former names of fields: refused, with the new name in the message."""
@@ -70,7 +72,7 @@ def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
         content = _parse_yaml(text)
     except yaml.YAMLError as error:
         raise InputError(f"{path} is not valid YAML: {_cut(error, 400)}") from error
-    except (ValueError, OverflowError, RecursionError) as error:
+    except Exception as error:  # the kind depends on the tag of the wrong value
         raise InputError(f"{path}: a value cannot be read: {_cut(error, 400)}") from error
     if content is None:
         return {}

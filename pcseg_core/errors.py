@@ -4,11 +4,26 @@
 from __future__ import annotations
 
 import importlib
+import signal
 from types import ModuleType
+
+MAX_MESSAGE = 2000
+"""Longest message [characters]: it may quote inputs of any size."""
+
+_SHOWN_END = 400
 
 
 class PcsegError(Exception):
-    """Base of every error that the command line prints without a traceback."""
+    """Base of every error that the command line prints without a traceback.
+
+    A message above `MAX_MESSAGE` loses its middle: its start names the input, its end the remedy.
+    """
+
+    def __init__(self, message: str) -> None:
+        if len(message) > MAX_MESSAGE:
+            start = message[: MAX_MESSAGE - _SHOWN_END - 5]
+            message = f"{start} ... {message[-_SHOWN_END:]}"
+        super().__init__(message)
 
 
 class InputError(PcsegError, ValueError):
@@ -17,6 +32,15 @@ class InputError(PcsegError, ValueError):
 
 class MissingDependency(PcsegError, ImportError):  # noqa: N818
     """An optional package is needed and not installed."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM asks the command to end; handled like Ctrl-C, with another exit code."""
+
+
+def interruption(number: int, message: str) -> KeyboardInterrupt:
+    """The exception for a signal, SIGINT or SIGTERM; `message` tells what was stored."""
+    return Terminated(message) if number == signal.SIGTERM else KeyboardInterrupt(message)
 
 
 def require(module: str, extra: str) -> ModuleType:

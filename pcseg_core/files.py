@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import glob
 import os
 import shutil
 import sys
@@ -17,6 +19,8 @@ from pcseg_core.errors import InputError
 
 STDOUT = "-"
 """In place of the path of a file: the standard output."""
+
+_TEMPORARY = ".pcseg-"  # in the names of temporary folders: .NAME.pcseg-XXXXXXXX
 
 
 @contextmanager
@@ -38,6 +42,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         target = target.resolve()
     special = is_special(target)
     folder = Path(tempfile.mkdtemp()) if special else _temporary_folder(target)
+    lock = _lock(folder)
     try:
         temporary = folder / target.name
         yield temporary
@@ -52,6 +57,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         _replace(temporary, target)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
 
 
 def write_atomic(path: str | os.PathLike[str], data: bytes | str) -> None:
@@ -96,6 +103,8 @@ class FolderKind:
 def claim_folder(out: Path, kind: FolderKind, *, fresh: bool = False) -> bool:
     """Make sure that an output folder is ours to write into.
 
+    What killed processes left half-written in a folder of ours is deleted.
+
     Args:
         out: the folder; need not exist.
         kind: what it has to be if it is not empty.
@@ -108,8 +117,11 @@ def claim_folder(out: Path, kind: FolderKind, *, fresh: bool = False) -> bool:
         InputError: it is a file or holds something else; or `fresh`, and it also holds files that
             we did not write. Nothing is deleted in either case.
     """
+    _remove_abandoned(out)
     if not _is_ours(out, kind):
         return False
+    for folder in [path for path in out.rglob("*") if path.is_dir()]:
+        _remove_abandoned(folder)
     if not fresh:
         return True
     for path in _own_files(out, kind):
@@ -122,9 +134,12 @@ def claim_folder(out: Path, kind: FolderKind, *, fresh: bool = False) -> bool:
 def check_new_folder(out: Path, kind: FolderKind, *, force: bool) -> None:
     """Make sure that `new_folder` can put a result at `out`, before the work that makes it.
 
+    What killed processes left half-written at `out` is deleted.
+
     Raises:
         InputError: see `new_folder`.
     """
+    _remove_abandoned(out.parent, out.name)
     if not _is_ours(out, kind):
         return
     if not force:
@@ -153,9 +168,14 @@ def new_folder(out: Path, kind: FolderKind, *, force: bool) -> Iterator[Path]:
         claim_folder(out, kind, fresh=True)
 
 
+def is_unused(folder: Path, first: str) -> bool:
+    """Whether a folder is empty, or holds the rest of a write of its `first` file alone."""
+    return all(path.name.startswith(f".{first}.") for path in folder.iterdir())
+
+
 def _is_ours(out: Path, kind: FolderKind) -> bool:
     """Whether a folder holds results of a kind; False for a new or empty one, else an error."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    if not out.exists() or (out.is_dir() and is_unused(out, kind.marker)):
         return False
     try:
         if not out.is_dir() or not (out / kind.marker).is_file():
@@ -221,12 +241,40 @@ def _temporary_folder(target: Path) -> Path:
     """Make a hidden folder beside the target: the same file system, so that rename works."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix=f".{target.name[:100]}.", dir=target.parent))
+        prefix = f".{target.name[:100]}{_TEMPORARY}"
+        return Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
     except OSError as error:
         raise InputError(
             f"cannot write {target}: {error.strerror or error}; choose a path in a folder that "
             "you may write to"
         ) from error
+
+
+def _lock(folder: Path) -> int | None:
+    """Lock a temporary folder until the descriptor is closed or the process ends.
+
+    None if another process holds the lock, or the file system has no locks.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _remove_abandoned(folder: Path, name: str = "") -> None:
+    """Delete temporary folders in a folder, for a target or all, whose process was killed."""
+    pattern = f".{glob.escape(name[:100]) or '*'}{_TEMPORARY}????????"
+    for path in folder.glob(pattern):
+        try:
+            lock = _lock(path)
+        except OSError:  # removed in the meantime, or not ours
+            continue
+        if lock is not None:
+            shutil.rmtree(path, ignore_errors=True)
+            os.close(lock)
 
 
 def _replace(temporary: Path, target: Path) -> None:

@@ -42,7 +42,8 @@ def transform(T: Array, xyz: Array) -> Array:
         points = points.astype(np.float64)
     pose = np.asarray(T).astype(points.dtype, copy=False)
     if pose.ndim == 2:
-        moved: Array = points @ pose[:3, :3].T + pose[:3, 3]
+        moved: Array = points @ pose[:3, :3].T
+        moved += pose[:3, 3]
         return moved
     rotated: Array = np.einsum("...ij,...j->...i", pose[..., :3, :3], points)
     result: Array = rotated + pose[..., :3, 3]
@@ -86,13 +87,37 @@ def from_quaternion(xyzw: npt.ArrayLike, translation: npt.ArrayLike = (0.0, 0.0,
             a translation is not finite or longer than 1e9 m.
     """
     q = np.asarray(xyzw, dtype=np.float64)
-    length = np.linalg.norm(q, axis=-1)
-    if q.shape[-1] != 4 or not np.all((length > 1e-9) & np.isfinite(length)):
-        raise InputError(f"not a rotation: quaternion {q.tolist()}; expected x y z w of length 1")
-    if not np.all(np.abs(translation) < MAX_TRANSLATION_M):
-        raise InputError(f"not a place: translation {np.asarray(translation).tolist()} [m]")
+    rotations, places = _are_rotations(q), _are_places(translation)
+    if q.shape[-1] != 4 or not np.all(rotations):
+        shown = q[~rotations][:1] if q.ndim > 1 else q
+        raise InputError(
+            f"not a rotation: quaternion {shown.tolist()}; expected x y z w of length 1"
+        )
+    if not np.all(places):
+        shown = np.asarray(translation)[~places][:3]
+        raise InputError(f"not a place: translation of {shown.tolist()} m")
     rotation = Rotation.from_quat(q.reshape(-1, 4)).as_matrix()
     return from_rotation(rotation.reshape(*q.shape[:-1], 3, 3), translation)
+
+
+def is_pose(xyzw: npt.ArrayLike, translation: npt.ArrayLike) -> bool:
+    """Whether `from_quaternion` accepts a quaternion (4,) and a translation (3,)."""
+    rotation = _are_rotations(np.asarray(xyzw, dtype=np.float64))
+    return bool(rotation) and bool(np.all(_are_places(translation)))
+
+
+def _are_rotations(q: Float64) -> npt.NDArray[np.bool_]:
+    """(...,) bool: quaternions (..., 4) that are finite and not zero."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        length = np.linalg.norm(q, axis=-1)
+    good: npt.NDArray[np.bool_] = (length > 1e-9) & np.isfinite(length)
+    return good
+
+
+def _are_places(translation: npt.ArrayLike) -> npt.NDArray[np.bool_]:
+    """(..., 3) bool: finite coordinates of at most 1e9 m."""
+    near: npt.NDArray[np.bool_] = np.abs(translation) < MAX_TRANSLATION_M
+    return near
 
 
 def to_quaternion(T: Array) -> tuple[Float64, Float64]:
@@ -167,7 +192,7 @@ class Trajectory:
                 f"trajectory: expected M >= 1 stamps and poses (M, 4, 4), got stamps "
                 f"{self.stamps_ns.shape} and poses {self.poses.shape}"
             )
-        rigid = _is_rigid(self.poses)
+        rigid = is_rigid(self.poses)
         if not rigid.all():
             raise InputError(f"trajectory: pose {int(np.argmin(rigid))} is not a rigid transform")
         steps = np.diff(self.stamps_ns)
@@ -253,7 +278,8 @@ def deskew(xyz: Array, time_s: Array, trajectory: Trajectory, stamp_ns: int) -> 
     """Correct the points of a sweep for the motion of the sensor.
 
     Args:
-        xyz: (N, 3) points [m], each in the sensor frame at its own time; NaN stays NaN.
+        xyz: (N, 3) points [m], each in the sensor frame at its own time; NaN and (0, 0, 0), which
+            are no returns, stay.
         time_s: (N,) relative to `stamp_ns` [s]; a time that is not finite counts as 0.
         trajectory: poses of that sensor, T_world_sensor.
         stamp_ns: stamp of the sensor frame of the result.
@@ -277,7 +303,10 @@ def deskew(xyz: Array, time_s: Array, trajectory: Trajectory, stamp_ns: int) -> 
     grid = np.linspace(times.min(), times.max(), _DESKEW_POSES)
     stamps = stamp_ns + np.round(grid * 1e9).astype(np.int64)
     poses = invert(trajectory.at(stamp_ns)) @ trajectory.at_many(stamps)
-    return _blend(points, times, grid, poses)
+    moved = _blend(points, times, grid, poses)
+    x, y, z = points.T
+    moved[(x == 0) & (y == 0) & (z == 0)] = 0
+    return moved
 
 
 def undo_motion(xyz: Array, time_s: Array, poses: Poses, stamp_ns: int) -> npt.NDArray[np.float32]:
@@ -331,7 +360,7 @@ def _blend(points: Array, times: Float64, grid: Float64, poses: Float64) -> Arra
     return moved
 
 
-def _is_rigid(poses: Float64) -> npt.NDArray[np.bool_]:
+def is_rigid(poses: Float64) -> npt.NDArray[np.bool_]:
     """(M,) bool: finite, with a rotation that neither scales nor mirrors."""
     finite = np.isfinite(poses.reshape(-1, 16).sum(axis=1))
     rotation = np.where(finite[:, None, None], poses, 0.0)[:, :3, :3]

@@ -105,6 +105,19 @@ class InputStatistics(Section):
             deskewed=deskewed,
         )
 
+    def time_options(
+        self, time_field: str = "auto", stamp_reference: str = "auto"
+    ) -> dict[str, str]:
+        """Options of `pcseg_core.cloud.read_cloud`; what is "auto" is as in the training.
+
+        The field of the training is preferred, not required: another sensor may lack it.
+        """
+        if time_field == "auto" and self.time_field:
+            time_field = f"auto:{self.time_field}"
+        if stamp_reference == "auto" and self.stamp_reference:
+            stamp_reference = self.stamp_reference
+        return {"time_field": time_field, "stamp_reference": stamp_reference}
+
 
 class InputCheck:
     """Judges the sweeps of one topic; one in ten is examined.

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import os
+from collections import Counter
 from collections.abc import Sized
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,8 @@ IGNORE = -1
 
 WIRE_UNLABELED = 65535
 """The same in ROS messages, in the uint32 field `label` of a cloud."""
+
+MAX_CLASSES = 4096
 
 _FOLDER = Path(__file__).parent / "label_spaces"
 
@@ -144,6 +147,10 @@ class LabelSpace:
         return table[np.where((ids >= 0) & (ids < len(self)), ids, len(self))]
 
 
+NO_CLASSES = LabelSpace("pretrained", (LabelClass(0, "unlabeled", (160, 160, 160)),))
+"""Label space of a pretrained network, which has no classes: it labels all points the same."""
+
+
 def available() -> tuple[str, ...]:
     """Names of the label spaces of the package."""
     return tuple(sorted(path.stem for path in _FOLDER.glob("*.yaml")))
@@ -239,13 +246,15 @@ def _load_file(path: Path) -> LabelSpace:
 def _parse(content: dict[str, Any], source: str) -> LabelSpace:
     unknown = set(content) - {"name", "description", "classes", "raw_ids", "groupings"}
     if unknown:
-        raise InputError(f"{source}: unknown keys {sorted(unknown)}")
+        raise InputError(f"{source}: unknown keys {sorted(map(str, unknown))}")
     entries = content.get("classes")
     if not isinstance(content.get("name"), str) or not isinstance(entries, list) or not entries:
         raise InputError(f"{source}: a label space needs 'name' and a list of 'classes'")
+    if len(entries) > MAX_CLASSES:
+        raise InputError(f"{source}: {len(entries)} classes, expected at most {MAX_CLASSES}")
     classes = tuple(_parse_class(i, entry, source) for i, entry in enumerate(entries))
     names = [c.name for c in classes]
-    repeated = sorted({name for name in names if names.count(name) > 1})
+    repeated = sorted(name for name, count in Counter(names).items() if count > 1)
     if repeated:
         raise InputError(f"{source}: class names must differ, found twice: {', '.join(repeated)}")
     return LabelSpace(
@@ -261,7 +270,8 @@ def _parse_class(id_: int, entry: Any, source: str) -> LabelClass:
         raise InputError(f"{source}: class {id_} needs a 'name', found {entry!r}")
     unknown = set(entry) - {"name", "color", "synonyms"}
     if unknown:
-        raise InputError(f"{source}: class '{entry['name']}' has unknown keys {sorted(unknown)}")
+        listed = sorted(map(str, unknown))
+        raise InputError(f"{source}: class '{entry['name']}' has unknown keys {listed}")
     color = entry.get("color")
     if not (
         isinstance(color, (list, tuple))
@@ -272,7 +282,13 @@ def _parse_class(id_: int, entry: Any, source: str) -> LabelClass:
             f"{source}: class '{entry['name']}': 'color' must be [red, green, blue] from 0 to 255, "
             f"found {color!r}"
         )
-    synonyms = tuple(str(word) for word in entry.get("synonyms") or ())
+    words = entry.get("synonyms") or ()
+    if not isinstance(words, (list, tuple)):
+        raise InputError(
+            f"{source}: class '{entry['name']}': 'synonyms' must be a list of words, found "
+            f"{words!r}"
+        )
+    synonyms = tuple(str(word) for word in words)
     return LabelClass(id_, entry["name"], (color[0], color[1], color[2]), synonyms)
 
 
@@ -286,7 +302,7 @@ def _parse_raw_ids(content: Any, names: list[str], source: str) -> dict[int, int
             raise InputError(f"{source}: raw id {raw} names the class '{name}', which is not there")
         try:
             result[int(raw)] = IGNORE if name is None else names.index(name)
-        except ValueError as error:
+        except (ValueError, TypeError, OverflowError) as error:
             raise InputError(f"{source}: raw id {raw!r} is not an integer") from error
     if any(not 0 <= raw < 1 << 16 for raw in result):
         raise InputError(f"{source}: raw ids must lie between 0 and 65535")
@@ -295,8 +311,10 @@ def _parse_raw_ids(content: Any, names: list[str], source: str) -> dict[int, int
 
 def _parse_groupings(content: Any, names: list[str], source: str) -> Groupings:
     nested = isinstance(content, dict) and all(
-        isinstance(groups, dict) and all(isinstance(members, list) for members in groups.values())
-        for groups in content.values()
+        isinstance(space, str)
+        and isinstance(groups, dict)
+        and all(isinstance(members, list) for members in groups.values())
+        for space, groups in content.items()
     )
     if not nested:
         raise InputError(
@@ -309,7 +327,7 @@ def _parse_groupings(content: Any, names: list[str], source: str) -> Groupings:
         for target, members in groups.items():
             for member in members:
                 if member not in names or member in seen:
-                    reason = "is given twice" if member in seen else "is not one of its classes"
+                    reason = "is given twice" if member in names else "is not one of its classes"
                     raise InputError(f"{source}: grouping '{space}': '{member}' {reason}")
                 seen.add(member)
             result[space][target] = tuple(members)

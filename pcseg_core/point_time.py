@@ -64,13 +64,16 @@ _MIN_OUTLIER_S = 0.25
 def find_time_field(names: Iterable[str], time_field: str) -> str | None:
     """Name of the field with the per-point times; None if the cloud has none, or for "none".
 
+    "auto" takes the first of `TIME_NAMES`; "auto:NAME" takes NAME where the cloud has it.
+
     Raises:
         InputError: a field is requested by name and missing.
     """
     if time_field == "none":
         return None
-    if time_field == "auto":
-        return next((name for name in TIME_NAMES if name in names), None)
+    if time_field.partition(":")[0] == "auto":
+        wanted = (time_field.partition(":")[2], *TIME_NAMES)
+        return next((name for name in wanted if name in names), None)
     if time_field not in names:
         raise InputError(
             f"cloud: no time field '{time_field}' (fields: {', '.join(names)}); set time_field to "

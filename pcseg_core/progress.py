@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Progress on stderr, so that stdout holds results alone.
 
-Terminals show bars. Anywhere else, such as in a log file, long work prints a line now and then.
+Terminals show bars. Anywhere else, such as in a log file, long work prints a line every
+`LINE_EVERY_S` seconds, also while a single step takes longer.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 from types import TracebackType
@@ -20,12 +22,14 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 
 T = TypeVar("T")
 
 console = Console(stderr=True)
-LINE_EVERY_S = 30.0
+LINE_EVERY_S = 20.0
 """Time between two lines of a bar where there is no terminal [s]."""
+_DESCRIPTION_WIDTH, _BAR_WIDTH = 28, 16  # leave room for count and time on 80 columns
 
 
 class Bar:
@@ -49,28 +53,24 @@ class Bar:
         self._row: TaskID | None = None
         self._printed_s, self._has_printed = clock(), False
         self._figures = ""
+        self._ended = threading.Event()
 
     def start(self) -> None:
         """Show the bar."""
         self._printed_s = self._clock()
         if not console.is_terminal:
+            self._ended.clear()
+            threading.Thread(target=self._repeat, daemon=True).start()
             return
         if Bar._display is None:
-            Bar._display = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[figures]}"),
-                console=console,
-                refresh_per_second=4,
-            )
+            Bar._display = _new_display()
             Bar._display.start()
         self._row = Bar._display.add_task(self.description, total=self.total, figures="")
         Bar._running += 1
 
     def stop(self) -> None:
         """Close the bar; a transient one disappears."""
+        self._ended.set()
         if self._has_printed:
             self._print()
         if self._row is None or Bar._display is None:
@@ -117,18 +117,45 @@ class Bar:
                 description=self.description,
                 figures=figures,
             )
-        elif not console.is_terminal and self._clock() - self._printed_s >= LINE_EVERY_S:
-            self._print()
+        elif not console.is_terminal:
+            self._print_if_due()
 
     def advance(self, steps: int = 1) -> None:
         """Add steps to those that are done."""
         self(self.done + steps, figures=self._figures)
+
+    def _repeat(self) -> None:
+        """Print lines until the bar is closed, whether it is updated or not."""
+        while not self._ended.wait(LINE_EVERY_S - (self._clock() - self._printed_s)):
+            self._print_if_due()
+
+    def _print_if_due(self) -> None:
+        if self._clock() - self._printed_s >= LINE_EVERY_S:
+            self._print()
 
     def _print(self) -> None:
         self._printed_s, self._has_printed = self._clock(), True
         total = "?" if self.total is None else self.total
         line = f"{self.description}: {self.done}/{total} {self._figures}".rstrip()
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _new_display() -> Progress:
+    """Rows of description, bar, count, remaining time and figures; the last are cut off."""
+    return Progress(
+        TextColumn("{task.description}", table_column=_column(max_width=_DESCRIPTION_WIDTH)),
+        BarColumn(_BAR_WIDTH),
+        MofNCompleteColumn(table_column=_column()),
+        TimeRemainingColumn(table_column=_column()),
+        TextColumn("{task.fields[figures]}", table_column=_column(ratio=1)),
+        console=console,
+        refresh_per_second=4,
+        expand=True,
+    )
+
+
+def _column(max_width: int | None = None, ratio: int | None = None) -> Column:
+    return Column(max_width=max_width, ratio=ratio, no_wrap=True, overflow="ellipsis")
 
 
 def bar(description: str, total: int | None = None, transient: bool = False) -> Bar:

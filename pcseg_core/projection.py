@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from pcseg_core.camera import CameraModel
 from pcseg_core.geometry import deskew, transform
+from pcseg_core.native.library import HighestArgs, check, optional_library
 
 if TYPE_CHECKING:
     from pcseg_core.data.sample import Sample
@@ -19,6 +20,7 @@ Array = npt.NDArray[Any]
 Float32 = npt.NDArray[np.float32]
 Bool = npt.NDArray[np.bool_]
 
+_CHUNK = 8192  # number of points whose intermediate results fit into the cache
 _EDGE_CELL_PX = 2  # depth edges are found on a grid of cells of this size
 
 
@@ -88,24 +90,46 @@ def project_cloud(
         edge_px: distance at which a depth edge still lowers the weight; 0 turns it off.
         edge_weight: lowest weight at a depth edge, 0 to 1.
     """
-    xyz_cam = transform(T_cam_lidar, xyz)
-    depth = xyz_cam[:, 2].astype(np.float32)
-    front = np.flatnonzero(depth > min_depth)
-    front_uv, valid = camera.project(xyz_cam[front])
-    uv = np.full((len(depth), 2), np.nan, dtype=np.float32)
-    uv[front] = front_uv
-    index = front[valid & camera.contains(uv[front])]
+    uv, depth, index = _pixels(xyz, T_cam_lidar, camera, min_depth)
+    inner_uv, inner_depth = uv.take(index, axis=0), depth.take(index)
     grid = _Grid((camera.height, camera.width), min(camera.K[0, 0], camera.K[1, 1]) * clearance_m)
-    hidden = _hidden(grid, uv[index], depth[index], splat_radius_px, tolerance_m, tolerance_ratio)
-    seen = index[~hidden]
-
-    weight = np.zeros(len(depth), dtype=np.float32)
-    weight[seen] = _border_weight(uv[seen], grid.size, border_px)
+    hidden = _hidden(grid, inner_uv, inner_depth, splat_radius_px, tolerance_m, tolerance_ratio)
+    visible = np.flatnonzero(~hidden)
+    seen, seen_uv = index.take(visible), inner_uv.take(visible, axis=0)
+    certain = _border_weight(seen_uv, grid.size, border_px)
     if edge_px > 0:
-        tolerance = np.maximum(tolerance_m, tolerance_ratio * depth[seen])
-        jump = _depth_jump(grid, uv[seen], depth[seen], edge_px)
-        weight[seen] *= np.clip(1.0 - (jump - tolerance) / (3.0 * tolerance), edge_weight, 1.0)
+        seen_depth = inner_depth.take(visible)
+        tolerance = np.maximum(tolerance_m, tolerance_ratio * seen_depth)
+        jump = _depth_jump(grid, seen_uv, seen_depth, edge_px)
+        certain *= np.clip(1.0 - (jump - tolerance) / (3.0 * tolerance), edge_weight, 1.0)
+    weight = np.zeros(len(depth), dtype=np.float32)
+    weight[seen] = certain
     return Projection(uv, depth, _mask(depth, index), _mask(depth, seen), weight)
+
+
+def _pixels(
+    xyz: Array, T_cam_lidar: Array, camera: CameraModel, min_depth: float
+) -> tuple[Float32, Float32, npt.NDArray[np.intp]]:
+    """Pixels and depths as in `Projection`, and the points inside the image."""
+    points = np.asarray(xyz)
+    uv = np.full((len(points), 2), np.nan, dtype=np.float32)
+    depth = np.empty(len(points), dtype=np.float32)
+    found = []
+    for first in range(0, len(points), _CHUNK):
+        part = slice(first, first + _CHUNK)
+        xyz_cam = transform(T_cam_lidar, points[part])
+        depth[part] = xyz_cam[:, 2]
+        front = np.flatnonzero(depth[part] > min_depth)
+        exact_uv, valid = camera.project(xyz_cam.take(front, axis=0))
+        front_uv = exact_uv.astype(np.float32)
+        _pairs(uv[part])[front] = _pairs(front_uv)
+        found.append(first + front[valid & camera.contains(front_uv)])
+    return uv, depth, np.concatenate(found) if found else np.empty(0, np.intp)
+
+
+def _pairs(uv: Float32) -> npt.NDArray[np.complex64]:
+    """(N,) view of coordinates (N, 2): numpy copies single numbers several times faster."""
+    return uv.view(np.complex64)[:, 0]
 
 
 def project_sample(sample: Sample, camera_index: int, **options: Any) -> Projection:
@@ -145,21 +169,37 @@ class _Grid:
         the cells around points is far cheaper than filtering the whole grid.
         """
         height, width = (-(-length // cell_px) + 1 + 2 * reach for length in self.size)
-        cells = np.full(height * width, -np.inf, dtype=np.float32)
-        cell = np.rint(uv).astype(np.int64) // cell_px + reach
-        at = cell[:, 1] * width + cell[:, 0]
-        np.maximum.at(cells, at, values)
-        result = values.copy()
-        for row in range(-reach, reach + 1):
-            for column in range(-reach, reach + 1):
-                # Positions are rounded to cells: points may be farther apart than their cells.
-                apart = cell_px if row or column else cell_px - 1
-                distance_px = np.hypot(row, column) * cell_px + apart
-                there = cells.take(at + (row * width + column))
-                there -= np.float32(distance_px / self.slope_px_m)
-                np.maximum(result, there, out=result)
-        found: Float32 = result
-        return found
+        steps = np.arange(-reach, reach + 1)
+        # Positions are rounded to cells: points may be farther apart than their cells.
+        distance_px = np.hypot(steps[:, None], steps) * cell_px + cell_px
+        distance_px[reach, reach] -= 1
+        penalty = (distance_px / self.slope_px_m).astype(np.float32)
+        library = optional_library()
+        if library is None:
+            return _numpy_highest(uv, values, penalty, (height, width), cell_px)
+        uv, values = (np.ascontiguousarray(array, np.float32) for array in (uv, values))
+        result = np.empty_like(values)
+        arrays = (uv, values, penalty, result)
+        sizes = (len(uv), height, width, cell_px, reach)
+        check(library.pcseg_highest(HighestArgs(*(a.ctypes.data for a in arrays), *sizes)))
+        return result
+
+
+def _numpy_highest(
+    uv: Float32, values: Float32, penalty: Float32, size: tuple[int, int], cell_px: int
+) -> Float32:
+    """`_Grid.highest` in numpy; `size` is that of the grid in cells."""
+    (height, width), reach = size, len(penalty) // 2
+    cells = np.full(height * width, -np.inf, dtype=np.float32)
+    cell = np.rint(uv).astype(np.int64) // cell_px + reach
+    at = cell[:, 1] * width + cell[:, 0]
+    np.maximum.at(cells, at, values)
+    result: Float32 = values.copy()
+    for (row, column), loss in np.ndenumerate(penalty):
+        there = cells.take(at + ((row - reach) * width + column - reach))
+        there -= loss
+        np.maximum(result, there, out=result)
+    return result
 
 
 def _hidden(

@@ -11,12 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 
 from pcseg_core.errors import InputError
 from pcseg_core.files import atomic_path
+
+MAX_BYTES = 1 << 30
+"""Largest file of words, unpacked."""
 
 _SEPARATORS = re.compile(r"[\s_\-]+")
 _QUALIFIER = re.compile(r"\([^)]*\)")
@@ -49,8 +51,8 @@ class TextTable:
             normalized again; zeros if none was.
 
     Raises:
-        InputError: no words, numbers of words and vectors that differ, or vectors that are not
-            finite or have length 0.
+        InputError: no words, numbers of words and vectors that differ, vectors that are not
+            finite or have length 0, or a center of another size or that is not finite.
     """
 
     name: str
@@ -75,8 +77,13 @@ class TextTable:
                 f"text table '{self.name}': the vector of '{worst}' is zero or not finite"
             )
         object.__setattr__(self, "vectors", unit_rows(vectors))
-        if self.center is None:
-            object.__setattr__(self, "center", np.zeros(shape[1], np.float32))
+        center = np.zeros(shape[1]) if self.center is None else self.center
+        if np.shape(center) != shape[1:] or not np.isfinite(center).all():
+            raise InputError(
+                f"text table '{self.name}': a center of shape {np.shape(center)}; expected "
+                f"{shape[1]} finite numbers"
+            )
+        object.__setattr__(self, "center", np.asarray(center, np.float32))
         object.__setattr__(self, "_rows", self._index())
 
     @property
@@ -252,13 +259,16 @@ class TextTable:
         """Read a file written by `save`.
 
         Raises:
-            InputError: no such file, or not a text table.
+            InputError: no such file, not a text table, or a larger one than `MAX_BYTES`.
         """
         try:
             with np.load(path, allow_pickle=False) as stored:
+                size = sum(entry.file_size for entry in stored.zip.infolist())
+                if size > MAX_BYTES:
+                    raise ValueError(f"it unpacks to {size} bytes, expected at most {MAX_BYTES}")
                 header = json.loads(bytes(stored["header"]))
                 vectors, center = stored["vectors"], stored["center"]
-        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+        except Exception as error:  # the kind depends on the wrong bytes
             raise InputError(f"text table {path}: not readable ({error})") from None
         return cls.from_parts(header, vectors, center)
 

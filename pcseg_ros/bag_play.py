@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
@@ -19,12 +19,12 @@ from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
 from rclpy.time import Time
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rosbags.interfaces import Connection, ConnectionExtRosbag2
 from rosgraph_msgs.msg import Clock
 
 from pcseg_core.data.bag_reader import BagFile
-from pcseg_core.errors import InputError
+from pcseg_core.errors import InputError, Terminated
+from pcseg_core.progress import bar
 from pcseg_ros.message_types import message_class
 
 Publishers: TypeAlias = "dict[str, Publisher[Any]]"
@@ -118,15 +118,15 @@ class BagPlayer:
         Raises:
             InputError: the bag is corrupt; the messages before the damage have been published.
         """
-        with ExitStack() as stack:
-            advance = _progress(stack, self._bag, self.topics)
+        total = sum(self._bag.counts[topic] for topic in self.topics)
+        with bar(f"playing {self._bag.path.name}", total, transient=True) as played:
             pace: _Pace | None = None
             for connection, bag_ns, raw in self._bag.messages(self.topics):
                 pace = pace or _Pace(bag_ns, rate, self._clock, self._clock_hz)
                 pace.wait_until(bag_ns)
                 self._publishers[connection.topic].publish(bytes(raw))
                 self.published[connection.topic] += 1
-                advance()
+                played.advance()
 
     def flush(self) -> None:
         """Wait until reliable subscribers have all messages, two seconds at most."""
@@ -198,32 +198,15 @@ def _offered_qos(connection: Connection) -> QoSProfile:
     )
 
 
-def _progress(stack: ExitStack, bag: BagFile, topics: Collection[str]) -> Callable[[], None]:
-    """A progress bar on a terminal; returns the function that advances it."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed}/{task.total}"),
-    )
-    bar = Progress(
-        *columns,
-        TimeElapsedColumn(),
-        console=_console,
-        transient=True,
-        disable=not _console.is_terminal,
-    )
-    stack.enter_context(bar)
-    task = bar.add_task(f"Playing {bag.path.name}", total=sum(bag.counts[t] for t in topics))
-    return lambda: bar.advance(task)
-
-
 @contextmanager
 def _ros() -> Iterator[Node]:
-    """A node for the block; Ctrl-C ends the block without an error."""
+    """A node for the block. Ctrl-C ends the block without an error."""
     rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
     node = rclpy.create_node("bag_player", start_parameter_services=False, enable_rosout=False)
     try:
         yield node
+    except Terminated:
+        raise
     except KeyboardInterrupt:
         _console.print("stopped")
     finally:

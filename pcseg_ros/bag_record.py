@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import time
 from collections import deque
 from pathlib import Path
@@ -36,11 +37,16 @@ def record(
     use_sim_time: Annotated[
         bool, typer.Option("--use-sim-time", help="Record by the time of /clock.")
     ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace a bag at OUT.")] = False,
 ) -> None:
     """Record ROS 2 topics until Ctrl-C.
 
     The bag is saved every second. It stays readable if the disk is full or the recorder is killed.
+    The exit code is 143 after SIGTERM.
     """
+    signals: list[int] = []  # rclpy ends the context, then it calls these handlers
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, frame: signals.append(number))
     rclpy.init()
     simulated = Parameter("use_sim_time", value=use_sim_time)
     node = rclpy.create_node(
@@ -50,16 +56,19 @@ def record(
         parameter_overrides=[simulated],
     )
     try:
-        with BagWriter(out, "sqlite3", live=True) as writer:
+        with BagWriter(out, "sqlite3", force=force, live=True) as writer:
             recorder = BagRecorder(node, writer, topics)
-            with contextlib.suppress(KeyboardInterrupt, ExternalShutdownException):
-                rclpy.spin(node)
+            with contextlib.suppress(ExternalShutdownException):
+                if not signals:
+                    rclpy.spin(node)
             recorder.finish()
         total = sum(writer.counts.values())
         _console.print(f"recorded {total} messages on {len(writer.counts)} topics: {out}")
     finally:
         node.destroy_node()
         rclpy.try_shutdown()
+    if signal.SIGTERM in signals:
+        raise typer.Exit(128 + signal.SIGTERM)
 
 
 class BagRecorder:

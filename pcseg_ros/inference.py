@@ -80,8 +80,7 @@ class Inference:
                 partial(self._complain, "teacher failed"),
             )
         self._pipeline = Pipeline(segmenter, config, self._teacher)
-        trained = self._pipeline.trained_on
-        self.inputs.use_intensity_scale(None if trained is None else trained.intensity_scale)
+        self.inputs.use_training(self._pipeline.trained_on)
 
     @property
     def running(self) -> bool:

@@ -17,6 +17,7 @@ from pcseg_core.data.calibration import load_calibration
 from pcseg_core.data.sample import CameraFrame
 from pcseg_core.errors import InputError, PcsegError
 from pcseg_core.geometry import Poses
+from pcseg_core.input_check import InputStatistics
 from pcseg_core.online.pipeline import Sweep
 from pcseg_ros import conversions, diagnostics, topics
 from pcseg_ros.cameras import AnyImage, create_cameras
@@ -76,6 +77,8 @@ class Inputs:
         self._on_jump = on_jump
         self.enabled = False
         self.intensity = IntensityScale(config.intensity_scale)
+        motion = config.motion
+        self._times = {"time_field": motion.time_field, "stamp_reference": motion.stamp_reference}
         self._newest_ns = 0
         self._frame = ""
         self._scale_logged = False
@@ -109,9 +112,13 @@ class Inputs:
         """Topics of the sweeps and the images."""
         return [self._points.topic_name, *(camera.topic for camera in self.cameras.values())]
 
-    def use_intensity_scale(self, trained: float | None) -> None:
-        """Set the scale that the checkpoint was trained with; the parameter comes first."""
-        self.intensity = IntensityScale(self._config.intensity_scale, trained)
+    def use_training(self, trained: InputStatistics | None) -> None:
+        """Set the intensity scale and the times of the training; parameters come first."""
+        if trained is None:
+            return
+        motion = self._config.motion
+        self.intensity = IntensityScale(self._config.intensity_scale, trained.intensity_scale)
+        self._times = trained.time_options(motion.time_field, motion.stamp_reference)
 
     def destroy(self) -> None:
         """End all subscriptions."""
@@ -145,8 +152,8 @@ class Inputs:
             cloud = conversions.read_sweep(
                 received.msg,
                 self.intensity,
-                time_field=motion.time_field if motion.deskew else "none",
-                stamp_reference=motion.stamp_reference,
+                time_field=self._times["time_field"] if motion.deskew else "none",
+                stamp_reference=self._times["stamp_reference"],
             )
         except InputError as error:
             raise MalformedError(str(error)) from None

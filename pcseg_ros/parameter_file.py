@@ -150,6 +150,11 @@ def read(path: str | os.PathLike[str]) -> NodeConfig:
             renamed names or invalid values.
     """
     entries = list(_entries(read_yaml(path), ""))
+    for node, values in entries:
+        if not isinstance(values, Mapping):
+            raise InputError(
+                f"{path}: '{_VALUES}' of {node or 'no node'} must hold names and values"
+            )
     chosen = [v for node, v in entries if node.rpartition("/")[2] in ("**", "*", NODE_NAME)]
     if not chosen:
         found = ", ".join(node for node, _ in entries) or "none"
@@ -174,7 +179,7 @@ def _is_section(kind: object) -> TypeGuard[type[Section]]:
     return isinstance(kind, type) and issubclass(kind, Section)
 
 
-def _entries(content: Mapping[str, Any], node: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _entries(content: Mapping[str, Any], node: str) -> Iterator[tuple[str, Any]]:
     """(full name of a node, its values) of all entries of a parameter file."""
     for key, value in content.items():
         if key == _VALUES:

@@ -51,8 +51,16 @@ def topic_table() -> str:
 
 def limit_table() -> str:
     """Markdown table of the bounds of the inputs, from the constants that the code checks."""
-    from pcseg_core import checkpoint, cloud_layout, config, geometry, point_time
-    from pcseg_core.data import bag_reader, bag_storage, bag_writer, images
+    from pcseg_core import (
+        checkpoint,
+        cloud_layout,
+        config,
+        geometry,
+        labels,
+        point_time,
+        text_table,
+    )
+    from pcseg_core.data import bag_reader, bag_storage, images, messages
     from pcseg_core.online import prompts, synchronizer
 
     cloud = (
@@ -66,11 +74,11 @@ def limit_table() -> str:
         f"{config.MAX_YAML_VALUES:,} values with aliases expanded"
     )
     weights = (
-        f"{checkpoint.MAX_CLASSES:,} classes; tensors that its description fits; finite weights "
+        f"{labels.MAX_CLASSES:,} classes; tensors that its description fits; finite weights "
         f"up to {checkpoint.MAX_MAGNITUDE:,.0f}"
     )
     chunk, infos = f"{bag_storage.MAX_BYTES >> 30} GiB", f"{bag_reader.MAX_INFOS:,} different ones"
-    definition = f"{bag_writer.MAX_DEFINITION_BYTES:,} bytes"
+    definition = f"{messages.MAX_DEFINITION_BYTES:,} bytes"
     rows = (
         ("cloud", cloud, "sweep dropped, counted as malformed"),
         ("times of the points", f"{times} from the first to the last", "left out, counted"),
@@ -84,6 +92,8 @@ def limit_table() -> str:
         ),
         ("parameter, calibration or recipe file", yaml, "refused"),
         ("checkpoint", weights, "refused"),
+        ("label space", f"{labels.MAX_CLASSES:,} classes", "refused"),
+        ("file of words", f"{text_table.MAX_BYTES >> 30} GiB when unpacked", "refused"),
         ("prompts", f"{prompts.MAX_WORDS:,} words", "refused, the classes stay"),
         ("message or chunk of a bag", chunk, "left out, counted"),
         ("definition of a message type in a bag", definition, "topic left out, counted"),

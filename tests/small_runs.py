@@ -11,9 +11,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from pcseg_core.checkpoint import FILE_NAME, CheckpointMeta, CheckpointText, save_checkpoint
-from pcseg_core.labels import IGNORE, LabelSpace
+from pcseg_core.labels import IGNORE, NO_CLASSES, LabelSpace
 from pcseg_core.learning.dataset import TrainingSweep
-from pcseg_core.learning.pretrain import NO_CLASSES
 from pcseg_core.learning.probe import Scan
 from pcseg_core.models.student import Student, StudentConfig
 from pcseg_core.vision.espnetv2 import ESPNetv2

@@ -19,13 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pcseg_core.checkpoint import (
-    Measurement,
-    checkpoint_file,
-    load_checkpoint,
-    load_text,
-    save_checkpoint,
-)
+from pcseg_core.bundled import checkpoint_file
+from pcseg_core.checkpoint import Measurement, load_checkpoint, load_text, save_checkpoint
 from pcseg_core.cloud import PointCloud
 from pcseg_core.data import open_recording
 from pcseg_core.input_check import InputStatistics

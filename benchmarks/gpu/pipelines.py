@@ -21,7 +21,9 @@ from pcseg_core.checkpoint import CheckpointMeta
 from pcseg_core.cloud import PointCloud
 from pcseg_core.labels import LabelSpace
 from pcseg_core.models.student import Points, Student, StudentConfig
+from pcseg_core.models.sweep_input import usable_points
 from pcseg_core.online.pipeline import Pipeline, Sweep
+from pcseg_core.online.point_labels import point_labels
 from pcseg_core.online.segmenter import Segmenter
 
 _ENGINES = (("torch", "fp32"), ("triton", "fp32"), ("triton", "fp16"), ("triton", "bf16"))
@@ -118,7 +120,8 @@ def _stages(machine: Machine, segmenter: Segmenter, cloud: PointCloud) -> dict[s
     samples: dict[str, list[float]] = {}
     for _ in range(1 if machine.quick else 9):
         clock = _Stopwatch(machine, samples)
-        _, points, _ = segmenter._points(cloud)
+        limit = segmenter.student.config.max_range_m
+        points, *_ = usable_points(cloud.xyz, cloud.intensity, limit, segmenter.device)
         clock.stop("points to the GPU")
         voxels = segmenter.student.voxelize(points)
         clock.stop("voxels")
@@ -129,10 +132,9 @@ def _stages(machine: Machine, segmenter: Segmenter, cloud: PointCloud) -> dict[s
             if level < 4:
                 assert sparse.cache.kernel_map(1 << level, 2, 2).inverse is not None
         clock.stop("kernel maps")
-        likely = segmenter._trained_probabilities(sparse)
+        logits = segmenter._trained_logits(sparse)
         clock.stop("network")
-        top, winner = likely.max(1)
-        winner.to(torch.int32)[voxels.inverse].cpu(), top[voxels.inverse].cpu()
+        point_labels(logits, voxels.inverse, len(segmenter.label_space))
         clock.stop("labels to the CPU")
     return {name: float(np.median(values)) for name, values in samples.items()}
 

@@ -16,9 +16,9 @@ import typer
 from benchmarks.studies import study
 from benchmarks.studies.study import Row, Seeds
 from pcseg_core.checkpoint import load_checkpoint
-from pcseg_core.cli.finetune import read_sweeps
+from pcseg_core.cli.finetune import labeled_sweeps
 from pcseg_core.cli.options import Device, Steps, adjusted
-from pcseg_core.cli.probe import read
+from pcseg_core.cli.probe import open_labeled, read
 from pcseg_core.config import load_yaml
 from pcseg_core.errors import InputError
 from pcseg_core.evaluation import pictures
@@ -192,7 +192,9 @@ def few_shot(
     space = LabelSpace.load(label_space)
     settings = load_yaml(recipe, FinetuneRecipe) if recipe else FinetuneRecipe()
     reach = load_checkpoint(run)[1].student.get("max_range_m", 80.0)
-    sweeps = [sweep for source in fit for sweep in read_sweeps(source, space, reach)]
+    sweeps = [
+        sweep for source in fit for sweep in labeled_sweeps(open_labeled(source), space, reach)
+    ]
     scans = read(test, space, reach)
     shares, chosen = share or SHARES, adjusted(settings, steps=steps)
     rows = FewShotStudy(run, sweeps, scans, space, chosen, out, device, shares, scratch)

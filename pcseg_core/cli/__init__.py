@@ -8,7 +8,9 @@ quick. Commands of other packages are imported when they run.
 from __future__ import annotations
 
 import os
+import signal
 from importlib.metadata import EntryPoint, entry_points
+from types import FrameType
 from typing import Any
 
 import typer
@@ -20,6 +22,7 @@ from pcseg_core.cli import (
     distill,
     doctor,
     evaluate,
+    export,
     finetune,
     label,
     pretrain,
@@ -33,7 +36,7 @@ from pcseg_core.cli import (
     words,
     zero_shot,
 )
-from pcseg_core.errors import PcsegError
+from pcseg_core.errors import PcsegError, Terminated
 
 # Entry points of this group add commands: `bag-play = package.module:function` is `pcseg bag play`.
 PLUGIN_GROUP = "pcseg.commands"
@@ -92,9 +95,11 @@ class PcsegGroup(TyperGroup):
         debug = ctx.params.get("debug") or os.environ.get("PCSEG_DEBUG")
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
-            _complain("interrupted")
-            raise typer.Exit(130) from None
+        except KeyboardInterrupt as error:
+            number = signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT
+            word = "terminated" if isinstance(error, Terminated) else "interrupted"
+            _complain(str(error) or word)
+            raise typer.Exit(128 + number) from None
         except (PcsegError, OSError) as error:
             if debug or isinstance(error, BrokenPipeError):
                 raise
@@ -141,6 +146,7 @@ for _command in (  # in the order of the help
     quantize.quantize,
     label.label,
     segment.segment,
+    export.export,
     view.view,
     demo.demo,
     doctor.doctor,
@@ -166,6 +172,13 @@ def _root(
     """From a recording of LiDAR and cameras to a LiDAR segmenter that runs live."""
 
 
+def _terminate(number: int, frame: FrameType | None) -> None:
+    """Handler of SIGTERM: the command stores its work and ends."""
+    if signal.getsignal(number) is _terminate:  # else a training ends itself at its next step
+        raise Terminated
+
+
 def main() -> None:
     """Entry point of the `pcseg` command."""
+    signal.signal(signal.SIGTERM, _terminate)
     app(prog_name="pcseg")

@@ -3,17 +3,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pcseg_core.cli.outputs import check_file
+from pcseg_core.cli.options import TimeField
+from pcseg_core.cli.outputs import check_file, text_console
 from pcseg_core.cli.simulate import simulate
 from pcseg_core.errors import InputError
 from pcseg_core.progress import note
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from pcseg_core.data.bag_info import BagReport
 
 app = typer.Typer(
@@ -76,6 +80,7 @@ def info(
     poses: Annotated[
         str, typer.Option(help="recorded, auto, tf, odometry, kiss-icp, none, or a TUM file.")
     ] = "recorded",
+    time_field: TimeField = None,
 ) -> None:
     """Check whether a bag can train a segmenter, and list what is missing.
 
@@ -91,9 +96,10 @@ def info(
         "camera_topics": camera_topics,
         "calibration": calibration,
         "poses": poses,
+        "time_field": time_field or "auto",
     }
     report, recording = inspect_bag(bag, **options)
-    _print(report)
+    _print(report, text_console(json_))
     if json_ is not None:
         write_atomic(json_, report.model_dump_json(indent=2) + "\n")
     if picture is not None:
@@ -113,11 +119,9 @@ def _draw(recording: Any, picture: Path) -> None:
     note(f"drew {picture}")
 
 
-def _print(report: BagReport) -> None:
-    from rich.console import Console
+def _print(report: BagReport, console: Console) -> None:
     from rich.table import Table
 
-    console = Console()
     headings = ("topic", "type", "messages", "Hz", "missing", "backward", "delay ms")
     topics = Table(*headings, box=None)
     topics.columns[0].overflow = topics.columns[1].overflow = "fold"
@@ -142,23 +146,27 @@ def _print(report: BagReport) -> None:
                 _number(spread),
             )
         console.print(cameras)
-    _print_verdict(report)
+    for line in _verdict(report):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def _print_verdict(report: BagReport) -> None:
+def _verdict(report: BagReport) -> Iterator[str]:
+    """Lines of text about the whole bag."""
     distance = "" if report.distance_m is None else f" over {report.distance_m:.0f} m"
     seen = "" if report.visible is None else f"; cameras see {report.visible:.1%} of the points"
     driven = f"{report.sweeps} sweeps in {report.duration_s:.1f} s{distance}"
-    typer.echo(f"{driven}, poses: {report.poses}{seen}")
+    yield f"{driven}, poses: {report.poses}{seen}"
+    if report.intensity_scale is not None:
+        yield f"intensity scale: {report.intensity_scale:.6g} ({report.intensity_source})"
     for topic, entry in report.account.items():
-        typer.echo(entry.line(topic))
+        yield entry.line(topic)
     for reason, count in report.skipped.items():
-        typer.echo(f"skipped: {reason} ({count})")
+        yield f"skipped: {reason} ({count})"
     for finding in report.findings:
         what_to_do = f" -> {finding.do}" if finding.do else ""
-        typer.echo(f"{finding.level}: {finding.what}{what_to_do}")
+        yield f"{finding.level}: {finding.what}{what_to_do}"
     verdict = "can" if report.trainable else "cannot"
-    typer.secho(f"This bag {verdict} train a segmenter.", bold=True)
+    yield f"This bag {verdict} train a segmenter."
 
 
 def _number(value: float | None) -> str:

@@ -18,7 +18,8 @@ from pcseg_core.cli.options import (
     Sources,
     Steps,
     adjusted,
-    start_over,
+    described,
+    run_once,
 )
 
 
@@ -32,7 +33,10 @@ def distill(
     cache: Cache = None,
     start: Annotated[
         Path | None,
-        typer.Option(help="Run to start from, for example to add words to its student."),
+        typer.Option(
+            help="Run to start from: one of `pcseg pretrain`, or one of the same classes, for "
+            "example to add words."
+        ),
     ] = None,
     device: Device = "auto",
 ) -> None:
@@ -42,14 +46,17 @@ def distill(
     network learns to predict them from the points alone. Interrupted runs resume: run the same
     command again.
     """
-    from pcseg_core.learning.distill import distill as run
-    from pcseg_core.learning.recipe import load_recipe
-    from pcseg_core.recipes import recipe_file
+    command = described(recipe, sources, out, cache, seed=seed, steps=steps, start=start)
 
-    chosen = adjusted(load_recipe(recipe_file(recipe)), seed, steps)
-    if not resume:
-        start_over(out)
-    _summarize(run(sources, chosen, out, cache=cache, device=device, start=start), out)
+    def train(fresh: bool) -> dict[str, Any]:
+        from pcseg_core.learning.distill import distill as run
+        from pcseg_core.learning.recipe import load_recipe
+        from pcseg_core.recipes import recipe_file
+
+        chosen = adjusted(load_recipe(recipe_file(recipe)), seed, steps)
+        return run(sources, chosen, out, cache, device, start, fresh)
+
+    _summarize(run_once(out, resume, command, train), out)
 
 
 def _summarize(metrics: dict[str, Any], out: Path) -> None:

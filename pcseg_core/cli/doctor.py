@@ -29,6 +29,8 @@ _OPTIONAL = (
     ("rosbags", "rosbags", "read and write bags"),
     ("kiss_icp", "kiss-icp", "poses for recordings without poses"),
     ("rerun", "rerun-sdk", "pcseg view: interactive 3D view"),
+    ("onnx", "onnx", "pcseg export"),
+    ("onnxruntime", "onnxruntime", "pcseg export: comparison with float32"),
     ("open_clip", "open_clip_torch", "CLIP teachers and text prompts"),
     ("segment_anything", "segment-anything", "SAM superpixels"),
     ("timm", "timm", "DINO and other image features"),

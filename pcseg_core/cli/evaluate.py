@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from pcseg_core.cli.outputs import PICTURES, check_file
+from pcseg_core.cli.outputs import PICTURES, check_file, text_console
 from pcseg_core.errors import InputError
 from pcseg_core.progress import bar, note
 
@@ -207,6 +207,12 @@ class _Request:
             raise InputError(
                 "--picture needs labeled sweeps: give --semantic-kitti or --source too"
             )
+        from pcseg_core.bundled import checkpoint_file
+        from pcseg_core.data import find_source
+
+        checkpoint_file(self.run)
+        for source in filter(None, (self.source, self.boxes)):
+            find_source(source)
 
 
 def _evaluate_run(
@@ -219,20 +225,20 @@ def _evaluate_run(
     segmenter = Segmenter.load(request.run, *engine)
     report: Report | None = None
     if request.semantic_kitti or request.source:
-        recording = _open(request)
+        recording = _open(request, segmenter)
         report = _against_labels(request.run, segmenter, recording, label_space, with_baselines)
     box_report = _against_boxes(segmenter, request.boxes) if request.boxes else None
     _write(request, report, box_report)
 
 
-def _open(request: _Request) -> Recording:
+def _open(request: _Request, segmenter: Segmenter) -> Recording:
     from pcseg_core.data import open_recording
     from pcseg_core.data.semantic_kitti import SemanticKittiRecording
 
     if request.semantic_kitti:
         return SemanticKittiRecording(request.semantic_kitti, lidar_only=True)
     assert request.source is not None
-    return open_recording(request.source)
+    return open_recording(request.source, trained=segmenter.trained_on)
 
 
 def _against_labels(
@@ -243,6 +249,11 @@ def _against_labels(
     from pcseg_core.online.pipeline import Pipeline
 
     grouping(segmenter.label_space, LabelSpace.load(label_space))  # fails before the long part
+    if recording.label_space is None:
+        raise InputError(
+            f"{recording.name} has no labels to measure against; evaluate it by a replay: pcseg "
+            f"evaluate RECORDING --checkpoint {run}"
+        )
     fitted, remark = _fit_baselines(run, segmenter) if with_baselines else ({}, "not asked for")
     with bar("measuring sweeps") as progress:
         report = measure(
@@ -277,17 +288,16 @@ def _against_boxes(segmenter: Segmenter, source: str) -> BoxReport:
     from pcseg_core.online.pipeline import Pipeline
 
     with bar("measuring against boxes") as progress:
-        return evaluate_boxes(Pipeline(segmenter), open_recording(source), progress=progress)
+        recording = open_recording(source, trained=segmenter.trained_on)
+        return evaluate_boxes(Pipeline(segmenter), recording, progress=progress)
 
 
 def _write(request: _Request, report: Report | None, boxes: BoxReport | None) -> None:
-    from rich.console import Console
-
     from pcseg_core.evaluation import render
     from pcseg_core.evaluation.report import box_table
     from pcseg_core.files import write_atomic
 
-    console = Console()
+    console = text_console(request.json)
     if report:
         report = report.model_copy(update={"boxes": boxes})
         console.print(report.table())

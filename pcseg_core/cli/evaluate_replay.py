@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl
 
+from pcseg_core.cli.outputs import text_console
 from pcseg_core.errors import InputError
 from pcseg_core.progress import bar, note
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from pcseg_core.data import Recording
     from pcseg_core.evaluation.live import NodeSetup
     from pcseg_core.evaluation.methods import Method, PipelineMethod
@@ -63,14 +62,25 @@ class ReplayOptions:
         if self.labels and not self.labels.is_dir():
             raise InputError(f"--labels {self.labels}: no such folder")
 
+    def check_inputs(self, source: str) -> None:
+        """Check the paths, before the slow imports."""
+        from pcseg_core.bundled import checkpoint_file
+        from pcseg_core.data import find_source
+        from pcseg_core.recipes import recipe_file
+
+        find_source(source)
+        for checkpoint in filter(None, (self.checkpoint, self.compare)):
+            checkpoint_file(checkpoint)
+        if self.teacher:
+            recipe_file(self.teacher)
+
 
 def evaluate_recording(
     source: str, options: ReplayOptions, json_: Path | None, picture: Path | None
 ) -> ReplayReport:
     """Replay a recording, print the figures and write report and picture."""
     options.check()
-    from rich.console import Console
-
+    options.check_inputs(source)
     from pcseg_core.evaluation.replay import evaluate_replay
     from pcseg_core.evaluation.replay_picture import render_replay
 
@@ -97,7 +107,7 @@ def evaluate_recording(
         note(f"skipped: {reason} ({count})")
     for kind, entry in report.account.items():
         note(entry.line(kind))
-    Console().print(report.table())
+    text_console(json_).print(report.table())
     if json_:
         report.write_json(json_)
     if picture:
@@ -151,11 +161,11 @@ def _recipe(options: ReplayOptions) -> Recipe | None:
 
 def _open(source: str, setup: NodeSetup) -> Recording:
     """The recording, read as the node decodes it."""
-    from pcseg_core.data import open_recording, split_query
+    from pcseg_core.data import find_source, open_recording, split_query
 
-    reader, place = _reader(source)
+    reader, place = find_source(source)
     in_source = dict(parse_qsl(split_query(place)[1])) if reader == "bag" else {}
-    wanted: Mapping[str, object] = setup.reader_options() if reader == "bag" else {}
+    wanted = setup.reader_options() if reader == "bag" else {}
     return open_recording(source, **{k: v for k, v in wanted.items() if k not in in_source})
 
 
@@ -170,17 +180,6 @@ def _check_poses(recording: Recording, source: str, setup: NodeSetup) -> None:
         )
     if recording.pose_source == "kiss-icp":
         note("kiss-icp estimates the poses; the node takes them from /tf or Odometry")
-
-
-def _reader(source: str) -> tuple[str, str]:
-    """Reader and path of a source, as `open_recording` understands it."""
-    from pcseg_core.data import READERS, detect, split_query
-
-    reader, colon, place = source.partition(":")
-    if colon and reader in READERS:
-        return reader, place
-    path = Path(split_query(source)[0])
-    return (detect(path) if path.exists() else ""), source
 
 
 def _load_teacher(config: TeacherConfig | None, setup: NodeSetup) -> PixelClasses | None:
@@ -202,7 +201,7 @@ def _ground_truth(
 
     space = LabelSpace.load(options.label_space)
     if options.labels:
-        truth = ExternalLabels(options.labels, len(recording)).ground_truth(space)
+        truth = ExternalLabels(options.labels, recording).ground_truth(space)
     else:
         truth = recorded_labels(recording, space)
     return replace(truth, teacher=teacher, projection=recipe.labels) if recipe else truth
@@ -224,9 +223,9 @@ def _offline(
 
 def _check_bag(source: str) -> Path:
     """The bag for --live, or an error."""
-    from pcseg_core.data import split_query
+    from pcseg_core.data import find_source, split_query
 
-    reader, place = _reader(source)
+    reader, place = find_source(source)
     if reader != "bag":
         raise InputError(f"--live needs a rosbag2, got {source}")
     return Path(split_query(place)[0])
@@ -246,7 +245,8 @@ def _live(source: str, options: ReplayOptions, setup: NodeSetup) -> list[Method]
         _, meta = load_checkpoint(Path(checkpoint))
         space = LabelSpace.from_dict(meta.label_space)
         note(f"playing {bag} to the node with {checkpoint}")
-        with tempfile.TemporaryDirectory(prefix="pcseg-replay-") as logs:
+        playing = bar("playing", transient=True)  # at the speed of the recording
+        with tempfile.TemporaryDirectory(prefix="pcseg-replay-") as logs, playing:
             result = play(bag, Path(checkpoint), Path(logs), options.params)
         methods.append(LiveMethod(name, checkpoint, space, result))
     return methods

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pcseg_core.cli.options import Device, Out, Resume, Seed, Steps, adjusted, start_over
+from pcseg_core.cli.options import Device, Out, Resume, Seed, Steps, adjusted, described, run_once
 from pcseg_core.errors import InputError
 
 if TYPE_CHECKING:
     from pcseg_core.checkpoint import CheckpointMeta
+    from pcseg_core.data import Recording
     from pcseg_core.data.sample import Sample
     from pcseg_core.labels import LabelSpace
     from pcseg_core.learning.dataset import TrainingSweep
@@ -57,22 +58,56 @@ def finetune(
     rates of their own. OUT is a checkpoint like that of `pcseg distill`. Interrupted runs resume:
     run the same command again.
     """
-    from pcseg_core.checkpoint import load_checkpoint
-    from pcseg_core.cli.probe import read
-    from pcseg_core.learning.finetune import finetune as train
-    from pcseg_core.learning.runs import claim
-
     if labels is not None and len(sources) > 1:
         raise InputError(f"--labels belongs to one source, got {len(sources)}; run one at a time")
-    chosen = _recipe(recipe, seed, steps)
+    command = described(
+        recipe,
+        sources,
+        out,
+        None,
+        tested=[test] if test else [],
+        start=run,
+        labels=labels,
+        classes=label_space,
+        seed=seed,
+        steps=steps,
+    )
+
+    def train(fresh: bool) -> dict[str, Any]:
+        chosen = _recipe(recipe, seed, steps)
+        return _train(run, sources, labels, test, chosen, label_space, out, device, fresh)
+
+    _summarize(run_once(out, resume, command, train), out)
+
+
+def _train(
+    run: Path,
+    sources: list[str],
+    labels: Path | None,
+    test: str | None,
+    recipe: FinetuneRecipe,
+    label_space: str | None,
+    out: Path,
+    device: str,
+    fresh: bool,
+) -> dict[str, Any]:
+    """Read the sweeps, claim the run directory and train."""
+    from pcseg_core.checkpoint import load_checkpoint
+    from pcseg_core.cli.probe import open_labeled, read
+    from pcseg_core.data import open_recording
+    from pcseg_core.learning.finetune import finetune
+    from pcseg_core.learning.run_folder import check_claim, claim, identity, named
+
     meta = load_checkpoint(run)[1]
     space, reach = _label_space(label_space, meta), meta.student.get("max_range_m", 80.0)
-    sweeps = [sweep for source in sources for sweep in read_sweeps(source, space, reach, labels)]
+    parts = [*(identity(source, (out,)) for source in sources), *named("start", run)]
+    parts += [*named("labels", labels), f"classes {space.name}"]
+    check_claim(out, recipe, parts, fresh)
+    opened = [open_recording(source) if labels else open_labeled(source) for source in sources]
+    sweeps = [s for recording in opened for s in labeled_sweeps(recording, space, reach, labels)]
     scans = read(test, space, reach) if test else []
-    if not resume:
-        start_over(out)
-    claim(out, chosen, [*sources, f"start:{run}", f"labels:{labels}", f"classes:{space.name}"])
-    _summarize(train(run, sweeps, scans, space, chosen, out, device), out)
+    claim(out, recipe, parts, fresh)
+    return finetune(run, sweeps, scans, space, recipe, out, device, recordings=opened)
 
 
 def _recipe(path: Path | None, seed: int | None, steps: int | None) -> FinetuneRecipe:
@@ -91,27 +126,24 @@ def _label_space(name: str | None, meta: CheckpointMeta) -> LabelSpace:
     return LabelSpace.load(name or "street")
 
 
-def read_sweeps(
-    source: str, space: LabelSpace, reach: float, labels: Path | None = None
+def labeled_sweeps(
+    recording: Recording, space: LabelSpace, reach: float, labels: Path | None = None
 ) -> list[TrainingSweep]:
-    """The labeled sweeps of a source.
+    """The labeled sweeps of a recording.
 
     Args:
-        source: a recording.
+        recording: the sweeps.
         space: label space of the result.
         reach: points beyond are left out [m].
-        labels: folder of .label files that replace the labels of the source.
+        labels: folder of .label files that replace the labels of the recording.
 
     Raises:
         InputError: no labeled sweep.
     """
-    from pcseg_core.cli.probe import open_labeled
-    from pcseg_core.data import open_recording
     from pcseg_core.evaluation.external_labels import ExternalLabels
     from pcseg_core.learning.finetune import read_labeled
 
-    recording = open_recording(source) if labels else open_labeled(source)
-    external = ExternalLabels(labels, len(recording)) if labels else None
+    external = ExternalLabels(labels, recording) if labels else None
 
     def relabel(index: int, sample: Sample) -> Sample:
         if external is None:
@@ -121,7 +153,7 @@ def read_sweeps(
 
     found = list(read_labeled(recording, space, reach, relabel))
     if not found:
-        raise InputError(f"{source}: none of its {len(recording)} sweeps has labels")
+        raise InputError(f"{recording.name}: none of its {len(recording)} sweeps has labels")
     return found
 
 

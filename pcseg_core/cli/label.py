@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +13,7 @@ from pcseg_core.cli.options import RecipeName
 from pcseg_core.progress import bar, note
 
 if TYPE_CHECKING:
+    from pcseg_core.data import Recording
     from pcseg_core.online.auto_labels import AutoLabels
 
 
@@ -32,48 +34,72 @@ def label(
 ) -> None:
     """Label a recording from its cameras: labels/NAME.label, one uint32 per point.
 
-    The recipe's teacher labels the images. The labels are projected onto the points and, with
-    poses, propagated to points that no camera sees in their own sweep. labels.yaml gives the
-    classes; 0 is unlabeled. Interrupted runs resume: run the same command again. `pcseg evaluate
-    SOURCE --checkpoint RUN --labels OUT` measures a checkpoint against the labels.
+    A recording of several scenes gets SCENE/labels/NAME.label. The recipe's teacher labels the
+    images. The labels are projected onto the points and, with poses, propagated to points that no
+    camera sees in their own sweep. labels.yaml gives the classes; 0 is unlabeled. Interrupted runs
+    resume: run the same command again. `pcseg evaluate SOURCE --checkpoint RUN --labels OUT`
+    measures a checkpoint against the labels.
     """
-    from pcseg_core.data import account, open_recording
+    from pcseg_core.bundled import checkpoint_file
+    from pcseg_core.data import account, find_source, split_query
+    from pcseg_core.recipes import recipe_file
+
+    files = [split_query(find_source(source)[1])[0]]
+    files += [str(checkpoint_file(checkpoint))] if checkpoint else []
+    request = _Request(source, recipe_file(recipe), out, checkpoint, min_confidence, files)
+    result, recording = _label(request, window, device)
+    _summarize(result)
+    for line in account(recording).lines():
+        note(line)
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What is to be labeled, and all that decides the labels."""
+
+    source: str
+    recipe: Path
+    out: Path
+    checkpoint: str | None
+    min_confidence: float
+    files: list[str]
+
+
+def _label(request: _Request, window: int, device: str) -> tuple[AutoLabels, Recording]:
+    from pcseg_core.data import fingerprint, open_recording
     from pcseg_core.learning.recipe import load_recipe
     from pcseg_core.models.inference import choose_device
     from pcseg_core.online.auto_labels import (
         AutoLabeler,
         LabelSettings,
+        check_cameras,
         check_output,
         label_recording,
     )
     from pcseg_core.online.pipeline import Pipeline
     from pcseg_core.online.segmenter import Segmenter
-    from pcseg_core.recipes import recipe_file
     from pcseg_core.vision.pixel_classes import load_teacher
 
-    chosen = load_recipe(recipe_file(recipe))
+    chosen, out = load_recipe(request.recipe), request.out
     settings = LabelSettings(
-        source=source,
+        source=request.source,
         teacher=chosen.required_teacher(),
         labels=chosen.labels,
-        min_confidence=min_confidence,
-        checkpoint=checkpoint or "",
+        min_confidence=request.min_confidence,
+        checkpoint=request.checkpoint or "",
+        files=" ".join(fingerprint(file, (out,)) for file in request.files),
     )
     check_output(out, settings)
+    student = None
+    if request.checkpoint:
+        student = Pipeline(Segmenter.load(request.checkpoint, device=device))
+    recording = open_recording(request.source, trained=student.trained_on if student else None)
+    check_cameras(recording)
     teacher = load_teacher(settings.teacher, str(choose_device(device)))
-    student = Pipeline(Segmenter.load(checkpoint, device=device)) if checkpoint else None
-    recording = open_recording(source)
     with bar("labeling") as progress:
-        result = label_recording(
-            AutoLabeler(teacher, settings, student),
-            recording,
-            out,
-            window=window,
-            progress=progress,
-        )
-    _summarize(result)
-    for line in account(recording).lines():
-        note(line)
+        labeler = AutoLabeler(teacher, settings, student)
+        result = label_recording(labeler, recording, out, window=window, progress=progress)
+    return result, recording
 
 
 def _summarize(result: AutoLabels) -> None:

@@ -1,15 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options and steps that the training commands share."""
+"""Options and steps that several commands share."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeVar
 
 import typer
+import yaml
 
-from pcseg_core.files import claim_folder
+from pcseg_core.bundled import bundled_file
+from pcseg_core.errors import InputError
 
 if TYPE_CHECKING:
     from pcseg_core.learning.recipe import OptimizerConfig
@@ -38,6 +42,13 @@ Cache = Annotated[
     Path | None,
     typer.Option(help="Folder of prepared sweeps, to share between runs.  [default: OUT/cache]"),
 ]
+TimeField = Annotated[
+    str | None,
+    typer.Option(
+        help="Field with the time of each point, if its name is not a usual one; none reads no "
+        "times."
+    ),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 
 
@@ -65,12 +76,83 @@ def adjusted(recipe: AnyRecipe, seed: int | None = None, steps: int | None = Non
     return recipe.model_copy(update=changes)
 
 
-def start_over(out: Path) -> None:
-    """Delete the files of a run, for `--fresh`.
+def described(
+    recipe: str | Path | None,
+    sources: Sequence[str],
+    out: Path,
+    cache: Path | None,
+    *,
+    tested: Sequence[str] = (),
+    **others: Any,
+) -> dict[str, Any]:
+    """What identifies a training command, after a check of its paths. Does not import torch.
+
+    Args:
+        recipe: name or file of the recipe (a Path is a file); None for the defaults.
+        sources: recordings to train on.
+        out, cache: folders of the run, which may be inside a recording.
+        tested: recordings to measure on.
+        others: further options; paths are identified by their files.
 
     Raises:
-        InputError: `out` is not a run directory, or holds other files too. Nothing is deleted.
+        InputError: a recipe or path does not exist, or the recipe is not YAML.
     """
-    from pcseg_core.learning.runs import RUN
+    from pcseg_core.config import read_yaml
+    from pcseg_core.data import find_source
+    from pcseg_core.learning.run_folder import identity, named
+    from pcseg_core.recipes import recipe_file
 
-    claim_folder(out, RUN, fresh=True)
+    file = recipe_file(recipe) if isinstance(recipe, str) else recipe
+    if file is not None:
+        read_yaml(file)
+    for source in (*sources, *tested):
+        find_source(source)
+    for name, value in others.items():
+        if isinstance(value, Path):
+            if not value.exists() and not bundled_file(value):
+                raise InputError(f"{value}: no such file or folder")
+            if value.resolve() == out.resolve():
+                raise InputError(f"--out {out} is what the run starts from; choose another --out")
+            others[name] = named(name, value)
+    return {
+        "recipe": None if file is None else hashlib.sha256(file.read_bytes()).hexdigest(),
+        "sources": [identity(source, (out, cache or out)) for source in sources],
+        **({"tested": [identity(source) for source in tested]} if tested else {}),
+        **others,
+    }
+
+
+def run_once(
+    out: Path, resume: bool, command: dict[str, Any], train: Callable[[bool], dict[str, Any]]
+) -> dict[str, Any]:
+    """The figures of a training, or at once those of a finished one by the same command.
+
+    Args:
+        out: run directory.
+        resume: False starts over.
+        command: see `described`.
+        train: imports torch and trains; its argument says whether to delete an earlier run.
+
+    Raises:
+        InputError: `out` holds something else than a run.
+        KeyboardInterrupt: a signal ended the work; the message says how to resume.
+    """
+    from pcseg_core.config import read_yaml
+    from pcseg_core.files import check_new_folder, claim_folder, write_atomic
+    from pcseg_core.learning.run_folder import COMMAND, RECIPE, RUN, finished
+
+    if not resume:
+        check_new_folder(out, RUN, force=True)
+    elif claim_folder(out, RUN) and (out / COMMAND).is_file():
+        same = read_yaml(out / COMMAND) == command
+        if same and (figures := finished(out)) is not None:
+            return figures
+    try:
+        figures = train(not resume)
+    except KeyboardInterrupt as error:
+        if error.args:
+            raise  # of the training, with the step
+        raise type(error)("interrupted; run the same command again to resume") from None
+    if (out / RECIPE).is_file() and os.environ.get("RANK", "0") == "0":
+        write_atomic(out / COMMAND, yaml.safe_dump(command, sort_keys=False))
+    return figures

@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of output paths before long work."""
+"""Output of commands: checks of paths before long work, and the console for results."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pcseg_core.errors import InputError
 from pcseg_core.files import STDOUT, is_special
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 PICTURES = (".png", ".jpg", ".jpeg", ".pdf", ".svg")
 
@@ -27,3 +31,10 @@ def check_file(path: Path | None, suffixes: tuple[str, ...] = ()) -> None:
     existing = next(p for p in path.absolute().parents if p.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise InputError(f"cannot write {path}: no permission to write in {existing}")
+
+
+def text_console(json_: Path | None) -> Console:
+    """Console for results as text: stderr where the JSON goes to the standard output."""
+    from rich.console import Console
+
+    return Console(stderr=str(json_) == STDOUT)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,7 +18,8 @@ from pcseg_core.cli.options import (
     Sources,
     Steps,
     adjusted,
-    start_over,
+    described,
+    run_once,
 )
 
 
@@ -41,14 +41,17 @@ def pretrain(
     Interrupted runs resume: run the same command again. Under torchrun the processes share the
     work.
     """
-    from pcseg_core.learning.pretrain import pretrain as run
-    from pcseg_core.learning.recipe import load_recipe
-    from pcseg_core.recipes import recipe_file
+    command = described(recipe, sources, out, cache, seed=seed, steps=steps)
 
-    chosen = adjusted(load_recipe(recipe_file(recipe)), seed, steps)
-    if not resume and os.environ.get("RANK", "0") == "0":  # the others wait for this one
-        start_over(out)
-    _summarize(run(sources, chosen, out, cache=cache, device=device, workers=workers), out)
+    def train(fresh: bool) -> dict[str, Any]:
+        from pcseg_core.learning.pretrain import pretrain as run
+        from pcseg_core.learning.recipe import load_recipe
+        from pcseg_core.recipes import recipe_file
+
+        chosen = adjusted(load_recipe(recipe_file(recipe)), seed, steps)
+        return run(sources, chosen, out, cache, device, workers, fresh)
+
+    _summarize(run_once(out, resume, command, train), out)
 
 
 def _summarize(metrics: dict[str, Any], out: Path) -> None:

@@ -55,6 +55,13 @@ def probe(
     """
     check_file(json_)
     check_file(picture, PICTURES)
+    from pcseg_core.bundled import checkpoint_file
+    from pcseg_core.data import find_source
+
+    for run in runs:
+        checkpoint_file(run)
+    for source in (fit, test):
+        find_source(source)
     from pcseg_core.files import write_atomic
     from pcseg_core.labels import LabelSpace
 

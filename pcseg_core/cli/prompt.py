@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pcseg_core.cli.outputs import PICTURES, check_file
+from pcseg_core.cli.outputs import PICTURES, check_file, text_console
 from pcseg_core.errors import InputError
-from pcseg_core.progress import console
+from pcseg_core.progress import note
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from pcseg_core.online.segmenter import Segmenter
 
 
@@ -50,6 +52,11 @@ def prompt(
         raise InputError("give either --words or --pictures, not both")
     check_file(picture, PICTURES)
     check_file(json_, (".json",))
+    from pcseg_core.bundled import checkpoint_file
+    from pcseg_core.data import find_source
+
+    checkpoint_file(run)
+    find_source(source)
     from pcseg_core.online.segmenter import Segmenter
 
     segmenter = Segmenter.load(run, device=device, backend=backend)
@@ -77,12 +84,12 @@ def _try(
     from pcseg_core.data import open_recording
     from pcseg_core.files import write_atomic
 
-    recording = open_recording(source)
+    recording = open_recording(source, trained=segmenter.trained_on)
     if not -len(recording) <= sweep < len(recording):
         raise InputError(f"--sweep {sweep}: {recording.name} has {len(recording)} sweeps")
     sample = dataclasses.replace(recording[sweep % len(recording)], labels=None)
     shares = _shares(segmenter, sample.cloud)
-    _print_shares(sample.name, shares)
+    _print_shares(sample.name, shares, text_console(json_))
     if json_:
         write_atomic(json_, json.dumps({"sweep": sample.name, "classes": shares}, indent=1) + "\n")
     if picture is not None:
@@ -92,7 +99,7 @@ def _try(
 
         view = sample_view(sample, segmenter.label_space, Pipeline(segmenter))
         draw(view, segmenter.label_space, picture)
-        console.print(f"wrote {picture}", highlight=False)
+        note(f"wrote {picture}")
 
 
 def _shares(segmenter: Segmenter, cloud: object) -> dict[str, dict[str, float]]:
@@ -108,8 +115,7 @@ def _shares(segmenter: Segmenter, cloud: object) -> dict[str, dict[str, float]]:
     return shares
 
 
-def _print_shares(name: str, shares: dict[str, dict[str, float]]) -> None:
-    from rich.console import Console
+def _print_shares(name: str, shares: dict[str, dict[str, float]], console: Console) -> None:
     from rich.table import Table
 
     table = Table(title=name, title_justify="left")
@@ -117,4 +123,4 @@ def _print_shares(name: str, shares: dict[str, dict[str, float]]) -> None:
         table.add_column(column, justify="left" if column == "class" else "right")
     for word, values in shares.items():
         table.add_row(word, f"{100 * values['share']:.1f}", f"{values['confidence']:.2f}")
-    Console().print(table)
+    console.print(table)

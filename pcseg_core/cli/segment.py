@@ -3,16 +3,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pcseg_core.cli.options import TimeField
 from pcseg_core.errors import InputError
-from pcseg_core.progress import bar, note
+from pcseg_core.progress import Bar, bar, note
 
 if TYPE_CHECKING:
+    from pcseg_core.online.label_store import LabelStore
     from pcseg_core.online.pipeline import Pipeline
     from pcseg_core.online.replay import Replay
 
@@ -33,6 +35,7 @@ def segment(
         bool, typer.Option("--rgb", help="Add the field rgb with the colors of the classes.")
     ] = False,
     compress: Annotated[bool, typer.Option("--compress", help="Compress the bag.")] = False,
+    time_field: TimeField = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier result.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     backend: Annotated[
@@ -43,66 +46,85 @@ def segment(
 
     The labels of a bag go to a new bag: clouds get the fields label (uint32, 65535 for none) and
     confidence (float32), all other topics are copied. Those of any other source go to
-    labels/NAME.label, one uint32 per point as in SemanticKITTI. labels.yaml in the folder gives
-    the classes.
+    labels/NAME.label, or SCENE/labels/NAME.label if it has several scenes, one uint32 per point
+    as in SemanticKITTI. labels.yaml in the folder gives the classes. Interrupted runs resume: run
+    the same command again.
     """
+    from pcseg_core.bundled import checkpoint_file
+    from pcseg_core.data import find_source
     from pcseg_core.online import replay
+
+    reader, place = find_source(source)
+    if reader != "bag" and (cloud_topic or compress or time_field):
+        raise InputError("--cloud-topic, --compress and --time-field are for bags")
+    file = checkpoint_file(checkpoint)
+    replay.check_output(out, bag=bag or reader == "bag", force=force)
+    request = _Request(reader, place, out, bag, rgb, compress, force, cloud_topic, time_field)
+    _summarize(_label(request, file, device, backend))
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What is to be labeled, and how the result is written."""
+
+    reader: str
+    place: str
+    out: Path
+    bag: bool
+    rgb: bool
+    compress: bool
+    force: bool
+    cloud_topic: str | None
+    time_field: str | None
+
+
+def _label(request: _Request, checkpoint: Path, device: str, backend: str) -> Replay:
+    from pcseg_core import __version__
+    from pcseg_core.data import fingerprint, split_query
+    from pcseg_core.online.label_store import LabelStore, partial_file
     from pcseg_core.online.pipeline import Pipeline
     from pcseg_core.online.segmenter import Segmenter
 
-    reader, place = _kind(source)
-    if reader != "bag" and (cloud_topic or compress):
-        raise InputError("--cloud-topic and --compress are for bags")
-    replay.check_output(out, bag=bag or reader == "bag", force=force)
-    pipeline = Pipeline(Segmenter.load(checkpoint, device=device, backend=backend))
-    with bar("labeling") as progress:
-        if reader == "bag":
-            result = replay.segment_bag(
-                pipeline,
-                Path(place),
-                out,
-                cloud_topic=cloud_topic,
-                rgb=rgb,
-                compress=compress,
-                force=force,
-                progress=progress,
-            )
-        else:
-            result = _segment_recording(pipeline, source, out, bag, rgb, force, progress)
-    _summarize(result)
+    segmenter = Segmenter.load(checkpoint, device=device, backend=backend)
+    out = request.out
+    identity = {
+        "source": (request.reader, request.place),
+        "content": fingerprint(split_query(request.place)[0], (out, partial_file(out))),
+        "cloud_topic": request.cloud_topic,
+        "checkpoint": fingerprint(checkpoint),
+        "engine": segmenter.engine,
+        "version": __version__,
+    }
+    with LabelStore(out, identity) as store, bar("labeling") as progress:
+        return _write(request, Pipeline(segmenter), store, progress)
 
 
-def _segment_recording(
-    pipeline: Pipeline,
-    source: str,
-    out: Path,
-    bag: bool,
-    rgb: bool,
-    force: bool,
-    progress: Callable[[int, int], None],
-) -> Replay:
-    """Label a recording other than a bag."""
+def _write(request: _Request, pipeline: Pipeline, store: LabelStore, progress: Bar) -> Replay:
     from pcseg_core.data import open_recording
     from pcseg_core.online import replay
 
-    recording = open_recording(source)
-    if bag:
-        return replay.segment_recording_to_bag(
-            pipeline, recording, out, rgb=rgb, force=force, progress=progress
+    out, force = request.out, request.force
+    if request.reader == "bag":
+        return replay.segment_bag(
+            pipeline,
+            request.place,
+            out,
+            cloud_topic=request.cloud_topic,
+            time_field=request.time_field or "none",
+            rgb=request.rgb,
+            compress=request.compress,
+            force=force,
+            store=store,
+            progress=progress,
         )
-    return replay.segment_recording(pipeline, recording, out, force=force, progress=progress)
-
-
-def _kind(source: str) -> tuple[str, str]:
-    """Reader and path of a source, as `open_recording` understands it."""
-    from pcseg_core.data import READERS, detect
-
-    reader, colon, place = source.partition(":")
-    if colon and reader in READERS:
-        return reader, place
-    if not Path(source).exists():
-        raise InputError(f"{source}: no such recording; give a bag, or reader:path")
-    return detect(Path(source)), source
+    recording = open_recording(f"{request.reader}:{request.place}")
+    if request.bag:
+        return replay.segment_recording_to_bag(
+            pipeline, recording, out, rgb=request.rgb, force=force, store=store, progress=progress
+        )
+    return replay.segment_recording(
+        pipeline, recording, out, force=force, store=store, progress=progress
+    )
 
 
 def _summarize(result: Replay) -> None:

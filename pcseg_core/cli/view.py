@@ -48,6 +48,7 @@ def view(
     check_file(picture, PICTURES)
     if save is None and picture is None and not _has_display():
         raise InputError("no display for the viewer; give --save FILE.rrd or --picture PNG")
+    _check_inputs(source, checkpoint)
     scene = _Scene(source, checkpoint, device)
     if picture is not None:
         from pcseg_core.viewer.picture import draw
@@ -57,6 +58,23 @@ def view(
         console.print(f"wrote {picture}", highlight=False)
     if save is not None or picture is None:
         _record(scene, sweep, every, save)
+
+
+def _check_inputs(source: str, checkpoint: Path | None) -> None:
+    """Check the paths, before the slow imports."""
+    from pcseg_core.bundled import checkpoint_file
+    from pcseg_core.data import find_source
+
+    if not _is_run(Path(source)):
+        find_source(source)
+    if checkpoint is not None:
+        checkpoint_file(checkpoint)
+
+
+def _is_run(path: Path) -> bool:
+    """Whether a path is a run directory, or one of its training sweeps."""
+    of_run = path.suffix == ".npz" and path.parent.name == "pseudo_labels"
+    return of_run or (path / "pseudo_labels").is_dir()
 
 
 def _record(scene: _Scene, sweep: int | None, every: int, save: Path | None) -> None:
@@ -78,15 +96,14 @@ class _Scene:
     """The sweeps of a source: training sweeps of a run, or samples of a recording."""
 
     def __init__(self, source: str, checkpoint: Path | None, device: str) -> None:
-        from pcseg_core.checkpoint import FILE_NAME
+        from pcseg_core.bundled import FILE_NAME
 
         path = Path(source)
         self.run: Path | None = None
         self.only: str | None = None
-        if path.suffix == ".npz" and path.parent.name == "pseudo_labels":
-            self.run, self.only = path.parent.parent, path.name
-        elif (path / "pseudo_labels").is_dir():
-            self.run = path
+        if _is_run(path):
+            self.only = path.name if path.suffix == ".npz" else None
+            self.run = path.parent.parent if self.only else path
         if self.run is not None and checkpoint is None and (self.run / FILE_NAME).is_file():
             checkpoint = self.run
         self.pipeline = _load(checkpoint, device)
@@ -112,7 +129,8 @@ class _Scene:
         from pcseg_core.data import open_recording
         from pcseg_core.labels import LabelSpace
 
-        self.recording = open_recording(source)
+        trained = self.pipeline.trained_on if self.pipeline else None
+        self.recording = open_recording(source, trained=trained)
         self.numbers = list(range(len(self.recording)))
         beside = Path(source.partition(":")[2] or source) / "labels.yaml"
         if self.space is None:

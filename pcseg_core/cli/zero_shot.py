@@ -17,7 +17,8 @@ from pcseg_core.cli.options import (
     Seed,
     Steps,
     adjusted,
-    start_over,
+    described,
+    run_once,
 )
 
 
@@ -45,16 +46,20 @@ def zero_shot(
     Seen classes are learned from the labels of SOURCES, unseen ones from an image teacher that
     knows words. Interrupted runs resume: run the same command again.
     """
-    from pcseg_core.learning.recipe import load_recipe
-    from pcseg_core.learning.zero_shot import zero_shot as run
-    from pcseg_core.learning.zero_shot_split import load_split
-    from pcseg_core.recipes import recipe_file
+    classes = Path(split) if Path(split).is_file() else None
+    given = {"seed": seed, "steps": steps, "split": split, "classes": classes, "every": every}
+    command = described(recipe, sources, out, cache, tested=test, **given)
 
-    chosen = adjusted(load_recipe(recipe_file(recipe)), seed, steps)
-    classes = load_split(split)
-    if not resume:
-        start_over(out)
-    _show(run(sources, test, classes, chosen, out, cache, device, every), out)
+    def train(fresh: bool) -> dict[str, Any]:
+        from pcseg_core.learning.recipe import load_recipe
+        from pcseg_core.learning.zero_shot import zero_shot as run
+        from pcseg_core.learning.zero_shot_split import load_split
+        from pcseg_core.recipes import recipe_file
+
+        chosen = adjusted(load_recipe(recipe_file(recipe)), seed, steps)
+        return run(sources, test, load_split(split), chosen, out, cache, device, every, fresh)
+
+    _show(run_once(out, resume, command, train), out)
 
 
 def _show(metrics: dict[str, Any], out: Path) -> None:

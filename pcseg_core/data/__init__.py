@@ -8,7 +8,7 @@ import importlib
 import inspect
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import parse_qsl
@@ -16,8 +16,10 @@ from urllib.parse import parse_qsl
 from pcseg_core.data.account import UNREADABLE, Account, account
 from pcseg_core.data.sample import Box, CameraFrame, Sample
 from pcseg_core.errors import InputError
+from pcseg_core.intensity import IntensityScale
 
 if TYPE_CHECKING:
+    from pcseg_core.input_check import InputStatistics
     from pcseg_core.labels import LabelSpace
 
 __all__ = [
@@ -29,6 +31,7 @@ __all__ = [
     "Sample",
     "account",
     "detect",
+    "find_source",
     "fingerprint",
     "open_recording",
     "readable",
@@ -70,28 +73,57 @@ READERS: dict[str, str] = {
 }
 
 
-def open_recording(source: str | Path, **options: Any) -> Recording:
+def open_recording(
+    source: str | Path, *, trained: InputStatistics | None = None, **options: Any
+) -> Recording:
     """Open "reader:path" with a reader of `READERS`, or a path whose kind is detected.
 
     Options of the reader are given as keywords or as a query in the source, for example
     "bag:drive?cloud_topic=/points&poses=kiss-icp". "simulated:" takes options instead of a path:
     "simulated:seed=3,sweeps=20".
 
+    Args:
+        source: the recording.
+        trained: input of the network that labels the recording. A bag is read with the intensity
+            scale and the times of the training, unless others are given.
+        options: of the reader.
+
     Raises:
         InputError: no such reader, path or option, an unknown kind of recording, or unreadable
             content.
     """
-    reader, colon, place = str(source).partition(":")
-    if not colon or reader not in READERS:
-        reader, place = "", str(source)
+    reader, place = find_source(source)
     if reader == "simulated":
         return _reader(reader)(place, **options)
     path, query = split_query(place)
-    if not Path(path).exists():
-        known = ", ".join(READERS)
-        raise InputError(f"{source}: no such file or folder (readers, for reader:path: {known})")
-    opener = _reader(reader or detect(Path(path)))
-    return opener(path, **_checked(opener, {**dict(parse_qsl(query)), **options}, str(source)))
+    chosen = {**dict(parse_qsl(query)), **options}
+    if reader == "bag" and trained is not None and trained.intensity_scale:
+        given = float(chosen.get("intensity_scale") or 0)
+        chosen["intensity_scale"] = IntensityScale(given, trained.intensity_scale)
+    if reader == "bag" and trained is not None:
+        times = {k: str(chosen[k]) for k in ("time_field", "stamp_reference") if k in chosen}
+        chosen |= trained.time_options(**times)
+    opener = _reader(reader)
+    return opener(path, **_checked(opener, chosen, str(source)))
+
+
+def find_source(source: str | Path) -> tuple[str, str]:
+    """Reader of a source, and its path with the query; nothing is opened.
+
+    Raises:
+        InputError: no such reader or path, or an unknown kind of recording.
+    """
+    reader, colon, place = str(source).partition(":")
+    if not colon or reader not in READERS:
+        reader, place = "", str(source)
+    path = Path(split_query(place)[0])
+    if reader != "simulated" and not path.exists():
+        what = "bag" if reader == "bag" else "recording"
+        raise InputError(
+            f"{path}: no such {what}: no such file or folder (readers, for reader:path: "
+            f"{', '.join(READERS)})"
+        )
+    return reader or detect(path), place
 
 
 def split_query(place: str) -> tuple[str, str]:
@@ -141,18 +173,31 @@ def readable(recording: Recording) -> Iterator[tuple[int, Sample]]:
         yield index, sample
 
 
-def fingerprint(path: str | Path) -> str:
+def fingerprint(path: str | Path, exclude: Collection[Path] = ()) -> str:
     """A text that changes with the files of a recording: their names, sizes and times.
 
     Caches put it into their keys, so that another recording at the same path is not taken for the
-    earlier one.
+    earlier one. Of a bag only the files that the reader uses count.
+
+    Args:
+        path: file or folder.
+        exclude: files and folders inside of it that do not count, such as results.
     """
     root = Path(path)
+    seen = {root.resolve(), *(place.resolve() for place in exclude)}
+    bag = (root / "metadata.yaml").is_file() or any(root.glob("*.mcap")) or any(root.glob("*.db3*"))
     rows = [_stat_row(root)]
     for folder, folders, names in os.walk(root, followlinks=True):
-        folders.sort()
-        rows += [_stat_row(Path(folder, name)) for name in sorted(names)]
+        real = {name: Path(folder, name).resolve() for name in sorted(folders)}
+        folders[:] = [] if bag else [name for name, place in real.items() if place not in seen]
+        seen.update(real.values())  # links may lead back
+        here = Path(folder).resolve()
+        kept = [name for name in sorted(names) if not bag or name.endswith(_BAG_FILES)]
+        rows += [_stat_row(Path(folder, name)) for name in kept if here / name not in seen]
     return hashlib.sha256("\n".join(rows).encode(errors="surrogateescape")).hexdigest()[:24]
+
+
+_BAG_FILES = (".mcap", ".db3", ".zstd", ".yaml")
 
 
 def _stat_row(path: Path) -> str:

@@ -51,12 +51,14 @@ class Account:
         used: items that the recording uses.
         left_out: items that a rule excludes, by kind and reason.
         failed: items that cannot be read, by kind and reason.
+        remarks: sentences about the container, such as a file that is cut off.
     """
 
     held: Counter[str] = field(default_factory=Counter)
     used: Counter[str] = field(default_factory=Counter)
     left_out: defaultdict[str, Counter[str]] = field(default_factory=_reasons)
     failed: defaultdict[str, Counter[str]] = field(default_factory=_reasons)
+    remarks: list[str] = field(default_factory=list)
 
     @classmethod
     def of(
@@ -103,8 +105,8 @@ class Account:
         }
 
     def lines(self) -> list[str]:
-        """One line per kind."""
-        return [entry.line(kind) for kind, entry in self.entries().items()]
+        """One line per kind, and the remarks."""
+        return [entry.line(kind) for kind, entry in self.entries().items()] + self.remarks
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """The numbers by kind, for JSON."""
@@ -120,7 +122,11 @@ def account(recording: Recording) -> Account:
     given = getattr(recording, "account", None)
     if isinstance(given, Account):
         found = Account(
-            Counter(given.held), Counter(given.used), given.left_out, _copied(given.failed)
+            Counter(given.held),
+            Counter(given.used),
+            given.left_out,
+            _copied(given.failed),
+            given.remarks,
         )
     else:
         other = {r: n for r, n in recording.skipped.items() if not r.startswith(UNREADABLE)}

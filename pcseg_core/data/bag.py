@@ -63,6 +63,8 @@ class BagRecording:
         camera_faults: image topic -> why no inspected image of it can be used.
         cloud_topic: the topic of the sweeps.
         scale: scale of the intensities, one for the whole bag, with its source.
+        reading: options of `read_cloud` for its clouds.
+        times: field of the point times and stamp reference, as given.
         lidar_frame: their frame.
         cameras: the usable cameras.
         trajectory: T_world_lidar, or None.
@@ -112,8 +114,9 @@ class BagRecording:
         self.problems: list[str] = []
         self.label_space = self._label_space(label_space)
         self.bag = BagFile(path)
+        self.times = time_field, stamp_reference
         self._scan(cloud_topic)
-        self._reading: dict[str, Any] = {
+        self.reading: dict[str, Any] = {
             "intensity_scale": None,
             "time_field": time_field,
             "time_unit": time_unit,
@@ -122,7 +125,7 @@ class BagRecording:
         if not isinstance(intensity_scale, IntensityScale):
             intensity_scale = IntensityScale(float(intensity_scale or 0))
         self.scale = intensity_scale
-        self._reading["intensity_scale"] = self._guess_scale()
+        self.reading["intensity_scale"] = self._guess_scale()
         if isinstance(calibration, (str, Path)):
             calibration = load_calibration(calibration)
         self.cameras = self._find_cameras(camera_topics, calibration)
@@ -167,7 +170,7 @@ class BagRecording:
     @property
     def intensity_scale(self) -> float | None:
         """Factor that maps intensities to 0..1, one for the whole bag; see `read_cloud`."""
-        scale: float | None = self._reading["intensity_scale"]
+        scale: float | None = self.reading["intensity_scale"]
         return scale
 
     def cloud(self, index: int) -> PointCloud:
@@ -178,7 +181,7 @@ class BagRecording:
         """
         message = self.bag.read(self.clouds, index)
         try:
-            cloud = read_cloud(message, **self._reading)
+            cloud = read_cloud(message, **self.reading)
             if not cloud.finite.any():
                 raise InputError(f"cloud: none of its {len(cloud)} points is finite")
         except InputError as error:
@@ -212,6 +215,7 @@ class BagRecording:
             what = "several PointCloud2 topics, choose one" if topics else "no PointCloud2 topic"
             listed = ", ".join(topics or sorted(self.bag.topics)) or "none at all"
             hints = sorted(set(map(points_elsewhere, self.bag.topics.values())) - {""})
+            hints += self.bag.endings
             raise InputError(f"{self.path}: {'; '.join([f'{what} (topics: {listed})', *hints])}")
         return wanted or topics[0]
 
@@ -333,7 +337,7 @@ class BagRecording:
 
     def _estimate(self) -> Trajectory:
         """Poses by LiDAR odometry."""
-        key = f"{self.path.resolve()} {fingerprint(self.path)} {self.cloud_topic} {self._reading}"
+        key = f"{self.path.resolve()} {fingerprint(self.path)} {self.cloud_topic} {self.reading}"
         return cached_trajectory(key, self._readable_clouds())
 
     def _readable_clouds(self) -> Iterator[PointCloud]:

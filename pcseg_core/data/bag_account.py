@@ -40,6 +40,7 @@ def explain_files(found: Account, bag: BagFile, first: str = "") -> None:
         first: topic of the first entry.
     """
     damaged, missing = bag.damaged(), bag.missing()
+    found.remarks += bag.endings
     for topic in sorted(bag.held, key=lambda topic: (topic != first, topic)):
         found.held[topic] = bag.held[topic]
         for (name, _), (reason, count) in bag.left_out.items():

@@ -18,7 +18,7 @@ from pcseg_core.data.odometry import read_tum
 from pcseg_core.data.stamps import longest_increasing
 from pcseg_core.data.tf_tree import MAX_POSE_GAP_S, TfTree
 from pcseg_core.errors import InputError
-from pcseg_core.geometry import Trajectory, from_quaternion
+from pcseg_core.geometry import Trajectory, from_quaternion, is_pose
 
 Float64 = npt.NDArray[np.float64]
 
@@ -139,25 +139,19 @@ def build_tree(transforms: Sequence[tuple[str, Any]], skipped: Counter[str]) -> 
         for moved in message.transforms:
             q, t = moved.transform.rotation, moved.transform.translation
             turn, place = (q.x, q.y, q.z, q.w), (t.x, t.y, t.z)
-            if not _is_pose(turn, place):
-                child = moved.child_frame_id
-                skipped[f"{topic}: transform of '{child}' that is no pose"] += 1
+            parent, child = moved.header.frame_id, moved.child_frame_id
+            if not is_pose(turn, place) or parent.lstrip("/") == child.lstrip("/"):
+                skipped[f"{topic}: transform of '{child[:100]}' that is no pose"] += 1
                 continue
             tree.add(
-                moved.header.frame_id,
-                moved.child_frame_id,
+                parent,
+                child,
                 stamp_ns(moved.header),
                 turn,
                 place,
                 static=topic.endswith("tf_static"),
             )
     return tree
-
-
-def _is_pose(turn: Sequence[float], place: Sequence[float]) -> bool:
-    """Whether the values are finite and the quaternion is not zero."""
-    values = np.array([*turn, *place], dtype=np.float64)
-    return bool(np.isfinite(values).all()) and 1e-9 < float(np.linalg.norm(turn)) < np.inf
 
 
 def odometry_trajectory(
@@ -190,7 +184,7 @@ def odometry_trajectory(
             continue  # counted when the topic was indexed
         q, t = message.pose.pose.orientation, message.pose.pose.position
         turn, place = (q.x, q.y, q.z, q.w), (t.x, t.y, t.z)
-        if _is_pose(turn, place):
+        if is_pose(turn, place):
             frames = message.header.frame_id, message.child_frame_id
             rows.append((stamp_ns(message.header), frames, turn, place))
         else:
@@ -199,7 +193,8 @@ def odometry_trajectory(
         raise InputError("none of its messages has a pose")
     ((frames, count), *_) = Counter(row[1] for row in rows).most_common()
     if count < len(rows):
-        skipped[f"{topic}: Odometry of other frames than {frames}"] += len(rows) - count
+        named = " and ".join(frame[:100] for frame in frames)
+        skipped[f"{topic}: Odometry of other frames than {named}"] += len(rows) - count
         rows = [row for row in rows if row[1] == frames]
     stamps = np.array([row[0] for row in rows], dtype=np.int64)
     kept = longest_increasing(stamps)

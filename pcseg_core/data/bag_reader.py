@@ -84,6 +84,7 @@ class BagFile:
         counts: readable topic -> messages in its files.
         held: topic -> messages by its files or by metadata.yaml, whichever names more.
         left_out: (reason, messages) by (topic, message type) of what cannot be read.
+        endings: how its files end that were not closed.
         infos: CameraInfo topic -> its different contents (without the stamp) and their numbers, in
             the order of recording; filled by `index`.
     """
@@ -105,6 +106,7 @@ class BagFile:
         self.infos: dict[str, Counter[bytes]] = defaultdict(Counter)
         files = self._open()
         self._count(files)
+        self.endings = [storage.ending for storage in files.storages if storage.ending]
         self.connections: list[Any] = [
             connection(number, topic, self._channels[topic], self.counts[topic])
             for number, topic in enumerate(self.topics, start=1)

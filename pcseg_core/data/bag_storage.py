@@ -43,10 +43,11 @@ class Channel(NamedTuple):
 
 
 class Storage(Protocol):
-    """One file of a bag."""
+    """One file of a bag; `ending` tells how a file ends that was not closed."""
 
     channels: dict[int, Channel]
     damaged: dict[int, Counter[int]]
+    ending: str
 
     def messages(
         self, ids: Collection[int], start_ns: int | None, stop_ns: int | None
@@ -98,8 +99,8 @@ def open_files(path: Path) -> BagFiles:
     return files
 
 
-def unzstd(data: bytes, limit: int = MAX_BYTES) -> bytes:
-    """Decompress zstd data of at most `limit` bytes.
+def unzstd(data: bytes, limit: int = MAX_BYTES, cut: bool = False) -> bytes:
+    """Decompress zstd data of at most `limit` bytes; with `cut` data that may end early.
 
     Raises:
         ValueError: the data is damaged or larger.
@@ -109,7 +110,11 @@ def unzstd(data: bytes, limit: int = MAX_BYTES) -> bytes:
         content: bytes = unpacker.decompress(data, max_length=limit)
     except zstd.ZstdError as error:
         raise ValueError(f"zstd data is damaged: {error}") from error
-    if not unpacker.eof and (len(content) < limit or unpacker.decompress(b"", max_length=1)):
+    if (
+        not cut
+        and not unpacker.eof
+        and (len(content) < limit or unpacker.decompress(b"", max_length=1))
+    ):
         raise ValueError(f"zstd data is cut off or unpacks to more than {limit} bytes")
     return content
 
@@ -167,7 +172,7 @@ def _metadata(path: Path) -> dict[str, Any]:
             f"{path.parent}: the bag cannot be read: {error}; run: ros2 bag reindex {path.parent}"
         ) from error
     names = about.get("relative_file_paths") if isinstance(about, dict) else None
-    if not isinstance(about, dict) or not isinstance(names, list):
+    if not isinstance(about, dict) or not isinstance(names, list) or not names:
         raise InputError(
             f"{path.parent}: the bag cannot be read: its metadata.yaml does not name its files; "
             f"run: ros2 bag reindex {path.parent}"
@@ -241,6 +246,8 @@ def _bare_files(path: Path) -> list[Path]:
     names = {(match[1], match[3]) for match in parts.values() if match}
     if len(found) == 1:
         return found
+    if not found:
+        raise InputError(f"{path}: no bag: no metadata.yaml, .mcap or .db3 file in it")
     if len(names) == 1 and sorted(numbered.values()) == list(range(len(found))):
         return sorted(found, key=lambda file: numbered[file])
     raise InputError(

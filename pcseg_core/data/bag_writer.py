@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import glob
 import os
 import shutil
 import sqlite3
@@ -19,17 +18,16 @@ import numpy.typing as npt
 
 from pcseg_core.camera import CameraModel
 from pcseg_core.cloud import EncodedCloud
-from pcseg_core.config import read_yaml
 from pcseg_core.data import bag_reader, messages
+from pcseg_core.data.bag_folder import bag_folder
 from pcseg_core.data.bag_reader import type_store
 from pcseg_core.errors import InputError, require
-from pcseg_core.files import FolderKind, check_new_folder, claim_folder, new_folder
+from pcseg_core.files import check_new_folder, claim_folder, new_folder
 
 Format = Literal["mcap", "sqlite3"]
 METADATA_VERSION: Literal[8] = 8  # read by Humble and later; 9 is Jazzy's
 _QOS_DEPTH = 10
 _RESERVED_BYTES = 256 * 1024  # for metadata and indexes
-MAX_DEFINITION_BYTES = 100_000  # parsing takes seconds beyond that
 
 
 class BagWriter:
@@ -73,6 +71,7 @@ class BagWriter:
             raise InputError(f"live bag of format '{format}': expected sqlite3")
         check_new_folder(self.path, bag_folder(self.path), force=force)
         self.counts: dict[str, int] = {}
+        self._folder = self.path
         self._connections: dict[str, Any] = {}
         self._unsaved_bytes = 0  # of a live bag
         self._full = False
@@ -99,6 +98,7 @@ class BagWriter:
     def _writing(self) -> Iterator[None]:
         """Open the writer for the block."""
         with new_folder(self.path, bag_folder(self.path), force=self._force) as folder:
+            self._folder = folder
             self._open(folder)
             try:
                 yield
@@ -168,6 +168,10 @@ class BagWriter:
             raise self._not_written(error) from error
         finally:
             self._writer.storage = storage
+
+    def add_file(self, name: str, text: str) -> None:
+        """Add a text file to the folder of the bag, such as labels.yaml."""
+        (self._folder / name).write_text(text, encoding="utf-8")
 
     def write_cloud(
         self,
@@ -330,13 +334,13 @@ class BagWriter:
             return self._writer.add_connection(
                 connection.topic,
                 connection.msgtype,
-                typestore=_store_with(connection),
+                typestore=messages.store_with(connection),
                 offered_qos_profiles=qos,
             )
         except InputError:
             raise
         except (Exception, RecursionError) as error:  # a type that is unknown or holds itself
-            raise _bad_definition(connection, repr(error)) from error
+            raise messages.bad_definition(connection, repr(error)) from error
 
     def _check_type(self, topic: str, msgtype: str) -> None:
         known = self._connections[topic].msgtype
@@ -367,27 +371,6 @@ class _OpenStorage:
         """Leave the storage open."""
 
 
-def _store_with(connection: Any) -> Any:
-    """A type store with the message definition of a connection (mcap has no type hash)."""
-    if not connection.msgdef.data:
-        return type_store()
-    size = len(connection.msgdef.data)
-    if size > MAX_DEFINITION_BYTES:
-        raise _bad_definition(connection, f"it has {size} characters")
-    typesys = require("rosbags.typesys", "core")
-    store = typesys.get_typestore(typesys.Stores.EMPTY)
-    try:
-        store.register(typesys.get_types_from_msg(connection.msgdef.data, connection.msgtype))
-    except Exception as error:  # a definition in another language, or a broken one
-        raise _bad_definition(connection, str(error)) from error
-    return store
-
-
-def _bad_definition(connection: Any, reason: str) -> InputError:
-    name = f"{connection.topic}: the definition of {connection.msgtype}"
-    return InputError(f"{name} cannot be used ({reason[:200]})")
-
-
 def _first(bag_ns: int | None, stamp_ns: int) -> int:
     return stamp_ns if bag_ns is None else bag_ns
 
@@ -408,27 +391,3 @@ def _qos(latched: bool) -> Any:
         liveliness_lease_duration=never,
         avoid_ros_namespace_conventions=False,
     )
-
-
-def bag_folder(path: Path) -> FolderKind:
-    """The kind of folder that a bag at `path` is, with the files that its metadata names."""
-    metadata = path / "metadata.yaml"
-    try:
-        files = _data_files(metadata)
-    except InputError:
-        files = []
-    contents = (*map(glob.escape, files), "labels.yaml")
-    return FolderKind("bag", metadata.name, _data_files, contents)
-
-
-def _data_files(metadata: Path) -> list[str]:
-    """Names of the data files of a bag.
-
-    Raises:
-        InputError: the metadata is not that of a rosbag2.
-    """
-    about = read_yaml(metadata).get("rosbag2_bagfile_information")
-    paths = about.get("relative_file_paths") if isinstance(about, dict) else None
-    if not isinstance(paths, list):
-        raise InputError(f"its {metadata.name} is not of rosbag2")
-    return [str(path).rsplit("/", 1)[-1] for path in paths]

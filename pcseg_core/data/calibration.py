@@ -68,6 +68,7 @@ class CameraCalibration(Section):
             values = getattr(self, name)
             if values is not None and len(values) != count:
                 raise ValueError(f"{name} has {len(values)} numbers, expected {count}")
+        self.model()  # raises for numbers that are no camera
         return self
 
     def extrinsic(self) -> Float64:
@@ -128,7 +129,9 @@ def save_calibration(path: str | Path, frames: list[CameraFrame]) -> None:
 def _check_rigid(rows: tuple[Numbers, ...]) -> tuple[Numbers, ...]:
     if len(rows) not in (3, 4) or any(len(row) != 4 for row in rows):
         raise ValueError("expected 3 or 4 rows of 4 numbers")
-    R = np.array(rows)[:3, :3]
+    R, t = np.array(rows)[:3, :3], np.array(rows)[:3, 3]
+    if not np.isfinite(t).all():
+        raise ValueError(f"its translation {t.tolist()} is not finite")
     if not np.allclose(R @ R.T, np.eye(3), atol=1e-3) or np.linalg.det(R) < 0:
         raise ValueError("its upper left 3x3 is not a rotation")
     return rows

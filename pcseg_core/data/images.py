@@ -142,13 +142,13 @@ def _check_numbers(width: int, height: int, size: tuple[int, int] | None, name: 
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
-    """(width, height) of an image file; reads the header only.
+    """(width, height) of a PNG, JPEG, WebP or TIFF file; reads the header only.
 
     Raises:
-        InputError: the file is missing or not an image.
+        InputError: the file is missing or not such an image.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=_FORMATS) as image:
             result: tuple[int, int] = image.size
             return result
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

@@ -61,6 +61,7 @@ class KittiRawRecording:
         self.frames, self.stamps = self._sweeps()
         self.cameras = self._cameras(cameras)
         self._images = {name: self._triggered(name) for name in self.cameras}
+        self._packets = 0, 0  # of oxts: held and used
         looked_for = len(self.frames)
         self.pose_source, self.trajectory = self._trajectory()
         self._drop_uncovered()
@@ -100,6 +101,7 @@ class KittiRawRecording:
         sweeps = len(files.numbered(self.path / "velodyne_points" / "data", ".bin"))
         held = {"sweeps": sweeps} | dict.fromkeys(self.cameras, looked_for)
         used = {name: len(taken & set(self.frames)) for name, taken in self._images.items()}
+        held["oxts"], used["oxts"] = self._packets
         found = Account.of(held, {"sweeps": len(self.frames)} | used, self.skipped)
         for name, taken in self._images.items():
             if len(taken) > used[name]:
@@ -150,20 +152,15 @@ class KittiRawRecording:
             model, T_cam_rect0 = files.projective_camera(P, int(size[0]), int(size[1]))
         except InputError as error:
             raise InputError(f"{intrinsic_path}, P_rect_{number}: {error}") from error
-        R_rect = files.entry(intrinsic, "R_rect_00", 9, intrinsic_path)
+        T_rect0_cam0 = files.rotation_entry(intrinsic, "R_rect_00", intrinsic_path)
         extrinsic_path = folder / "calib_velo_to_cam.txt"
         T_cam0_velo = _pose_entry(files.read_calibration(extrinsic_path), extrinsic_path)
-        return model, T_cam_rect0 @ files.pose(R_rect, np.zeros(3)) @ T_cam0_velo
+        return model, T_cam_rect0 @ T_rect0_cam0 @ T_cam0_velo
 
     def _trajectory(self) -> tuple[str, Trajectory | None]:
         packets = files.numbered(self.path / "oxts" / "data", ".txt")
         if packets:
-            stamps = files.read_stamps(self.path / "oxts" / "timestamps.txt")
-            packets = [path for path in packets if int(path.stem) < len(stamps)]
-            times = stamps[[int(path.stem) for path in packets]]
-            poses = files.oxts_poses(packets) @ invert(self.T_velo_imu())
-            kept = longest_increasing(times)
-            return "oxts", Trajectory(times[kept], poses[kept])
+            return "oxts", self._oxts(packets)
         listed = sorted(self.path.glob("poses*.txt"))
         if not listed:
             return "none", None
@@ -174,7 +171,30 @@ class KittiRawRecording:
                 "expected one for every sweep"
             )
         source = "kiss-icp" if "kiss_icp" in listed[0].stem else "file"
-        return source, Trajectory(self.stamps, poses[self.frames])
+        return source, files.trajectory(self.stamps, poses[self.frames], listed[0])
+
+    def _oxts(self, packets: list[Path]) -> Trajectory:
+        """Poses of the packets; those without a stamp or a pose are counted."""
+        path = self.path / "oxts" / "timestamps.txt"
+        stamps = files.read_stamps(path)
+        times, rows = [], []
+        for packet in packets:
+            number = int(packet.stem)
+            try:
+                if number >= len(stamps):
+                    raise InputError(f"{packet}: the packet has no time stamp")
+                rows.append(files.oxts_packet(packet))
+                times.append(stamps[number])
+            except InputError as error:
+                self.skipped[f"oxts: {error}"] += 1
+        if not rows:
+            raise InputError(f"{path.parent}: no usable packet; {_reasons(self.skipped)}")
+        poses = files.oxts_poses(np.stack(rows)) @ invert(self.T_velo_imu())
+        kept = longest_increasing(np.array(times))
+        if len(kept) < len(times):
+            self.skipped["oxts: stamp that repeats or goes backwards"] += len(times) - len(kept)
+        self._packets = len(packets), len(kept)
+        return files.trajectory(np.array(times)[kept], poses[kept], path)
 
     def _drop_uncovered(self) -> None:
         if self.trajectory is None:
@@ -291,9 +311,8 @@ class KittiObjectRecording:
 
 def rect0_from_lidar(calibration: dict[str, Float64], path: Path) -> Float64:
     """(4, 4): LiDAR frame to rectified camera 0, from R0_rect and Tr_velo_to_cam."""
-    R0 = files.entry(calibration, "R0_rect", 9, path)
-    Tr = files.entry(calibration, "Tr_velo_to_cam", 12, path)
-    return files.pose(R0, np.zeros(3)) @ files.pose_of_row(Tr)
+    T_rect0_cam0 = files.rotation_entry(calibration, "R0_rect", path)
+    return T_rect0_cam0 @ files.pose_entry(calibration, "Tr_velo_to_cam", path)
 
 
 def read_object_boxes(path: Path, T_lidar_rect0: Float64) -> list[Box]:
@@ -303,26 +322,30 @@ def read_object_boxes(path: Path, T_lidar_rect0: Float64) -> list[Box]:
     and the heading `rotation_y` about the y axis of that camera.
 
     Raises:
-        InputError: a line is not a class name and 14 numbers.
+        InputError: a line is not a class name and 14 numbers, or its box is impossible.
     """
     boxes = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(files.read_text(path).splitlines(), start=1):
         words = line.split()
         if not words or words[0] == "DontCare":
             continue
         try:
             height, width, length, x, y, z, turn = (float(word) for word in words[8:15])
+            center = transform(T_lidar_rect0, np.array([[x, y - height / 2, z]]))[0]
+            heading = T_lidar_rect0[:3, :3] @ [np.cos(turn), 0.0, -np.sin(turn)]
+            yaw = float(np.arctan2(heading[1], heading[0]))
+            boxes.append(Box(center, np.array([length, width, height]), yaw, words[0]))
         except ValueError as error:
-            raise InputError(f"{path}, line {number}: not a KITTI object label: {line}") from error
-        center = transform(T_lidar_rect0, np.array([[x, y - height / 2, z]]))[0]
-        heading = T_lidar_rect0[:3, :3] @ [np.cos(turn), 0.0, -np.sin(turn)]
-        yaw = float(np.arctan2(heading[1], heading[0]))
-        boxes.append(Box(center, np.array([length, width, height]), yaw, words[0]))
+            raise InputError(
+                f"{path}, line {number}: not a KITTI object label ({error}): {line[:200]}"
+            ) from error
     return boxes
 
 
 def _pose_entry(values: dict[str, Float64], path: Path) -> Float64:
-    return files.pose(files.entry(values, "R", 9, path), files.entry(values, "T", 3, path))
+    T = files.rotation_entry(values, "R", path)
+    T[:3, 3] = files.entry(values, "T", 3, path)
+    return T
 
 
 def _reasons(skipped: Counter[str]) -> str:

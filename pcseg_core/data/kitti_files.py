@@ -13,7 +13,7 @@ from pcseg_core.camera import CameraModel
 from pcseg_core.cloud import PointCloud
 from pcseg_core.data.images import image_size
 from pcseg_core.errors import InputError
-from pcseg_core.geometry import from_rotation
+from pcseg_core.geometry import Trajectory, from_rotation, is_rigid
 
 Float64 = npt.NDArray[np.float64]
 
@@ -33,7 +33,7 @@ def read_calibration(path: Path) -> dict[str, Float64]:
         InputError: the file is missing.
     """
     values: dict[str, Float64] = {}
-    for line in _text(path).splitlines():
+    for line in read_text(path).splitlines():
         name, _, numbers = line.partition(":")
         try:
             values[name.strip()] = np.array(numbers.split(), dtype=np.float64)
@@ -55,11 +55,24 @@ def entry(values: dict[str, Float64], name: str, count: int, path: Path) -> Floa
     return values[name]
 
 
-def pose(rotation: Float64, translation: Float64) -> Float64:
-    """(4, 4) from 9 rotation and 3 translation values."""
+def rotation_entry(values: dict[str, Float64], name: str, path: Path) -> Float64:
+    """(4, 4) of an entry with 9 values; raises InputError unless they are a rotation."""
     T = np.eye(4)
-    T[:3, :3] = rotation.reshape(3, 3)
-    T[:3, 3] = translation
+    T[:3, :3] = entry(values, name, 9, path).reshape(3, 3)
+    return _rigid(T, name, path)
+
+
+def pose_entry(values: dict[str, Float64], name: str, path: Path) -> Float64:
+    """(4, 4) of an entry with the 12 values of a 3x4 matrix; raises as `rotation_entry`."""
+    return _rigid(pose_of_row(entry(values, name, 12, path)), name, path)
+
+
+def _rigid(T: Float64, name: str, path: Path) -> Float64:
+    if not is_rigid(T[None])[0]:
+        raise InputError(
+            f"{path}: '{name}' is {T[:3].tolist()}, which is no rotation with a translation; "
+            "give the calibration of this recording"
+        )
     return T
 
 
@@ -70,6 +83,14 @@ def pose_of_row(row: Float64) -> Float64:
     return T
 
 
+def trajectory(stamps_ns: npt.ArrayLike, poses: Float64, path: Path) -> Trajectory:
+    """The trajectory of the poses (M, 4, 4) of a file, which its errors name."""
+    try:
+        return Trajectory(stamps_ns, poses)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
 def read_poses(path: Path) -> Float64:
     """(M, 4, 4) poses, 12 values per line.
 
@@ -77,10 +98,12 @@ def read_poses(path: Path) -> Float64:
         InputError: the file is missing, empty, or a line is not 12 finite numbers.
     """
     rows = []
-    for number, line in enumerate(_text(path).splitlines(), start=1):
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
         values = _numbers(line, path, number)
-        if values.size != 12:
-            raise InputError(f"{path}, line {number}: {values.size} values; expected 12 of a pose")
+        if values.size != 12 or not np.isfinite(values).all():
+            raise InputError(
+                f"{path}, line {number}: {values.size} values; expected 12 finite ones of a pose"
+            )
         rows.append(pose_of_row(values))
     if not rows:
         raise InputError(f"{path}: no poses in it; expected 12 numbers a line")
@@ -95,7 +118,7 @@ def read_stamps(path: Path) -> npt.NDArray[np.int64]:
     Raises:
         InputError: the file is missing or a line is not a date and time.
     """
-    lines = _text(path).splitlines()
+    lines = read_text(path).splitlines()
     try:
         dates = [np.datetime64(line.strip() or "1970-01-01", "ns") for line in lines]
     except ValueError as error:
@@ -134,7 +157,9 @@ def read_floats(path: Path, columns: int) -> npt.NDArray[np.float32]:
     if fault:
         raise InputError(f"{path}: {fault}")
     cells = np.frombuffer(data, dtype="<f4").reshape(-1, columns)
-    if not np.isfinite(cells[:, :3]).all(axis=1).any():
+    with np.errstate(invalid="ignore", over="ignore"):  # inf - inf
+        finite = np.isfinite(cells[:, :3].sum(axis=1))
+    if not (finite & (cells[:, :3] != 0).any(axis=1)).any():  # exact zeros are no returns
         raise InputError(f"{path}: none of its {len(cells)} points is finite")
     return cells
 
@@ -189,16 +214,15 @@ def camera_of_image(P: Float64, image: Path) -> tuple[CameraModel, Float64]:
     return projective_camera(P, width, height)
 
 
-def oxts_poses(paths: list[Path]) -> Float64:
+def oxts_poses(rows: Float64) -> Float64:
     """(M, 4, 4) T_world_imu from GPS/IMU packets; the world is x east, y north, z up.
 
     Mercator projection, scaled at the latitude of the first packet, as in KITTI's development kit
     (Geiger et al., "Vision meets Robotics", 2013). The first position is the origin.
 
-    Raises:
-        InputError: a file is missing or does not start with six finite numbers.
+    Args:
+        rows: (M >= 1, 6) of `oxts_packet`.
     """
-    rows = np.stack([_oxts_packet(path) for path in paths])
     latitude, longitude, altitude = rows.T[:3]
     scale = np.cos(np.radians(latitude[0]))
     east = scale * EARTH_RADIUS_M * np.radians(longitude)
@@ -208,9 +232,14 @@ def oxts_poses(paths: list[Path]) -> Float64:
     return from_rotation(rotation, place - place[0])
 
 
-def _oxts_packet(path: Path) -> Float64:
-    values = _numbers(_text(path), path, 1)
-    if values.size < 6 or not np.isfinite(values[:6]).all():
+def oxts_packet(path: Path) -> Float64:
+    """(6,) latitude, longitude [deg], altitude [m], roll, pitch, yaw [rad].
+
+    Raises:
+        InputError: the file is missing or does not start with six finite numbers.
+    """
+    values = _numbers(read_text(path), path, 1)
+    if values.size < 6 or not np.isfinite(values[:6]).all() or abs(values[0]) >= 90:
         raise InputError(
             f"{path}: expected latitude, longitude, altitude, roll, pitch and yaw at its start"
         )
@@ -225,7 +254,8 @@ def _numbers(line: str, path: Path, number: int) -> Float64:
     return values
 
 
-def _text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """The text of a file, without the last newlines; raises InputError if it is not readable."""
     try:
         return path.read_text(encoding="utf-8").rstrip("\n")
     except (OSError, UnicodeDecodeError) as error:

@@ -2,7 +2,7 @@
 """Messages of an MCAP file (mcap.dev), with or without its optional indexes.
 
 The summary at the end of the file is used only if it accounts for every message. Otherwise the
-data section is scanned once.
+data section is scanned once. Of a file that is cut off, everything before the cut is read.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from pcseg_core.data.bag_storage import MAX_BYTES, Channel, not_a_bag, unzstd
 from pcseg_core.errors import InputError
+
+_Claim: TypeAlias = "tuple[int, int, Counter[int]]"  # messages, chunks, messages by channel
 
 _MAGIC = b"\x89MCAP0\r\n"
 _FOOTER_BYTES = 1 + 8 + 20 + len(_MAGIC)
@@ -56,15 +58,18 @@ class McapFile:
     Attributes:
         channels: channel id -> channel.
         damaged: offset of each damaged chunk -> messages lost with it, by channel.
+        ending: how a file ends that is cut off; "" for a complete one.
     """
 
     def __init__(self, path: Path) -> None:
         """Open a file and read its index, or scan it.
 
         Raises:
-            InputError: the file is no MCAP file, or is cut off.
+            InputError: the file is no MCAP file, or a record is damaged.
         """
         self._path = path
+        self.ending = ""
+        self._cut = 0  # offset of a chunk that is cut off; no chunk starts at 0
         self.channels: dict[int, Channel] = {}
         self.damaged: dict[int, Counter[int]] = {}
         self._schemas: dict[int, tuple[str, str, str]] = {}
@@ -116,20 +121,50 @@ class McapFile:
         if self._size < len(_MAGIC) or self._at(0, len(_MAGIC)) != _MAGIC:
             raise not_a_bag(self._path, "it does not start as an MCAP file")
         end = self._size - _FOOTER_BYTES
-        footer = self._at(max(end, 0), _FOOTER_BYTES)
-        if end < len(_MAGIC) or footer[-len(_MAGIC) :] != _MAGIC or footer[0] != _FOOTER:
-            raise not_a_bag(self._path, "its end is missing")
-        (summary,) = struct.unpack_from("<Q", footer, 9)
-        if summary and not len(_MAGIC) <= summary <= end:
-            raise not_a_bag(self._path, "its summary is outside the file")
-        claimed = self._read_summary(summary, end) if summary else None
+        footer = self._at(max(end, 0), min(self._size, _FOOTER_BYTES))
+        closed = end >= len(_MAGIC) and footer[-len(_MAGIC) :] == _MAGIC and footer[0] == _FOOTER
+        stop, claimed = self._end_of_data(footer, end) if closed else (self._size, None)
         if claimed is not None and self._is_complete(*claimed):
             self._held = claimed[2]
         else:
-            self._scan(summary or end, claimed)
+            place = self._scan(stop)
+            if not closed or place < stop:
+                self._end_early(place, closed, claimed)
+            self._count(claimed)
         self._groups.sort(key=lambda group: (group.start_ns, group.offset))
 
-    def _read_summary(self, start: int, end: int) -> tuple[int, int, Counter[int]] | None:
+    def _end_of_data(self, footer: bytes, end: int) -> tuple[int, _Claim | None]:
+        """Where the data section ends, and the statistics if the index has them."""
+        (summary,) = struct.unpack_from("<Q", footer, 9)
+        if not summary:
+            return end, None
+        try:
+            if not len(_MAGIC) <= summary <= end:
+                raise ValueError("the index is outside the file")
+            return summary, self._read_summary(summary, end)
+        except (struct.error, IndexError, ValueError):
+            for found in (self.channels, self._schemas, self._groups):
+                found.clear()
+            self.ending = f"{self._path.name} has a damaged index; it is read without it"
+            return end, None
+
+    def _end_early(self, place: int, closed: bool, claimed: _Claim | None) -> None:
+        """Read what is there of a chunk that is cut off or has a wrong size, and nothing behind."""
+        if self._size >= place + 9 and self._at(place, 1)[0] == _CHUNK:
+            self._cut = place
+            self._scan_chunk(place)
+            if not self._groups[-1].counts:
+                del self._groups[-1]
+                self.damaged.pop(place, None)
+        found = sum((group.counts for group in self._groups), Counter())
+        if claimed is not None:
+            self.damaged[self._size] = claimed[2] - found
+        inside = f" in the record at byte {place}" if place < self._size else ""
+        cause = "is damaged" if closed else "ends without its index"
+        why = "" if closed else ": its recorder was killed or still writes, or it is half a copy"
+        self.ending = f"{self._path.name} {cause}{inside}{why}; everything before is read"
+
+    def _read_summary(self, start: int, end: int) -> _Claim | None:
         """Number of messages, of chunks, and of messages by channel; None without statistics."""
         if end - start > MAX_BYTES:
             raise not_a_bag(self._path, f"its summary has {end - start} bytes")
@@ -160,18 +195,17 @@ class McapFile:
             and (indexed.total() == messages)
         )
 
-    def _scan(self, end: int, claimed: tuple[int, int, Counter[int]] | None) -> None:
-        """Read the data section once."""
+    def _scan(self, end: int) -> int:
+        """Read the data section once; the offset where it ends or is cut off."""
         self._groups = []
         place = len(_MAGIC)
         loose = _Group(0, 0, place)
-        while place < end:
+        while place + 9 <= end:
             kind, size = struct.unpack("<BQ", self._at(place, 9))
-            start, place = place + 9, place + 9 + size
-            if place > end:
-                raise not_a_bag(self._path, f"the record at byte {start - 9} is cut off")
-            if kind == _DATA_END:
+            start = place + 9
+            if kind == 0 or start + size > end:  # 0 is no record: space that was never written
                 break
+            place = end if kind == _DATA_END else start + size
             if kind == _CHUNK:
                 self._scan_chunk(start - 9)
             elif kind == _MESSAGE and size >= 22:
@@ -183,6 +217,10 @@ class McapFile:
             elif kind in (_SCHEMA, _CHANNEL):
                 self._define(kind, memoryview(self._at(start, size)))
         self._groups += [_closed(loose)] if loose.loose else []
+        return place
+
+    def _count(self, claimed: _Claim | None) -> None:
+        """Count the scanned messages, and compare them with the statistics if there are any."""
         for group in self._groups:
             self._held.update(group.counts)
         if claimed is not None:
@@ -205,7 +243,7 @@ class McapFile:
         group = _Group(0, 0, offset)
         try:
             data = self._chunk(offset)
-            for record in _records(data):
+            for record in _records(data, cut=offset == self._cut):
                 if record.kind == _MESSAGE:
                     channel, _, time = struct.unpack_from("<HIQ", data, record.start)
                     time = min(time, _LAST_NS)
@@ -248,7 +286,7 @@ class McapFile:
         found = []
         try:
             data = self._chunk(group.offset)
-            for record in _records(data):
+            for record in _records(data, cut=group.offset == self._cut):
                 if record.kind == _MESSAGE:
                     channel, _, time = struct.unpack_from("<HIQ", data, record.start)
                     end = record.start + record.size
@@ -259,7 +297,7 @@ class McapFile:
         yield from found
 
     def _chunk(self, offset: int) -> bytes:
-        """The decompressed records of a chunk.
+        """The decompressed records of a chunk; those that are there of one that is cut off.
 
         Raises:
             ValueError: the chunk is damaged, or its compression is unknown.
@@ -267,11 +305,14 @@ class McapFile:
         kind, length = struct.unpack("<BQ", self._at(offset, 9))
         if kind != _CHUNK or length > MAX_BYTES:
             raise ValueError(f"no chunk at byte {offset}")
-        body = self._at(offset + 9, length)
+        cut = offset == self._cut
+        body = self._at(offset + 9, min(length, self._size - offset - 9) if cut else length)
         _, _, size, crc, name = struct.unpack_from("<QQQII", body)
         compression = body[32 : 32 + name].decode()
         (packed,) = struct.unpack_from("<Q", body, 32 + name)
-        data = _unpacked(compression, body[40 + name : 40 + name + packed], size)
+        data = _unpacked(compression, body[40 + name : 40 + name + packed], size, cut)
+        if cut and len(data) < size:
+            return data
         if len(data) != size or (crc and crc32(data) != crc):
             raise ValueError(f"the chunk at byte {offset} is damaged")
         return data
@@ -283,13 +324,13 @@ class McapFile:
         return self._file.read(size)
 
 
-def _unpacked(compression: str, data: bytes, size: int) -> bytes:
+def _unpacked(compression: str, data: bytes, size: int, cut: bool) -> bytes:
     if size > MAX_BYTES:
         raise ValueError(f"a chunk of {size} bytes")
     if compression == "":
         return data
     if compression == "zstd":
-        return unzstd(data, size)
+        return unzstd(data, size, cut)
     if compression == "lz4":
         from lz4.frame import LZ4FrameDecompressor
 
@@ -318,15 +359,19 @@ def _closed(group: _Group) -> _Group:
     return group
 
 
-def _records(data: bytes) -> Iterator[_Record]:
-    """Records of a buffer.
+def _records(data: bytes, cut: bool = False) -> Iterator[_Record]:
+    """Records of a buffer; those before the cut of one that is cut off.
 
     Raises:
         ValueError: a record ends behind the buffer.
     """
     place = 0
     while place < len(data):
+        if cut and place + 9 > len(data):
+            return
         kind, size = struct.unpack_from("<BQ", data, place)
+        if cut and place + 9 + size > len(data):
+            return
         if place + 9 + size > len(data) or (kind == _MESSAGE and size < 22):
             raise ValueError(f"the record at byte {place} is cut off")
         yield _Record(kind, place + 9, size)

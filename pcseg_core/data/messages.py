@@ -20,10 +20,11 @@ from pcseg_core.data.bag_reader import (
     TF,
     type_store,
 )
-from pcseg_core.errors import InputError
+from pcseg_core.errors import InputError, require
 from pcseg_core.geometry import to_quaternion
 
 Array = npt.NDArray[Any]
+MAX_DEFINITION_BYTES = 100_000  # parsing takes seconds beyond that
 
 
 def header(frame_id: str, stamp_ns: int) -> Any:
@@ -178,3 +179,25 @@ def _quaternion(T: Array) -> Any:
 
 def _new(msgtype: str, **values: Any) -> Any:
     return type_store().types[msgtype](**values)
+
+
+def store_with(connection: Any) -> Any:
+    """A type store with the message definition of a connection (mcap has no type hash)."""
+    if not connection.msgdef.data:
+        return type_store()
+    size = len(connection.msgdef.data)
+    if size > MAX_DEFINITION_BYTES:
+        raise bad_definition(connection, f"it has {size} characters")
+    typesys = require("rosbags.typesys", "core")
+    store = typesys.get_typestore(typesys.Stores.EMPTY)
+    try:
+        store.register(typesys.get_types_from_msg(connection.msgdef.data, connection.msgtype))
+    except Exception as error:  # a definition in another language, or a broken one
+        raise bad_definition(connection, str(error)) from error
+    return store
+
+
+def bad_definition(connection: Any, reason: str) -> InputError:
+    """The error of a definition that cannot be used."""
+    name = f"{connection.topic}: the definition of {connection.msgtype}"
+    return InputError(f"{name} cannot be used ({reason[:200]})")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from pcseg_core.data.nuscenes_tables import LIDAR, WRONG_ENTRIES, KeyFrame, key_
 from pcseg_core.data.sample import Box, CameraFrame, Sample
 from pcseg_core.data.semantic_kitti import raw_id_table
 from pcseg_core.errors import InputError
-from pcseg_core.geometry import Trajectory, compose, invert
+from pcseg_core.geometry import Trajectory, compose, invert, is_rigid
 from pcseg_core.labels import LabelSpace
 
 LIDAR_COLUMNS = 5  # x, y, z, intensity (0..255), ring
@@ -171,7 +171,7 @@ def read_nuscenes_sweep(path: Path, stamp_ns: int) -> PointCloud:
     return PointCloud(
         xyz=np.ascontiguousarray(cells[:, :3]),
         intensity=cells[:, 3] / np.float32(255),
-        ring=cells[:, 4].astype(np.uint16),
+        ring=np.nan_to_num(cells[:, 4]).clip(0, 65535).astype(np.uint16),
         frame_id=LIDAR,
         stamp_ns=stamp_ns,
     )
@@ -185,22 +185,22 @@ def sample_json_frame(path: Path) -> KeyFrame:
     static extrinsics and a trajectory.
 
     Raises:
-        InputError: not JSON.
+        InputError: not JSON, or a matrix that is no pose.
         KeyError: an entry is missing.
     """
     try:
         described = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: not readable as JSON: {error}") from error
     stamp_ns = _microseconds(described["timestamp"])
-    T_ego_lidar = np.array(described["lidar"]["lidar2ego"])
-    T_world_lidar = compose(np.array(described["ego2global"]), T_ego_lidar)
+    T_ego_lidar = _pose_entry(described["lidar"], "lidar2ego", path)
+    T_world_lidar = compose(_pose_entry(described, "ego2global", path), T_ego_lidar)
     poses = {stamp_ns: T_world_lidar}
     cameras = []
     for name, camera in described["cameras"].items():
         stamp = _microseconds(camera["timestamp"])
-        T_cam_lidar = compose(invert(np.array(camera["cam2ego"])), T_ego_lidar)
-        T_moved_cam_lidar = np.array(camera["lidar2cam"])
+        T_cam_lidar = compose(invert(_pose_entry(camera, "cam2ego", path)), T_ego_lidar)
+        T_moved_cam_lidar = _pose_entry(camera, "lidar2cam", path)
         poses[stamp] = compose(T_world_lidar, invert(T_moved_cam_lidar), T_cam_lidar)
         K = np.array(camera["cam2img"])[:3, :3]
         cameras.append((name, stamp, path.parent / camera["file"], K, T_cam_lidar))
@@ -213,18 +213,29 @@ def sample_json_frame(path: Path) -> KeyFrame:
         cameras=cameras,
         trajectory=Trajectory(stamps, np.stack([poses[stamp] for stamp in stamps.tolist()])),
         labels=None,
-        boxes=partial(_json_boxes, described) if "boxes" in described else None,
+        boxes=partial(_json_boxes, described, path) if "boxes" in described else None,
     )
 
 
-def _json_boxes(described: dict[str, Any]) -> list[Box]:
+def _pose_entry(described: Mapping[str, Any], name: str, path: Path) -> npt.NDArray[np.float64]:
+    """A (4, 4) entry; raises InputError unless it is a rotation with a translation."""
+    T = np.array(described[name], dtype=np.float64)
+    if T.shape != (4, 4) or not is_rigid(T[None])[0]:
+        raise InputError(f"{path}: '{name}' is no rotation with a translation, 4x4")
+    return T
+
+
+def _json_boxes(described: dict[str, Any], path: Path) -> list[Box]:
     """Rows of x, y, z, length, width, height, yaw in the LiDAR frame; unknown classes are -1."""
     names = described["categories"]
     boxes = []
     for row in described["boxes"]:
         values = np.array(row["box"], dtype=np.float64)
-        label = names.get(str(row["label"]), "other")
-        boxes.append(Box(values[:3], values[3:6], float(values[6]), label))
+        label = str(names.get(str(row["label"]), "other"))
+        try:
+            boxes.append(Box(values[:3], values[3:6], float(values[6]), label))
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
     return boxes
 
 

@@ -23,6 +23,7 @@ WRONG_ENTRIES = (KeyError, TypeError, IndexError, AttributeError, ValueError, Ov
 Row = dict[str, Any]
 
 LIDAR = "LIDAR_TOP"
+_WRONG = "key frame with a wrong entry: it lacks or misuses "
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,8 @@ def table_folder(path: Path) -> Path:
 def key_frames(folder: Path, skipped: Counter[str]) -> list[KeyFrame]:
     """Join the tables of a folder into key frames, by scene and time.
 
-    Missing image files, and key frames with wrong entries, are skipped and counted.
+    Missing image files, key frames with wrong entries, and scenes with wrong poses are skipped and
+    counted.
 
     Raises:
         InputError: a table is missing or is not JSON.
@@ -87,13 +89,18 @@ def key_frames(folder: Path, skipped: Counter[str]) -> list[KeyFrame]:
         with_lidar = [row for row in samples if LIDAR in tables.key_data[row["token"]]]
         if len(with_lidar) < len(samples):
             skipped[f"key frame without {LIDAR}"] += len(samples) - len(with_lidar)
-        if with_lidar:
+        if not with_lidar:
+            continue
+        try:
             trajectory = tables.trajectory(scene["token"], with_lidar[0])
-            for row in with_lidar:
-                try:
-                    frames.append(tables.frame(row, scene, trajectory, skipped))
-                except WRONG_ENTRIES as error:
-                    skipped[f"key frame with a missing or wrong entry: {error}"[:200]] += 1
+        except WRONG_ENTRIES as error:
+            skipped[f"{_WRONG}{error}"[:200]] += len(with_lidar)
+            continue
+        for row in with_lidar:
+            try:
+                frames.append(tables.frame(row, scene, trajectory, skipped))
+            except WRONG_ENTRIES as error:
+                skipped[f"{_WRONG}{error}"[:200]] += 1
     return frames
 
 
@@ -185,7 +192,8 @@ class _Tables:
     def _boxes(self, sample: Row, T_world_lidar: Float64) -> Any:
         if self.annotations is None:
             return None
-        return partial(_boxes_in_lidar, self.annotations[sample["token"]], invert(T_world_lidar))
+        rows = self.annotations[sample["token"]]
+        return partial(_boxes_in_lidar, rows, invert(T_world_lidar), self.folder)
 
     def _keyed(self, table: str) -> dict[str, Row]:
         return {row["token"]: row for row in self._rows(table)}
@@ -196,21 +204,24 @@ class _Tables:
             return []
         try:
             rows: list[Row] = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise InputError(f"{path}: not readable as a nuScenes table: {error}") from error
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
             raise InputError(f"{path}: not a nuScenes table; expected a list of rows with names")
         return rows
 
 
-def _boxes_in_lidar(annotations: list[Row], T_lidar_world: Float64) -> list[Box]:
+def _boxes_in_lidar(annotations: list[Row], T_lidar_world: Float64, folder: Path) -> list[Box]:
     """Boxes of `sample_annotation` rows (world frame; size as width, length, height)."""
     boxes = []
     for row in annotations:
-        T = compose(T_lidar_world, _pose(row))
-        width, length, height = row["size"]
-        yaw = float(np.arctan2(T[1, 0], T[0, 0]))
-        boxes.append(Box(T[:3, 3], np.array([length, width, height]), yaw, str(row["category"])))
+        try:
+            T = compose(T_lidar_world, _pose(row))
+            size = np.array([row["size"][place] for place in (1, 0, 2)], dtype=np.float64)
+            yaw = float(np.arctan2(T[1, 0], T[0, 0]))
+            boxes.append(Box(T[:3, 3], size, yaw, str(row["category"])))
+        except InputError as error:
+            raise InputError(f"{folder / 'sample_annotation.json'}: {error}") from error
     return boxes
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from pcseg_core.geometry import Trajectory, deskew, from_quaternion, invert
 
 MIN_RANGE_M = 1.0  # nearer returns are mostly from the robot itself
 MAX_RANGE_M = 100.0
+_MAX_STAMP_S = 9e9  # in nanoseconds it fits 64 bits
 
 
 def estimate_trajectory(
@@ -76,8 +79,8 @@ def cached_trajectory(
         try:
             with np.load(path, allow_pickle=False) as stored:
                 return Trajectory(stored["stamps_ns"], stored["poses"])
-        except (OSError, ValueError, KeyError):
-            path.unlink()
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+            path.unlink()  # damaged
     trajectory = estimate_trajectory(sweeps)
     try:
         with atomic_path(path) as temporary:
@@ -115,7 +118,7 @@ def read_tum(path: str | Path) -> Trajectory:
         try:
             values = [float(word) for word in words]
             stamps.append(_nanoseconds(words[0]))
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             raise InputError(f"{path}, line {number}: not numbers ({error})") from error
         if len(values) != 8:
             raise InputError(
@@ -125,14 +128,19 @@ def read_tum(path: str | Path) -> Trajectory:
         turns.append(values[4:])
     if not stamps:
         raise InputError(f"{path}: no poses in it; expected lines of stamp, position, quaternion")
-    return Trajectory(np.array(stamps), from_quaternion(np.array(turns), np.array(places)))
+    try:
+        return Trajectory(stamps, from_quaternion(np.array(turns), np.array(places)))
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 def _nanoseconds(seconds: str) -> int:
     """Nanoseconds of a decimal number of seconds, without rounding to a float."""
+    if not abs(float(seconds)) < _MAX_STAMP_S:
+        raise OverflowError(f"{seconds[:40]} is no number of seconds of a clock")
     whole, _, fraction = seconds.partition(".")
-    if fraction and not fraction.isdigit():  # an exponent
-        return round(float(seconds) * 1e9)
+    if not whole.lstrip("+-").isdigit() or (fraction and not fraction.isdigit()):
+        return round(float(seconds) * 1e9)  # an exponent
     part = int(fraction[:9].ljust(9, "0")) if fraction else 0
     return int(whole) * 1_000_000_000 + (-part if whole.startswith("-") else part)
 

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from pcseg_core.errors import InputError
+
 if TYPE_CHECKING:
     from pcseg_core.camera import CameraModel
     from pcseg_core.cloud import PointCloud
@@ -67,6 +69,19 @@ class CameraFrame:
         moved.T_cam_lidar = np.asarray(T_cam_lidar, np.float64)
         return moved
 
+    def decoded(self) -> CameraFrame:
+        """The same frame with its image in memory.
+
+        Raises:
+            InputError: the image cannot be read or decoded, or is empty.
+        """
+        pixels = self.image
+        if pixels.size == 0:
+            raise InputError("the image is empty")
+        kept = copy.copy(self)
+        kept._image = pixels
+        return kept
+
     @property
     def image(self) -> npt.NDArray[np.uint8]:
         """(H, W, 3) uint8 RGB, loaded on each access.
@@ -110,12 +125,23 @@ class Box:
         size: (3,) length along the heading, width, height [m].
         yaw: heading about +z, 0 along +x, counter-clockwise [rad].
         label: class name of the data set.
+
+    Raises:
+        InputError: numbers that are not finite, or a negative size.
     """
 
     center: npt.NDArray[np.float64]
     size: npt.NDArray[np.float64]
     yaw: float
     label: str
+
+    def __post_init__(self) -> None:
+        numbers = np.concatenate([self.center, self.size, [self.yaw]])
+        if len(numbers) != 7 or not np.isfinite(numbers).all() or min(self.size) < 0:
+            raise InputError(
+                f"box '{self.label}': center {self.center.tolist()}, size {self.size.tolist()}, "
+                f"yaw {self.yaw:g}; expected finite numbers, and sizes of 0 m or more"
+            )
 
     def contains(self, xyz: Array) -> npt.NDArray[np.bool_]:
         """(N,) bool: points (N, 3) of the LiDAR frame inside the box or on its faces."""

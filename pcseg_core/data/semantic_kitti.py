@@ -172,7 +172,7 @@ class _SequenceFolder:
     def _T_cam0_lidar(self) -> Float64:
         assert self.calibration is not None
         path = self.folder / "calib.txt"
-        return files.pose_of_row(files.entry(self.calibration, "Tr", 12, path))
+        return files.pose_entry(self.calibration, "Tr", path)
 
     def _trajectory(self) -> Trajectory | None:
         """T_world_lidar from the poses of camera 0 (whose first frame is the world) and Tr."""
@@ -183,7 +183,7 @@ class _SequenceFolder:
         poses = files.read_poses(path)
         T_cam0_lidar = self._T_cam0_lidar()
         stamps = np.array([self.stamp_ns(str(number)) for number in range(len(poses))])
-        return Trajectory(stamps, invert(T_cam0_lidar) @ poses @ T_cam0_lidar)
+        return files.trajectory(stamps, invert(T_cam0_lidar) @ poses @ T_cam0_lidar, path)
 
 
 def read_labels(path: Path, count: int) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.int32]]:

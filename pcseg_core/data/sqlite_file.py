@@ -27,7 +27,13 @@ class SqliteFile:
         self.damaged: dict[int, Counter[int]] = {}
         unmerged = path.with_name(path.name + "-wal")
         open_log = unmerged.is_file() and unmerged.stat().st_size > 0  # the recorder was killed
-        if not open_log:
+        self.ending = ""
+        if open_log:
+            self.ending = (
+                f"{path.name} was not closed: its recorder was killed or still writes; everything "
+                "that it saved is read"
+            )
+        else:
             _check_size(path)
         # An immutable database needs no lock, so folders without write permission work too.
         options = "mode=ro" if open_log else "mode=ro&immutable=1"

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from typing import Any
 
 import numpy as np
@@ -16,25 +16,25 @@ def longest_increasing(stamps: npt.NDArray[Any]) -> Int64:
     """Indices (K,) of a longest strictly increasing subsequence of `stamps` (M,).
 
     It drops the fewest messages with repeated or decreasing stamps, whether a stamp jumped ahead or
-    the clock was set back. O(M log M), by patience sorting.
+    the clock was set back; of several such choices it keeps the stamps near to each other.
+    O(M log M), by patience sorting.
     """
+    values = stamps.tolist()
     tails: list[int] = []  # smallest last stamp of an increasing run of each length
-    ends: list[int] = []  # index of that stamp
-    before = np.full(len(stamps), -1, dtype=np.int64)
-    for index, stamp in enumerate(stamps.tolist()):
+    ends: list[list[int]] = []  # indices that end such runs; their stamps do not increase
+    for index, stamp in enumerate(values):
         length = bisect_left(tails, stamp)
-        before[index] = ends[length - 1] if length else -1
         if length == len(tails):
             tails.append(stamp)
-            ends.append(index)
+            ends.append([index])
         else:
             tails[length] = stamp
-            ends[length] = index
-    chain = []
-    index = ends[-1] if ends else -1
-    while index >= 0:
-        chain.append(index)
-        index = int(before[index])
+            ends[length].append(index)
+    chain: list[int] = []
+    for run in reversed(ends):
+        # The first stamp below the next one is the nearest.
+        first = bisect_right(run, -values[chain[-1]], key=lambda i: -values[i]) if chain else -1
+        chain.append(run[first])
     return np.array(chain[::-1], dtype=np.int64)
 
 

@@ -35,6 +35,7 @@ class TfTree:
     """Static transforms between frames, and trajectories of moving frames."""
 
     def __init__(self) -> None:
+        self._parents: dict[str, dict[str, _Edge]] = {}  # child -> parent -> transforms
         self._edges: dict[str, _Edge] = {}
         self._trajectories: dict[str, Trajectory] = {}
         self._moving: dict[str, bool] = {}
@@ -50,17 +51,23 @@ class TfTree:
     ) -> None:
         """Add one transform: the pose of `child` in `parent` (quaternion x, y, z, w).
 
-        A static transform, or one with another parent, replaces earlier ones of the child.
+        A static transform replaces earlier ones. Of several parents of a child, that of a static
+        transform counts, else that of the most transforms, else the last.
         """
         parent, child = parent.lstrip("/"), child.lstrip("/")
-        edge = self._edges.get(child)
-        if edge is None or static or edge.parent != parent:
-            edge = self._edges[child] = _Edge(parent, static)
-        elif edge.static:
+        parents = self._parents.setdefault(child, {})
+        edge = parents.pop(parent, None)
+        if edge is None or static:
+            edge = _Edge(parent, static)
+        parents[parent] = edge  # at the end
+        if edge.static and not static:
             return
         edge.stamps_ns.append(stamp_ns)
         edge.quaternions.append(quaternion)
         edge.translations.append(translation)
+        self._edges[child] = max(
+            reversed(parents.values()), key=lambda e: (e.static, len(e.stamps_ns))
+        )
         self._trajectories.pop(child, None)
         self._moving.pop(child, None)
 
@@ -138,10 +145,21 @@ class TfTree:
         return up[: up.index(common)], down[: down.index(common)]
 
     def _ancestors(self, frame: str) -> list[str]:
-        """The frame itself, its parent, and so on to the root."""
+        """The frame itself, its parent, and so on to the root.
+
+        Raises:
+            InputError: the frames are in a circle.
+        """
         chain = [frame.lstrip("/")]
-        while chain[-1] in self._edges and self._edges[chain[-1]].parent not in chain:
-            chain.append(self._edges[chain[-1]].parent)
+        while chain[-1] in self._edges:
+            parent = self._edges[chain[-1]].parent
+            if parent in chain:
+                circle = ", ".join([*chain, parent])[:400]
+                raise InputError(
+                    f"no transform: each of the frames {circle} is the parent of the one before, "
+                    "in a circle; correct the publisher of one of them"
+                )
+            chain.append(parent)
         return chain
 
     def _moves(self, child: str) -> bool:

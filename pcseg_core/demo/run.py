@@ -4,10 +4,8 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +15,7 @@ import yaml
 from pydantic import Field
 from rich.console import Console
 
+from pcseg_core import progress
 from pcseg_core.bundled import BUNDLED
 from pcseg_core.checkpoint import FILE_NAME
 from pcseg_core.config import Section, load_yaml
@@ -132,8 +131,7 @@ def run_demo(settings: DemoSettings, out: Path, *, fresh: bool = False) -> dict[
     recipe, teacher = settings.recipe(), settings.teacher(settings.width)
     with _step("2/5 distilling a LiDAR network from the camera images", "distil", seconds):
         if not (out / "run" / FILE_NAME).is_file():
-            with _quiet():
-                distill([str(bag) for bag in training], recipe, out / "run")
+            distill([str(bag) for bag in training], recipe, out / "run")
     with _step("3/5 replaying another drive to it, LiDAR only", "replay", seconds):
         replayed = _replay(settings, live, out)
     with _step("4/5 measuring against exact truth", "measure", seconds):
@@ -191,20 +189,6 @@ def _step(title: str, name: str, seconds: dict[str, float]) -> Iterator[None]:
     seconds[name] = round(time.monotonic() - started, 1)
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Hide Lightning's hints for developers."""
-    log = logging.getLogger("lightning.pytorch")
-    level = log.level
-    log.setLevel(logging.WARNING)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            yield
-        finally:
-            log.setLevel(level)
-
-
 def _bag(recording: SimulatedDrive, path: Path) -> Path:
     if not (path / "labels.yaml").is_file():
         write_simulated_bag(recording, path, force=True)
@@ -216,7 +200,8 @@ def _replay(settings: DemoSettings, bag: Path, out: Path) -> ReplayResult:
     replay, problem = find_replay() if settings.use_ros else (replay_in_process, "--no-ros")
     if problem:
         console.print(f"[yellow]   no DDS here ({problem}): the network runs in this process[/]")
-    return replay(bag, (out / "run" / FILE_NAME).resolve(), out / "logs", None)
+    with progress.bar("replaying", transient=True):
+        return replay(bag, (out / "run" / FILE_NAME).resolve(), out / "logs", None)
 
 
 def _measure(
@@ -224,7 +209,8 @@ def _measure(
 ) -> tuple[Scores, dict[str, Any]]:
     student = Segmenter.load(out / "run").label_space
     bundled = Segmenter.load(BUNDLED)
-    recording, labeler = open_recording(f"bag:{bag}"), load_teacher(teacher)
+    recording = open_recording(f"bag:{bag}", trained=bundled.trained_on)
+    labeler = load_teacher(teacher)
     scores = measure(recording, replayed, student, labeler, Pipeline(bundled), config)
     return scores, bundled.meta.metrics
 
@@ -232,13 +218,15 @@ def _measure(
 def _draw(
     bag: Path, scores: Scores, config: PseudoLabelConfig, teacher: TeacherConfig, out: Path
 ) -> None:
-    recording, student = open_recording(f"bag:{bag}"), Pipeline(Segmenter.load(out / "run"))
+    student = Pipeline(Segmenter.load(out / "run"))
+    recording = open_recording(f"bag:{bag}", trained=student.trained_on)
     sample = recording[len(recording) // 2]
     picture.draw(sample, student, load_teacher(teacher), config, scores, out / "picture.png")
     try:
         space = LabelSpace.load(config.label_space)
         views = recording_views(recording, space, student, range(len(recording)))
-        record(views, space, out / "drive.rrd", max_points=30_000)
+        drawn = progress.tracked(views, "drawing", len(recording))
+        record(drawn, space, out / "drive.rrd", max_points=30_000)
     except MissingDependency as problem:
         console.print(f"[yellow]   no drive.rrd: {problem}[/]")
 

@@ -90,6 +90,15 @@ def read_arrays(
         ) from None
 
 
+def is_whole(path: Path) -> bool:
+    """Whether a file of `write_arrays` exists and is not cut short."""
+    try:
+        read_arrays(path, only=())
+    except InputError:
+        return False
+    return True
+
+
 def _map(path: Path, name: str) -> MappedArray:
     with zipfile.ZipFile(path) as archive, path.open("rb") as file:
         start = archive.getinfo(f"{name}.npy").header_offset

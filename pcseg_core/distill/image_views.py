@@ -117,6 +117,16 @@ class ImageViewer:
             "mirror": mirror,
         }
 
+    def recording_name(self, name: str, source: str) -> str:
+        """Name under which the superpixels of a recording are stored.
+
+        Superpixels that others made are stored under its own name. Those that are made here also
+        depend on its source, for another recording may have the same name.
+        """
+        if self.superpixels.generator is None:
+            return name
+        return f"{name}-{digest({'source': source})[:8]}"
+
     def views(
         self, sample: Sample, xyz: Array, recording: str, skipped: Counter[str]
     ) -> tuple[ImageView, ...]:
@@ -156,8 +166,6 @@ class ImageViewer:
         if len(seen) == 0:
             raise InputError("it sees no point of the sweep")
         image = frame.image
-        if image.size == 0:
-            raise InputError("the image is empty")
         load = partial(getattr, frame, "image")
         segments = self.superpixels.get(recording, image_key(sample, k), load)
         classes = segments.classes

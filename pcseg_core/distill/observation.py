@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
@@ -224,7 +224,10 @@ class Observer:
         name, scene = f"{recording.name}-{index:06d}", f"{source}/{recording.scenes[index]}"
         posed = _is_posed(path)
         if posed is None:
-            observation = self.observe_sample(recording[index], recording.name, name, scene, index)
+            known_as = recording.name
+            if self.images is not None:
+                known_as = self.images.recording_name(recording.name, source)
+            observation = self.observe_sample(recording[index], known_as, name, scene, index)
             observation.save(path)
             posed = observation.posed
         return StoredObservation(path, name, scene, index, posed)
@@ -236,7 +239,7 @@ class Observer:
 
         Args:
             sample: sweep, with images if any part needs them.
-            recording: name of the recording.
+            recording: name of the recording, under which its superpixels are stored.
             name, scene, index: see `Observation`.
 
         Raises:
@@ -246,6 +249,8 @@ class Observer:
         finite = cloud.finite
         if not finite.any():
             raise InputError(f"sweep {sample.name}: no finite points")
+        if self.evidence is not None or self.pixels is not None or self.images is not None:
+            sample = self._with_usable_images(sample)
         xyz = np.ascontiguousarray(cloud.xyz[finite], np.float32)
         deskewed = xyz
         if sample.trajectory is not None and cloud.time is not None:
@@ -273,6 +278,25 @@ class Observer:
             self.pixels.pixels(sample, deskewed) if self.pixels is not None else None,
             views,
         )
+
+    def _with_usable_images(self, sample: Sample) -> Sample:
+        """The sample with the images that can be used, decoded once; the others are counted.
+
+        Raises:
+            InputError: it has images, needs one and none can be used.
+        """
+        usable, faults = [], []
+        for k, frame in enumerate(sample.cameras):
+            try:
+                sample.T_cam_lidar(k)
+                usable.append(frame.decoded())
+            except InputError as error:
+                faults.append(f"image of {frame.name}: {error}")
+        needed = self.images is not None or (self.evidence is not None and self.evidence.required)
+        if faults and not usable and needed:
+            raise InputError(faults[0])
+        self.skipped.update(faults)
+        return replace(sample, cameras=usable)
 
 
 def _flat(part: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

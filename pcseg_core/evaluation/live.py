@@ -7,14 +7,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from pcseg_core.bundled import BUNDLED
 from pcseg_core.checkpoint import load_checkpoint
-from pcseg_core.cloud import IntensityScale
 from pcseg_core.data import open_recording
 from pcseg_core.errors import InputError, MissingDependency
 from pcseg_core.evaluation.methods import Prediction
@@ -86,20 +85,14 @@ class NodeSetup:
         default_factory=lambda: {"intensity_scale": 0.0, "max_image_offset_s": 0.05}
     )
 
-    def reader_options(self) -> dict[str, object]:
-        """`bag_options` with the intensity scale that the node takes.
+    def reader_options(self) -> dict[str, Any]:
+        """`bag_options` with the input of the training, for `open_recording`.
 
         Raises:
             InputError: see `load_checkpoint`.
         """
-        inputs = load_checkpoint(Path(self.checkpoint))[1].inputs
-        if inputs is None or inputs.intensity_scale is None:
-            return dict(self.bag_options)
-        given = float(str(self.bag_options.get("intensity_scale") or 0))
-        return {
-            **self.bag_options,
-            "intensity_scale": IntensityScale(given, inputs.intensity_scale),
-        }
+        trained = load_checkpoint(Path(self.checkpoint))[1].inputs
+        return {**self.bag_options, **({"trained": trained} if trained else {})}
 
 
 @dataclass

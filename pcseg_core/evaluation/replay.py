@@ -237,17 +237,19 @@ class _Run:
             others=figures[1:],
             skipped=dict(grouped(recording.skipped)),
             account=account(recording).entries(),
-            notes=self._notes(),
+            notes=self._notes(labeled=figures[0].miou is not None),
             per_sweep=self.sweeps,
             scene=self.scene,
             palette=space.palette,
         )
 
-    def _notes(self) -> list[str]:
-        """Reasons for missing figures."""
-        notes = []
+    def _notes(self, labeled: bool) -> list[str]:
+        """Reasons for missing figures, and remarks about the recording."""
+        notes = list(account(self.recording).remarks)
         if self.truth.labels_from is None:
             notes.append("no mIoU: the recording carries no labels; give a folder by --labels")
+        elif not labeled:
+            notes.append(f"no mIoU: no sweep has labels in {self.truth.labels_from}")
         if self.recording.pose_source == "none":
             notes.append("no flicker: the recording has no poses (TF, Odometry or kiss-icp)")
         if self.taught and not any(measure.compared for measure in self.measures):

@@ -14,8 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pcseg_core.checkpoint import load_checkpoint
-from pcseg_core.cloud import PointCloud
+from pcseg_core.distill.cache import is_whole
 from pcseg_core.distill.labeling import label_scene
 from pcseg_core.distill.observation import ClassEvidence, Observer, StoredObservation, scenes
 from pcseg_core.distill.pixels import PixelSampler, PointPixels
@@ -31,18 +30,21 @@ from pcseg_core.learning.objectives.segmentation import Segmentation, class_coun
 from pcseg_core.learning.objectives.self_training import SelfTraining
 from pcseg_core.learning.objectives.text import TextRegression
 from pcseg_core.learning.recipe import Recipe, TextConfig
+from pcseg_core.learning.run_folder import claim, identity, named, resumed
 from pcseg_core.learning.runs import (
     all_skipped,
-    claim,
+    check_cameras,
     finish,
     input_statistics,
     observe,
     open_recordings,
+    recording_poses,
     torch_device,
-    train,
 )
+from pcseg_core.learning.start import check_start, take_over
 from pcseg_core.learning.teachers import TextTeacher, load_text_teacher
-from pcseg_core.models.student import Student, StudentConfig
+from pcseg_core.learning.trainer import train
+from pcseg_core.models.student import Student
 from pcseg_core.vision.class_to_text import agree_with_labels
 from pcseg_core.vision.pixel_classes import PixelClasses, load_teacher
 
@@ -56,10 +58,12 @@ def distill(
     cache: Path | None = None,
     device: str = "auto",
     start: Path | None = None,
+    fresh: bool = False,
 ) -> dict[str, Any]:
     """Label recordings with the recipe's teacher and train a student on the labels.
 
-    Interrupted runs resume: make the same call again.
+    Interrupted runs resume: make the same call again. A finished run returns its figures, which
+    metrics.json also holds.
 
     Args:
         sources: bags, or reader:path.
@@ -67,44 +71,52 @@ def distill(
         out: run directory; gets recipe.yaml, pseudo_labels/, logs/, last.ckpt and the checkpoint.
         cache: folder of observations that several runs may share; default inside `out`.
         device: "auto", "cpu" or "cuda".
-        start: run or checkpoint whose student is trained further, for example to learn words.
-
-    Returns:
-        Figures of the run, also written to metrics.json.
+        start: run whose student, or pretrained backbone, is trained further.
+        fresh: delete an earlier run in `out`, once everything is known to be usable.
 
     Raises:
         InputError: unusable sources, weights or recipe, or a run directory of another recipe.
+        KeyboardInterrupt: a signal ended the training.
     """
     if recipe.teacher is None or recipe.supervision is not None:
         raise InputError("distillation needs a recipe with 'teacher' and without 'supervision'")
     if recipe.optimizer.heads_only and start is None:
         raise InputError("optimizer.heads_only needs a run to start from; give --start RUN")
-    claim(out, recipe, [*sources, *([f"start:{start}"] if start else [])])
-    # Observe every sweep once: what do the images say about its points?
-    teacher = load_teacher(recipe.teacher, torch_device(device))
-    text = load_text_teacher(recipe.text, teacher, torch_device(device)) if recipe.text else None
-    recordings, started = open_recordings(sources), time.monotonic()
+    names = [identity(source, (out, cache or out)) for source in sources]
+    parts = [*names, *named("start", start)]
+    if (figures := resumed(out, recipe, parts, fresh)) is not None:
+        return figures
+    # Check everything that can be wrong before the run directory is claimed.
+    space = LabelSpace.load(recipe.labels.label_space)
+    if start is not None:
+        check_start(start, recipe, space)
+    recordings, started = open_recordings(sources, names), time.monotonic()
+    check_cameras(recordings.values())
+    on = torch_device(device)
+    teacher = load_teacher(recipe.teacher, on)
+    text = load_text_teacher(recipe.text, teacher, on) if recipe.text else None
     observer = new_observer(recipe, teacher, text, cache or out / "cache")
+    claim(out, recipe, parts, fresh)
+    # Observe every sweep once: the classes of its points by the images.
     observations = observe(observer, recordings, "labeling sweeps")
     # Fuse the evidence of each scene over time, into labels also of points that no camera sees.
     sweeps = label_sweeps(observations, recipe, teacher.label_space, out / "pseudo_labels")
     labeling_s = time.monotonic() - started
     # Train a student to predict the labels from the points alone.
-    space = LabelSpace.load(recipe.labels.label_space)
     student = new_student(recipe, sweeps, space, text, start)
     training = train(new_module(student, sweeps, recipe, text), out, device)
     metrics = {
         "sweeps": len(sweeps),
         "skipped": all_skipped(recordings, observer),
-        "poses": {name: recording.pose_source for name, recording in recordings.items()},
+        "poses": recording_poses(recordings),
         "class_shares": class_shares(sweeps, space),
         "labeling_s": round(labeling_s, 1),
         **training,
     }
     words = text.checkpoint_text(recipe.text) if text and recipe.text else None
-    clouds = [PointCloud(sweep.xyz, sweep.intensity) for sweep in sweeps]
-    inputs = input_statistics(clouds, recordings.values())
-    finish(student, space, recipe, metrics, out, words, inputs)
+    finish(
+        student, space, recipe, metrics, out, words, input_statistics(sweeps, recordings.values())
+    )
     return metrics
 
 
@@ -150,7 +162,7 @@ def label_sweeps(
                 sweep.xyz, sweep.intensity, label, confidence, sweep.scene, pixels
             )
             path = folder / f"{len(sweeps):05d}-{slug(sweep.name)}.npz"
-            if not path.is_file():
+            if not is_whole(path):
                 labeled.save(path)
             sweeps.append(labeled)
     return sweeps
@@ -170,11 +182,7 @@ def new_student(
     text: TextTeacher | None,
     start: Path | None = None,
 ) -> Student:
-    """A student with the heads that the objectives of the recipe train, maybe of another run.
-
-    Raises:
-        InputError: see `take_over`.
-    """
+    """A student with the heads that the objectives of the recipe train, maybe of another run."""
     torch.manual_seed(recipe.seed)
     heads: dict[str, int] = {}
     if recipe.loss.regression > 0:
@@ -183,7 +191,7 @@ def new_student(
         heads["text_channels"] = text.channels
     student = Student(recipe.student.model_copy(update=heads), len(space))
     if start is not None:
-        take_over(student, start, space)
+        take_over(student, start)
     return student
 
 
@@ -191,29 +199,6 @@ def image_channels(sweeps: Sequence[TrainingSweep]) -> int:
     """Size of the image features of sweeps; 0 without any."""
     pixels = [sweep.pixels for sweep in sweeps if sweep.pixels is not None]
     return max((p.image.shape[1] for p in pixels if p.image is not None), default=0)
-
-
-def take_over(student: Student, start: Path, space: LabelSpace) -> None:
-    """Copy the network, and heads of the same shape, of another run.
-
-    Raises:
-        InputError: no checkpoint there, another network, or other classes.
-    """
-    state, meta = load_checkpoint(start)
-    if meta.label_space["name"] != space.name:
-        raise InputError(
-            f"--start {start} has the classes '{meta.label_space['name']}', the recipe "
-            f"'{space.name}'; start from a run of the same label space"
-        )
-    own = student.state_dict()
-    fitting = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
-    missing = [k for k in own if k.startswith("network.") and k not in fitting]
-    if missing or student.config.inputs != StudentConfig.model_validate(meta.student).inputs:
-        raise InputError(
-            f"--start {start} is another network (first difference: "
-            f"{missing[0] if missing else 'inputs'}); use its student section in the recipe"
-        )
-    student.load_state_dict({**own, **fitting})
 
 
 def new_module(

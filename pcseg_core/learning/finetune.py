@@ -22,7 +22,8 @@ from pcseg_core.learning.module import TrainingModule
 from pcseg_core.learning.objectives.segmentation import Segmentation, class_counts
 from pcseg_core.learning.probe import Scan, by_point, confusion_of, labeled_scan, run_student
 from pcseg_core.learning.recipe import OptimizerConfig, TrainingRecipe
-from pcseg_core.learning.runs import finish, torch_device, train
+from pcseg_core.learning.runs import finish, input_statistics, torch_device
+from pcseg_core.learning.trainer import train
 from pcseg_core.metrics.confusion import Confusion
 from pcseg_core.metrics.figures import Figures, merge_of
 from pcseg_core.models.student import Student, StudentConfig
@@ -142,10 +143,11 @@ def finetune(
     device: str = "auto",
     *,
     scratch: bool = False,
+    recordings: Sequence[Recording] = (),
 ) -> dict[str, Any]:
     """Train a checkpoint on labeled sweeps and measure it on others.
 
-    Interrupted runs resume: the same call continues from the last stored epoch.
+    Interrupted runs resume: make the same call again.
 
     Args:
         run: checkpoint or run directory.
@@ -156,12 +158,14 @@ def finetune(
         out: run directory; gets logs/, last.ckpt, metrics.json and the checkpoint.
         device: "auto", "cpu" or "cuda".
         scratch: train the network of `run` from random weights, for comparison.
+        recordings: where the sweeps are from; they give the intensity scale.
 
     Returns:
         Figures of the run, also written to metrics.json.
 
     Raises:
         InputError: no labeled point, or the run has another network.
+        KeyboardInterrupt: a signal ended the training.
     """
     counts = class_counts(sweeps, len(space), recipe.loss.min_confidence)
     if not counts.any():
@@ -185,5 +189,6 @@ def finetune(
         confusion = measure(student, test, len(space), torch_device(device))
         figures = Figures.of(confusion, space.names, merge_of(space))
         metrics["test"] = {**figures.model_dump(), "confusion": confusion.matrix.tolist()}
-    finish(student, space, recipe, metrics, out)
+    inputs = input_statistics(sweeps, recordings)
+    finish(student, space, recipe, metrics, out, inputs=inputs)
     return metrics

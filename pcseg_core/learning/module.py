@@ -24,7 +24,7 @@ from pcseg_core.learning.objectives.self_training import SelfTraining
 from pcseg_core.learning.recipe import OptimizerConfig
 from pcseg_core.models.student import Points, Student, StudentOutput
 
-STEPS_PER_EPOCH = 50  # runs resume at the start of an epoch: at most this many steps are repeated
+STEPS_PER_EPOCH = 50  # between two stored states; fewer after a run that was interrupted
 
 
 class TrainingModule(lightning.LightningModule):
@@ -78,15 +78,10 @@ class TrainingModule(lightning.LightningModule):
             objective.restore(self.student)
         return self.student
 
-    @property
-    def epochs(self) -> int:
-        """Epochs of the training."""
-        return -(-self.optimizer.steps // STEPS_PER_EPOCH)
-
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Batches of the current epoch; a resumed run gets the same ones."""
-        first = self.current_epoch * STEPS_PER_EPOCH
-        count = min(STEPS_PER_EPOCH, self.optimizer.steps - first)
+        """Batches up to the next multiple of `STEPS_PER_EPOCH`; a resumed run gets the same."""
+        first = self.global_step
+        count = min(STEPS_PER_EPOCH - first % STEPS_PER_EPOCH, self.optimizer.steps - first)
         dataset = StepDataset(self.sectors, first, count, *ranks())
         return DataLoader(dataset, batch_size=None, num_workers=self.workers)
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from pcseg_core.distill.image_views import ImageViewer, superpixel_cache
 from pcseg_core.distill.observation import Observer, StoredObservation
 from pcseg_core.distill.temporal import segment_files
 from pcseg_core.errors import InputError
-from pcseg_core.labels import LabelClass, LabelSpace
+from pcseg_core.labels import NO_CLASSES
 from pcseg_core.learning.distributed import first_process_first, synchronize
 from pcseg_core.learning.module import TrainingModule
 from pcseg_core.learning.objectives import Objective
@@ -23,22 +24,23 @@ from pcseg_core.learning.objectives.contrast import PixelContrast, TemporalContr
 from pcseg_core.learning.objectives.regression import Regression
 from pcseg_core.learning.pairs import PairedSectors
 from pcseg_core.learning.recipe import Recipe
+from pcseg_core.learning.run_folder import claim, identity, resumed
 from pcseg_core.learning.runs import (
     all_skipped,
-    claim,
+    check_cameras,
     finish,
+    input_statistics,
     observe,
     on_gpu,
     open_recordings,
+    some,
     torch_device,
-    train,
 )
+from pcseg_core.learning.trainer import train
 from pcseg_core.models.student import Student
 from pcseg_core.progress import bar
 from pcseg_core.vision.encoders import load_encoder
-
-NO_CLASSES = LabelSpace("pretrained", (LabelClass(0, "unlabeled", (160, 160, 160)),))
-"""Label space of a pretrained network, which has no classes: it labels all points the same."""
+from pcseg_core.vision.pixel_features import PixelFeatures
 
 
 def pretrain(
@@ -48,11 +50,13 @@ def pretrain(
     cache: Path | None = None,
     device: str = "auto",
     workers: int = 0,
+    fresh: bool = False,
 ) -> dict[str, Any]:
     """Train a student to agree with a frozen image network, without labels.
 
-    Interrupted runs resume: make the same call again. Under torchrun the processes share the
-    steps; losses and gradients are those of one process on the whole batch.
+    Interrupted runs resume: make the same call again. A finished run returns its figures, which
+    metrics.json also holds. Under torchrun the processes share the steps; losses and gradients are
+    those of one process on the whole batch.
 
     Args:
         sources: bags, or reader:path; or recordings by the names that identify them in the cache.
@@ -61,21 +65,28 @@ def pretrain(
         cache: folder of observations, superpixels and segments that several runs may share.
         device: "auto", "cpu" or "cuda".
         workers: processes that prepare batches in parallel to the training; 0 for none.
-
-    Returns:
-        Figures of the run, also written to metrics.json.
+        fresh: delete an earlier run in `out`, once everything is known to be usable.
 
     Raises:
         InputError: unusable sources, weights or recipe, or a run directory of another recipe.
+        KeyboardInterrupt: a signal ended the training.
     """
     if recipe.encoder is None:
         raise InputError("pretraining needs a recipe with 'encoder'")
-    named = dict(sources) if isinstance(sources, Mapping) else open_recordings(sources)
-    started = time.monotonic()
+    fresh = fresh and os.environ.get("RANK", "0") == "0"  # the others find what the first made
+    given = isinstance(sources, Mapping)
+    names = list(sources) if given else [identity(s, (out, cache or out)) for s in sources]
     # Observe every sweep once: features and superpixels of its images, segments across sweeps.
     with first_process_first(on_gpu(device)):
-        claim(out, recipe, list(named))
-        observations, segments, skipped = prepare(named, recipe, cache or out / "cache", device)
+        if (figures := resumed(out, recipe, names, fresh)) is not None:
+            return figures
+        named = dict(sources) if isinstance(sources, Mapping) else open_recordings(sources, names)
+        started = time.monotonic()
+        check_cameras(named.values())
+        encoder = load_encoder(recipe.encoder, torch_device(device))
+        claim(out, recipe, names, fresh)
+        observer = new_observer(recipe, encoder, cache or out / "cache", device)
+        observations, segments = prepare(observer, named, recipe)
     preparing_s = time.monotonic() - started
     # Train a student to tell apart what the image network tells apart.
     torch.manual_seed(recipe.seed)
@@ -85,32 +96,35 @@ def pretrain(
     training = train(module, out, device)
     metrics = {
         "sweeps": len(observations),
-        "skipped": skipped,
+        "skipped": all_skipped(named, observer),
         "preparing_s": round(preparing_s, 1),
         **module.clock.throughput(),
         **training,
     }
     if module.global_rank == 0:
-        finish(student, NO_CLASSES, recipe, metrics, out)
+        inputs = input_statistics([o.load() for o in some(observations)], named.values())
+        finish(student, NO_CLASSES, recipe, metrics, out, inputs=inputs)
     return metrics
 
 
+def new_observer(recipe: Recipe, encoder: PixelFeatures, folder: Path, device: str) -> Observer:
+    """Makes the image views of sweeps."""
+    superpixels = superpixel_cache(recipe.superpixels, folder, torch_device(device))
+    viewer = ImageViewer(encoder, superpixels, recipe.views, recipe.pairs.mirror > 0)
+    return Observer(folder, images=viewer)
+
+
 def prepare(
-    recordings: Mapping[str, Recording], recipe: Recipe, folder: Path, device: str
-) -> tuple[list[StoredObservation], dict[int, Path], dict[str, int]]:
-    """Observations, temporal segments if the recipe needs them, and what was skipped."""
-    assert recipe.encoder is not None
-    on = torch_device(device)
-    superpixels = superpixel_cache(recipe.superpixels, folder, on)
-    mirror = recipe.pairs.mirror > 0
-    viewer = ImageViewer(load_encoder(recipe.encoder, on), superpixels, recipe.views, mirror)
-    observer = Observer(folder, images=viewer)
+    observer: Observer, recordings: Mapping[str, Recording], recipe: Recipe
+) -> tuple[list[StoredObservation], dict[int, Path]]:
+    """Observations, and temporal segments if the recipe needs them."""
     observations = observe(observer, recordings, "preparing views")
     segments: dict[int, Path] = {}
     if recipe.across_sweeps:
+        folder = observer.folder / "segments"
         with bar("preparing segments") as progress:
-            segments = segment_files(observations, recipe.temporal, folder / "segments", progress)
-    return observations, segments, all_skipped(recordings, observer)
+            segments = segment_files(observations, recipe.temporal, folder, progress)
+    return observations, segments
 
 
 def new_module(

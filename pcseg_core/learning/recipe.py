@@ -369,9 +369,20 @@ class Recipe(TrainingRecipe):
 
 
 def load_recipe(path: Path) -> Recipe:
-    """Read a recipe and find its weights and tables, see `find_file`."""
+    """Read a recipe and find its weights and tables, see `find_file`.
+
+    Raises:
+        InputError: the file is missing or invalid, or names a file that is missing.
+    """
     recipe = load_yaml(path, Recipe)
-    base = Path(path).parent
+    try:
+        return _with_files(recipe, Path(path).parent)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def _with_files(recipe: Recipe, base: Path) -> Recipe:
+    """The recipe with absolute paths."""
     teacher, text, cut = recipe.teacher, recipe.text, recipe.superpixels
     if teacher is not None and not bundled_file(teacher.weights):
         teacher = _found(teacher, base)

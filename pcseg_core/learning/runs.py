@@ -1,94 +1,40 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run directories, the trainer and its progress bar, checkpoints."""
+"""What all training commands do around the training: recordings, statistics, checkpoints."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
-import time
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
-import lightning
-import yaml
-from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.pytorch import callbacks
-from lightning.pytorch.loggers import CSVLogger
+import numpy.typing as npt
 
 from pcseg_core.checkpoint import FILE_NAME, CheckpointMeta, CheckpointText, save_checkpoint
 from pcseg_core.cloud import PointCloud
-from pcseg_core.config import Section, read_yaml
+from pcseg_core.config import Section
 from pcseg_core.data import Recording, open_recording
-from pcseg_core.data.account import account
+from pcseg_core.data.account import account, grouped
 from pcseg_core.data.bag import BagRecording
+from pcseg_core.data.bag_info import report_on
 from pcseg_core.distill.observation import Observer, StoredObservation
 from pcseg_core.errors import InputError
-from pcseg_core.files import FolderKind, atomic_path, claim_folder, write_atomic
+from pcseg_core.files import write_atomic
 from pcseg_core.input_check import InputStatistics
 from pcseg_core.labels import LabelSpace
-from pcseg_core.learning.module import TrainingModule
+from pcseg_core.learning.run_folder import METRICS
 from pcseg_core.models.inference import choose_device
 from pcseg_core.models.student import Student
 from pcseg_core.progress import bar, note
 
+Array = npt.NDArray[Any]
+Sweep = TypeVar("Sweep")
+
+Reading = tuple[float | None, str | None, str | None]
+"""How a recording is read: intensity scale, time field and stamp reference; None if unknown."""
+
+_UNKNOWN: Reading = (None, None, None)
 _MEASURED = 50  # sweeps, evenly spaced, whose distribution a checkpoint stores
-_RECIPE, _LAST = "recipe.yaml", "last.ckpt"
-_TERMINATED = 128 + signal.SIGTERM  # exit status
-
-
-def _check_recipe(file: Path) -> None:
-    content = read_yaml(file)
-    if set(content) != {"recipe", "sources"} or not isinstance(content["recipe"], dict):
-        raise InputError(f"{file.name} is not the recipe of a run")
-
-
-_FILES = (_RECIPE, FILE_NAME, "metrics.json", _LAST)
-
-RUN = FolderKind(
-    "run directory",
-    _RECIPE,
-    _check_recipe,
-    (
-        *_FILES,
-        *(f".{name}.*/*" for name in _FILES),  # of writes that were killed
-        "logs/*",
-        "pseudo_labels/*.npz",
-        "cache/*.npz",
-        "cache/superpixels-*/*",
-    ),
-)
-"""Run directories: everything that training writes into them."""
-
-
-def claim(out: Path, recipe: Section, sources: Sequence[str], fresh: bool = False) -> None:
-    """Claim a run directory: make it, or resume the run in it.
-
-    Args:
-        out: the directory.
-        recipe: of the run.
-        sources: all else that identifies the run.
-        fresh: delete an earlier run in it, whatever its recipe.
-
-    Raises:
-        InputError: it holds another run or something else.
-    """
-    wanted = {"recipe": recipe.model_dump(mode="json"), "sources": [identity(s) for s in sources]}
-    if not claim_folder(out, RUN, fresh=fresh):
-        write_atomic(out / _RECIPE, yaml.safe_dump(wanted, sort_keys=False))
-    elif read_yaml(out / _RECIPE) != wanted:
-        raise InputError(
-            f"{out} holds a run with another recipe, seed or sources; choose another --out, or "
-            "start over with --fresh"
-        )
-
-
-def identity(source: str) -> str:
-    """A source with the absolute path of its recording."""
-    reader, colon, place = source.rpartition(":")
-    return f"{reader}{colon}{Path(place).resolve()}" if Path(place).exists() else source
 
 
 def torch_device(device: str) -> str:
@@ -107,27 +53,85 @@ def on_gpu(device: str) -> bool:
     return torch_device(device) == "cuda"
 
 
-def open_recordings(sources: Sequence[str]) -> dict[str, Recording]:
-    """Recordings by their source, see `identity`; prints what each of them holds."""
-    recordings = {identity(source): open_recording(source) for source in sources}
+def open_recordings(sources: Sequence[str], identities: Sequence[str]) -> dict[str, Recording]:
+    """Recordings by their identity, see `run_folder.identity`; prints what each of them holds."""
+    recordings = {name: open_recording(s) for name, s in zip(identities, sources, strict=True)}
     for recording in recordings.values():
         for line in account(recording).lines():
             note(line)
     return recordings
 
 
-def input_statistics(
-    clouds: Sequence[PointCloud], recordings: Iterable[Recording]
-) -> InputStatistics:
-    """Distribution of the training data, with the intensity scale if one holds for all of it."""
-    factors = {r.scale.factor if isinstance(r, BagRecording) else None for r in recordings}
-    scale = factors.pop() if len(factors) == 1 else None
-    return InputStatistics.measure(clouds[:: max(1, len(clouds) // _MEASURED)], scale)
+def check_cameras(recordings: Iterable[Recording]) -> None:
+    """Check that at least one recording can train a segmenter; print why others cannot.
+
+    Raises:
+        InputError: none can, with the reasons that `pcseg bag info` gives.
+    """
+    reasons = [_why_not(recording) for recording in recordings]
+    faults = [reason for reason in reasons if reason]
+    if faults and len(faults) == len(reasons):
+        raise InputError("; ".join(faults))
+    for fault in faults:
+        note(fault)
+
+
+def _why_not(recording: Recording) -> str:
+    """Why a bag cannot train a segmenter; "" if it can, and for recordings that are no bags."""
+    if not isinstance(recording, BagRecording):
+        return ""
+    report = report_on(recording)
+    if report.trainable:
+        return ""
+    found = [finding for finding in report.findings if finding.level == "error"]
+    causes = [f"{f.what} ({f.do})" if f.do else f.what for f in found]
+    causes += [problem for problem in recording.problems if problem.startswith("camera ")]
+    told = "; ".join(dict.fromkeys(causes))
+    return (
+        f"{recording.path} cannot train a segmenter: {told}; see: pcseg bag info {recording.path}"
+    )
+
+
+def recording_poses(recordings: Mapping[str, Recording]) -> dict[str, str]:
+    """Source of the poses by recording."""
+    return {name.partition(" (files ")[0]: r.pose_source for name, r in recordings.items()}
+
+
+class Points(Protocol):
+    """The points of a sweep that is trained on."""
+
+    xyz: Array
+    intensity: Array
+
+
+def input_statistics(sweeps: Sequence[Points], recordings: Iterable[Recording]) -> InputStatistics:
+    """Distribution of the training data, and how it was read, if all of it was read alike."""
+    ways = {_reading(recording) for recording in recordings}
+    scale, time_field, stamp_reference = ways.pop() if len(ways) == 1 else _UNKNOWN
+    clouds = (PointCloud(sweep.xyz, sweep.intensity) for sweep in some(sweeps))
+    return InputStatistics.measure(clouds, scale, time_field, stamp_reference)
+
+
+def _reading(recording: Recording) -> Reading:
+    if not isinstance(recording, BagRecording):
+        return _UNKNOWN
+    time_field, stamp_reference = recording.times
+    return recording.scale.factor, _given(time_field), _given(stamp_reference)
+
+
+def _given(value: str) -> str | None:
+    """A setting of the reader; None if it leaves the value to a guess."""
+    return None if value.startswith(("auto", "none")) else value
+
+
+def some(sweeps: Sequence[Sweep]) -> Sequence[Sweep]:
+    """Some dozens of sweeps, evenly spaced."""
+    return sweeps[:: max(1, len(sweeps) // _MEASURED)]
 
 
 def all_skipped(recordings: Mapping[str, Recording], observer: Observer) -> dict[str, int]:
-    """What the recordings and the observer left out, by reason."""
-    return dict(sum((r.skipped for r in recordings.values()), observer.skipped))
+    """What the recordings and the observer left out, by reason; similar reasons are one."""
+    return dict(grouped(sum((r.skipped for r in recordings.values()), observer.skipped)))
 
 
 def observe(
@@ -136,94 +140,9 @@ def observe(
     """Observe recordings with a progress bar; print what was skipped. See `Observer.observe`."""
     with bar(title) as progress:
         found = observer.observe(recordings, progress, every)
-    for reason, count in observer.skipped.most_common():
+    for reason, count in grouped(observer.skipped):
         note(f"skipped {count}: {reason}")
     return found
-
-
-class TrainingBar(callbacks.Callback):
-    """Shows the step and the losses."""
-
-    def __init__(self, total: int) -> None:
-        self.bar = bar("training", total)
-
-    def on_train_start(self, trainer: lightning.Trainer, *_: Any) -> None:
-        """Show the bar, at the first step of a resumed run."""
-        self.bar.start()
-        self.bar(trainer.global_step)
-
-    def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
-        """Update the bar."""
-        losses = trainer.progress_bar_metrics.items()
-        self.bar(trainer.global_step, figures=" ".join(f"{k} {float(v):.3f}" for k, v in losses))
-
-    def on_train_end(self, *_: Any) -> None:
-        """Close the bar."""
-        self.bar.stop()
-
-    def on_exception(self, *_: Any) -> None:
-        """Close the bar."""
-        self.bar.stop()
-
-
-class _AtomicCheckpoints(TorchCheckpointIO):
-    """Writes checkpoints atomically, with the permissions of the umask."""
-
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
-    ) -> None:
-        with atomic_path(path) as temporary:
-            super().save_checkpoint(checkpoint, temporary, storage_options)
-
-
-def train(module: TrainingModule, out: Path, device: str) -> dict[str, Any]:
-    """Train to the last step. Resumes from the last stored epoch.
-
-    Under torchrun all its processes share the work. Afterwards the module's student is the result.
-
-    Args:
-        module: student, objectives and data.
-        out: run directory; gets logs/ and last.ckpt.
-        device: "auto", "cpu" or "cuda".
-
-    Returns:
-        Figures: "steps", "training_s" and "final" (the last losses).
-    """
-    store = callbacks.ModelCheckpoint(
-        dirpath=out, filename="last", every_n_epochs=1, save_top_k=1, enable_version_counter=False
-    )
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    first_rank = int(os.environ.get("RANK", "0")) == 0
-    trainer = lightning.Trainer(
-        accelerator="gpu" if on_gpu(device) else "cpu",
-        devices=local,
-        num_nodes=max(1, world // local),
-        strategy="ddp" if world > 1 else "auto",
-        plugins=[_AtomicCheckpoints()],
-        use_distributed_sampler=False,
-        max_epochs=module.epochs,
-        reload_dataloaders_every_n_epochs=1,
-        gradient_clip_val=module.optimizer.gradient_clip,
-        logger=CSVLogger(out, name="logs", version=""),
-        callbacks=[store, *([TrainingBar(module.optimizer.steps)] if first_rank else [])],
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        log_every_n_steps=10,
-        default_root_dir=out,
-    )
-    last = out / _LAST
-    started = time.monotonic()
-    with suppress(SystemExit):  # Lightning's, with status 0 or 1
-        trainer.fit(module, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
-    if trainer.interrupted or trainer.received_sigterm:
-        step, steps = trainer.global_step, module.optimizer.steps
-        note(f"interrupted at step {step} of {steps}; run the same command again to resume")
-        raise SystemExit(_TERMINATED) if trainer.received_sigterm else KeyboardInterrupt
-    seconds = time.monotonic() - started
-    module.result()
-    final = {k: round(float(v), 4) for k, v in trainer.logged_metrics.items()}
-    return {"steps": trainer.global_step, "training_s": round(seconds, 1), "final": final}
 
 
 def finish(
@@ -244,4 +163,4 @@ def finish(
         inputs=inputs,
     )
     save_checkpoint(out / FILE_NAME, student.state_dict(), meta, text)
-    write_atomic(out / "metrics.json", json.dumps(metrics, indent=1))
+    write_atomic(out / METRICS, json.dumps(metrics, indent=1))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pcseg_core.checkpoint import CheckpointText
-from pcseg_core.data import open_recording
+from pcseg_core.data import Recording, open_recording
 from pcseg_core.distill.observation import ClassEvidence, Observer, StoredObservation, scenes
 from pcseg_core.distill.pixels import PixelSampler
 from pcseg_core.errors import InputError
@@ -27,16 +27,17 @@ from pcseg_core.learning.objectives.alignment import Alignment
 from pcseg_core.learning.objectives.segmentation import WordSegmentation, class_counts
 from pcseg_core.learning.probe import Scan, by_point, read_scans, run_student
 from pcseg_core.learning.recipe import Recipe
+from pcseg_core.learning.run_folder import claim, identity, resumed
 from pcseg_core.learning.runs import (
     all_skipped,
-    claim,
     finish,
+    input_statistics,
     observe,
     open_recordings,
     torch_device,
-    train,
 )
 from pcseg_core.learning.teachers import load_split_teacher
+from pcseg_core.learning.trainer import train
 from pcseg_core.learning.zero_shot_labels import hold_out, label_scene, zero_shot_labels
 from pcseg_core.learning.zero_shot_split import Split
 from pcseg_core.metrics.confusion import Confusion
@@ -59,10 +60,12 @@ def zero_shot(
     cache: Path | None = None,
     device: str = "auto",
     every: int = 1,
+    fresh: bool = False,
 ) -> dict[str, Any]:
     """Train on true labels of seen classes and image labels of unseen ones, and measure both.
 
-    Interrupted runs resume: make the same call again. Returns what metrics.json also holds.
+    Interrupted runs resume: make the same call again. A finished run returns its figures, unless
+    the test recordings are others: those are measured. Returns what metrics.json also holds.
 
     Args:
         sources: recordings with images, labeled unless the recipe is annotation-free.
@@ -73,18 +76,25 @@ def zero_shot(
         cache: folder of observations that several runs may share; default inside `out`.
         device: "auto", "cpu" or "cuda".
         every: only every k-th sweep is trained on.
+        fresh: delete an earlier run in `out`, once everything is known to be usable.
 
     Raises:
         InputError: unusable sources, weights, words or recipe, or a directory of another run.
+        KeyboardInterrupt: a signal ended the training.
     """
     if recipe.supervision is None or recipe.text is None:
         raise InputError("zero-shot learning needs a recipe with 'supervision'")
-    claim(out, recipe, [*sources, f"split {split.model_dump_json()}", f"every {every}"])
-    # Observe every sweep once: true labels, and what the images say about its points.
+    names = [identity(source, (out, cache or out)) for source in sources]
+    parts = [*names, f"split {split.model_dump_json()}", f"every {every}"]
+    tested = [entry.name if isinstance(entry, Scan) else identity(entry) for entry in test]
+    if (figures := resumed(out, recipe, parts, fresh, tested=tested)) is not None:
+        return figures
+    recordings, tests = open_recordings(sources, names), open_tests(test)
     space = load_text_space(recipe.text.space, torch_device(device))
     words = split.class_words(space)
     observer = new_observer(recipe, split, space, words, cache or out / "cache", device)
-    recordings = open_recordings(sources)
+    claim(out, recipe, parts, fresh)
+    # Observe every sweep once: true labels, and the classes of its points by the images.
     observed = observe(observer, recordings, "observing sweeps", every)
     # Label seen classes by the truth and unseen ones by the images; hold out some scenes.
     kept, held = hold_out(observed, recipe.stacking.held_out)
@@ -95,21 +105,34 @@ def zero_shot(
     training = train(module, out, device)
     # Measure, also with the bias toward seen classes calibrated on the held-out scenes.
     classifier = CosineClassifier(module.student, vectors, torch_device(device))
-    gamma = _gamma(classifier, held, split.mask, recipe)
-    figures = measure(classifier, _scans(test, split, recipe), split, gamma)
     metrics = {
         "sweeps": len(sweeps),
+        "tested": tested,
         "held_out": len(held),
         "skipped": all_skipped(recordings, observer),
         "labels": quality,
-        "gamma": gamma,
-        **{k: v.model_dump() for k, v in figures.items()},
+        **_measured(classifier, held, _scans(tests, split, recipe), split, recipe),
         **training,
     }
-    classifier.fold(split.mask, gamma, recipe.text.temperature)
     known = _checkpoint_text(space, words, recipe.text.temperature)
-    finish(module.student, split.space, recipe, metrics, out, known)
+    inputs = input_statistics(sweeps, recordings.values())
+    finish(module.student, split.space, recipe, metrics, out, known, inputs)
     return metrics
+
+
+def _measured(
+    classifier: CosineClassifier,
+    held: Sequence[StoredObservation],
+    scans: Iterable[Scan],
+    split: Split,
+    recipe: Recipe,
+) -> dict[str, Any]:
+    """Gamma and figures of a classifier, which is then folded into the student."""
+    assert recipe.text is not None
+    gamma = _gamma(classifier, held, split.mask, recipe)
+    figures = measure(classifier, scans, split, gamma)
+    classifier.fold(split.mask, gamma, recipe.text.temperature)
+    return {"gamma": gamma, **{k: v.model_dump() for k, v in figures.items()}}
 
 
 def _checkpoint_text(
@@ -212,12 +235,25 @@ def new_module(
     )
 
 
-def _scans(test: Sequence[Scan] | Sequence[str], split: Split, recipe: Recipe) -> Iterator[Scan]:
+def open_tests(test: Iterable[Scan | str]) -> list[Scan | Recording]:
+    """Open the recordings to measure on.
+
+    Raises:
+        InputError: an unusable recording, or one without labels.
+    """
+    opened = [entry if isinstance(entry, Scan) else open_recording(entry) for entry in test]
+    for recording in opened:
+        if not isinstance(recording, Scan) and recording.label_space is None:
+            raise InputError(f"{recording.name} has no labels to measure on; choose another test")
+    return opened
+
+
+def _scans(test: Iterable[Scan | Recording], split: Split, recipe: Recipe) -> Iterator[Scan]:
     for entry in test:
         if isinstance(entry, Scan):
             yield entry
         else:
-            yield from read_scans(open_recording(entry), split.space, recipe.student.max_range_m)
+            yield from read_scans(entry, split.space, recipe.student.max_range_m)
 
 
 class CosineClassifier:

@@ -10,7 +10,7 @@ import itertools
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from pcseg_core.sparse.backends import resolve
 from pcseg_core.sparse.maps import KernelMap, KernelMapCache
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
+T = TypeVar("T")
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _INTEGERS = {"int8": torch.uint8}  # needs calibration; see `quantized`
 _LAYERS: dict[str, Callable[[Tensor, Tensor, torch.dtype, Tensor | None], Layer]] = {
@@ -31,7 +32,9 @@ _LAYERS: dict[str, Callable[[Tensor, Tensor, torch.dtype, Tensor | None], Layer]
 }
 
 
-def fold(conv: SparseConv3d, norm: BatchNorm, make: MakeLayer) -> Layer:
+def fold(
+    conv: SparseConv3d, norm: BatchNorm, make: Callable[[Tensor, Tensor, Tensor | None], T]
+) -> T:
     """One layer of both: w' = w g / s and b' = beta - mean g / s with s = sqrt(variance + eps)."""
     mean, variance = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
     scale = norm.weight / torch.sqrt(variance + norm.eps)

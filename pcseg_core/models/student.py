@@ -62,9 +62,19 @@ class StudentConfig(Section):
     )
 
 
+def input_features(config: StudentConfig) -> list[tuple[str, float]]:
+    """Name and divisor of each input feature of a point; "offset" is one for each axis."""
+    features: list[tuple[str, float]] = [
+        (name, _INPUT_SCALE[name]) for name in config.inputs if name != "offset"
+    ]
+    if "offset" in config.inputs:
+        features += [(f"offset_{axis}", _OFFSET_SCALE) for axis in "xyz"]
+    return features
+
+
 def input_channels(config: StudentConfig) -> int:
     """Number of input features of a point."""
-    return len(config.inputs) + 2 * ("offset" in config.inputs)
+    return len(input_features(config))
 
 
 @dataclass
@@ -137,34 +147,34 @@ class Student(nn.Module):
         if config.text_channels:
             self.text_head = nn.Linear(self.network.feature_channels, config.text_channels)
 
-    def voxelize(self, points: Points) -> Voxels:
-        """Voxels of the points on the configured grid."""
+    def voxelize(self, points: Points, backend: str = "auto") -> Voxels:
+        """Voxels of the points on the configured grid; `backend` as in `sparse.voxelize`."""
         edge = self.config.voxel_size_m
         if self.config.voxels == "cartesian":
-            return voxelize(points.xyz, edge, points.batch)
+            return voxelize(points.xyz, edge, points.batch, backend=backend)
         size = (edge, math.radians(self.config.azimuth_deg), edge)
-        return voxelize(points.xyz, size, points.batch, mode="cylindrical")
+        return voxelize(points.xyz, size, points.batch, "cylindrical", backend)
 
     def inputs(self, points: Points, voxels: Voxels) -> Tensor:
-        """(N, F) input features, scaled to a spread near one.
+        """(N, F) input features, scaled to a spread near one; see `input_features`.
 
-        "offset" is three features: the position of the point inside its voxel. It separates smooth
-        from rough surfaces below the size of a voxel.
+        "offset" is the position of the point inside its voxel. It separates smooth from rough
+        surfaces below the size of a voxel.
         """
+        x, y, z = points.xyz.unbind(1)
         columns: dict[str, Callable[[], Tensor]] = {
-            "x": lambda: points.xyz[:, 0],
-            "y": lambda: points.xyz[:, 1],
-            "z": lambda: points.xyz[:, 2],
+            "x": lambda: x,
+            "y": lambda: y,
+            "z": lambda: z,
             "range": lambda: points.xyz.norm(dim=1),
             "intensity": lambda: points.intensity,
             "one": lambda: torch.ones_like(points.intensity),
+            "offset_x": lambda: _offset(voxels.grid[:, 0]),
+            "offset_y": lambda: _offset(voxels.grid[:, 1]),
+            "offset_z": lambda: _offset(voxels.grid[:, 2]),
         }
-        features = [
-            columns[n]()[:, None] / _INPUT_SCALE[n] for n in self.config.inputs if n != "offset"
-        ]
-        if "offset" in self.config.inputs:
-            features.append((voxels.grid - voxels.grid.floor() - 0.5) / _OFFSET_SCALE)
-        return torch.cat(features, 1)
+        features = input_features(self.config)
+        return torch.stack([columns[name]() / scale for name, scale in features], 1)
 
     def sparse_input(self, points: Points, voxels: Voxels, backend: str = "auto") -> SparseTensor:
         """The network's input: mean input features of each voxel.
@@ -175,7 +185,7 @@ class Student(nn.Module):
             backend: runs the convolutions; see `pcseg_core.sparse.backends`.
         """
         features = mean_features(self.inputs(points, voxels), voxels)
-        return SparseTensor(voxels.coords, features, backend=backend)
+        return SparseTensor.of_keys(voxels.keys, features, backend)
 
     def forward(self, points: Points) -> StudentOutput:
         """Logits and features of every occupied voxel."""
@@ -184,6 +194,11 @@ class Student(nn.Module):
         regressed = self.regression(features) if self.regression is not None else None
         logits = self.network.classifier(features)
         return StudentOutput(logits, features, regressed, voxels, self.text_head)
+
+
+def _offset(grid: Tensor) -> Tensor:
+    """Position inside the voxel, -0.5 to 0.5 voxels."""
+    return grid - grid.floor() - 0.5
 
 
 class _Uninitialized(TorchFunctionMode):

@@ -76,6 +76,22 @@ class GradArgs(ctypes.Structure):
     )
 
 
+class HighestArgs(ctypes.Structure):
+    """Mirror of HighestArgs in splat.cpp."""
+
+    _fields_ = (
+        ("uv", c_void_p),
+        ("values", c_void_p),
+        ("penalty", c_void_p),
+        ("result", c_void_p),
+        ("n", c_int64),
+        ("height", c_int32),
+        ("width", c_int32),
+        ("cell_px", c_int32),
+        ("reach", c_int32),
+    )
+
+
 class VoxelTable(ctypes.Structure):
     """Mirror of VoxelTable in native.h."""
 
@@ -113,6 +129,10 @@ _SIGNATURES = {
         c_int32,
         [POINTER(VoxelTable), c_void_p, c_int64, c_float, *[c_void_p] * 3, POINTER(c_int64)],
     ),
+    "pcseg_voxelize": (c_int32, [c_void_p, c_int32]),
+    "pcseg_classify": (c_int32, [c_void_p, c_int32]),
+    "pcseg_spread": (c_int32, [c_void_p, c_int32]),
+    "pcseg_highest": (c_int32, [POINTER(HighestArgs)]),
     "pcseg_use_openmp": (None, [c_void_p]),
 }
 

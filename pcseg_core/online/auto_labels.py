@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,14 @@ import yaml
 from pydantic import Field
 
 from pcseg_core.config import Section, load_yaml
+from pcseg_core.data.account import UNREADABLE, grouped
+from pcseg_core.data.label_files import (
+    LABELS_FILE,
+    encode_labels,
+    label_paths,
+    labels_yaml,
+    raw_ids_of,
+)
 from pcseg_core.distill.labeling import Labels, label_scene
 from pcseg_core.distill.observation import ClassEvidence, Observer, scenes
 from pcseg_core.distill.pseudo_labels import PseudoLabelConfig
@@ -22,7 +31,7 @@ from pcseg_core.errors import InputError
 from pcseg_core.files import FolderKind, claim_folder, write_atomic
 from pcseg_core.labels import LabelSpace
 from pcseg_core.online.pipeline import Pipeline, Sweep
-from pcseg_core.online.replay import LABELS_FILE, label_file_name, labels_yaml, raw_ids_of
+from pcseg_core.progress import note
 from pcseg_core.vision.pixel_classes import PixelClasses, TeacherConfig
 
 if TYPE_CHECKING:
@@ -33,6 +42,7 @@ Progress = Callable[[int, int], None]
 SETTINGS_FILE = "label.yaml"
 _CACHE = "cache"
 _STUDENT = "student"
+_INSPECTED = 50  # sweeps that are searched for images before the work
 
 
 class LabelSettings(Section):
@@ -47,6 +57,7 @@ class LabelSettings(Section):
         0.0, ge=0, le=1, description="Points labeled with less confidence become unlabeled"
     )
     checkpoint: str = Field("", description="Student that labels the sweeps too; empty for none")
+    files: str = Field("", description="Fingerprint of the files of recording and checkpoint")
 
 
 @dataclass
@@ -54,12 +65,12 @@ class AutoLabels:
     """Result of `label_recording`.
 
     Attributes:
-        out: folder with labels/NAME.label and labels.yaml; student/ likewise.
+        out: folder of label files (see `label_paths`) and labels.yaml; student/ likewise.
         label_space: classes of the teacher's labels.
         sweeps: number of sweeps with a label file.
         kept: number of those whose file an earlier call wrote.
-        counts: (C,) int64 points of each class, of the sweeps that this call labeled.
-        unlabeled: number of points without a label, likewise.
+        counts: (C,) int64 points of each class.
+        unlabeled: number of points without a label.
         skipped: reason -> number of sweeps without labels.
     """
 
@@ -94,7 +105,34 @@ def check_output(out: Path, settings: LabelSettings) -> None:
         InputError: it holds something else, or labels made with other settings.
     """
     if claim_folder(out, AUTO_LABELS) and _stored_settings(out / SETTINGS_FILE) != settings:
-        raise InputError(f"{out} holds labels made with other settings; choose another --out")
+        raise InputError(
+            f"{out} holds labels made with other settings, or of other files at the same path; "
+            "choose another --out"
+        )
+
+
+def check_cameras(recording: Recording) -> None:
+    """Check that a recording has images, before the long work.
+
+    Raises:
+        InputError: none of the inspected sweeps, which are spread over the recording, has one.
+    """
+    inspected = np.unique(np.linspace(0, len(recording) - 1, _INSPECTED).astype(int)).tolist()
+    readable = False
+    for index in inspected:
+        try:
+            if recording[index].cameras:
+                return
+        except InputError:
+            continue  # reported when the sweep is labeled
+        readable = True
+    if readable:
+        problems = [p for p in getattr(recording, "problems", []) if p.startswith("camera ")]
+        reasons = "; ".join(problems) or "no sweep has an image with a calibration near it"
+        raise InputError(
+            f"{recording.name}: no image to take labels from: {reasons}. Record images, "
+            "camera_info and /tf_static; `pcseg bag info` tells what a bag lacks"
+        )
 
 
 def label_recording(
@@ -105,12 +143,12 @@ def label_recording(
     window: int = 100,
     progress: Progress | None = None,
 ) -> AutoLabels:
-    """Write labels/NAME.label in SemanticKITTI format for every sweep that can be read.
+    """Write a label file in SemanticKITTI format for every sweep that can be read.
 
-    One little-endian uint32 per point in the sweep's order, 0 for none; `labels.yaml` gives the
-    classes. With poses, labels are propagated between the sweeps of a window to points that no
-    camera sees in their own sweep. The labels of a student go to student/. Interrupted calls
-    resume: make the same call again.
+    Paths are those of `label_paths`. One little-endian uint32 per point in the sweep's order, 0
+    for none; `labels.yaml` gives the classes. With poses, labels are propagated between the sweeps
+    of a window to points that no camera sees in their own sweep. The labels of a student go to
+    student/. Interrupted calls resume: make the same call again.
 
     Args:
         labeler: teacher, student and settings.
@@ -120,7 +158,7 @@ def label_recording(
         progress: called with (sweeps done, sweeps in all).
 
     Raises:
-        InputError: `out` holds something else, or no sweep could be labeled.
+        InputError: `out` holds something else, or no point could be labeled.
     """
     settings = labeler.settings
     check_output(out, settings)
@@ -129,14 +167,25 @@ def label_recording(
     space = LabelSpace.load(settings.labels.label_space)
     result = AutoLabels(out, space, counts=np.zeros(len(space), np.int64))
     writer = _Writer(labeler, out, space, result)
-    for start in range(0, len(recording), window):
-        part = _Window(recording, start, min(start + window, len(recording)))
-        writer.write(part, progress)
+    try:
+        for start in range(0, len(recording), window):
+            part = _Window(recording, start, min(start + window, len(recording)))
+            writer.write(part, progress)
+    except KeyboardInterrupt:
+        note(
+            f"{result.sweeps} of {len(recording)} sweeps are labeled in {out}; run the same "
+            "command again to resume"
+        )
+        raise
+    writer.clean()
     result.skipped.update(recording.skipped)
-    if not result.sweeps:
-        reasons = "; ".join(reason for reason, _ in result.skipped.most_common(3))
+    if not result.counts.any():
+        reasons = "; ".join(reason for reason, _ in grouped(result.skipped)[:3])
+        limit = settings.min_confidence
+        unsure = f"; or no label reaches the confidence {limit:g}" if limit else ""
         raise InputError(
-            f"{settings.source}: no sweep could be labeled: {reasons or 'it has none'}"
+            f"{settings.source}: no point could be labeled: {reasons or 'no camera sees one'}"
+            f"{unsure}"
         )
     return result
 
@@ -158,7 +207,7 @@ class _Window:
 
 
 class _Writer:
-    """Writes the label files of windows; those of an earlier call are kept."""
+    """Writes the label files of windows. Those of an earlier call are kept."""
 
     def __init__(
         self, labeler: AutoLabeler, out: Path, space: LabelSpace, result: AutoLabels
@@ -176,46 +225,69 @@ class _Writer:
                 progress(window.start + done, len(window.recording))
 
         mark = self.out / _CACHE / f"done-{window.start}-{window.stop}"
-        names = mark.read_text().splitlines() if mark.is_file() else []
-        if mark.is_file() and all((self.out / name).is_file() for name in names):
-            self.result.sweeps += len(names)
-            self.result.kept += len(names)
+        if self._keep(mark, window):
             tell(len(window))
             return
         teacher, settings = self.labeler.teacher, self.labeler.settings
         evidence = ClassEvidence(teacher, settings.labels, settings.teacher.identity)
         observer = Observer(self.out / _CACHE, evidence=evidence)
+        before = Counter(window.skipped)
         labeled = _by_index(observer, settings, window, tell)
         self.result.skipped.update(observer.skipped)
         written: list[str] = []
         for index in range(len(window)):
             written += self._write_sweep(window, index, labeled.get(index))
-        write_atomic(mark, "\n".join(written))
+        unreadable = dict(Counter(window.skipped) - before)
+        done = {"files": written, "skipped": dict(observer.skipped), "unreadable": unreadable}
+        write_atomic(mark, json.dumps(done))
+        self.clean()
+
+    def clean(self) -> None:
+        """Delete the observations of windows that are done."""
         for file in (self.out / _CACHE).glob("*.npz"):
             file.unlink()
+
+    def _keep(self, mark: Path, window: _Window) -> bool:
+        """Count the files of a window that an earlier call wrote; False if any is missing."""
+        try:
+            done = json.loads(mark.read_text(encoding="utf-8"))
+            names = [str(name) for name in done["files"]]
+            labels = [np.fromfile(self.out / name, "<u4") for name in names]
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+        self.result.kept += len(names)
+        self.result.skipped.update(done["skipped"])
+        window.skipped.update(done["unreadable"])
+        for raw in labels:
+            self._count(np.array([np.count_nonzero(raw == number) for number in self.raw_ids]), raw)
+        return True
 
     def _write_sweep(self, window: _Window, index: int, labeled: Labels | None) -> list[str]:
         """Write the files of a sweep; names of the teacher's files, none if it cannot be read."""
         try:
             sample = window[index]
         except InputError as error:
-            window.skipped[f"unreadable sample: {error}"] += 1
+            window.skipped[f"{UNREADABLE}{error}"] += 1
             return []
         labels = np.full(len(sample.cloud), -1, np.int64)
         if labeled is not None:
             found, confidence = labeled
             sure = confidence >= self.labeler.settings.min_confidence
             labels[sample.cloud.finite] = np.where(sure, found, -1)
-        name = f"labels/{label_file_name(sample.name, window.start + index)}.label"
-        _write_labels(self.out / name, labels, self.raw_ids)
+        name = label_paths(window.recording)(sample, window.start + index)
+        write_atomic(self.out / name, encode_labels(labels, self.raw_ids))
         if self.labeler.student is not None:
             given = self.labeler.student.process(Sweep.of(sample))
             ids = raw_ids_of(given.label_space)
-            _write_labels(self.out / _STUDENT / name, given.labels, ids)
-        self.result.sweeps += 1
-        self.result.counts += np.bincount(labels[labels >= 0], minlength=len(self.space))
-        self.result.unlabeled += int((labels < 0).sum())
+            write_atomic(self.out / _STUDENT / name, encode_labels(given.labels, ids))
+        self._count(np.bincount(labels[labels >= 0], minlength=len(self.space)), labels)
         return [name]
+
+    def _count(self, counts: npt.NDArray[np.int64], labels: npt.NDArray[np.integer]) -> None:
+        """Add a sweep with points (C,) of each class to the result."""
+        self.result.sweeps += 1
+        self.result.counts += counts
+        self.result.unlabeled += len(labels) - int(counts.sum())
 
 
 def _by_index(
@@ -236,13 +308,6 @@ def _by_index(
     return found
 
 
-def _write_labels(
-    path: Path, labels: npt.NDArray[np.integer], raw_ids: npt.NDArray[np.uint32]
-) -> None:
-    raw = np.where(labels < 0, 0, raw_ids[labels]).astype("<u4")
-    write_atomic(path, raw.tobytes())
-
-
 def _stored_settings(file: Path) -> LabelSettings:
     return load_yaml(file, LabelSettings)
 
@@ -254,8 +319,8 @@ AUTO_LABELS = FolderKind(
     (
         LABELS_FILE,
         "labels/*.label",
+        "*/labels/*.label",
         f"{_STUDENT}/{LABELS_FILE}",
-        f"{_STUDENT}/labels/*.label",
         f"{_CACHE}/done-*",
         f"{_CACHE}/*.npz",
     ),

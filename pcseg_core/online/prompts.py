@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -182,7 +182,7 @@ def spread_color(index: int) -> tuple[int, int, int]:
 
 
 class PromptHead:
-    """Probabilities of prompted classes from the penultimate features of the student.
+    """Logits of words from the penultimate features of the student.
 
     Text head and word vectors fold into one matrix. Cosines need the length of the student's vector
     in the text space. It follows from the triangular factor of the text head, which has only the
@@ -197,6 +197,7 @@ class PromptHead:
 
     Attributes:
         rows: number R of words.
+        owner: (R,) int64 class of each word; None if word k is class k.
         matrix: (F, R + F + 1) float32, words and triangular factor.
         offset: (R + F + 1,) float32.
     """
@@ -221,20 +222,18 @@ class PromptHead:
         offset = torch.cat([words @ bias, factor[:, -1]])
         self.matrix = matrix.float().t().contiguous().to(device)
         self.offset = offset.float().to(device)
-        member = torch.zeros(self.rows, classes)
-        member[torch.arange(self.rows), torch.from_numpy(owner)] = 1.0
-        plain = self.rows == classes and bool((member.diagonal() == 1).all())
-        self._member = None if plain else member.to(device)
+        owners = torch.from_numpy(owner)
+        plain = torch.equal(owners, torch.arange(classes))
+        self.owner = None if plain else owners.to(device)
 
-    def __call__(self, features: Tensor) -> Tensor:
-        """(M, F) features -> (M, C) probabilities."""
+    def blocks(self, features: Tensor) -> Iterator[Tensor]:
+        """Blocks of the (M, R) logits of features (M, F)."""
         step = max(1, _CELLS_AT_ONCE // len(self.offset))
-        parts = features.float().split(step)
-        return torch.cat([self.finish(torch.addmm(self.offset, x, self.matrix)) for x in parts])
+        for part in features.float().split(step):
+            yield self.logits(torch.addmm(self.offset, part, self.matrix))
 
-    def finish(self, product: Tensor) -> Tensor:
-        """features @ matrix + offset, (M, rows + F + 1) -> (M, C) probabilities."""
+    def logits(self, product: Tensor) -> Tensor:
+        """features @ matrix + offset, (M, R + F + 1) -> (M, R) logits."""
         length = torch.linalg.vector_norm(product[:, self.rows :], dim=1, keepdim=True)
-        likely = (product[:, : self.rows] / length.clamp_min(1e-12)).softmax(1)
-        result: Tensor = likely if self._member is None else likely @ self._member
+        result: Tensor = product[:, : self.rows] / length.clamp_min(1e-12)
         return result

@@ -154,7 +154,7 @@ def logistic_regression(
 
 
 class PrototypeHead:
-    """Probabilities of prototype classes from the penultimate features of the student.
+    """Logits of prototype classes from the penultimate features of the student.
 
     Args:
         regression: the student's head that regresses the encoder's features.
@@ -168,6 +168,6 @@ class PrototypeHead:
         self.bias = torch.from_numpy(prototypes.bias).to(device)
 
     def __call__(self, features: Tensor) -> Tensor:
-        """(M, F) features -> (M, C) probabilities."""
+        """(M, F) features -> (M, C) logits."""
         unit = F.normalize(self.regression(features.float()), dim=1)
-        return torch.addmm(self.bias, unit, self.weight.t()).softmax(1)
+        return torch.addmm(self.bias, unit, self.weight.t())

@@ -11,25 +11,32 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import yaml
 
-from pcseg_core.cloud import IntensityScale, append_fields, encode_cloud, pack_rgb, read_cloud
-from pcseg_core.config import read_yaml
-from pcseg_core.data import messages, readable
+from pcseg_core.cloud import append_fields, encode_cloud, pack_rgb, read_cloud
+from pcseg_core.data import messages, open_recording, readable
 from pcseg_core.data.account import Account, account, grouped
 from pcseg_core.data.bag import BagRecording
 from pcseg_core.data.bag_account import explain_files
+from pcseg_core.data.bag_folder import bag_folder
 from pcseg_core.data.bag_reader import CLOUD
-from pcseg_core.data.bag_writer import BagWriter, bag_folder
+from pcseg_core.data.bag_writer import BagWriter
+from pcseg_core.data.label_files import (
+    LABEL_FILES,
+    LABELS_FILE,
+    encode_labels,
+    label_paths,
+    labels_yaml,
+    raw_ids_of,
+)
 from pcseg_core.errors import InputError
-from pcseg_core.files import FolderKind, check_new_folder, new_folder, write_atomic
+from pcseg_core.files import check_new_folder, new_folder
 from pcseg_core.labels import LabelSpace, to_wire
+from pcseg_core.online.label_store import LabelStore
 from pcseg_core.online.pipeline import LabeledSweep, Pipeline, Sweep
 
 if TYPE_CHECKING:
     from pcseg_core.data import Recording
 
-LABELS_FILE = "labels.yaml"
 Progress = Callable[[int, int], None]
 Array = npt.NDArray[Any]
 
@@ -50,6 +57,7 @@ class Replay:
         intensity_scale: the scale of a bag's intensities and its source; "" for other recordings.
         out_of_range: number of returns beyond the range of the checkpoint.
         account: what the recording holds, and what becomes of it.
+        store: keeps the labels for a call that resumes; None keeps none.
     """
 
     out: Path
@@ -64,20 +72,24 @@ class Replay:
     out_of_range: int = 0
     _first_reason: dict[str, str] = field(default_factory=dict)
     account: Account = field(default_factory=Account)
+    store: LabelStore | None = None
 
     def __post_init__(self) -> None:
         self.counts = np.zeros(len(self.label_space), np.int64)
 
-    def process(self, pipeline: Pipeline, sweep: Sweep) -> LabeledSweep:
-        """Label a sweep and count its points."""
-        labeled = pipeline.process(sweep)
+    def process(self, pipeline: Pipeline, index: int, sweep: Sweep) -> LabeledSweep:
+        """Label the sweep `index`, unless its labels are stored, and count its points."""
+        if self.store is None:
+            labeled = pipeline.process(sweep)
+        else:
+            labeled = self.store.process(pipeline, index, sweep)
         self.milliseconds.append(sum(labeled.stages_ms.values()))
         known = labeled.labels[labeled.labels >= 0]
         self.counts += np.bincount(known, minlength=len(self.label_space))
         self.unlabeled += len(labeled.labels) - len(known)
         self.sweeps += 1
         self.out_of_range += labeled.out_of_range
-        for event, reason in labeled.problems:
+        for event, reason in dict.fromkeys((*sweep.cloud.problems, *labeled.problems)):
             self.problems[f"{event}: {self._first_reason.setdefault(event, reason)}"] += 1
         return labeled
 
@@ -93,13 +105,15 @@ def check_output(out: Path, *, bag: bool, force: bool) -> None:
 
 def segment_bag(
     pipeline: Pipeline,
-    source: Path,
+    source: str | Path,
     out: Path,
     *,
     cloud_topic: str | None = None,
+    time_field: str = "none",
     rgb: bool = False,
     compress: bool = False,
     force: bool = False,
+    store: LabelStore | None = None,
     progress: Progress | None = None,
 ) -> Replay:
     """Copy a bag; clouds get the fields `label` (uint32, 65535: none) and `confidence` (float32).
@@ -110,48 +124,56 @@ def segment_bag(
 
     Args:
         pipeline: labels the clouds.
-        source: bag folder, .mcap or .db3 file.
+        source: bag folder, .mcap or .db3 file, and options of the reader as a query.
         out: folder of the new bag (mcap); appears when it is complete.
         cloud_topic: the topic to label; None where the bag has one only.
+        time_field: see `read_cloud`; labels need no times, wrong ones are counted.
         rgb: also add the field `rgb` with the colors of the classes.
-        compress: compress the new bag.
-        force: replace a bag at `out`.
-        progress: called with (messages done, messages in all).
+        compress, force: compress the new bag; replace a bag at `out`.
+        store: opened for `out`; keeps the labels for a call that resumes.
+        progress: called with (clouds done, clouds in all).
 
     Raises:
         InputError: the source cannot be read, `out` is taken, or no cloud could be labeled.
     """
-    if out.exists() and out.resolve() == source.resolve():
+    given = {} if cloud_topic is None else {"cloud_topic": cloud_topic}
+    read = {"camera_topics": [], "poses": "none", "time_field": time_field, **given}
+    recording = open_recording(f"bag:{source}", trained=pipeline.trained_on, **read)
+    assert isinstance(recording, BagRecording)
+    if out.exists() and out.resolve() == recording.path.resolve():
         raise InputError(f"{out}: a bag cannot be labeled in place; choose another --out")
-    trained = pipeline.trained_on
-    scale = IntensityScale(trained=None if trained is None else trained.intensity_scale)
-    recording = BagRecording(
-        source, cloud_topic=cloud_topic, camera_topics=[], poses="none", intensity_scale=scale
-    )
-    replay = Replay(out, pipeline.label_space, intensity_scale=str(scale))
-    total = sum(recording.bag.counts.values())
+    scale = str(recording.scale)
+    replay = Replay(out, pipeline.label_space, intensity_scale=scale, store=store)
     with BagWriter(out, compress=compress, force=force) as writer:
-        for done, (connection, bag_ns, raw) in enumerate(recording.bag.messages()):
-            topic, message, reason = connection.topic, None, ""
+        for number, (connection, bag_ns, raw) in enumerate(recording.bag.messages()):
+            topic, message = connection.topic, None
             if topic == recording.cloud_topic:
-                message = _labeled_message(pipeline, recording, raw, replay, rgb)
+                message = _labeled_message(pipeline, recording, (number, raw), replay, rgb)
             if message is not None:
                 writer.write_message(topic, CLOUD, message, bag_ns)
-            elif reason := writer.add_topic(connection):
-                replay.skipped[reason] += 1
-                replay.account.failed[topic][reason] += 1
+                replay.account.used[topic] += 1
             else:
-                writer.pass_through(connection, bag_ns, raw)
-            replay.account.used[topic] += not reason
-            if progress:
-                progress(done + 1, total)
+                _copy(writer, connection, bag_ns, raw, replay)
+            if progress and topic == recording.cloud_topic:
+                progress(replay.account.used[topic], recording.bag.counts[topic])
         if not replay.sweeps:
             raise InputError(f"{source}: no cloud could be labeled: {_reasons(replay.skipped)}")
         explain_files(replay.account, recording.bag)
         _move_unlabeled(replay, recording.cloud_topic)
         replay.account.check(str(source))
-    write_atomic(out / LABELS_FILE, labels_yaml(pipeline.label_space))
+        writer.add_file(LABELS_FILE, labels_yaml(pipeline.label_space))
     return replay
+
+
+def _copy(writer: BagWriter, connection: Any, bag_ns: int, raw: bytes, replay: Replay) -> None:
+    """Copy a message, or count why it cannot be copied."""
+    topic = connection.topic
+    if reason := writer.add_topic(connection):
+        replay.skipped[reason] += 1
+        replay.account.failed[topic][reason] += 1
+    else:
+        writer.pass_through(connection, bag_ns, raw)
+        replay.account.used[topic] += 1
 
 
 def _move_unlabeled(replay: Replay, topic: str) -> None:
@@ -163,16 +185,21 @@ def _move_unlabeled(replay: Replay, topic: str) -> None:
 
 
 def _labeled_message(
-    pipeline: Pipeline, recording: BagRecording, raw: bytes, replay: Replay, rgb: bool
+    pipeline: Pipeline,
+    recording: BagRecording,
+    numbered: tuple[int, bytes],
+    replay: Replay,
+    rgb: bool,
 ) -> Any | None:
-    """The message of the cloud with labels, or None if it cannot be read."""
+    """The message (number, bytes) of a cloud with labels, or None if it cannot be read."""
+    number, raw = numbered
     try:
         message = recording.bag.deserialize(raw, CLOUD)
-        cloud = read_cloud(message, intensity_scale=recording.intensity_scale, time_field="none")
+        cloud = read_cloud(message, **recording.reading)
     except InputError as error:
         replay.skipped[str(error)] += 1
         return None
-    fields = labeled_fields(replay.process(pipeline, Sweep(cloud)), rgb)
+    fields = labeled_fields(replay.process(pipeline, number, Sweep(cloud)), rgb)
     encoded = append_fields(message, fields)
     return messages.cloud(encoded, cloud.frame_id, cloud.stamp_ns)
 
@@ -195,24 +222,34 @@ def segment_recording(
     out: Path,
     *,
     force: bool = False,
+    store: LabelStore | None = None,
     progress: Progress | None = None,
 ) -> Replay:
-    """Label any recording: `labels/NAME.label` in SemanticKITTI format, and `labels.yaml`.
+    """Label any recording: label files in SemanticKITTI format, and `labels.yaml`.
 
-    Each file holds one little-endian uint32 per point in the sweep's order. `labels.yaml` is a
-    label space whose `raw_ids` map the numbers to classes; 0 is unlabeled.
+    The files are labels/NAME.label, or SCENE/labels/NAME.label for a recording of several scenes.
+    Each holds one little-endian uint32 per point in the sweep's order. `labels.yaml` is a label
+    space whose `raw_ids` map the numbers to classes; 0 is unlabeled.
+
+    Args:
+        pipeline: labels the sweeps.
+        recording: any recording.
+        out: folder of the files; appears when it is complete.
+        force: replace an earlier result at `out`.
+        store: opened for `out`; keeps the labels for a call that resumes.
+        progress: called with (sweeps done, sweeps in all).
 
     Raises:
         InputError: `out` is taken, or no sweep could be read.
     """
-    replay = Replay(out, pipeline.label_space)
+    replay = Replay(out, pipeline.label_space, store=store)
+    path_of, raw_ids = label_paths(recording), raw_ids_of(pipeline.label_space)
     with new_folder(out, LABEL_FILES, force=force) as folder:
-        (folder / "labels").mkdir(parents=True)
-        raw_ids = raw_ids_of(pipeline.label_space)
         for index, sample in readable(recording):
-            labels = replay.process(pipeline, Sweep.of(sample)).labels
-            raw = np.where(labels < 0, 0, raw_ids[labels]).astype("<u4")
-            raw.tofile(folder / "labels" / f"{label_file_name(sample.name, index)}.label")
+            labels = replay.process(pipeline, index, Sweep.of(sample)).labels
+            path = folder / path_of(sample, index)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(encode_labels(labels, raw_ids))
             if progress:
                 progress(index + 1, len(recording))
         _check_any(replay, recording)
@@ -227,68 +264,29 @@ def segment_recording_to_bag(
     *,
     rgb: bool = False,
     force: bool = False,
+    store: LabelStore | None = None,
     progress: Progress | None = None,
 ) -> Replay:
-    """Label any recording into a bag with one topic, /points: x, y, z, intensity and labels."""
-    replay = Replay(out, pipeline.label_space)
+    """Label any recording into a bag with one topic, /points: x, y, z, intensity and labels.
+
+    See `segment_recording`; with `rgb` the clouds have the field `rgb` too.
+    """
+    replay = Replay(out, pipeline.label_space, store=store)
     with BagWriter(out, force=force) as writer:
         for index, sample in readable(recording):
             cloud = sample.cloud
             fields: dict[str, Array] = dict(zip("xyz", cloud.xyz.T))
             if cloud.intensity is not None:
                 fields["intensity"] = cloud.intensity
-            fields |= labeled_fields(replay.process(pipeline, Sweep.of(sample)), rgb)
+            fields |= labeled_fields(replay.process(pipeline, index, Sweep.of(sample)), rgb)
             encoded = encode_cloud(fields, cloud.height, cloud.width)
             message = messages.cloud(encoded, cloud.frame_id or "lidar", cloud.stamp_ns)
             writer.write_message("/points", CLOUD, message, cloud.stamp_ns)
             if progress:
                 progress(index + 1, len(recording))
         _check_any(replay, recording)
-    write_atomic(out / LABELS_FILE, labels_yaml(pipeline.label_space))
+        writer.add_file(LABELS_FILE, labels_yaml(pipeline.label_space))
     return replay
-
-
-def labels_yaml(space: LabelSpace, raw_ids: Array | None = None) -> str:
-    """A label space as YAML; `raw_ids` (C,) are the numbers of its classes in label files."""
-    content = space.to_dict()
-    if raw_ids is not None:
-        numbers = {int(raw): name for raw, name in zip(raw_ids, space.names)}
-        content["raw_ids"] = {0: None, **numbers}
-    return yaml.safe_dump(content, sort_keys=False)
-
-
-def raw_ids_of(space: LabelSpace) -> Array:
-    """(C,) uint32: the lowest raw id of each class in its data set; id + 1 without raw ids."""
-    known: dict[int, int] = {}
-    for raw, class_id in sorted(space.raw_to_id.items(), reverse=True):
-        known[class_id] = raw
-    if all(known.get(class_id, 0) > 0 for class_id in range(len(space))):
-        return np.array([known[class_id] for class_id in range(len(space))], np.uint32)
-    return np.arange(1, len(space) + 1, dtype=np.uint32)
-
-
-def label_file_name(name: str, index: int) -> str:
-    """Name of a sample's label file without suffix."""
-    tail = name.replace("\\", "/").rsplit("/", 1)[-1]
-    safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in tail)
-    return safe or f"{index:06d}"
-
-
-def check_labels_file(marker: Path) -> None:
-    """Check that a `labels.yaml` is one that `labels_yaml` wrote.
-
-    Raises:
-        InputError: it is not.
-    """
-    written = {"name", "classes", "raw_ids", "groupings"}
-    if set(read_yaml(marker)) != written:
-        raise InputError(f"its {marker.name} is not of label files")
-    LabelSpace.load(marker)
-
-
-LABEL_FILES = FolderKind(
-    "folder of label files", LABELS_FILE, check_labels_file, ("labels/*.label",)
-)
 
 
 def _check_any(replay: Replay, recording: Recording) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,13 +26,15 @@ from pcseg_core.cloud import PointCloud
 from pcseg_core.config import parse_section
 from pcseg_core.errors import InputError
 from pcseg_core.input_check import InputStatistics
-from pcseg_core.labels import IGNORE, LabelSpace
+from pcseg_core.labels import NO_CLASSES, LabelSpace
 from pcseg_core.models.inference import CompiledMinkUNet, choose_device, compile_inference
 from pcseg_core.models.minkunet import MinkUNet
 from pcseg_core.models.quantized import QuantizedMinkUNet
-from pcseg_core.models.student import Points, Student, StudentConfig, load_student
+from pcseg_core.models.student import Student, StudentConfig, load_student
+from pcseg_core.models.sweep_input import sweep_input
 from pcseg_core.native import library
 from pcseg_core.native.precision import choose
+from pcseg_core.online.point_labels import point_labels
 from pcseg_core.online.prompts import PromptHead, PromptSet
 from pcseg_core.online.prototypes import PrototypeHead, Prototypes
 from pcseg_core.sparse import SparseTensor
@@ -77,12 +79,14 @@ class Classes:
     Attributes:
         label_space: the classes.
         prompts: as given by the user; empty for the classes of the checkpoint.
-        probabilities: voxels of a sweep -> (M, C) probabilities.
+        logits: voxels of a sweep -> blocks of rows of the (M, K) logits.
+        owner: (K,) int64 class of each column of the logits; None if column k is class k.
     """
 
     label_space: LabelSpace
     prompts: tuple[str, ...]
-    probabilities: Callable[[SparseTensor], Tensor]
+    logits: Callable[[SparseTensor], Iterable[Tensor]]
+    owner: Tensor | None = None
 
 
 class Segmenter:
@@ -114,7 +118,7 @@ class Segmenter:
         self.backend = resolve(backend, self.device)
         self.student = student.to(self.device).eval()
         self._network = prepare_network(self.student.network, self.backend, precision, meta.int8)
-        self._trained = Classes(label_space, (), self._trained_probabilities)
+        self._trained = Classes(label_space, (), self._trained_logits)
         self._classes = self._trained
 
     def replace_network(self, network: CompiledMinkUNet) -> None:
@@ -151,13 +155,19 @@ class Segmenter:
                 "torchsparse", or "auto" for the fastest one available on the device.
 
         Raises:
-            InputError: no checkpoint, a damaged one, no such device, or an unavailable backend.
+            InputError: no checkpoint, a damaged one, one without classes, no such device, or an
+                unavailable backend.
         """
         state, meta = load_checkpoint(Path(path))
         if meta.caution:
             log.warning("checkpoint '%s': %s", path, meta.caution)
         config = parse_section(meta.student, StudentConfig, f"checkpoint {path}")
         space = LabelSpace.from_dict(meta.label_space)
+        if space == NO_CLASSES:
+            raise InputError(
+                f"checkpoint {path} is pretrained and has no classes yet; train them with `pcseg "
+                "finetune` or `pcseg distill --start`"
+            )
         student = load_student(config, len(space), state, path)
         return cls(student, space, meta, device, precision, load_text(Path(path)), backend)
 
@@ -198,16 +208,16 @@ class Segmenter:
         space = parsed.label_space(text, self._trained.label_space)
         rows, owner = parsed.encode(text)
         classify = PromptHead(head, rows, owner, len(space), text.temperature)
-        self._classes = Classes(space, tuple(prompts), self._answering(classify))
+        self._classes = Classes(space, tuple(prompts), self._answering(classify), classify.owner)
         return space
 
-    def _answering(self, classify: PromptHead) -> Callable[[SparseTensor], Tensor]:
+    def _answering(self, classify: PromptHead) -> Callable[[SparseTensor], Iterable[Tensor]]:
         """The network with the words as its last layer, fused if the network is compiled."""
         network = self._network
         if isinstance(network, CompiledMinkUNet) and classify.rows <= _FUSED_WORDS:
             product = network.with_head(classify.matrix, classify.offset)
-            return lambda sparse: classify.finish(product(sparse))
-        return lambda sparse: classify(network.features(sparse))
+            return lambda sparse: [classify.logits(product(sparse))]
+        return lambda sparse: classify.blocks(network.features(sparse))
 
     def set_prototypes(self, prototypes: Prototypes) -> LabelSpace:
         """Use classes learned from example pictures from the next sweep on.
@@ -230,10 +240,10 @@ class Segmenter:
         space = prototypes.label_space(self._trained.label_space)
         classify = PrototypeHead(regression, prototypes, self.device)
 
-        def probabilities(sparse: SparseTensor) -> Tensor:
-            return classify(self._network.features(sparse))
+        def logits(sparse: SparseTensor) -> list[Tensor]:
+            return [classify(self._network.features(sparse))]
 
-        self._classes = Classes(space, (), probabilities)
+        self._classes = Classes(space, (), logits)
         return space
 
     def _text_head(self) -> tuple[nn.Linear, CheckpointText]:
@@ -247,8 +257,8 @@ class Segmenter:
             )
         return head, self.text
 
-    def _trained_probabilities(self, sparse: SparseTensor) -> Tensor:
-        return self._network(sparse).feats.float().softmax(1)
+    def _trained_logits(self, sparse: SparseTensor) -> list[Tensor]:
+        return [self._network(sparse).feats.float()]
 
     @torch.inference_mode()
     def segment(self, cloud: PointCloud, probabilities: bool = False) -> Segmentation:
@@ -270,63 +280,27 @@ class Segmenter:
             )
         timings: dict[str, float] = {}
         classes = self._classes
-        with _stage("prepare", timings):
-            kept, points, out_of_range = self._points(cloud)
-        labels = torch.full((len(cloud),), IGNORE, dtype=torch.int32, device=self.device)
-        confidence = torch.zeros(len(cloud), device=self.device)
-        shape = (len(cloud), len(classes.label_space))
-        every = torch.zeros(shape, device=self.device) if probabilities else None
-        not_finite = 0
-        if len(kept):
-            with _stage("voxelize", timings):
-                voxels = self.student.voxelize(points)
-                sparse = self.student.sparse_input(points, voxels, self.backend)
-            with _stage("infer", timings):
-                likely = classes.probabilities(sparse)
-            with _stage("label", timings):
-                top, winner = likely.max(1)
-                good = top.isfinite()
-                if not good.all():
-                    not_finite = int(voxels.counts[~good].sum())
-                    winner, top = winner.where(good, IGNORE), top.where(good, 0)
-                    likely = likely.where(good[:, None], 0)
-                labels[kept] = winner.to(torch.int32)[voxels.inverse]
-                confidence[kept] = top[voxels.inverse]
-                if every is not None:
-                    every[kept] = likely[voxels.inverse]
-        return Segmentation(
-            labels.cpu().numpy(),
-            confidence.cpu().numpy(),
-            timings,
-            None if every is None else every.cpu().numpy(),
-            classes.label_space,
-            out_of_range,
-            not_finite,
-        )
-
-    def _points(self, cloud: PointCloud) -> tuple[Tensor, Points, int]:
-        """Indices of the usable points, the points, on the device, and the returns out of range."""
-        xyz = self._tensor(cloud.xyz)
-        x, y, z = xyz.unbind(1)
-        limit = self.student.config.max_range_m
-        square = x * x + y * y + z * z
-        # NaN and infinite values are within no range; zeros are no returns.
-        kept = ((square <= limit * limit) & (square > 0)).nonzero()[:, 0]
-        if cloud.intensity is None:
-            intensity = xyz.new_zeros(len(kept))
+        count, owner = len(classes.label_space), classes.owner
+        with _stage("voxelize", timings):
+            arrays = cloud.xyz, cloud.intensity
+            sweep = sweep_input(self.student, *arrays, self.device, self.backend)
+        logits: Iterable[Tensor] = [torch.empty(0, count, device=self.device)]
+        if sweep.sparse is None:
+            owner = None
         else:
-            intensity = self._tensor(cloud.intensity).index_select(0, kept)
-        points = Points(
-            xyz.index_select(0, kept),
-            intensity.nan_to_num(nan=0.0).clamp(0, 1),  # as in training
-            torch.zeros(len(kept), dtype=torch.int64, device=self.device),
+            with _stage("infer", timings):
+                logits = classes.logits(sweep.sparse)
+        with _stage("label", timings):
+            found = point_labels(logits, sweep.inverse, count, owner, probabilities, self.backend)
+        return Segmentation(
+            found.labels,
+            found.confidence,
+            timings,
+            found.probabilities,
+            classes.label_space,
+            sweep.out_of_range,
+            found.not_finite,
         )
-        beyond = (square > limit * limit) & xyz.isfinite().all(1)
-        return kept, points, int(beyond.sum())
-
-    def _tensor(self, array: np.ndarray) -> Tensor:
-        """A float32 copy on the device; the array may be read-only."""
-        return torch.from_numpy(np.array(array, np.float32)).to(self.device)
 
 
 def prepare_network(

@@ -69,6 +69,23 @@ class SparseTensor:
         return tensor
 
     @classmethod
+    def of_keys(cls, keys: Tensor, feats: Tensor, backend: str = "auto") -> SparseTensor:
+        """An input on the voxels of `voxelize`, whose keys are not checked again.
+
+        Args:
+            keys: (M,) int64, sorted, unique.
+            feats: (M, C) floating point, finite, on the same device.
+            backend: see `__init__`.
+
+        Raises:
+            InputError: no voxels, values that are not finite, shapes that do not match, or an
+                unavailable backend.
+        """
+        _check_feats(feats, len(keys))
+        cache = KernelMapCache(keys, map_builder(backend, keys.device), backend)
+        return cls.of(feats, 1, cache)
+
+    @classmethod
     def sort(
         cls, coords: Tensor, feats: Tensor, backend: str = "auto"
     ) -> tuple[SparseTensor, Tensor]:

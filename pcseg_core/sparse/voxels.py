@@ -13,7 +13,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from pcseg_core.errors import InputError
+from pcseg_core.native import sweeps
 from pcseg_core.sparse import keys as packing
+from pcseg_core.sparse.backends import takes_native_passes
 
 Mode = Literal["cartesian", "cylindrical"]
 _REACH = packing.MAX_COORD - 2  # trilinear weights look one voxel further
@@ -48,6 +50,7 @@ def voxelize(
     voxel_size: float | Sequence[float],
     batch_index: Tensor | None = None,
     mode: Mode = "cartesian",
+    backend: str = "auto",
 ) -> Voxels:
     """Group points into voxels.
 
@@ -57,6 +60,8 @@ def voxelize(
             [rad], height [m]. Voxels on the two sides of azimuth +-pi are not neighbors.
         batch_index: (N,) integer sweep of each point, 0 to 511; None means one sweep.
         mode: "cartesian" or "cylindrical".
+        backend: of the sparse convolutions; "native" groups float32 on the CPU in one pass, with
+            the same result.
 
     Raises:
         InputError: no points, values that are not finite, or points more than 131067 voxels from
@@ -64,21 +69,50 @@ def voxelize(
     """
     size = _checked_size(voxel_size, mode)
     _check_points(xyz)
+    if batch_index is None:
+        batch = torch.zeros(len(xyz), dtype=torch.int64, device=xyz.device)
+    elif batch_index.shape != (len(xyz),) or batch_index.is_floating_point():
+        raise InputError(
+            f"batch_index: expected {len(xyz)} integers, got {batch_index.dtype} of shape "
+            f"{tuple(batch_index.shape)}"
+        )
+    else:
+        batch = batch_index.to(torch.int64)
     position = _cylindrical(xyz) if mode == "cylindrical" else xyz
+    if position.dtype == torch.float32 and takes_native_passes(backend, xyz.device):
+        voxels = _native_voxels(position.detach(), size, batch)
+        if voxels is not None:
+            return voxels
+    return _torch_voxels(xyz, position, size, batch)
+
+
+def _native_voxels(
+    position: Tensor, size: tuple[float, float, float], batch: Tensor
+) -> Voxels | None:
+    """The voxels; None for points that `_torch_voxels` refuses."""
+    found = sweeps.group_points(position.numpy(), size, batch.numpy())
+    if found is None:
+        return None
+    return Voxels(
+        torch.from_numpy(found.coords),
+        torch.from_numpy(found.inverse),
+        torch.from_numpy(found.counts),
+        torch.from_numpy(found.keys),
+        torch.from_numpy(found.grid),
+        batch,
+    )
+
+
+def _torch_voxels(
+    xyz: Tensor, position: Tensor, size: tuple[float, float, float], batch: Tensor
+) -> Voxels:
+    _check_finite(xyz)
     grid = position / position.new_tensor(size)
     if float(grid.abs().max()) > _REACH:
         raise InputError(
             f"points reach {float(grid.abs().max()):.0f} voxels from the origin, allowed are "
             f"{_REACH}; crop the cloud, move its origin or use larger voxels"
         )
-    if batch_index is None:
-        batch_index = torch.zeros(len(xyz), dtype=torch.int64, device=xyz.device)
-    elif batch_index.shape != (len(xyz),) or batch_index.is_floating_point():
-        raise InputError(
-            f"batch_index: expected {len(xyz)} integers, got {batch_index.dtype} of shape "
-            f"{tuple(batch_index.shape)}"
-        )
-    batch = batch_index.to(torch.int64)
     cells = torch.cat([batch[:, None], grid.floor().to(torch.int64)], dim=1)
     keys, inverse, counts = torch.unique(
         packing.pack(cells), return_inverse=True, return_counts=True
@@ -110,6 +144,9 @@ def _check_points(xyz: Tensor) -> None:
         )
     if len(xyz) == 0:
         raise InputError("points: the cloud is empty; skip it before voxelization")
+
+
+def _check_finite(xyz: Tensor) -> None:
     if not bool(torch.isfinite(xyz).all()):
         count = int((~torch.isfinite(xyz)).any(1).sum())
         raise InputError(

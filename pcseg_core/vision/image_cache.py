@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from pcseg_core.data import Recording, Sample, readable
 from pcseg_core.errors import InputError
-from pcseg_core.files import atomic_path, write_atomic
+from pcseg_core.files import atomic_path, is_unused, write_atomic
 from pcseg_core.vision.imported import ImportedMasks
 from pcseg_core.vision.superpixels import SegmentMap, SuperpixelGenerator
 
@@ -82,7 +82,7 @@ class SuperpixelCache:
         self.manifest = _manifest(generator.name, generator.parameters)
         if stored.is_file():
             self._compare(self._read_manifest(stored))
-        elif self.folder.is_dir() and any(self.folder.iterdir()):
+        elif self.folder.is_dir() and not is_unused(self.folder, MANIFEST):
             raise InputError(f"{folder} is not empty and holds no superpixels; choose another")
         else:
             write_atomic(stored, json.dumps(self.manifest, indent=2) + "\n")

@@ -271,7 +271,7 @@ def read_table(file: TableFile) -> TextTable:
         return TextTable.load(file.vectors)
     try:
         vectors = np.load(file.vectors, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # the kind depends on the wrong bytes
         raise InputError(f"text table {file.vectors}: not readable ({error})") from None
     words, synonyms = _names(file)
     if vectors.ndim != 2 or len(vectors) != len(words):
@@ -294,7 +294,7 @@ def _names(file: TableFile) -> tuple[tuple[str, ...], dict[str, str]]:
         ordered = sorted(content, key=lambda entry: int(entry["id"]))
         words = tuple(str(entry["name"]) for entry in ordered)
         pairs = [(alias, e["name"]) for e in ordered for alias in e.get("synonyms", ())]
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise InputError(
             f"names {file.names}: expected a JSON list of words, or of categories with name and "
             f"id ({error})"

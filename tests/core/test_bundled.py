@@ -128,6 +128,12 @@ def test_weights_are_searched_in_a_documented_order(
     assert str(second) not in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["x" * 5000, "~nobody-of-this-name/net"])
+def test_paths_that_can_be_no_file(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InputError, match="cannot be the path of a file"):
+        find_file(name, tmp_path)
+
+
 def test_absolute_and_bundled_weights_need_no_search(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -328,3 +328,13 @@ def test_coefficients_padded_with_zeros(name: str, coefficients, zeros: int) -> 
     padded = create_distortion(name, coefficients + (0.0,) * zeros).distort(x, y)
     for a, b in zip(plain, padded):
         np.testing.assert_array_equal(a, b)
+
+
+def test_numbers_that_give_no_pixel() -> None:
+    """A singular projection is refused; a pixel beyond all numbers is not valid."""
+    P = [30.0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0]
+    with pytest.raises(InputError, match="projection P"):
+        CameraModel.from_camera_info(info(p=P))
+    camera = CameraModel(40, 20, np.array([[1e300, 0, 0], [0, 1e300, 0], [0, 0, 1.0]]))
+    uv, valid = camera.project([[1e200, 1.0, 1.0], [0.0, 0.0, 1.0]])
+    assert valid.tolist() == [False, True] and np.isnan(uv[0]).all()

@@ -456,6 +456,12 @@ def test_cloud_of_one_row_may_leave_row_step_out() -> None:
     assert len(read_cloud(msg)) == 3
 
 
+def test_rings_of_any_number_type() -> None:
+    columns = xyz_columns(5) | {"ring": np.array([np.nan, -1, 7, 1e9, np.inf])}
+    cloud = read_cloud(message([*XYZ, ("ring", 12, F32)], columns, 16))
+    assert cloud.ring.tolist() == [0, 0, 7, 65535, 65535]
+
+
 # --- writing ---------------------------------------------------------------------------------
 
 
@@ -497,6 +503,16 @@ def test_appended_twice_is_overwritten_in_place() -> None:
     np.testing.assert_array_equal(structured(other)["label"], [[5, 6]])
     with pytest.raises(InputError, match="already has the field label"):
         append_fields(first, {"label": np.array([3, 4], np.uint32)}, replace=False)
+
+
+def test_a_label_that_shares_bytes_is_added_anew() -> None:
+    """A union of fields: to overwrite the label would move the points."""
+    layout = [*XYZ, ("label", 0, U32)]
+    msg = message(layout, {"label": np.zeros(2, np.uint32), **xyz_columns(2)}, 12)
+    msg.data = message(XYZ, xyz_columns(2), 12).data
+    out = append_fields(msg, {"label": np.array([1, 2], np.uint32)})
+    np.testing.assert_array_equal(structured(out)["x"], structured(msg)["x"])
+    np.testing.assert_array_equal(structured(out)["label"], [[1, 2]])
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from pydantic import Field, ValidationError
 
 from pcseg_core.config import Section, load_yaml, parse_section, read_yaml
-from pcseg_core.errors import InputError
+from pcseg_core.errors import MAX_MESSAGE, InputError
 
 
 class Optimizer(Section):
@@ -105,7 +105,15 @@ BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
 
 @pytest.mark.parametrize(
     "text",
-    [BOMB, "a: &a [*a]", f"a: {'9' * 5000}", f"a: 0x{'f' * 5000}", "a: 2026-13-45", "[" * 5000],
+    [
+        BOMB,
+        "a: &a [*a]",
+        f"a: {'9' * 5000}",
+        f"a: 0x{'f' * 5000}",
+        "a: 2026-13-45",
+        "[" * 5000,
+        "a: !!timestamp x",
+    ],
 )
 def test_yaml_that_cannot_be_held_is_refused_with_its_name(tmp_path, text: str) -> None:
     path = tmp_path / "bad.yaml"
@@ -113,6 +121,16 @@ def test_yaml_that_cannot_be_held_is_refused_with_its_name(tmp_path, text: str) 
     with pytest.raises(InputError, match=r"bad\.yaml") as caught:
         read_yaml(path)
     assert len(str(caught.value)) < 700
+
+
+def test_messages_are_bounded_and_keep_their_start_and_end(tmp_path) -> None:
+    path = tmp_path / "many.yaml"
+    path.write_text("\n".join(f"wrong{number}: 1" for number in range(5000)))
+    with pytest.raises(InputError) as caught:
+        load_yaml(path, Recipe)
+    message = str(caught.value)
+    assert len(message) == MAX_MESSAGE and "many.yaml: unknown key 'wrong0'" in message
+    assert "wrong4999" in message[-400:]
 
 
 def test_yaml_with_a_few_aliases_reads(tmp_path) -> None:

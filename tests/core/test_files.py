@@ -12,7 +12,14 @@ import pytest
 
 from pcseg_core.config import read_yaml
 from pcseg_core.errors import InputError, MissingDependency, PcsegError, require
-from pcseg_core.files import FolderKind, atomic_path, claim_folder, is_special, write_atomic
+from pcseg_core.files import (
+    FolderKind,
+    atomic_path,
+    check_new_folder,
+    claim_folder,
+    is_special,
+    write_atomic,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -200,3 +207,24 @@ def test_missing_package_names_the_pip_command(
     with pytest.raises(MissingDependency, match=r"cannot be imported \(libfoo"):
         require("broken_library", "viewer")
     assert require("json", "viewer") is sys.modules["json"]
+
+
+def test_what_a_killed_process_left_is_deleted_and_nothing_else(tmp_path: Path) -> None:
+    out, kind = tmp_path / "out", FolderKind("result", "mark", lambda marker: None, ())
+    for name in (".out.pcseg-abcdefgh", ".other.pcseg-abcdefgh", ".out.original", ".out.pcseg-x"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "half").write_text("x")
+    with atomic_path(out) as temporary:
+        temporary.write_text("still being written")
+        check_new_folder(tmp_path / "out", kind, force=False)
+        assert temporary.is_file()
+        assert not (tmp_path / ".out.pcseg-abcdefgh").exists()
+    assert out.read_text() == "still being written"
+    kept = {".other.pcseg-abcdefgh", ".out.original", ".out.pcseg-x", "out"}
+    assert {path.name for path in tmp_path.iterdir()} == kept
+    ours = tmp_path / "ours"
+    for name in ("mark", "deep/.labels.pcseg-12345678/half"):
+        (ours / name).parent.mkdir(parents=True, exist_ok=True)
+        (ours / name).touch()
+    assert claim_folder(ours, kind)
+    assert [path.name for path in sorted(ours.rglob("*"))] == ["deep", "mark"]

@@ -255,6 +255,15 @@ def test_deskew_keeps_type_nan_and_order() -> None:
     assert np.abs(moved[2] - xyz[2]).max() > 0.1
 
 
+def test_points_without_a_return_stay_without_one() -> None:
+    """A driver writes (0, 0, 0) for no return; moved by the motion it would be a point."""
+    poses = np.tile(np.eye(4), (2, 1, 1))
+    poses[1, 0, 3] = 5.0
+    xyz = np.array([[0, 0, 0], [1, 0, 0]], np.float32)
+    moved = deskew(xyz, np.array([0.1, 0.1]), Trajectory([0, 10**9], poses), 0)
+    np.testing.assert_allclose(moved, [[0, 0, 0], [1.5, 0, 0]], atol=1e-5)
+
+
 def test_deskew_of_nothing_and_of_one_moment() -> None:
     stamps, T = turning_drive()
     trajectory, stamp = Trajectory(stamps, T), int(stamps[3])

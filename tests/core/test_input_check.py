@@ -104,3 +104,12 @@ def test_a_checkpoint_keeps_them(trained: InputStatistics, tmp_path: Path) -> No
     save_checkpoint(tmp_path / "c.safetensors", {}, meta)
     assert load_checkpoint(tmp_path / "c.safetensors")[1].inputs == trained
     assert CheckpointMeta(student={}, label_space={}).inputs is None
+
+
+def test_times_are_read_as_in_the_training_unless_others_are_given() -> None:
+    cloud = PointCloud(np.random.default_rng(0).normal(size=(2000, 3)))
+    trained = InputStatistics.measure([cloud], time_field="stamps", stamp_reference="end")
+    assert trained.time_options() == {"time_field": "auto:stamps", "stamp_reference": "end"}
+    given = trained.time_options("t", "start")
+    assert given == {"time_field": "t", "stamp_reference": "start"}
+    assert set(InputStatistics.measure([cloud]).time_options().values()) == {"auto"}

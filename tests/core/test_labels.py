@@ -282,6 +282,16 @@ def test_own_space_from_a_file_reaches_street_and_beyond(tmp_path: Path) -> None
         (own_space(groupings=["street"]), "'groupings' must"),
         (own_space(groupings={"street": ["crate"]}), "'groupings' must"),
         (["a list"], "found a list"),
+        ({**own_space(), 5: 1, "x": 2}, "unknown keys \\['5', 'x'\\]"),
+        (own_space(classes=[{"name": "a"}] * 5000), "5000 classes, expected at most 4096"),
+        (own_space(groupings={"street": {"road": [["crate"]]}}), "'\\['crate'\\]' is not one"),
+        (own_space(groupings={3: {"road": ["crate"]}}), "'groupings' must"),
+        (own_space(raw_ids={None: "crate"}), "None is not an integer"),
+        (own_space(raw_ids={float("inf"): "crate"}), "inf is not an integer"),
+        (
+            own_space(classes=[{"name": "a", "color": [0, 0, 0], "synonyms": 5}]),
+            "'synonyms' must be a list of words",
+        ),
     ],
 )
 def test_mistakes_in_a_file_are_named(tmp_path: Path, content: Any, expected: str) -> None:

@@ -12,6 +12,7 @@ from pcseg_core.cloud import TIME_PROBLEM, encode_cloud, read_cloud
 from pcseg_core.point_time import (
     LONGEST_SWEEP_S,
     TIME_NAMES,
+    find_time_field,
     possible_time_fields,
     read_time,
     unit_of_name,
@@ -127,3 +128,9 @@ def test_any_times_give_a_possible_sweep_or_none(
     assert result.shape == stored.shape and not np.isinf(result).any()
     assert len(known) == 0 or np.ptp(known) <= LONGEST_SWEEP_S + 1e-9
     assert np.abs(known).max(initial=0) <= 20
+
+
+def test_a_preferred_field_is_taken_where_it_is() -> None:
+    assert find_time_field(["t", "time", "other"], "auto:other") == "other"
+    assert find_time_field(["t", "time"], "auto:other") == find_time_field(["t", "time"], "auto")
+    assert find_time_field(["x"], "auto:other") is None

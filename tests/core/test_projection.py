@@ -12,8 +12,11 @@ from pcseg_core.camera import CameraModel
 from pcseg_core.cloud import PointCloud
 from pcseg_core.data import open_recording
 from pcseg_core.data.sample import CameraFrame, Sample
+from pcseg_core.errors import InputError
 from pcseg_core.geometry import Trajectory, from_euler, from_rotation
-from pcseg_core.projection import project_cloud, project_sample
+from pcseg_core.native import library
+from pcseg_core.native.library import optional_library
+from pcseg_core.projection import _Grid, project_cloud, project_sample
 
 CAMERA = CameraModel.pinhole(200, 200, 159.5, 119.5, 320, 240)
 # LiDAR axes (x forward, y left, z up) into optical axes (x right, y down, z forward).
@@ -232,3 +235,33 @@ def _read_calibration(path: Path) -> dict[str, np.ndarray]:
         except ValueError:
             continue  # dates
     return entries
+
+
+@pytest.mark.parametrize("splat_radius_px", [0, 1, 2, 7])
+@pytest.mark.parametrize("edge_px", [0, 1, 4, 9])
+def test_the_native_library_changes_no_bit(
+    splat_radius_px: int, edge_px: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More points than are computed at once, many of them in the same pixels and on borders."""
+    if optional_library() is None:
+        pytest.skip("the native library was not built")
+    rng = np.random.default_rng(0)
+    xyz = rng.uniform([-5, -9, -6], [12, 9, 6], (30_000, 3)).astype(np.float32)
+    xyz[::100] = np.nan
+    xyz[1::100] = (7, 7 * 160 / 200, 7 * 120 / 200)  # the corner of the image
+    options = {"splat_radius_px": splat_radius_px, "edge_px": edge_px}
+    found = project_cloud(xyz, T_CAM_LIDAR, CAMERA, **options)
+    monkeypatch.setattr(library, "load", lambda: "not built")
+    plain = project_cloud(xyz, T_CAM_LIDAR, CAMERA, **options)
+    assert 0 < found.visible.sum() < found.in_image.sum()
+    for name in ("uv", "depth", "in_image", "visible", "weight"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(plain, name), name)
+
+
+@pytest.mark.parametrize("pixel", [(-1, 3), (3, -1), (400, 3), (3, 300), (1e30, 0), (np.nan, 0)])
+def test_the_native_library_draws_inside_the_image_only(pixel: tuple[float, float]) -> None:
+    if optional_library() is None:
+        pytest.skip("the native library was not built")
+    uv = np.array([[0, 0], pixel], np.float32)
+    with pytest.raises(InputError):
+        _Grid((240, 320), 200.0).highest(uv, np.ones(2, np.float32), 1, 2)

@@ -2,11 +2,13 @@
 """Words, their spellings and vectors; storage without pickles; text spaces."""
 
 import json
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from pcseg_core import text_table
 from pcseg_core.errors import InputError
 from pcseg_core.text_table import TextTable, word_key
 from pcseg_core.vision.text_space import (
@@ -75,6 +77,39 @@ def test_pickled_arrays_are_refused(tmp_path: Path) -> None:
 def test_vectors_that_are_none(vectors: np.ndarray) -> None:
     with pytest.raises(InputError, match="text table 'x'"):
         TextTable("x", ("a", "b"), vectors)
+
+
+@pytest.mark.parametrize("center", [np.zeros(3), np.full(4, np.inf), np.float32(1)])
+def test_centers_that_are_none(center: np.ndarray) -> None:
+    with pytest.raises(InputError, match="text table 'x': a center of shape"):
+        TextTable("x", ("a", "b"), np.eye(2, 4), center=center)
+
+
+@pytest.mark.parametrize(
+    ("vectors", "header"),
+    [
+        (b"(1000000000000, 4)", b"{}"),  # takes more memory than there is
+        (b"(2, 4)", b"[" * 100_000),
+        (b"(" * 50, b"{}"),
+    ],
+)
+def test_forged_tables_are_refused(tmp_path: Path, vectors: bytes, header: bytes) -> None:
+    about = b"{'descr': '<f4', 'fortran_order': False, 'shape': " + vectors + b", }"
+    about = about.ljust(117) + b"\n"
+    path = tmp_path / "forged.npz"
+    np.savez(path, header=np.frombuffer(header, np.uint8), center=np.zeros(4))
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("vectors.npy", b"\x93NUMPY\1\0v\0" + about + bytes(32))
+    with pytest.raises(InputError, match="forged.npz: not readable"):
+        TextTable.load(path)
+
+
+def test_a_table_that_unpacks_to_gigabytes_is_refused(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(text_table, "MAX_BYTES", 10_000)
+    path = tmp_path / "large.npz"
+    np.savez_compressed(path, vectors=np.zeros((1000, 4)))
+    with pytest.raises(InputError, match="unpacks to 32"):
+        TextTable.load(path)
 
 
 def test_join_keeps_the_first_and_refuses_other_sizes() -> None:

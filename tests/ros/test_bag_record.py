@@ -61,6 +61,26 @@ def test_a_killed_recorder_leaves_a_readable_bag(client: Client, tmp_path: Path)
     client.node.destroy_publisher(publisher)
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, 143)])
+def test_signals_store_and_say_so(client: Client, tmp_path: Path, number: int, code: int) -> None:
+    topic, log = f"{SPACE}/signals", tmp_path / "log"
+    publisher = client.node.create_publisher(String, topic, 10)
+    command = [sys.executable, "-m", "pcseg_ros.bag_record", str(tmp_path / "bag"), topic]
+    with log.open("w") as stream, subprocess.Popen(command, cwd=ROOT, stderr=stream) as process:
+        try:
+            wait_for(publisher.get_subscription_count, "the recorder")
+            publisher.publish(String(data="kept"))
+            wait_for(lambda: times(tmp_path / "bag"), "the message on the disk")
+            process.send_signal(number)
+            assert process.wait(20) == code
+        finally:
+            process.kill()
+    assert "recorded 1 messages" in log.read_text() and "Traceback" not in log.read_text()
+    assert BagFile(tmp_path / "bag").counts == {topic: 1}
+    assert {p.name for p in (tmp_path / "bag").iterdir()} == {"metadata.yaml", "bag.db3"}
+    client.node.destroy_publisher(publisher)
+
+
 def test_simulated_time_stamps_the_recording(client: Client, tmp_path: Path) -> None:
     topic = f"{SPACE}/simulated"
     publisher = client.node.create_publisher(String, topic, latched(depth=100))

@@ -80,6 +80,7 @@ def test_the_file_of_the_package_holds_the_defaults() -> None:
         ("/**: {ros__parameters: {motion: 1, motion.source: tf}}", "also given as a value"),
         ("other: {ros__parameters: {a: 1}}", "no parameters for segment_node.*/other"),
         ("min_confidence: 0.5", "ros__parameters"),
+        ("/**: {ros__parameters: 5}", "'ros__parameters' of /.* must hold names and values"),
     ],
 )
 def test_mistakes_are_named(file: Path, content: str, words: str) -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pcseg_core.checkpoint import FILE_NAME, checkpoint_file, load_checkpoint
+from pcseg_core.bundled import checkpoint_file
+from pcseg_core.checkpoint import FILE_NAME, load_checkpoint
 
 SCRIPT = Path(__file__).parents[2] / "training" / "describe_inputs.py"
 SOURCE = "simulated:seed=3,sweeps=2,beams=16,columns=200,cameras=0"

@@ -22,7 +22,7 @@ from pcseg_core.errors import InputError, PcsegError
 from pcseg_core.learning.distill import distill
 from pcseg_core.learning.pretrain import pretrain
 from pcseg_core.learning.recipe import LossConfig, OptimizerConfig, Recipe, TextConfig, load_recipe
-from pcseg_core.learning.runs import claim
+from pcseg_core.learning.run_folder import claim
 from pcseg_core.learning.zero_shot import zero_shot
 from pcseg_core.learning.zero_shot_split import load_split
 from pcseg_core.models.student import StudentConfig
@@ -102,6 +102,8 @@ def test_all_files_of_a_run_follow_the_umask_and_are_known(whole: Path, tmp_path
     (copy / "notes.txt").unlink()
     claim(copy, changed, [SOURCE], fresh=True)
     assert [path.name for path in copy.rglob("*")] == ["recipe.yaml"]
+    claim(copy, Recipe.model_validate({**content["recipe"], "seed": 8}), [SOURCE])  # no results yet
+    (copy / "last.ckpt").write_bytes(b"a training has started")
     with pytest.raises(InputError, match="another recipe"):
         claim(copy, Recipe.model_validate(content["recipe"]), [SOURCE])
 
@@ -233,7 +235,7 @@ def test_recipes_name_what_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nothing would be learned"):
         load_recipe(path)
     path.write_text("teacher: {weights: w.safetensors}\n")
-    with pytest.raises(InputError, match=r"w\.safetensors: no such file"):
+    with pytest.raises(InputError, match=r"recipe\.yaml: w\.safetensors: no such file"):
         load_recipe(path)
     (tmp_path / "w.safetensors").touch()
     assert load_recipe(path).teacher.weights == tmp_path / "w.safetensors"

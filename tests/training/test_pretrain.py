@@ -44,7 +44,7 @@ from pcseg_core.learning.recipe import (
     PairAugmentConfig,
     Recipe,
 )
-from pcseg_core.learning.runs import train
+from pcseg_core.learning.trainer import train
 from pcseg_core.models.student import Student, StudentConfig
 from pcseg_core.vision.encoders import EncoderConfig
 from pcseg_core.vision.image_cache import SuperpixelCache

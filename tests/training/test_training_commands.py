@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from typer.testing import CliRunner, Result
 from pcseg_core.checkpoint import load_checkpoint
 from pcseg_core.cli import app
 from pcseg_core.cli.options import adjusted
+from pcseg_core.errors import Terminated
 from pcseg_core.learning.recipe import load_recipe
 from pcseg_core.recipes import available_recipes, recipe_file
 
@@ -98,7 +101,9 @@ def test_fine_tuning_trains_a_checkpoint_and_measures_it(tmp_path: Path) -> None
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["sweeps"] == 2 and metrics["steps"] == 30
     assert f"mIoU {100 * metrics['test']['miou']:.1f} %" in result.output
-    assert load_checkpoint(out)[1].label_space == STREET.to_dict()
+    meta = load_checkpoint(out)[1]
+    assert meta.label_space == STREET.to_dict()
+    assert meta.inputs is not None and 1000 < meta.inputs.returns[0] <= 2000
     again = pcseg(*command)
     assert again.exit_code == 0 and "30 steps" in again.output
     refused = pcseg(*command, "--seed", 1)
@@ -131,3 +136,45 @@ def test_fine_tuning_takes_labels_of_another_folder(tmp_path: Path) -> None:
     assert not out.exists()
     result = pcseg(*command, "--labels", tmp_path / "labels")
     assert result.exit_code == 0 and "2 sweeps, 1 steps" in result.output, result.output
+
+
+@pytest.mark.parametrize("kind, status", [(KeyboardInterrupt, 130), (Terminated, 143)])
+def test_an_interrupted_preparation_says_how_to_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[KeyboardInterrupt], status: int
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise kind
+
+    monkeypatch.setattr("pcseg_core.learning.distill.observe", interrupted)
+    (tmp_path / "r.yaml").write_text(RECIPE)
+    result = pcseg("distill", SOURCE, "--recipe", tmp_path / "r.yaml", "--out", tmp_path / "run")
+    assert result.exit_code == status
+    assert "interrupted; run the same command again to resume" in result.output
+
+
+def test_what_a_run_starts_from_is_not_deleted(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    (tmp_path / "r.yaml").write_text(RECIPE)
+    options = ("--recipe", tmp_path / "r.yaml", "--fresh", "--out", run, "--start", run)
+    result = pcseg("distill", SOURCE, *options)
+    assert result.exit_code == 2 and "choose another --out" in result.output
+    assert (run / "checkpoint.safetensors").is_file()
+
+
+@pytest.mark.parametrize("command", ["distill", "pretrain", "zero-shot", "finetune", "probe"])
+def test_paths_are_checked_without_torch(command: str, tmp_path: Path) -> None:
+    run, drive, missing = write_run(tmp_path / "run"), semantic_kitti(tmp_path / "00", 1), "driv"
+    (tmp_path / "r.yaml").write_text(RECIPE)
+    options = ["--recipe", tmp_path / "r.yaml", "--out", tmp_path / "out"]
+    arguments = {
+        "distill": [missing, *options],
+        "pretrain": [drive, missing, *options],
+        "zero-shot": [drive, "--test", missing, "--split", "nuscenes", *options],
+        "finetune": [run, missing, "--out", tmp_path / "out"],
+        "probe": [run, "--fit", drive, "--test", missing],
+    }[command]
+    code = "import sys; sys.modules['torch'] = None; from pcseg_core.cli import main; main()"
+    words = [sys.executable, "-c", code, command, *map(str, arguments)]
+    result = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 2 and "driv: no such" in result.stderr
+    assert not (tmp_path / "out").exists()

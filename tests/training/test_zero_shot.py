@@ -270,6 +270,7 @@ def test_a_run_ends_in_a_checkpoint_that_knows_words(finished: Any) -> None:
     segmenter = Segmenter.load(folder / "run", "cpu")
     space = segmenter.set_prompts(["vehicle: car, truck", "everything else"])
     assert len(space) == 2
+    assert segmenter.trained_on is not None and segmenter.trained_on.returns[0] > 100
 
 
 def test_the_same_call_repeats_nothing_and_another_recipe_is_refused(finished: Any) -> None:

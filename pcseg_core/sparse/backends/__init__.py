@@ -71,6 +71,14 @@ def resolve(name: str, device: torch.device) -> str:
     return name
 
 
+def takes_native_passes(name: str, device: torch.device) -> bool:
+    """Whether voxels, input features and labels are computed by the native library.
+
+    The results are those of torch, which computes them elsewhere.
+    """
+    return device.type == "cpu" and resolve(name, device) == "native"
+
+
 def select(name: str, feats: Tensor) -> Backend:
     """The code that runs a convolution on these features.
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from collections.abc import Callable
@@ -14,11 +15,16 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
+from pcseg_core.checkpoint import load_checkpoint, save_checkpoint
 from pcseg_core.cli import app, doctor
 from pcseg_core.cli.doctor import findings
+from pcseg_core.cloud import PointCloud, encode_cloud
 from pcseg_core.data import open_recording
-from pcseg_core.errors import MissingDependency
-from pcseg_core.labels import LabelSpace
+from pcseg_core.data.bag_writer import BagWriter
+from pcseg_core.errors import InputError, MissingDependency
+from pcseg_core.input_check import InputStatistics
+from pcseg_core.labels import NO_CLASSES, LabelSpace
+from pcseg_core.learning.run_folder import claim
 
 Sequence = Callable[..., Path]
 
@@ -72,6 +78,91 @@ def test_segment_refuses(
     assert result.exit_code == 2, result.output
     assert message in result.output
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["segment", "evaluate", "prompt", "view"])
+def test_a_pretrained_network_labels_nothing(
+    tiny_run: Path, sequence: Sequence, tmp_path: Path, command: str
+) -> None:
+    state, meta = load_checkpoint(tiny_run)
+    run, folder, out = tmp_path / "pretrained.safetensors", sequence(), tmp_path / "out.png"
+    classes = {"label_space": NO_CLASSES.to_dict(), "student": meta.student}
+    save_checkpoint(run, state, meta.model_copy(update=classes))
+    arguments = {
+        "segment": [folder, "--checkpoint", run, "--out", out],
+        "evaluate": [run, "--semantic-kitti", folder],
+        "prompt": [run, folder, "--picture", out],
+        "view": [folder, "--checkpoint", run, "--picture", out],
+    }
+    result = pcseg(command, *arguments[command])
+    assert result.exit_code == 2, result.output
+    assert "is pretrained and has no classes" in " ".join(result.output.split())
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("command", ["segment", "label", "view", "prompt", "evaluate", "boxes"])
+def test_recordings_are_read_with_the_scale_of_the_checkpoint(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    state, meta = load_checkpoint(tiny_run)
+    inputs = InputStatistics.measure([PointCloud(np.ones((9, 3)))], intensity_scale=1 / 512)
+    run, drive, out = tmp_path / "run.safetensors", tmp_path / "drive", tmp_path / "out.png"
+    save_checkpoint(run, state, meta.model_copy(update={"inputs": inputs}))
+    with BagWriter(drive) as writer:
+        cloud = encode_cloud({axis: np.ones(3, np.float32) for axis in (*"xyz", "intensity")})
+        writer.write_cloud("/points", cloud, "lidar", 1)
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    opened = []
+
+    def spy(*arguments: Any, **options: Any) -> None:
+        opened.append(open_recording(*arguments, **options))
+        raise InputError("that is enough")
+
+    for module in ("pcseg_core.data", "pcseg_core.online.replay"):
+        monkeypatch.setattr(f"{module}.open_recording", spy)
+    arguments = {
+        "segment": [drive, "--checkpoint", run, "--out", out],
+        "label": [drive, "--recipe", tmp_path / "recipe.yaml", "--checkpoint", run, "--out", out],
+        "view": [drive, "--checkpoint", run, "--picture", out],
+        "prompt": [run, drive, "--picture", out],
+        "evaluate": [run, "--source", drive],
+        "boxes": [run, "--boxes", drive],
+    }
+    result = pcseg(command.replace("boxes", "evaluate"), *arguments[command])
+    assert "that is enough" in result.output, result.output
+    assert [drive.intensity_scale for drive in opened] == [1 / 512]
+
+
+@pytest.mark.parametrize("command", ["info", "evaluate", "replay", "prompt"])
+def test_json_on_the_standard_output_is_alone_there(
+    tiny_run: Path, sequence: Sequence, command: str
+) -> None:
+    pcseg_bag = ["segment", sequence(), "--checkpoint", tiny_run, "--bag", "--out"]
+    bag = sequence("more").parent / "bag"
+    arguments = {
+        "info": ["bag", "info", bag],
+        "evaluate": ["evaluate", tiny_run, "--source", bag, "--no-baselines"],
+        "replay": ["evaluate", bag, "--checkpoint", tiny_run],
+        "prompt": ["prompt", tiny_run, bag],
+    }
+    assert pcseg(*pcseg_bag, bag).exit_code == 0
+    result = pcseg(*arguments[command], "--json", "-")
+    assert isinstance(json.loads(result.stdout), dict), result.output
+    assert result.stderr
+
+
+def test_a_recording_without_labels_is_refused_before_the_work(
+    tiny_run: Path, sequence: Sequence, tmp_path: Path
+) -> None:
+    folder = sequence()
+    with BagWriter(tmp_path / "bag") as writer:
+        cloud = encode_cloud({axis: np.ones(3, np.float32) for axis in "xyz"})
+        writer.write_cloud("/points", cloud, "lidar", 1)
+    result = pcseg("evaluate", tiny_run, "--source", tmp_path / "bag")
+    assert result.exit_code == 2
+    assert "has no labels to measure against" in " ".join(result.output.split())
+    empty = pcseg("bag", "info", folder)
+    assert "no metadata.yaml, .mcap" in " ".join(empty.output.split())
 
 
 # --- view ------------------------------------------------------------------------------------
@@ -166,12 +257,17 @@ RECIPE = "teacher: {weights: bundled:simulation_teacher}\nseed: 4\n"
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What the command asks the training for, which is not run."""
+def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
+    """What the command asks the training for, which claims its run directory and does not run."""
     calls: list[Any] = []
+    monkeypatch.chdir(tmp_path)
+    for folder in ("drive", "x"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "drive" / "metadata.yaml").touch()
 
-    def distill(*arguments: Any, **options: Any) -> dict[str, Any]:
-        calls.append((arguments, options))
+    def distill(sources: Any, recipe: Any, out: Path, *arguments: Any) -> dict[str, Any]:
+        calls.append((sources, recipe, out, *arguments))
+        claim(out, recipe, sources, fresh=arguments[-1])
         shares = {"road": 0.75, "person": 0.25}
         times = {"labeling_s": 1.0, "training_s": 2.0}
         return {"sweeps": 3, "steps": 9, "class_shares": shares, **times}
@@ -194,7 +290,7 @@ def test_distill_passes_on_what_was_asked(asked: list[Any], tmp_path: Path) -> N
         11,
     )
     assert result.exit_code == 0, result.output
-    (sources, recipe, out), _ = asked[0]
+    sources, recipe, out, *_ = asked[0]
     assert (sources, out, recipe.seed) == (["drive", "kitti-raw:x"], tmp_path / "run", 11)
     assert "road 75.0 %" in result.output
 

@@ -122,6 +122,50 @@ def test_exit_codes_reach_the_shell(tmp_path: Path) -> None:
     assert done.stderr.startswith("error: no checkpoint at")
 
 
+WRONG = """
+segment nowhere --checkpoint bundled --out out
+segment {source} --checkpoint nowhere --out out
+segment {source} --checkpoint bundled --out {taken}
+label nowhere --recipe kitti --out out
+label {source} --recipe nowhere --out out
+label {source} --recipe kitti --out out --checkpoint nowhere
+evaluate nowhere --semantic-kitti {source}
+evaluate bundled --semantic-kitti nowhere
+evaluate bundled --source nowhere
+evaluate bundled --boxes nowhere
+evaluate nowhere --checkpoint bundled
+evaluate {source} --checkpoint nowhere
+evaluate {source} --checkpoint bundled --compare nowhere
+evaluate {source} --checkpoint bundled --labels nowhere
+evaluate {source} --checkpoint bundled --teacher nowhere
+view nowhere --picture out.png
+view {source} --checkpoint nowhere --picture out.png
+view {source} --picture nowhere/
+prompt nowhere {source} --words car
+prompt bundled nowhere --words car
+bag info nowhere
+bag from-kitti nowhere --out out
+"""
+
+
+def test_wrong_paths_are_found_before_torch_is_imported(
+    sequence: Callable[..., Path], tmp_path: Path
+) -> None:
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    (taken / "thesis.tex").touch()
+    lines = WRONG.format(source=sequence(), taken=taken).strip().splitlines()
+    done = run_python(
+        "import sys\nfrom typer.testing import CliRunner\nfrom pcseg_core.cli import app\n"
+        f"for line in {lines!r}:\n"
+        "    result = CliRunner().invoke(app, line.split())\n"
+        "    known = result.exit_code == 2 and result.output.startswith('error: ')\n"
+        "    print(line, known and 'torch' not in sys.modules, result.output)\n"
+    )
+    wrong = [line for line in lines if f"{line} True error: " not in done.stdout]
+    assert not wrong, done.stdout + done.stderr
+
+
 def plugin(monkeypatch: pytest.MonkeyPatch, value: str, name: str = "bag-play") -> None:
     entry = EntryPoint(name, value, cli.PLUGIN_GROUP)
     monkeypatch.setattr(cli, "entry_points", lambda group: [entry] * (group == cli.PLUGIN_GROUP))

@@ -199,8 +199,9 @@ def test_writer_refuses_wrong_input(tmp_path) -> None:
             writer.write_odometry("/tf", np.eye(4), "odom", "base", START)
 
 
-@pytest.mark.parametrize("format", ["mcap", "sqlite3"])
-@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.99])
+@pytest.mark.parametrize(
+    ("format", "share"), [("mcap", 0.0), *(("sqlite3", share) for share in (0.0, 0.1, 0.5, 0.99))]
+)
 def test_truncated_bags(tmp_path, format: str, share: float) -> None:
     path = bag(tmp_path / "drive", format=format)
     storage = next(p for p in path.iterdir() if p.suffix != ".yaml")

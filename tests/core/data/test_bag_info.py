@@ -19,10 +19,13 @@ from recordings import (
     picture,
     points,
 )
+from typer.testing import CliRunner
 
 from pcseg_core.camera import CameraModel
+from pcseg_core.cli import app
 from pcseg_core.cloud import encode_cloud
 from pcseg_core.data import open_recording
+from pcseg_core.data.bag_findings import USUAL_RANGE_M
 from pcseg_core.data.bag_info import BagReport, inspect_bag
 from pcseg_core.data.bag_picture import depth_colors, draw_overlay
 from pcseg_core.data.bag_reader import BagFile
@@ -31,6 +34,7 @@ from pcseg_core.data.kitti import KittiRawRecording
 from pcseg_core.data.kitti_to_bag import write_kitti_bag
 from pcseg_core.errors import InputError
 from pcseg_core.geometry import invert
+from pcseg_core.models.student import StudentConfig
 
 
 def _cloud(cells: np.ndarray):
@@ -55,6 +59,52 @@ def test_a_good_bag(tmp_path) -> None:
     step = lidar_pose(0)[:3, 3] - lidar_pose(1)[:3, 3]
     assert report.distance_m == pytest.approx(39 * np.linalg.norm(step), rel=0.01)
     assert drive is not None and len(drive) == 40
+
+
+def test_the_clouds_are_described(tmp_path) -> None:
+    """Zeros, far points, times that cannot be or have another name, and the intensity scale."""
+    count = 1000
+    rng = np.random.default_rng(0)
+    fields = dict(zip("xyz", rng.uniform(1, 20, (3, count)).astype(np.float32)))
+    for axis in "xyz":
+        fields[axis][:250] = 0
+        fields[axis][250:325] = 70  # 121 m away: a tenth of the returns
+    fields["intensity"] = rng.uniform(1, 200, count).astype(np.float32)
+    fields["firing_usec"] = np.linspace(0, 1e5, count)
+    with BagWriter(tmp_path / "drive") as writer:
+        for i in range(3):
+            writer.write_cloud("/points", encode_cloud(fields), "lidar", START + i * PERIOD)
+    report, _ = inspect_bag(tmp_path / "drive")
+    assert report.zeros == 0.25 and report.finite == 0.75
+    assert report.beyond_range == pytest.approx(0.1)
+    assert report.intensity_scale == 1 / 255 and report.intensity_source.startswith("guessed")
+    notes = _findings(report, "note")
+    assert "25.0 % of the points are exactly (0, 0, 0)" in notes
+    assert "10.0 % of the returns are farther than 80 m" in notes
+    assert any("--time-field firing_usec" in finding.do for finding in report.findings)
+    known, _ = inspect_bag(tmp_path / "drive", time_field="firing_usec", time_unit="us")
+    assert "time" in known.fields and "no per-point times" not in _findings(known, "note")
+    wrong, _ = inspect_bag(tmp_path / "drive", time_field="firing_usec", time_unit="s")
+    assert "3 of 3 inspected sweeps: point times left out" in _findings(wrong, "warning")
+
+
+def test_clouds_in_millimeters_are_a_warning(tmp_path) -> None:
+    with BagWriter(tmp_path / "drive") as writer:
+        writer.write_cloud("/points", _cloud(1000 * points()[:, :3]), "lidar", START)
+    assert "are farther than 80 m" in _findings(inspect_bag(tmp_path / "drive")[0], "warning")
+    assert StudentConfig().max_range_m == USUAL_RANGE_M
+
+
+def test_the_time_field_is_an_option_of_the_commands(tmp_path) -> None:
+    source = bag(tmp_path / "drive", extra_fields={"firing": np.linspace(0, 0.1, 200)})
+    path = tmp_path / "report.json"
+    info = CliRunner().invoke(
+        app, ["bag", "info", str(source), "--time-field", "firing", "--json", str(path)]
+    )
+    assert info.exit_code == 0 and "intensity scale: 1 (" in info.output, info.output
+    assert json.loads(path.read_text())["fields"] == ["intensity", "time"]
+    unknown = CliRunner().invoke(app, ["bag", "info", str(source), "--time-field", "no"])
+    assert "no time field 'no' (fields: x, y, z, intensity, firing)" in unknown.output
 
 
 def test_overlap_by_hand(tmp_path) -> None:

@@ -268,13 +268,23 @@ def test_messages_in_the_log_of_a_killed_sqlite_recorder_are_read(tmp_path) -> N
     shutil.copy(storage, killed)
     shutil.copy(f"{storage}-wal", f"{killed}-wal")
     database.close()
-    assert sum(read_counts(killed).values()) == 22
+    opened = BagFile(killed)
+    assert len(list(opened.messages())) == 22
+    assert "killed.db3 was not closed" in opened.endings[0]
 
 
 def test_a_missing_file_of_a_split_bag_is_named(tmp_path) -> None:
     path = bag(tmp_path / "drive")
     edit_metadata(path, lambda about: about["relative_file_paths"].append("drive_1.mcap"))
     with pytest.raises(InputError, match=r"names 2 files and drive_1\.mcap is missing"):
+        BagFile(path)
+
+
+@pytest.mark.parametrize("names", [[], None, "drive.mcap"])
+def test_metadata_that_names_no_file_is_refused(tmp_path, names: object) -> None:
+    path = bag(tmp_path / "drive")
+    edit_metadata(path, lambda about: about.update(relative_file_paths=names))
+    with pytest.raises(InputError, match="does not name its files"):
         BagFile(path)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pcseg_core.data.images import MAX_PIXELS, decode_image, image_from_message
+from pcseg_core.data.images import MAX_PIXELS, decode_image, image_from_message, image_size
 from pcseg_core.errors import InputError
 
 
@@ -98,3 +98,12 @@ def test_other_formats_are_refused(kind: str) -> None:
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(content, kind)
     with pytest.raises(InputError, match="does not decode"):
         decode_image(content.getvalue())
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PPM", "EPS"])
+def test_sizes_come_from_the_decoders_of_the_images(tmp_path, kind: str) -> None:
+    """Other decoders of Pillow, which images are not read with, see no file either."""
+    path = tmp_path / "front.png"
+    Image.new("RGB", (4, 3)).save(path, kind)
+    with pytest.raises(InputError, match="front.png: not a readable image"):
+        image_size(path)

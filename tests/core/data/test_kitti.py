@@ -6,7 +6,7 @@ import pytest
 from recordings import CAMERA, T_CAM_LIDAR, kitti_object, kitti_raw, picture, put, row
 
 from pcseg_core.data.kitti import KittiObjectRecording, KittiRawRecording
-from pcseg_core.data.kitti_files import oxts_poses, projective_camera, read_stamps
+from pcseg_core.data.kitti_files import oxts_packet, oxts_poses, projective_camera, read_stamps
 from pcseg_core.errors import InputError
 from pcseg_core.geometry import from_euler
 
@@ -40,7 +40,7 @@ def test_oxts_by_hand(tmp_path) -> None:
     """One thousandth of a degree at 49 degrees north, heading east then north."""
     east = put(tmp_path / "0.txt", row(np.array([49.0, 8.0, 100.0, 0.0, 0.0, 0.0])))
     north = put(tmp_path / "1.txt", row(np.array([49.001, 8.001, 101.5, 0.0, 0.0, np.pi / 2])))
-    poses = oxts_poses([east, north])
+    poses = oxts_poses(np.stack([oxts_packet(east), oxts_packet(north)]))
     np.testing.assert_allclose(poses[0], np.eye(4), atol=1e-12)
     meters = np.radians(0.001) * 6378137.0
     np.testing.assert_allclose(
@@ -129,7 +129,15 @@ def test_missing_calibration(tmp_path, name: str, content: str | None, message: 
 def test_broken_stamps_and_oxts(tmp_path) -> None:
     path = kitti_raw(tmp_path)
     put(path / "oxts" / "data" / f"{1:010d}.txt", "49.0 8.0")
+    drive = KittiRawRecording(path)
+    assert len(drive) == 4 and not drive.account.unexplained()
+    assert "expected latitude" in next(iter(drive.account.left_out["oxts"]))
+    for number in (0, 2, 3):
+        put(path / "oxts" / "data" / f"{number:010d}.txt", "49.0 8.0")
     with pytest.raises(InputError, match="expected latitude"):
+        KittiRawRecording(path)
+    put(path / "oxts" / "timestamps.txt", "")
+    with pytest.raises(InputError, match="no usable packet.*no time stamp"):
         KittiRawRecording(path)
     put(path / "velodyne_points" / "timestamps.txt", "yesterday")
     with pytest.raises(InputError, match=r"timestamps\.txt: a line is not"):
@@ -189,3 +197,26 @@ def test_real_drive(shared_data) -> None:
     assert 45 < np.linalg.norm(last[:3, 3] - first[:3, 3]) < 55  # 10 to 14 m/s for 4.5 s
     traffic = KittiRawRecording(folder / "2011_09_26_drive_traffic_sync")
     assert len(traffic) == 10 and traffic.pose_source == "kiss-icp"
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "message"),
+    [
+        ("label_2/000000.txt", b"Car", b"\xff", "cannot read it"),
+        ("label_2/000000.txt", b"1.75", b"inf", "label_2/000000.txt, line 1: not a KITTI object"),
+        ("label_2/000000.txt", b"1.6", b"-1.6", "sizes of 0 m or more"),
+        (
+            "calib/000000.txt",
+            b"R0_rect: 1.0",
+            b"R0_rect: 7.0",
+            "000000.txt: 'R0_rect'.*no rotation",
+        ),
+        ("velodyne/000000.bin", None, bytes(160), "none of its 10 points is finite"),
+    ],
+)
+def test_numbers_that_are_no_geometry(tmp_path, name, old, new, message) -> None:
+    folder = kitti_object(tmp_path)
+    path = folder / name
+    path.write_bytes(new if old is None else path.read_bytes().replace(old, new))
+    with pytest.raises(InputError, match=message):
+        KittiObjectRecording(folder)[0]

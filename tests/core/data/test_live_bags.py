@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from forks import end_self, run_in_child
 
 from pcseg_core.data.bag_reader import BagFile
 from pcseg_core.data.bag_writer import BagWriter
@@ -54,6 +55,51 @@ def test_a_killed_recorder_leaves_what_it_saved(tmp_path: Path) -> None:
     bag = BagFile(tmp_path / "bag")
     assert bag.counts == {"/words": 10}
     assert len(list(bag.messages(["/words"]))) == 10
+
+
+@pytest.mark.parametrize(
+    ("moment", "saved"),
+    [("open", 0), ("metadata 1", 0), ("write", 0), ("metadata 2", 5), ("saved", 5), ("end", 5)],
+)
+def test_sigkill_at_any_moment_leaves_a_readable_bag(
+    tmp_path: Path, moment: str, saved: int
+) -> None:
+    def record() -> None:
+        begin, write_text, files = BagWriter._open, Path.write_text, 0
+
+        def stop(now: str) -> None:
+            if now == moment:
+                end_self(signal.SIGKILL)
+
+        def opened(self: BagWriter, folder: Path) -> None:
+            begin(self, folder)
+            stop("open")
+
+        def half(self: Path, text: str, encoding: str) -> int:
+            nonlocal files
+            files += 1
+            write_text(self, text[:10], encoding)
+            stop(f"metadata {files}")
+            return write_text(self, text, encoding)
+
+        BagWriter._open, Path.write_text = opened, half  # type: ignore[method-assign, assignment]
+        with BagWriter(tmp_path / "bag", "sqlite3", live=True) as writer:
+            write(writer, 5, 100_000)
+            stop("write")
+            writer.save()
+            stop("saved")
+            write(writer, 3, 100_000, begin=5)
+            stop("end")
+
+    code, text = run_in_child(record, tmp_path / "log")
+    assert code == -signal.SIGKILL, text
+    bag = BagFile(tmp_path / "bag")
+    assert sum(bag.counts.values()) == len(list(bag.messages())) == saved
+    if (tmp_path / "bag" / "metadata.yaml").is_file():  # else nobody knows whose folder it is
+        with BagWriter(tmp_path / "bag", "sqlite3", live=True, force=True) as writer:
+            write(writer, 2)
+        assert BagFile(tmp_path / "bag").counts == {"/words": 2}
+        assert len(list((tmp_path / "bag").iterdir())) == 2
 
 
 def test_a_full_disk_leaves_what_was_saved(tmp_path: Path) -> None:

@@ -103,6 +103,11 @@ def test_broken_sample_json(tmp_path) -> None:
     (tmp_path / "sample.json").write_text("{")
     with pytest.raises(InputError, match="not readable as JSON"):
         NuScenesRecording(tmp_path)
+    mirror = np.diag([1.0, -1.0, 1.0, 1.0]).tolist()
+    described = {"timestamp": 1.0, "lidar": {"lidar2ego": mirror}, "ego2global": mirror}
+    (tmp_path / "sample.json").write_text(json.dumps(described))
+    with pytest.raises(InputError, match="sample.json: 'lidar2ego' is no rotation"):
+        NuScenesRecording(tmp_path)
 
 
 def test_real_sample(shared_data) -> None:
@@ -121,3 +126,27 @@ def test_real_sample(shared_data) -> None:
     assert inside.sum() > 400
     assert np.mean(np.abs(inside - counted) <= 2) > 0.95
     assert abs(inside.sum() - counted.sum()) < 0.05 * counted.sum()
+
+
+@pytest.mark.parametrize("size", [[2.0, -4.0, 1.5], [2.0, float("nan"), 1.5]])
+def test_boxes_that_are_none_name_their_table(tmp_path, size: list[float]) -> None:
+    folder = nuscenes(tmp_path)
+    table = folder / "v1.0-mini" / "sample_annotation.json"
+    rows = json.loads(table.read_text())
+    rows[0]["size"] = size
+    table.write_text(json.dumps(rows))
+    recording = NuScenesRecording(folder)
+    with pytest.raises(InputError, match="sample_annotation.json: box 'vehicle.car'"):
+        recording[0]
+    assert len(recording[1].boxes) == 1
+
+
+@pytest.mark.parametrize("table", ["calibrated_sensor", "ego_pose"])
+def test_a_pose_that_is_none_costs_its_scene(tmp_path, table: str) -> None:
+    folder = nuscenes(tmp_path)
+    path = folder / "v1.0-mini" / f"{table}.json"
+    rows = json.loads(path.read_text())
+    rows[0]["translation"][0] = "nan"
+    path.write_text(json.dumps(rows))
+    with pytest.raises(InputError, match=f"{folder}: no usable sweep; 2 x .*not a place"):
+        NuScenesRecording(folder)

@@ -69,6 +69,18 @@ def test_estimate_is_kept_on_disk(tmp_path, monkeypatch) -> None:
     assert len(calls) == 3
 
 
+def test_a_damaged_estimate_is_made_again(tmp_path, monkeypatch) -> None:
+    made = Trajectory([1, 2], np.stack([np.eye(4), from_euler(0, 0, 0.1)]))
+    monkeypatch.setattr(odometry, "estimate_trajectory", lambda sweeps: made)
+    cached_trajectory("key", [], tmp_path)
+    (file,) = tmp_path.iterdir()
+    whole = file.read_bytes()
+    for length in {0, 1, 3, 4, 30, *range(0, len(whole), 97), len(whole) - 1}:
+        file.write_bytes(whole[:length])
+        assert np.array_equal(cached_trajectory("key", [], tmp_path).poses, made.poses)
+        assert len(file.read_bytes()) == len(whole)
+
+
 def test_no_sweeps_and_no_points() -> None:
     pytest.importorskip("kiss_icp")
     with pytest.raises(InputError, match="no sweeps"):
@@ -104,7 +116,11 @@ def test_tum_files(tmp_path) -> None:
         ("", "no poses"),
         ("1.0 0 0 0", "line 1: 4 values"),
         ("1.0 a 0 0 0 0 0 1", "line 1: not numbers"),
-        ("2 0 0 0 0 0 0 1\n1 0 0 0 0 0 0 1", "stamps must increase"),
+        ("2 0 0 0 0 0 0 1\n1 0 0 0 0 0 0 1", "poses.tum: trajectory: stamps must increase"),
+        ("1.0 nan 0 0 0 0 0 1", r"poses.tum: not a place: translation of \[nan\] m"),
+        ("1.0 0 0 0 0 0 0 0", "poses.tum: not a rotation"),
+        ("1e30 0 0 0 0 0 0 1", "line 1: not numbers .*no number of seconds of a clock"),
+        ("inf 0 0 0 0 0 0 1", "line 1: not numbers"),
     ],
 )
 def test_wrong_tum_files(tmp_path, content: str, message: str) -> None:

@@ -2,7 +2,7 @@
 import pytest
 from recordings import bag, kitti_object, kitti_raw, nuscenes, semantic_kitti
 
-from pcseg_core.data import READERS, open_recording
+from pcseg_core.data import READERS, find_source, fingerprint, open_recording
 from pcseg_core.errors import InputError
 
 
@@ -38,3 +38,25 @@ def test_what_cannot_be_opened_is_explained(tmp_path) -> None:
     with pytest.raises(InputError, match="rosbags-convert"):
         open_recording(tmp_path / "old.bag")
     assert "bag" in READERS and "simulated" in READERS
+
+
+def test_a_source_is_found_without_opening_it(tmp_path) -> None:
+    drive = bag(tmp_path / "drive")
+    assert find_source(f"bag:{drive}?cloud_topic=/x") == ("bag", f"{drive}?cloud_topic=/x")
+    assert find_source(str(drive)) == ("bag", str(drive))
+    assert find_source("simulated:seed=3") == ("simulated", "seed=3")
+    with pytest.raises(InputError, match="no such bag"):
+        find_source("bag:nowhere")
+
+
+def test_results_inside_of_a_recording_do_not_change_its_fingerprint(tmp_path) -> None:
+    drive, sequence = bag(tmp_path / "drive"), semantic_kitti(tmp_path / "kitti")
+    for path in (drive, sequence):
+        before = fingerprint(path)
+        (path / "out" / "labels").mkdir(parents=True)
+        (path / "out" / "labels" / "0.label").write_bytes(b"0")
+        (path / "out.partial").write_bytes(b"0")
+        assert fingerprint(path, (path / "out", path / "out.partial")) == before
+        file = next(p for p in path.rglob("*") if p.suffix in (".mcap", ".bin"))
+        file.write_bytes(file.read_bytes() + b"0")
+        assert fingerprint(path, (path / "out", path / "out.partial")) != before

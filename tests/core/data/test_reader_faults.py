@@ -152,6 +152,14 @@ def test_the_fingerprint_changes_with_the_files(tmp_path) -> None:
     assert len({first, second, fingerprint(path)}) == 3
 
 
+def test_links_that_lead_back_are_followed_once(tmp_path) -> None:
+    put(tmp_path / "velodyne" / "0.bin", b"1")
+    before = fingerprint(tmp_path)
+    for name in ("loop", "knot"):
+        (tmp_path / "velodyne" / name).symlink_to(tmp_path)
+    assert fingerprint(tmp_path) == before
+
+
 def test_a_user_without_home_still_has_a_cache(tmp_path, monkeypatch) -> None:
     def nobody(*_args: object) -> None:
         raise RuntimeError("Could not determine home directory.")

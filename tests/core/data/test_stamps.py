@@ -37,3 +37,8 @@ def test_it_is_increasing_and_as_long_as_can_be(stamps: list[int]) -> None:
 def test_nearest(stamps: list[int], stamp: int) -> None:
     found = stamps[nearest(np.array(stamps), stamp)]
     assert abs(found - stamp) == min(abs(s - stamp) for s in stamps)
+
+
+def test_of_two_stamps_the_one_near_the_others_is_kept() -> None:
+    assert longest_increasing(np.array([100, 7, 101, 102])).tolist() == [0, 2, 3]
+    assert longest_increasing(np.array([100, 101, 900, 102])).tolist() == [0, 1, 3]

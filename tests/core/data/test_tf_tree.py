@@ -95,3 +95,17 @@ def test_a_child_that_changes_its_parent_keeps_the_last() -> None:
     _add(tree, "old", "camera", A)
     _add(tree, "lidar", "camera", B)
     np.testing.assert_allclose(tree.static("lidar", "camera"), B, atol=1e-12)
+
+
+def test_one_transform_of_another_parent_does_not_replace_many() -> None:
+    tree = TfTree()
+    for stamp in range(3):
+        T = A.copy()
+        T[0, 3] += stamp
+        _add(tree, "odom", "base", T, stamp * 10**8, static=False)
+    _add(tree, "base", "lidar", B)
+    _add(tree, "lidar", "base", A, 2 * 10**8, static=False)  # would close a circle
+    found = tree.find_trajectory("lidar")
+    assert found is not None and len(found) == 3
+    _add(tree, "odom", "lidar", A, 0, static=False)  # a static transform comes first
+    np.testing.assert_allclose(tree.static("base", "lidar"), B, atol=1e-12)

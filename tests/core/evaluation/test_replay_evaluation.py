@@ -29,6 +29,7 @@ from pcseg_core.online.pipeline import (
     PipelineConfig,
     SmoothingConfig,
 )
+from pcseg_core.online.segmenter import Segmenter
 from pcseg_core.simulation.recording import SimulatedDrive
 from pcseg_core.simulation.to_bag import write_simulated_bag
 from pcseg_core.vision.pixel_classes import TeacherConfig
@@ -145,15 +146,20 @@ def test_labels_beside_the_recording(tmp_path: Path) -> None:
     (named.parent / "labels.yaml").write_text(yaml.safe_dump(space))
     perfect = LiveMethod("perfect", "a", STREET, truth_as_labels())
     for folder, classes in ((named.parent, 6), (ordered, 2)):
-        truth = ExternalLabels(folder, len(drive)).ground_truth(STREET)
+        truth = ExternalLabels(folder, drive).ground_truth(STREET)
         report = evaluate_replay(drive, [perfect], truth)
         assert report.miou == 1.0
         assert len([v for v in report.iou.values() if v is not None]) >= classes
     with pytest.raises(InputError, match=r"no \.label files"):
-        ExternalLabels(tmp_path, 4)
+        ExternalLabels(tmp_path, drive)
+    (tmp_path / "others").mkdir()
+    (tmp_path / "others" / "other.label").write_bytes(b"\0" * 40)
+    others = ExternalLabels(tmp_path / "others", drive).ground_truth(STREET)
+    report = evaluate_replay(drive, [perfect], others)
+    assert report.miou is None and "no sweep has labels in" in " ".join(report.notes)
     (named / "000002.label").write_bytes(b"\0" * 40)
     with pytest.raises(InputError, match="10 labels for a sweep"):
-        evaluate_replay(drive, [perfect], ExternalLabels(named.parent, 4).ground_truth(STREET))
+        evaluate_replay(drive, [perfect], ExternalLabels(named.parent, drive).ground_truth(STREET))
 
 
 @pytest.mark.parametrize(
@@ -307,6 +313,8 @@ def test_a_bag_is_decoded_and_paired_as_the_node_does(
     evaluate(bag, "--params", params)
     evaluate(bag, "--checkpoint", "bundled")
     evaluate(DRIVE, "--checkpoint", "bundled")
+    trained = Segmenter.load("bundled").trained_on
+    assert [options.pop("trained", None) for options in opened] == [trained] * 4 + [None]
     assert opened == [
         {"max_image_offset_s": 0.2, "camera_topics": ["/camera"]},
         {"camera_topics": ["/camera"]},

@@ -15,6 +15,8 @@ from pcseg_core.cloud import PointCloud
 from pcseg_core.errors import InputError
 from pcseg_core.labels import LabelSpace
 from pcseg_core.models.student import Student, StudentConfig, cosine_logits
+from pcseg_core.models.sweep_input import sweep_input
+from pcseg_core.online.point_labels import point_labels
 from pcseg_core.online.prompts import MAX_WORDS, PromptHead, PromptSet, class_vectors
 from pcseg_core.online.segmenter import Segmenter
 from pcseg_core.text_table import TextTable
@@ -84,6 +86,14 @@ def test_any_text_is_parsed_or_refused(texts: list[str]) -> None:
     assert len(parsed.prompts) == len(texts) and parsed.words
 
 
+def probabilities(head: PromptHead, features: torch.Tensor, classes: int) -> torch.Tensor:
+    """(M, C) of features (M, F) that are each a point."""
+    with torch.no_grad():
+        points = torch.arange(len(features))
+        found = point_labels(head.blocks(features), points, classes, head.owner, True)
+    return torch.from_numpy(found.probabilities)
+
+
 def test_head_equals_the_cosine_classifier() -> None:
     """Against features carried to the text space, normalized and compared one by one."""
     torch.manual_seed(0)
@@ -91,7 +101,8 @@ def test_head_equals_the_cosine_classifier() -> None:
     features = torch.randn(50, 12) * 3
     vectors = GeneratedText(40).embed(["a", "b", "c", "d"])
     owner = np.array([0, 1, 0, 2])
-    found = PromptHead(linear, vectors, owner, 4, 0.07)(features)
+    head = PromptHead(linear, vectors, owner, 4, 0.07)
+    found = probabilities(head, features, 4)
     unit = torch.nn.functional.normalize(linear(features), dim=1)
     rows = cosine_logits(unit, torch.from_numpy(vectors), 0.07).softmax(1)
     expected = torch.stack([rows[:, 0] + rows[:, 2], rows[:, 1], rows[:, 3], rows[:, 0] * 0], 1)
@@ -102,10 +113,10 @@ def test_head_in_pieces_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     linear = torch.nn.Linear(12, 40)
     head = PromptHead(linear, GeneratedText(40).embed(WORDS[:9]), np.arange(9), 9, 0.07)
     features = torch.randn(101, 12)
-    whole = head(features)
+    whole = probabilities(head, features, 9)
     monkeypatch.setattr("pcseg_core.online.prompts._CELLS_AT_ONCE", 100)
-    assert torch.allclose(head(features), whole, atol=1e-6)
-    assert head(features[:0]).shape == (0, 9)
+    assert torch.allclose(probabilities(head, features, 9), whole, atol=1e-6)
+    assert probabilities(head, features[:0], 9).shape == (0, 9)
 
 
 def test_everything_else_is_what_no_word_means() -> None:
@@ -148,11 +159,11 @@ def test_prompts_change_the_next_sweep(segmenter: Segmenter) -> None:
 
 def test_native_and_plain_networks_agree(segmenter: Segmenter) -> None:
     segmenter.set_prompts(["tree", "road", "person"])
-    sparse = segmenter.student.sparse_input(
-        *(lambda p: (p, segmenter.student.voxelize(p)))(segmenter._points(cloud())[1])
-    )
+    sweep = cloud()
+    sparse = sweep_input(segmenter.student, sweep.xyz, sweep.intensity, segmenter.device).sparse
+    assert sparse is not None
     with torch.inference_mode():
-        found = segmenter._classes.probabilities(sparse)
+        found = torch.cat(list(segmenter._classes.logits(sparse))).softmax(1)
         assert segmenter.student.text_head is not None and segmenter.text is not None
         features = segmenter.student.network.features(sparse)
         unit = torch.nn.functional.normalize(segmenter.student.text_head(features), dim=1)

@@ -3,21 +3,34 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
 
 from pcseg_core.checkpoint import load_checkpoint, save_checkpoint
-from pcseg_core.cloud import Field, PointCloud, encode_cloud, read_cloud, structured, unpack_rgb
-from pcseg_core.data import open_recording
+from pcseg_core.cloud import (
+    TIME_PROBLEM,
+    Field,
+    PointCloud,
+    encode_cloud,
+    read_cloud,
+    structured,
+    unpack_rgb,
+)
+from pcseg_core.data import Recording, Sample, open_recording
 from pcseg_core.data.bag_reader import CLOUD, BagFile, type_store
 from pcseg_core.data.bag_writer import BagWriter
+from pcseg_core.data.label_files import label_paths, raw_ids_of
 from pcseg_core.data.messages import cloud as cloud_message
 from pcseg_core.errors import InputError
+from pcseg_core.evaluation.external_labels import ExternalLabels
 from pcseg_core.evaluation.live import NodeSetup
 from pcseg_core.input_check import InputStatistics
 from pcseg_core.labels import WIRE_UNLABELED, LabelSpace, from_wire
@@ -150,6 +163,10 @@ def test_problems_scale_and_range_are_accounted_for(pipeline: Pipeline, tmp_path
     ((problem, count),) = result.problems.items()
     assert problem.startswith(f"{OUT_OF_RANGE}: 100 %") and count == 2
     assert 3900 < result.out_of_range <= 2 * 1999
+    timed = replay.segment_bag(pipeline, path, tmp_path / "timed", time_field="time")
+    assert any(p.startswith(TIME_PROBLEM) and n == 3 for p, n in timed.problems.items())
+    with pytest.raises(InputError, match="no time field 'firing'"):
+        replay.segment_bag(pipeline, path, tmp_path / "other", time_field="firing")
 
 
 def test_an_existing_result_is_replaced_only_by_force(pipeline: Pipeline, tmp_path: Path) -> None:
@@ -196,9 +213,55 @@ def test_label_files_follow_the_sweeps(
     assert result.sweeps == 2
 
 
+def test_sequences_keep_their_folders(
+    pipeline: Pipeline, sequence: Callable[..., Path], tmp_path: Path
+) -> None:
+    for name, scans in (("set/sequences/00", 2), ("set/sequences/01", 3)):
+        sequence(name, scans=scans)
+    drives, out = open_recording(f"semantic-kitti:{tmp_path / 'set'}"), tmp_path / "out"
+    assert replay.segment_recording(pipeline, drives, out).sweeps == 5
+    files = sorted(path.relative_to(out).as_posix() for path in out.rglob("*.label"))
+    assert files == [
+        f"{s}/labels/{k:06d}.label" for s, n in (("00", 2), ("01", 3)) for k in range(n)
+    ]
+    labels = ExternalLabels(out, drives)
+    for index in range(5):
+        expected = pipeline.process(Sweep(drives[index].cloud)).labels
+        assert np.array_equal(labels.of(index, drives[index]), expected)
+    one = open_recording(f"semantic-kitti:{tmp_path / 'set' / 'sequences' / '01'}")
+    shutil.copy(out / "labels.yaml", out / "01" / "labels.yaml")
+    for folder in (out, out / "01"):  # of all sequences, and of this one
+        assert ExternalLabels(folder, one).of(2, one[2]) is not None
+    assert replay.segment_recording(pipeline, one, tmp_path / "one").sweeps == 3
+    flat = ExternalLabels(tmp_path / "one", drives)  # whose are they?
+    assert all(flat.of(index, drives[index]) is None for index in range(5))
+    with pytest.raises(InputError, match="did not write"):
+        replay.segment_recording(pipeline, drives, out, force=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "scene", "path"),
+    [
+        ("00/000007", "00", "00/labels/000007.label"),
+        ("a/00/000007", "a/00", "a/00/labels/000007.label"),
+        ("../../x/7", "../../x", "%2E%2E/%2E%2E/x/labels/7.label"),
+        ("s/a b", "s", "s/labels/a%20b.label"),
+        ("s/a_b", "s", "s/labels/a_b.label"),
+        ("s/", "s", "s/labels/000003.label"),
+        ("kitti-object/7", "kitti-object/7", "labels/7.label"),
+    ],
+)
+def test_paths_of_label_files(name: str, scene: str, path: str) -> None:
+    sample = Sample(PointCloud(np.zeros((1, 3))), name=name, scene=scene)
+    several = cast(Recording, SimpleNamespace(scenes=["one", scene]))
+    assert label_paths(several)(sample, 3) == path
+    alone = label_paths(cast(Recording, SimpleNamespace(scenes=[scene])))
+    assert alone(sample, 3) == path[path.index("labels/") :]
+
+
 def test_label_files_of_a_data_set_use_its_own_ids(tiny_run: Path) -> None:
     space = LabelSpace.load("semantic_kitti")
-    raw = replay.raw_ids_of(space)
+    raw = raw_ids_of(space)
     assert raw[space.index("car")] == 10
     assert raw[space.index("road")] == 40
     assert np.array_equal(space.from_raw(raw), np.arange(len(space)))

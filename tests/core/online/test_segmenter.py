@@ -159,7 +159,7 @@ def test_a_network_that_diverged_labels_nothing(run: Path, backend: str) -> None
         pytest.skip("the native library was not built")
     segmenter = Segmenter.load(run, "cpu", "fp32", backend)
     segmenter._trained = replace(
-        segmenter._trained, probabilities=lambda x: torch.full((len(x), 8), torch.nan)
+        segmenter._trained, logits=lambda x: [torch.full((len(x), 8), torch.nan)]
     )
     segmenter.set_prompts(None)
     sweep = cloud(300)

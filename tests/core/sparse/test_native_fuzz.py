@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pcseg_core.errors import InputError
-from pcseg_core.native import tensors
+from pcseg_core.native import sweeps, tensors
 
 pytestmark = pytest.mark.usefixtures("native")
 fuzz = settings(
@@ -134,3 +135,41 @@ def test_other_types_are_refused(matrix: Tensor, table: Tensor | None, n_in: int
     attempt(tensors.pack, torch.ones(1, 4, 4), torch.float16)
     if table is not None:
         attempt(tensors.invert_table, table, n_in)
+
+
+@st.composite
+def arrays(draw: st.DrawFn) -> np.ndarray:
+    """Numbers of any kind in one to three dimensions; some are views, some huge or not finite."""
+    shape = (draw(SIZES), draw(st.sampled_from([0, 1, 2, 3, 3, 3, 4, 40])))
+    scale = draw(st.sampled_from([0.0, 1.0, 1e4, 1e38]))
+    values = np.random.default_rng(draw(st.integers(0, 9))).normal(size=shape) * scale
+    values[::7] = draw(st.sampled_from([0.0, np.nan, np.inf, -np.inf]))
+    with np.errstate(over="ignore", invalid="ignore"):
+        base = values.astype(draw(st.sampled_from([np.float32, np.float64, np.int64, np.int32])))
+    views = {"plain": base, "strided": base[::2, ::-1], "vector": base[:, :1].ravel()}
+    return {**views, "deep": base[None]}[draw(st.sampled_from(["plain"] * 4 + sorted(views)))]
+
+
+@fuzz
+@given(arrays(), st.none() | arrays(), st.lists(st.floats(), min_size=3, max_size=3), st.floats())
+def test_points_to_voxels(
+    points: np.ndarray, other: np.ndarray | None, size: list[float], range_m: float
+) -> None:
+    edges = (0.1, 0.1, 0.1) if other is None else tuple(size)
+    names = [(name, 1.0) for name in sweeps.INPUTS]
+    attempt(sweeps.group_points, points, edges, other)
+    attempt(sweeps.group_points, points, edges, None)
+    attempt(sweeps.group_sweep, points, other, edges, range_m, names)
+    attempt(sweeps.group_sweep, points, None, (0.1, 0.1, 0.1), 1e3, names)
+
+
+@fuzz
+@given(arrays(), st.none() | arrays(), arrays(), st.integers(-1, 70000), st.booleans())
+def test_logits_to_labels(
+    logits: np.ndarray, owner: np.ndarray | None, inverse: np.ndarray, classes: int, every: bool
+) -> None:
+    attempt(sweeps.classify, logits, classes, owner, every)
+    if logits.ndim == 2 and logits.shape[1]:
+        rows = sweeps.classify(logits, logits.shape[1], None, every)
+        attempt(sweeps.spread, inverse, *rows)
+        attempt(sweeps.spread, inverse, rows[0][1:], *rows[1:])

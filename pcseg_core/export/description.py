@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`student.json`: what a program needs to know to use an exported graph."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+from pcseg_core import __version__
+from pcseg_core.data.label_files import raw_ids_of
+from pcseg_core.export.graph import OPSET, Precision
+from pcseg_core.export.tables import FEATURES, LOGITS, TABLES, rows_name
+from pcseg_core.models.student import input_features
+from pcseg_core.online.segmenter import Segmenter
+
+FORMAT = "pcseg student"
+VERSION = 1
+
+_INTENSITY = (
+    "multiply the intensities of the driver by intensity_scale; if that is null, leave 0..1 "
+    "as it is, divide 0..255 by 255 and larger ranges by the power of two that holds 99 % of the "
+    "values; clip to 0..1, NaN becomes 0"
+)
+_POINTS = (
+    "points in the sensor's frame, x forward, z up [m]; points that are not finite, exactly zero, "
+    "or farther than max_range_m get no voxel and no label"
+)
+_VOXELS = (
+    "a point lies in voxel floor(position / voxel_size), where the position is (x, y, z), for "
+    "cylindrical voxels (radius, azimuth, z); the voxels are the occupied cells sorted by their "
+    "three indices; level L + 1 halves the indices of level L, rounded down"
+)
+_ROW = (
+    "mean over the points of a voxel of each feature's value divided by its divisor; offset_x, "
+    "offset_y and offset_z are position / voxel_size - floor(position / voxel_size) - 0.5, one is 1"
+)
+_LOGITS = "label of a voxel and its points: the largest; confidence: its softmax over the classes"
+
+
+def describe(
+    segmenter: Segmenter, precision: Precision, agreement: dict[str, Any] | None
+) -> dict[str, Any]:
+    """The content of student.json.
+
+    Args:
+        segmenter: its active classes are those of the logits.
+        precision: of the graph.
+        agreement: comparison with float32; None if it was not measured.
+    """
+    config, space = segmenter.student.config, segmenter.label_space
+    trained_on = segmenter.trained_on
+    features = input_features(config)
+    edge = config.voxel_size_m
+    is_cartesian = config.voxels == "cartesian"
+    size = [edge] * 3 if is_cartesian else [edge, math.radians(config.azimuth_deg), edge]
+    return {
+        "format": FORMAT,
+        "format_version": VERSION,
+        "pcseg_version": __version__,
+        "opset": OPSET,
+        "precision": precision,
+        "voxels": config.voxels,
+        "voxel_size": size,
+        "max_range_m": config.max_range_m,
+        "features": [name for name, _ in features],
+        "feature_divisors": [divisor for _, divisor in features],
+        "intensity_scale": trained_on.intensity_scale if trained_on else None,
+        "classes": list(space.names),
+        "colors": [list(c.color) for c in space.classes],
+        "label_file_ids": [int(i) for i in raw_ids_of(space)],
+        "prompts": list(segmenter.prompts),
+        "agreement": agreement,
+        "caution": segmenter.meta.caution or None,
+        "rules": {"points": _POINTS, "intensity": _INTENSITY, "voxels": _VOXELS},
+        "inputs": _inputs(len(features)),
+        "outputs": [_tensor(LOGITS, "float32", [rows_name(0), len(space)], _LOGITS)],
+    }
+
+
+def _inputs(channels: int) -> list[dict[str, Any]]:
+    tables = [
+        _tensor(table.name, "int32", [table.offsets, rows_name(table.level)], table.content)
+        for table in TABLES
+    ]
+    return [_tensor(FEATURES, "float32", [rows_name(0), channels], _ROW), *tables]
+
+
+def _tensor(name: str, dtype: str, shape: list[str | int], content: str) -> dict[str, Any]:
+    return {"name": name, "type": dtype, "shape": shape, "content": content}
+
+
+def metadata(description: dict[str, Any]) -> dict[str, str]:
+    """The same as metadata of the graph: each key with its value as JSON."""
+    return {key: json.dumps(value) for key, value in description.items()}

@@ -1,0 +1,261 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The training loop: stored states, interruptions, the progress bar and the curve of the losses."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import os
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch import callbacks
+
+from pcseg_core.errors import interruption
+from pcseg_core.files import atomic_path, write_atomic
+from pcseg_core.learning.module import TrainingModule
+from pcseg_core.learning.run_folder import LAST
+from pcseg_core.learning.runs import on_gpu
+from pcseg_core.progress import bar, note
+
+CURVE = Path("logs", "metrics.csv")
+CURVE_EVERY = 10  # steps between two rows of the curve
+
+
+def train(module: TrainingModule, out: Path, device: str) -> dict[str, Any]:
+    """Train to the last step. Resumes from the last stored state.
+
+    The state is stored every 50 steps, and on SIGINT and SIGTERM after the step that is running.
+    Under torchrun all its processes share the work. Afterwards the module's student is the result.
+
+    Args:
+        module: student, objectives and data.
+        out: run directory; gets logs/metrics.csv and last.ckpt.
+        device: "auto", "cpu" or "cuda".
+
+    Returns:
+        Figures: "steps", "training_s" (of all pieces of the run) and "final" (the last losses).
+
+    Raises:
+        KeyboardInterrupt: a signal ended the training before the last step.
+    """
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    first_rank = int(os.environ.get("RANK", "0")) == 0
+    steps, curve = module.optimizer.steps, Curve(out / CURVE)
+    with StopRequest() as stop, _quiet():
+        states = _States(out / LAST, stop)
+        shown = [TrainingBar(steps), _CurveWriter(curve, steps)] if first_rank else []
+        trainer = lightning.Trainer(
+            accelerator="gpu" if on_gpu(device) else "cpu",
+            devices=local,
+            num_nodes=max(1, world // local),
+            strategy="ddp" if world > 1 else "auto",
+            plugins=[_AtomicCheckpoints()],
+            use_distributed_sampler=False,
+            max_steps=steps,
+            max_epochs=-1,
+            reload_dataloaders_every_n_epochs=1,
+            gradient_clip_val=module.optimizer.gradient_clip,
+            logger=False,
+            callbacks=[*shown, states],
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=out,
+        )
+        with suppress(SystemExit):  # Lightning's, on signals before the first step
+            trainer.fit(module, ckpt_path=_usable(out / LAST), weights_only=True)
+    if trainer.global_step < steps:
+        raise interruption(
+            stop.number,
+            f"interrupted at step {trainer.global_step} of {steps}; run the same command again to "
+            "resume",
+        )
+    module.result()
+    return {"steps": steps, "training_s": round(states.seconds, 1), "final": curve.final()}
+
+
+class StopRequest:
+    """Takes note of SIGINT and SIGTERM inside a `with` block; a second signal ends it at once.
+
+    Attributes:
+        number: of the signal, 0 without any.
+    """
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        self._before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+        self.listen()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._set(self._before)
+
+    def listen(self) -> None:
+        """Take the signals back from another handler."""
+        self._set(dict.fromkeys(self._before, self._take))
+
+    def _take(self, number: int, _frame: FrameType | None) -> None:
+        if self.number:
+            raise KeyboardInterrupt
+        self.number = number
+
+    def _set(self, handlers: Mapping[int, Any]) -> None:
+        if threading.current_thread() is threading.main_thread():  # only it may
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+
+
+class Curve:
+    """Figures by step in a CSV file; rows of earlier runs stay, a repeated step is not added.
+
+    Args:
+        path: the file; a last line that is cut short does not count.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+        found = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1]))
+        self.rows: list[dict[str, str]] = [row for row in found if row.get("step", "").isdigit()]
+
+    def add(self, step: int, figures: Mapping[str, float]) -> None:
+        """Add a row and write the file."""
+        if self.rows and step <= int(self.rows[-1]["step"]):
+            return
+        self.rows.append({"step": str(step)} | {k: str(float(v)) for k, v in figures.items()})
+        names = dict.fromkeys(name for row in self.rows for name in row)
+        lines = io.StringIO()
+        writer = csv.DictWriter(lines, list(names), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_atomic(self._path, lines.getvalue())
+
+    def final(self) -> dict[str, float]:
+        """Figures of the last row."""
+        last = self.rows[-1] if self.rows else {}
+        return {k: round(float(v), 4) for k, v in last.items() if k != "step" and v}
+
+
+class _CurveWriter(callbacks.Callback):
+    """Adds a row to the curve every few steps and at the last one."""
+
+    def __init__(self, curve: Curve, steps: int) -> None:
+        self.curve, self.steps = curve, steps
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
+        done = trainer.global_step
+        if done % CURVE_EVERY == 0 or done == self.steps:
+            figures = {k: float(v) for k, v in trainer.progress_bar_metrics.items()}
+            self.curve.add(done - 1, figures)
+
+
+class _States(callbacks.Callback):
+    """Stores the state of the training at the end of every epoch; a signal ends the epoch.
+
+    Args:
+        path: of the state.
+        stop: the signals.
+    """
+
+    def __init__(self, path: Path, stop: StopRequest) -> None:
+        self.path, self.stop = path, stop
+        self._earlier_s, self._started_s = 0.0, time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Duration of the training, with all earlier pieces [s]."""
+        return self._earlier_s + time.monotonic() - self._started_s
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._earlier_s = float(state_dict["seconds"])
+
+    def on_train_start(self, *_: Any) -> None:
+        self.stop.listen()  # Lightning takes SIGTERM for itself and stores nothing
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
+        # All processes end the epoch at the same step.
+        if trainer.strategy.reduce_boolean_decision(self.stop.number > 0, all=False):
+            trainer.should_stop = True
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
+        trainer.save_checkpoint(self.path)
+
+
+class TrainingBar(callbacks.Callback):
+    """Shows the step and the losses."""
+
+    def __init__(self, total: int) -> None:
+        self.bar = bar("training", total)
+
+    def on_train_start(self, trainer: lightning.Trainer, *_: Any) -> None:
+        """Show the bar, at the first step of a resumed run."""
+        self.bar.start()
+        self.bar(trainer.global_step)
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
+        """Update the bar."""
+        losses = trainer.progress_bar_metrics.items()
+        self.bar(trainer.global_step, figures=" ".join(f"{k} {float(v):.3f}" for k, v in losses))
+
+    def on_train_end(self, *_: Any) -> None:
+        """Close the bar."""
+        self.bar.stop()
+
+    def on_exception(self, *_: Any) -> None:
+        """Close the bar."""
+        self.bar.stop()
+
+
+class _AtomicCheckpoints(TorchCheckpointIO):
+    """Writes checkpoints atomically, with the permissions of the umask."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
+    ) -> None:
+        with atomic_path(path) as temporary:
+            super().save_checkpoint(checkpoint, temporary, storage_options)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide Lightning's hints for developers."""
+    log = logging.getLogger("lightning.pytorch")
+    level = log.level
+    log.setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"lightning\.")
+        try:
+            yield
+        finally:
+            log.setLevel(level)
+
+
+def _usable(state: Path) -> Path | None:
+    """A stored state; None, with a note, if its file is missing or damaged."""
+    if not state.is_file():
+        return None
+    try:
+        TorchCheckpointIO().load_checkpoint(state, weights_only=True)
+    except Exception as error:  # the kind depends on the damage
+        reason = str(error).partition("\n")[0][:100]
+        note(f"{state} is damaged ({reason}); the training starts over from the labels")
+        return None
+    return state

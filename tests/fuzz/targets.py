@@ -1,0 +1,12 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All targets by name."""
+
+from __future__ import annotations
+
+from . import bags, checkpoints, clouds, files, folders, frames, images, kernels
+from .harness import Target
+
+_MODULES = (clouds, images, frames, bags, folders, files, checkpoints, kernels)
+TARGETS: dict[str, Target] = {
+    target.name: target for module in _MODULES for target in module.TARGETS
+}

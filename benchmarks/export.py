@@ -53,7 +53,7 @@ def exported(net: MinkUNet, grid: cases.Grid, precision: Precision) -> bytes:
 
 def own_engines(net: MinkUNet, grid: cases.Grid, count: int) -> dict[str, Run]:
     """The native library and the torch backend, with a number of threads."""
-    forwards = {f"native {p}": cases.native_engine(net, p) for p in ("fp32", "bf16")}
+    forwards = {f"native {p}": cases.native_engine(net, p, grid) for p in ("fp32", "bf16")}
     forwards["torch fp32"] = cases.torch_engine(net)
 
     def run(forward: cases.Forward) -> np.ndarray:

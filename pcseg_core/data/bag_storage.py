@@ -149,7 +149,8 @@ def _open_described(folder: Path, files: BagFiles) -> None:
         )
     files.packed = compressed and mode == "message"
     _read_claims(about, files)
-    names = [Path(str(name)).name for name in about["relative_file_paths"]]
+    listed = [Path(str(name)).name for name in about["relative_file_paths"]]
+    names = list(dict.fromkeys(listed))  # a file that is named twice is one file
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise InputError(

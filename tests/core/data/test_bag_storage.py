@@ -280,6 +280,13 @@ def test_a_missing_file_of_a_split_bag_is_named(tmp_path) -> None:
         BagFile(path)
 
 
+def test_a_file_that_is_named_twice_is_read_once(tmp_path) -> None:
+    path = bag(tmp_path / "drive")
+    expected = [raw for _, _, raw in BagFile(path).messages()]
+    edit_metadata(path, lambda about: about["relative_file_paths"].append("./drive.mcap"))
+    assert [raw for _, _, raw in BagFile(path).messages()] == expected
+
+
 @pytest.mark.parametrize("names", [[], None, "drive.mcap"])
 def test_metadata_that_names_no_file_is_refused(tmp_path, names: object) -> None:
     path = bag(tmp_path / "drive")

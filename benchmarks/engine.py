@@ -24,7 +24,7 @@ from torch import Tensor
 from benchmarks import engine_cases as cases
 from benchmarks.engine_report import picture, tables
 from benchmarks.engine_rss import make_engine, peak_rss_mb
-from benchmarks.measure import DensePeak, interleaved, threads, timed
+from benchmarks.measure import DensePeak, cpu_name, interleaved, threads, timed
 from benchmarks.sweeps import load_sweep
 from pcseg_core.errors import InputError, PcsegError
 from pcseg_core.files import write_atomic
@@ -33,6 +33,7 @@ from pcseg_core.native import library
 from pcseg_core.sparse import SparseConv3d, SparseTensor
 
 Row = dict[str, Any]
+WRONG = 1e-3  # relative error of a result in float32
 SCALING_VOXELS = (10_000, 30_000, 100_000, 300_000, 1_000_000)
 
 
@@ -47,7 +48,7 @@ def network_rows(
         if name.startswith("spconv"):
             runs[name] = cases.spconv_engine(net, int(name.split()[2][1:]))
         else:
-            runs[name] = make_engine(name, net)
+            runs[name] = make_engine(name, net, grid)
     reference = runs["torch fp32"](grid)
     outputs = {name: run(grid) for name, run in runs.items()}
     peak = DensePeak()
@@ -57,27 +58,31 @@ def network_rows(
         for name, run in runs.items():
             times[name].append(timed(partial(run, grid)))
     medians = {name: statistics.median(values) for name, values in times.items()}
+    differences = {name: _difference(outputs[name], reference, name.split()[1]) for name in runs}
+    right = {name: ms for name, ms in medians.items() if not differences[name]["wrong"]}
     rows = []
     for name, median in medians.items():
         precision = name.split()[1]
         speed = work / median * 1e3
-        row = _row("network", f"MinkUNet{depth}", width, name, median, medians)
+        row = _row("network", f"MinkUNet{depth}", width, name, median, right)
         row |= {"voxels": len(grid.coords), "gflop": work, "gflops": speed}
-        row |= {"fraction_of_peak": speed / peak.gflops(precision)}
-        row |= {"peak_gflops": peak.gflops(precision), "times_ms": times[name]}
-        row |= _difference(outputs[name], reference)
-        rows.append(row)
+        if precision in DensePeak.PRECISIONS:
+            row |= {"fraction_of_peak": speed / peak.gflops(precision)}
+            row["peak_gflops"] = peak.gflops(precision)
+        rows.append(row | {"times_ms": times[name]} | differences[name])
     return rows
 
 
-def _difference(given: Tensor, reference: Tensor) -> Row:
-    error = (given - reference).norm() / reference.norm()
+def _difference(given: Tensor, reference: Tensor, precision: str) -> Row:
+    """How far a result is from the reference; a float32 result beyond `WRONG` is wrong."""
+    error = float((given - reference).norm() / reference.norm())
     flipped = (given.argmax(1) != reference.argmax(1)).float().mean()
-    return {"relative_error": float(error), "argmax_changed": float(flipped)}
+    wrong = precision == "fp32" and not error <= WRONG
+    return {"relative_error": error, "argmax_changed": float(flipped), "wrong": wrong}
 
 
 def _row(kind: str, what: str, width: float, name: str, ms: float, all_ms: dict[str, float]) -> Row:
-    """Names, time, and speed relative to spconv and the torch backend."""
+    """Names, time, and speed relative to spconv's fastest right run and the torch backend."""
     engine, precision, *count = name.split()
     row: Row = {"kind": kind, "network": what, "width": width, "engine": engine}
     row |= {"precision": precision, "median_ms": ms}
@@ -133,7 +138,7 @@ def scaling_rows(points: Tensor, voxel: float, width: float, rounds: int) -> lis
     """MinkUNet18 on sectors of the sweep and on batches of it, from 10 thousand voxels to 1e6."""
     whole = cases.grid_of(points, voxel)
     net = cases.network(18, width, whole)
-    runs = {name: make_engine(name, net) for name in ("native fp32", "native bf16")}
+    runs = {name: make_engine(name, net, whole) for name in ("native fp32", "native bf16")}
     rows = []
     for target in SCALING_VOXELS:
         grid = _of_size(points, voxel, target, len(whole.coords))
@@ -158,10 +163,11 @@ def run(arguments: argparse.Namespace) -> list[Row]:
     """All requested rows."""
     points = torch.from_numpy(load_sweep(arguments.sweep))
     grid = cases.grid_of(points, arguments.voxel)
+    print(f"{cpu_name()}; instruction set {_instruction_set()}, {arguments.threads} threads")
     print(f"{len(points)} points, {len(grid.coords)} voxels at {arguments.voxel} m", flush=True)
     if arguments.scaling:
         return _with_scaling_rss(scaling_rows(points, arguments.voxel, 0.5, 3), arguments)
-    engines = ["native fp32", "native bf16", "torch fp32"]
+    engines = ["native fp32", "native bf16", "native int8", "torch fp32"]
     with_spconv = not arguments.no_spconv and find_spec("spconv") is not None
     if with_spconv:
         engines += [f"spconv fp32 x{count}" for count in sorted({1, arguments.threads})]
@@ -177,6 +183,12 @@ def run(arguments: argparse.Namespace) -> list[Row]:
     rows += map_rows(grid, arguments.rounds)
     rows += layer_rows(grid, 1.0, with_spconv, arguments.rounds)
     return rows
+
+
+def _instruction_set() -> str:
+    """The one in use, and what the float32 kernels are on it: tiles multiply no float32."""
+    name = library.isa_names()[library.best_isa()]
+    return f"{name} (fp32 on avx512)" if name == "amx" else name
 
 
 def _add_rss(rows: list[Row], arguments: argparse.Namespace, depth: int, width: float) -> None:
@@ -225,7 +237,7 @@ def main() -> int:
         if arguments.json:
             about = {"sweep": Path(arguments.sweep).name, "voxel_m": arguments.voxel}
             about |= {"threads": arguments.threads, "torch": torch.__version__}
-            about |= {"instruction_set": library.isa_names()[library.best_isa()]}
+            about |= {"cpu": cpu_name(), "instruction_set": library.isa_names()[library.best_isa()]}
             write_atomic(arguments.json, json.dumps({"about": about, "rows": rows}, indent=1))
         if arguments.picture:
             picture(rows, arguments.picture)

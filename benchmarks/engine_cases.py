@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.measure import threads
-from pcseg_core.models.inference import compile_inference
+from pcseg_core.models.inference import CompiledMinkUNet, compile_inference
 from pcseg_core.models.minkunet import MinkUNet
+from pcseg_core.models.quantized import MeasuredMinkUNet, QuantizedMinkUNet
+from pcseg_core.native import tensors as native
 from pcseg_core.sparse import SparseConv3d, SparseTensor, mean_features, voxelize
-from pcseg_core.sparse.maps import KernelMapCache
+from pcseg_core.sparse.maps import KernelMap, KernelMapCache
 
 CLASSES = 19
 LEVELS = 5
@@ -74,9 +76,14 @@ def gflop(net: MinkUNet, grid: Grid) -> float:
 Forward = Callable[[Grid], Tensor]
 
 
-def native_engine(net: MinkUNet, precision: str) -> Forward:
-    """The compiled network."""
-    compiled = compile_inference(net, "bf16" if precision == "bf16" else "fp32")
+def native_engine(net: MinkUNet, precision: str, grid: Grid) -> Forward:
+    """The compiled network; in integers it is calibrated on the grid."""
+    if precision == "int8":
+        measured = MeasuredMinkUNet(net)
+        measured(grid.tensor())
+        compiled: CompiledMinkUNet = QuantizedMinkUNet(net, measured.tops)
+    else:
+        compiled = compile_inference(net, "bf16" if precision == "bf16" else "fp32")
     return lambda grid: compiled(grid.tensor()).feats
 
 
@@ -140,11 +147,26 @@ def layer_engines(
         layer = NativeLayer.of(conv.weight, torch.zeros(conv.out_channels), dtype)
         feats, out = x.feats.to(dtype), torch.empty(len(x), conv.out_channels, dtype=dtype)
         engines[name] = partial(layer, feats, kernel_map, out)
+    engines["native int8"] = _integer_layer(x, conv, kernel_map)
     plain = KernelMapCache(x.cache.keys(1), backend="torch")
     engines["torch fp32"] = partial(_torch_layer, conv, SparseTensor.of(x.feats, x.stride, plain))
     if with_spconv:
         engines["spconv fp32"] = _spconv_layer(conv, x)
     return engines
+
+
+def _integer_layer(
+    x: SparseTensor, conv: SparseConv3d, kernel_map: KernelMap
+) -> Callable[[], object]:
+    """The time does not depend on the scales."""
+    from pcseg_core.models.layers import NativeLayer
+
+    channels = conv.out_channels
+    packed = native.pack(conv.weight.detach(), torch.uint8)
+    scales = native.Integers(torch.ones(channels))
+    layer = NativeLayer(packed, torch.zeros(channels), conv.in_channels, channels, scales)
+    feats = x.feats.abs().to(torch.uint8)
+    return partial(layer, feats, kernel_map, torch.empty_like(feats))
 
 
 @torch.no_grad()

@@ -21,6 +21,7 @@ _COLUMNS = (
     ("GFLOP/s", ">", lambda r: f"{r['gflops']:.0f}" if "gflops" in r else ""),
     ("peak RSS MB", ">", lambda r: f"{r['rss_mb']:.0f}" if "rss_mb" in r else ""),
     ("error", ">", lambda r: f"{r['relative_error']:.1e}" if "relative_error" in r else ""),
+    ("", "", lambda r: "WRONG" if r.get("wrong") else ""),
     ("argmax", ">", lambda r: f"{r['argmax_changed']:.2%}" if "argmax_changed" in r else ""),
 )
 
@@ -68,12 +69,15 @@ def _bars(pyplot: Any, rows: list[Row]) -> Any:
     for axis, (network, width) in zip(axes[0], names, strict=True):
         chosen = [r for r in rows if (r["network"], r["width"]) == (network, width)]
         chosen.sort(key=lambda row: -row["median_ms"])
-        labels = [f"{r['engine']} {r['precision']}, {r['threads']} thr." for r in chosen]
+        labels = [_label(row) for row in chosen]
         bars = axis.barh(
             labels,
             [r["median_ms"] for r in chosen],
             color=[colors.get(r["engine"], "#444444") for r in chosen],
         )
+        for bar, row in zip(bars, chosen, strict=True):
+            if row.get("wrong"):
+                bar.set(facecolor="none", edgecolor="#b2182b", hatch="///")
         axis.bar_label(bars, [f" {r['median_ms']:.0f}" for r in chosen])
         axis.set_title(f"{network}, width {width:g}, {chosen[0]['voxels']} voxels", fontsize=10)
         axis.set_xlabel("ms per sweep")
@@ -81,6 +85,11 @@ def _bars(pyplot: Any, rows: list[Row]) -> Any:
         axis.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
     return figure
+
+
+def _label(row: Row) -> str:
+    text = f"{row['engine']} {row['precision']}, {row['threads']} thr."
+    return f"{text}\nwrong result" if row.get("wrong") else text
 
 
 def _scaling(pyplot: Any, rows: list[Row]) -> Any:

@@ -22,7 +22,7 @@ def peak_rss_mb(
     """Peak resident memory in MB of loading a sweep, building the engine and two forwards.
 
     Args:
-        engine: "native fp32", "native bf16", "torch fp32" or "spconv fp32".
+        engine: "native fp32", "native bf16", "native int8", "torch fp32" or "spconv fp32".
         copies: number of rotated copies of the sweep in the batch.
 
     Raises:
@@ -36,11 +36,11 @@ def peak_rss_mb(
     return float(json.loads(done.stdout.splitlines()[-1])["rss_mb"])
 
 
-def make_engine(name: str, net: cases.MinkUNet) -> cases.Forward:
-    """The engine of a name that `peak_rss_mb` takes."""
+def make_engine(name: str, net: cases.MinkUNet, grid: cases.Grid) -> cases.Forward:
+    """The engine of a name that `peak_rss_mb` takes; integers are calibrated on the grid."""
     library, precision = name.split()
     if library == "native":
-        return cases.native_engine(net, precision)
+        return cases.native_engine(net, precision, grid)
     if library == "spconv":
         return cases.spconv_engine(net, 1)
     return cases.torch_engine(net)
@@ -65,7 +65,7 @@ def main() -> None:
     grid = cases.repeated(points, given.voxel, given.copies)
     torch.manual_seed(0)
     net = cases.MinkUNet(4, cases.CLASSES, given.depth, given.width).eval()
-    run = make_engine(given.engine, net)
+    run = make_engine(given.engine, net, grid)
     del net
     for _ in range(2):
         run(grid)

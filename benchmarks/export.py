@@ -24,8 +24,7 @@ import numpy as np
 import torch
 
 from benchmarks import engine_cases as cases
-from benchmarks.gpu.machine import cpu_name
-from benchmarks.measure import threads, timed
+from benchmarks.measure import cpu_name, threads, timed
 from benchmarks.sweeps import load_sweep
 from pcseg_core.errors import InputError, PcsegError
 from pcseg_core.export.calibration import recording
@@ -54,7 +53,7 @@ def exported(net: MinkUNet, grid: cases.Grid, precision: Precision) -> bytes:
 
 def own_engines(net: MinkUNet, grid: cases.Grid, count: int) -> dict[str, Run]:
     """The native library and the torch backend, with a number of threads."""
-    forwards = {f"native {p}": cases.native_engine(net, p) for p in ("fp32", "bf16")}
+    forwards = {f"native {p}": cases.native_engine(net, p, grid) for p in ("fp32", "bf16")}
     forwards["torch fp32"] = cases.torch_engine(net)
 
     def run(forward: cases.Forward) -> np.ndarray:

@@ -66,6 +66,7 @@ class DensePeak:
     """
 
     SIZE = 2048
+    PRECISIONS = ("fp32", "bf16")
 
     def __init__(self) -> None:
         self._a, self._b = torch.randn(self.SIZE, self.SIZE), torch.randn(self.SIZE, self.SIZE)

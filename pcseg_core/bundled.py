@@ -8,15 +8,22 @@ from importlib.resources import files
 from pathlib import Path
 
 from pcseg_core.errors import InputError
+from pcseg_core.known_weights import KNOWN, WEIGHTS_VARIABLE, known_file, weights_folders
+
+__all__ = [
+    "BUNDLED",
+    "FILE_NAME",
+    "WEIGHTS_VARIABLE",
+    "bundled_file",
+    "checkpoint_file",
+    "find_file",
+]
 
 BUNDLED = "bundled"
 """Use in place of a path: the checkpoint shipped with the package."""
 
 FILE_NAME = "checkpoint.safetensors"
 """Name of the checkpoint in a run directory."""
-
-WEIGHTS_VARIABLE = "PCSEG_WEIGHTS"
-"""Environment variable: folders with model weights, separated by `os.pathsep`."""
 
 _CHECKPOINT = "street"
 _SUFFIX = ".safetensors"
@@ -64,8 +71,9 @@ def find_file(path: str | Path, base: Path) -> Path:
     """Locate a file or folder that a configuration refers to, such as model weights.
 
     Args:
-        path: "bundled:NAME", an absolute path, or a path relative to one of, in this order:
-            `base`, the current folder, the folders in the environment variable PCSEG_WEIGHTS.
+        path: "bundled:NAME", a name of `known_weights.KNOWN`, an absolute path, or a path relative
+            to one of, in this order: `base`, the current folder, the folders in the environment
+            variable PCSEG_WEIGHTS.
         base: folder of the configuration file.
 
     Returns:
@@ -76,7 +84,9 @@ def find_file(path: str | Path, base: Path) -> Path:
     """
     if bundled := bundled_file(path):
         return bundled
-    folders = (base, Path.cwd(), *_weights_folders())
+    if str(path) in KNOWN:
+        return known_file(str(path))
+    folders = (base, Path.cwd(), *weights_folders())
     try:
         wanted = Path(path).expanduser()
         # Symbolic links stay: the name of a link tells the format of a file, its target's may not.
@@ -92,8 +102,3 @@ def find_file(path: str | Path, base: Path) -> Path:
         f"{WEIGHTS_VARIABLE} to the folder that holds it (several folders: separate them with "
         f"'{os.pathsep}')"
     )
-
-
-def _weights_folders() -> list[Path]:
-    value = os.environ.get(WEIGHTS_VARIABLE, "")
-    return [Path(folder).expanduser() for folder in value.split(os.pathsep) if folder]

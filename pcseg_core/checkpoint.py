@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -32,9 +32,37 @@ from pcseg_core.labels import MAX_CLASSES
 from pcseg_core.text_table import TextTable
 
 MAX_MAGNITUDE = 1e6
+MAX_MIOU_LOSS = 0.005
+MIN_AGREEMENT = 0.99
 _HEADER_KEY = "pcseg"
 _VECTORS, _CENTER = "text_table.vectors", "text_table.center"
 _TEXT = (_VECTORS, _CENTER)
+
+
+class IntegerScales(Section):
+    """Calibration of the network for 8-bit integers, and what it costs; see `pcseg quantize`."""
+
+    tops: list[Annotated[float, Field(ge=0, le=MAX_MAGNITUDE)]] = Field(
+        description="Largest result of each layer"
+    )
+    source: str = Field("", description="Name of the recording")
+    sweeps: int = Field(0, ge=0, description="Number of sweeps that set the scales")
+    compared: int = Field(0, ge=0, description="Number of other sweeps, compared with float32")
+    agreement: float = Field(
+        0.0, ge=0, le=1, description="Share of the points whose label is that of float32"
+    )
+    miou_fp32: float | None = Field(None, description="mIoU in float32; none without labels")
+    miou_int8: float | None = Field(None, description="mIoU in integers")
+
+    @property
+    def exact_enough(self) -> bool:
+        """Whether "auto" may use them: the mIoU falls by at most 0.5 points.
+
+        Without labels, at least 99 % of the labels must be those of float32.
+        """
+        if self.miou_fp32 is None or self.miou_int8 is None:
+            return self.agreement >= MIN_AGREEMENT
+        return self.miou_fp32 - self.miou_int8 <= MAX_MIOU_LOSS
 
 
 class Measurement(Section):
@@ -64,6 +92,7 @@ class CheckpointMeta(Section):
     inputs: InputStatistics | None = Field(
         None, description="Scale and distribution of the sweeps of the training"
     )
+    int8: IntegerScales | None = Field(None, description="Calibration for 8-bit integers")
     measured: Measurement | None = Field(
         None, description="Figures on real sweeps, of a checkpoint trained on simulated ones"
     )

@@ -68,17 +68,22 @@ def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
         text = data.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read {path}: {error}; give the path of a YAML file") from error
+    return yaml_mapping(text, str(path))
+
+
+def yaml_mapping(text: str, source: str) -> dict[str, Any]:
+    """The mapping in a YAML text; `source` names it in messages, see `read_yaml`."""
     try:
         content = _parse_yaml(text)
     except yaml.YAMLError as error:
-        raise InputError(f"{path} is not valid YAML: {_cut(error, 400)}") from error
+        raise InputError(f"{source} is not valid YAML: {_cut(error, 400)}") from error
     except Exception as error:  # the kind depends on the tag of the wrong value
-        raise InputError(f"{path}: a value cannot be read: {_cut(error, 400)}") from error
+        raise InputError(f"{source}: a value cannot be read: {_cut(error, 400)}") from error
     if content is None:
         return {}
     if not isinstance(content, dict):
         kind = type(content).__name__
-        raise InputError(f"{path}: expected keys with values at the top level, found a {kind}")
+        raise InputError(f"{source}: expected keys with values at the top level, found a {kind}")
     return content
 
 
@@ -138,15 +143,15 @@ def parse_section(
     try:
         return section.model_validate(dict(values))
     except ValidationError as error:
-        problems = [_describe(dict(problem), section) for problem in error.errors()]
+        problems = [_describe(dict(problem), section, values) for problem in error.errors()]
         raise InputError(f"{source}: " + "; ".join(problems)) from error
 
 
-def _describe(problem: Mapping[str, Any], section: type[Section]) -> str:
+def _describe(problem: Mapping[str, Any], section: type[Section], values: object) -> str:
     location = problem["loc"]
     key = ".".join(str(part) for part in location) or "(whole file)"
     if problem["type"] == "extra_forbidden":
-        parent = _section_at(section, location[:-1])
+        parent = _section_at(section, location[:-1], values)
         new_name = getattr(parent, "renamed", {}).get(location[-1])
         if new_name is not None:
             return f"'{key}' is now called '{new_name}'"
@@ -156,7 +161,8 @@ def _describe(problem: Mapping[str, Any], section: type[Section]) -> str:
         return f"unknown key '{key}' ({hint})"
     if problem["type"] == "missing":
         return f"'{key}' is required and missing"
-    return f"'{key}' is {_short(problem['input'])}: {_cut(problem['msg'], 400)}"
+    reason = str(problem["msg"]).removeprefix("Value error, ")
+    return f"'{key}' is {_short(problem['input'])}: {_cut(reason, 800)}"
 
 
 def _short(value: object) -> str:
@@ -167,13 +173,21 @@ def _short(value: object) -> str:
         return f"a {type(value).__name__} that is too long to show"
 
 
-def _section_at(section: type[Section], location: tuple[Any, ...]) -> Any:
-    """The (nested) section at a location, best effort."""
+def _section_at(section: type[Section], location: tuple[Any, ...], values: object) -> Any:
+    """The (nested) section at a location of the values, best effort."""
     current: Any = section
     for part in location:
+        try:
+            values = values[part]  # type: ignore[index]
+        except (LookupError, TypeError):
+            values = {}
         field = getattr(current, "model_fields", {}).get(part)
         if field is None:
             continue  # an index, or the tag of a union
         kinds = (field.annotation, *get_args(field.annotation))  # the members of an optional one
         current = next((k for k in kinds if hasattr(k, "model_fields")), field.annotation)
+        for entry in (*field.metadata, *getattr(current, "__metadata__", ())):
+            choice = getattr(getattr(entry, "func", None), "__self__", None)
+            if choice is not None and hasattr(choice, "section") and isinstance(values, Mapping):
+                current = choice.section(values)  # a registry, whose section depends on the values
     return current

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import fcntl
 import glob
+import hashlib
 import os
 import shutil
 import sys
@@ -70,6 +71,15 @@ def write_atomic(path: str | os.PathLike[str], data: bytes | str) -> None:
         return
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
+
+
+def file_checksum(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file, 64 hex digits."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def is_special(path: Path) -> bool:

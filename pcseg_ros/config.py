@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias
 from pydantic import BeforeValidator, Field
 
 from pcseg_core.config import LIVE, Section
+from pcseg_core.errors import InputError
 from pcseg_core.online.pipeline import CameraUseConfig, MotionConfig, PipelineConfig
 
 if TYPE_CHECKING:
@@ -84,15 +85,19 @@ class TeacherParameters(CameraUseConfig):
 
     renamed: ClassVar[dict[str, str]] = {"trust": "camera_weight"}
 
+    config: str = Field(
+        "",
+        description="Teacher of any kind, whose labels are published on teacher_points: a block as "
+        "in recipes, in braces, or the path of a YAML file with it; empty takes weights",
+    )
     weights: str = Field(
         "",
-        description="Weights of an ESPNetv2 (safetensors) whose labels are published on "
-        "teacher_points; bundled:simulation_teacher is trained on simulated images; empty loads "
-        "no teacher",
+        description="Weights of an ESPNetv2 (safetensors); bundled:simulation_teacher is trained "
+        "on simulated images; empty, with empty config, loads no teacher",
     )
-    label_space: str = Field("cityscapes", description="Label space of the teacher's outputs")
+    label_space: str = Field("cityscapes", description="Label space of the outputs of weights")
     scale: float = Field(
-        1.0, gt=0.0, le=2.0, description="Factor by which images are resized for the teacher"
+        1.0, gt=0.0, le=2.0, description="Factor by which images are resized for weights"
     )
     deadline_s: float = Field(
         0.15,
@@ -103,13 +108,23 @@ class TeacherParameters(CameraUseConfig):
     )
 
     def teacher_config(self) -> TeacherConfig | None:
-        """The teacher as `pcseg_core.vision.pixel_classes.load_teacher` takes it, if any."""
+        """The teacher as `pcseg_core.vision.pixel_classes.load_teacher` takes it, if any.
+
+        Raises:
+            InputError: a wrong block, or both `config` and `weights`.
+        """
+        if self.config and self.weights:
+            raise InputError("give teacher.config or teacher.weights, not both")
+        if self.config:
+            from pcseg_core.vision.pixel_classes import read_teacher
+
+            return read_teacher(self.config)
         if not self.weights:
             return None
-        from pcseg_core.vision.pixel_classes import TeacherConfig  # imports torch
+        from pcseg_core.vision.teachers.espnetv2 import ESPNetv2Config  # imports torch
 
         values = {"weights": self.weights, "label_space": self.label_space}
-        return TeacherConfig.model_validate({**values, "scales": [self.scale], "flip": False})
+        return ESPNetv2Config.model_validate({**values, "scales": [self.scale], "flip": False})
 
 
 class NodeConfig(PipelineConfig):
@@ -128,10 +143,11 @@ class NodeConfig(PipelineConfig):
     backend: Literal["auto", "torch", "native", "triton", "torchsparse"] = Field(
         "auto", description="Implementation of the sparse convolutions"
     )
-    precision: Literal["auto", "fp32", "fp16", "bf16"] = Field(
+    precision: Literal["auto", "fp32", "fp16", "bf16", "int8"] = Field(
         "auto",
-        description="Arithmetic of the network; auto takes fp16 on a GPU, bf16 if the CPU has "
-        "instructions for it (avx512_bf16), else fp32",
+        description="Arithmetic of the network; int8 needs a checkpoint of `pcseg quantize`; auto "
+        "takes fp16 on a GPU; on a CPU it measures fp32, bf16 and int8 and takes a less exact one "
+        "if it is at least 1.1 times as fast",
     )
     autostart: bool = Field(
         True, description="Configure and activate at start, without a lifecycle manager"

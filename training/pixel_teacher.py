@@ -32,7 +32,7 @@ from pcseg_core.labels import LabelSpace, grouping
 from pcseg_core.metrics.confusion import Confusion
 from pcseg_core.simulation.recording import SimulatedDrive
 from pcseg_core.vision.espnetv2 import ESPNetv2
-from pcseg_core.vision.pixel_classes import normalize
+from pcseg_core.vision.teachers.espnetv2 import normalize
 
 SPACE = "simulation"
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.measure import matmul_precision
+from benchmarks.measure import cpu_name, matmul_precision
 from pcseg_core.native import library
 from pcseg_core.sparse.backends import backends_report, triton_backend
 
@@ -189,13 +189,3 @@ def _driver() -> str:
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     done = subprocess.run(query, capture_output=True, text=True, check=False, timeout=30)
     return done.stdout.strip().splitlines()[0] if done.stdout.strip() else "unknown"
-
-
-def cpu_name() -> str:
-    """Model of the CPU, as the kernel names it."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:  # noqa: PTH123
-            line = next(line for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
-    return line.partition(":")[2].strip()

@@ -24,14 +24,18 @@ from pcseg_core.cli import (
     evaluate,
     export,
     finetune,
+    images,
     label,
     pretrain,
     probe,
     prompt,
+    quantize,
     recipe,
     segment,
     superpixels,
+    teacher,
     view,
+    weights,
     words,
     zero_shot,
 )
@@ -132,9 +136,12 @@ class BagGroup(TyperGroup):
 app = typer.Typer(cls=PcsegGroup, no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(bag.app, name="bag", cls=BagGroup)
 app.add_typer(recipe.app, name="recipe")
+app.add_typer(teacher.app, name="teacher")
+app.add_typer(weights.app, name="weights")
 for _command in (  # in the order of the help
     distill.distill,
     evaluate.evaluate,
+    images.images,
     superpixels.superpixels,
     pretrain.pretrain,
     probe.probe,
@@ -142,6 +149,7 @@ for _command in (  # in the order of the help
     zero_shot.zero_shot,
     prompt.prompt,
     words.words,
+    quantize.quantize,
     label.label,
     segment.segment,
     export.export,

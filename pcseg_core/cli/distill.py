@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from pcseg_core.cli.options import (
+    DEFAULT_RECIPE,
     Cache,
     Device,
     Out,
@@ -21,12 +22,13 @@ from pcseg_core.cli.options import (
     described,
     run_once,
 )
+from pcseg_core.progress import note
 
 
 def distill(
     sources: Sources,
-    recipe: RecipeName,
     out: Out,
+    recipe: RecipeName = DEFAULT_RECIPE,
     seed: Seed = None,
     steps: Steps = None,
     resume: Resume = True,
@@ -54,6 +56,8 @@ def distill(
         from pcseg_core.recipes import recipe_file
 
         chosen = adjusted(load_recipe(recipe_file(recipe)), seed, steps)
+        if chosen.teacher is not None:
+            note(f"recipe {recipe}; teacher {chosen.teacher.title}")
         return run(sources, chosen, out, cache, device, start, fresh)
 
     _summarize(run_once(out, resume, command, train), out)

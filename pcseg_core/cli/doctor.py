@@ -34,6 +34,8 @@ _OPTIONAL = (
     ("open_clip", "open_clip_torch", "CLIP teachers and text prompts"),
     ("segment_anything", "segment-anything", "SAM superpixels"),
     ("timm", "timm", "DINO and other image features"),
+    ("transformers", "transformers", "teachers: Mask2Former, SegFormer, SAM 3 and others"),
+    ("onnxruntime", "onnxruntime", "teachers: ONNX files"),
     ("hdbscan", "hdbscan", "clusters of points across frames"),
     ("pypatchworkpp", "pypatchworkpp", "ground removal"),
 )
@@ -63,6 +65,7 @@ def findings() -> Iterator[Finding]:
     yield from _torch()
     yield from _ros()
     yield from _optional()
+    yield from _kinds()
 
 
 def _base() -> Iterator[Finding]:
@@ -142,3 +145,25 @@ def _optional() -> Iterator[Finding]:
         except PackageNotFoundError:
             release = "of unknown version"
         yield Finding(module, "ok", f"{release}: {purpose}")
+
+
+def _kinds() -> Iterator[Finding]:
+    """The kinds of image networks, with the packages that add some."""
+    try:
+        from pcseg_core.vision.encoder_kinds import ENCODERS
+        from pcseg_core.vision.pixel_classes import TEACHERS
+        from pcseg_core.vision.registry import OWN
+        from pcseg_core.vision.superpixel_kinds import SUPERPIXELS
+        from pcseg_core.vision.text_space import OWN_SOURCES, TEXTS
+    except Exception as error:  # a broken package must not hide the other findings
+        yield Finding("teachers", "missing", f"{type(error).__name__}: {error}")
+        return
+    texts = dict.fromkeys(OWN_SOURCES, OWN) | TEXTS.names()
+    for role, names in (
+        ("teachers", TEACHERS.names()),
+        ("encoders", ENCODERS.names()),
+        ("superpixels", SUPERPIXELS.names()),
+        ("texts", texts),
+    ):
+        shown = [name if of == OWN else f"{name} (of {of})" for name, of in names.items()]
+        yield Finding(role, "ok", ", ".join(shown))

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pcseg_core.evaluation import Report
     from pcseg_core.evaluation.evaluator import Baseline
     from pcseg_core.evaluation.report import BoxReport
-    from pcseg_core.online.segmenter import Segmenter
+    from pcseg_core.online.segmenter import Precision, Segmenter
 
 _REPLAY = "Replay of a recording"
 
@@ -52,6 +52,10 @@ Baselines = Annotated[bool, typer.Option(help="Also fit and measure baselines (m
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Backend = Annotated[
     str, typer.Option(envvar="PCSEG_BACKEND", help="Backend of the sparse convolutions.")
+]
+PrecisionName = Annotated[
+    Literal["auto", "fp32", "fp16", "bf16", "int8"],
+    typer.Option(help="Arithmetic of the network; int8 needs a checkpoint of `pcseg quantize`."),
 ]
 Checkpoint = Annotated[
     str | None, typer.Option(help="Checkpoint to replay the recording to.", rich_help_panel=_REPLAY)
@@ -130,6 +134,7 @@ def evaluate(
     baselines: Baselines = True,
     device: Device = "auto",
     backend: Backend = "auto",
+    precision: PrecisionName = "auto",
     checkpoint: Checkpoint = None,
     compare: Compare = None,
     live: Live = False,
@@ -161,7 +166,7 @@ def evaluate(
                 "for a replay: pcseg evaluate RECORDING --checkpoint RUN"
             )
         request = _Request(Path(run), semantic_kitti, source, boxes, json_, picture)
-        _evaluate_run(request, label_space, baselines, device, backend)
+        _evaluate_run(request, label_space, baselines, (device, precision, backend))
         return
     if semantic_kitti or source or boxes:
         raise InputError(
@@ -172,7 +177,7 @@ def evaluate(
 
     how = (live, params, temporal, deskew, cameras)
     options = ReplayOptions(
-        checkpoint, compare, *how, labels, teacher, label_space, device, backend
+        checkpoint, compare, *how, labels, teacher, label_space, device, backend, precision
     )
     evaluate_recording(run, options, json_, picture)
 
@@ -211,13 +216,13 @@ class _Request:
 
 
 def _evaluate_run(
-    request: _Request, label_space: str, with_baselines: bool, device: str, backend: str
+    request: _Request, label_space: str, with_baselines: bool, engine: tuple[str, Precision, str]
 ) -> None:
     """Measure on labeled sweeps and on boxes."""
     request.check()
     from pcseg_core.online.segmenter import Segmenter
 
-    segmenter = Segmenter.load(request.run, device=device, backend=backend)
+    segmenter = Segmenter.load(request.run, *engine)
     report: Report | None = None
     if request.semantic_kitti or request.source:
         recording = _open(request, segmenter)

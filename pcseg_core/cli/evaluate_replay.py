@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pcseg_core.evaluation.replay import GroundTruth
     from pcseg_core.evaluation.replay_report import ReplayReport
     from pcseg_core.learning.recipe import Recipe
+    from pcseg_core.online.segmenter import Precision
     from pcseg_core.vision.pixel_classes import PixelClasses, TeacherConfig
 
 
@@ -39,6 +40,7 @@ class ReplayOptions:
     label_space: str
     device: str
     backend: str
+    precision: Precision = "auto"
 
     def check(self) -> None:
         """Refuse options that exclude each other, before the long work."""
@@ -142,6 +144,7 @@ def _setup(options: ReplayOptions, recipe: Recipe | None) -> NodeSetup:
         checkpoint=options.checkpoint or setup.checkpoint,
         device=setup.device if options.device == "auto" else options.device,
         backend=setup.backend if options.backend == "auto" else options.backend,
+        precision=setup.precision if options.precision == "auto" else options.precision,
     )
 
 

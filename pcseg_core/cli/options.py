@@ -29,6 +29,8 @@ RecipeName = Annotated[
         help="Recipe: a name from `pcseg recipe list`, or a YAML file.",
     ),
 ]
+DEFAULT_RECIPE = "kitti"
+"""Recipe of `pcseg distill` where none is given: streets, by ESPNetv2 of Cityscapes."""
 Out = Annotated[Path, typer.Option(help="Run directory, new or to resume.")]
 Seed = Annotated[int | None, typer.Option(min=0, help="Seed, instead of the recipe's.")]
 Steps = Annotated[int | None, typer.Option(min=1, help="Optimizer steps, instead of the recipe's.")]

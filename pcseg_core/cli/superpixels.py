@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from pcseg_core.vision.imported import ImportedMasks
     from pcseg_core.vision.superpixels import SuperpixelGenerator
 
-Kind = Literal["slic", "sam", "semantic", "import"]
-
 
 def superpixels(
     source: Annotated[str, typer.Argument(help="Recording: bag, or reader:path.")],
@@ -25,7 +23,11 @@ def superpixels(
         Path | None, typer.Option(help="Folder of the maps; an existing one is completed.")
     ] = None,
     generator: Annotated[
-        Kind, typer.Option(help="slic, sam, semantic, or import for masks of other programs.")
+        str,
+        typer.Option(
+            help="slic, sam, semantic, import for masks of other programs, or a generator that "
+            "another package adds."
+        ),
     ] = "slic",
     weights: Annotated[
         Path | None, typer.Option(help="SAM checkpoint, or ESPNetv2 weights for semantic.")
@@ -60,18 +62,18 @@ def superpixels(
         raise InputError("give --out for the maps, or --images to write only the images")
     recording = open_recording(source)
     if images is not None:
-        _report(_export(recording, images), images)
+        report(_export(recording, images), images)
         return
     assert out is not None
     maker = _maker(generator, weights, masks, segments, compactness, min_area, label_space, device)
     cache = SuperpixelCache(out, maker)
     with bar(f"superpixels of {recording.name}") as progress:
         counts = cache.fill(recording, progress)
-    _report(counts, out)
+    report(counts, out)
 
 
 def _maker(
-    kind: Kind,
+    kind: str,
     weights: Path | None,
     masks: Path | None,
     segments: int,
@@ -94,18 +96,25 @@ def _maker(
         from torch.cuda import is_available
 
         device = "cuda" if is_available() else "cpu"
+    if kind not in ("sam", "semantic"):
+        from pcseg_core.vision.superpixel_kinds import SUPERPIXELS
+
+        return SUPERPIXELS.load(SUPERPIXELS.parse({"name": kind}, "--generator"), device)
     if kind == "sam":
         from pcseg_core.vision.sam import SamSuperpixels
 
         return SamSuperpixels(weights, min_area=min_area, device=device)
     from pcseg_core.config import parse_section
-    from pcseg_core.vision.pixel_classes import TeacherConfig
     from pcseg_core.vision.semantic import load_semantic
+    from pcseg_core.vision.teachers.espnetv2 import ESPNetv2Config
 
     if weights is None:
-        raise InputError("--generator semantic needs --weights, ESPNetv2 as safetensors")
+        raise InputError(
+            "--generator semantic needs --weights, those of an ESPNetv2: a name that `pcseg "
+            "weights list` shows, or a file"
+        )
     values = {"weights": weights, "label_space": label_space}
-    config = parse_section(values, TeacherConfig, "--weights and --label-space")
+    config = parse_section(values, ESPNetv2Config, "--weights and --label-space")
     return load_semantic(config, slic, min_area, device)
 
 
@@ -135,7 +144,12 @@ def _export(recording: Recording, folder: Path) -> Counter[str]:
     return counts
 
 
-def _report(counts: Counter[str], folder: Path) -> None:
+def report(counts: Counter[str], folder: Path) -> None:
+    """Print how many images were made, kept and skipped.
+
+    Raises:
+        InputError: none could be used.
+    """
     from pcseg_core.progress import note
 
     typer.echo(f"{folder}: {counts['made']} images done, {counts['kept']} kept")

@@ -36,6 +36,7 @@ from pcseg_core.simulation.recording import SimulatedDrive
 from pcseg_core.simulation.to_bag import write_simulated_bag
 from pcseg_core.viewer.rerun import record, recording_views
 from pcseg_core.vision.pixel_classes import TeacherConfig, load_teacher
+from pcseg_core.vision.teachers.espnetv2 import ESPNetv2Config
 
 _SETTINGS = "settings.yaml"
 _TEACHER_WIDTH_PX = 320  # width of the images that the bundled teacher was trained on
@@ -84,7 +85,7 @@ class DemoSettings(Section):
 
     def teacher(self, width: int) -> TeacherConfig:
         """The bundled teacher, scaling images of a width to the width of its own training."""
-        return TeacherConfig(
+        return ESPNetv2Config(
             weights=Path(f"{BUNDLED}:simulation_teacher"),
             label_space="simulation",
             scales=(_TEACHER_WIDTH_PX / width,),

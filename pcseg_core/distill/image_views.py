@@ -7,11 +7,11 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from pcseg_core.config import Section
 from pcseg_core.data.sample import Sample
@@ -20,11 +20,9 @@ from pcseg_core.errors import InputError, PcsegError
 from pcseg_core.labels import IGNORE
 from pcseg_core.projection import project_cloud
 from pcseg_core.vision.image_cache import SuperpixelCache, image_key
-from pcseg_core.vision.pixel_classes import TeacherConfig
 from pcseg_core.vision.pixel_features import PixelFeatures
-from pcseg_core.vision.semantic import load_semantic
-from pcseg_core.vision.slic import Slic
-from pcseg_core.vision.superpixels import SuperpixelGenerator, resize_ids, segments_at
+from pcseg_core.vision.superpixel_kinds import SUPERPIXELS, SuperpixelConfig, SuperpixelOptions
+from pcseg_core.vision.superpixels import resize_ids, segments_at
 
 Array = npt.NDArray[Any]
 
@@ -45,31 +43,6 @@ class ViewConfig(Section):
     min_points: int = Field(
         default=3, ge=1, description="Superpixels with fewer points in a batch are left out"
     )
-
-
-class SuperpixelConfig(Section):
-    """Segmentation of the images."""
-
-    name: Literal["slic", "semantic", "folder"] = Field(
-        "slic",
-        description="slic: by color and position; semantic: regions of the teacher's classes, "
-        "split by SLIC; folder: existing maps",
-    )
-    segments: int = Field(150, ge=2, description="SLIC: approximate number of segments")
-    compactness: float = Field(6.0, gt=0, description="SLIC: weight of position relative to color")
-    min_area: int = Field(100, ge=1, description="Semantic: smaller regions join a neighbor [px]")
-    teacher: TeacherConfig | None = Field(None, description="Semantic: teacher of pixel classes")
-    folder: Path | None = Field(
-        None, description="Folder of maps with their manifest, see `pcseg superpixels`"
-    )
-
-    @model_validator(mode="after")
-    def _has_its_source(self) -> SuperpixelConfig:
-        if self.name == "semantic" and self.teacher is None:
-            raise ValueError("superpixels 'semantic' need a 'teacher'")
-        if self.name == "folder" and self.folder is None:
-            raise ValueError("superpixels 'folder' need the path 'folder'")
-        return self
 
 
 @dataclass
@@ -190,16 +163,12 @@ class ImageViewer:
         return np.clip(average_down(values, factor), -limit, limit).astype(np.float16)
 
 
-def superpixel_cache(config: SuperpixelConfig, folder: Path, device: str) -> SuperpixelCache:
+def superpixel_cache(config: SuperpixelOptions, folder: Path, device: str) -> SuperpixelCache:
     """Superpixels of a configuration, each kind in its own folder below `folder`."""
-    if config.name == "folder":
+    if isinstance(config, SuperpixelConfig) and config.name == "folder":
         assert config.folder is not None
         return SuperpixelCache(config.folder)
-    slic = Slic(config.segments, config.compactness)
-    generator: SuperpixelGenerator = slic
-    if config.name == "semantic":
-        assert config.teacher is not None
-        generator = load_semantic(config.teacher, slic, config.min_area, device)
+    generator = SUPERPIXELS.load(config, device)
     key = digest(generator.parameters)[:8]
     return SuperpixelCache(folder / f"superpixels-{config.name}-{key}", generator)
 

@@ -257,7 +257,8 @@ def drawn_pixels(
     """Rows and columns of at most `limit` pixels of each wanted segment inside a window."""
     top, bottom, left, right = window
     part = ids[top:bottom, left:right]
-    known = np.zeros(int(ids.max(initial=IGNORE)) + 2, bool)
+    highest = max(int(ids.max(initial=IGNORE)), int(wanted.max(initial=IGNORE)))
+    known = np.zeros(highest + 2, bool)  # a coarse map may lack the last segments
     known[wanted] = True  # the last entry serves IGNORE
     row, column = np.nonzero(known[part])
     chosen = draw_members(part[row, column], limit, rng) != IGNORE

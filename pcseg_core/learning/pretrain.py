@@ -39,7 +39,7 @@ from pcseg_core.learning.runs import (
 from pcseg_core.learning.trainer import train
 from pcseg_core.models.student import Student
 from pcseg_core.progress import bar
-from pcseg_core.vision.encoders import load_encoder
+from pcseg_core.vision.encoder_kinds import load_encoder
 from pcseg_core.vision.pixel_features import PixelFeatures
 
 

@@ -10,25 +10,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from pcseg_core.bundled import bundled_file, find_file
+from pcseg_core.bundled import bundled_file
 from pcseg_core.config import Section, load_yaml
 from pcseg_core.distill.alignment import AlignmentConfig
-from pcseg_core.distill.image_views import SuperpixelConfig, ViewConfig
+from pcseg_core.distill.image_views import ViewConfig
 from pcseg_core.distill.pseudo_labels import PseudoLabelConfig
 from pcseg_core.distill.temporal import TemporalConfig
 from pcseg_core.errors import InputError
 from pcseg_core.models.student import StudentConfig
-from pcseg_core.vision.encoders import EncoderConfig
+from pcseg_core.vision.encoder_kinds import AnyEncoder
 from pcseg_core.vision.maskclip import DenseClipConfig
-from pcseg_core.vision.pixel_classes import TeacherConfig
+from pcseg_core.vision.pixel_classes import Teacher, TeacherConfig, with_teachers
+from pcseg_core.vision.superpixel_kinds import SuperpixelConfig, Superpixels
 from pcseg_core.vision.text_space import TextSpaceConfig
 
 Supervision = Literal["seen", "zero-shot", "annotation-free"]
-Weighted = TypeVar("Weighted", TeacherConfig, EncoderConfig)
 
 _CONTRAST = ("superpixel", "temporal", "point_to_segment", "point_pixel")
 
@@ -280,13 +280,13 @@ class Recipe(TrainingRecipe):
         "teacher_words": "text.classes",
     }
 
-    teacher: TeacherConfig | None = Field(None, description="Image network that gives labels")
+    teacher: Teacher | None = Field(None, description="Image network that gives labels")
     labels: PseudoLabelConfig = Field(default_factory=PseudoLabelConfig)
     text: TextConfig | None = Field(None, description="Words; none without it")
-    encoder: EncoderConfig | None = Field(
+    encoder: AnyEncoder | None = Field(
         None, description="Frozen image network whose features are learned without labels"
     )
-    superpixels: SuperpixelConfig = Field(default_factory=SuperpixelConfig)
+    superpixels: Superpixels = Field(default_factory=SuperpixelConfig)
     views: ViewConfig = Field(default_factory=ViewConfig)
     temporal: TemporalConfig = Field(default_factory=TemporalConfig)
     pairs: PairAugmentConfig = Field(default_factory=PairAugmentConfig)
@@ -333,7 +333,7 @@ class Recipe(TrainingRecipe):
     def _defaults_follow_the_sections(cls, values: Any) -> Any:
         if not isinstance(values, Mapping):
             return values
-        found = dict(values)
+        found = with_teachers(values)
         if found.get("supervision"):
             found.setdefault("alignment", {})
             found.setdefault("self_training", {})
@@ -383,24 +383,15 @@ def load_recipe(path: Path) -> Recipe:
 
 def _with_files(recipe: Recipe, base: Path) -> Recipe:
     """The recipe with absolute paths."""
-    teacher, text, cut = recipe.teacher, recipe.text, recipe.superpixels
-    if teacher is not None and not bundled_file(teacher.weights):
-        teacher = _found(teacher, base)
+    teacher, text = recipe.teacher, recipe.text
+    if teacher is not None and not any(bundled_file(path) for _, path in teacher.paths()):
+        teacher = teacher.relative_to(base)
     if text is not None:
         text = text.model_copy(update={"space": text.space.relative_to(base)})
-    folder = cut.folder and (base / cut.folder.expanduser()).resolve()
-    maker = cut.teacher and _found(cut.teacher, base)
     changes = {
         "teacher": teacher,
         "text": text,
-        "encoder": recipe.encoder and _found(recipe.encoder, base),
-        "superpixels": cut.model_copy(update={"folder": folder, "teacher": maker}),
+        "encoder": recipe.encoder and recipe.encoder.relative_to(base),
+        "superpixels": recipe.superpixels.relative_to(base),
     }
     return recipe.model_copy(update=changes)
-
-
-def _found(section: Weighted, base: Path) -> Weighted:
-    """The section with the absolute path of its weights."""
-    if section.weights is None:
-        return section
-    return section.model_copy(update={"weights": find_file(section.weights, base)})

@@ -22,9 +22,10 @@ from pcseg_core.sparse import BatchNorm, SparseConv3d, SparseTensor
 from pcseg_core.sparse.backends import resolve
 from pcseg_core.sparse.maps import KernelMap, KernelMapCache
 
-Precision = Literal["fp32", "fp16", "bf16"]
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
 T = TypeVar("T")
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_INTEGERS = {"int8": torch.uint8}  # needs calibration; see `quantized`
 _LAYERS: dict[str, Callable[[Tensor, Tensor, torch.dtype, Tensor | None], Layer]] = {
     "native": NativeLayer.of,
     "triton": TritonLayer.of,
@@ -141,7 +142,7 @@ class CompiledMinkUNet:
         head = model.classifier
         self._classifier = make(head.weight.t()[None], head.bias, None)
         self.device = self._classifier.device
-        self._dtype = _DTYPES[precision]
+        self._dtype = (_DTYPES | _INTEGERS)[precision]
         self._buffers = Buffers(self._dtype, self.device)
         self._lock = threading.Lock()
 
@@ -251,9 +252,8 @@ def compile_inference(
     """Prepare a trained network for inference on the device that it is on.
 
     The weights are copied: later changes to `model` have no effect, and `model` may be deleted.
-    "bf16" halves the memory and is about twice as fast on CPUs with avx512_bf16; on others it is
-    emulated and slower than "fp32". On a GPU "fp16" and "bf16" run on tensor cores; "fp16" is more
-    exact.
+    "bf16" halves the memory. Whether it is faster depends on the CPU: `native.precision` measures
+    it. On a GPU "fp16" and "bf16" run on tensor cores; "fp16" is more exact.
 
     Args:
         model: the network, on the CPU for "native" and on a GPU for "triton".

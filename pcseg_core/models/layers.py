@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from pcseg_core.native import tensors as native
-from pcseg_core.sparse.backends import triton_backend
+from pcseg_core.native.tensors import Integers
+from pcseg_core.sparse.backends import native_backend, triton_backend
 from pcseg_core.sparse.maps import KernelMap
 
 
@@ -57,12 +58,19 @@ MakeLayer = Callable[[Tensor, Tensor, "Tensor | None"], Layer]
 
 @dataclass(frozen=True, eq=False)
 class NativeLayer:
-    """A layer in the layout of the native library, on the CPU."""
+    """A layer in the layout of the native library, on the CPU.
+
+    Attributes:
+        packed: weights from `native.pack`.
+        bias: (cout,) float32.
+        integers: scales, where features or results are uint8.
+    """
 
     packed: Tensor
     bias: Tensor
     cin: int
     cout: int
+    integers: Integers | None = None
 
     @classmethod
     def of(
@@ -87,8 +95,11 @@ class NativeLayer:
         residual: Tensor | None = None,
         relu: bool = True,
     ) -> Tensor:
-        table = None if kernel_map is None else kernel_map.table
-        return native.conv(x, table, self.packed, out, self.cin, self.bias, residual, relu)
+        table = listed = None
+        if kernel_map is not None:
+            table, listed = kernel_map.table, native_backend.pairs(kernel_map, x.dtype)
+        what = x, table, self.packed, out, self.cin, self.bias, residual, relu
+        return native.conv(*what, pairs=listed, integers=self.integers)
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,6 +4,12 @@
 #include <cstring>
 #include <exception>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include "native.h"
 
 namespace pcseg {
@@ -24,22 +30,50 @@ namespace {
 enum Status : int32_t { kDone = 0, kBadArgument = 1, kNoMemory = 2 };
 
 constexpr int64_t kMaxRows = INT32_MAX;
+constexpr int64_t kMaxIntegerTerms = 1 << 16;  // of 255 * 127 in an int32
 constexpr int32_t kMaxChannels = 1 << 16, kMaxOffsets = 125;
 
+#if defined(__x86_64__)
+// Older compilers do not know the name of the feature.
+bool has_avx_vnni() {
+  unsigned eax = 0, ebx, ecx, edx;
+  return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax & 1u << 4) != 0;
+}
+
+// Whether this process may use the tiles of AMX. Linux asks for a request per process and refuses it
+// if a thread has a small stack for signals.
+bool amx_allowed() {
+  constexpr unsigned kNeeded = 1u << 22 | 1u << 24 | 1u << 25;  // bfloat16, tiles, int8
+  constexpr long kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM
+  unsigned eax, ebx, ecx, edx = 0;
+  if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return false;
+  if ((edx & kNeeded) != kNeeded) return false;
+  return syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+}
+#endif
+
 const Kernels* const* available() {
-  static const Kernels* list[5];
+  static const Kernels* list[8];
   static const bool ready = [] {
     int n = 0;
-    list[n++] = &kernels_generic;
+    const auto add = [&](bool runs, const Kernels* kernels) {
+      if (runs && kernels) list[n++] = kernels;
+    };
+    add(true, kernels_generic);
 #if defined(__x86_64__)
     __builtin_cpu_init();
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
                         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
                         __builtin_cpu_supports("avx512vl");
-    if (avx2) list[n++] = &kernels_avx2;
-    if (avx512) list[n++] = &kernels_avx512;
-    if (avx512 && __builtin_cpu_supports("avx512bf16")) list[n++] = &kernels_avx512bf16;
+    const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
+    const bool bfloat16 = vnni && __builtin_cpu_supports("avx512bf16");
+    add(avx2, kernels_avx2);
+    add(avx2 && has_avx_vnni(), kernels_avxvnni);
+    add(avx512, kernels_avx512);
+    add(vnni, kernels_avx512vnni);
+    add(bfloat16, kernels_avx512bf16);
+    add(bfloat16 && kernels_amx && amx_allowed(), kernels_amx);
 #endif
     list[n] = nullptr;
     return true;
@@ -62,16 +96,43 @@ bool shape_ok(int64_t offsets, int64_t cin, int64_t cout) {
 
 bool rows_ok(int64_t n) { return n >= 0 && n < kMaxRows; }
 
-bool dtype_ok(int32_t dtype) { return dtype == kFloat32 || dtype == kBFloat16; }
+bool dtype_ok(int32_t dtype) { return dtype >= kFloat32 && dtype <= kUInt8; }
 
-bool conv_ok(const ConvArgs& c) {
+// Whether pairs were listed from a table of this shape in blocks of `rows`; without pairs row i reads
+// row i.
+bool pairs_ok(const int32_t* pairs, int64_t n_in, int64_t n_out, int32_t offsets, int64_t rows) {
+  if (!pairs) return offsets == 1 && n_in == n_out;
+  const PairHead& head = *reinterpret_cast<const PairHead*>(pairs);
+  return head.n_in == n_in && head.n_out == n_out && head.offsets == offsets && head.rows == rows;
+}
+
+bool conv_ok(const ConvArgs& c, int64_t rows) {
   if (!shape_ok(c.offsets, c.cin, c.cout) || !rows_ok(c.n_in) || !rows_ok(c.n_out)) return false;
   if (!dtype_ok(c.dtype) || !dtype_ok(c.out_dtype)) return false;
   if (!c.weight || (c.n_in && !c.x) || (c.n_out && !c.out)) return false;
-  if (!c.table && (c.offsets != 1 || c.n_in != c.n_out)) return false;
-  const int64_t width = c.dtype == kBFloat16 ? (c.cin + 1) / 2 * 2 : c.cin;
-  if (c.dtype == kBFloat16 && c.ldx % 2) return false;
-  return c.ldx >= width && c.ldout >= c.cout && (!c.residual || c.ldres >= c.cout);
+  if (!pairs_ok(c.pairs, c.n_in, c.n_out, c.offsets, rows)) return false;
+  if (c.dtype == kUInt8 && (!c.scale || int64_t{c.offsets} * c.cin > kMaxIntegerTerms)) return false;
+  const int64_t per = channels_per_word(c.dtype), width = (c.cin + per - 1) / per * per;
+  return c.ldx % per == 0 && c.ldx >= width && c.ldout >= c.cout && (!c.residual || c.ldres >= c.cout);
+}
+
+PairHead pair_head(const Kernels& kernels, int32_t dtype, int32_t offsets, int64_t n_in,
+                   int64_t n_out) {
+  const int64_t rows = kernels.block_rows(dtype, n_out);
+  return {static_cast<int32_t>(n_in), static_cast<int32_t>(n_out), offsets,
+          static_cast<int32_t>(rows)};
+}
+
+// The pairs of a block where row i reads row i, in `memory`.
+Pairs straight_pairs(int64_t first, int rows, char* memory) {
+  int32_t *ends = reinterpret_cast<int32_t*>(memory), *source = ends + 2;
+  uint16_t* target = reinterpret_cast<uint16_t*>(source + rows);
+  ends[0] = 0, ends[1] = rows;
+  for (int r = 0; r < rows; ++r) {
+    source[r] = static_cast<int32_t>(first + r);
+    target[r] = static_cast<uint16_t>(r);
+  }
+  return {ends, source, target, true};
 }
 
 template <class F>
@@ -135,15 +196,44 @@ PCSEG_API int32_t pcseg_pack(int32_t isa, const float* weight, const float* scal
   });
 }
 
+// Words (int32) that pcseg_list_pairs writes, 0 for a bad argument.
+PCSEG_API int64_t pcseg_pair_words(int32_t isa, int32_t dtype, int32_t offsets, int64_t n_in,
+                                   int64_t n_out) {
+  const Kernels* kernels = kernels_at(isa);
+  if (!kernels || !dtype_ok(dtype) || !shape_ok(offsets, 1, 1) || !rows_ok(n_in) || !rows_ok(n_out))
+    return 0;
+  const PairHead head = pair_head(*kernels, dtype, offsets, n_in, n_out);
+  return head.start(head.blocks());
+}
+
+// The pairs of a table (offsets, n_out) in the order of a convolution of features of `dtype`. Rows
+// outside [0, n_in) are absent.
+PCSEG_API int32_t pcseg_list_pairs(int32_t isa, int32_t dtype, const int32_t* table,
+                                   int32_t offsets, int64_t n_in, int64_t n_out, int32_t* words,
+                                   int32_t threads) {
+  if (!pcseg_pair_words(isa, dtype, offsets, n_in, n_out) || !words || (n_out && !table))
+    return kBadArgument;
+  return guarded([&] {
+    pairs_list(pair_head(*kernels_at(isa), dtype, offsets, n_in, n_out), table, words, threads);
+    return kDone;
+  });
+}
+
 PCSEG_API int32_t pcseg_conv(int32_t isa, const ConvArgs* args, int32_t threads) {
   const Kernels* kernels = kernels_at(isa);
-  if (!kernels || !args || !conv_ok(*args)) return kBadArgument;
+  if (!kernels || !args) return kBadArgument;
+  const int64_t most = kernels->block_rows(args->dtype, args->n_out);
+  if (!conv_ok(*args, most)) return kBadArgument;
   return guarded([&] {
-    const size_t bytes = kernels->conv_scratch(*args);
-    parallel_for(threads, (args->n_out + kBlockRows - 1) / kBlockRows, [&](int64_t block) {
-      const int64_t first = block * kBlockRows, last = first + kBlockRows;
-      kernels->conv_block(*args, first, last < args->n_out ? last : args->n_out,
-                          thread_scratch(bytes));
+    const size_t listed = args->pairs ? 0 : (8 + most * 6 + 63) / 64 * 64;
+    const size_t bytes = listed + kernels->conv_scratch(*args);
+    parallel_for(threads, (args->n_out + most - 1) / most, [&](int64_t block) {
+      char* memory = thread_scratch(bytes);
+      const int64_t first = block * most, rest = args->n_out - first;
+      const int rows = static_cast<int>(rest < most ? rest : most);
+      const Pairs pairs =
+          args->pairs ? pairs_of(args->pairs, block) : straight_pairs(first, rows, memory);
+      kernels->conv_block(*args, pairs, first, rows, memory + listed);
     });
     return kDone;
   });
@@ -155,16 +245,14 @@ PCSEG_API int32_t pcseg_grad_weight(int32_t isa, const GradArgs* args, int32_t t
   const GradArgs& g = *args;
   if (!shape_ok(g.offsets, g.cin, g.cout) || !rows_ok(g.n_in) || !rows_ok(g.n_out) || !g.grad ||
       (g.n_in && !g.x) || (g.n_out && !g.dy) ||
-      (!g.table && (g.offsets != 1 || g.n_in != g.n_out)))
+      !pairs_ok(g.pairs, g.n_in, g.n_out, g.offsets, kBlockRows))
     return kBadArgument;
   return guarded([&] {
     const size_t bytes = kernels->grad_scratch(g);
     const int64_t parts = (g.cin + kGradChannels - 1) / kGradChannels;
+    // The middle offset is the longest task of a submanifold kernel: step 0 goes first.
     parallel_for(threads, parts * g.offsets, [&](int64_t task) {
-      // The middle offset is the longest task of a submanifold kernel: it goes first.
-      const int64_t step = task / parts, middle = g.offsets / 2;
-      const int64_t k = step == 0 ? middle : step <= middle ? step - 1 : step;
-      kernels->grad_task(g, static_cast<int>(k), task % parts * kGradChannels,
+      kernels->grad_task(g, static_cast<int>(task / parts), task % parts * kGradChannels,
                          thread_scratch(bytes));
     });
     return kDone;

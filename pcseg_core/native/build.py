@@ -29,10 +29,14 @@ FLAGS = ("-std=gnu++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=f
 # Each kernel file is compiled for its instruction set; the library chooses one at run time.
 _AVX2 = ("-mavx2", "-mfma")
 _AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")
+_BF16 = (*_AVX512, "-mavx512vnni", "-mavx512bf16")
 FILE_FLAGS = {
     "kernels_avx2.cpp": _AVX2,
     "kernels_avx512.cpp": _AVX512,
-    "kernels_avx512bf16.cpp": (*_AVX512, "-mavx512bf16"),
+    "kernels_avxvnni.cpp": (*_AVX2, "-mavxvnni"),
+    "kernels_avx512vnni.cpp": (*_AVX512, "-mavx512vnni"),
+    "kernels_avx512bf16.cpp": _BF16,
+    "kernels_amx.cpp": (*_BF16, "-mamx-tile", "-mamx-bf16", "-mamx-int8"),
 }
 X86 = ("x86_64", "amd64")
 
@@ -97,12 +101,22 @@ def _compile(compiler: list[str], folder: Path, extra_flags: tuple[str, ...]) ->
     running: list[tuple[list[str], subprocess.Popen[str]]] = []
     for source in sources:
         objects.append(str(folder / f"{source.stem}.o"))
-        flags = (*FLAGS, *FILE_FLAGS.get(source.name, ()), *extra_flags, define)
+        own = _known(compiler, FILE_FLAGS.get(source.name, ()))
+        flags = (*FLAGS, *own, *extra_flags, define)
         command = [*compiler, *flags, "-c", str(source), "-o", objects[-1]]
         running.append((command, _start(command)))
     for command, process in running:
         _finish(command, process)
     return objects
+
+
+def _known(compiler: list[str], flags: tuple[str, ...]) -> tuple[str, ...]:
+    """The flags, or none if the compiler is older: the file is then empty."""
+    if not flags:
+        return flags
+    command = [*compiler, *flags, "-x", "c++", "-c", os.devnull, "-o", os.devnull]
+    done = subprocess.run(command, capture_output=True, check=False)
+    return () if done.returncode else flags
 
 
 def _start(command: list[str]) -> subprocess.Popen[str]:

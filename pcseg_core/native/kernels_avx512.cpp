@@ -3,5 +3,6 @@
 #define PCSEG_LANES 16
 #define PCSEG_NAME kernels_avx512
 #define PCSEG_DOT_BF16 0
+#define PCSEG_DOT_INT8 0
 #include "kernels.h"
 #endif

@@ -3,5 +3,11 @@
 #define PCSEG_LANES 16
 #define PCSEG_NAME kernels_avx512bf16
 #define PCSEG_DOT_BF16 1
+#define PCSEG_DOT_INT8 1
+#if defined(__AVX512BF16__) && defined(__AVX512VNNI__)
 #include "kernels.h"
+#else
+#include "native.h"
+const pcseg::Kernels* const pcseg::PCSEG_NAME = nullptr;
+#endif
 #endif

@@ -2,4 +2,5 @@
 #define PCSEG_LANES 4
 #define PCSEG_NAME kernels_generic
 #define PCSEG_DOT_BF16 0
+#define PCSEG_DOT_INT8 0
 #include "kernels.h"

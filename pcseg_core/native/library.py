@@ -36,7 +36,7 @@ class ConvArgs(ctypes.Structure):
 
     _fields_ = (
         ("x", c_void_p),
-        ("table", c_void_p),
+        ("pairs", c_void_p),
         ("weight", c_void_p),
         ("bias", c_void_p),
         ("residual", c_void_p),
@@ -52,6 +52,11 @@ class ConvArgs(ctypes.Structure):
         ("dtype", c_int32),
         ("out_dtype", c_int32),
         ("relu", c_int32),
+        ("residual_factor", c_float),
+        ("residual_shift", c_float),
+        ("out_factor", c_float),
+        ("out_shift", c_float),
+        ("scale", c_void_p),
     )
 
 
@@ -61,7 +66,7 @@ class GradArgs(ctypes.Structure):
     _fields_ = (
         ("x", c_void_p),
         ("dy", c_void_p),
-        ("table", c_void_p),
+        ("pairs", c_void_p),
         ("grad", c_void_p),
         ("n_in", c_int64),
         ("n_out", c_int64),
@@ -98,6 +103,11 @@ _SIGNATURES = {
     "pcseg_has_bfloat16": (c_int32, [c_int32]),
     "pcseg_packed_bytes": (c_int64, [c_int32] * 5),
     "pcseg_pack": (c_int32, [c_int32, c_void_p, c_void_p, *[c_int32] * 6, c_void_p, c_int32]),
+    "pcseg_pair_words": (c_int64, [*[c_int32] * 3, c_int64, c_int64]),
+    "pcseg_list_pairs": (
+        c_int32,
+        [c_int32, c_int32, c_void_p, c_int32, c_int64, c_int64, c_void_p, c_int32],
+    ),
     "pcseg_conv": (c_int32, [c_int32, POINTER(ConvArgs), c_int32]),
     "pcseg_grad_weight": (c_int32, [c_int32, POINTER(GradArgs), c_int32]),
     "pcseg_coarsen": (c_int32, [c_void_p, c_int64, c_void_p, POINTER(c_int64), c_int32]),

@@ -9,20 +9,56 @@
 
 namespace pcseg {
 
-enum Dtype : int32_t { kFloat32 = 0, kBFloat16 = 1 };
+enum Dtype : int32_t { kFloat32 = 0, kBFloat16 = 1, kUInt8 = 2 };
 
-// Output rows that one task computes. Fixed, so that results do not depend on the thread count.
+inline int element_bytes(int dtype) { return dtype == kFloat32 ? 4 : dtype == kBFloat16 ? 2 : 1; }
+
+// Input channels that one 32-bit word of features holds.
+inline int channels_per_word(int dtype) { return 4 / element_bytes(dtype); }
+
+// Output rows that one task computes, where the kernels do not ask for more. Fixed, so that results
+// do not depend on the thread count.
 constexpr int64_t kBlockRows = 256;
 // Pairs whose products are summed in registers before they are added to a weight gradient.
 constexpr int64_t kGradPairs = 256;
 // Input channels of one task of a weight gradient.
 constexpr int64_t kGradChannels = 64;
 
+// The kernel offset that step `step` adds: the middle one first, then in order.
+inline int offset_at(int step, int offsets) {
+  return step == 0 ? offsets / 2 : step <= offsets / 2 ? step - 1 : step;
+}
+
+// What a buffer of pairs was listed from; the buffer begins with it. Each block of `rows` output rows
+// follows in `stride()` words: whether it is straight, ends, sources, targets (two in a word).
+struct PairHead {
+  int32_t n_in, n_out, offsets, rows;
+
+  int64_t blocks() const { return (int64_t{n_out} + rows - 1) / rows; }
+  int64_t stride() const { return 2 + offsets + int64_t{offsets} * rows * 3 / 2; }
+  int64_t start(int64_t block) const { return 4 + block * stride(); }
+};
+
+// The pairs of one block. Those of step s lie from ends[s] to ends[s + 1].
+struct Pairs {
+  const int32_t* ends;
+  const int32_t* source;   // input row
+  const uint16_t* target;  // output row, within the block
+  bool straight;           // step 0 has all rows, and each reads the input row of its number
+
+  int count(int step) const { return ends[step + 1] - ends[step]; }
+};
+
+void pairs_list(const PairHead&, const int32_t* table, int32_t* words, int threads);
+Pairs pairs_of(const int32_t* words, int64_t block);
+
 // One convolution. Rows of x, residual and out are `ld*` elements apart.
-// BFloat16: rows of x hold an even number of elements, zero beyond cin.
+// BFloat16 and UInt8: rows of x hold whole words of 32 bits. Those of bfloat16 are zero beyond cin.
+// UInt8: products with int8 weights are summed in int32 and multiplied by `scale`. A residual q means
+// q * residual_factor + residual_shift; a result v is stored as round(v * out_factor + out_shift).
 struct ConvArgs {
   const void* x;         // (n_in, cin) dtype
-  const int32_t* table;  // (offsets, n_out) input row or -1; null: row i reads row i
+  const int32_t* pairs;  // of pcseg_list_pairs for this dtype; null: row i reads row i
   const void* weight;    // packed by pcseg_pack
   const float* bias;     // (cout) or null
   const void* residual;  // (n_out, cout) dtype, added before the rectifier, or null
@@ -31,13 +67,15 @@ struct ConvArgs {
   int64_t ldx, ldres, ldout;
   int32_t offsets, cin, cout;
   int32_t dtype, out_dtype, relu;
+  float residual_factor, residual_shift, out_factor, out_shift;
+  const float* scale;  // (cout) for x of UInt8
 };
 
 // Gradient of the weights: grad[k] = sum over pairs of outer(x[in], dy[out]).
 struct GradArgs {
   const float* x;        // (n_in, cin)
   const float* dy;       // (n_out, cout)
-  const int32_t* table;  // (offsets, n_out) or null
+  const int32_t* pairs;  // of pcseg_list_pairs for float32; null: row i reads row i
   float* grad;           // (offsets, cin, cout), overwritten
   int64_t n_in, n_out;
   int32_t offsets, cin, cout;
@@ -58,24 +96,29 @@ struct VoxelTable {
 
 struct Kernels {
   const char* name;
-  int32_t lanes;         // floats per vector
   bool native_bfloat16;  // has a bfloat16 dot product; otherwise bfloat16 is emulated
+  // Output rows of one block, even and below 65536; it must not depend on the number of threads.
+  int64_t (*block_rows)(int dtype, int64_t n_out);
   // Reorder the weights (cin, cout) of one offset into panels, times scale (cout) unless null.
-  // With `transpose` the source is (cout, cin).
+  // With `transpose` the source is (cout, cin). For UInt8 they are rounded to -127..127.
   void (*pack)(const float* w, const float* scale, int cin, int cout, int dtype, bool transpose,
                void* packed);
   size_t (*packed_bytes)(int offsets, int cin, int cout, int dtype);
   size_t (*conv_scratch)(const ConvArgs&);
-  void (*conv_block)(const ConvArgs&, int64_t first, int64_t last, char* scratch);
+  void (*conv_block)(const ConvArgs&, const Pairs&, int64_t first, int rows, char* scratch);
   size_t (*grad_scratch)(const GradArgs&);
-  void (*grad_task)(const GradArgs&, int offset, int64_t first_channel, char* scratch);
+  void (*grad_task)(const GradArgs&, int step, int64_t first_channel, char* scratch);
 };
 
-extern const Kernels kernels_generic;
+// Null where the compiler does not know the instructions.
+extern const Kernels* const kernels_generic;
 #if defined(__x86_64__)
-extern const Kernels kernels_avx2;
-extern const Kernels kernels_avx512;
-extern const Kernels kernels_avx512bf16;
+extern const Kernels* const kernels_avx2;
+extern const Kernels* const kernels_avxvnni;
+extern const Kernels* const kernels_avx512;
+extern const Kernels* const kernels_avx512vnni;
+extern const Kernels* const kernels_avx512bf16;
+extern const Kernels* const kernels_amx;
 #endif
 
 // Run body(context, task) for every task, on up to `threads` threads.

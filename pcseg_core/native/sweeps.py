@@ -30,7 +30,7 @@ INPUTS = ("x", "y", "z", "intensity", "one", "offset_x", "offset_y", "offset_z")
 differently from CPU to CPU."""
 
 _DOES_NOT_FIT = 3  # status
-_LANES = {"generic": 4, "avx2": 8}  # floats of a vector, of others 16 at most
+_LANES = {"generic": 4, "avx2": 8, "avxvnni": 8}  # floats of a vector, of others 16 at most
 
 
 class _VoxelizeArgs(ctypes.Structure):

@@ -10,6 +10,7 @@ import ctypes
 import functools
 from ctypes import byref, c_int64, c_void_p
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,7 +26,21 @@ from pcseg_core.native.checks import (
 )
 from pcseg_core.native.library import ConvArgs, GradArgs, best_isa, check
 
-DTYPES = {torch.float32: 0, torch.bfloat16: 1}
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.uint8: 2}
+
+
+class Integers(NamedTuple):
+    """Scales of a convolution that reads or writes uint8.
+
+    Attributes:
+        weight: (cout,) float32 that the integer sums are multiplied by; None where x is no uint8.
+        residual: factor and shift: a residual q means q * factor + shift.
+        out: factor and shift: a result v is stored as v * factor + shift, rounded, in 0..255.
+    """
+
+    weight: Tensor | None = None
+    residual: tuple[float, float] = (1.0, 0.0)
+    out: tuple[float, float] = (1.0, 0.0)
 
 
 @functools.cache
@@ -122,7 +137,8 @@ def pack(
 
     Args:
         weight: (K, Cin, Cout) float32.
-        dtype: of the features, float32 or bfloat16.
+        dtype: of the features, float32, bfloat16, or uint8: the weights are then rounded to
+            integers in -127..127.
         transpose: the weights are (K, Cout, Cin).
         flip: take the offsets in reverse order.
         scale: (Cout,) float32 factor on the output channels.
@@ -160,6 +176,34 @@ def pack(
     return packed
 
 
+def list_pairs(
+    table: Tensor, n_in: int, dtype: torch.dtype = torch.float32, isa: int | None = None
+) -> Tensor:
+    """The pairs of a table in the order in which convolutions of one dtype add them.
+
+    Args:
+        table: (K, n_out) int32 input rows. Rows outside [0, n_in) count as absent.
+        n_in: number of input rows.
+        dtype: of the features; float32 for `grad_weight`.
+
+    Returns:
+        int32 words for `conv` and `grad_weight`, in the layout of the library.
+    """
+    isa = best_isa() if isa is None else isa
+    require_table(table)
+    require_int(n_in, "the number of input rows", 0, 2**31 - 1)
+    require(dtype in DTYPES, f"no layout for {dtype}")
+    shape = (DTYPES[dtype], len(table), n_in, table.shape[1])
+    words = torch.empty(_library().pcseg_pair_words(isa, *shape), dtype=torch.int32)
+    code, *sizes = shape
+    threads = torch.get_num_threads()
+    status = _library().pcseg_list_pairs(
+        isa, code, _pointer(table), *sizes, _pointer(words), threads
+    )
+    check(status)
+    return words
+
+
 def conv(
     x: Tensor,
     table: Tensor | None,
@@ -170,12 +214,15 @@ def conv(
     residual: Tensor | None = None,
     relu: bool = False,
     isa: int | None = None,
+    pairs: Tensor | None = None,
+    integers: Integers | None = None,
 ) -> Tensor:
     """out = relu(sum over offsets of x[table[k]] @ weight[k] + bias + residual).
 
     Args:
-        x: (n_in, >= cin) float32 or bfloat16; the last dimension is contiguous. bfloat16 rows are
-            an even number of elements apart and zero beyond cin.
+        x: (n_in, >= cin) float32, bfloat16 or uint8; the last dimension is contiguous. bfloat16
+            rows are an even number of elements apart and zero beyond cin, uint8 rows a multiple of
+            four elements apart.
         table: (K, n_out) int32; None for K = 1 with output row i from input row i. Rows
             outside [0, n_in) count as absent.
         packed: weights from `pack`, of the dtype of x.
@@ -183,15 +230,20 @@ def conv(
         cin: input channels.
         bias: (cout,) float32.
         residual: (n_out, cout) of the dtype of x; may be `out` itself.
+        pairs: those of the table, from `list_pairs`; None to list them here.
+        integers: scales, where x or the output is uint8.
     """
     isa = best_isa() if isa is None else isa
     offsets = 1 if table is None else len(table)
     _require_conv(x, table, packed, out, cin, bias, residual, isa)
     if len(out) == 0:
         return out
+    pairs = _pairs(table, pairs, len(x), x.dtype, isa)
+    scales = Integers() if integers is None else integers
+    require_vector(scales.weight, "the scale of the sums", out.shape[1])
     args = ConvArgs(
         _pointer(x),
-        _pointer(table),
+        _pointer(pairs),
         _pointer(packed),
         _pointer(bias),
         _pointer(residual),
@@ -207,9 +259,28 @@ def conv(
         DTYPES[x.dtype],
         DTYPES[out.dtype],
         relu,
+        *scales.residual,
+        *scales.out,
+        _pointer(scales.weight),
     )
     check(_library().pcseg_conv(isa, byref(args), torch.get_num_threads()))
     return out
+
+
+def _pairs(
+    table: Tensor | None, pairs: Tensor | None, n_in: int, dtype: torch.dtype, isa: int
+) -> Tensor | None:
+    """The pairs of a table, listed here unless they are given; the library checks their shape."""
+    if table is None:
+        return None
+    if pairs is None:
+        return list_pairs(table, n_in, dtype, isa)
+    words = _library().pcseg_pair_words(isa, DTYPES[dtype], len(table), n_in, table.shape[1])
+    require(
+        pairs.dtype == torch.int32 and pairs.is_contiguous() and pairs.numel() == words,
+        f"pairs of {pairs.numel()} words do not belong to a table of {tuple(table.shape)}",
+    )
+    return pairs
 
 
 def _require_conv(
@@ -252,9 +323,17 @@ def _require_conv(
 
 
 def grad_weight(
-    x: Tensor, dy: Tensor, table: Tensor | None, offsets: int, isa: int | None = None
+    x: Tensor,
+    dy: Tensor,
+    table: Tensor | None,
+    offsets: int,
+    isa: int | None = None,
+    pairs: Tensor | None = None,
 ) -> Tensor:
-    """Gradient (K, Cin, Cout) of the weights, from x (n_in, Cin) and dy (n_out, Cout) float32."""
+    """Gradient (K, Cin, Cout) of the weights, from x (n_in, Cin) and dy (n_out, Cout) float32.
+
+    `table` and `pairs` are those of `conv`.
+    """
     isa = best_isa() if isa is None else isa
     for tensor, name in ((x, "x"), (dy, "the gradient")):
         require_matrix(tensor, name, (torch.float32,))
@@ -265,11 +344,12 @@ def grad_weight(
     require_int(offsets, "the number of offsets", 1, 125)
     if len(dy) == 0:
         return torch.zeros((offsets, x.shape[1], dy.shape[1]))
+    pairs = _pairs(table, pairs, len(x), x.dtype, isa)
     grad = torch.empty((offsets, x.shape[1], dy.shape[1]))
     args = GradArgs(
         _pointer(x),
         _pointer(dy),
-        _pointer(table),
+        _pointer(pairs),
         _pointer(grad),
         len(x),
         len(dy),

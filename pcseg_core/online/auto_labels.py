@@ -32,7 +32,7 @@ from pcseg_core.files import FolderKind, claim_folder, write_atomic
 from pcseg_core.labels import LabelSpace
 from pcseg_core.online.pipeline import Pipeline, Sweep
 from pcseg_core.progress import note
-from pcseg_core.vision.pixel_classes import PixelClasses, TeacherConfig
+from pcseg_core.vision.pixel_classes import PixelClasses, Teacher
 
 if TYPE_CHECKING:
     from pcseg_core.data import Recording, Sample
@@ -49,7 +49,7 @@ class LabelSettings(Section):
     """Everything that decides the labels of a recording."""
 
     source: str = Field(description="Recording, as `open_recording` takes it")
-    teacher: TeacherConfig = Field(description="Teacher that labels the images")
+    teacher: Teacher = Field(description="Teacher that labels the images")
     labels: PseudoLabelConfig = Field(
         default_factory=PseudoLabelConfig, description="How pixels become labels of points"
     )

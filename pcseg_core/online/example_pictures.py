@@ -7,12 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pcseg_core.config import parse_section
 from pcseg_core.data.images import read_image
 from pcseg_core.errors import InputError
 from pcseg_core.online.prototypes import Picture
-from pcseg_core.vision.encoders import EncoderConfig, load_encoder
-from pcseg_core.vision.pixel_classes import TeacherConfig, load_teacher
+from pcseg_core.vision.encoder_kinds import ENCODERS
+from pcseg_core.vision.pixel_classes import TEACHERS
 from pcseg_core.vision.pixel_features import FeatureSource
 
 _SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -52,9 +51,9 @@ def encoder_of(recipe: Mapping[str, Any], device: str = "cpu") -> FeatureSource:
         InputError: the recipe names no encoder, or its weights are missing.
     """
     if recipe.get("encoder"):
-        return load_encoder(parse_section(recipe["encoder"], EncoderConfig, "encoder"), device)
+        return ENCODERS.load(ENCODERS.parse(recipe["encoder"], "encoder"), device)
     if recipe.get("teacher") and recipe.get("loss", {}).get("regression", 0) > 0:
-        return load_teacher(parse_section(recipe["teacher"], TeacherConfig, "teacher"), device)
+        return TEACHERS.load(TEACHERS.parse(recipe["teacher"], "teacher"), device)
     raise InputError(
         "the checkpoint's recipe regresses no image features; train with 'loss: {regression: 1}'"
     )

@@ -15,7 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pcseg_core.checkpoint import CheckpointMeta, CheckpointText, load_checkpoint, load_text
+from pcseg_core.checkpoint import (
+    CheckpointMeta,
+    CheckpointText,
+    IntegerScales,
+    load_checkpoint,
+    load_text,
+)
 from pcseg_core.cloud import PointCloud
 from pcseg_core.config import parse_section
 from pcseg_core.errors import InputError
@@ -23,16 +29,18 @@ from pcseg_core.input_check import InputStatistics
 from pcseg_core.labels import NO_CLASSES, LabelSpace
 from pcseg_core.models.inference import CompiledMinkUNet, choose_device, compile_inference
 from pcseg_core.models.minkunet import MinkUNet
+from pcseg_core.models.quantized import QuantizedMinkUNet
 from pcseg_core.models.student import Student, StudentConfig, load_student
 from pcseg_core.models.sweep_input import sweep_input
 from pcseg_core.native import library
+from pcseg_core.native.precision import choose
 from pcseg_core.online.point_labels import point_labels
 from pcseg_core.online.prompts import PromptHead, PromptSet
 from pcseg_core.online.prototypes import PrototypeHead, Prototypes
 from pcseg_core.sparse import SparseTensor
 from pcseg_core.sparse.backends import resolve
 
-Precision = Literal["auto", "fp32", "fp16", "bf16"]
+Precision = Literal["auto", "fp32", "fp16", "bf16", "int8"]
 
 log = logging.getLogger(__name__)
 
@@ -109,9 +117,13 @@ class Segmenter:
         self.device = choose_device(device)
         self.backend = resolve(backend, self.device)
         self.student = student.to(self.device).eval()
-        self._network = prepare_network(self.student.network, self.backend, precision)
+        self._network = prepare_network(self.student.network, self.backend, precision, meta.int8)
         self._trained = Classes(label_space, (), self._trained_logits)
         self._classes = self._trained
+
+    def replace_network(self, network: CompiledMinkUNet) -> None:
+        """Run another form of the student's network."""
+        self._network = network
 
     @property
     def engine(self) -> str:
@@ -137,8 +149,8 @@ class Segmenter:
             path: checkpoint file, run directory, or "bundled".
             device: "auto", "cpu", "cuda" or "cuda:N".
             precision: arithmetic of the native and triton backends: "fp32", "bf16", on a GPU
-                "fp16", or "auto": float16 on a GPU, bfloat16 where the CPU has instructions for
-                it (avx512_bf16), else float32.
+                "fp16", with a checkpoint of `pcseg quantize` on a CPU "int8", or "auto": float16
+                on a GPU; on a CPU the fastest one, see `native.precision`.
             backend: implementation of the sparse convolutions: "torch", "native", "triton",
                 "torchsparse", or "auto" for the fastest one available on the device.
 
@@ -292,16 +304,27 @@ class Segmenter:
 
 
 def prepare_network(
-    network: MinkUNet, backend: str, precision: Precision
+    network: MinkUNet, backend: str, precision: Precision, scales: IntegerScales | None = None
 ) -> MinkUNet | CompiledMinkUNet:
-    """The fused network for the native and triton backends, the module itself for the others."""
+    """The fused network for the native and triton backends, the module itself for the others.
+
+    Raises:
+        InputError: precision "int8" without scales, or a precision that the backend lacks.
+    """
     if backend == "triton":
         return compile_inference(network, "fp16" if precision == "auto" else precision, backend)
     if backend != "native":
         return network
     if precision == "auto":
-        precision = "bf16" if library.has_bfloat16() else "fp32"
-    return compile_inference(network, precision)
+        precision = choose(integers=scales is not None and scales.exact_enough)
+    if precision != "int8":
+        return compile_inference(network, precision)
+    if scales is None:
+        raise InputError(
+            "precision 'int8': this checkpoint is not calibrated; run `pcseg quantize RUN SOURCE "
+            "--out FILE` and load FILE"
+        )
+    return QuantizedMinkUNet(network, scales.tops)
 
 
 @contextmanager

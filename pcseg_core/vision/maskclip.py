@@ -1,9 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Dense CLIP features by MaskCLIP (Zhou, Loy, Dai, ECCV 2022, arXiv 2112.01071).
-
-The last attention of CLIP pools the image into one token. MaskCLIP applies only its value and
-output projections, so every patch gets its own vector in the space of the text encoder.
-"""
+"""Dense CLIP: features of pixels in the text space, and pixel classes by words."""
 
 from __future__ import annotations
 
@@ -11,7 +7,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,12 +16,18 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from pcseg_core.bundled import find_file
 from pcseg_core.config import Section
 from pcseg_core.errors import InputError, require
+from pcseg_core.files import file_checksum
 from pcseg_core.labels import LabelSpace
+from pcseg_core.vision.dense_towers import find_tower, pretrained_colors
+from pcseg_core.vision.named_classes import average_views
+from pcseg_core.vision.pixel_classes import TeacherConfig
+from pcseg_core.vision.registry import Kind, LocatedPath
 from pcseg_core.vision.superpixels import check_image
 from pcseg_core.vision.text_space import OpenClipText, TextSpace, load_open_clip
-from pcseg_core.vision.weights import file_checksum
+from pcseg_core.vision.windows import starts
 
 LOGIT_SCALE = 100.0  # of CLIP's cosines before the softmax
 
@@ -33,11 +35,17 @@ LOGIT_SCALE = 100.0  # of CLIP's cosines before the softmax
 class DenseClipConfig(Section):
     """Windows of the image encoder of CLIP, and denoising of its classes."""
 
-    model: str = Field("ViT-B-16-quickgelu", description="Model of open_clip (ViT or RN)")
+    model: str = Field("ViT-B-16-quickgelu", description="Model of open_clip")
     short_side_px: int = Field(
         448, ge=32, le=4096, description="Shorter side of the resized images [px]"
     )
-    window_px: int = Field(448, ge=32, le=4096, description="Side of the square windows [px]")
+    window_px: int = Field(
+        448,
+        ge=32,
+        le=4096,
+        description="Side of the square windows [px]; towers of timm and those without class token "
+        "take their own",
+    )
     overlap: float = Field(
         0.33, ge=0, lt=0.9, description="Overlap of neighboring windows, share of a window"
     )
@@ -77,10 +85,11 @@ class MaskClip:
     """Pixel features in the text space of a CLIP model.
 
     Args:
-        visual: image tower of an open_clip model: a ViT with a class token, or a ModifiedResNet.
+        visual: image tower of an open_clip model.
         config: windows.
         parameters: identify the network in caches.
         device: of the network.
+        colors: mean and standard deviation of the colors; None takes those of the architecture.
 
     Raises:
         InputError: an unsupported image tower.
@@ -94,18 +103,22 @@ class MaskClip:
         config: DenseClipConfig,
         parameters: dict[str, Any] | None = None,
         device: str = "cpu",
+        colors: tuple[Any, Any] | None = None,
     ) -> None:
-        constants = require("open_clip.constants", "vision")
+        require("open_clip", "vision")
         self.visual = visual.to(device).eval().requires_grad_(False)
-        self.encode, self.patch = _tower(self.visual)
-        self.channels: int = self.visual.output_dim
+        tower = find_tower(self.visual, colors)
+        self.encode, self.patch, self.side = tower.encode, tower.patch, tower.side
+        edge = tower.side or tower.patch
+        probe = torch.zeros(1, 3, edge, edge, device=device)
+        with torch.inference_mode():
+            self.channels = int(self.encode(self.visual, probe)[0].shape[1])
         self.config = config
         self.device = torch.device(device)
         described = config.model_dump(exclude={"prompt_denoising", "key_smoothing"})
         self.parameters = {**described, **(parameters or {})}
-        mean, std = constants.OPENAI_DATASET_MEAN, constants.OPENAI_DATASET_STD
-        self._mean = torch.tensor(mean, device=self.device).view(1, 3, 1, 1)
-        self._std = torch.tensor(std, device=self.device).view(1, 3, 1, 1)
+        self._mean = torch.tensor(tower.mean, device=self.device).view(1, 3, 1, 1)
+        self._std = torch.tensor(tower.std, device=self.device).view(1, 3, 1, 1)
 
     @torch.inference_mode()
     def features(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
@@ -118,19 +131,24 @@ class MaskClip:
         return found
 
     @torch.inference_mode()
-    def windows(self, image: npt.NDArray[np.uint8]) -> tuple[tuple[int, int], Iterator[Window]]:
-        """Size of the whole feature map, and an iterator over its parts."""
+    def windows(
+        self, image: npt.NDArray[np.uint8], scale: float = 1.0
+    ) -> tuple[tuple[int, int], Iterator[Window]]:
+        """Size of the whole feature map, and an iterator over its parts.
+
+        Args:
+            image: (H, W, 3).
+            scale: factor on the shorter side of the resized image.
+        """
         check_image(image)
         pixels = torch.tensor(image, device=self.device).permute(2, 0, 1)[None].float() / 255
-        resized = self._resize((pixels - self._mean) / self._std)
+        resized = self._resize((pixels - self._mean) / self._std, scale)
         rows, columns = (side // self.patch for side in resized.shape[-2:])
         return (rows, columns), self._encode(resized, rows, columns)
 
     def _encode(self, image: Tensor, rows: int, columns: int) -> Iterator[Window]:
-        side = max(1, self.config.window_px // self.patch)
-        places = itertools.product(
-            *(_starts(n, side, self.config.overlap) for n in (rows, columns))
-        )
+        side = max(1, (self.side or self.config.window_px) // self.patch)
+        places = itertools.product(*(starts(n, side, self.config.overlap) for n in (rows, columns)))
         for top, left in places:
             with torch.inference_mode():
                 y, x = top * self.patch, left * self.patch
@@ -138,10 +156,10 @@ class MaskClip:
                 features, keys = self.encode(self.visual, image[..., y : y + height, x : x + width])
                 yield Window(top, left, F.normalize(features[0].float(), dim=0), keys[0].float())
 
-    def _resize(self, image: Tensor) -> Tensor:
+    def _resize(self, image: Tensor, factor: float) -> Tensor:
         """Resize to the configured shorter side, both sides multiples of a patch."""
         height, width = image.shape[-2:]
-        scale = self.config.short_side_px / min(height, width)
+        scale = max(self.config.short_side_px * factor, self.side) / min(height, width)
         size = [max(1, round(s * scale / self.patch)) * self.patch for s in (height, width)]
         return F.interpolate(image, size, mode="bicubic", antialias=True, align_corners=False)
 
@@ -152,97 +170,6 @@ def _part(whole: Tensor, window: Window) -> Tensor:
     return whole[:, window.top : window.top + height, window.left : window.left + width]
 
 
-def _starts(length: int, window: int, overlap: float) -> list[int]:
-    """Starts of evenly spread windows that cover a length, with at least this overlap."""
-    if length <= window:
-        return [0]
-    step = max(1, int(window * (1 - overlap)))
-    count = -(-(length - window) // step) + 1
-    return [round(i * (length - window) / (count - 1)) for i in range(count)]
-
-
-def _tower(visual: Any) -> tuple[Any, int]:
-    """Encoding function of an image tower, and pixels per feature."""
-    transformer = require("open_clip.transformer", "vision")
-    resnet = require("open_clip.modified_resnet", "vision")
-    if isinstance(visual, resnet.ModifiedResNet):
-        return encode_resnet, 32
-    plain = (
-        isinstance(visual, transformer.VisionTransformer)
-        and visual.attn_pool is None
-        and visual.pool_type == "tok"
-        and visual.proj is not None
-        and isinstance(visual.transformer.resblocks[-1], transformer.ResidualAttentionBlock)
-    )
-    if not plain or visual.patch_size[0] != visual.patch_size[1]:
-        raise InputError(
-            f"maskclip: image tower {type(visual).__name__} is not supported; choose a model with "
-            "a plain ViT and class token (ViT-B-16, ViT-L-14, ...) or a ResNet (RN50, ...)"
-        )
-    return encode_vit, int(visual.patch_size[0])
-
-
-def encode_vit(visual: Any, image: Tensor) -> tuple[Tensor, Tensor]:
-    """Value path of a ViT.
-
-    The last block becomes x + out(v(ln x)) followed by its MLP: every patch attends to itself only.
-
-    Args:
-        visual: open_clip's VisionTransformer.
-        image: (B, 3, H, W) normalized, sides multiples of the patch.
-
-    Returns:
-        (B, D, h, w) features in the text space and (B, K, h, w) keys of the last attention.
-    """
-    x = visual.conv1(image)
-    rows, columns = x.shape[-2:]
-    x = x.flatten(2).transpose(1, 2)
-    token = visual.class_embedding.to(x.dtype).expand(len(x), 1, -1)
-    x = torch.cat([token, x], 1) + _positions(visual, rows, columns).to(x.dtype)
-    x = visual.ln_pre(x)
-    *blocks, last = visual.transformer.resblocks
-    for block in blocks:
-        x = block(x)
-    normed = last.ln_1(x)
-    weight, bias = last.attn.in_proj_weight, last.attn.in_proj_bias
-    width = x.shape[-1]
-    keys = F.linear(normed, weight[width : 2 * width], bias[width : 2 * width])
-    values = F.linear(normed, weight[2 * width :], bias[2 * width :])
-    x = x + last.ls_1(last.attn.out_proj(values))
-    x = x + last.ls_2(last.mlp(last.ln_2(x)))
-    x = visual.ln_post(x) @ visual.proj
-    return _grid(x[:, 1:], rows, columns), _grid(keys[:, 1:], rows, columns)
-
-
-def _positions(visual: Any, rows: int, columns: int) -> Tensor:
-    """(1 + rows * columns, W) position embeddings, resampled to the grid of patches."""
-    own = visual.positional_embedding
-    if tuple(visual.grid_size) == (rows, columns):
-        result: Tensor = own
-        return result
-    grid = own[1:].reshape(1, *visual.grid_size, -1).permute(0, 3, 1, 2).float()
-    fitted = F.interpolate(grid, (rows, columns), mode="bicubic", align_corners=False)
-    return torch.cat([own[:1].float(), fitted[0].flatten(1).t()])
-
-
-def _grid(tokens: Tensor, rows: int, columns: int) -> Tensor:
-    return tokens.transpose(1, 2).reshape(len(tokens), -1, rows, columns)
-
-
-def encode_resnet(visual: Any, image: Tensor) -> tuple[Tensor, Tensor]:
-    """Value path of CLIP's ResNet: attention pooling without queries, keys and positions.
-
-    Args and returns: see encode_vit.
-    """
-    x = visual.stem(image)
-    for layer in (visual.layer1, visual.layer2, visual.layer3, visual.layer4):
-        x = layer(x)
-    pool = visual.attnpool
-    pixels = x.permute(0, 2, 3, 1)
-    features = pool.c_proj(pool.v_proj(pixels))
-    return features.permute(0, 3, 1, 2), pool.k_proj(pixels).permute(0, 3, 1, 2)
-
-
 class MaskClipClasses:
     """Pixel classes by name: cosines of dense CLIP features and words, denoised.
 
@@ -250,14 +177,24 @@ class MaskClipClasses:
         pixels: features.
         text: vectors of words, of the same model.
         label_space: classes; the best of the name and synonyms of a class counts.
+        scales: factors on the size of the images, whose predictions are averaged.
+        flip: also average over the mirrored image.
 
     Raises:
         InputError: a class has no word with a vector.
     """
 
-    def __init__(self, pixels: MaskClip, text: TextSpace, label_space: LabelSpace) -> None:
+    def __init__(
+        self,
+        pixels: MaskClip,
+        text: TextSpace,
+        label_space: LabelSpace,
+        scales: Sequence[float] = (1.0,),
+        flip: bool = False,
+    ) -> None:
         self.pixels = pixels
         self.label_space = label_space
+        self.scales, self.flip = tuple(scales), flip
         groups = [[w for w in (c.name, *c.synonyms) if text.known(w)] for c in label_space.classes]
         for c, group in zip(label_space.classes, groups):
             if not group:
@@ -269,10 +206,14 @@ class MaskClipClasses:
         """See PixelClasses: dense CLIP."""
         return self.pixels.features(image)
 
-    @torch.inference_mode()
     def probabilities(self, image: np.ndarray) -> np.ndarray:
         """See PixelClasses."""
-        size, windows = self.pixels.windows(image)
+        return average_views(self._predict, image, self.scales, self.flip)
+
+    @torch.inference_mode()
+    def _predict(self, image: np.ndarray, scale: float) -> npt.NDArray[np.float32]:
+        """(C, h, w) probabilities of one view."""
+        size, windows = self.pixels.windows(image, scale)
         parts = [(window, self._logits(window.features)) for window in windows]
         total = torch.zeros(len(self.label_space), *size, device=self.pixels.device)
         count = torch.zeros(1, *size, device=self.pixels.device)
@@ -285,7 +226,7 @@ class MaskClipClasses:
             likely = logits.masked_fill(dropped[:, None, None], -torch.inf).softmax(0)
             threshold = self.pixels.config.key_smoothing
             _part(total, window).add_(smooth_by_keys(likely, window.keys, threshold))
-        found: np.ndarray = (total / count).cpu().numpy()
+        found: npt.NDArray[np.float32] = (total / count).cpu().numpy()
         return found
 
     def _logits(self, features: Tensor) -> Tensor:
@@ -336,7 +277,8 @@ def load_maskclip(config: DenseClipConfig, weights: Path | None, device: str = "
     """
     network = load_open_clip(config.model, weights, device)
     assert weights is not None  # load_open_clip has refused it
-    return MaskClip(network.visual, config, {"weights": file_checksum(weights)}, device)
+    known = {"weights": file_checksum(weights)}
+    return MaskClip(network.visual, config, known, device, pretrained_colors(config.model))
 
 
 def load_maskclip_classes(
@@ -345,9 +287,38 @@ def load_maskclip_classes(
     label_space: LabelSpace,
     device: str = "cpu",
     templates: Sequence[str] | str = "imagenet+scene",
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
 ) -> MaskClipClasses:
     """A CLIP teacher of the classes of a label space, by their names and synonyms."""
     pixels = load_maskclip(config, weights, device)
     given = templates if isinstance(templates, str) else tuple(templates)
     text = OpenClipText(config.model, weights, given, device)
-    return MaskClipClasses(pixels, text, label_space)
+    return MaskClipClasses(pixels, text, label_space, scales, flip)
+
+
+class MaskClipConfig(TeacherConfig):
+    """CLIP as a teacher: the classes by their names and synonyms, without training."""
+
+    name: Literal["maskclip"] = "maskclip"
+    weights: Annotated[Path, LocatedPath()] = Field(
+        description="Name that `pcseg weights list` shows, or path of the weights of the "
+        "open_clip model (safetensors or torch)"
+    )
+    clip: DenseClipConfig | None = Field(None, description="Model, windows and denoising")
+    scales: tuple[Annotated[float, Field(gt=0, le=4)], ...] = Field(
+        (1.0,), min_length=1, description="Factors on short_side_px whose predictions are averaged"
+    )
+    flip: bool = Field(False, description="Average with the prediction of the mirrored image")
+
+
+def _load(config: MaskClipConfig, device: str) -> MaskClipClasses:
+    space = LabelSpace.load(config.label_space)
+    clip = config.clip or DenseClipConfig()
+    weights = find_file(config.weights, Path())
+    return load_maskclip_classes(
+        clip, weights, space, device, scales=config.scales, flip=config.flip
+    )
+
+
+KIND = Kind(MaskClipConfig, _load, "dense CLIP: classes by their words (open_clip)")

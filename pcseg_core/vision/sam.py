@@ -13,9 +13,10 @@ import numpy.typing as npt
 from torch import Tensor, nn
 
 from pcseg_core.errors import InputError, require
+from pcseg_core.files import file_checksum
 from pcseg_core.labels import IGNORE
 from pcseg_core.vision.superpixels import SegmentMap, check_image, tidy
-from pcseg_core.vision.weights import file_checksum, load_strictly, read_weights
+from pcseg_core.vision.weights import load_strictly, read_weights
 
 SAM_SOURCE = (
     "https://github.com/facebookresearch/segment-anything#model-checkpoints (sam_vit_b_01ec64.pth, "

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field, JsonValue, model_validator
 
 from pcseg_core.bundled import find_file
 from pcseg_core.config import Section
 from pcseg_core.errors import InputError, require
 from pcseg_core.text_table import TextTable, unit_rows, word_key
+from pcseg_core.vision.registry import KindConfig, Registry
 from pcseg_core.vision.weights import load_strictly, read_weights
 
 __all__ = [
@@ -89,10 +90,14 @@ class TableFile(Section):
 class TextSpaceConfig(Section):
     """Source of the vectors of words."""
 
-    source: Literal["table", "open_clip", "generated"] = Field(
+    source: str = Field(
         "generated",
         description="table: precomputed vectors; open_clip: a text encoder; generated: a random "
-        "direction per word from a seed, for studies without weights",
+        "direction per word from a seed, for studies without weights; or the name that another "
+        "package adds",
+    )
+    options: dict[str, JsonValue] = Field(
+        default_factory=dict, description="Options of a source that another package adds"
     )
     tables: tuple[TableFile, ...] = Field(
         (), description="Tables of one space; the first one wins for repeated names (source: table)"
@@ -144,11 +149,21 @@ class TextSpaceConfig(Section):
 
     @model_validator(mode="after")
     def _complete(self) -> TextSpaceConfig:
+        if self.source not in OWN_SOURCES:
+            TEXTS.parse({"name": self.source, **self.options}, "options")
         if self.source == "table" and not self.tables:
             raise ValueError("source 'table' needs 'tables'")
         if not isinstance(self.templates, str) and not all("{}" in t for t in self.templates):
             raise ValueError("every one of 'templates' needs '{}' where the word goes")
         return self
+
+
+class TextOptions(KindConfig):
+    """Options of a text space that another package adds."""
+
+
+OWN_SOURCES = ("table", "open_clip", "generated")
+TEXTS: Registry[TextOptions, TextSpace] = Registry("text space", "pcseg.texts", TextOptions, {})
 
 
 class GeneratedText:
@@ -312,6 +327,8 @@ def load_text_space(config: TextSpaceConfig, device: str = "cpu") -> TextSpace:
         return GeneratedText(config.channels, config.seed)
     if config.source == "open_clip":
         return OpenClipText(config.model, config.weights, config.templates, device)
+    if config.source != "table":
+        return TEXTS.load(TEXTS.parse({"name": config.source, **config.options}, "text"), device)
     table = read_table(config.tables[0])
     for further in config.tables[1:]:
         table = table.join(read_table(further))

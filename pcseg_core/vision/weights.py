@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -39,7 +38,7 @@ def read_weights(path: Path | None, source: str) -> dict[str, Tensor]:
             return dict(load_file(str(path)))
         content = torch.load(str(path), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = str(error).strip().partition(".")[0]  # torch goes on with advice to run code
         raise InputError(
             f"weights {path}: not a torch file of tensors alone ({reason}); such files can run "
             "code when read, so this one is not: save its state dict alone, as safetensors"
@@ -49,15 +48,6 @@ def read_weights(path: Path | None, source: str) -> dict[str, Tensor]:
             f"weights {path}: not readable ({error}); download them again from {source}"
         ) from None
     return _tensors(content, str(path))
-
-
-def file_checksum(path: Path) -> str:
-    """SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _tensors(content: Any, path: str) -> dict[str, Tensor]:

@@ -13,17 +13,18 @@ from small_runs import SMALL, STREET, semantic_kitti, write_run
 from benchmarks.studies import contrast
 from benchmarks.studies.study import Data
 from pcseg_core.errors import InputError
-from pcseg_core.learning.recipe import Recipe, SuperpixelConfig
-from pcseg_core.vision.encoders import EncoderConfig
-from pcseg_core.vision.pixel_classes import TeacherConfig
+from pcseg_core.learning.recipe import Recipe
+from pcseg_core.vision.encoder_kinds import ESPNetv2FeaturesConfig
+from pcseg_core.vision.superpixel_kinds import SuperpixelConfig
+from pcseg_core.vision.teachers.espnetv2 import ESPNetv2Config
 
 
 def recipe() -> Recipe:
     weights = Path("w.safetensors")
     return Recipe(
-        encoder=EncoderConfig(name="espnetv2", weights=weights),
+        encoder=ESPNetv2FeaturesConfig(name="espnetv2", weights=weights),
         student=SMALL,
-        superpixels=SuperpixelConfig(name="semantic", teacher=TeacherConfig(weights=weights)),
+        superpixels=SuperpixelConfig(name="semantic", teacher=ESPNetv2Config(weights=weights)),
     )
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from benchmarks import engine, engine_cases
-from benchmarks.engine_report import tables
+from benchmarks.engine_report import picture, tables
 from pcseg_core.models.minkunet import MinkUNet
 from pcseg_core.native import library
 from pcseg_core.sparse import SparseTensor
@@ -40,10 +40,36 @@ def test_rows_table_and_picture(sweep: Path, tmp_path: Path, monkeypatch) -> Non
     assert engine.main() == 0
     rows = json.loads((tmp_path / "out.json").read_text())["rows"]
     assert {row["kind"] for row in rows} == {"network", "training step", "maps", "layer"}
-    for row in rows[:3]:
-        assert row["median_ms"] > 0 and 0 < row["fraction_of_peak"] < 1.5
-        assert row["relative_error"] < (0.1 if row["precision"] == "bf16" else 1e-4)
+    for row in rows[:4]:
+        assert row["median_ms"] > 0 and not row["wrong"]
+        assert row["precision"] == "int8" or 0 < row["fraction_of_peak"] < 1.5
+        assert row["relative_error"] < {"bf16": 0.1, "int8": 0.3}.get(row["precision"], 1e-4)
+    assert {"native bf16", "native int8"} <= {f"{r['engine']} {r['precision']}" for r in rows[:4]}
     assert "native bf16" in tables(rows) and (tmp_path / "out.png").stat().st_size > 1000
+
+
+def test_a_wrong_peer_is_marked_and_is_no_measure(
+    sweep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stand-in for spconv is wrong with two threads; ratios are to the right run."""
+    if isinstance(library.load(), str):
+        pytest.skip(str(library.load()))
+
+    def stand_in(net: MinkUNet, count: int) -> engine_cases.Forward:
+        run = engine_cases.torch_engine(net)
+        return lambda grid: run(grid) * (1 if count == 1 else 1.5)
+
+    monkeypatch.setattr(engine_cases, "spconv_engine", stand_in)
+    grid = engine_cases.grid_of(torch.from_numpy(np.load(sweep)["points"]), 0.3)
+    engines = ["torch fp32", "spconv fp32 x1", "spconv fp32 x2"]
+    rows = {row["threads"]: row for row in engine.network_rows(grid, 14, 0.5, engines, 1)[1:]}
+    assert not rows[1]["wrong"] and rows[1]["ratio"] == 1
+    assert rows[2]["wrong"]
+    assert rows[2]["ratio"] == pytest.approx(rows[1]["median_ms"] / rows[2]["median_ms"])
+    marked = [line for line in tables(list(rows.values())).splitlines() if "WRONG" in line]
+    assert len(marked) == 1 and "2 thr." in marked[0]
+    picture(list(rows.values()), tmp_path / "out.svg")
+    assert "wrong result" in (tmp_path / "out.svg").read_text()
 
 
 def test_bad_arguments_end_with_one_line(tmp_path: Path, monkeypatch, capsys) -> None:

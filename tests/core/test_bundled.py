@@ -21,7 +21,8 @@ from pcseg_core.metrics.confusion import Confusion
 from pcseg_core.online.pipeline import UNLIKE_TRAINING, Pipeline, Sweep
 from pcseg_core.online.segmenter import Segmenter
 from pcseg_core.simulation.recording import SimulatedDrive
-from pcseg_core.vision.pixel_classes import TeacherConfig, load_teacher
+from pcseg_core.vision.pixel_classes import load_teacher
+from pcseg_core.vision.teachers.espnetv2 import ESPNetv2Config
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "pcseg_core" / "recipes" / "simulated.yaml"
@@ -95,7 +96,7 @@ def test_both_know_a_town_that_they_never_saw() -> None:
     drive = SimulatedDrive(7001, sweeps=1, beams=64, columns=1024, width=320, height=192)
     report = evaluate(Pipeline(Segmenter.load("bundled")), drive)
     assert report.accuracy is not None and report.accuracy > 0.7
-    config = TeacherConfig(weights=TEACHER, label_space="simulation", scales=(1.0,), flip=False)
+    config = ESPNetv2Config(weights=TEACHER, label_space="simulation", scales=(1.0,), flip=False)
     teacher, frame = load_teacher(config), drive[0].cameras[0]
     labels = teacher.probabilities(frame.image).argmax(0)
     confusion = Confusion(len(LabelSpace.load("simulation")))

@@ -16,9 +16,11 @@ from pydantic.fields import FieldInfo
 from typer.main import get_command
 
 from pcseg_core.cli import app
-from pcseg_core.config import Section
+from pcseg_core.config import Section, parse_section, yaml_mapping
 from pcseg_core.learning.recipe import Recipe
 from pcseg_core.recipes import available_recipes
+from pcseg_core.vision.pixel_classes import TEACHERS
+from pcseg_core.vision.registry import Registry
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted(
@@ -97,6 +99,17 @@ def test_modules_and_their_options_exist(path: Path) -> None:
             assert written, f"{name(path)}: {words[0]} has no {option}"
 
 
+def test_every_kind_of_teacher_has_a_section_and_valid_recipes() -> None:
+    path = ROOT / "docs" / "teachers.md"
+    headings = " ".join(anchors(path))
+    assert all(kind in headings for kind in TEACHERS.names())
+    blocks = re.findall(r"^```yaml\n(.*?)^```", path.read_text("utf-8"), re.DOTALL | re.MULTILINE)
+    recipes = [block for block in blocks if not block.startswith("/segment_node")]
+    assert len(recipes) >= 12
+    for block in recipes:
+        parse_section(yaml_mapping(block, "docs/teachers.md"), Recipe, block)
+
+
 def test_keys_of_recipes_exist() -> None:
     text = (ROOT / "training" / "README.md").read_text("utf-8")
     keys = re.findall(rf"`((?:{'|'.join(Recipe.model_fields)})(?:\.[a-z_]+)+)`", text)
@@ -110,6 +123,12 @@ def test_keys_of_recipes_exist() -> None:
 
 
 def fields_of(annotation: object) -> dict[str, FieldInfo]:
-    """Fields of a section, or of the section in an optional annotation."""
+    """Fields of a section, of the section in an optional annotation, or of all kinds by name."""
     options = (annotation, *get_args(annotation))
+    for option in options:
+        for entry in getattr(option, "__metadata__", ()):
+            registry = getattr(getattr(entry, "func", None), "__self__", None)
+            if isinstance(registry, Registry):
+                kinds = [registry.kind(kind).options for kind in registry.names()]
+                return {key: field for kind in kinds for key, field in kind.model_fields.items()}
     return next((o.model_fields for o in options if isinstance(o, type(Section))), {})

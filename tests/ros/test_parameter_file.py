@@ -124,3 +124,19 @@ def test_a_recording_is_opened_with_the_inputs_of_the_node() -> None:
     assert (options["max_image_offset_s"], options["intensity_scale"]) == (0.02, 0.5)
     assert options["stamp_reference"] == "end"
     assert NodeConfig().recording_options()["poses"] == "recorded"
+
+
+def test_the_teacher_of_the_node_is_a_block_of_any_kind(file: Path) -> None:
+    block = file.parent / "teacher.yaml"
+    block.write_text("teacher: {name: python, factory: 'pkg.mod:make', label_space: street}\n")
+    for text in (f"'{block}'", "\"{name: python, factory: 'pkg.mod:make', label_space: street}\""):
+        file.write_text(f"/**: {{ros__parameters: {{teacher: {{config: {text}}}}}}}\n")
+        config = read(file).teacher.teacher_config()
+        assert config is not None and (config.name, config.label_space) == ("python", "street")
+    old = {"weights": "bundled:simulation_teacher", "label_space": "simulation", "scale": 2.0}
+    found = NodeConfig.model_validate({"teacher": old}).teacher.teacher_config()
+    assert found is not None and found.identity["scales"] == [2.0] and not found.identity["flip"]
+    both = NodeConfig.model_validate({"teacher": {**old, "config": str(block)}})
+    with pytest.raises(InputError, match="teacher.config or teacher.weights, not both"):
+        both.teacher.teacher_config()
+    assert NodeConfig().teacher.teacher_config() is None

@@ -14,11 +14,11 @@ from pcseg_core.learning.augment import augment_points
 from pcseg_core.learning.dataset import LabeledSectors, StepDataset, TrainingSweep, vote
 from pcseg_core.learning.objectives.segmentation import class_counts
 from pcseg_core.learning.recipe import AugmentConfig, OptimizerConfig, Recipe
-from pcseg_core.vision.pixel_classes import TeacherConfig
+from pcseg_core.vision.teachers.espnetv2 import ESPNetv2Config
 
 
 def recipe(**sections: object) -> Recipe:
-    return Recipe(teacher=TeacherConfig(weights=Path("none")), **sections)
+    return Recipe(teacher=ESPNetv2Config(weights=Path("none")), **sections)
 
 
 def batches(settings: Recipe, first: int, count: int) -> StepDataset:

@@ -28,9 +28,9 @@ from pcseg_core.learning.zero_shot_split import load_split
 from pcseg_core.models.student import StudentConfig
 from pcseg_core.online.prompts import class_vectors
 from pcseg_core.online.segmenter import Segmenter
-from pcseg_core.vision.encoders import EncoderConfig
+from pcseg_core.vision.encoder_kinds import ESPNetv2FeaturesConfig
 from pcseg_core.vision.espnetv2 import ESPNetv2
-from pcseg_core.vision.pixel_classes import TeacherConfig
+from pcseg_core.vision.teachers.espnetv2 import ESPNetv2Config
 from pcseg_core.vision.text_space import TextSpaceConfig
 
 SOURCE = "simulated:seed=5,sweeps=3,beams=16,columns=256,cameras=1,width=96,height=64"
@@ -42,7 +42,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     weights = tmp_path_factory.mktemp("weights") / "teacher.safetensors"
     save_file(ESPNetv2(20, 0.5).state_dict(), str(weights))
     return Recipe(
-        teacher=TeacherConfig(weights=weights, scales=(1.0,), flip=False),
+        teacher=ESPNetv2Config(weights=weights, scales=(1.0,), flip=False),
         student=StudentConfig(depth=14, width=0.25, voxel_size_m=0.5),
         optimizer=OptimizerConfig(steps=6, batch_size=1),
         loss=LossConfig(min_confidence=0.0),
@@ -216,7 +216,7 @@ def test_alignment_and_self_training_are_parts_like_others(recipe: Recipe, tmp_p
 
 
 def test_recipes_of_other_commands_are_refused(recipe: Recipe, tmp_path: Path) -> None:
-    other = Recipe(encoder=EncoderConfig(name="espnetv2"))
+    other = Recipe(encoder=ESPNetv2FeaturesConfig(name="espnetv2"))
     with pytest.raises(InputError, match="needs a recipe with 'teacher'"):
         distill([SOURCE], other, tmp_path / "a")
     with pytest.raises(InputError, match="needs a recipe with 'encoder'"):

@@ -46,7 +46,7 @@ from pcseg_core.learning.recipe import (
 )
 from pcseg_core.learning.trainer import train
 from pcseg_core.models.student import Student, StudentConfig
-from pcseg_core.vision.encoders import EncoderConfig
+from pcseg_core.vision.encoder_kinds import ESPNetv2FeaturesConfig
 from pcseg_core.vision.image_cache import SuperpixelCache
 from pcseg_core.vision.superpixels import SegmentMap
 
@@ -137,7 +137,7 @@ STILL = AugmentConfig(
 
 def recipe(**changes: Any) -> Recipe:
     values: dict[str, Any] = {
-        "encoder": EncoderConfig(name="espnetv2"),
+        "encoder": ESPNetv2FeaturesConfig(name="espnetv2"),
         "student": StudentConfig(depth=14, width=0.25, voxel_size_m=0.5),
         "optimizer": OptimizerConfig(steps=4, batch_size=4, sector_deg=360),
         "temporal": TemporalConfig(ground="ransac", clusterer="sklearn", ground_distance_m=0.01),

@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pcseg_core.bundled import WEIGHTS_VARIABLE
 from pcseg_core.errors import InputError
+from pcseg_core.known_weights import KNOWN
 from pcseg_core.labels import LabelSpace
 from pcseg_core.learning.recipe import Recipe, load_recipe
 from pcseg_core.learning.zero_shot_split import load_split
@@ -31,6 +33,9 @@ def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     for name in FILES:
         (folder / name).touch()
+    for name, entry in KNOWN.items():
+        monkeypatch.setitem(KNOWN, name, replace(entry, sums=()))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv(WEIGHTS_VARIABLE, str(folder))
     monkeypatch.chdir(tmp_path)
     return folder
@@ -82,8 +87,11 @@ def test_missing_weights_are_an_error_that_lists_where_they_were_looked_for(weig
         load_recipe(recipe_file("kitti"))
 
 
-def test_the_real_weights_are_found(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_real_weights_are_found(
+    shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(WEIGHTS_VARIABLE, str(shared_data / "weights"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     recipe = load_recipe(recipe_file("kitti-words"))
     assert recipe.teacher.weights == shared_data / "weights" / FILES[0]
 

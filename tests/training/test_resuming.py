@@ -30,7 +30,7 @@ from pcseg_core.learning.module import TrainingModule
 from pcseg_core.learning.pretrain import pretrain
 from pcseg_core.learning.recipe import OptimizerConfig, Recipe
 from pcseg_core.learning.trainer import Curve, _usable
-from pcseg_core.vision.encoders import EncoderConfig
+from pcseg_core.vision.encoder_kinds import ESPNetv2FeaturesConfig
 
 SOURCE = "simulated:seed=5,sweeps=2,beams=16,columns=256,cameras=1,width=96,height=64"
 TEACHER = "bundled:simulation_teacher"
@@ -50,7 +50,7 @@ LABELS = Recipe.model_validate(
 )
 CONTRAST = Recipe.model_validate(
     {
-        "encoder": EncoderConfig(name="espnetv2", weights=bundled_file(TEACHER)),
+        "encoder": ESPNetv2FeaturesConfig(name="espnetv2", weights=bundled_file(TEACHER)),
         "superpixels": {"name": "slic", "segments": 20},
         "student": STUDENT,
         "optimizer": {"steps": 6, "batch_size": 1},

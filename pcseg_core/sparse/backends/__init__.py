@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pcseg_core.errors import InputError
-from pcseg_core.native import library
+from pcseg_core.native import library, precision
 from pcseg_core.sparse.backends import (
     device_maps,
     fastest,
@@ -169,7 +169,6 @@ def _native_report() -> BackendReport:
     if problem is not None:
         return BackendReport("native", False, f"CPU, several times faster than torch: {problem}")
     names, best = library.isa_names(), library.best_isa()
-    note = f"CPU: {names[best]}, of {', '.join(names)}; {torch.get_num_threads()} threads"
-    if not library.has_bfloat16():
-        note += "; bf16 inference is emulated, a CPU with avx512_bf16 would double the speed"
+    threads = torch.get_num_threads()
+    note = f"CPU: {names[best]}, of {', '.join(names)}; {threads} threads; {precision.summary()}"
     return BackendReport("native", True, note)

@@ -38,7 +38,8 @@ class _Conv(torch.autograd.Function):
         feats = feats.contiguous()
         out = feats.new_empty(kernel_map.n_out, weight.shape[2])
         packed = native.pack(weight)
-        return native.conv(feats, _table(kernel_map), packed, out, feats.shape[1], bias)
+        table, listed = _table(kernel_map), pairs(kernel_map)
+        return native.conv(feats, table, packed, out, feats.shape[1], bias, pairs=listed)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -52,8 +53,9 @@ class _Conv(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             grad_feats = _grad_feats(grad, weight, kernel_map)
         if ctx.needs_input_grad[1]:
-            table = _table(kernel_map)
-            grad_weight = native.grad_weight(feats.contiguous(), grad, table, len(weight))
+            table, listed = _table(kernel_map), pairs(kernel_map)
+            feats = feats.contiguous()
+            grad_weight = native.grad_weight(feats, grad, table, len(weight), pairs=listed)
         if ctx.needs_input_grad[2]:
             grad_bias = grad.sum(0)
         return grad_feats, grad_weight, grad_bias, None
@@ -62,10 +64,21 @@ class _Conv(torch.autograd.Function):
 def _grad_feats(grad: Tensor, weight: Tensor, kernel_map: KernelMap) -> Tensor:
     """The transposed convolution; a symmetric map is its own inverse with flipped offsets."""
     mutual = kernel_map.is_symmetric
-    table = _table(kernel_map if mutual else kernel_map.inverse)
+    other = kernel_map if mutual else kernel_map.inverse
     packed = native.pack(weight, transpose=True, flip=mutual)
     out = grad.new_empty(kernel_map.n_in, weight.shape[1])
-    return native.conv(grad, table, packed, out, grad.shape[1])
+    return native.conv(grad, _table(other), packed, out, grad.shape[1], pairs=pairs(other))
+
+
+def pairs(kernel_map: KernelMap, dtype: torch.dtype = torch.float32) -> Tensor | None:
+    """The pairs of a map for features of one dtype, listed once; None for the 1x1x1 convolution."""
+    table = _table(kernel_map)
+    if table is None:
+        return None
+    name = f"native {dtype}"
+    if name not in kernel_map.derived:
+        kernel_map.derived[name] = native.list_pairs(table, kernel_map.n_in, dtype)
+    return kernel_map.derived[name]
 
 
 def _table(kernel_map: KernelMap) -> Tensor | None:

@@ -25,7 +25,8 @@ from pcseg_core.online.pipeline import (
     Sweep,
 )
 from pcseg_core.online.segmenter import Segmentation, Segmenter
-from pcseg_core.vision.pixel_classes import TeacherConfig, load_teacher
+from pcseg_core.vision.pixel_classes import load_teacher
+from pcseg_core.vision.teachers.espnetv2 import ESPNetv2Config
 
 DRIVE = "simulated:seed=100003,sweeps=3,beams=16,columns=300,cameras=1,width=160,height=96"
 
@@ -53,7 +54,7 @@ class Teacher:
     """A teacher that counts its images."""
 
     def __init__(self) -> None:
-        config = TeacherConfig(
+        config = ESPNetv2Config(
             weights="bundled:simulation_teacher", label_space="simulation", scales=(1.0,)
         )
         self.teacher = load_teacher(config)

@@ -33,6 +33,7 @@ from pcseg_core.online.segmenter import Segmenter
 from pcseg_core.simulation.recording import SimulatedDrive
 from pcseg_core.simulation.to_bag import write_simulated_bag
 from pcseg_core.vision.pixel_classes import TeacherConfig
+from pcseg_core.vision.teachers.espnetv2 import ESPNetv2Config
 
 DRIVE = "simulated:seed=100003,sweeps=4,beams=24,columns=400,cameras=1,width=160,height=96"
 STREET = LabelSpace.load("street")
@@ -192,7 +193,7 @@ class FakeTeacher(CameraUseConfig):
     def teacher_config(self) -> TeacherConfig | None:
         if not self.weights:
             return None
-        return TeacherConfig(
+        return ESPNetv2Config(
             weights=Path(self.weights), label_space="simulation", scales=(self.scale,), flip=False
         )
 

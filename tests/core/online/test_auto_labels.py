@@ -31,11 +31,11 @@ from pcseg_core.online.auto_labels import (
 )
 from pcseg_core.online.pipeline import Pipeline, Sweep
 from pcseg_core.online.segmenter import Segmenter
-from pcseg_core.vision.pixel_classes import TeacherConfig
+from pcseg_core.vision.teachers.espnetv2 import ESPNetv2Config
 
 DRIVE = "simulated:seed=100004,sweeps=5,beams=24,columns=400,cameras=2,width=160,height=96"
 STREET = LabelSpace.load("street")
-CONFIG = TeacherConfig(weights=Path("bundled:simulation_teacher"), label_space="simulation")
+CONFIG = ESPNetv2Config(weights=Path("bundled:simulation_teacher"), label_space="simulation")
 SETTINGS = LabelSettings(source=DRIVE, teacher=CONFIG)
 RECIPE = "teacher: {weights: 'bundled:simulation_teacher', label_space: simulation, scales: [2]}\n"
 

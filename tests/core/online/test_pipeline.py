@@ -35,7 +35,8 @@ from pcseg_core.online.pipeline import (
 )
 from pcseg_core.online.segmenter import Segmenter
 from pcseg_core.online.temporal import TemporalBuffer
-from pcseg_core.vision.pixel_classes import PixelClasses, TeacherConfig, load_teacher
+from pcseg_core.vision.pixel_classes import PixelClasses, load_teacher
+from pcseg_core.vision.teachers.espnetv2 import ESPNetv2Config
 
 DRIVE = "simulated:seed=100003,sweeps=3,beams=16,columns=300,cameras=1,width=160,height=96"
 DESKEW = MotionConfig(deskew=True)
@@ -56,7 +57,7 @@ def segmenter() -> Segmenter:
 
 @pytest.fixture(scope="module")
 def teacher() -> PixelClasses:
-    config = TeacherConfig(
+    config = ESPNetv2Config(
         weights="bundled:simulation_teacher", label_space="simulation", scales=(2.0,), flip=False
     )
     return load_teacher(config)

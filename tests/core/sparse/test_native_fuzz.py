@@ -27,7 +27,7 @@ fuzz = settings(
 )
 
 SIZES = st.sampled_from([0, 1, 2, 3, 5, 16, 31, 48, 255, 256, 257])
-DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float64, torch.int32])
+DTYPES = st.sampled_from([*tensors.DTYPES, torch.float64, torch.int32])
 
 
 @st.composite
@@ -75,15 +75,16 @@ def test_convolution(data: st.DataObject) -> None:
         data.draw(s) for s in (SIZES, SIZES, SIZES, SIZES, st.sampled_from([1, 8, 27]))
     )
     seed = torch.Generator().manual_seed(rows)
-    dtype = data.draw(st.sampled_from([torch.float32, torch.bfloat16]))
+    dtype = data.draw(st.sampled_from(list(tensors.DTYPES)))
     arguments = {
-        "x": torch.ones(n_in, cin + cin % 2).to(dtype),
+        "x": torch.ones(n_in, (cin + 3) // 4 * 4).to(dtype),
         "table": torch.randint(-5, 400, (offsets, rows), generator=seed, dtype=torch.int32),
         "out": torch.empty(rows, cout),
         "cin": cin,
         "bias": torch.ones(cout) if data.draw(st.booleans()) else None,
         "residual": torch.ones(rows, cout).to(dtype) if data.draw(st.booleans()) else None,
         "relu": data.draw(st.booleans()),
+        "integers": tensors.Integers(torch.ones(max(cout, 0))),
     }
     weight = torch.ones(offsets, max(cin, 1), max(cout, 1))
     arguments["packed"] = tensors.pack(weight, dtype)

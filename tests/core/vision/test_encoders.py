@@ -13,16 +13,21 @@ import torch
 from safetensors.torch import save_file
 
 from pcseg_core.errors import InputError
+from pcseg_core.vision.encoder_kinds import (
+    EfficientNetLite0Config,
+    ESPNetv2FeaturesConfig,
+    ResNet50Config,
+    VitConfig,
+    load_encoder,
+)
 from pcseg_core.vision.encoders import (
     EfficientNetLite0,
     Encoder,
-    EncoderConfig,
     ESPNetv2Features,
     ResNet50,
     Vit,
     in_order_of,
     lite0_package_weights,
-    load_encoder,
 )
 from pcseg_core.vision.espnetv2 import ESPNetv2
 
@@ -227,12 +232,12 @@ def test_unfit_weights_say_why_and_where_to_get_others(
 
 
 def test_recipes_name_encoders(resnet: Path) -> None:
-    encoder = load_encoder(EncoderConfig(name="resnet50", weights=resnet, stride=16, scale=0.5))
+    encoder = load_encoder(ResNet50Config(name="resnet50", weights=resnet, stride=16, scale=0.5))
     assert encoder.features(IMAGE).shape == (2048, 2, 4)  # 70 x 100 halved, in whole 32s
     assert encoder.parameters["stride"] == 16 and encoder.parameters["scale"] == 0.5
     with pytest.raises(InputError, match="stride 4"):
-        load_encoder(EncoderConfig(name="efficientnet_lite0", weights=resnet, stride=4))
+        load_encoder(EfficientNetLite0Config(name="efficientnet_lite0", weights=resnet, stride=4))
     with pytest.raises(InputError, match="espnetv2 needs"):
-        load_encoder(EncoderConfig(name="espnetv2"))
+        load_encoder(ESPNetv2FeaturesConfig(name="espnetv2"))
     with pytest.raises(InputError, match="not a ViT|no ViT"):
-        load_encoder(EncoderConfig(name="vit", weights=resnet, model="resnet18"))
+        load_encoder(VitConfig(name="vit", weights=resnet, model="resnet18"))

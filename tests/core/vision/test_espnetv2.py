@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from pcseg_core.errors import InputError
 from pcseg_core.labels import LabelSpace
 from pcseg_core.vision.espnetv2 import ESPNetv2, branch_dilations
-from pcseg_core.vision.pixel_classes import ESPNetv2Classes, load_espnetv2
+from pcseg_core.vision.teachers.espnetv2 import ESPNetv2Classes, load_espnetv2
 
 
 @pytest.fixture(scope="module")

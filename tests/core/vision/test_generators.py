@@ -170,11 +170,11 @@ def test_what_the_teacher_does_not_know_is_no_segment(scene: np.ndarray) -> None
 def test_semantic_superpixels_of_a_street(shared_data: Path) -> None:
     from PIL import Image
 
-    from pcseg_core.vision.pixel_classes import TeacherConfig
     from pcseg_core.vision.semantic import load_semantic
+    from pcseg_core.vision.teachers.espnetv2 import ESPNetv2Config
 
     weights = shared_data / "weights/espnetv2_s0.5_cityscapes_1024x512.safetensors"
-    config = TeacherConfig(name="espnetv2", weights=weights, scales=(1.0,), flip=False)
+    config = ESPNetv2Config(name="espnetv2", weights=weights, scales=(1.0,), flip=False)
     image = np.asarray(Image.open(shared_data / "kitti_object/training/image_2/000008.png"))
     generator = load_semantic(config, Slic(150), 100)
     segments = generator.segment(image)

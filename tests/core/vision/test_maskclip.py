@@ -14,19 +14,25 @@ from safetensors.torch import save_file
 
 from pcseg_core.errors import InputError
 from pcseg_core.labels import LabelSpace
+from pcseg_core.vision.dense_towers import (
+    encode_pooled,
+    encode_resnet,
+    encode_timm,
+    encode_vit,
+    pretrained_colors,
+)
 from pcseg_core.vision.maskclip import (
     DenseClipConfig,
     MaskClip,
     MaskClipClasses,
-    _starts,
+    MaskClipConfig,
     absent_classes,
-    encode_resnet,
-    encode_vit,
     load_maskclip,
     smooth_by_keys,
 )
-from pcseg_core.vision.pixel_classes import TeacherConfig, load_teacher
+from pcseg_core.vision.pixel_classes import load_teacher
 from pcseg_core.vision.text_space import GeneratedText, OpenClipText
+from pcseg_core.vision.windows import starts
 
 open_clip = pytest.importorskip("open_clip")
 
@@ -101,6 +107,75 @@ def test_resnet_equals_pooling_in_which_each_pixel_attends_to_itself() -> None:
     assert torch.allclose(features.flatten(2).permute(2, 0, 1), direct, atol=1e-5)
 
 
+def timm_tower(name: str, **options: Any) -> Any:
+    torch.manual_seed(0)
+    tower = open_clip.timm_model.TimmModel(name, 12, image_size=160, **options).eval()
+    for parameter_name, parameter in tower.named_parameters():
+        if parameter.dim() < 2 and "norm" not in parameter_name:
+            torch.nn.init.normal_(parameter, 0.1, 0.5)
+    return tower
+
+
+@torch.inference_mode()
+def test_attention_pools_of_timm_give_the_value_of_each_patch() -> None:
+    tower = timm_tower("test_vit", pool="map", proj="none")  # as in SigLIP
+    trunk, x = tower.trunk, torch.randn(2, 3, 160, 160)
+    features, keys = encode_timm(tower, x)
+    tokens = trunk.forward_features(x)
+    pool = trunk.attn_pool
+    value = pool.proj(pool.kv(tokens).chunk(2, -1)[1])
+    direct = trunk.fc_norm(value + pool.mlp(pool.norm(value)))  # SigLIP has no other projection
+    direct = direct[:, trunk.num_prefix_tokens :]
+    assert features.shape == (2, 64, 10, 10) and keys.shape[-2:] == (10, 10)
+    assert torch.allclose(features.flatten(2).transpose(1, 2), direct, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_the_mean_of_a_convolutional_tower_is_its_embedding() -> None:
+    tower = timm_tower("test_resnet", pool="avg", proj="linear")  # no norm after the pooling
+    x = torch.randn(2, 3, 160, 160)
+    features, _ = encode_timm(tower, x)
+    assert features.shape[:2] == (2, 12)
+    assert torch.allclose(features.mean((-2, -1)), tower(x), atol=1e-4)
+
+
+@torch.inference_mode()
+def test_a_vit_that_averages_gives_its_embedding_on_equal_patches() -> None:
+    visual = model({**VIT, "pool_type": "avg", "final_ln_after_pool": True}).visual  # as CLIPA
+    x = torch.randn(1, 3, 32, 32)
+    features, _ = encode_pooled(visual, x)
+    tokens = visual.transformer(visual._embeds(x))[:, 1:]
+    assert torch.allclose(
+        features.flatten(2).transpose(1, 2), visual.ln_post(tokens) @ visual.proj, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("tower", "side", "patch"),
+    [
+        (lambda: timm_tower("test_vit", pool="map", proj="none"), 160, 16),
+        (lambda: timm_tower("test_vit", pool="token", proj="linear"), 160, 16),
+        (lambda: timm_tower("test_convnext", pool="", proj="linear"), 160, 32),
+        (lambda: timm_tower("test_resnet", pool="avg", proj="mlp"), 160, 32),
+        (lambda: model({**VIT, "attentional_pool": True, "attn_pooler_heads": 2}).visual, 32, 8),
+        (lambda: model({**VIT, "pool_type": "avg", "final_ln_after_pool": True}).visual, 32, 8),
+    ],
+)
+def test_every_tower_covers_the_image(tower: Any, side: int, patch: int) -> None:
+    pixels = MaskClip(tower(), DenseClipConfig(short_side_px=40, window_px=512))
+    assert (pixels.side, pixels.patch) == (side, patch) and pixels.channels in (12, 64)
+    found = pixels.features(image(50, 120))
+    width = round(120 * max(side, 40) / 50 / patch)
+    assert found.shape == (pixels.channels, max(side, 40) // patch, width)
+    assert np.allclose(np.linalg.norm(found, axis=0), 1, atol=1e-4)
+
+
+def test_colors_are_those_of_the_published_weights() -> None:
+    assert pretrained_colors("ViT-B-16-SigLIP2")[0] == (0.5, 0.5, 0.5)
+    assert pretrained_colors("ViT-B-16-quickgelu")[0] == open_clip.OPENAI_DATASET_MEAN
+    assert pretrained_colors("tiny-test") is None
+
+
 def test_positions_fit_other_grids() -> None:
     visual = model(VIT).visual
     features, _ = encode_vit(visual, torch.randn(1, 3, 40, 64))
@@ -136,13 +211,13 @@ def test_one_window_is_the_plain_encoding() -> None:
 @pytest.mark.parametrize("overlap", [0.0, 0.33, 0.8])
 @pytest.mark.parametrize("length", [1, 6, 7, 20, 33])
 def test_windows_leave_nothing_out(length: int, overlap: float) -> None:
-    starts = _starts(length, 6, overlap)
+    found = starts(length, 6, overlap)
     covered = np.zeros(length, int)
-    for start in starts:
+    for start in found:
         assert 0 <= start <= max(0, length - 6)
         covered[start : start + 6] += 1
     assert covered.min() >= 1
-    assert all(b - a <= max(1, 6 * (1 - overlap)) for a, b in itertools.pairwise(starts))
+    assert all(b - a <= max(1, 6 * (1 - overlap)) for a, b in itertools.pairwise(found))
 
 
 def test_prompt_denoising_drops_what_is_nowhere() -> None:
@@ -223,10 +298,21 @@ def test_from_weights_on_disk(weights: Path) -> None:
 def test_as_a_teacher_of_recipes(weights: Path) -> None:
     clip = DenseClipConfig(model="tiny-test-vit", short_side_px=32, window_px=32)
     teacher = load_teacher(
-        TeacherConfig(name="maskclip", weights=weights, label_space="street", clip=clip)
+        MaskClipConfig(name="maskclip", weights=weights, label_space="street", clip=clip)
     )
     assert teacher.label_space.name == "street"
     assert teacher.probabilities(image(32, 48)).shape == (8, 4, 6)
+
+
+def test_mirrored_images_are_averaged(weights: Path) -> None:
+    clip = DenseClipConfig(model="tiny-test-vit", short_side_px=32, window_px=32)
+    values = {"weights": weights, "label_space": "street", "clip": clip}
+    teacher = load_teacher(MaskClipConfig(**values, flip=True, scales=(1.0, 2.0)))
+    picture = image(32, 48)
+    mirrored = teacher.probabilities(np.ascontiguousarray(picture[:, ::-1]))
+    assert np.allclose(mirrored[:, :, ::-1], teacher.probabilities(picture), atol=1e-4)
+    plain = load_teacher(MaskClipConfig(**values)).probabilities(picture)
+    assert plain.shape == mirrored.shape and not np.allclose(plain, mirrored[:, :, ::-1], atol=1e-3)
 
 
 def test_what_cannot_be_used_is_named(weights: Path, tmp_path: Path) -> None:

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`pcseg teacher`: try a camera teacher on an image, before an hour of labeling."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pcseg_core.errors import InputError
+
+if TYPE_CHECKING:
+    from pcseg_core.vision.teacher_report import TeacherReport
+
+app = teacher = typer.Typer(
+    no_args_is_help=True, add_completion=False, rich_markup_mode=None, help="Camera teachers."
+)
+
+
+@app.callback()
+def _group() -> None:
+    """Camera teachers."""
+
+
+@app.command()
+def check(
+    image: Annotated[Path, typer.Option(help="Image file: PNG, JPEG, WebP or TIFF.")],
+    recipe: Annotated[
+        str | None, typer.Option(metavar="NAME|FILE", help="Recipe with the teacher.")
+    ] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            metavar="BLOCK", help="Teacher block in braces, or a YAML file with it, for --recipe."
+        ),
+    ] = None,
+    label_space: Annotated[
+        str | None,
+        typer.Option(help="Label space of the student.  [default: the recipe's, street]"),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Picture of the labels (PNG).")] = Path("teacher.png"),
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+) -> None:
+    """Show the classes of a teacher, their mapping, its speed and its labels of an image.
+
+    Exits with 1 if classes of the teacher have no class in its label space.
+    """
+    from PIL import Image
+
+    from pcseg_core.data.images import read_image
+    from pcseg_core.files import atomic_path
+    from pcseg_core.labels import LabelSpace
+    from pcseg_core.learning.recipe import load_recipe
+    from pcseg_core.models.inference import choose_device
+    from pcseg_core.recipes import recipe_file
+    from pcseg_core.vision.pixel_classes import read_teacher
+    from pcseg_core.vision.teacher_report import report_teacher
+
+    if (recipe is None) == (teacher is None):
+        raise InputError("give --recipe or --teacher, the one that names the teacher to check")
+    target = label_space or "street"
+    if recipe is not None:
+        chosen = load_recipe(recipe_file(recipe))
+        config, target = chosen.required_teacher(), label_space or chosen.labels.label_space
+    else:
+        config = read_teacher(str(teacher))
+    pixels = read_image(image)
+    space = LabelSpace.load(target)
+    found = report_teacher(config, pixels, space, str(choose_device(device)))
+    with atomic_path(out) as temporary:
+        Image.fromarray(found.picture).save(temporary, format="PNG")
+    _print(found, f"{pixels.shape[1]} x {pixels.shape[0]}", config.label_space, target)
+    typer.echo(f"picture: {out}")
+    if found.unmapped:
+        raise typer.Exit(1)
+
+
+def _print(found: TeacherReport, size: str, space: str, target: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for column in ("class of the teacher", f"in {space}", f"in {target}", "pixels"):
+        table.add_column(column)
+    for row in found.rows:
+        near = f"no class; nearest: {', '.join(row.nearest) or 'none'}"
+        mapped = near if row.mapped == "?" else row.mapped or "ignored"
+        share = f"{100 * row.share:.1f} %" if row.share else ""
+        table.add_row(row.name, mapped, row.target, share)
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(table)
+    console.print(
+        f"{size} image in {1000 * found.seconds:.0f} ms, map of {found.map_size[0]} x "
+        f"{found.map_size[1]}; {100 * found.undecided:.1f} % of the pixels have no class"
+    )
+    if found.unmapped:
+        console.print(
+            f"{len(found.unmapped)} classes have no class in {space}: give them one under "
+            "'mapping' or list them under 'ignore'"
+        )

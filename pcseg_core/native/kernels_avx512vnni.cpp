@@ -1,0 +1,13 @@
+// SPDX-License-Identifier: Apache-2.0
+#if defined(__x86_64__)
+#define PCSEG_LANES 16
+#define PCSEG_NAME kernels_avx512vnni
+#define PCSEG_DOT_BF16 0
+#define PCSEG_DOT_INT8 1
+#if defined(__AVX512VNNI__)
+#include "kernels.h"
+#else
+#include "native.h"
+const pcseg::Kernels* const pcseg::PCSEG_NAME = nullptr;
+#endif
+#endif

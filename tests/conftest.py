@@ -4,12 +4,16 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 # One thread: the tests are small, and results must not depend on the machine's core count. Set
 # before NumPy and torch are imported, since their libraries read it when they load.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
+
+# A shell that starts the tests in the background lets them and their children ignore Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
 

@@ -236,7 +236,7 @@ def recording(tmp_path: Path) -> str:
     root = tmp_path / "training"
     for name in ("velodyne", "image_2", "calib"):
         (root / name).mkdir(parents=True)
-    np.zeros((5, 4), np.float32).tofile(root / "velodyne" / "000000.bin")
+    np.ones((5, 4), np.float32).tofile(root / "velodyne" / "000000.bin")
     picture = np.random.default_rng(0).integers(0, 255, (40, 80, 3), np.uint8)
     Image.fromarray(picture).save(root / "image_2" / "000000.png")
     P = "50 0 40 0 0 50 20 0 0 0 1 0"

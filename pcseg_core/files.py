@@ -110,6 +110,16 @@ class FolderKind:
     contents: tuple[str, ...]
 
 
+def is_file(path: str | Path) -> bool:
+    """Whether a path is a file; False, not an error, for a name that the system refuses."""
+    return os.path.isfile(path)  # noqa: PTH113 - the method raises for a name that is too long
+
+
+def exists(path: str | Path) -> bool:
+    """Whether a path exists; False, not an error, for a name that the system refuses."""
+    return os.path.exists(path)  # noqa: PTH110 - as in `is_file`
+
+
 def claim_folder(out: Path, kind: FolderKind, *, fresh: bool = False) -> bool:
     """Make sure that an output folder is ours to write into.
 

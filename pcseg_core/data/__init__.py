@@ -16,6 +16,7 @@ from urllib.parse import parse_qsl
 from pcseg_core.data.account import UNREADABLE, Account, account
 from pcseg_core.data.sample import Box, CameraFrame, Sample
 from pcseg_core.errors import InputError
+from pcseg_core.files import exists
 from pcseg_core.intensity import IntensityScale
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ def find_source(source: str | Path) -> tuple[str, str]:
     if not colon or reader not in READERS:
         reader, place = "", str(source)
     path = Path(split_query(place)[0])
-    if reader != "simulated" and not path.exists():
+    if reader != "simulated" and not exists(path):
         what = "bag" if reader == "bag" else "recording"
         raise InputError(
             f"{path}: no such {what}: no such file or folder (readers, for reader:path: "
@@ -128,7 +129,7 @@ def find_source(source: str | Path) -> tuple[str, str]:
 
 def split_query(place: str) -> tuple[str, str]:
     """Path and query of a place; a "?" in the name of an existing path starts no query."""
-    if Path(place).exists() or "?" not in place:
+    if exists(place) or "?" not in place:
         return place, ""
     path, _, query = place.rpartition("?")
     return path, query

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, Protocol
 
 from pcseg_core.config import read_yaml
 from pcseg_core.errors import InputError
+from pcseg_core.files import is_file
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -151,7 +152,7 @@ def _open_described(folder: Path, files: BagFiles) -> None:
     _read_claims(about, files)
     listed = [Path(str(name)).name for name in about["relative_file_paths"]]
     names = list(dict.fromkeys(listed))  # a file that is named twice is one file
-    missing = [name for name in names if not (folder / name).is_file()]
+    missing = [name for name in names if not is_file(folder / name)]
     if missing:
         raise InputError(
             f"{folder}: metadata.yaml names {len(names)} files and {', '.join(missing[:3])} "

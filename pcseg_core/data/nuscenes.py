@@ -27,6 +27,7 @@ from pcseg_core.data.nuscenes_tables import LIDAR, WRONG_ENTRIES, KeyFrame, key_
 from pcseg_core.data.sample import Box, CameraFrame, Sample
 from pcseg_core.data.semantic_kitti import raw_id_table
 from pcseg_core.errors import InputError
+from pcseg_core.files import is_file
 from pcseg_core.geometry import Trajectory, compose, invert, is_rigid
 from pcseg_core.labels import LabelSpace
 
@@ -118,7 +119,7 @@ class NuScenesRecording:
             raise _misused(f"{self.path}: the description", error) from error
 
     def _usable(self, frame: KeyFrame) -> bool:
-        if not frame.lidar.is_file():
+        if not is_file(frame.lidar):
             self.skipped["sweep whose file is missing"] += 1
             return False
         fault = file_fault(frame.lidar, LIDAR_COLUMNS)

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from pcseg_core.data.sample import Box
 from pcseg_core.errors import InputError
+from pcseg_core.files import is_file
 from pcseg_core.geometry import Trajectory, compose, from_quaternion, invert
 
 Float64 = npt.NDArray[np.float64]
@@ -135,7 +136,7 @@ class _Tables:
         for channel in sorted(name for name in data if name.startswith("CAM")):
             row = data[channel]
             image = self.root / row["filename"]
-            if not image.is_file():
+            if not is_file(image):
                 skipped["image whose file is missing"] += 1
                 continue
             K = np.array(self.mounts[row["calibrated_sensor_token"]]["camera_intrinsic"])

@@ -280,6 +280,15 @@ def test_a_missing_file_of_a_split_bag_is_named(tmp_path) -> None:
         BagFile(path)
 
 
+def test_a_name_that_is_too_long_is_a_missing_file(tmp_path) -> None:
+    path = bag(tmp_path / "drive")
+    edit_metadata(path, lambda about: about["relative_file_paths"].append("x" * 300))
+    with pytest.raises(InputError, match="names 2 files and x+ is missing"):
+        BagFile(path)
+    with pytest.raises(InputError, match="no such"):
+        open_recording("x" * 300)
+
+
 def test_a_file_that_is_named_twice_is_read_once(tmp_path) -> None:
     path = bag(tmp_path / "drive")
     expected = [raw for _, _, raw in BagFile(path).messages()]

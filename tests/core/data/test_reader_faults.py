@@ -114,6 +114,17 @@ def test_one_wrong_key_frame_of_nuscenes_costs_one(tmp_path) -> None:
     assert _explained(drive)["sweeps"].held == 2
 
 
+def test_too_long_names_of_nuscenes_are_missing_files(tmp_path) -> None:
+    path = nuscenes(tmp_path) / "v1.0-mini" / "sample_data.json"
+    rows = json.loads(path.read_text())
+    for token in ("cam0", "lidar1"):
+        next(row for row in rows if row["token"] == token)["filename"] = "x" * 300
+    path.write_text(json.dumps(rows))
+    entries = _explained(NuScenesRecording(tmp_path))
+    assert (entries["sweeps"].held, entries["sweeps"].used) == (2, 1)
+    assert entries["images"].used < entries["images"].held
+
+
 def test_missing_files_of_nuscenes_are_accounted_for(tmp_path) -> None:
     root = nuscenes(tmp_path)
     (root / "samples/lidar/0.pcd.bin").unlink()

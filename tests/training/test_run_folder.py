@@ -74,7 +74,7 @@ def test_nothing_is_claimed_before_everything_is_checked(tmp_path: Path) -> None
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(b"no weights")
     for wrong, message in (
-        (recipe(teacher={**TEACHER, "weights": str(broken)}), "not a readable safetensors"),
+        (recipe(teacher={**TEACHER, "weights": str(broken)}), "broken.safetensors: not readable"),
         (recipe(teacher={**TEACHER, "label_space": "cityscape"}), "cityscape"),
         (recipe(labels={"label_space": "strret"}), "strret"),
         (recipe(text={"space": {}, "classes": {"moon": ["x"]}}), "moon"),
@@ -84,7 +84,7 @@ def test_nothing_is_claimed_before_everything_is_checked(tmp_path: Path) -> None
     with pytest.raises(InputError, match="no such file"):
         distill([str(tmp_path / "driv")], recipe(), out, device="cpu")
     encoder = {"name": "espnetv2", "weights": str(broken)}
-    with pytest.raises(InputError, match="not a readable safetensors"):
+    with pytest.raises(InputError, match="broken.safetensors: not readable"):
         pretrain([SOURCE], contrast(encoder=encoder), out, device="cpu")
     words = recipe(text={"space": {"channels": 16}}, supervision="zero-shot")
     with pytest.raises(InputError, match="no such file"):

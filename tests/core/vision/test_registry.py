@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -246,7 +247,8 @@ print([f.detail for f in findings() if f.subject in ("teachers", "encoders", "te
 
 @pytest.mark.slow
 def test_a_package_installed_with_pip_adds_a_teacher(tmp_path: Path) -> None:
-    pytest.importorskip("pip")
+    if not list(metadata.distributions(name="pip")):  # importing it turns distutils off
+        pytest.skip("needs pip")
     project = tmp_path / "project"
     project.mkdir()
     (project / "gray_teacher.py").write_text(PLUGIN)

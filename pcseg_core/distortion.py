@@ -33,6 +33,7 @@ NAMES = {
 _LIMIT_ANGLE = np.deg2rad(89.5)  # larger angles to the axis are rejected
 # The inverse is ill-conditioned at the end of the monotone range; this share of it is used.
 _MARGIN = 0.995
+_MAX_COEFFICIENT = 1e6  # lenses stay below 1e4; beyond, the terms overflow
 _NEGLIGIBLE = 1e-12  # smaller coefficients only disturb the search for roots
 _TABLE_SIZE = 2048
 _NEWTON_STEPS = 12
@@ -61,8 +62,11 @@ def create_distortion(name: str, coefficients: tuple[float, ...]) -> Distortion:
             f"camera: unknown distortion model '{name}'; expected one of {known}, or rectify the "
             "images first"
         )
-    if not all(np.isfinite(coefficients)):
-        raise InputError(f"camera: distortion coefficients must be finite, got {coefficients}")
+    if not all(abs(c) <= _MAX_COEFFICIENT for c in coefficients):
+        raise InputError(
+            f"camera: distortion coefficients must be finite and at most {_MAX_COEFFICIENT:g}, got "
+            f"{coefficients}; calibrate the camera again"
+        )
     coefficients = tuple(0.0 if abs(c) < _NEGLIGIBLE else c for c in coefficients)
     model = NAMES[name]
     if model == "equidistant":

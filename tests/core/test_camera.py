@@ -278,6 +278,7 @@ def test_scaled_image_keeps_its_outer_edges() -> None:
         ({"d": [0.1] * 12 + [0.01, 0]}, "tilted sensor"),
         ({"distortion_model": ""}, "without a distortion model"),
         ({"d": [np.nan] * 5}, "must be finite"),
+        ({"d": [1e300, 0, 0, 0, 0]}, r"at most 1e\+06, got \(1e\+300"),
         ({"k": np.zeros(9)}, "not calibrated"),
         ({"k": np.full(9, np.nan)}, "finite"),
         ({"r": np.full(9, np.nan)}, r"CameraInfo\.r must be finite"),

@@ -101,12 +101,8 @@ def engine(name: str, student: Student, meta: CheckpointMeta) -> Callable[[Encod
 
 def _one_thread(peer: Callable[..., torch.Tensor], x: SparseTensor) -> torch.Tensor:
     """spconv's CPU path is wrong with more than one thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with threads(1):
         return peer(x.coords, x.feats)
-    finally:
-        torch.set_num_threads(before)
 
 
 def available_engines(spconv: bool) -> list[str]:

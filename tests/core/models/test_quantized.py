@@ -8,6 +8,7 @@ import torch
 from test_inference import random_input, relative_error, trained
 from torch import Tensor
 
+from benchmarks.measure import threads
 from pcseg_core.errors import InputError
 from pcseg_core.models.inference import compile_inference
 from pcseg_core.models.minkunet import MinkUNet
@@ -83,14 +84,10 @@ def test_a_layer_of_zeros_gives_finite_results() -> None:
 def test_same_bits_for_any_number_of_threads() -> None:
     net = trained(18, 0.5)
     integers, x = QuantizedMinkUNet(net, calibrated(net)), random_input(3000)
-    before = torch.get_num_threads()
     results = []
-    try:
-        for threads in (1, 3):
-            torch.set_num_threads(threads)
+    for count in (1, 3):
+        with threads(count):
             results.append(integers(x).feats)
-    finally:
-        torch.set_num_threads(before)
     assert torch.equal(*results)
 
 

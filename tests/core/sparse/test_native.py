@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from benchmarks.measure import threads
 from pcseg_core.errors import InputError
 from pcseg_core.native import library, tensors
 from pcseg_core.sparse import SparseConv3d, SparseTensor, backends
@@ -31,13 +32,11 @@ def random_voxels(count: int, extent: int, seed: int = 0) -> Tensor:
     return torch.unique(packing.pack(coords))
 
 
-@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("used", [1, 3])
 @pytest.mark.parametrize(("count", "extent"), [(1, 3), (60, 4), (20000, 25), (9000, 100000)])
-def test_maps_equal_the_plain_ones(count: int, extent: int, threads: int) -> None:
+def test_maps_equal_the_plain_ones(count: int, extent: int, used: int) -> None:
     keys = random_voxels(count, extent)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with threads(used):
         coarse = tensors.coarsen(keys)
         assert torch.equal(coarse, coarsen(keys))
         for kernel_size in (1, 2, 3, 5):
@@ -46,8 +45,6 @@ def test_maps_equal_the_plain_ones(count: int, extent: int, threads: int) -> Non
                 assert torch.equal(table, build_table(keys, out, kernel_size, stride))
                 inverse = tensors.invert_table(table, len(keys))
                 assert torch.equal(inverse, invert_table(table, len(keys)))
-    finally:
-        torch.set_num_threads(before)
 
 
 def reference(x: Tensor, table: Tensor, weight: Tensor) -> Tensor:
@@ -190,17 +187,13 @@ def test_same_bits_for_any_number_of_threads() -> None:
     keys = random_voxels(30000, 20)
     x = SparseTensor(packing.unpack(keys), torch.randn(len(keys), 24))
     conv = SparseConv3d(24, 40, bias=True)
-    before = torch.get_num_threads()
     results = []
-    try:
-        for threads in (1, 2, 5):
-            torch.set_num_threads(threads)
+    for count in (1, 2, 5):
+        with threads(count):
             feats = x.feats.clone().requires_grad_()
             out = conv(SparseTensor(x.coords, feats, backend="native")).feats
             grads = torch.autograd.grad(out.square().sum(), [feats, conv.weight])
             results.append([out, *grads])
-    finally:
-        torch.set_num_threads(before)
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 

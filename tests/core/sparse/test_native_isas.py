@@ -14,6 +14,7 @@ from grids import dense_weight, random_grid, sample, to_dense
 from torch import Tensor
 from torch.nn import functional
 
+from benchmarks.measure import threads
 from pcseg_core.errors import InputError
 from pcseg_core.native import library, tensors
 from pcseg_core.sparse.maps import KernelMap
@@ -204,16 +205,12 @@ def test_same_bits_for_any_number_of_threads(isa: int, dtype: torch.dtype) -> No
     x = (torch.rand(20000, 40, generator=generator) * 9).to(dtype)
     table = torch.randint(-20000, 20000, (27, 20000), generator=generator, dtype=torch.int32)
     packed = tensors.pack(torch.randn(27, 40, 48, generator=generator), dtype, isa=isa)
-    before = torch.get_num_threads()
     results = []
-    try:
-        for threads in (1, 2, 5):
-            torch.set_num_threads(threads)
+    for count in (1, 2, 5):
+        with threads(count):
             out = torch.empty(20000, 48)
             integers = tensors.Integers(torch.ones(48))
             results.append(tensors.conv(x, table, packed, out, 40, isa=isa, integers=integers))
-    finally:
-        torch.set_num_threads(before)
     assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
 
 

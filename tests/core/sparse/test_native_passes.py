@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -13,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.measure import threads
 from pcseg_core.errors import InputError
 from pcseg_core.labels import IGNORE
 from pcseg_core.models.student import Student, StudentConfig
@@ -24,16 +23,6 @@ from pcseg_core.sparse import Voxels, voxelize
 pytestmark = pytest.mark.usefixtures("native")
 CPU = torch.device("cpu")
 properties = settings(max_examples=60, deadline=None)
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def assert_same_voxels(found: Voxels, plain: Voxels) -> None:

@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl
 
 import yaml
 
-from pcseg_core.bundled import FILE_NAME
+from pcseg_core.bundled import FILE_NAME, bundled_file
 from pcseg_core.config import Section, read_yaml
 from pcseg_core.data import find_source, fingerprint, split_query
 from pcseg_core.errors import InputError
@@ -140,8 +140,8 @@ def named(name: str, path: Path | None) -> list[str]:
     """["NAME PATH (files FINGERPRINT)"] of a file, folder or checkpoint of a run; [] for None."""
     if path is None:
         return []
-    place = path / FILE_NAME if (path / FILE_NAME).is_file() else path
-    return [f"{name} {identity(str(place))}"]
+    place = bundled_file(path) or (path / FILE_NAME if (path / FILE_NAME).is_file() else path)
+    return [f"{name} {place.resolve()} (files {fingerprint(place)[:12]})"]
 
 
 def _has_results(out: Path) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from small_runs import STREET, semantic_kitti, write_run, write_word_run
 
-from pcseg_core.bundled import bundled_file
+from pcseg_core.bundled import FILE_NAME, bundled_file
 from pcseg_core.checkpoint import load_checkpoint
 from pcseg_core.config import read_yaml
 from pcseg_core.data import open_recording
@@ -143,6 +143,13 @@ def test_a_source_is_known_by_its_place_options_and_files(
     known = named("start", run)
     (run / "picture.png").touch()
     assert named("start", run) == known and named("start", None) == []
+    (run / FILE_NAME).write_bytes(b"another checkpoint")
+    assert named("start", run) != known
+    labels = tmp_path / "labels"
+    labels.mkdir()
+    unlabeled = named("labels", labels)
+    (labels / "000000.label").write_bytes(bytes(4))
+    assert named("labels", labels) != unlabeled
 
 
 def test_another_recording_at_the_same_path_is_another_run(tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def limit_table() -> str:
         f"up to {checkpoint.MAX_MAGNITUDE:,.0f}"
     )
     chunk, infos = f"{bag_storage.MAX_BYTES >> 30} GiB", f"{bag_reader.MAX_INFOS:,} different ones"
-    definition = f"{messages.MAX_DEFINITION_BYTES:,} bytes"
+    definition = f"{messages.MAX_DEFINITION_CHARACTERS:,} characters"
     rows = (
         ("cloud", cloud, "sweep dropped, counted as malformed"),
         ("times of the points", f"{times} from the first to the last", "left out, counted"),

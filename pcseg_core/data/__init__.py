@@ -7,6 +7,7 @@ import hashlib
 import importlib
 import inspect
 import os
+import stat
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -98,10 +99,9 @@ def open_recording(
         return _reader(reader)(place, **options)
     path, query = split_query(place)
     chosen = {**dict(parse_qsl(query)), **options}
-    if reader == "bag" and trained is not None and trained.intensity_scale:
+    if reader == "bag" and trained is not None:
         given = float(chosen.get("intensity_scale") or 0)
         chosen["intensity_scale"] = IntensityScale(given, trained.intensity_scale)
-    if reader == "bag" and trained is not None:
         times = {k: str(chosen[k]) for k in ("time_field", "stamp_reference") if k in chosen}
         chosen |= trained.time_options(**times)
     opener = _reader(reader)
@@ -206,8 +206,9 @@ def _stat_row(path: Path) -> str:
         about = path.stat()
     except OSError:
         return f"{path.name} -"
-    size = 0 if path.is_dir() else about.st_size
-    return f"{path.name} {size} {0 if path.is_dir() else about.st_mtime_ns}"
+    if stat.S_ISDIR(about.st_mode):
+        return f"{path.name} 0 0"
+    return f"{path.name} {about.st_size} {about.st_mtime_ns}"
 
 
 def _reader(name: str) -> Callable[..., Recording]:

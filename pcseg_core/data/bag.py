@@ -64,7 +64,6 @@ class BagRecording:
         cloud_topic: the topic of the sweeps.
         scale: scale of the intensities, one for the whole bag, with its source.
         reading: options of `read_cloud` for its clouds.
-        times: field of the point times and stamp reference, as given.
         lidar_frame: their frame.
         cameras: the usable cameras.
         trajectory: T_world_lidar, or None.
@@ -114,18 +113,16 @@ class BagRecording:
         self.problems: list[str] = []
         self.label_space = self._label_space(label_space)
         self.bag = BagFile(path)
-        self.times = time_field, stamp_reference
         self._scan(cloud_topic)
+        if not isinstance(intensity_scale, IntensityScale):
+            intensity_scale = IntensityScale(float(intensity_scale or 0))
+        self.scale = intensity_scale
         self.reading: dict[str, Any] = {
-            "intensity_scale": None,
+            "intensity_scale": self._guess_scale(),
             "time_field": time_field,
             "time_unit": time_unit,
             "stamp_reference": stamp_reference,
         }
-        if not isinstance(intensity_scale, IntensityScale):
-            intensity_scale = IntensityScale(float(intensity_scale or 0))
-        self.scale = intensity_scale
-        self.reading["intensity_scale"] = self._guess_scale()
         if isinstance(calibration, (str, Path)):
             calibration = load_calibration(calibration)
         self.cameras = self._find_cameras(camera_topics, calibration)

@@ -87,14 +87,13 @@ def inspect_bag(path: str | Path, **options: Any) -> tuple[BagReport, BagRecordi
     Raises:
         InputError: the bag is unreadable.
     """
-    bag = BagFile(path)
-    findings: list[Finding] = []
     try:
         recording = BagRecording(path, **{"poses": "recorded", **options})
     except InputError as error:
+        bag = BagFile(path)
         if bag.of_type(CLOUD):
             raise
-        findings.append(Finding(level="error", what=str(error), do="record a PointCloud2 topic"))
+        findings = [Finding(level="error", what=str(error), do="record a PointCloud2 topic")]
         indices, _ = bag.index(bag.of_type(*STAMPED))
         return _report(bag, None, indices, [], findings), None
     return report_on(recording), recording

@@ -24,7 +24,7 @@ from pcseg_core.errors import InputError, require
 from pcseg_core.geometry import to_quaternion
 
 Array = npt.NDArray[Any]
-MAX_DEFINITION_BYTES = 100_000  # parsing takes seconds beyond that
+MAX_DEFINITION_CHARACTERS = 100_000  # parsing takes seconds beyond that
 
 
 def header(frame_id: str, stamp_ns: int) -> Any:
@@ -186,7 +186,7 @@ def store_with(connection: Any) -> Any:
     if not connection.msgdef.data:
         return type_store()
     size = len(connection.msgdef.data)
-    if size > MAX_DEFINITION_BYTES:
+    if size > MAX_DEFINITION_CHARACTERS:
         raise bad_definition(connection, f"it has {size} characters")
     typesys = require("rosbags.typesys", "core")
     store = typesys.get_typestore(typesys.Stores.EMPTY)

@@ -115,8 +115,9 @@ def input_statistics(sweeps: Sequence[Points], recordings: Iterable[Recording]) 
 def _reading(recording: Recording) -> Reading:
     if not isinstance(recording, BagRecording):
         return _UNKNOWN
-    time_field, stamp_reference = recording.times
-    return recording.scale.factor, _given(time_field), _given(stamp_reference)
+    reading = recording.reading
+    times = _given(reading["time_field"]), _given(reading["stamp_reference"])
+    return recording.scale.factor, *times
 
 
 def _given(value: str) -> str | None:

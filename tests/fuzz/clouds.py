@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 
 from pcseg_core.cloud import PointCloud, append_fields, read_cloud
 from pcseg_core.cloud_layout import DATATYPES, TYPES, EncodedCloud, Field, structured
-from pcseg_core.data.bag_reader import CLOUD, type_store
+from pcseg_core.data.bag_reader import CLOUD, stamp_ns, type_store
 from pcseg_core.data.messages import cloud as cloud_message
-from pcseg_core.errors import InputError
 from pcseg_core.input_check import InputCheck, InputStatistics
 from pcseg_core.labels import from_wire, to_wire
 
 from .harness import Target
+from .images import deserialized
 from .mutations import FLOATS, mutated
 from .valid import check_cloud, same
 
@@ -132,10 +132,7 @@ def _spoil(draw: st.DrawFn, cloud: EncodedCloud) -> None:
 
 def message(case: bytes) -> Any:
     """The message of a case; InputError for bytes that are none."""
-    try:
-        return type_store().deserialize_cdr(case, CLOUD)
-    except Exception as error:  # not of this project
-        raise InputError(f"cloud: {type(error).__name__}") from error
+    return deserialized(case, CLOUD, "cloud")
 
 
 def check_read(case: bytes, folder: Path) -> None:
@@ -180,11 +177,7 @@ def _relaid(msg: Any) -> Any:
     for name in points.dtype.names or ():
         out[name] = points[name]
     moved = EncodedCloud(height, width, fields, not msg.is_bigendian, offset, row, data, True)
-    return cloud_message(moved, msg.header.frame_id, _stamp(msg))
-
-
-def _stamp(msg: Any) -> int:
-    return int(msg.header.stamp.sec) * 10**9 + int(msg.header.stamp.nanosec)
+    return cloud_message(moved, msg.header.frame_id, stamp_ns(msg.header))
 
 
 def check_append(case: bytes, folder: Path) -> None:

@@ -13,6 +13,7 @@ import json
 import multiprocessing
 import os
 import resource
+import shutil
 import signal
 import sys
 import tempfile
@@ -162,10 +163,7 @@ class Run:
         for note in sorted((self.out / "findings").glob(f"{child.target.name}-*.txt")):
             row.findings.setdefault(note.stem, 0)
             row.findings[note.stem] = int(note.read_text().splitlines()[0].split()[0])
-        for place, _, names in os.walk(child.folder, topdown=False):
-            for name in names:
-                Path(place, name).unlink()
-            Path(place).rmdir()
+        shutil.rmtree(child.folder)
         self.save()
 
     def _keep_crash(self, child: _Child, code: int, late: bool) -> None:

@@ -92,20 +92,35 @@ def weights_folders() -> list[Path]:
     return [Path(folder).expanduser() for folder in value.split(os.pathsep) if folder]
 
 
-def known_file(name: str) -> Path:
+def _places() -> tuple[Path, ...]:
+    return (cache_folder(), *weights_folders())
+
+
+def stored_file(name: str) -> Path | None:
     """The file of known weights: in the cache folder, else in a folder of PCSEG_WEIGHTS.
 
     Raises:
-        InputError: not on this machine, or the file has another checksum.
+        InputError: the file has another checksum.
     """
     entry = KNOWN[name]
-    for folder in (cache_folder(), *weights_folders()):
+    for folder in _places():
         for file in (entry.file, entry.published) if entry.convert else (entry.file,):
             path = Path(os.path.abspath(folder / file))  # noqa: PTH100 (links stay)
             if path.is_file():
                 check_sum(name, path)
                 return path
-    folders = ", ".join(map(str, (cache_folder(), *weights_folders())))
+    return None
+
+
+def known_file(name: str) -> Path:
+    """`stored_file`, which must exist.
+
+    Raises:
+        InputError: not on this machine, or the file has another checksum.
+    """
+    if found := stored_file(name):
+        return found
+    entry, folders = KNOWN[name], ", ".join(map(str, _places()))
     raise InputError(
         f"weights '{name}' are not on this machine: no {entry.file} in {folders} (the cache and "
         f"the folders of {WEIGHTS_VARIABLE}); run `pcseg weights get {name}`, or without a network "

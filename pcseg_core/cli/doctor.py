@@ -30,12 +30,11 @@ _OPTIONAL = (
     ("kiss_icp", "kiss-icp", "poses for recordings without poses"),
     ("rerun", "rerun-sdk", "pcseg view: interactive 3D view"),
     ("onnx", "onnx", "pcseg export"),
-    ("onnxruntime", "onnxruntime", "pcseg export: comparison with float32"),
+    ("onnxruntime", "onnxruntime", "teachers: ONNX files; pcseg export: comparison with float32"),
     ("open_clip", "open_clip_torch", "CLIP teachers and text prompts"),
     ("segment_anything", "segment-anything", "SAM superpixels"),
     ("timm", "timm", "DINO and other image features"),
     ("transformers", "transformers", "teachers: Mask2Former, SegFormer, SAM 3 and others"),
-    ("onnxruntime", "onnxruntime", "teachers: ONNX files"),
     ("hdbscan", "hdbscan", "clusters of points across frames"),
     ("pypatchworkpp", "pypatchworkpp", "ground removal"),
 )

@@ -71,15 +71,13 @@ def export(
 
 def _clouds(source: str, count: int) -> list[PointCloud]:
     """Evenly spaced sweeps of a recording."""
-    import numpy as np
-
-    from pcseg_core.data import open_recording
+    from pcseg_core.data import evenly_spaced, open_recording
 
     recording = open_recording(source)
-    chosen = np.unique(np.linspace(0, len(recording) - 1, count).round().astype(int))
+    chosen = evenly_spaced(len(recording), count)
     clouds = []
     with bar("reading sweeps") as progress:
         for done, index in enumerate(chosen, start=1):
-            clouds.append(recording[int(index)].cloud)
+            clouds.append(recording[index].cloud)
             progress(done, len(chosen))
     return clouds

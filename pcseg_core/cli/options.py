@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeVar
@@ -141,7 +140,7 @@ def run_once(
     """
     from pcseg_core.config import read_yaml
     from pcseg_core.files import check_new_folder, claim_folder, write_atomic
-    from pcseg_core.learning.run_folder import COMMAND, RECIPE, RUN, finished
+    from pcseg_core.learning.run_folder import COMMAND, RECIPE, RUN, finished, is_first_process
 
     if not resume:
         check_new_folder(out, RUN, force=True)
@@ -155,6 +154,6 @@ def run_once(
         if error.args:
             raise  # of the training, with the step
         raise type(error)("interrupted; run the same command again to resume") from None
-    if (out / RECIPE).is_file() and os.environ.get("RANK", "0") == "0":
+    if (out / RECIPE).is_file() and is_first_process():
         write_atomic(out / COMMAND, yaml.safe_dump(command, sort_keys=False))
     return figures

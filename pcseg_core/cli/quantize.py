@@ -30,7 +30,8 @@ def quantize(
     Sweeps of the first half of the recording set the scales; they need no labels. Sweeps of the
     second half are labeled in float32 and in integers and compared, also by mIoU if they have
     labels. The copy of the checkpoint stores scales and figures. `precision: int8` uses them;
-    `precision: auto` does if the loss is small and the CPU is at least 1.1 times as fast.
+    `precision: auto` does if the loss is small and integers are at least 1.1 times as fast on this
+    CPU as the precision that it would take otherwise.
     """
     from pcseg_core.data import open_recording
     from pcseg_core.data.account import grouped

@@ -23,13 +23,13 @@ File = Annotated[Path, typer.Argument(help="File of the weights, as published or
 @app.command("list")
 def list_weights() -> None:
     """List the weights that recipes and teachers can name."""
-    from pcseg_core.known_weights import KNOWN, known_file
+    from pcseg_core.known_weights import KNOWN, stored_file
 
     for name, entry in KNOWN.items():
         try:
-            place = str(known_file(name))
+            place = str(stored_file(name) or "not on this machine")
         except InputError as error:
-            place = "not on this machine" if "not on this machine" in str(error) else str(error)
+            place = str(error)
         typer.echo(f"{name}: {entry.network}, {entry.license}\n  {entry.url}\n  {place}")
 
 

@@ -9,10 +9,12 @@ import inspect
 import os
 import stat
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import parse_qsl
+
+import numpy as np
 
 from pcseg_core.data.account import UNREADABLE, Account, account
 from pcseg_core.data.sample import Box, CameraFrame, Sample
@@ -33,6 +35,7 @@ __all__ = [
     "Sample",
     "account",
     "detect",
+    "evenly_spaced",
     "find_source",
     "fingerprint",
     "open_recording",
@@ -163,9 +166,16 @@ def detect(path: Path) -> str:
     )
 
 
-def readable(recording: Recording) -> Iterator[tuple[int, Sample]]:
-    """Yield (index, sample) of a recording; unreadable samples are counted in `skipped`."""
-    for index in range(len(recording)):
+def evenly_spaced(count: int, wanted: int) -> list[int]:
+    """At most `wanted` indices, evenly spaced over 0..count-1."""
+    return sorted({int(i) for i in np.linspace(0, count - 1, min(count, wanted)).round()})
+
+
+def readable(
+    recording: Recording, indices: Iterable[int] | None = None
+) -> Iterator[tuple[int, Sample]]:
+    """Yield (index, sample) of all or some samples; unreadable ones are counted in `skipped`."""
+    for index in range(len(recording)) if indices is None else indices:
         try:
             sample = recording[index]
         except InputError as error:

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pcseg_core.checkpoint import load_checkpoint
+from pcseg_core.data import evenly_spaced
 from pcseg_core.distill.losses import class_weights
 from pcseg_core.errors import InputError
 from pcseg_core.labels import IGNORE
@@ -146,7 +147,7 @@ def fit_baselines(
     config = StudentConfig.model_validate(meta.student)
     network = _untrained_network(config, classes, pseudo, seed, device)
     raw = _fit(pseudo, range(len(pseudo)), counts, raw_inputs, weights, config, seed, None)
-    chosen = _spread(len(pseudo), _NETWORK_SWEEPS)
+    chosen = evenly_spaced(len(pseudo), _NETWORK_SWEEPS)
     untrained = _fit(pseudo, chosen, counts, network, weights, config, seed, progress)
     majority = Majority(counts.sum(axis=0))
     return {"majority": majority, "linear_raw": raw, "linear_untrained": untrained}
@@ -156,7 +157,7 @@ def _untrained_network(
     config: StudentConfig, classes: int, pseudo: PseudoLabels, seed: int, device: str
 ) -> UntrainedNetwork:
     network = UntrainedNetwork(config, classes, seed, device)
-    chosen = _spread(len(pseudo), _CALIBRATION_SWEEPS)
+    chosen = evenly_spaced(len(pseudo), _CALIBRATION_SWEEPS)
     network.calibrate([pseudo.points(index) for index in chosen])
     return network
 
@@ -199,8 +200,3 @@ def _count(labels: Array, classes: int) -> Array:
     if known.max(initial=0) >= classes:
         raise InputError(f"pseudo label {known.max()} for a checkpoint of {classes} classes")
     return np.bincount(known, minlength=classes)
-
-
-def _spread(count: int, wanted: int) -> list[int]:
-    """At most `wanted` indices, evenly spread over 0..count-1."""
-    return sorted({int(i) for i in np.linspace(0, count - 1, min(count, wanted)).round()})

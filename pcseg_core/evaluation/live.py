@@ -92,7 +92,7 @@ class NodeSetup:
             InputError: see `load_checkpoint`.
         """
         trained = load_checkpoint(Path(self.checkpoint))[1].inputs
-        return {**self.bag_options, **({"trained": trained} if trained else {})}
+        return {**self.bag_options, "trained": trained}
 
 
 @dataclass
@@ -200,9 +200,8 @@ def replay_in_process(
     if params is not None:
         raise InputError(f"{params}: a replay in this process takes no parameters")
     pipeline = Pipeline(Segmenter.load(checkpoint))
-    options = NodeSetup(checkpoint=str(checkpoint)).reader_options()
-    options |= {"camera_topics": [], "poses": "none"}
-    recording = open_recording(f"bag:{bag}", **options)
+    options: dict[str, Any] = {**NodeSetup().bag_options, "camera_topics": [], "poses": "none"}
+    recording = open_recording(f"bag:{bag}", trained=pipeline.trained_on, **options)
     result = ReplayResult("in process", len(recording))
     timings: dict[str, list[float]] = {}
     for index in tracked(range(len(recording)), "segmenting sweeps", len(recording)):

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from pcseg_core.checkpoint import (
     load_text,
     save_checkpoint,
 )
-from pcseg_core.data.account import UNREADABLE
+from pcseg_core.data import readable
 from pcseg_core.errors import InputError
 from pcseg_core.labels import LabelSpace, grouping, regroup, truth_of
 from pcseg_core.metrics.confusion import Confusion
@@ -60,18 +61,17 @@ def quantize(
     measured = MeasuredMinkUNet(exact.student.network)
     exact.replace_network(measured)
     pipeline, used = Pipeline(exact), 0
-    for done, sample in _readable(recording, first):
+    for used, (_, sample) in enumerate(readable(recording, first), start=1):
         pipeline.process(Sweep.of(sample))
-        used += 1
         if progress:
-            progress(done, count)
+            progress(used, count)
     if not any(measured.tops):
         raise InputError(f"{recording.name}: no points to calibrate on in its first half")
     if max(measured.tops) > MAX_MAGNITUDE:
         raise InputError(f"{checkpoint}: layers give up to {max(measured.tops):g}; train it again")
     scales = IntegerScales(tops=measured.tops, source=recording.name, sweeps=used)
     comparison = _Comparison(exact, scales)
-    for done, sample in _readable(recording, second):
+    for done, (_, sample) in enumerate(readable(recording, second), start=1):
         comparison.add(sample)
         if progress:
             progress(len(first) + done, count)
@@ -92,17 +92,6 @@ def _halves(count: int, most: int, name: str) -> tuple[list[int], list[int]]:
     return _spaced(range(count // 2), most), _spaced(range(count // 2, count), most)
 
 
-def _readable(recording: Recording, indices: list[int]) -> Iterator[tuple[int, Sample]]:
-    """Number and sample of each sweep that can be read; the others are counted in `skipped`."""
-    for number, index in enumerate(indices, start=1):
-        try:
-            sample = recording[index]
-        except InputError as error:
-            recording.skipped[f"{UNREADABLE}{error}"] += 1
-            continue
-        yield number, sample
-
-
 def _spaced(indices: range, most: int) -> list[int]:
     """At most so many of the indices, evenly spaced."""
     chosen = min(most, len(indices))
@@ -118,7 +107,10 @@ class _Comparison:
         integers = Segmenter(exact.student, space, meta, "cpu", "int8", backend="native")
         self._scales = scales
         self._pipelines = Pipeline(exact), Pipeline(integers)
-        self._space, self._labels = LabelSpace.load(_MEASURED_IN), space
+        self._space = LabelSpace.load(_MEASURED_IN)
+        self._groups: npt.NDArray[np.int64] | None = None
+        with suppress(InputError):  # the labels have no place in the space
+            self._groups = grouping(space, self._space)
         self._confusions = tuple(Confusion(len(self._space)) for _ in self._pipelines)
         self._same = self._points = self._sweeps = 0
 
@@ -129,15 +121,13 @@ class _Comparison:
         self._points += int(labeled.sum())
         self._sweeps += 1
         truth = self._truth(sample)
-        if truth is not None:
-            to_space = grouping(self._labels, self._space)
+        if truth is not None and self._groups is not None:
             for confusion, labels in zip(self._confusions, given, strict=True):
-                confusion.update(regroup(labels, to_space), truth)
+                confusion.update(regroup(labels, self._groups), truth)
 
     def _truth(self, sample: Sample) -> npt.NDArray[np.int64] | None:
-        """Ground truth, unless it or the labels have no place in the label space."""
+        """Ground truth; None without any, or if it has no place in the label space."""
         try:
-            grouping(self._labels, self._space)
             return truth_of(sample, self._space)
         except InputError:
             return None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from pcseg_core.data import account, readable
+from pcseg_core.data import account, evenly_spaced, readable
 from pcseg_core.data.account import grouped
 from pcseg_core.distill.pseudo_labels import PseudoLabelConfig
 from pcseg_core.errors import InputError
@@ -159,9 +159,8 @@ class _Run:
         self.measures = [_Measure(method, truth.space, pairing) for method in methods]
         self.sweeps: list[SweepFigures] = []
         self.scene: Scene | None = None
-        count = min(AGREEMENT_SWEEPS, len(recording))
-        spread = np.linspace(0, len(recording) - 1, count).round().astype(int)
-        self.taught = set(spread.tolist()) if truth.teacher is not None else set()
+        spread = evenly_spaced(len(recording), AGREEMENT_SWEEPS)
+        self.taught = set(spread) if truth.teacher is not None else set()
         self.labeler = CameraLabeler(truth.teacher, truth.space) if truth.teacher else None
 
     def add(self, index: int, sample: Sample) -> None:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ from pcseg_core.learning.objectives.contrast import PixelContrast, TemporalContr
 from pcseg_core.learning.objectives.regression import Regression
 from pcseg_core.learning.pairs import PairedSectors
 from pcseg_core.learning.recipe import Recipe
-from pcseg_core.learning.run_folder import claim, identity, resumed
+from pcseg_core.learning.run_folder import claim, identity, is_first_process, resumed
 from pcseg_core.learning.runs import (
     all_skipped,
     check_cameras,
@@ -73,7 +72,7 @@ def pretrain(
     """
     if recipe.encoder is None:
         raise InputError("pretraining needs a recipe with 'encoder'")
-    fresh = fresh and os.environ.get("RANK", "0") == "0"  # the others find what the first made
+    fresh = fresh and is_first_process()  # the others find what the first made
     given = isinstance(sources, Mapping)
     names = list(sources) if given else [identity(s, (out, cache or out)) for s in sources]
     # Observe every sweep once: features and superpixels of its images, segments across sweeps.

@@ -7,6 +7,7 @@ Nothing here imports torch, so that commands check paths and finished runs at on
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,11 @@ from pcseg_core.progress import note
 
 RECIPE, LAST, METRICS, COMMAND = "recipe.yaml", "last.ckpt", "metrics.json", "command.yaml"
 _SHOWN = 4  # differences in a message
+
+
+def is_first_process() -> bool:
+    """Whether this is the first process of torchrun, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _check_recipe(file: Path) -> None:

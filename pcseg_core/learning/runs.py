@@ -34,7 +34,7 @@ Reading = tuple[float | None, str | None, str | None]
 """How a recording is read: intensity scale, time field and stamp reference; None if unknown."""
 
 _UNKNOWN: Reading = (None, None, None)
-_MEASURED = 50  # sweeps, evenly spaced, whose distribution a checkpoint stores
+_MEASURED = 50  # sweeps at least, if there are as many, that stand for all of a training
 
 
 def torch_device(device: str) -> str:

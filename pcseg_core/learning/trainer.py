@@ -24,7 +24,7 @@ from lightning.pytorch import callbacks
 from pcseg_core.errors import interruption
 from pcseg_core.files import atomic_path, write_atomic
 from pcseg_core.learning.module import TrainingModule
-from pcseg_core.learning.run_folder import LAST
+from pcseg_core.learning.run_folder import LAST, is_first_process
 from pcseg_core.learning.runs import on_gpu
 from pcseg_core.progress import bar, note
 
@@ -51,7 +51,7 @@ def train(module: TrainingModule, out: Path, device: str) -> dict[str, Any]:
     """
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    first_rank = int(os.environ.get("RANK", "0")) == 0
+    first_rank = is_first_process()
     steps, curve = module.optimizer.steps, Curve(out / CURVE)
     with StopRequest() as stop, _quiet():
         states = _States(out / LAST, stop)

@@ -110,6 +110,16 @@ class FolderKind:
     contents: tuple[str, ...]
 
 
+def user_cache(part: str) -> Path:
+    """$XDG_CACHE_HOME/pcseg/PART, in the home folder, or the temporary folder without one."""
+    given = os.environ.get("XDG_CACHE_HOME")
+    try:
+        cache = Path(given) if given else Path.home() / ".cache"
+    except RuntimeError:  # no HOME, and the user has no entry in the password database
+        cache = Path(tempfile.gettempdir()) / f"pcseg-{os.getuid()}"
+    return cache / "pcseg" / part
+
+
 def is_file(path: str | Path) -> bool:
     """Whether a path is a file; False, not an error, for a name that the system refuses."""
     return os.path.isfile(path)  # noqa: PTH113 - the method raises for a name that is too long

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pcseg_core.errors import InputError
-from pcseg_core.files import file_checksum
+from pcseg_core.files import file_checksum, user_cache
 
 WEIGHTS_VARIABLE = "PCSEG_WEIGHTS"
 """Environment variable: folders with model weights, separated by `os.pathsep`."""
@@ -29,7 +29,7 @@ class KnownWeights:
         license: of the weights.
         sums: SHA-256 of the file as published, and converted to safetensors; empty if unknown.
         convert: whether the published file is to be converted.
-        network: for people.
+        network: what the weights are of, for `pcseg weights list`.
     """
 
     file: str
@@ -81,9 +81,8 @@ KNOWN: dict[str, KnownWeights] = {
 
 
 def cache_folder() -> Path:
-    """Folder of the weights that `pcseg weights` stores: in XDG_CACHE_HOME or ~/.cache."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "pcseg" / "weights"
+    """Folder of the weights that `pcseg weights` stores; see `user_cache`."""
+    return user_cache("weights")
 
 
 def weights_folders() -> list[Path]:

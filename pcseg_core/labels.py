@@ -187,6 +187,15 @@ def regroup(labels: npt.ArrayLike, table: Int64) -> Int64:
     return padded[np.where((ids >= 0) & (ids < len(table)), ids, len(table))]
 
 
+def group_probabilities(probabilities: np.ndarray, groups: np.ndarray, classes: int) -> np.ndarray:
+    """Add up (C_src, h, w) probabilities into (C, h, w); what maps to IGNORE is left out."""
+    grouped = np.zeros((classes, *probabilities.shape[1:]), np.float32)
+    for source, target in enumerate(groups):
+        if target != IGNORE:
+            grouped[target] += probabilities[source]
+    return grouped
+
+
 class LabeledSample(Protocol):
     """The part of `pcseg_core.data.Sample` that `truth_of` reads."""
 

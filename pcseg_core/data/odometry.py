@@ -7,8 +7,6 @@ Vizzo et al., "KISS-ICP: In Defense of Point-to-Point ICP", RA-L 2023.
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterable
@@ -20,7 +18,7 @@ import numpy.typing as npt
 
 from pcseg_core.cloud import PointCloud
 from pcseg_core.errors import InputError, require
-from pcseg_core.files import atomic_path
+from pcseg_core.files import atomic_path, user_cache
 from pcseg_core.geometry import Trajectory, deskew, from_quaternion, invert
 
 MIN_RANGE_M = 1.0  # nearer returns are mostly from the robot itself
@@ -73,7 +71,7 @@ def cached_trajectory(
         sweeps: read only without a cached estimate.
         folder: of the cache; None takes $XDG_CACHE_HOME/pcseg/odometry.
     """
-    place = folder or _cache_folder()
+    place = folder or user_cache("odometry")
     path = place / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.npz"
     if path.is_file():
         try:
@@ -88,16 +86,6 @@ def cached_trajectory(
     except InputError:  # an unwritable cache costs time only
         pass
     return trajectory
-
-
-def _cache_folder() -> Path:
-    """$XDG_CACHE_HOME/pcseg/odometry, in the home folder, or the temporary folder without one."""
-    given = os.environ.get("XDG_CACHE_HOME")
-    try:
-        cache = Path(given) if given else Path.home() / ".cache"
-    except RuntimeError:  # no HOME, and the user has no entry in the password database
-        cache = Path(tempfile.gettempdir()) / f"pcseg-{os.getuid()}"
-    return cache / "pcseg" / "odometry"
 
 
 def read_tum(path: str | Path) -> Trajectory:

@@ -13,7 +13,7 @@ from pcseg_core.config import Section
 from pcseg_core.data.sample import Sample
 from pcseg_core.distill.consolidation import ConsolidationConfig
 from pcseg_core.distill.evidence import Evidence, PixelEvidence, world_keys
-from pcseg_core.labels import IGNORE
+from pcseg_core.labels import IGNORE, group_probabilities
 from pcseg_core.projection import project_cloud
 
 if TYPE_CHECKING:
@@ -111,15 +111,6 @@ def pixels_of_points(
     size = (camera.width, camera.height)
     pixels = sample_map(image.probabilities, projection.uv[seen], size)
     return seen, projection.weight[seen], pixels
-
-
-def group_probabilities(probabilities: np.ndarray, groups: np.ndarray, classes: int) -> np.ndarray:
-    """Add up (C_src, h, w) probabilities into (C, h, w); what maps to IGNORE is left out."""
-    grouped = np.zeros((classes, *probabilities.shape[1:]), np.float32)
-    for source, target in enumerate(groups):
-        if target != IGNORE:
-            grouped[target] += probabilities[source]
-    return grouped
 
 
 def sample_map(values: np.ndarray, uv: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -15,12 +15,11 @@ from pcseg_core.distill.evidence import PixelEvidence
 from pcseg_core.distill.pseudo_labels import (
     PseudoLabelConfig,
     gather_evidence,
-    group_probabilities,
     label_points,
     pixels_of_points,
 )
 from pcseg_core.errors import InputError
-from pcseg_core.labels import LabelSpace, grouping
+from pcseg_core.labels import LabelSpace, group_probabilities, grouping
 
 if TYPE_CHECKING:
     from pcseg_core.data.sample import CameraFrame

@@ -6,6 +6,7 @@ from __future__ import annotations
 import colorsys
 import difflib
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -40,6 +41,11 @@ class NameMatch:
     space: LabelSpace
     table: npt.NDArray[np.int64]
     unmapped: tuple[str, ...]
+
+    @classmethod
+    def of(cls, space: LabelSpace) -> NameMatch:
+        """The classes of a space, each by its own name."""
+        return cls(space.names, space, np.arange(len(space)), ())
 
     def require_all(self, source: str) -> None:
         """Check that every name has a class or is ignored.
@@ -122,9 +128,14 @@ def match_names(
         by_word = [own[part] for part in map(word_key, _parts(name)) if part in own]
         found = exact.get(key, (by_pattern or by_word or [IGNORE])[0])
         table.append(found)
-        if found == IGNORE and not any(fnmatchcase(key, word_key(p)) for p in ignore):
+        if found == IGNORE and not is_ignored(name, ignore):
             unmapped.append(name)
     return NameMatch(tuple(names), space, np.array(table, np.int64), tuple(unmapped))
+
+
+def is_ignored(name: str, ignore: Sequence[str]) -> bool:
+    """Whether a name is among names or patterns."""
+    return any(fnmatchcase(word_key(name), word_key(p)) for p in ignore)
 
 
 def own_space(names: Sequence[str], title: str, mapping: Words) -> LabelSpace:
@@ -214,7 +225,7 @@ def read_names(source: Sequence[str] | Path) -> tuple[str, ...]:
 
 def _unique(names: tuple[str, ...], source: object) -> tuple[str, ...]:
     used = [name for name in names if name]
-    twice = sorted({name for name in used if used.count(name) > 1})
+    twice = sorted(name for name, count in Counter(used).items() if count > 1)
     if not used or twice:
         raise InputError(f"{source}: {f'names given twice: {twice}' if used else 'no class names'}")
     return names

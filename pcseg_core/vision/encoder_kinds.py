@@ -8,7 +8,6 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Field, SerializeAsAny
 
-from pcseg_core.bundled import find_file
 from pcseg_core.vision.encoders import (
     EfficientNetLite0,
     ESPNetv2Features,
@@ -105,32 +104,28 @@ def load_encoder(config: EncoderConfig, device: str = "cpu") -> PixelFeatures:
     return ENCODERS.load(config, device)
 
 
-def _located(path: Path | None) -> Path | None:
-    return path and find_file(path, Path())
-
-
 RESNET50 = Kind(
     ResNet50Config,
-    lambda c, device: ResNet50(_located(c.weights), c.stride, c.scale, device),
+    lambda c, device: ResNet50(c.weights, c.stride, c.scale, device),
     "ResNet-50 of MoCo, DINO or ImageNet, dilated",
 )
 VIT = Kind(
     VitConfig,
-    lambda c, device: Vit(_located(c.weights), c.model, c.scale, device),
+    lambda c, device: Vit(c.weights, c.model, c.scale, device),
     "a vision transformer of timm, by default DINOv2",
 )
 TIMM = Kind(
     TimmConfig,
-    lambda c, device: TimmEncoder(c.model, _located(c.weights), c.pretrained, c.scale, device),
+    lambda c, device: TimmEncoder(c.model, c.weights, c.pretrained, c.scale, device),
     "any network of timm",
 )
 EFFICIENTNET_LITE0 = Kind(
     EfficientNetLite0Config,
-    lambda c, device: EfficientNetLite0(_located(c.weights), c.stride, c.scale, device),
+    lambda c, device: EfficientNetLite0(c.weights, c.stride, c.scale, device),
     "EfficientNet-Lite0 (ImageNet)",
 )
 ESPNETV2 = Kind(
     ESPNetv2FeaturesConfig,
-    lambda c, device: ESPNetv2Features(_located(c.weights), c.scale, device),
+    lambda c, device: ESPNetv2Features(c.weights, c.scale, device),
     "decoder features of ESPNetv2",
 )

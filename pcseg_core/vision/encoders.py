@@ -173,7 +173,8 @@ class TimmEncoder(Encoder):
         if pretrained and weights is None:
             parameters["weights"] = str(network.pretrained_cfg.get("hf_hub_id") or model)
         else:
-            load_strictly(network, timm_state(network, weights, model), weights, TIMM_SOURCE)
+            source = f"{TIMM_SOURCE}, for {model}"
+            load_strictly(network, timm_state(network, weights, source), weights, source)
             parameters["weights"] = file_checksum(_given(weights))
         self._wrap(network, parameters, scale, device)
 
@@ -223,7 +224,7 @@ class Vit(TimmEncoder):
         if not hasattr(network, "patch_embed"):
             raise InputError(f"timm's '{model}' is not a ViT; use the encoder timm for it")
         source = f"{VIT_SOURCE}, for {model}"
-        load_strictly(network, timm_state(network, weights, model), weights, source)
+        load_strictly(network, timm_state(network, weights, source), weights, source)
         parameters = {"weights": file_checksum(_given(weights)), "model": model}
         self._wrap(network, parameters, scale, device)
 
@@ -245,9 +246,12 @@ def create_timm(model: str, **options: Any) -> Any:
     raise InputError(f"timm cannot make '{model}' without a classifier")
 
 
-def timm_state(network: Any, weights: Path | None, model: str) -> dict[str, Tensor]:
-    """Tensors of a file under timm's names, without the classifier."""
-    state = read_weights(weights, f"{VIT_SOURCE}, for {model}")
+def timm_state(network: Any, weights: Path | None, source: str) -> dict[str, Tensor]:
+    """Tensors of a file under timm's names, without the classifier.
+
+    `source` of such weights is for messages.
+    """
+    state = read_weights(weights, source)
     convert = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
     known = convert(state, network) if convert else state
     own = network.state_dict()

@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from pcseg_core.bundled import find_file
 from pcseg_core.config import Section
 from pcseg_core.errors import InputError, require
 from pcseg_core.files import file_checksum
@@ -315,9 +314,8 @@ class MaskClipConfig(TeacherConfig):
 def _load(config: MaskClipConfig, device: str) -> MaskClipClasses:
     space = LabelSpace.load(config.label_space)
     clip = config.clip or DenseClipConfig()
-    weights = find_file(config.weights, Path())
     return load_maskclip_classes(
-        clip, weights, space, device, scales=config.scales, flip=config.flip
+        clip, config.weights, space, device, scales=config.scales, flip=config.flip
     )
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from pydantic import Field
 
 from pcseg_core.errors import InputError, PcsegError
-from pcseg_core.labels import IGNORE, LabelSpace
+from pcseg_core.labels import LabelSpace, group_probabilities
 from pcseg_core.vision.class_names import NameMatch, match_names, own_space, read_mapping
 from pcseg_core.vision.pixel_classes import TeacherConfig
 from pcseg_core.vision.registry import LocatedPath
@@ -100,11 +100,7 @@ class NamedClasses:
         table, classes = self.match.table, len(self.label_space)
         if np.array_equal(table, np.arange(classes)):
             return found
-        grouped = np.zeros((classes, *found.shape[1:]), np.float32)
-        for values, target in zip(found, table):
-            if target != IGNORE:
-                grouped[target] += values
-        return grouped
+        return group_probabilities(found, table, classes)
 
     def features(self, image: npt.NDArray[np.uint8]) -> Float32:
         """See `PixelClasses`.

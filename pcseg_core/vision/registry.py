@@ -196,12 +196,12 @@ class Registry(Generic[Base, Made_co]):
         return key in self._former and value == self._former[key]
 
     def load(self, config: Base, device: str = "cpu") -> Made_co:
-        """Make what options describe.
+        """Make what options describe; the kind gets them with absolute paths.
 
         Raises:
-            InputError, MissingDependency: see the kind.
+            InputError, MissingDependency: see the kind; a file does not exist.
         """
-        made: Made_co = self.kind(config.name).load(config, device)
+        made: Made_co = self.kind(config.name).load(config.relative_to(Path()), device)
         return made
 
 

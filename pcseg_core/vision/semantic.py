@@ -60,22 +60,27 @@ class SemanticSuperpixels:
     def segment(self, image: npt.NDArray[np.uint8]) -> SegmentMap:
         """See SuperpixelGenerator."""
         check_image(image)
-        winner = self._winner(self.teacher.probabilities(image), image.shape[:2])
+        probabilities = self.teacher.probabilities(image)
+        winner = winners(probabilities, image.shape[:2], self.min_confidence)
         regions = connected_regions(winner)
         whole = tidy(regions, classes_of(regions, winner), self.min_area)
         if self.slic is None or whole.count == 0:
             return whole
         return split(whole, self.slic.assign(image), self.min_area)
 
-    def _winner(
-        self, probabilities: npt.NDArray[np.float32], size: tuple[int, ...]
-    ) -> npt.NDArray[np.int16]:
-        """(H, W) int16 most probable class, IGNORE for none."""
-        values = torch.from_numpy(probabilities)[None]
-        full = functional.interpolate(values, size, mode="bilinear", align_corners=False)[0]
-        best, winner = full.max(0)
-        known = (best >= self.min_confidence) & (best >= 1 - full.sum(0))
-        return torch.where(known, winner, IGNORE).to(torch.int16).numpy()
+
+def winners(
+    probabilities: npt.NDArray[np.float32], size: tuple[int, ...], min_confidence: float = 0.0
+) -> npt.NDArray[np.int16]:
+    """(H, W) int16 best class of (C, h, w).
+
+    IGNORE where it is less probable than `min_confidence`, or than having no class.
+    """
+    values = torch.from_numpy(np.ascontiguousarray(probabilities))[None]
+    full = functional.interpolate(values, size, mode="bilinear", align_corners=False)[0]
+    best, winner = full.max(0)
+    known = (best >= min_confidence) & (best >= 1 - full.sum(0))
+    return torch.where(known, winner, IGNORE).to(torch.int16).numpy()
 
 
 def classes_of(ids: npt.NDArray[Any], labels: npt.NDArray[Any]) -> npt.NDArray[np.int16]:

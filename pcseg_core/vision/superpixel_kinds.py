@@ -9,7 +9,6 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 from typing_extensions import Self
 
-from pcseg_core.bundled import find_file
 from pcseg_core.errors import InputError
 from pcseg_core.vision.pixel_classes import Teacher
 from pcseg_core.vision.registry import Kind, KindConfig, LocatedPath, Registry
@@ -77,9 +76,11 @@ def _folder(config: SuperpixelConfig, device: str) -> SuperpixelGenerator:
 
 
 def _sam(config: SamConfig, device: str) -> SamSuperpixels:
-    weights = find_file(config.weights, Path())
     return SamSuperpixels(
-        weights, min_area=config.min_area, device=device, points_per_side=config.points_per_side
+        config.weights,
+        min_area=config.min_area,
+        device=device,
+        points_per_side=config.points_per_side,
     )
 
 

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image, ImageDraw, ImageFont
-from torch.nn import functional
 
 from pcseg_core.labels import IGNORE, LabelSpace, grouping
-from pcseg_core.vision.class_names import NameMatch, match_names, nearest, read_mapping
+from pcseg_core.vision.class_names import NameMatch, is_ignored, nearest
 from pcseg_core.vision.named_classes import NamedClasses, NamedConfig
 from pcseg_core.vision.pixel_classes import PixelClasses, TeacherConfig, load_teacher
+from pcseg_core.vision.semantic import winners
 
 RGB = npt.NDArray[np.uint8]
 _REPEATS = 3
@@ -62,7 +61,7 @@ class TeacherReport:
     @property
     def unmapped(self) -> tuple[ClassRow, ...]:
         """Classes that have no class in the label space and are not ignored."""
-        return tuple(row for row in self.rows if row.nearest or row.mapped == "?")
+        return tuple(row for row in self.rows if row.mapped == "?")
 
 
 def report_teacher(
@@ -102,14 +101,6 @@ def report_teacher(
     )
 
 
-def winners(probabilities: npt.NDArray[np.float32], size: tuple[int, ...]) -> npt.NDArray[np.int16]:
-    """(H, W) int16 best class of (C, h, w), IGNORE where having no class is more probable."""
-    values = torch.from_numpy(np.ascontiguousarray(probabilities))[None]
-    full = functional.interpolate(values, size, mode="bilinear", align_corners=False)[0]
-    best, winner = full.max(0)
-    return torch.where(best >= 1 - full.sum(0), winner, IGNORE).to(torch.int16).numpy()
-
-
 def _rows(
     teacher: PixelClasses,
     config: TeacherConfig,
@@ -118,15 +109,12 @@ def _rows(
 ) -> tuple[ClassRow, ...]:
     space = teacher.label_space
     groups = grouping(space, target)
-    match = NameMatch(space.names, space, np.arange(len(space)), ())
-    if isinstance(teacher, NamedClasses) and isinstance(config, NamedConfig):
-        names, mapping = teacher.match.names, read_mapping(config.mapping)
-        if names != space.names:
-            match = match_names(names, space, mapping, config.ignore)
+    match = teacher.match if isinstance(teacher, NamedClasses) else NameMatch.of(space)
+    ignore = config.ignore if isinstance(config, NamedConfig) else ()
     rows = []
     for name, id_ in zip(match.names, match.table):
         if id_ == IGNORE:
-            open_ = name in match.unmapped
+            open_ = not is_ignored(name, ignore)
             near = tuple(nearest(name, space)) if open_ else ()
             rows.append(ClassRow(name, "?" if open_ else "", "", 0.0, near))
             continue

@@ -19,9 +19,8 @@ from pcseg_core.distill.consolidation import ConsolidationConfig
 from pcseg_core.distill.evidence import Evidence
 from pcseg_core.distill.observation import Observation
 from pcseg_core.distill.pixels import PointPixels
-from pcseg_core.distill.pseudo_labels import group_probabilities
 from pcseg_core.errors import InputError
-from pcseg_core.labels import IGNORE, LabelSpace, grouping
+from pcseg_core.labels import IGNORE, LabelSpace, group_probabilities, grouping
 from pcseg_core.learning.dataset import LabeledSectors, StepDataset, TrainingSweep, collate
 from pcseg_core.learning.objectives.self_training import mix_labels, running_quantiles
 from pcseg_core.learning.recipe import Recipe, SelfTrainingConfig

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from pcseg_core.bundled import find_file
 from pcseg_core.errors import InputError
 from pcseg_core.labels import LabelSpace
 from pcseg_core.vision.espnetv2 import ENCODER_CHANNELS, ESPNetv2
@@ -47,7 +46,7 @@ class ESPNetv2Classes:
     """ESPNetv2 with multi-scale and mirror averaging.
 
     Args:
-        weights: safetensors file; its shapes give width, classes and decoder planes.
+        weights: safetensors or torch file; its shapes give width, classes and decoder planes.
         label_space: names of the first outputs; other outputs (background) are dropped.
         scales: image scales to average over.
         flip: also average over the mirrored image.
@@ -152,9 +151,8 @@ def build_espnetv2(state: Mapping[str, Tensor], weights: Path) -> ESPNetv2:
 
 
 def _load(config: ESPNetv2Config, device: str) -> ESPNetv2Classes:
-    weights = find_file(config.weights, Path())
     space = LabelSpace.load(config.label_space)
-    return ESPNetv2Classes(weights, space, config.scales, config.flip, device)
+    return ESPNetv2Classes(config.weights, space, config.scales, config.flip, device)
 
 
 KIND = Kind(ESPNetv2Config, _load, "ESPNetv2, a small street segmenter (Cityscapes)")

@@ -166,8 +166,7 @@ def _read_png(path: Path) -> tuple[npt.NDArray[Any], int]:
 
 
 def _load(config: FolderConfig, device: str) -> NamedClasses:
-    folder = find_file(config.path, Path())
-    return named_classes(FolderMaps(folder, config.names), config, f"folder {folder}")
+    return named_classes(FolderMaps(config.path, config.names), config, f"folder {config.path}")
 
 
 KIND = Kind(FolderConfig, _load, "class maps that any program wrote, one per image")

@@ -12,7 +12,6 @@ import numpy.typing as npt
 import torch
 from pydantic import Field
 
-from pcseg_core.bundled import find_file
 from pcseg_core.errors import InputError, require
 from pcseg_core.vision.class_names import read_names
 from pcseg_core.vision.named_classes import NamedClasses, named_classes
@@ -53,7 +52,7 @@ class OnnxNetwork:
 
     def __init__(self, config: OnnxConfig, device: str = "cpu") -> None:
         runtime = require("onnxruntime", "teachers")
-        self.config, self.file = config, find_file(config.file, Path())
+        self.config, self.file = config, config.file
         options = runtime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         gpu = device.startswith("cuda") and "CUDAExecutionProvider" in (
@@ -96,7 +95,7 @@ class OnnxNetwork:
         if self.config.names:
             return read_names(self.config.names)
         if self.config.names_file:
-            return read_names(find_file(self.config.names_file, Path()))
+            return read_names(self.config.names_file)
         stored = self.session.get_modelmeta().custom_metadata_map.get("names", "")
         try:
             found: Any = ast.literal_eval(stored)
@@ -116,7 +115,7 @@ class OnnxNetwork:
         if found.ndim == 4 and self._channels_last and found.shape[-1] == len(self.names):
             found = found.permute(0, 3, 1, 2)
         maps = network_output(found, self.config, len(self.names), str(self.file))
-        result: npt.NDArray[np.float32] = maps.float().numpy()
+        result: npt.NDArray[np.float32] = maps.numpy()
         return result
 
 

@@ -10,7 +10,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from pydantic import Field, JsonValue
 
 from pcseg_core.errors import InputError, PcsegError
@@ -48,7 +47,7 @@ class PythonConfig(NetworkConfig):
         return {**super().identity, "code": code}
 
 
-def find_factory(name: str, role: str = "teacher") -> Callable[..., Any]:
+def find_factory(name: str) -> Callable[..., Any]:
     """The function "package.module:function".
 
     Raises:
@@ -59,11 +58,11 @@ def find_factory(name: str, role: str = "teacher") -> Callable[..., Any]:
         found = getattr(import_module(module), function)
     except Exception as error:  # code of the user
         raise InputError(
-            f"{role} factory {name}: {type(error).__name__}: {error}; expected a function of a "
+            f"teacher factory {name}: {type(error).__name__}: {error}; expected a function of a "
             "package that is installed or on PYTHONPATH"
         ) from error
     if not callable(found):
-        raise InputError(f"{role} factory {name}: a {type(found).__name__}, not a function")
+        raise InputError(f"teacher factory {name}: a {type(found).__name__}, not a function")
     result: Callable[..., Any] = found
     return result
 
@@ -97,7 +96,7 @@ def as_teacher(made: Any, config: NetworkConfig, name: str) -> PixelClasses:
         )
     space = getattr(made, "label_space", None)
     if isinstance(space, LabelSpace):
-        match = NameMatch(space.names, space, np.arange(len(space)), ())
+        match = NameMatch.of(space)
         return NamedClasses(made, match, name, config.scales, config.flip)
     names = getattr(made, "names", None)
     if not names or not all(isinstance(entry, str) for entry in names):

@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from pcseg_core.errors import InputError
-from pcseg_core.labels import IGNORE, LabelSpace, grouping
+from pcseg_core.labels import IGNORE, LabelSpace, group_probabilities, grouping
 from pcseg_core.vision.pixel_classes import PixelClasses, Teacher, TeacherConfig, load_teacher
 from pcseg_core.vision.registry import Kind
 
@@ -89,7 +89,11 @@ class Several:
 
     def probabilities(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """See `PixelClasses`; the map has the size of the largest."""
-        maps = [self._grouped(k, image) for k in range(len(self.teachers))]
+        classes = len(self.label_space)
+        maps = [
+            torch.from_numpy(group_probabilities(teacher.probabilities(image), groups, classes))
+            for teacher, groups in zip(self.teachers, self.groups)
+        ]
         size = max((found.shape[-2:] for found in maps), key=lambda s: s[0] * s[1])
         votes = torch.stack([_resized(found, size) for found in maps])
         votes = fill_unknown(votes, self.known)
@@ -102,14 +106,6 @@ class Several:
     def features(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """See `PixelClasses`."""
         return self.teachers[0].features(image)
-
-    def _grouped(self, k: int, image: npt.NDArray[np.uint8]) -> Tensor:
-        found = torch.from_numpy(np.ascontiguousarray(self.teachers[k].probabilities(image)))
-        grouped = torch.zeros(len(self.label_space), *found.shape[1:])
-        for values, target in zip(found, self.groups[k]):
-            if target != IGNORE:
-                grouped[target] += values
-        return grouped
 
 
 def fill_unknown(votes: Tensor, known: Tensor) -> Tensor:

@@ -89,7 +89,7 @@ class HubNetwork:
         if not isinstance(found, Tensor):
             raise InputError("the network gives no tensor, and none under 'out' or 'logits'")
         maps = network_output(found, self.config, len(self.names), type(self.network).__name__)
-        result: npt.NDArray[np.float32] = maps.float().cpu().numpy()
+        result: npt.NDArray[np.float32] = maps.cpu().numpy()
         return result
 
 

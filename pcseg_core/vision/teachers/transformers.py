@@ -19,12 +19,12 @@ from pcseg_core.errors import InputError, require
 from pcseg_core.labels import LabelSpace
 from pcseg_core.vision.named_classes import NamedClasses, NetworkConfig, named_classes
 from pcseg_core.vision.registry import Kind, checksum
+from pcseg_core.vision.teachers.espnetv2 import IMAGENET_MEAN, IMAGENET_STD
 from pcseg_core.vision.windows import mean_of_windows
 
 _FIXED = ("beit", "data2vec-vision", "eomt", "eomt_dinov3", "dpt")  # take images of one size
 _STEP = 32  # the sides of other inputs are multiples of this [px]
 _SHORT_SIDE = 512
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class TransformersConfig(NetworkConfig):
@@ -68,7 +68,7 @@ class SegmentationModel:
     def __init__(
         self,
         network: Any,
-        colors: tuple[Any, Any] = (_MEAN, _STD),
+        colors: tuple[Any, Any] = (IMAGENET_MEAN, IMAGENET_STD),
         short_side_px: int = _SHORT_SIDE,
         device: str = "cpu",
         inputs: Mapping[str, Tensor] | None = None,
@@ -180,13 +180,10 @@ def load_model(config: TransformersConfig) -> Any:
             are missing or left over.
     """
     library = require("transformers", "teachers")
-    given = {"revision": config.revision} if config.revision else {}
     try:
-        found = library.AutoConfig.from_pretrained(config.model, **given)
+        found = _pretrained(config, library.AutoConfig)
         kind = _class_of(library, found, config.model)
-        network, info = kind.from_pretrained(
-            config.model, use_safetensors=True, output_loading_info=True, **given
-        )
+        network, info = _pretrained(config, kind, use_safetensors=True, output_loading_info=True)
     except InputError:
         raise
     except (OSError, ValueError, RuntimeError, ImportError) as error:
@@ -203,6 +200,12 @@ def load_model(config: TransformersConfig) -> Any:
                 f"(first: {keys[0]}); its weights are not those of {kind.__name__}"
             )
     return network
+
+
+def _pretrained(config: TransformersConfig, kind: Any, **options: Any) -> Any:
+    """What a class of transformers reads from the model, at its revision."""
+    given = {"revision": config.revision} if config.revision else {}
+    return kind.from_pretrained(config.model, **given, **options)
 
 
 def _class_of(library: Any, found: Any, model: str) -> Any:
@@ -227,9 +230,8 @@ def _class_of(library: Any, found: Any, model: str) -> Any:
 def _colors_and_side(config: TransformersConfig, network: Any) -> tuple[tuple[Any, Any], int]:
     """Mean and deviation of the colors, and the shorter side of the input [px]."""
     library = require("transformers", "teachers")
-    given = {"revision": config.revision} if config.revision else {}
     try:
-        processor = library.AutoImageProcessor.from_pretrained(config.model, **given)
+        processor = _pretrained(config, library.AutoImageProcessor)
     except (OSError, ValueError):  # no preprocessor_config.json
         processor = None
     size = getattr(processor, "size", None) or {}
@@ -238,20 +240,19 @@ def _colors_and_side(config: TransformersConfig, network: Any) -> tuple[tuple[An
     fixed = own if network.config.model_type in _FIXED and isinstance(own, int) else None
     side = fixed or config.short_side_px or (min(sides) if sides else _SHORT_SIDE)
     mean, std = (getattr(processor, f"image_{part}", None) for part in ("mean", "std"))
-    return (mean or _MEAN, std or _STD), int(side)
+    return (mean or IMAGENET_MEAN, std or IMAGENET_STD), int(side)
 
 
 def _load(config: TransformersConfig, device: str) -> NamedClasses:
-    network = load_model(config)
+    network, library = load_model(config), require("transformers", "teachers")
     if network.config.model_type == "sam3":
-        library = require("transformers", "teachers")
         space = LabelSpace.load(config.label_space)
         words = {name: config.words.get(name) or (name,) for name in space.names}
-        processor = library.AutoProcessor.from_pretrained(config.model)
+        processor = _pretrained(config, library.AutoProcessor)
         return named_classes(PromptedSam(network, processor, words, device), config, config.model)
     inputs = None
     if network.config.model_type == "oneformer":
-        processor = require("transformers", "teachers").AutoProcessor.from_pretrained(config.model)
+        processor = _pretrained(config, library.AutoProcessor)
         blank = np.zeros((32, 32, 3), np.uint8)
         inputs = {"task_inputs": processor(blank, ["semantic"], return_tensors="pt")["task_inputs"]}
     colors, side = _colors_and_side(config, network)

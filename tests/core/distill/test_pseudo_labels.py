@@ -11,13 +11,12 @@ from pcseg_core.distill.pseudo_labels import (
     Evidence,
     PseudoLabelConfig,
     gather_evidence,
-    group_probabilities,
     label_points,
     pixel_evidence,
     propagate_labels,
     sample_map,
 )
-from pcseg_core.labels import IGNORE
+from pcseg_core.labels import IGNORE, group_probabilities
 
 OPTICAL = np.array([[0, -1, 0, 0], [0, 0, -1, 0], [1, 0, 0, 0], [0, 0, 0, 1]], float)
 

@@ -18,7 +18,8 @@ from pcseg_core.vision.class_names import match_names, nearest, read_names
 from pcseg_core.vision.image_list import export_images, read_list
 from pcseg_core.vision.named_classes import average_views
 from pcseg_core.vision.pixel_classes import TEACHERS, load_teacher
-from pcseg_core.vision.teacher_report import report_teacher, winners
+from pcseg_core.vision.semantic import winners
+from pcseg_core.vision.teacher_report import report_teacher
 
 STREET = LabelSpace.load("street")
 CITY = LabelSpace.load("cityscapes")

@@ -19,6 +19,7 @@ from pcseg_core.export.network import Words, add_classifier, add_network, add_wo
 from pcseg_core.export.runtime import OnnxStudent
 from pcseg_core.files import FolderKind, check_new_folder, new_folder
 from pcseg_core.labels import LabelSpace
+from pcseg_core.models.inference import only_minkunet
 from pcseg_core.models.student import input_channels
 from pcseg_core.online.prompts import PromptHead, PromptSet
 from pcseg_core.online.segmenter import Segmenter
@@ -102,6 +103,7 @@ def export_onnx(
     """
     check_export(out, precision, sweeps=len(sweeps), force=force)
     segmenter = Segmenter.load(run, device="cpu", backend="torch")
+    only_minkunet(segmenter.student.network, "pcseg export")
     if prompts:
         segmenter.set_prompts(prompts)
     peaks = record(segmenter, sweeps[::2]).peaks if precision == "int8" else None
@@ -129,7 +131,7 @@ def build(
     """
     student = segmenter.student
     graph = Graph(precision, peaks)
-    features = add_network(graph, student.network)
+    features = add_network(graph, only_minkunet(student.network, "pcseg export"))
     if segmenter.prompts:
         add_words(graph, features, _words(segmenter))
     else:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from pcseg_core.errors import InputError
 from pcseg_core.models.layers import Layer, MakeLayer, NativeLayer, TritonLayer
 from pcseg_core.models.minkunet import BasicBlock, ConvBlock, MinkUNet, Up
+from pcseg_core.models.network import Network
 from pcseg_core.sparse import BatchNorm, SparseConv3d, SparseTensor
 from pcseg_core.sparse.backends import resolve
 from pcseg_core.sparse.maps import KernelMap, KernelMapCache
@@ -278,6 +279,20 @@ def compile_inference(
 
     with torch.no_grad():
         return CompiledMinkUNet(model, precision, make)
+
+
+def only_minkunet(network: Network, command: str) -> MinkUNet:
+    """The network as a MinkUNet, for a command that knows no other family.
+
+    Raises:
+        InputError: it is of another family.
+    """
+    if not isinstance(network, MinkUNet):
+        raise InputError(
+            f"{command}: expected a checkpoint with the network 'minkunet', this one has "
+            f"{type(network).__name__}; train a student with 'student: {{network: minkunet}}'"
+        )
+    return network
 
 
 def choose_device(device: str) -> torch.device:

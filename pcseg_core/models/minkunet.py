@@ -12,6 +12,7 @@ import itertools
 from torch import Tensor, nn
 
 from pcseg_core.errors import InputError
+from pcseg_core.models.network import Network
 from pcseg_core.sparse import BatchNorm, ReLU, SparseConv3d, SparseTensor, concatenate
 
 STEM_PLANES = 32
@@ -84,12 +85,8 @@ def _stage(in_channels: int, out_channels: int, blocks: int) -> nn.Sequential:
     return nn.Sequential(*(BasicBlock(a, b) for a, b in itertools.pairwise(widths)))
 
 
-class MinkUNet(nn.Module):
-    """Residual sparse U-Net with an output per voxel.
-
-    Attributes:
-        feature_channels: channels C of `features`.
-    """
+class MinkUNet(Network):
+    """Residual sparse U-Net with an output per voxel."""
 
     def __init__(
         self, in_channels: int, out_channels: int, depth: int = 18, width: float = 1.0
@@ -149,4 +146,4 @@ class MinkUNet(nn.Module):
         """Map voxels (M, in_channels) to (M, out_channels) on the same voxels."""
         if x.stride != 1:
             raise InputError(f"MinkUNet: expected an input of stride 1, got {x.stride}")
-        return x.replace(self.classifier(self.features(x)))
+        return super().forward(x)

@@ -11,26 +11,32 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from typing_extensions import Self
 
 from pcseg_core.checkpoint import check_fits
 from pcseg_core.config import Section
 from pcseg_core.models.minkunet import MinkUNet
+from pcseg_core.models.network import Network
 from pcseg_core.sparse.tensor import SparseTensor
 from pcseg_core.sparse.voxels import Voxels, mean_features, voxelize
 
+Family = Literal["minkunet"]
 InputName = Literal["x", "y", "z", "range", "intensity", "one", "offset"]
 
 # Divisors that scale each input to a spread near one; part of the checkpoint format.
 _INPUT_SCALE = {"x": 30.0, "y": 30.0, "z": 2.0, "range": 30.0, "intensity": 0.3, "one": 1.0}
 _OFFSET_SCALE = 0.3  # of the offset inside a voxel, in voxels
+# Fields that only one family of networks reads.
+_FAMILY_FIELDS: dict[Family, tuple[str, ...]] = {"minkunet": ("depth", "width")}
 
 
 class StudentConfig(Section):
     """Architecture and inputs of the student network."""
 
+    network: Family = Field("minkunet", description="Family of networks")
     depth: Literal[14, 18, 34] = Field(18, description="MinkUNet depth")
     width: float = Field(0.5, gt=0, le=4, description="Factor on the channels of every level")
     voxels: Literal["cartesian", "cylindrical"] = Field("cartesian", description="Voxel grid")
@@ -60,6 +66,22 @@ class StudentConfig(Section):
     text_channels: int = Field(
         0, ge=0, le=4096, description="Channels of the text space for the text head; 0 for none"
     )
+
+    @model_validator(mode="after")
+    def _check_family(self) -> Self:
+        """Fields of another family of networks have no effect: they keep their defaults."""
+        for family, names in _FAMILY_FIELDS.items():
+            changed = [name for name in names if getattr(self, name) != _default(name)]
+            if changed and family != self.network:
+                raise ValueError(
+                    f"{', '.join(changed)}: of the network '{family}', but 'network' is "
+                    f"'{self.network}'; leave out what that one does not have"
+                )
+        return self
+
+
+def _default(name: str) -> object:
+    return StudentConfig.model_fields[name].get_default(call_default_factory=True)
 
 
 def input_features(config: StudentConfig) -> list[tuple[str, float]]:
@@ -122,8 +144,13 @@ class StudentOutput:
             return F.normalize(self.text_head(self.features), dim=1)
 
 
+def make_network(config: StudentConfig, classes: int) -> Network:
+    """The network of the configured family, with random weights."""
+    return MinkUNet(input_channels(config), classes, config.depth, config.width)
+
+
 class Student(nn.Module):
-    """A sparse U-Net over the voxels of a sweep, with a linear head per class.
+    """A network over the voxels of a sweep, with a linear head per class.
 
     Args:
         config: architecture and inputs.
@@ -133,7 +160,7 @@ class Student(nn.Module):
     def __init__(self, config: StudentConfig, classes: int) -> None:
         super().__init__()
         self.config = config
-        self.network = MinkUNet(input_channels(config), classes, config.depth, config.width)
+        self.network = make_network(config, classes)
         self.regression: nn.Module | None = None
         if config.feature_channels:
             width = self.network.feature_channels

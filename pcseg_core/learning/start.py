@@ -15,7 +15,8 @@ from pcseg_core.models.student import Student, StudentConfig
 from pcseg_core.progress import note
 
 _NETWORK, _CLASSIFIER = "network.", "network.classifier."
-_ARCHITECTURE = ("network", "depth", "width", "waffleiron", "inputs", "voxels")
+_ARCHITECTURE = ("network", "depth", "width", "inputs", "voxels")
+_SECTIONS = ("waffleiron",)  # of one family of networks
 
 
 def check_start(run: Path, recipe: Recipe, space: LabelSpace) -> None:
@@ -41,17 +42,26 @@ def check_start(run: Path, recipe: Recipe, space: LabelSpace) -> None:
             f"optimizer.heads_only keeps the classes of --start {run}, which is pretrained and "
             "knows none; leave it out"
         )
-    there, here = StudentConfig.model_validate(meta.student), recipe.student
+    there = _architecture(StudentConfig.model_validate(meta.student))
+    here = _architecture(recipe.student)
     different = [
-        f"{name}: {getattr(there, name)} there, {getattr(here, name)} here"
-        for name in _ARCHITECTURE
-        if getattr(there, name) != getattr(here, name)
+        f"{name}: {there[name]} there, {here[name]} here"
+        for name in there
+        if there[name] != here[name]
     ]
     if different:
         raise InputError(
             f"--start {run} is another network (student.{'; student.'.join(different)}); use its "
             "student section in the recipe"
         )
+
+
+def _architecture(config: StudentConfig) -> dict[str, object]:
+    """What two networks must share, by dotted names."""
+    values = {name: getattr(config, name) for name in _ARCHITECTURE}
+    for section in _SECTIONS:
+        values |= {f"{section}.{name}": value for name, value in getattr(config, section)}
+    return values
 
 
 def take_over(student: Student, run: Path) -> None:

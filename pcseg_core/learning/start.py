@@ -15,7 +15,18 @@ from pcseg_core.models.student import Student, StudentConfig
 from pcseg_core.progress import note
 
 _NETWORK, _CLASSIFIER = "network.", "network.classifier."
-_ARCHITECTURE = ("depth", "width", "inputs", "voxels")
+_ARCHITECTURE = (
+    "depth",
+    "width",
+    "planes",
+    "stem_kernel",
+    "stem_convs",
+    "inputs",
+    "voxels",
+    "rounding",
+    "origin",
+    "reduce",
+)
 
 
 def check_start(run: Path, recipe: Recipe, space: LabelSpace) -> str | None:

@@ -190,7 +190,8 @@ def load_text(path: Path) -> CheckpointText | None:
     center = state[_CENTER].float().numpy() if _CENTER in state else None
     table = TextTable.from_parts(meta.text, vectors, center)
     try:
-        classes = {str(k): tuple(v) for k, v in dict(meta.text.get("classes", {})).items()}
+        given = dict(meta.text.get("classes", {}))
+        classes = {str(name): tuple(map(str, words)) for name, words in given.items()}
         temperature = float(meta.text.get("temperature", 0.07))
     except (TypeError, ValueError) as error:
         raise InputError(f"{file}: words not understood ({error})") from None

@@ -96,6 +96,9 @@ class CheckpointMeta(Section):
     measured: Measurement | None = Field(
         None, description="Figures on real sweeps, of a checkpoint trained on simulated ones"
     )
+    license: str | None = Field(
+        None, description="License of imported weights that the network is or started from"
+    )
     pcseg_version: str = Field(__version__, description="Version that wrote the file")
 
     @property

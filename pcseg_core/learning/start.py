@@ -18,13 +18,16 @@ _NETWORK, _CLASSIFIER = "network.", "network.classifier."
 _ARCHITECTURE = ("network", "depth", "width", "inputs", "voxels")
 
 
-def check_start(run: Path, recipe: Recipe, space: LabelSpace) -> None:
+def check_start(run: Path, recipe: Recipe, space: LabelSpace) -> str | None:
     """Check that a run can start from another one.
 
     Args:
         run: the run directory or checkpoint to start from.
         recipe: of the new run.
         space: its label space.
+
+    Returns:
+        The license of the run's weights, where they were imported.
 
     Raises:
         InputError: no checkpoint there, another architecture, or other classes.
@@ -52,6 +55,7 @@ def check_start(run: Path, recipe: Recipe, space: LabelSpace) -> None:
             f"--start {run} is another network (student.{'; student.'.join(different)}); use its "
             "student section in the recipe"
         )
+    return meta.license
 
 
 def take_over(student: Student, run: Path) -> None:

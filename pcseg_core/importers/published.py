@@ -76,7 +76,7 @@ class Published:
         start = found[0]
         inside = {k[len(start) :]: v for k, v in self.tensors.items() if k.startswith(start)}
         outside = {k: v for k, v in self.tensors.items() if not k.startswith(start)}
-        return Keys(self.path, family, start, inside, outside)
+        return Keys(self.path, family, start, inside, outside, self.values)
 
 
 class Keys:
@@ -88,6 +88,7 @@ class Keys:
         prefix: of all keys of the network in the file, "" or with a dot at its end.
         inside: tensors of the network, keys without the prefix.
         outside: all other tensors of the file, with their whole keys.
+        values: plain values of the file, see `Published`.
     """
 
     def __init__(
@@ -97,9 +98,10 @@ class Keys:
         prefix: str,
         inside: dict[str, Tensor],
         outside: dict[str, Tensor],
+        values: Mapping[str, Any],
     ) -> None:
         self.path, self.family, self.prefix = path, family, prefix
-        self.inside, self.outside = inside, outside
+        self.inside, self.outside, self.values = inside, outside, values
         self._taken: set[str] = set()
         self._dropped: dict[str, str] = {}
         self._missing: list[str] = []

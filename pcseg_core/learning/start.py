@@ -15,7 +15,7 @@ from pcseg_core.models.student import Student, StudentConfig
 from pcseg_core.progress import note
 
 _NETWORK, _CLASSIFIER = "network.", "network.classifier."
-_ARCHITECTURE = ("network", "depth", "width", "inputs", "voxels")
+_ARCHITECTURE = ("network", "depth", "width", "ptv3", "inputs", "voxels")
 
 
 def check_start(run: Path, recipe: Recipe, space: LabelSpace) -> str | None:

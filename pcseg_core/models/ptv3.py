@@ -8,6 +8,7 @@ finest to the coarsest, at the cells that contain it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from pcseg_core.config import Section
 from pcseg_core.errors import InputError
 from pcseg_core.models.curves import Curve
+from pcseg_core.models.network import Network
 from pcseg_core.models.patches import Patches, patches_of
 from pcseg_core.sparse import SparseConv3d, SparseTensor
 from pcseg_core.sparse import keys as packing
@@ -29,9 +31,7 @@ class Ptv3Config(Section):
     depths: tuple[int, ...] = Field(
         (3, 3, 3, 12, 3), min_length=1, max_length=8, description="Blocks of each stage"
     )
-    channels: tuple[int, ...] = Field(
-        (48, 96, 192, 384, 512), description="Channels of each stage"
-    )
+    channels: tuple[int, ...] = Field((48, 96, 192, 384, 512), description="Channels of each stage")
     heads: tuple[int, ...] = Field((3, 6, 12, 24, 32), description="Attention heads of each stage")
     patch: int = Field(1024, ge=1, le=1 << 16, description="Voxels that attend to each other")
     curves: tuple[Curve, ...] = Field(
@@ -43,8 +43,8 @@ class Ptv3Config(Section):
     mlp_ratio: float = Field(4.0, gt=0, le=16, description="Hidden channels by channels")
     centered: bool = Field(
         False,
-        description="The first three inputs x, y and z become relative to the middle of the sweep "
-        "and to its lowest point; otherwise they are relative to the sensor",
+        description="Inputs x and y are relative to the middle of the sweep and z to its lowest "
+        "point; otherwise all are relative to the sensor",
     )
 
     @model_validator(mode="after")
@@ -162,18 +162,28 @@ class Stage(nn.Module):
         return x
 
 
-class Ptv3(nn.Module):
+class Ptv3(Network):
     """Point Transformer V3 encoder with an output per voxel.
 
-    Attributes:
-        feature_channels: channels C of `features`: the sum over the stages.
+    The features of a voxel are those of all stages: their channels add up.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, config: Ptv3Config) -> None:
+    def __init__(
+        self, inputs: Sequence[tuple[str, float]], out_channels: int, config: Ptv3Config
+    ) -> None:
+        """Build the network.
+
+        Args:
+            inputs: name and divisor of each input feature, x, y and z among them.
+            out_channels: channels of the output, for example classes.
+            config: the architecture.
+        """
         super().__init__()
-        self.in_channels, self.out_channels, self.config = in_channels, out_channels, config
-        inputs = [in_channels, *config.channels[:-1]]
-        self.stages = nn.ModuleList(Stage(a, s, config) for s, a in enumerate(inputs))
+        names = [name for name, _ in inputs]
+        self.axes = [names.index(axis) for axis in "xyz"]
+        self.in_channels, self.out_channels, self.config = len(inputs), out_channels, config
+        widths = [self.in_channels, *config.channels[:-1]]
+        self.stages = nn.ModuleList(Stage(a, s, config) for s, a in enumerate(widths))
         self.feature_channels = sum(config.channels)
         self.classifier = nn.Linear(self.feature_channels, out_channels)
         for module in self.modules():
@@ -190,9 +200,9 @@ class Ptv3(nn.Module):
         """
         if x.stride != 1:
             raise InputError(f"Ptv3: expected an input of stride 1, got {x.stride}")
-        x = from_corner(x)
+        x = _from_corner(x)
         if self.config.centered:
-            x = x.replace(_centered(x.feats, x.coords[:, 0].long()))
+            x = x.replace(self._centered(x.feats, x.coords[:, 0].long()))
         feats: list[Tensor] = []
         parents: list[Tensor] = []
         for stage in cast(list[Stage], self.stages):
@@ -213,12 +223,17 @@ class Ptv3(nn.Module):
             joined = torch.cat([feats.pop(), joined.index_select(0, parents.pop())], 1)
         return joined
 
-    def forward(self, x: SparseTensor) -> SparseTensor:
-        """Map voxels (M, in_channels) to (M, out_channels) on the same voxels."""
-        return x.replace(self.classifier(self.features(x)))
+    def _centered(self, feats: Tensor, batch: Tensor) -> Tensor:
+        """Inputs whose x and y are relative to the middle of the sweep, z to its lowest point."""
+        xyz = feats[:, self.axes]
+        low, high = _reduce(xyz, batch, "amin"), _reduce(xyz, batch, "amax")
+        origin = torch.cat([(low + high)[:, :2] / 2, low[:, 2:]], 1)
+        result = feats.clone()
+        result[:, self.axes] = xyz - origin[batch]
+        return result
 
 
-def from_corner(x: SparseTensor) -> SparseTensor:
+def _from_corner(x: SparseTensor) -> SparseTensor:
     """The same voxels with coordinates that start at 0 in each sweep, where its cells start."""
     coords = x.coords.long()
     batch, cells = coords[:, 0], coords[:, 1:]
@@ -226,18 +241,12 @@ def from_corner(x: SparseTensor) -> SparseTensor:
     return SparseTensor(torch.cat([batch[:, None], moved], 1), x.feats, backend=x.cache.backend)
 
 
-def _centered(feats: Tensor, batch: Tensor) -> Tensor:
-    """Inputs whose x and y are relative to the middle of each sweep, and z to the lowest point."""
-    xyz = feats[:, :3]
-    low, high = _reduce(xyz, batch, "amin"), _reduce(xyz, batch, "amax")
-    origin = torch.cat([(low + high)[:, :2] / 2, low[:, 2:]], 1)
-    return torch.cat([xyz - origin[batch], feats[:, 3:]], 1)
-
-
 def _reduce(values: Tensor, batch: Tensor, how: str) -> Tensor:
     """Extremes (B, C) of the values (M, C) of each sweep."""
     empty = values.new_zeros(int(batch.max()) + 1, values.shape[1])
-    return empty.scatter_reduce(0, batch[:, None].expand_as(values), values, how, include_self=False)
+    return empty.scatter_reduce(
+        0, batch[:, None].expand_as(values), values, how, include_self=False
+    )
 
 
 def _parents(x: SparseTensor) -> Tensor:

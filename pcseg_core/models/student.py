@@ -20,17 +20,18 @@ from pcseg_core.checkpoint import check_fits
 from pcseg_core.config import Section
 from pcseg_core.models.minkunet import MinkUNet
 from pcseg_core.models.network import Network
+from pcseg_core.models.ptv3 import Ptv3, Ptv3Config
 from pcseg_core.sparse.tensor import SparseTensor
 from pcseg_core.sparse.voxels import Voxels, mean_features, voxelize
 
-Family = Literal["minkunet"]
+Family = Literal["minkunet", "ptv3"]
 InputName = Literal["x", "y", "z", "range", "intensity", "one", "offset"]
 
 # Divisors that scale each input to a spread near one; part of the checkpoint format.
 _INPUT_SCALE = {"x": 30.0, "y": 30.0, "z": 2.0, "range": 30.0, "intensity": 0.3, "one": 1.0}
 _OFFSET_SCALE = 0.3  # of the offset inside a voxel, in voxels
 # Fields that only one family of networks reads.
-_FAMILY_FIELDS: dict[Family, tuple[str, ...]] = {"minkunet": ("depth", "width")}
+_FAMILY_FIELDS: dict[Family, tuple[str, ...]] = {"minkunet": ("depth", "width"), "ptv3": ("ptv3",)}
 
 
 class StudentConfig(Section):
@@ -39,6 +40,7 @@ class StudentConfig(Section):
     network: Family = Field("minkunet", description="Family of networks")
     depth: Literal[14, 18, 34] = Field(18, description="MinkUNet depth")
     width: float = Field(0.5, gt=0, le=4, description="Factor on the channels of every level")
+    ptv3: Ptv3Config = Field(default_factory=Ptv3Config)
     voxels: Literal["cartesian", "cylindrical"] = Field("cartesian", description="Voxel grid")
     voxel_size_m: float = Field(
         0.1,
@@ -77,6 +79,11 @@ class StudentConfig(Section):
                     f"{', '.join(changed)}: of the network '{family}', but 'network' is "
                     f"'{self.network}'; leave out what that one does not have"
                 )
+        if self.network != "minkunet" and not {"x", "y", "z"} <= set(self.inputs):
+            raise ValueError(
+                f"inputs {list(self.inputs)}: the network '{self.network}' takes positions from "
+                "its inputs; expected x, y and z among them, as in [intensity, x, y, z, range]"
+            )
         return self
 
 
@@ -146,6 +153,8 @@ class StudentOutput:
 
 def make_network(config: StudentConfig, classes: int) -> Network:
     """The network of the configured family, with random weights."""
+    if config.network == "ptv3":
+        return Ptv3(input_features(config), classes, config.ptv3)
     return MinkUNet(input_channels(config), classes, config.depth, config.width)
 
 

@@ -4,14 +4,13 @@
 from __future__ import annotations
 
 import json
-import math
 from typing import Any
 
 from pcseg_core import __version__
 from pcseg_core.data.label_files import raw_ids_of
 from pcseg_core.export.graph import OPSET, Precision
 from pcseg_core.export.tables import FEATURES, LOGITS, TABLES, rows_name
-from pcseg_core.models.student import input_features
+from pcseg_core.models.student import input_features, voxel_edges
 from pcseg_core.online.segmenter import Segmenter
 
 FORMAT = "pcseg student"
@@ -51,9 +50,6 @@ def describe(
     config, space = segmenter.student.config, segmenter.label_space
     trained_on = segmenter.trained_on
     features = input_features(config)
-    edge = config.voxel_size_m
-    is_cartesian = config.voxels == "cartesian"
-    size = [edge] * 3 if is_cartesian else [edge, math.radians(config.azimuth_deg), edge]
     return {
         "format": FORMAT,
         "format_version": VERSION,
@@ -61,7 +57,7 @@ def describe(
         "opset": OPSET,
         "precision": precision,
         "voxels": config.voxels,
-        "voxel_size": size,
+        "voxel_size": list(voxel_edges(config)),
         "max_range_m": config.max_range_m,
         "features": [name for name, _ in features],
         "feature_divisors": [divisor for _, divisor in features],
@@ -72,6 +68,7 @@ def describe(
         "prompts": list(segmenter.prompts),
         "agreement": agreement,
         "caution": segmenter.meta.caution or None,
+        "license": segmenter.meta.license,
         "rules": {"points": _POINTS, "intensity": _INTENSITY, "voxels": _VOXELS},
         "inputs": _inputs(len(features)),
         "outputs": [_tensor(LOGITS, "float32", [rows_name(0), len(space)], _LOGITS)],

@@ -25,6 +25,8 @@ _LEAST_LIKELY = 1e-37
 def add_network(graph: Graph, network: MinkUNet) -> str:
     """Add all layers up to the classifier; returns the name of the features (voxels, F)."""
     x = _pair(graph, "stem", graph.features(), neighbors(0), network.stem)
+    for i, further in enumerate(network.stem_pairs[1:]):
+        x = _pair(graph, f"stem_next.{i}", x, neighbors(0), further)
     skips = []
     for i, stage in enumerate(network.down):
         skips.append(x)

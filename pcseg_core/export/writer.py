@@ -20,7 +20,8 @@ from pcseg_core.export.runtime import OnnxStudent
 from pcseg_core.files import FolderKind, check_new_folder, new_folder
 from pcseg_core.labels import LabelSpace
 from pcseg_core.models.inference import only_minkunet
-from pcseg_core.models.student import input_channels
+from pcseg_core.models.student import StudentConfig, input_channels
+from pcseg_core.models.sweep_input import other_grid
 from pcseg_core.online.prompts import PromptHead, PromptSet
 from pcseg_core.online.segmenter import Segmenter
 
@@ -98,12 +99,14 @@ def export_onnx(
         force: replace an earlier export.
 
     Raises:
-        InputError: see `check_export`; or a run without classes, or words without a text head.
+        InputError: see `check_export`; or a run without classes, words without a text head, or a
+            network whose inputs the native library cannot make.
         MissingDependency: onnx or onnxruntime is not installed.
     """
     check_export(out, precision, sweeps=len(sweeps), force=force)
     segmenter = Segmenter.load(run, device="cpu", backend="torch")
     only_minkunet(segmenter.student.network, "pcseg export")
+    _check_known(segmenter.student.config, run)
     if prompts:
         segmenter.set_prompts(prompts)
     peaks = record(segmenter, sweeps[::2]).peaks if precision == "int8" else None
@@ -137,6 +140,23 @@ def build(
     else:
         add_classifier(graph, features, student.network.classifier)
     return graph.model(input_channels(student.config), len(segmenter.label_space))
+
+
+def _check_known(config: StudentConfig, run: str | Path) -> None:
+    """Check that the native library can make the inputs of a student.
+
+    Raises:
+        InputError: it cannot.
+    """
+    unknown = other_grid(config)
+    if config.stem_kernel != 3:
+        unknown.append(f"stem_kernel: {config.stem_kernel}")
+    if unknown:
+        raise InputError(
+            f"{run} cannot be exported: the tables of an export do not know student."
+            f"{', student.'.join(unknown)}; run it with pcseg, or distill a student with the "
+            "defaults from it"
+        )
 
 
 def _words(segmenter: Segmenter) -> Words:

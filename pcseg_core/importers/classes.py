@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pcseg_core.checkpoint import CheckpointText
 from pcseg_core.errors import InputError
-from pcseg_core.importers.registry import Family, Imported
+from pcseg_core.importers.family import Family, Imported
 from pcseg_core.labels import LabelSpace
 from pcseg_core.text_table import TextTable, unit_rows
 from pcseg_core.vision.text_space import OpenClipText, TextSpace, table_of

@@ -12,7 +12,7 @@ import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -88,7 +88,7 @@ class Keys:
         prefix: of all keys of the network in the file, "" or with a dot at its end.
         inside: tensors of the network, keys without the prefix.
         outside: all other tensors of the file, with their whole keys.
-        values: plain values of the file, see `Published`.
+        values: plain values of the file, such as its configuration.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class Keys:
         prefix: str,
         inside: dict[str, Tensor],
         outside: dict[str, Tensor],
-        values: Mapping[str, Any],
+        values: dict[str, Any],
     ) -> None:
         self.path, self.family, self.prefix = path, family, prefix
         self.inside, self.outside, self.values = inside, outside, values
@@ -155,6 +155,21 @@ class Keys:
         if dropped:
             self._dropped[f"{self.prefix}{start}"] = reason
 
+    def beside(self, name: str) -> Keys | None:
+        """The tensors of a module beside the network, such as a head; None without it."""
+        parent = self.prefix.removesuffix(".").rpartition(".")[0]
+        start = f"{parent}.{name}." if parent else f"{name}."
+        found = {k[len(start) :]: v for k, v in self.outside.items() if k.startswith(start)}
+        self.outside = {k: v for k, v in self.outside.items() if not k.startswith(start)}
+        return Keys(self.path, self.family, start, found, {}, {}) if found else None
+
+    def refuse(self, reason: str) -> NoReturn:
+        """Raise an error that names the file and the family."""
+        raise InputError(
+            f"{self.path} does not fit the family '{self.family}': {reason}; choose another family "
+            "with --as, or get the file as published"
+        )
+
     def check(self) -> None:
         """Check that every tensor of the network was taken or dropped.
 
@@ -172,10 +187,7 @@ class Keys:
             if found
         ]
         if problems:
-            raise InputError(
-                f"{self.path} does not fit the family '{self.family}': keys {'; '.join(problems)}; "
-                "choose another family with --as, or get the file as published"
-            )
+            self.refuse(f"keys {'; '.join(problems)}")
 
     @property
     def left_out(self) -> list[str]:

@@ -14,8 +14,9 @@ from pcseg_core.checkpoint import check_weights
 from pcseg_core.config import Section
 from pcseg_core.errors import InputError
 from pcseg_core.importers.classes import Classes, head_classes, text_classes
+from pcseg_core.importers.family import Family, Imported
 from pcseg_core.importers.published import read_published
-from pcseg_core.importers.registry import Family, Imported, family_named
+from pcseg_core.importers.registry import family_named
 from pcseg_core.labels import NO_CLASSES
 from pcseg_core.learning.run_folder import claim, named, resumed
 from pcseg_core.learning.runs import finish

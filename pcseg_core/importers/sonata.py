@@ -16,8 +16,8 @@ from torch import Tensor
 
 from pcseg_core.config import Section, parse_section
 from pcseg_core.errors import InputError
+from pcseg_core.importers.family import Family, Imported
 from pcseg_core.importers.published import Keys
-from pcseg_core.importers.registry import Family, Imported
 from pcseg_core.models.curves import Curve
 from pcseg_core.models.ptv3 import Ptv3Config
 from pcseg_core.models.student import StudentConfig, input_features
@@ -26,7 +26,7 @@ _CHANNELS = 9  # x, y, z, red, green, blue, normal
 _AXES: tuple[Literal["x", "y", "z"], ...] = ("x", "y", "z")
 _BLOCK = "enc.enc0.block0"
 # Arguments that change nothing in a trained encoder.
-_WITHOUT_EFFECT = [
+_WITHOUT_EFFECT = (
     "attn_drop",
     "proj_drop",
     "drop_path",
@@ -41,7 +41,7 @@ _WITHOUT_EFFECT = [
     "dec_channels",
     "dec_num_head",
     "dec_patch_size",
-]
+)
 
 Sizes = tuple[int, ...]
 

@@ -15,7 +15,20 @@ from pcseg_core.models.student import Student, StudentConfig
 from pcseg_core.progress import note
 
 _NETWORK, _CLASSIFIER = "network.", "network.classifier."
-_ARCHITECTURE = ("network", "depth", "width", "ptv3", "inputs", "voxels")
+_ARCHITECTURE = (
+    "network",
+    "depth",
+    "width",
+    "planes",
+    "stem_kernel",
+    "stem_convs",
+    "ptv3",
+    "inputs",
+    "voxels",
+    "rounding",
+    "origin",
+    "reduce",
+)
 
 
 def check_start(run: Path, recipe: Recipe, space: LabelSpace) -> str | None:

@@ -7,31 +7,35 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from typing_extensions import Self
 
 from pcseg_core.checkpoint import check_fits
 from pcseg_core.config import Section
-from pcseg_core.models.minkunet import MinkUNet
+from pcseg_core.models.minkunet import PLANES, MinkUNet
 from pcseg_core.models.network import Network
 from pcseg_core.models.ptv3 import Ptv3, Ptv3Config
 from pcseg_core.sparse.tensor import SparseTensor
-from pcseg_core.sparse.voxels import Voxels, mean_features, voxelize
+from pcseg_core.sparse.voxels import Voxels, first_features, mean_features, voxelize
 
 Family = Literal["minkunet", "ptv3"]
+Channels = Annotated[int, Field(ge=4, le=4096, multiple_of=4)]
 InputName = Literal["x", "y", "z", "range", "intensity", "one", "offset"]
 
 # Divisors that scale each input to a spread near one; part of the checkpoint format.
 _INPUT_SCALE = {"x": 30.0, "y": 30.0, "z": 2.0, "range": 30.0, "intensity": 0.3, "one": 1.0}
 _OFFSET_SCALE = 0.3  # of the offset inside a voxel, in voxels
 # Fields that only one family of networks reads.
-_FAMILY_FIELDS: dict[Family, tuple[str, ...]] = {"minkunet": ("depth", "width"), "ptv3": ("ptv3",)}
+_FAMILY_FIELDS: dict[Family, tuple[str, ...]] = {
+    "minkunet": ("depth", "width", "planes", "stem_kernel", "stem_convs"),
+    "ptv3": ("ptv3",),
+}
 
 
 class StudentConfig(Section):
@@ -40,6 +44,11 @@ class StudentConfig(Section):
     network: Family = Field("minkunet", description="Family of networks")
     depth: Literal[14, 18, 34] = Field(18, description="MinkUNet depth")
     width: float = Field(0.5, gt=0, le=4, description="Factor on the channels of every level")
+    planes: tuple[Channels, ...] = Field(
+        (), description="Channels of the eight stages, multiples of 4, in place of width"
+    )
+    stem_kernel: Literal[3, 5] = Field(3, description="Kernel size of the first convolution")
+    stem_convs: Literal[1, 2] = Field(1, description="Number of convolutions before the stages")
     ptv3: Ptv3Config = Field(default_factory=Ptv3Config)
     voxels: Literal["cartesian", "cylindrical"] = Field("cartesian", description="Voxel grid")
     voxel_size_m: float = Field(
@@ -50,6 +59,17 @@ class StudentConfig(Section):
     )
     azimuth_deg: float = Field(
         1.0, gt=0, le=10, description="Azimuth of a cylindrical voxel [deg]; unused by cartesian"
+    )
+    rounding: Literal["floor", "round"] = Field(
+        "floor", description="How a position in voxels becomes the index of its voxel"
+    )
+    origin: Literal["absolute", "minimum"] = Field(
+        "absolute",
+        description="Where the grid begins, which decides what voxels the coarser levels join: the "
+        "sensor, or the smallest index of the sweep along each axis",
+    )
+    reduce: Literal["mean", "first"] = Field(
+        "mean", description="Input features of a voxel: their mean, or those of its first point"
     )
     inputs: tuple[InputName, ...] = Field(
         ("z", "intensity"),
@@ -68,6 +88,13 @@ class StudentConfig(Section):
     text_channels: int = Field(
         0, ge=0, le=4096, description="Channels of the text space for the text head; 0 for none"
     )
+
+    @field_validator("planes")
+    @classmethod
+    def _eight(cls, planes: tuple[int, ...]) -> tuple[int, ...]:
+        if len(planes) not in (0, len(PLANES)):
+            raise ValueError(f"expected {len(PLANES)} numbers or none")
+        return planes
 
     @model_validator(mode="after")
     def _check_family(self) -> Self:
@@ -99,6 +126,13 @@ def input_features(config: StudentConfig) -> list[tuple[str, float]]:
     if "offset" in config.inputs:
         features += [(f"offset_{axis}", _OFFSET_SCALE) for axis in "xyz"]
     return features
+
+
+def voxel_edges(config: StudentConfig) -> tuple[float, float, float]:
+    """Edges of a voxel: three of a cube [m], or radius [m], azimuth [rad] and height [m]."""
+    edge = config.voxel_size_m
+    middle = edge if config.voxels == "cartesian" else math.radians(config.azimuth_deg)
+    return edge, middle, edge
 
 
 def input_channels(config: StudentConfig) -> int:
@@ -155,7 +189,15 @@ def make_network(config: StudentConfig, classes: int) -> Network:
     """The network of the configured family, with random weights."""
     if config.network == "ptv3":
         return Ptv3(input_features(config), classes, config.ptv3)
-    return MinkUNet(input_channels(config), classes, config.depth, config.width)
+    return MinkUNet(
+        input_channels(config),
+        classes,
+        config.depth,
+        config.width,
+        config.planes,
+        config.stem_kernel,
+        config.stem_convs,
+    )
 
 
 class Student(nn.Module):
@@ -185,11 +227,16 @@ class Student(nn.Module):
 
     def voxelize(self, points: Points, backend: str = "auto") -> Voxels:
         """Voxels of the points on the configured grid; `backend` as in `sparse.voxelize`."""
-        edge = self.config.voxel_size_m
-        if self.config.voxels == "cartesian":
-            return voxelize(points.xyz, edge, points.batch, backend=backend)
-        size = (edge, math.radians(self.config.azimuth_deg), edge)
-        return voxelize(points.xyz, size, points.batch, "cylindrical", backend)
+        config = self.config
+        return voxelize(
+            points.xyz,
+            voxel_edges(config),
+            points.batch,
+            config.voxels,
+            backend,
+            config.rounding,
+            config.origin,
+        )
 
     def inputs(self, points: Points, voxels: Voxels) -> Tensor:
         """(N, F) input features, scaled to a spread near one; see `input_features`.
@@ -213,14 +260,15 @@ class Student(nn.Module):
         return torch.stack([columns[name]() / scale for name, scale in features], 1)
 
     def sparse_input(self, points: Points, voxels: Voxels, backend: str = "auto") -> SparseTensor:
-        """The network's input: mean input features of each voxel.
+        """The network's input: input features of each voxel, reduced as configured.
 
         Args:
             points: points of the sweeps.
             voxels: their voxels.
             backend: runs the convolutions; see `pcseg_core.sparse.backends`.
         """
-        features = mean_features(self.inputs(points, voxels), voxels)
+        reduce = mean_features if self.config.reduce == "mean" else first_features
+        features = reduce(self.inputs(points, voxels), voxels)
         return SparseTensor.of_keys(voxels.keys, features, backend)
 
     def forward(self, points: Points) -> StudentOutput:

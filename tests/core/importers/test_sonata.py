@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sonata's layout as a run: all keys of its weights, its equations, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_runs import STREET
+from torch import Tensor
+from typer.testing import CliRunner
+
+from pcseg_core.checkpoint import check_fits, load_checkpoint
+from pcseg_core.cli import app
+from pcseg_core.errors import InputError
+from pcseg_core.importers.published import Keys
+from pcseg_core.importers.run import import_weights
+from pcseg_core.importers.sonata import FAMILY, INDOOR
+from pcseg_core.learning.probe import FrozenNetwork
+from pcseg_core.models.ptv3 import Ptv3
+from pcseg_core.models.student import Points, _Uninitialized, load_student, make_network
+from pcseg_core.online.segmenter import Segmenter
+from pcseg_core.sparse import SparseTensor
+from pcseg_core.sparse.maps import kernel_offsets
+
+SONATA: dict[str, Any] = {
+    "in_channels": 9,
+    "order": ("z", "z-trans", "hilbert", "hilbert-trans"),
+    "stride": (2, 2, 2, 2),
+    "enc_depths": (3, 3, 3, 12, 3),
+    "enc_channels": (48, 96, 192, 384, 512),
+    "enc_num_head": (3, 6, 12, 24, 32),
+    "enc_patch_size": (1024,) * 5,
+    "mlp_ratio": 4,
+    "drop_path": 0.3,
+    "shuffle_orders": True,
+    "enable_flash": True,
+    "mask_token": True,
+    "enc_mode": True,
+}
+TINY = SONATA | {
+    "stride": (2,),
+    "enc_depths": (1, 1),
+    "enc_channels": (8, 12),
+    "enc_num_head": (2, 3),
+    "enc_patch_size": (64, 64),
+}
+SOURCE = "simulated:seed=5,sweeps=2,beams=8,columns=64,cameras=0"
+
+
+def tensors(config: dict[str, Any], device: str = "cpu") -> dict[str, Tensor]:
+    """Random weights with the published keys and shapes."""
+    shapes: dict[str, tuple[int, ...]] = {"embedding.mask_token": (1, config["enc_channels"][0])}
+    layers: dict[str, tuple[int, ...]] = {}
+    before = 9
+    for s, c in enumerate(config["enc_channels"]):
+        down = ("embedding.stem.linear", "embedding.stem.norm")
+        if s:
+            down = (f"enc.enc{s}.down.proj", f"enc.enc{s}.down.norm.0")
+        layers |= {down[0]: (c, before), down[1]: (c,)}
+        for b in range(config["enc_depths"][s]):
+            block = f"enc.enc{s}.block{b}."
+            layers |= {block + "cpe.0": (c, 3, 3, 3, c), block + "cpe.1": (c, c)}
+            layers |= {block + name: (c,) for name in ("cpe.2", "norm1.0", "norm2.0")}
+            layers |= {block + "attn.qkv": (3 * c, c), block + "attn.proj": (c, c)}
+            layers |= {block + "mlp.0.fc1": (4 * c, c), block + "mlp.0.fc2": (c, 4 * c)}
+        before = c
+    for name, shape in layers.items():
+        shapes |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
+    made = torch.Generator().manual_seed(0)
+    if device == "meta":
+        return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    return {k: torch.randn(v, generator=made) / max(v[0], 2) ** 0.5 for k, v in shapes.items()}
+
+
+def keys(config: dict[str, Any], found: dict[str, Tensor]) -> Keys:
+    values = {f"config.{name}": value for name, value in config.items()}
+    return Keys(Path("sonata.pth"), "sonata", "", found, {}, values)
+
+
+def write(path: Path, config: dict[str, Any], found: dict[str, Tensor]) -> Path:
+    torch.save({"config": config, "state_dict": found}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sonata")
+    file = write(folder / "tiny.pth", TINY, tensors(TINY))
+    figures = import_weights(file, "sonata", folder / "run")
+    assert figures["license"] == "CC-BY-NC-4.0"
+    (told,) = figures["left_out"]
+    assert told == "state_dict.embedding.mask_token*: stands for hidden points in pretraining"
+    return folder / "run"
+
+
+def test_all_tensors_of_the_published_network_load() -> None:
+    found = tensors(SONATA, "meta")
+    assert len(found) == 453
+    assert round(sum(tensor.numel() for tensor in found.values()) / 1e6, 2) == 108.46
+    taken = keys(SONATA, found)
+    imported = FAMILY.convert(taken)
+    taken.check()
+    with _Uninitialized(), torch.device("meta"):
+        network = make_network(imported.config, 1)
+    head = {f"classifier.{k}": v for k, v in network.classifier.state_dict().items()}
+    state = {k.removeprefix("network."): v for k, v in imported.state.items()}
+    check_fits(network, head | state, "sonata.pth")
+
+
+def test_kernels_keep_their_axes() -> None:
+    found = tensors(TINY)
+    weight = torch.zeros(8, 3, 3, 3, 8)
+    weight[5, 0, 1, 2, 3] = 1.0  # output 5 from input 3 at x - 1, y, z + 1
+    found["enc.enc0.block0.cpe.0.weight"] = weight
+    state = FAMILY.convert(keys(TINY, found)).state
+    kernel = state["network.stages.0.blocks.0.position.conv.weight"]
+    assert kernel.nonzero().tolist() == [[kernel_offsets(3).index((-1, 0, 1)), 3, 5]]
+
+
+@pytest.mark.parametrize("family, scale", [(FAMILY, 0.2), (INDOOR, 1.0)])
+def test_positions_have_the_published_scale(family: Any, scale: float) -> None:
+    """As the nine published inputs with positions in their scale and six zeros."""
+    found = tensors(TINY)
+    imported = family.convert(keys(TINY, found))
+    student = load_student(imported.config, 1, _with_head(imported.state), "tiny")
+    named = [(axis, 1.0) for axis in "xyz"] + [("zero", 1.0)] * 6
+    published = Ptv3(named, 1, imported.config.ptv3)
+    state = {k.removeprefix("network."): v for k, v in _with_head(imported.state).items()}
+    state["stages.0.entry.linear.weight"] = found["embedding.stem.linear.weight"]
+    published.load_state_dict(state)
+    xyz = torch.rand(300, 3) * 4
+    points = Points(xyz, torch.rand(300), torch.zeros(300, dtype=torch.int64))
+    voxels = student.voxelize(points)
+    x = student.sparse_input(points, voxels)
+    mean = torch.zeros(len(voxels), 3).index_add(0, voxels.inverse, xyz) / voxels.counts[:, None]
+    nine = torch.cat([mean * scale, torch.zeros(len(voxels), 6)], 1)
+    expected = published.eval().features(SparseTensor(voxels.coords, nine))
+    torch.testing.assert_close(student.eval().network.features(x), expected, atol=1e-4, rtol=1e-4)
+    assert imported.config.ptv3.centered == (family is INDOOR)
+
+
+def _with_head(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    head = {"weight": torch.zeros(1, 20), "bias": torch.zeros(1)}
+    return state | {f"network.classifier.{name}": value for name, value in head.items()}
+
+
+def test_missing_and_left_over_keys_are_named(tmp_path: Path) -> None:
+    found = tensors(TINY)
+    found["enc.enc1.block0.ls1.0.gamma"] = torch.ones(12)
+    del found["enc.enc1.down.proj.bias"]
+    file = write(tmp_path / "wrong.pth", TINY, found)
+    with pytest.raises(InputError, match=r"enc1\.down\.proj\.bias.*enc1\.block0\.ls1\.0\.gamma"):
+        import_weights(file, "sonata", tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "changes, told",
+    [
+        ({"rope_base": 10}, "RoPE.*Utonia.*take weights of Sonata"),
+        ({"enc_mode": False}, "'enc_mode' is False"),
+        ({"in_channels": 4}, "'in_channels' is 4"),
+        ({"enc_patch_size": (64, 48)}, "one size"),
+        ({"stride": (2, 2)}, "differ in length"),
+        ({"enc_num_head": (3, 3)}, "multiples of heads"),
+        ({"enable_rpe": True}, "'enable_rpe' is True"),
+        ({"gates": 2}, "unknown key 'gates'"),
+    ],
+)
+def test_other_encoders_are_refused(changes: dict[str, Any], told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        FAMILY.convert(keys(TINY | changes, tensors(TINY)))
+
+
+def test_rotation_is_seen_in_the_keys_and_a_config_is_needed() -> None:
+    found = tensors(TINY)
+    with pytest.raises(InputError, match="no 'config' beside 'state_dict'"):
+        FAMILY.convert(keys({}, found))
+    found["enc.enc0.block0.attn.rope.inv_freq"] = torch.ones(2)
+    with pytest.raises(InputError, match="RoPE"):
+        FAMILY.convert(keys(TINY, found))
+
+
+def test_the_run_is_probed_fine_tuned_and_segments(run: Path, tmp_path: Path) -> None:
+    def pcseg(*arguments: object) -> str:
+        result = CliRunner().invoke(app, list(map(str, arguments)))
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    pcseg("probe", run, "--fit", SOURCE, "--test", SOURCE, "--json", tmp_path / "probe.json")
+    probed = json.loads((tmp_path / "probe.json").read_text())
+    assert {"pretrained", "untrained", "raw"} <= probed["methods"].keys()
+    out = tmp_path / "fine"
+    before = FrozenNetwork.load(run).student.state_dict()
+    pcseg("finetune", run, SOURCE, "--out", out, "--steps", 3, "--device", "cpu")
+    after, meta = load_checkpoint(out)
+    assert meta.license == "CC-BY-NC-4.0" and meta.student["network"] == "ptv3"
+    changed = [k for k in after if k in before and not torch.equal(after[k], before[k])]
+    assert any(key.endswith("attention.qkv.weight") for key in changed)
+    pcseg("segment", SOURCE, "--checkpoint", out, "--out", tmp_path / "labels", "--device", "cpu")
+    assert Segmenter.load(out, "cpu").label_space.names == STREET.names

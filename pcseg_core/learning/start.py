@@ -22,6 +22,7 @@ _ARCHITECTURE = (
     "planes",
     "stem_kernel",
     "stem_convs",
+    "waffleiron",
     "ptv3",
     "inputs",
     "voxels",

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -129,5 +130,5 @@ def _stages(planes: Sequence[int]) -> Iterator[tuple[int, int, int, int]]:
     levels = (planes[0], *planes[:3])
     for given, out in zip(levels, planes[:4], strict=True):
         yield given, given, out, given
-    for stage, (given, out) in enumerate(zip(planes[3:7], planes[4:], strict=True)):
+    for stage, (given, out) in enumerate(itertools.pairwise(planes[3:])):
         yield given, out, out, out + levels[3 - stage]

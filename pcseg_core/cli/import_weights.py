@@ -65,8 +65,22 @@ def _summarize(figures: dict[str, Any], out: Path) -> None:
     )
     for told in figures["left_out"]:
         typer.echo(f"left out: {told}")
+    typer.echo(f"student section for distill --start: {_student_section(meta.student)}")
     names = [c["name"] for c in meta.label_space["classes"]]
     if meta.label_space["name"] == NO_CLASSES.name:
         typer.echo(f"no classes; next: pcseg probe {out} --fit DIR --test DIR, or pcseg finetune")
     else:
-        typer.echo(f"classes: {', '.join(names)}; next: pcseg segment {out} SOURCE")
+        typer.echo(f"classes: {', '.join(names)}")
+        typer.echo(f"next: pcseg segment SOURCE --checkpoint {out} --out FOLDER")
+
+
+def _student_section(student: dict[str, Any]) -> str:
+    """The settings that differ from the defaults, as YAML in one line."""
+    import yaml
+
+    from pcseg_core.models.student import StudentConfig
+
+    default = StudentConfig().model_dump(mode="json")
+    heads = ("text_channels", "feature_channels")
+    changed = {k: v for k, v in student.items() if v != default.get(k) and k not in heads}
+    return yaml.safe_dump(changed, default_flow_style=True, width=10**6, sort_keys=False).strip()

@@ -47,26 +47,33 @@ class Published:
     tensors: dict[str, Tensor]
     values: dict[str, Any] = field(default_factory=dict)
 
-    def network(self, probes: Sequence[str], family: str, prefix: str | None = None) -> Keys:
+    def prefixes(self, probes: Sequence[str]) -> list[str]:
+        """What is before keys of which one is in every network of a family."""
+        ends = [(key, probe) for key in self.tensors for probe in probes]
+        found = [k.removesuffix(p) for k, p in ends if k == p or k.endswith("." + p)]
+        return list(dict.fromkeys(found))
+
+    def network(
+        self, probes: Sequence[str], family: str, prefix: str | None = None, hint: str = ""
+    ) -> Keys:
         """The tensors of one network.
 
         Args:
             probes: keys of which one is in every network of the family.
             family: name of the family, for messages.
             prefix: what is before the keys; None finds it.
+            hint: other families whose keys the file has, for messages.
 
         Raises:
             InputError: no such network, or several.
         """
-        ends = [(key, probe) for key in self.tensors for probe in probes]
-        found = [k.removesuffix(p) for k, p in ends if k == p or k.endswith("." + p)]
-        found = [f for f in dict.fromkeys(found) if prefix in (None, f, f.removesuffix("."))]
+        found = [f for f in self.prefixes(probes) if prefix in (None, f, f.removesuffix("."))]
         if not found:
             where = f" under '{prefix}'" if prefix is not None else ""
             raise InputError(
                 f"{self.path}: no network of the family '{family}'{where}: it has no key "
                 f"{' or '.join(probes)}; its keys are such as {_listed(list(self.tensors))}; "
-                "choose another family with --as"
+                f"choose another family with --as{hint and f' ({hint})'}"
             )
         if len(found) > 1:
             raise InputError(

@@ -6,6 +6,7 @@ from __future__ import annotations
 from pcseg_core.errors import InputError
 from pcseg_core.importers import openscene, slidr, sonata, spvnas, superflow
 from pcseg_core.importers.family import Family
+from pcseg_core.importers.published import Keys, Published
 
 FAMILIES: dict[str, Family] = {
     "slidr": slidr.FAMILY,
@@ -26,3 +27,9 @@ def family_named(name: str) -> Family:
     if name not in FAMILIES:
         raise InputError(f"--as {name}: expected one of {', '.join(FAMILIES)}")
     return FAMILIES[name]
+
+
+def network_of(published: Published, family: Family, prefix: str | None = None) -> Keys:
+    """The network of a family in a file; raises as `Published.network`."""
+    others = [f.name for f in FAMILIES.values() if published.prefixes(f.probes)]
+    return published.network(family.probes, family.name, prefix, " or ".join(others))

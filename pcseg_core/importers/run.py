@@ -16,7 +16,7 @@ from pcseg_core.errors import InputError
 from pcseg_core.importers.classes import Classes, head_classes, text_classes
 from pcseg_core.importers.family import Family, Imported
 from pcseg_core.importers.published import read_published
-from pcseg_core.importers.registry import family_named
+from pcseg_core.importers.registry import family_named, network_of
 from pcseg_core.labels import NO_CLASSES
 from pcseg_core.learning.run_folder import claim, named, resumed
 from pcseg_core.learning.runs import finish
@@ -75,7 +75,7 @@ def import_weights(
     parts = [*named("weights", file), *named("text", text)]
     if (done := resumed(out, recipe, parts, fresh)) is not None:
         return done
-    keys = read_published(file).network(known.probes, family, prefix)
+    keys = network_of(read_published(file), known, prefix)
     found = known.convert(keys)
     keys.check()
     if text is not None:

@@ -7,6 +7,7 @@ of 0.1 m, 1 degree and 0.1 m; positions are rounded, and counted from the smalle
 
 from __future__ import annotations
 
+from pcseg_core.checkpoint import UNKNOWN_LICENSE
 from pcseg_core.importers.family import Family, Head, Imported
 from pcseg_core.importers.minkunet import Channel, Layout, read_minkunet, take_linear
 from pcseg_core.importers.published import Keys
@@ -57,7 +58,7 @@ def convert(keys: Keys) -> Imported:
 FAMILY = Family(
     name="superflow",
     title="SuperFlow and relatives, MinkUNet34 of torchsparse",
-    license="unknown",
+    license=UNKNOWN_LICENSE,
     source="no weights are published; train them with https://github.com/Xiangxu-0103/SuperFlow",
     probes=("conv0.0.conv.kernel",),
     convert=convert,

@@ -145,7 +145,8 @@ class Segmenter:
     ) -> Segmenter:
         """Load a checkpoint file, the run directory that holds it, or the bundled one.
 
-        Logs a warning for a checkpoint that was trained on simulated drives.
+        Logs a warning for a checkpoint that was trained on simulated drives, or whose license
+        forbids commercial use.
 
         Args:
             path: checkpoint file, run directory, or "bundled".
@@ -163,6 +164,8 @@ class Segmenter:
         state, meta = load_checkpoint(Path(path))
         if meta.caution:
             log.warning("checkpoint '%s': %s", path, meta.caution)
+        if meta.license:
+            log.info("checkpoint '%s': weights under %s", path, meta.license)
         config = parse_section(meta.student, StudentConfig, f"checkpoint {path}")
         space = LabelSpace.from_dict(meta.label_space)
         if space == NO_CLASSES:

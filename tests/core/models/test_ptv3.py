@@ -35,7 +35,8 @@ def sweep(seed: int, voxels: int, reach: int, batch: int = 0) -> tuple[Tensor, T
 
 
 def joined(*sweeps: tuple[Tensor, Tensor]) -> SparseTensor:
-    return SparseTensor(*(torch.cat(parts) for parts in zip(*sweeps, strict=True)))
+    coords, feats = (torch.cat(parts) for parts in zip(*sweeps, strict=True))
+    return SparseTensor(coords, feats)
 
 
 def test_attention_of_one_patch_is_dense_attention() -> None:
@@ -122,7 +123,7 @@ def test_every_parameter_learns() -> None:
 )
 def test_wrong_architectures_are_refused(values: dict[str, object], told: str) -> None:
     with pytest.raises(ValidationError, match=told):
-        Ptv3Config(**values)  # type: ignore[arg-type]
+        Ptv3Config(**values)
 
 
 def test_positions_are_required() -> None:

@@ -54,14 +54,21 @@ def sweep(scene: str, seed: int = 0) -> TrainingSweep:
     return TrainingSweep(found.xyz, found.intensity, labels, confidence, scene)
 
 
-def write_run(folder: Path, seed: int = 0, config: StudentConfig = SMALL) -> Path:
-    """A run directory as `pcseg pretrain` leaves it."""
+def write_run(
+    folder: Path,
+    seed: int = 0,
+    config: StudentConfig = SMALL,
+    classes: LabelSpace = NO_CLASSES,
+    **settings: object,
+) -> Path:
+    """A run directory as `pcseg pretrain` leaves it; `settings` go to the student."""
     torch.manual_seed(seed)
-    student = Student(config, 1)
+    config = config.model_copy(update=settings)
+    student = Student(config, len(classes))
     meta = CheckpointMeta(
         format_version=1,
         student=config.model_dump(mode="json"),
-        label_space=NO_CLASSES.to_dict(),
+        label_space=classes.to_dict(),
         pcseg_version="0",
     )
     save_checkpoint(folder / "checkpoint.safetensors", student.state_dict(), meta)

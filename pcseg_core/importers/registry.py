@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from pcseg_core.errors import InputError
-from pcseg_core.importers import openscene, slidr, sonata, spvnas, superflow
+from pcseg_core.importers import openscene, scalr, slidr, sonata, spvnas, superflow
 from pcseg_core.importers.family import Family
 from pcseg_core.importers.published import Keys, Published
 
@@ -13,6 +13,9 @@ FAMILIES: dict[str, Family] = {
     "superflow": superflow.FAMILY,
     "openscene": openscene.FAMILY,
     "spvnas": spvnas.FAMILY,
+    "scalr": scalr.SCALR,
+    "scalr-plus": scalr.SCALR_PLUS,
+    "waffleiron": scalr.WAFFLEIRON,
     "sonata": sonata.FAMILY,
     "sonata-indoor": sonata.INDOOR,
 }

@@ -22,14 +22,13 @@ _ARCHITECTURE = (
     "planes",
     "stem_kernel",
     "stem_convs",
-    "waffleiron",
-    "ptv3",
     "inputs",
     "voxels",
     "rounding",
     "origin",
     "reduce",
 )
+_SECTIONS = ("waffleiron", "ptv3")  # of one family of networks
 
 
 def check_start(run: Path, recipe: Recipe, space: LabelSpace) -> str | None:
@@ -58,11 +57,12 @@ def check_start(run: Path, recipe: Recipe, space: LabelSpace) -> str | None:
             f"optimizer.heads_only keeps the classes of --start {run}, which is pretrained and "
             "knows none; leave it out"
         )
-    there, here = StudentConfig.model_validate(meta.student), recipe.student
+    there = _architecture(StudentConfig.model_validate(meta.student))
+    here = _architecture(recipe.student)
     different = [
-        f"{name}: {getattr(there, name)} there, {getattr(here, name)} here"
-        for name in _ARCHITECTURE
-        if getattr(there, name) != getattr(here, name)
+        f"{name}: {there[name]} there, {here[name]} here"
+        for name in there
+        if there[name] != here[name]
     ]
     if different:
         raise InputError(
@@ -70,6 +70,14 @@ def check_start(run: Path, recipe: Recipe, space: LabelSpace) -> str | None:
             "student section in the recipe"
         )
     return meta.license
+
+
+def _architecture(config: StudentConfig) -> dict[str, object]:
+    """What two networks must share, by dotted names."""
+    values = {name: getattr(config, name) for name in _ARCHITECTURE}
+    for section in _SECTIONS:
+        values |= {f"{section}.{name}": value for name, value in getattr(config, section)}
+    return values
 
 
 def take_over(student: Student, run: Path) -> None:

@@ -8,15 +8,13 @@ their weights are left out.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Literal
-
-from torch import Tensor
 
 from pcseg_core.config import Section, parse_section
 from pcseg_core.errors import InputError
 from pcseg_core.importers.family import Family, Imported
+from pcseg_core.importers.ptv3 import Sizes, take_layers
 from pcseg_core.importers.published import Keys
 from pcseg_core.models.curves import Curve
 from pcseg_core.models.ptv3 import Ptv3Config
@@ -42,8 +40,6 @@ _WITHOUT_EFFECT = (
     "dec_num_head",
     "dec_patch_size",
 )
-
-Sizes = tuple[int, ...]
 
 
 class Arguments(Section):
@@ -79,14 +75,8 @@ def _encoder(keys: Keys, voxel_size_m: float, scale: float, centered: bool) -> I
     """The student; `scale` is a factor on its positions."""
     network = _architecture(keys, centered)
     config = StudentConfig(network="ptv3", ptv3=network, voxel_size_m=voxel_size_m, inputs=_AXES)
-    state: dict[str, Tensor] = {}
-    for ours, theirs, shape in _layers(network):
-        weight = keys.take(f"{theirs}.weight", *shape)
-        if len(shape) == 5:  # (out, x, y, z, in)
-            weight = weight.permute(1, 2, 3, 4, 0).reshape(-1, shape[4], shape[0])
-        state[f"network.stages.{ours}.weight"] = weight
-        state[f"network.stages.{ours}.bias"] = keys.take(f"{theirs}.bias", shape[0])
-    first = "network.stages.0.entry.linear.weight"
+    state = take_layers(keys, network, _CHANNELS)
+    first = "network.stem.linear.weight"
     divisors = dict(input_features(config))
     factors = state[first].new_tensor([scale * divisors[axis] for axis in _AXES])
     state[first] = state[first][:, : len(_AXES)] * factors
@@ -133,38 +123,6 @@ def _architecture(keys: Keys, centered: bool) -> Ptv3Config:
         "centered": centered,
     }
     return parse_section(values, Ptv3Config, source)
-
-
-def _layers(config: Ptv3Config) -> Iterator[tuple[str, str, Sizes]]:
-    """Our name, published name and published shape of the weight of each layer."""
-    width = _CHANNELS
-    for stage, (depth, channels) in enumerate(zip(config.depths, config.channels, strict=True)):
-        down = f"enc.enc{stage}.down"
-        entry = (f"{down}.proj", f"{down}.norm.0")
-        if stage == 0:
-            entry = ("embedding.stem.linear", "embedding.stem.norm")
-        yield f"{stage}.entry.linear", entry[0], (channels, width)
-        yield f"{stage}.entry.norm", entry[1], (channels,)
-        for block in range(depth):
-            start = f"enc.enc{stage}.block{block}"
-            for ours, theirs, shape in _block(channels, int(channels * config.mlp_ratio)):
-                yield f"{stage}.blocks.{block}.{ours}", f"{start}.{theirs}", shape
-        width = channels
-
-
-def _block(c: int, hidden: int) -> tuple[tuple[str, str, Sizes], ...]:
-    """The layers of a block of c channels."""
-    return (
-        ("position.conv", "cpe.0", (c, 3, 3, 3, c)),
-        ("position.linear", "cpe.1", (c, c)),
-        ("position.norm", "cpe.2", (c,)),
-        ("norm1", "norm1.0", (c,)),
-        ("attention.qkv", "attn.qkv", (3 * c, c)),
-        ("attention.out", "attn.proj", (c, c)),
-        ("norm2", "norm2.0", (c,)),
-        ("mlp.0", "mlp.0.fc1", (hidden, c)),
-        ("mlp.2", "mlp.0.fc2", (c, hidden)),
-    )
 
 
 FAMILY = Family(

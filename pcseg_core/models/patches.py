@@ -29,29 +29,44 @@ class Patches:
     kept: Tensor
 
 
-def patches_of(coords: Tensor, curves: Sequence[Curve], size: int) -> list[Patches]:
+def cube_bits(coords: Tensor) -> list[int]:
+    """Bits of the coordinates of each sweep: its curve fills a cube of edge 2**bits.
+
+    Args:
+        coords: (M, 4) integer [batch, x, y, z], sorted by batch; x, y and z start at 0.
+    """
+    return [int(cells.max() + 1).bit_length() for cells in coords[:, 1:].split(_sizes(coords))]
+
+
+def patches_of(
+    coords: Tensor, curves: Sequence[Curve], size: int, bits: Sequence[int]
+) -> list[Patches]:
     """The patches along each curve.
 
     Args:
         coords: (M, 4) integer [batch, x, y, z], sorted by batch; x, y and z start at 0.
         curves: names of the curves.
         size: voxels of a patch.
+        bits: of the cube that a curve fills, for each sweep; see `cube_bits`.
     """
-    batch, cells = coords[:, 0].long(), coords[:, 1:].long()
-    rows = torch.arange(len(coords), device=coords.device)
-    sweeps = [part for part in rows.split(batch.bincount().tolist()) if len(part)]
-    # The cube that a curve fills is that of the sweep alone.
-    bits = [int(cells[part].max() + 1).bit_length() for part in sweeps]
+    cells = coords[:, 1:].long()
+    sweeps = torch.arange(len(coords), device=coords.device).split(_sizes(coords))
     return [
         _cut(
             [
-                part[places(cells[part], curve, depth).argsort()]
-                for part, depth in zip(sweeps, bits, strict=True)
+                rows[places(cells[rows], curve, depth).argsort()]
+                for rows, depth in zip(sweeps, bits, strict=True)
             ],
             size,
         )
         for curve in curves
     ]
+
+
+def _sizes(coords: Tensor) -> list[int]:
+    """Voxels of each sweep that has any."""
+    sizes: list[int] = coords[:, 0].unique_consecutive(return_counts=True)[1].tolist()
+    return sizes
 
 
 def _cut(orders: list[Tensor], size: int) -> Patches:

@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Encoder of Point Transformer V3 (Wu et al., CVPR 2024) as used by Sonata (Wu et al., CVPR 2025).
+"""Point Transformer V3 (Wu et al., CVPR 2024), and its encoder in Sonata (Wu et al., CVPR 2025).
 
 Voxels are ordered along space-filling curves and attend within patches of that order. Each of the
-stages after the first halves the grid. The features of a voxel are those of all stages, from the
-finest to the coarsest, at the cells that contain it.
+stages after the first halves the grid. With a decoder, the features of a voxel are its result.
+Without, they are those of all stages, finest first, at the cells that contain the voxel.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -20,19 +23,31 @@ from pcseg_core.config import Section
 from pcseg_core.errors import InputError
 from pcseg_core.models.curves import Curve
 from pcseg_core.models.network import Network
-from pcseg_core.models.patches import Patches, patches_of
+from pcseg_core.models.patches import Patches, cube_bits, patches_of
 from pcseg_core.sparse import SparseConv3d, SparseTensor
 from pcseg_core.sparse import keys as packing
 
+Sizes = tuple[int, ...]
+_STAGES = 8
+
 
 class Ptv3Config(Section):
-    """Architecture of a Point Transformer V3 encoder; the defaults are those of Sonata."""
+    """Architecture of a Point Transformer V3; the defaults are those of Sonata."""
 
-    depths: tuple[int, ...] = Field(
-        (3, 3, 3, 12, 3), min_length=1, max_length=8, description="Blocks of each stage"
+    version: Literal[1, 2] = Field(
+        2,
+        description="1, of the paper: a first convolution of kernel 5, batch norms between stages, "
+        "and curves of coarser grids that follow those of the finest. 2, of Sonata: linear, layer "
+        "norms, and curves of their own",
     )
-    channels: tuple[int, ...] = Field((48, 96, 192, 384, 512), description="Channels of each stage")
-    heads: tuple[int, ...] = Field((3, 6, 12, 24, 32), description="Attention heads of each stage")
+    depths: Sizes = Field((3, 3, 3, 12, 3), description="Blocks of each stage, finest first")
+    channels: Sizes = Field((48, 96, 192, 384, 512), description="Channels of each stage")
+    heads: Sizes = Field((3, 6, 12, 24, 32), description="Attention heads of each stage")
+    decoder_depths: Sizes = Field(
+        (), description="Blocks of the decoder on each grid but the coarsest; none for no decoder"
+    )
+    decoder_channels: Sizes = Field((), description="Channels of the decoder on each grid")
+    decoder_heads: Sizes = Field((), description="Attention heads of the decoder on each grid")
     patch: int = Field(1024, ge=1, le=1 << 16, description="Voxels that attend to each other")
     curves: tuple[Curve, ...] = Field(
         ("z", "z-trans", "hilbert", "hilbert-trans"),
@@ -49,12 +64,19 @@ class Ptv3Config(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Ptv3Config:
-        if not len(self.depths) == len(self.channels) == len(self.heads):
+        stages, grids = len(self.depths), len(self.decoder_depths)
+        if not 0 < stages == len(self.channels) == len(self.heads) <= _STAGES:
             raise ValueError("depths, channels and heads must have one value for each stage")
-        if any(not 0 < depth <= 64 for depth in self.depths):
-            raise ValueError("depths must be between 1 and 64")
-        if any(not 0 < h <= c <= 4096 or c % h for c, h in zip(self.channels, self.heads)):
+        if not grids == len(self.decoder_channels) == len(self.decoder_heads):
+            raise ValueError("decoder_depths, _channels and _heads must have equal length")
+        if grids not in (0, stages - 1):
+            raise ValueError("the decoder must have one grid less than there are stages")
+        widths = (*self.channels, *self.decoder_channels)
+        heads = (*self.heads, *self.decoder_heads)
+        if any(not 0 < h <= c <= 4096 or c % h for c, h in zip(widths, heads, strict=True)):
             raise ValueError("channels must be multiples of heads, up to 4096")
+        if any(not 0 < depth <= 64 for depth in (*self.depths, *self.decoder_depths)):
+            raise ValueError("depths must be between 1 and 64")
         return self
 
 
@@ -117,20 +139,31 @@ class Block(nn.Module):
         return x.replace(feats + self.mlp(self.norm2(feats)))
 
 
-class Entry(nn.Module):
-    """Linear layer, norm and GELU at the start of a stage, with maxima over cells in between."""
+def _norm(channels: int, version: int) -> nn.Module:
+    """The norm between stages."""
+    if version == 2:
+        return nn.LayerNorm(channels)
+    return nn.BatchNorm1d(channels, eps=1e-3, momentum=0.01)
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+
+class Projection(nn.Module):
+    """Linear layer, norm and GELU between stages."""
+
+    def __init__(self, in_channels: int, out_channels: int, version: int) -> None:
         super().__init__()
         self.linear = nn.Linear(in_channels, out_channels)
-        self.norm = nn.LayerNorm(out_channels)
+        self.norm = _norm(out_channels, version)
 
-    def forward(self, x: SparseTensor) -> SparseTensor:
-        """On the same voxels."""
-        return x.replace(F.gelu(self.norm(self.linear(x.feats))))
+    def forward(self, feats: Tensor) -> Tensor:
+        return F.gelu(self.norm(self.linear(feats)))
 
     def pool(self, x: SparseTensor, parents: Tensor) -> SparseTensor:
-        """On the next coarser grid; parents (M,) are the cells of the voxels."""
+        """On the next coarser grid, with the maximum of each cell before the norm.
+
+        Args:
+            x: voxels.
+            parents: (M,) row of their cells.
+        """
         feats, cells = self.linear(x.feats), len(x.cache.keys(2 * x.stride))
         largest = feats.new_zeros(cells, feats.shape[1]).scatter_reduce(
             0, parents[:, None].expand_as(feats), feats, "amax", include_self=False
@@ -138,35 +171,61 @@ class Entry(nn.Module):
         return SparseTensor.of(F.gelu(self.norm(largest)), 2 * x.stride, x.cache)
 
 
-class Stage(nn.Module):
-    """The blocks on one grid."""
+class Stem(nn.Module):
+    """The start of version 1: a convolution of kernel 5, norm and GELU."""
 
-    def __init__(self, in_channels: int, stage: int, config: Ptv3Config) -> None:
+    def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        channels = config.channels[stage]
-        self.curves = config.curves[: config.depths[stage]]
-        self.patch = config.patch
-        self.entry = Entry(in_channels, channels)
-        self.blocks = nn.ModuleList(
-            Block(channels, config.heads[stage], config.mlp_ratio)
-            for _ in range(config.depths[stage])
-        )
+        self.conv = SparseConv3d(in_channels, out_channels, 5)
+        self.norm = _norm(out_channels, 1)
 
-    def forward(self, x: SparseTensor) -> SparseTensor:
-        patches = patches_of(x.coords, self.curves, self.patch)
-        # As in the training of the published weights; without, results do not change.
-        turns = torch.randperm(len(patches)).tolist() if self.training else range(len(patches))
-        patches = [patches[turn] for turn in turns]
-        for i, block in enumerate(self.blocks):
+    def forward(self, x: SparseTensor) -> Tensor:
+        return F.gelu(self.norm(self.conv(x).feats))
+
+
+class Blocks(nn.ModuleList):
+    """Blocks on one grid, which take turns with the curves."""
+
+    def __init__(self, depth: int, channels: int, heads: int, mlp_ratio: float) -> None:
+        super().__init__(Block(channels, heads, mlp_ratio) for _ in range(depth))
+
+    def forward(self, x: SparseTensor, patches: list[Patches]) -> SparseTensor:
+        for i, block in enumerate(self):
             x = block(x, patches[i % len(patches)])
         return x
 
 
-class Ptv3(Network):
-    """Point Transformer V3 encoder with an output per voxel.
+class Up(nn.Module):
+    """From a coarser grid: both features projected and added."""
 
-    The features of a voxel are those of all stages: their channels add up.
+    def __init__(self, in_channels: int, skip: int, out_channels: int, version: int) -> None:
+        super().__init__()
+        self.coarse = Projection(in_channels, out_channels, version)
+        self.skip = Projection(skip, out_channels, version)
+
+    def forward(self, fine: Tensor, coarse: Tensor, parents: Tensor) -> Tensor:
+        """From (M, skip) and (M', in_channels) to (M, out_channels); parents (M,) are rows."""
+        result: Tensor = self.skip(fine) + self.coarse(coarse).index_select(0, parents)
+        return result
+
+
+@dataclass(frozen=True, eq=False)
+class Level:
+    """A grid of the encoder.
+
+    Attributes:
+        x: voxels and their features after the blocks.
+        patches: of each curve, in the order of its turns.
+        parents: (M,) row of the cell of each voxel of the next finer grid; None for the finest.
     """
+
+    x: SparseTensor
+    patches: list[Patches]
+    parents: Tensor | None = None
+
+
+class Ptv3(Network):
+    """Point Transformer V3 with an output per voxel."""
 
     def __init__(
         self, inputs: Sequence[tuple[str, float]], out_channels: int, config: Ptv3Config
@@ -182,9 +241,20 @@ class Ptv3(Network):
         names = [name for name, _ in inputs]
         self.axes = [names.index(axis) for axis in "xyz"]
         self.in_channels, self.out_channels, self.config = len(inputs), out_channels, config
-        widths = [self.in_channels, *config.channels[:-1]]
-        self.stages = nn.ModuleList(Stage(a, s, config) for s, a in enumerate(widths))
-        self.feature_channels = sum(config.channels)
+        version, widths = config.version, config.channels
+        first = Stem if version == 1 else partial(Projection, version=version)
+        self.stem = first(self.in_channels, widths[0])
+        self.down = nn.ModuleList(Projection(a, b, version) for a, b in pairwise(widths))
+        self.encoder = _stages(config.depths, widths, config.heads, config.mlp_ratio)
+        back = (*config.decoder_channels, widths[-1])
+        self.up = nn.ModuleList(
+            Up(below, skip, width, version)
+            for width, below, skip in zip(back, back[1:], widths, strict=False)
+        )
+        self.decoder = _stages(
+            config.decoder_depths, config.decoder_channels, config.decoder_heads, config.mlp_ratio
+        )
+        self.feature_channels = back[0] if config.decoder_depths else sum(widths)
         self.classifier = nn.Linear(self.feature_channels, out_channels)
         for module in self.modules():
             if isinstance(module, (nn.Linear, SparseConv3d)):
@@ -192,8 +262,8 @@ class Ptv3(Network):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
-    def levels(self, x: SparseTensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Features (M_s, C_s) of each stage, and the rows (M_s,) of the next of all but the last.
+    def levels(self, x: SparseTensor) -> list[Level]:
+        """The grids of the encoder, finest first.
 
         Raises:
             InputError: an input of another stride than 1.
@@ -203,25 +273,42 @@ class Ptv3(Network):
         x = _from_corner(x)
         if self.config.centered:
             x = x.replace(self._centered(x.feats, x.coords[:, 0].long()))
-        feats: list[Tensor] = []
-        parents: list[Tensor] = []
-        for stage in cast(list[Stage], self.stages):
-            if feats:
-                parents.append(_parents(x))
-                x = stage.entry.pool(x, parents[-1])
-            else:
-                x = stage.entry(x)
-            x = stage(x)
-            feats.append(x.feats)
-        return feats, parents
+        finest, parents = cube_bits(x.coords), None
+        x = x.replace(self.stem(x) if self.config.version == 1 else self.stem(x.feats))
+        found: list[Level] = []
+        for stage, blocks in enumerate(self.encoder):
+            if stage:
+                parents = _parents(x)
+                x = cast(Projection, self.down[stage - 1]).pool(x, parents)
+            patches = self._patches(x, stage, finest)
+            x = blocks(x, patches)
+            found.append(Level(x, patches, parents))
+        return found
+
+    def _patches(self, x: SparseTensor, stage: int, finest: list[int]) -> list[Patches]:
+        """The patches of the curves that the blocks on a grid use."""
+        config = self.config
+        curves = list(config.curves)
+        if self.training:  # as the published networks were trained
+            curves = [curves[turn] for turn in torch.randperm(len(curves)).tolist()]
+        used = max(config.depths[stage], *config.decoder_depths[stage : stage + 1], 1)
+        bits = cube_bits(x.coords)
+        if config.version == 1:
+            bits = [max(1, depth - stage) for depth in finest]
+        return patches_of(x.coords, curves[:used], config.patch, bits)
 
     def features(self, x: SparseTensor) -> Tensor:
-        """Features (M, C) of the voxels: those of all stages, finest first."""
-        feats, parents = self.levels(x)
-        joined = feats.pop()
-        while feats:
-            joined = torch.cat([feats.pop(), joined.index_select(0, parents.pop())], 1)
-        return joined
+        """Features (M, C) of the voxels: those of the decoder, or of all stages, finest first."""
+        levels = self.levels(x)
+        feats = levels[-1].x.feats
+        for grid in reversed(range(len(levels) - 1)):
+            level, parents = levels[grid], cast(Tensor, levels[grid + 1].parents)
+            if not self.config.decoder_depths:
+                feats = torch.cat([level.x.feats, feats.index_select(0, parents)], 1)
+                continue
+            joined = self.up[grid](level.x.feats, feats, parents)
+            feats = self.decoder[grid](level.x.replace(joined), level.patches).feats
+        return feats
 
     def _centered(self, feats: Tensor, batch: Tensor) -> Tensor:
         """Inputs whose x and y are relative to the middle of the sweep, z to its lowest point."""
@@ -231,6 +318,12 @@ class Ptv3(Network):
         result = feats.clone()
         result[:, self.axes] = xyz - origin[batch]
         return result
+
+
+def _stages(depths: Sizes, channels: Sizes, heads: Sizes, mlp_ratio: float) -> nn.ModuleList:
+    return nn.ModuleList(
+        Blocks(*sizes, mlp_ratio) for sizes in zip(depths, channels, heads, strict=True)
+    )
 
 
 def _from_corner(x: SparseTensor) -> SparseTensor:

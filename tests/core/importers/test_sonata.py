@@ -117,7 +117,7 @@ def test_kernels_keep_their_axes() -> None:
     weight[5, 0, 1, 2, 3] = 1.0  # output 5 from input 3 at x - 1, y, z + 1
     found["enc.enc0.block0.cpe.0.weight"] = weight
     state = FAMILY.convert(keys(TINY, found)).state
-    kernel = state["network.stages.0.blocks.0.position.conv.weight"]
+    kernel = state["network.encoder.0.0.position.conv.weight"]
     assert kernel.nonzero().tolist() == [[kernel_offsets(3).index((-1, 0, 1)), 3, 5]]
 
 
@@ -130,7 +130,7 @@ def test_positions_have_the_published_scale(family: Any, scale: float) -> None:
     named = [(axis, 1.0) for axis in "xyz"] + [("zero", 1.0)] * 6
     published = Ptv3(named, 1, imported.config.ptv3)
     state = {k.removeprefix("network."): v for k, v in _with_head(imported.state).items()}
-    state["stages.0.entry.linear.weight"] = found["embedding.stem.linear.weight"]
+    state["stem.linear.weight"] = found["embedding.stem.linear.weight"]
     published.load_state_dict(state)
     xyz = torch.rand(300, 3) * 4
     points = Points(xyz, torch.rand(300), torch.zeros(300, dtype=torch.int64))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pcseg_core.models.curves import places
-from pcseg_core.models.patches import patches_of
+from pcseg_core.models.patches import cube_bits, patches_of
 
 
 def cube(bits: int) -> Tensor:
@@ -57,7 +57,9 @@ def test_trans_swaps_x_and_y(curve: str) -> None:
 def test_the_last_patch_borrows_from_the_one_before() -> None:
     """Ten voxels and three of another sweep, along z."""
     rows = [[0, 0, 0, z] for z in range(10)] + [[1, 0, 0, z] for z in (2, 0, 1)]
-    (patches,) = patches_of(torch.tensor(rows), ["z"], 4)
+    coords = torch.tensor(rows)
+    assert cube_bits(coords) == [4, 2]
+    (patches,) = patches_of(coords, ["z"], 4, [4, 2])
     whole, small = patches.rows
     assert whole.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 6, 7]]
     assert small.tolist() == [[11, 12, 10]]
@@ -66,7 +68,7 @@ def test_the_last_patch_borrows_from_the_one_before() -> None:
 
 def test_a_sweep_of_full_patches_borrows_nothing() -> None:
     rows = torch.tensor([[0, 0, 0, z] for z in range(8)])
-    (patches,) = patches_of(rows, ["z"], 4)
+    (patches,) = patches_of(rows, ["z"], 4, [4])
     assert [part.tolist() for part in patches.rows] == [[[0, 1, 2, 3], [4, 5, 6, 7]]]
-    (patches,) = patches_of(rows, ["z"], 8)
+    (patches,) = patches_of(rows, ["z"], 8, [4])
     assert [part.tolist() for part in patches.rows] == [[[*range(8)]]]

@@ -7,13 +7,24 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from pcseg_core.models.curves import Curve
-from pcseg_core.models.patches import patches_of
-from pcseg_core.models.ptv3 import Entry, PatchAttention, Ptv3, Ptv3Config
+from pcseg_core.models.patches import cube_bits, patches_of
+from pcseg_core.models.ptv3 import PatchAttention, Projection, Ptv3, Ptv3Config
 from pcseg_core.models.student import StudentConfig
 from pcseg_core.sparse import SparseTensor
 
 CURVES: tuple[Curve, ...] = ("z", "hilbert")
 TINY = Ptv3Config(depths=(2, 1), channels=(8, 12), heads=(2, 3), patch=16, curves=CURVES)
+PAPER = Ptv3Config(
+    version=1,
+    depths=(1, 2, 1),
+    channels=(8, 8, 12),
+    heads=(2, 2, 3),
+    decoder_depths=(1, 2),
+    decoder_channels=(6, 8),
+    decoder_heads=(2, 2),
+    patch=16,
+    curves=CURVES,
+)
 XYZ = [("x", 30.0), ("y", 30.0), ("z", 2.0)]
 
 
@@ -43,7 +54,8 @@ def test_attention_of_one_patch_is_dense_attention() -> None:
     torch.manual_seed(0)
     coords, _ = sweep(0, 30, 4)
     attention, x = PatchAttention(12, 3), torch.randn(len(coords), 12)
-    (patches,) = patches_of(coords - coords.amin(0), ["hilbert"], 1024)
+    coords = coords - coords.amin(0)
+    (patches,) = patches_of(coords, ["hilbert"], 1024, cube_bits(coords))
     query, key, value = attention.qkv(x).view(len(x), 3, 3, 4).permute(1, 2, 0, 3)
     weights = (query @ key.transpose(1, 2) / 2).softmax(-1)
     expected = attention.out((weights @ value).permute(1, 0, 2).reshape(len(x), 12))
@@ -53,20 +65,21 @@ def test_attention_of_one_patch_is_dense_attention() -> None:
 def test_pooling_takes_the_maximum_of_each_cell() -> None:
     torch.manual_seed(0)
     x = joined(sweep(0, 60, 3), sweep(1, 40, 2, batch=1))
-    entry = Entry(3, 5)
+    projection = Projection(3, 5, 2)
     cells = x.coords.clone()
     cells[:, 1:] = cells[:, 1:].div(2, rounding_mode="floor")
     coarse, parents = cells.unique(dim=0, return_inverse=True)
-    found = entry.pool(x, parents)
+    found = projection.pool(x, parents)
     assert torch.equal(found.coords, coarse.int())
-    linear = entry.linear(x.feats)
+    linear = projection.linear(x.feats)
     largest = torch.stack([linear[parents == k].amax(0) for k in range(len(coarse))])
-    torch.testing.assert_close(found.feats, torch.nn.functional.gelu(entry.norm(largest)))
+    torch.testing.assert_close(found.feats, torch.nn.functional.gelu(projection.norm(largest)))
 
 
-def test_sweeps_of_a_batch_equal_each_alone() -> None:
+@pytest.mark.parametrize("config", [TINY, PAPER])
+def test_sweeps_of_a_batch_equal_each_alone(config: Ptv3Config) -> None:
     """Of other extents, the second one smaller than a patch."""
-    net = network()
+    net = network(config)
     sweeps = [sweep(0, 200, 9), sweep(1, 12, 2, batch=1), sweep(2, 60, 30, batch=3)]
     together = net.features(joined(*sweeps))
     alone = [net.features(joined((c * torch.tensor([0, 1, 1, 1]), f))) for c, f in sweeps]
@@ -84,12 +97,48 @@ def test_the_grid_begins_at_the_corner_of_the_sweep() -> None:
 
 def test_features_are_those_of_all_stages() -> None:
     net, x = network(), joined(sweep(0, 100, 5))
-    (fine, coarse), (parents,) = net.levels(x)
-    found = net.features(x)
-    assert net.feature_channels == found.shape[1] == 20
-    assert torch.equal(found[:, :8], fine) and torch.equal(found[:, 8:], coarse[parents])
+    fine, coarse = net.levels(x)
+    found, parents = net.features(x), coarse.parents
+    assert net.feature_channels == found.shape[1] == 20 and parents is not None
+    assert torch.equal(found[:, :8], fine.x.feats)
+    assert torch.equal(found[:, 8:], coarse.x.feats[parents])
     cells = (x.coords - x.coords.amin(0))[:, 1:].div(2, rounding_mode="floor")
     assert torch.equal(parents, cells.unique(dim=0, return_inverse=True)[1])
+
+
+def test_the_decoder_adds_both_grids_and_runs_its_blocks() -> None:
+    config = PAPER.model_copy(
+        update={
+            "depths": (1, 1),
+            "channels": (8, 12),
+            "heads": (2, 3),
+            "decoder_depths": (2,),
+            "decoder_channels": (6,),
+            "decoder_heads": (2,),
+        }
+    )
+    net, x = network(config), joined(sweep(0, 100, 5))
+    fine, coarse = net.levels(x)
+    assert coarse.parents is not None and net.feature_channels == 6
+    skip, below = net.up[0].skip(fine.x.feats), net.up[0].coarse(coarse.x.feats)
+    result = fine.x.replace(skip + below[coarse.parents])
+    for block, patches in zip(net.decoder[0], fine.patches, strict=True):  # one curve each
+        result = block(result, patches)
+    torch.testing.assert_close(net.features(x), result.feats)
+
+
+def test_curves_of_coarser_grids_follow_the_finest_in_version_1() -> None:
+    """The largest coordinate is 6: its cube has 3 bits, and the halved one, up to 3, has 3 too."""
+    cells = torch.cartesian_prod(*[torch.arange(7)] * 3)
+    x = joined((torch.cat([torch.zeros(len(cells), 1, dtype=torch.int64), cells], 1), cells / 7))
+    for version, bits in ((1, 2), (2, 3)):
+        net = network(PAPER.model_copy(update={"version": version, "patch": 1000}))
+        coarse = net.levels(x)[1]
+        coords = coarse.x.coords
+        (expected,) = patches_of(coords, ["hilbert"], 1000, [bits])
+        assert torch.equal(coarse.patches[1].rows[0], expected.rows[0])
+        (other,) = patches_of(coords, ["hilbert"], 1000, [5 - bits])
+        assert not torch.equal(coarse.patches[1].rows[0], other.rows[0])
 
 
 def test_centered_inputs_do_not_depend_on_the_origin() -> None:
@@ -105,8 +154,9 @@ def test_centered_inputs_do_not_depend_on_the_origin() -> None:
     assert float(inside[:, 2].min()) == 0.0
 
 
-def test_every_parameter_learns() -> None:
-    net, x = network().train(), joined(sweep(0, 200, 6), sweep(1, 50, 6, batch=1))
+@pytest.mark.parametrize("config", [TINY, PAPER])
+def test_every_parameter_learns(config: Ptv3Config) -> None:
+    net, x = network(config).train(), joined(sweep(0, 200, 6), sweep(1, 50, 6, batch=1))
     net(x).feats.square().mean().backward()
     for name, parameter in net.named_parameters():
         assert parameter.grad is not None and float(parameter.grad.abs().sum()) > 0, name
@@ -118,6 +168,11 @@ def test_every_parameter_learns() -> None:
         ({"depths": (1, 1)}, "one value for each stage"),
         ({"heads": (5, 6, 12, 24, 32)}, "multiples of heads"),
         ({"depths": (3, 3, 0, 12, 3)}, "depths"),
+        ({"decoder_depths": (1, 1, 1, 1)}, "equal length"),
+        (
+            {"decoder_depths": (1,), "decoder_channels": (8,), "decoder_heads": (2,)},
+            "one grid less",
+        ),
         ({"curves": ("peano",)}, "hilbert"),
     ],
 )

@@ -15,7 +15,6 @@ from itertools import pairwise
 from typing import Literal, cast
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
@@ -24,6 +23,7 @@ from pcseg_core.errors import InputError
 from pcseg_core.models.curves import Curve
 from pcseg_core.models.network import Network
 from pcseg_core.models.patches import Patches, cube_bits, patches_of
+from pcseg_core.models.ptv3_layers import Blocks, Projection, Stem, Up
 from pcseg_core.sparse import SparseConv3d, SparseTensor
 from pcseg_core.sparse import keys as packing
 
@@ -36,9 +36,9 @@ class Ptv3Config(Section):
 
     version: Literal[1, 2] = Field(
         2,
-        description="1, of the paper: a first convolution of kernel 5, batch norms between stages, "
-        "and curves of coarser grids that follow those of the finest. 2, of Sonata: linear, layer "
-        "norms, and curves of their own",
+        description="1, of the paper: the network starts with a convolution of kernel 5, has batch "
+        "norms between stages, and curves of coarser grids follow those of the finest. 2, of "
+        "Sonata: it starts with a linear layer, has layer norms, and each grid its own curves",
     )
     depths: Sizes = Field((3, 3, 3, 12, 3), description="Blocks of each stage, finest first")
     channels: Sizes = Field((48, 96, 192, 384, 512), description="Channels of each stage")
@@ -78,135 +78,6 @@ class Ptv3Config(Section):
         if any(not 0 < depth <= 64 for depth in (*self.depths, *self.decoder_depths)):
             raise ValueError("depths must be between 1 and 64")
         return self
-
-
-class PatchAttention(nn.Module):
-    """Attention among the voxels of each patch."""
-
-    def __init__(self, channels: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(channels, 3 * channels)
-        self.out = nn.Linear(channels, channels)
-
-    def forward(self, feats: Tensor, patches: Patches) -> Tensor:
-        """From features (M, C) to features (M, C)."""
-        qkv = self.qkv(feats)
-        attended = torch.cat([self._attend(qkv, rows) for rows in patches.rows])
-        result: Tensor = self.out(attended.index_select(0, patches.kept))
-        return result
-
-    def _attend(self, qkv: Tensor, rows: Tensor) -> Tensor:
-        """Attention of the patches (P, K) of qkv (M, 3 C), as (P K, C)."""
-        patches, size = rows.shape
-        parts = qkv.index_select(0, rows.flatten()).view(patches, size, 3, self.heads, -1)
-        query, key, value = parts.permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(query, key, value)
-        return attended.transpose(1, 2).reshape(patches * size, -1)
-
-
-class Position(nn.Module):
-    """Position by content: a sparse convolution of kernel 3, a linear layer and a norm."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = SparseConv3d(channels, channels, bias=True)
-        self.linear = nn.Linear(channels, channels)
-        self.norm = nn.LayerNorm(channels)
-
-    def forward(self, x: SparseTensor) -> Tensor:
-        result: Tensor = self.norm(self.linear(self.conv(x).feats))
-        return result
-
-
-class Block(nn.Module):
-    """Position, attention and a perceptron, each added to its input."""
-
-    def __init__(self, channels: int, heads: int, mlp_ratio: float) -> None:
-        super().__init__()
-        hidden = int(channels * mlp_ratio)
-        self.position = Position(channels)
-        self.norm1 = nn.LayerNorm(channels)
-        self.attention = PatchAttention(channels, heads)
-        self.norm2 = nn.LayerNorm(channels)
-        self.mlp = nn.Sequential(
-            nn.Linear(channels, hidden), nn.GELU(), nn.Linear(hidden, channels)
-        )
-
-    def forward(self, x: SparseTensor, patches: Patches) -> SparseTensor:
-        feats = x.feats + self.position(x)
-        feats = feats + self.attention(self.norm1(feats), patches)
-        return x.replace(feats + self.mlp(self.norm2(feats)))
-
-
-def _norm(channels: int, version: int) -> nn.Module:
-    """The norm between stages."""
-    if version == 2:
-        return nn.LayerNorm(channels)
-    return nn.BatchNorm1d(channels, eps=1e-3, momentum=0.01)
-
-
-class Projection(nn.Module):
-    """Linear layer, norm and GELU between stages."""
-
-    def __init__(self, in_channels: int, out_channels: int, version: int) -> None:
-        super().__init__()
-        self.linear = nn.Linear(in_channels, out_channels)
-        self.norm = _norm(out_channels, version)
-
-    def forward(self, feats: Tensor) -> Tensor:
-        return F.gelu(self.norm(self.linear(feats)))
-
-    def pool(self, x: SparseTensor, parents: Tensor) -> SparseTensor:
-        """On the next coarser grid, with the maximum of each cell before the norm.
-
-        Args:
-            x: voxels.
-            parents: (M,) row of their cells.
-        """
-        feats, cells = self.linear(x.feats), len(x.cache.keys(2 * x.stride))
-        largest = feats.new_zeros(cells, feats.shape[1]).scatter_reduce(
-            0, parents[:, None].expand_as(feats), feats, "amax", include_self=False
-        )
-        return SparseTensor.of(F.gelu(self.norm(largest)), 2 * x.stride, x.cache)
-
-
-class Stem(nn.Module):
-    """The start of version 1: a convolution of kernel 5, norm and GELU."""
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__()
-        self.conv = SparseConv3d(in_channels, out_channels, 5)
-        self.norm = _norm(out_channels, 1)
-
-    def forward(self, x: SparseTensor) -> Tensor:
-        return F.gelu(self.norm(self.conv(x).feats))
-
-
-class Blocks(nn.ModuleList):
-    """Blocks on one grid, which take turns with the curves."""
-
-    def __init__(self, depth: int, channels: int, heads: int, mlp_ratio: float) -> None:
-        super().__init__(Block(channels, heads, mlp_ratio) for _ in range(depth))
-
-    def forward(self, x: SparseTensor, patches: list[Patches]) -> SparseTensor:
-        for i, block in enumerate(self):
-            x = block(x, patches[i % len(patches)])
-        return x
-
-
-class Up(nn.Module):
-    """From a coarser grid: both features projected and added."""
-
-    def __init__(self, in_channels: int, skip: int, out_channels: int, version: int) -> None:
-        super().__init__()
-        self.coarse = Projection(in_channels, out_channels, version)
-        self.skip = Projection(skip, out_channels, version)
-
-    def forward(self, fine: Tensor, coarse: Tensor, parents: Tensor) -> Tensor:
-        """From (M, skip) and (M', in_channels) to (M, out_channels); parents (M,) are rows."""
-        result: Tensor = self.skip(fine) + self.coarse(coarse).index_select(0, parents)
-        return result
 
 
 @dataclass(frozen=True, eq=False)
@@ -306,8 +177,10 @@ class Ptv3(Network):
             if not self.config.decoder_depths:
                 feats = torch.cat([level.x.feats, feats.index_select(0, parents)], 1)
                 continue
-            joined = self.up[grid](level.x.feats, feats, parents)
-            feats = self.decoder[grid](level.x.replace(joined), level.patches).feats
+            total, skip = self.up[grid](level.x, feats, parents)
+            # The published networks of version 1 were trained so: an error that became weights.
+            seen = skip if self.config.version == 1 else None
+            feats = self.decoder[grid](total, level.patches, seen).feats
         return feats
 
     def _centered(self, feats: Tensor, batch: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from pcseg_core.models.curves import Curve
 from pcseg_core.models.patches import cube_bits, patches_of
-from pcseg_core.models.ptv3 import PatchAttention, Projection, Ptv3, Ptv3Config
+from pcseg_core.models.ptv3 import Ptv3, Ptv3Config
+from pcseg_core.models.ptv3_layers import PatchAttention, Projection
 from pcseg_core.models.student import StudentConfig
 from pcseg_core.sparse import SparseTensor
 
@@ -106,25 +107,29 @@ def test_features_are_those_of_all_stages() -> None:
     assert torch.equal(parents, cells.unique(dim=0, return_inverse=True)[1])
 
 
-def test_the_decoder_adds_both_grids_and_runs_its_blocks() -> None:
-    config = PAPER.model_copy(
-        update={
-            "depths": (1, 1),
-            "channels": (8, 12),
-            "heads": (2, 3),
-            "decoder_depths": (2,),
-            "decoder_channels": (6,),
-            "decoder_heads": (2,),
-        }
-    )
-    net, x = network(config), joined(sweep(0, 100, 5))
+@pytest.mark.parametrize("version", [1, 2])
+def test_the_decoder_adds_both_grids_and_runs_its_blocks(version: int) -> None:
+    """In version 1 the position of the first block sees the finer features alone."""
+    changes = {
+        "version": version,
+        "depths": (1, 1),
+        "channels": (8, 12),
+        "heads": (2, 3),
+        "decoder_depths": (2,),
+        "decoder_channels": (6,),
+        "decoder_heads": (2,),
+    }
+    net, x = network(PAPER.model_copy(update=changes)), joined(sweep(0, 100, 5))
     fine, coarse = net.levels(x)
     assert coarse.parents is not None and net.feature_channels == 6
     skip, below = net.up[0].skip(fine.x.feats), net.up[0].coarse(coarse.x.feats)
-    result = fine.x.replace(skip + below[coarse.parents])
-    for block, patches in zip(net.decoder[0], fine.patches, strict=True):  # one curve each
-        result = block(result, patches)
-    torch.testing.assert_close(net.features(x), result.feats)
+    total = fine.x.replace(skip + below[coarse.parents])
+    first, second = net.decoder[0]
+    feats = total.feats + first.position(fine.x.replace(skip) if version == 1 else total)
+    feats = feats + first.attention(first.norm1(feats), fine.patches[0])
+    feats = feats + first.mlp(first.norm2(feats))
+    expected = second(fine.x.replace(feats), fine.patches[1])
+    torch.testing.assert_close(net.features(x), expected.feats)
 
 
 def test_curves_of_coarser_grids_follow_the_finest_in_version_1() -> None:

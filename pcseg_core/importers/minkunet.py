@@ -151,7 +151,7 @@ def padded(planes: Sequence[int]) -> tuple[int, ...]:
 
 def _architecture(keys: Keys, layout: Layout, config: StudentConfig) -> StudentConfig:
     counts = [_count(keys, layout, stage) for stage in range(len(PLANES))]
-    depths = {blocks: depth for depth, blocks in BLOCKS.items()}
+    depths: dict[tuple[int, ...], int] = {blocks: depth for depth, blocks in BLOCKS.items()}
     if tuple(counts) not in depths:
         known = "; ".join(f"{depth}: {blocks}" for depth, blocks in BLOCKS.items())
         raise InputError(
@@ -262,7 +262,8 @@ class _Reader:
 
 def _rows(given: Sequence[Span]) -> Tensor:
     """Rows of published channels among the padded ones."""
-    rows, start = [], 0
+    rows: list[int] = []
+    start = 0
     for count, room in given:
         rows += range(start, start + count)
         start += room

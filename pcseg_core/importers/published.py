@@ -8,29 +8,19 @@ is where the first key of its family is.
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from pcseg_core.errors import InputError
+from pcseg_core.vision.weights import read_content
 
 _SHOWN = 3  # keys of each kind in a message
 _COUNTER = "num_batches_tracked"
-# A best score among the weights is often a numpy number. None of these runs code of the file.
-_NUMPY_NUMBERS: list[Any] = [
-    (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),
-    np.float64(0).__reduce__()[0],
-    np.dtype,
-    *(type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "?")),
-]
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,15 +201,19 @@ def _listed(keys: Sequence[str]) -> str:
     return ", ".join(keys[:_SHOWN]) + more
 
 
-def read_published(path: Path) -> Published:
+def read_published(path: Path, source: str) -> Published:
     """Read a safetensors or torch file; no code in it runs.
+
+    Args:
+        path: the file.
+        source: of such files, for messages.
 
     Raises:
         InputError: no such file, a damaged one, one with code in it, or one without tensors.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file; give the downloaded file of weights")
-    content = _content(path)
+    content = read_content(path, source)
     tensors: dict[str, Tensor] = {}
     values: dict[str, Any] = {}
     for key, value in _flat(content, ""):
@@ -230,32 +224,6 @@ def read_published(path: Path) -> Published:
     if not tensors:
         raise InputError(f"{path}: no tensors in it; give a file of weights")
     return Published(path, tensors, values)
-
-
-def _content(path: Path) -> Any:
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(str(path))
-        with torch.serialization.safe_globals(_NUMPY_NUMBERS):
-            return torch.load(str(path), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = _named_object(str(error))
-        raise InputError(
-            f"{path}: holds more than tensors and plain values ({reason}); reading such a file can "
-            "run code, so it is not read. If you trust it, make a file of its tensors alone: "
-            "python -c \"import torch; f = torch.load('IN', map_location='cpu', "
-            "weights_only=False); torch.save(f.get('state_dict', f), 'OUT')\""
-        ) from None
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, SafetensorError) as error:
-        raise InputError(f"{path}: not readable ({error}); download it again") from None
-
-
-def _named_object(message: str) -> str:
-    """The object that torch refuses, from its message, which goes on with advice to run code."""
-    _, found, rest = message.partition("GLOBAL ")
-    if found:
-        return f"an object of {rest.split()[0]}"
-    return message.strip().partition("\n")[0].partition(". ")[0][:200]
 
 
 def _flat(content: Any, start: str) -> Iterator[tuple[str, Any]]:

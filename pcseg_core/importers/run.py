@@ -75,7 +75,7 @@ def import_weights(
     parts = [*named("weights", file), *named("text", text)]
     if (done := resumed(out, recipe, parts, fresh)) is not None:
         return done
-    keys = network_of(read_published(file), known, prefix)
+    keys = network_of(read_published(file, known.source), known, prefix)
     found = known.convert(keys)
     keys.check()
     if text is not None:

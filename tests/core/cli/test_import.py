@@ -17,9 +17,13 @@ from typer.testing import CliRunner, Result
 from pcseg_core import PointCloud, Segmenter
 from pcseg_core.checkpoint import load_checkpoint
 from pcseg_core.cli import app
+from pcseg_core.errors import InputError
 from pcseg_core.labels import LabelSpace
 from pcseg_core.learning.probe import FrozenNetwork
+from pcseg_core.learning.recipe import load_recipe
+from pcseg_core.learning.start import check_start
 from pcseg_core.models.student import StudentConfig
+from pcseg_core.recipes import recipe_file
 from pcseg_core.vision.text_space import GeneratedText, table_of
 
 SMALL = narrow(PLANES)
@@ -90,6 +94,13 @@ def test_a_pretrained_network_is_finetuned(tmp_path: Path) -> None:
     section = result.output.partition("student section for distill --start: ")[2].splitlines()[0]
     stored = load_checkpoint(run)[1].student
     assert StudentConfig.model_validate(yaml.safe_load(section)).model_dump(mode="json") == stored
+    recipe, street = load_recipe(recipe_file("kitti")), LabelSpace.load("street")
+    student = StudentConfig.model_validate(stored)
+    continued = recipe.model_copy(update={"student": student})
+    assert check_start(run, continued, street) == "Apache-2.0"
+    mean = continued.model_copy(update={"student": student.model_copy(update={"reduce": "mean"})})
+    with pytest.raises(InputError, match=r"student\.reduce: first there, mean here"):
+        check_start(run, mean, street)
     drive = semantic_kitti(tmp_path / "drive", 1)
     network, points = FrozenNetwork.load(run), sweep()
     assert points.intensity is not None

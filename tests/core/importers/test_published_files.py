@@ -57,7 +57,7 @@ def test_numbers_of_numpy_are_plain_values(module: bytes, tmp_path: Path) -> Non
     file = tmp_path / "old.pth.tar"
     torch.save(content, file, _use_new_zipfile_serialization=False)
     file.write_bytes(file.read_bytes().replace(b"numpy._core.multiarray", module))
-    found = read_published(file)
+    found = read_published(file, "here")
     assert list(found.tensors) == ["state_dict.a"] and found.values == {"best": 0.5, "epoch": 3}
 
 

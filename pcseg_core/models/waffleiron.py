@@ -200,10 +200,8 @@ class WaffleIron(Network):
 
     def features(self, x: SparseTensor) -> Tensor:
         """Features (M, C); a sweep without a voxel in the box has zeros."""
-        batch = x.coords[:, 0].long()
-        xyz = x.feats[:, self._columns] * x.feats.new_tensor(self._units_m)
-        low, high = (xyz.new_tensor(b) for b in (self.config.box_min_m, self.config.box_max_m))
-        inside = ((xyz > low + _BORDER_M) & (xyz < high - _BORDER_M)).all(1)
+        xyz, batch = self.positions(x)
+        inside = self.inside(xyz)
         if bool(inside.all()):
             return self._inside(x.feats, xyz, batch)
         kept = inside.nonzero()[:, 0]
@@ -213,6 +211,19 @@ class WaffleIron(Network):
             answers = torch.cat([found, answers])
         return answers.index_select(0, _answering(xyz, batch, inside))
 
+    def positions(self, x: SparseTensor) -> tuple[Tensor, Tensor]:
+        """Positions (M, 3) of the voxels [m] and their sweeps (M,) int64."""
+        units_m = x.feats.new_tensor(self._units_m)
+        return x.feats[:, self._columns] * units_m, x.coords[:, 0].long()
+
+    def inside(self, xyz: Tensor) -> Tensor:
+        """Which positions (M, 3) lie in the box."""
+        low, high = self._box(xyz)
+        return ((xyz > low + _BORDER_M) & (xyz < high - _BORDER_M)).all(1)
+
+    def _box(self, xyz: Tensor) -> tuple[Tensor, Tensor]:
+        return xyz.new_tensor(self.config.box_min_m), xyz.new_tensor(self.config.box_max_m)
+
     def _inside(self, feats: Tensor, xyz: Tensor, batch: Tensor) -> Tensor:
         """Features of voxels that lie in the box."""
         neighbors = neighborhoods(xyz, batch, self.config.neighbors)
@@ -221,7 +232,7 @@ class WaffleIron(Network):
 
     def planes(self, xyz: Tensor, batch: Tensor, dtype: torch.dtype) -> list[Plane]:
         """The planes of points (N, 3) in the box, of the sweeps (N,)."""
-        low, high = (xyz.new_tensor(b) for b in (self.config.box_min_m, self.config.box_max_m))
+        low, high = self._box(xyz)
         cells = torch.tensor(self.config.cells, device=xyz.device)
         place = ((xyz - low) / ((high - low) / cells)).long().clamp_(min=0)
         place = torch.minimum(place, cells - 1)

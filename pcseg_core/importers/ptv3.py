@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from pcseg_core.checkpoint import UNKNOWN_LICENSE
 from pcseg_core.importers.family import Family, Head, Imported
 from pcseg_core.importers.published import Keys
 from pcseg_core.models.ptv3 import Ptv3Config
@@ -134,7 +135,7 @@ def _blocks(ours: str, theirs: str, depth: int, c: int, config: Ptv3Config) -> I
 FAMILY = Family(
     name="ptv3",
     title="Point Transformer V3 of Pointcept, trained on labeled sweeps",
-    license="CC-BY-NC-4.0",
+    license=UNKNOWN_LICENSE,
     source="https://huggingface.co/Pointcept/PointTransformerV3",
     probes=("embedding.stem.conv.weight",),
     convert=_convert,

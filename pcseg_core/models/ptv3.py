@@ -178,7 +178,7 @@ class Ptv3(Network):
                 feats = torch.cat([level.x.feats, feats.index_select(0, parents)], 1)
                 continue
             total, skip = self.up[grid](level.x, feats, parents)
-            # The published networks of version 1 were trained so: an error that became weights.
+            # The published networks of version 1 were trained this way.
             seen = skip if self.config.version == 1 else None
             feats = self.decoder[grid](total, level.patches, seen).feats
         return feats

@@ -94,7 +94,7 @@ def test_a_pretrained_network_is_finetuned(tmp_path: Path) -> None:
     section = result.output.partition("student section for distill --start: ")[2].splitlines()[0]
     stored = load_checkpoint(run)[1].student
     assert StudentConfig.model_validate(yaml.safe_load(section)).model_dump(mode="json") == stored
-    recipe, street = load_recipe(recipe_file("kitti")), LabelSpace.load("street")
+    recipe, street = load_recipe(recipe_file("simulated")), LabelSpace.load("street")
     student = StudentConfig.model_validate(stored)
     continued = recipe.model_copy(update={"student": student})
     assert check_start(run, continued, street) == "Apache-2.0"

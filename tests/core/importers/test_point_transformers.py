@@ -298,12 +298,13 @@ def test_the_run_is_probed_fine_tuned_and_segments(run: Path, tmp_path: Path) ->
         assert result.exit_code == 0, result.output
         return result.output
 
-    pcseg("probe", run, "--fit", SOURCE, "--test", SOURCE, "--json", tmp_path / "probe.json")
+    small = ("--max-points", 200, "--json", tmp_path / "probe.json")
+    pcseg("probe", run, "--fit", SOURCE, "--test", SOURCE, *small)
     probed = json.loads((tmp_path / "probe.json").read_text())
     assert {"pretrained", "untrained", "raw"} <= probed["methods"].keys()
     out = tmp_path / "fine"
     before = FrozenNetwork.load(run).student.state_dict()
-    pcseg("finetune", run, SOURCE, "--out", out, "--steps", 3, "--device", "cpu")
+    pcseg("finetune", run, SOURCE, "--out", out, "--steps", 1, "--device", "cpu")
     after, meta = load_checkpoint(out)
     assert meta.license == "CC-BY-NC-4.0" and meta.student["network"] == "ptv3"
     changed = [k for k in after if k in before and not torch.equal(after[k], before[k])]

@@ -9,7 +9,7 @@ from torch import Tensor
 from pcseg_core.models.curves import Curve
 from pcseg_core.models.patches import cube_bits, patches_of
 from pcseg_core.models.ptv3 import Ptv3, Ptv3Config
-from pcseg_core.models.ptv3_layers import PatchAttention, Projection
+from pcseg_core.models.ptv3_layers import Block, Blocks, PatchAttention, Projection, Up
 from pcseg_core.models.student import StudentConfig
 from pcseg_core.sparse import SparseTensor
 
@@ -122,9 +122,11 @@ def test_the_decoder_adds_both_grids_and_runs_its_blocks(version: int) -> None:
     net, x = network(PAPER.model_copy(update=changes)), joined(sweep(0, 100, 5))
     fine, coarse = net.levels(x)
     assert coarse.parents is not None and net.feature_channels == 6
-    skip, below = net.up[0].skip(fine.x.feats), net.up[0].coarse(coarse.x.feats)
+    up, blocks = net.up[0], net.decoder[0]
+    assert isinstance(up, Up) and isinstance(blocks, Blocks)
+    skip, below = up.skip(fine.x.feats), up.coarse(coarse.x.feats)
     total = fine.x.replace(skip + below[coarse.parents])
-    first, second = net.decoder[0]
+    first, second = (block for block in blocks if isinstance(block, Block))
     feats = total.feats + first.position(fine.x.replace(skip) if version == 1 else total)
     feats = feats + first.attention(first.norm1(feats), fine.patches[0])
     feats = feats + first.mlp(first.norm2(feats))

@@ -15,7 +15,7 @@ from pcseg_core.export.graph import Float32, Graph
 from pcseg_core.export.network import linear
 from pcseg_core.export.tables import FEATURES, GraphInput, features_input, rows_name
 from pcseg_core.models.neighbors import neighborhoods
-from pcseg_core.models.waffleiron import ChannelMix, Embedding, SpatialMix, WaffleIron
+from pcseg_core.models.waffleiron import PLANES, ChannelMix, Embedding, SpatialMix, WaffleIron
 from pcseg_core.sparse import SparseTensor
 
 NEIGHBORS = "neighbors"
@@ -32,8 +32,7 @@ def waffleiron_inputs(network: WaffleIron) -> list[GraphInput]:
     """Inputs of the graph."""
     count, cells = network.config.neighbors, network.config.cells
     content = [
-        _CELL.format(a="xyz"[a], b="xyz"[b], height=cells[a], width=cells[b])
-        for a, b in ((0, 1), (0, 2), (1, 2))
+        _CELL.format(a="xyz"[a], b="xyz"[b], height=cells[a], width=cells[b]) for a, b in PLANES
     ]
     return [
         features_input(network.in_channels),
@@ -59,20 +58,20 @@ def values_of(network: WaffleIron, x: SparseTensor) -> dict[str, npt.NDArray[Any
             "take the answer of the nearest voxel inside"
         )
     neighbors = neighborhoods(xyz, batch, network.config.neighbors)
-    planes = network.planes(xyz, batch, torch.float32)
+    place, cells = network.places(xyz), network.config.cells
     values = {FEATURES: x.feats.detach().float(), NEIGHBORS: neighbors.int()}
-    values |= {name: plane.cell.int() for name, plane in zip(CELLS, planes, strict=True)}
+    for name, (a, b) in zip(CELLS, PLANES, strict=True):
+        values[name] = (place[:, a] * cells[b] + place[:, b]).int()
     return {name: value.contiguous().numpy() for name, value in values.items()}
 
 
 def add_waffleiron(graph: Graph, network: WaffleIron) -> str:
     """Add all layers up to the classifier; returns the name of the features (voxels, F)."""
     x = _embed(graph, network.embed)
-    height, width, deep = network.config.cells
-    shapes = ((height, width), (height, deep), (width, deep))
+    cells = network.config.cells
     planes = [
-        _Plane(graph, name, shape, network.config.channels)
-        for name, shape in zip(CELLS, shapes, strict=True)
+        _Plane(graph, name, (cells[a], cells[b]), network.config.channels)
+        for name, (a, b) in zip(CELLS, PLANES, strict=True)
     ]
     for i, (spatial, channel) in enumerate(zip(network.spatial, network.channel, strict=True)):
         plane = planes[i % len(planes)]

@@ -83,6 +83,7 @@ def _config(keys: Keys, network: dict[str, object]) -> StudentConfig:
     size = {
         "layers": keys.count("waffleiron.channel_mix."),
         "channels": keys.shape("embed.conv1.weight")[0],
+        "neighbors": 16,
     }
     values = {
         "network": "waffleiron",

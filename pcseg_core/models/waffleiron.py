@@ -23,7 +23,9 @@ from pcseg_core.models.network import Network
 from pcseg_core.sparse import SparseTensor
 
 _ROWS = 1024  # points whose neighborhoods are embedded at once, without gradients
-_PLANES = ((0, 1), (0, 2), (1, 2))  # axes of the planes seen along z, y and x
+PLANES = ((0, 1), (0, 2), (1, 2))
+"""Axes of the planes seen along z, y and x."""
+
 _BORDER_M = 1e-4  # a point this close to the border of the box is outside
 
 Norm = Literal["batch", "layer"]
@@ -35,7 +37,7 @@ class WaffleIronConfig(Section):
 
     layers: int = Field(12, ge=1, le=96, description="Layers, each on one plane")
     channels: int = Field(64, ge=8, le=2048, description="Channels of every layer")
-    neighbors: int = Field(16, ge=1, le=64, description="Nearest neighbors of a voxel")
+    neighbors: int = Field(8, ge=1, le=64, description="Nearest neighbors of a voxel")
     norm: Norm = Field("batch", description="Normalization in the layers")
     activation: Activation = Field("relu", description="Activation in the layers")
     box_min_m: tuple[float, float, float] = Field(
@@ -230,16 +232,23 @@ class WaffleIron(Network):
         planes = self.planes(xyz, batch, feats.dtype)
         return self.mix(self.embed(feats, neighbors), planes)
 
-    def planes(self, xyz: Tensor, batch: Tensor, dtype: torch.dtype) -> list[Plane]:
-        """The planes of points (N, 3) in the box, of the sweeps (N,)."""
+    def places(self, xyz: Tensor) -> Tensor:
+        """Cells (N, 3) int64 of points in the box along x, y and z."""
         low, high = self._box(xyz)
         cells = torch.tensor(self.config.cells, device=xyz.device)
         place = ((xyz - low) / ((high - low) / cells)).long().clamp_(min=0)
-        place = torch.minimum(place, cells - 1)
-        sweeps, found = int(batch[-1]) + 1, []
-        for a, b in _PLANES:
-            height, width = self.config.cells[a], self.config.cells[b]
-            cell = (batch * height + place[:, a]) * width + place[:, b]
+        return torch.minimum(place, cells - 1)
+
+    def planes(self, xyz: Tensor, batch: Tensor, dtype: torch.dtype) -> list[Plane]:
+        """The planes of points (N, 3) in the box, of the sweeps (N,)."""
+        place, sweeps, found = self.places(xyz), int(batch[-1]) + 1, []
+        windows = [
+            _window(place[:, axis], batch, sweeps, count)
+            for axis, count in enumerate(self.config.cells)
+        ]
+        for a, b in PLANES:
+            (row, height), (column, width) = windows[a], windows[b]
+            cell = (batch * height + row) * width + column
             found.append(Plane.of(cell, (sweeps, height, width), dtype))
         return found
 
@@ -248,6 +257,19 @@ class WaffleIron(Network):
         for i, (spatial, channel) in enumerate(zip(self.spatial, self.channel, strict=True)):
             x = channel(spatial(x, planes[i % len(planes)]))
         return x
+
+
+def _window(place: Tensor, batch: Tensor, sweeps: int, cells: int) -> tuple[Tensor, int]:
+    """Cells (N,) of points from the start of the part of a plane that a sweep needs, and its size.
+
+    Two convolutions of kernel 3 need the cells of the points and one more on each side: beyond it,
+    cells are empty as in the padding. Where the plane ends, the part ends too.
+    """
+    low = batch.new_full((sweeps,), cells).scatter_reduce(0, batch, place, "amin")
+    high = batch.new_zeros(sweeps).scatter_reduce(0, batch, place, "amax")
+    start, end = (low - 1).clamp(min=0), (high + 2).clamp(max=cells)
+    size = int((end - start).max())
+    return place - start.clamp(max=cells - size)[batch], size
 
 
 def _answering(xyz: Tensor, batch: Tensor, inside: Tensor) -> Tensor:

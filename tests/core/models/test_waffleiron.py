@@ -19,7 +19,7 @@ from pcseg_core.learning.finetune import FinetuneRecipe, finetune
 from pcseg_core.learning.module import OptimizerConfig
 from pcseg_core.models.neighbors import _brute_force, nearest, neighborhoods
 from pcseg_core.models.student import Points, Student, StudentConfig
-from pcseg_core.models.waffleiron import Plane, WaffleIron
+from pcseg_core.models.waffleiron import Plane, SpatialMix, WaffleIron, _window
 from pcseg_core.online.segmenter import Segmenter
 
 CONFIG = SMALL_WAFFLEIRON.waffleiron
@@ -67,11 +67,31 @@ def test_planes_are_seen_along_z_then_y_then_x(student: Student) -> None:
     network = student.network
     assert isinstance(network, WaffleIron)
     xyz = torch.tensor([[-15.5, -14.5, -1.5], [15.9, 15.9, 3.9]])
-    planes = network.planes(xyz, torch.tensor([0, 1]), torch.float32)
-    assert [p.shape for p in planes] == [(2, 32, 32), (2, 32, 8), (2, 32, 8)]
-    first = [p.cell[0].item() for p in planes]
-    assert first == [0 * 32 + 1, 0 * 8 + 2, 1 * 8 + 2]
-    assert [p.cell[1].item() for p in planes] == [2 * 32 * 32 - 1, 2 * 32 * 8 - 1, 2 * 32 * 8 - 1]
+    assert network.places(xyz).tolist() == [[0, 1, 2], [31, 31, 7]]
+    both = torch.cat([xyz, xyz])
+    planes = network.planes(both, torch.tensor([0, 0, 1, 1]), torch.float32)
+    assert [p.shape for p in planes] == [(2, 32, 32), (2, 32, 7), (2, 32, 7)]  # z from cell 1 on
+    assert [p.cell[0].item() for p in planes] == [0 * 32 + 1, 0 * 7 + 1, 1 * 7 + 1]
+    assert [p.cell[3].item() for p in planes] == [2 * 32 * 32 - 1, 2 * 32 * 7 - 1, 2 * 32 * 7 - 1]
+
+
+def test_the_needed_part_of_a_plane_gives_what_the_whole_gives() -> None:
+    """Points in the middle, at both borders, and of two sizes of sweeps."""
+    torch.manual_seed(0)
+    mix, x = SpatialMix(CONFIG).eval(), torch.randn(24, CONFIG.channels)
+    place = torch.tensor([[5, 9], [0, 3], [31, 7], [20, 0]]).repeat_interleave(6, 0)
+    place[::2] += torch.tensor([0, 1])
+    for batch in (torch.arange(4).repeat_interleave(6), torch.arange(2).repeat_interleave(12)):
+        sweeps = int(batch[-1]) + 1
+        (row, height), (column, width) = (
+            _window(place[:, axis], batch, sweeps, cells) for axis, cells in ((0, 32), (1, 12))
+        )
+        assert height * width < 32 * 12
+        part = Plane.of((batch * height + row) * width + column, (sweeps, height, width), x.dtype)
+        cell = (batch * 32 + place[:, 0]) * 12 + place[:, 1]
+        with torch.no_grad():
+            whole = mix(x, Plane.of(cell, (sweeps, 32, 12), x.dtype))
+            torch.testing.assert_close(mix(x, part), whole)
 
 
 def test_neighbors_are_the_nearest_of_the_same_sweep() -> None:

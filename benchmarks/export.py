@@ -29,7 +29,7 @@ from pcseg_core.export.calibration import recording
 from pcseg_core.export.graph import Graph, Precision
 from pcseg_core.export.network import add_classifier, add_network
 from pcseg_core.export.runtime import OnnxStudent
-from pcseg_core.export.tables import graph_inputs
+from pcseg_core.export.tables import graph_inputs, minkunet_inputs
 from pcseg_core.files import write_atomic
 from pcseg_core.models.minkunet import MinkUNet
 from pcseg_core.native import library
@@ -45,7 +45,9 @@ def exported(net: MinkUNet, grid: cases.Grid, precision: Precision) -> bytes:
             net(grid.tensor("torch"))
     graph = Graph(precision, recorded.peaks)
     add_classifier(graph, add_network(graph, net), net.classifier)
-    content: bytes = graph.model(net.in_channels, net.out_channels).SerializeToString()
+    content: bytes = graph.model(
+        minkunet_inputs(net.in_channels), net.out_channels
+    ).SerializeToString()
     return content
 
 

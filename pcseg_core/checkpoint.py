@@ -34,6 +34,7 @@ from pcseg_core.text_table import TextTable
 MAX_MAGNITUDE = 1e6
 MAX_MIOU_LOSS = 0.005
 MIN_AGREEMENT = 0.99
+UNKNOWN_LICENSE = "unknown"
 _HEADER_KEY = "pcseg"
 _VECTORS, _CENTER = "text_table.vectors", "text_table.center"
 _TEXT = (_VECTORS, _CENTER)
@@ -96,11 +97,18 @@ class CheckpointMeta(Section):
     measured: Measurement | None = Field(
         None, description="Figures on real sweeps, of a checkpoint trained on simulated ones"
     )
+    license: str | None = Field(
+        None, description="License of imported weights that the network is or started from"
+    )
     pcseg_version: str = Field(__version__, description="Version that wrote the file")
 
     @property
     def caution(self) -> str:
         """What to know before the labels are used on a robot; "" if nothing."""
+        return "; ".join(told for told in (self._simulated, self._restricted) if told)
+
+    @property
+    def _simulated(self) -> str:
         sources = self.metrics.get("poses")
         if not isinstance(sources, dict) or not sources:
             return ""
@@ -108,6 +116,15 @@ class CheckpointMeta(Section):
             return ""
         figures = f"; it reaches {self.measured}" if self.measured else ""
         return f"trained on simulated drives{figures}; distill one from your own recordings"
+
+    @property
+    def _restricted(self) -> str:
+        if self.license is None:
+            return ""
+        if "-NC" in self.license.upper().replace(" ", "-"):
+            return f"its weights are under {self.license}: no commercial use"
+        unknown = self.license == UNKNOWN_LICENSE
+        return "the license of its weights is unknown: ask their authors" if unknown else ""
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,6 +9,7 @@ training that diverged is refused when it is written and when it is read.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,7 +122,7 @@ class CheckpointMeta(Section):
     def _restricted(self) -> str:
         if self.license is None:
             return ""
-        if "-NC" in self.license.upper().replace(" ", "-"):
+        if re.search(r"\bNC\b", self.license.upper()):
             return f"its weights are under {self.license}: no commercial use"
         unknown = self.license == UNKNOWN_LICENSE
         return "the license of its weights is unknown: ask their authors" if unknown else ""

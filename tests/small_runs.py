@@ -55,11 +55,15 @@ def sweep(scene: str, seed: int = 0) -> TrainingSweep:
 
 
 def write_run(
-    folder: Path, seed: int = 0, classes: LabelSpace = NO_CLASSES, **settings: object
+    folder: Path,
+    seed: int = 0,
+    config: StudentConfig = SMALL,
+    classes: LabelSpace = NO_CLASSES,
+    **settings: object,
 ) -> Path:
     """A run directory as `pcseg pretrain` leaves it; `settings` go to the student."""
     torch.manual_seed(seed)
-    config = SMALL.model_copy(update=settings)
+    config = config.model_copy(update=settings)
     student = Student(config, len(classes))
     meta = CheckpointMeta(
         format_version=1,

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from pcseg_core.errors import InputError
-from pcseg_core.importers import openscene, scalr, slidr, spvnas, superflow
+from pcseg_core.importers import openscene, ptv3, scalr, slidr, sonata, spvnas, superflow
 from pcseg_core.importers.family import Family
 from pcseg_core.importers.published import Keys, Published
 
@@ -16,6 +16,9 @@ FAMILIES: dict[str, Family] = {
     "scalr": scalr.SCALR,
     "scalr-plus": scalr.SCALR_PLUS,
     "waffleiron": scalr.WAFFLEIRON,
+    "ptv3": ptv3.FAMILY,
+    "sonata": sonata.FAMILY,
+    "sonata-indoor": sonata.INDOOR,
 }
 
 

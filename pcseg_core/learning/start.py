@@ -28,7 +28,7 @@ _ARCHITECTURE = (
     "origin",
     "reduce",
 )
-_SECTIONS = ("waffleiron",)  # of one family of networks
+_SECTIONS = ("waffleiron", "ptv3")  # of one family of networks
 
 
 def check_start(run: Path, recipe: Recipe, space: LabelSpace) -> str | None:

@@ -20,11 +20,12 @@ from pcseg_core.checkpoint import check_fits
 from pcseg_core.config import Section
 from pcseg_core.models.minkunet import PLANES, MinkUNet
 from pcseg_core.models.network import Network
+from pcseg_core.models.ptv3 import Ptv3, Ptv3Config
 from pcseg_core.models.waffleiron import WaffleIron, WaffleIronConfig
 from pcseg_core.sparse.tensor import SparseTensor
 from pcseg_core.sparse.voxels import Voxels, first_features, mean_features, voxelize
 
-Family = Literal["minkunet", "waffleiron"]
+Family = Literal["minkunet", "waffleiron", "ptv3"]
 Channels = Annotated[int, Field(ge=4, le=4096, multiple_of=4)]
 InputName = Literal["x", "y", "z", "range", "intensity", "one", "offset"]
 
@@ -35,6 +36,7 @@ _OFFSET_SCALE = 0.3  # of the offset inside a voxel, in voxels
 _FAMILY_FIELDS: dict[Family, tuple[str, ...]] = {
     "minkunet": ("depth", "width", "planes", "stem_kernel", "stem_convs"),
     "waffleiron": ("waffleiron",),
+    "ptv3": ("ptv3",),
 }
 
 
@@ -50,6 +52,7 @@ class StudentConfig(Section):
     stem_kernel: Literal[3, 5] = Field(3, description="Kernel size of the first convolution")
     stem_convs: Literal[1, 2] = Field(1, description="Number of convolutions before the stages")
     waffleiron: WaffleIronConfig = Field(default_factory=WaffleIronConfig)
+    ptv3: Ptv3Config = Field(default_factory=Ptv3Config)
     voxels: Literal["cartesian", "cylindrical"] = Field("cartesian", description="Voxel grid")
     voxel_size_m: float = Field(
         0.1,
@@ -189,6 +192,8 @@ def make_network(config: StudentConfig, classes: int) -> Network:
     """The network of the configured family, with random weights."""
     if config.network == "waffleiron":
         return WaffleIron(input_features(config), classes, config.waffleiron)
+    if config.network == "ptv3":
+        return Ptv3(input_features(config), classes, config.ptv3)
     return MinkUNet(
         input_channels(config),
         classes,

@@ -81,6 +81,12 @@ struct Quad {
     return (Vec)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)(Bits{} + a), (__m256i)b);
 #elif PCSEG_SHIFTED  // signed features: 128 less than they are
     return (Vec)vdotq_s32((int32x4_t)sum, (int8x16_t)(Bits{} + (a ^ 0x80808080u)), (int8x16_t)b);
+#elif defined(__AVX2__)  // two and two, as 16-bit integers
+    const Unsigned features = (Unsigned)(Bits{} + a);
+    const Halves weights = (Halves)b;
+    const Integers even = add_products((Halves)(features & 255), (weights << 8) >> 8);
+    const Integers odd = add_products((Halves)(features >> 8), weights >> 8);
+    return (Vec)((Integers)sum + (even + odd));
 #else
     Integers total = (Integers)sum;
     PCSEG_UNROLL for (int p = 0; p < 4; ++p) {

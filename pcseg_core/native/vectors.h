@@ -21,10 +21,23 @@ typedef float Vec __attribute__((vector_size(L * 4)));
 typedef float VecAnywhere __attribute__((vector_size(L * 4), aligned(4), may_alias));
 typedef uint32_t Bits __attribute__((vector_size(L * 4)));
 typedef int32_t Integers __attribute__((vector_size(L * 4)));
+typedef int16_t Halves __attribute__((vector_size(L * 4)));
+typedef uint16_t Unsigned __attribute__((vector_size(L * 4)));
 typedef uint32_t BitsAnywhere __attribute__((vector_size(L * 4), aligned(4), may_alias));
 
 PCSEG_INLINE Vec load(const float* p) { return *reinterpret_cast<const VecAnywhere*>(p); }
 PCSEG_INLINE void store(float* p, Vec v) { *reinterpret_cast<VecAnywhere*>(p) = v; }
+
+#if defined(__AVX2__)
+// Sums of two neighboring products.
+PCSEG_INLINE Integers add_products(Halves a, Halves b) {
+#if PCSEG_LANES == 16
+  return (Integers)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+#else
+  return (Integers)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+#endif
+}
+#endif
 
 int padded(int n) { return (n + L - 1) / L * L; }
 

@@ -31,11 +31,13 @@ int panel_width(int rest) {
   return rest == 4 || rest == 2 ? 2 : rest >= 3 ? 3 : rest;
 }
 
+// On NEON: products of matrices, else products of signed integers only.
 #define PCSEG_MATRIX (PCSEG_DOT_BF16 && PCSEG_LANES == 4)
 #define PCSEG_SHIFTED (PCSEG_DOT_INT8 && PCSEG_LANES == 4 && !PCSEG_MATRIX)
 
-// What a step of the inner loop multiplies: one float, two bfloat16 or four integers. A scalar is spread as
-// `a - Vec{}`, which folds to a broadcast; the compiler must keep the addition of `Vec{} + a`.
+// What a step of the inner loop multiplies: one float, two bfloat16 or four integers. A scalar is
+// spread as `a - Vec{}`, which folds to a broadcast; the compiler must keep the addition of
+// `Vec{} + a`.
 struct Single {
   typedef float Scalar;
   static constexpr int kChannels = 1;
@@ -99,11 +101,11 @@ struct Quad {
 };
 #endif
 
-// to[r] = from[r] + a[r] . B + shift, for MR rows and NV vectors of output channels. `shift` is null
-// or, where features are shifted, integers to add.
+// to[r] = from[r] + a[r] . B, for MR rows and NV vectors of output channels. Where features are
+// shifted, B ends with what their products lack.
 template <class Step, int MR, int NV>
 void tile(const typename Step::Scalar* const* a, const float* const* from, float* const* to,
-          const char* b, int steps, const char* shift) {
+          const char* b, int steps) {
   Vec sum[MR][NV];
   PCSEG_UNROLL for (int r = 0; r < MR; ++r)
     PCSEG_UNROLL for (int v = 0; v < NV; ++v) sum[r][v] = load(from[r] + L * v);
@@ -116,9 +118,9 @@ void tile(const typename Step::Scalar* const* a, const float* const* from, float
     }
   }
   if constexpr (PCSEG_SHIFTED && Step::kChannels == 4) {
-    for (int v = 0; shift && v < NV; ++v) {
-      const Bits more = *reinterpret_cast<const BitsAnywhere*>(shift + v * L * 4);
-      for (int r = 0; r < MR; ++r) sum[r][v] = (Vec)((Bits)sum[r][v] + more);
+    PCSEG_UNROLL for (int v = 0; v < NV; ++v) {
+      const Bits more = *reinterpret_cast<const BitsAnywhere*>(b + v * L * 4);
+      PCSEG_UNROLL for (int r = 0; r < MR; ++r) sum[r][v] = (Vec)((Bits)sum[r][v] + more);
     }
   }
   PCSEG_UNROLL for (int r = 0; r < MR; ++r)
@@ -127,7 +129,7 @@ void tile(const typename Step::Scalar* const* a, const float* const* from, float
 
 template <class Step>
 using Tile = void (*)(const typename Step::Scalar* const*, const float* const*, float* const*,
-                      const char*, int, const char*);
+                      const char*, int);
 
 // tiles[nv][rows]
 template <class Step, int NV, int R>
@@ -152,12 +154,10 @@ struct Tiles {
 // Words of input channels of one pass, so that a panel of weights stays in the first-level cache.
 constexpr int kSteps = 128;
 
-// Words of one column of a panel.
-int panel_words(int cin, int dtype) {
-  const int per = channels_per_word(dtype), words = (cin + per - 1) / per;
-  const bool odd = PCSEG_MATRIX && dtype != kFloat32 && words % 2 == 1;
-  const bool shift = PCSEG_SHIFTED && dtype == kUInt8;
-  return words + (odd || shift);
+// Words of weights of one output channel for a pass over `words` of the input.
+constexpr int packed_words(int words, int channels_per_word) {
+  if (PCSEG_MATRIX && channels_per_word > 1) return (words + 1) / 2 * 2;
+  return words + (PCSEG_SHIFTED && channels_per_word == 4);
 }
 
 // Add the products of one step of the lists to the block's sums (rows x width floats). With `start`,
@@ -177,8 +177,6 @@ void add_offset(const ConvArgs& c, const Pairs& pairs, int step, const char* wei
     const int groups = (count + most - 1) / most;
     for (int k = 0; k < steps; k += kSteps) {
       const int some = steps - k < kSteps ? steps - k : kSteps;
-      const char* panel = weight + static_cast<int64_t>(k) * nv * L * 4;
-      const char* shift = k + some == steps ? panel + static_cast<int64_t>(some) * nv * L * 4 : nullptr;
       for (int g = 0, i = 0; g < groups; ++g) {
         const int rows = (count - i + groups - g - 1) / (groups - g);
         const typename Step::Scalar* a[kMaxTile];
@@ -189,19 +187,19 @@ void add_offset(const ConvArgs& c, const Pairs& pairs, int step, const char* wei
           to[r] = sums + static_cast<int64_t>(target[i]) * width + column;
           from[r] = start && k == 0 ? start + column : to[r];
         }
-        tiles.at[nv][rows](a, from, to, panel, some, shift);
+        tiles.at[nv][rows](a, from, to, weight, some);
       }
+      weight += static_cast<int64_t>(packed_words(some, Step::kChannels)) * nv * L * 4;
     }
-    weight += static_cast<int64_t>(panel_words(c.cin, c.dtype)) * nv * L * 4;
     column += nv * L;
   }
 }
 
 #if PCSEG_SHIFTED
-// What shifted features lack, in the products with one column of weights.
-char* put_shift(const Weights& weights, int column, char* out) {
+// What features that are shifted lack, in the products with a part of a column of weights.
+char* put_shift(const Weights& weights, int first, int last, int column, char* out) {
   int32_t sum = 0;
-  for (int p = 0; p < weights.cin; ++p) sum += rounded(weights.at(p, column));
+  for (int p = first; p < last; ++p) sum += rounded(weights.at(p, column));
   sum *= 128;
   memcpy(out, &sum, 4);
   return out + 4;
@@ -209,23 +207,30 @@ char* put_shift(const Weights& weights, int column, char* out) {
 #endif
 
 size_t packed_bytes(int offsets, int cin, int cout, int dtype) {
-  return size_t{4} * offsets * panel_words(cin, dtype) * padded(cout);
+  const int per = channels_per_word(dtype), words = (cin + per - 1) / per;
+  const int all = words / kSteps * packed_words(kSteps, per);
+  const int rest = words % kSteps ? packed_words(words % kSteps, per) : 0;
+  return size_t{4} * offsets * (all + rest) * padded(cout);
 }
 
 void pack(const float* w, const float* scale, int cin, int cout, int dtype, bool transpose,
           void* packed) {
-  const int width = padded(cout), words = PCSEG_MATRIX && dtype != kFloat32 ? 2 : 1;
-  const int per = words * channels_per_word(dtype);
+  const int width = padded(cout), per_word = channels_per_word(dtype), pass = kSteps * per_word;
+  const int per = PCSEG_MATRIX && per_word > 1 ? 2 * per_word : per_word;
   const Weights weights{w, scale, cin, cout, transpose};
   char* out = static_cast<char*>(packed);
   for (int column = 0; column < width;) {
     const int lanes = panel_width((width - column) / L) * L;
-    for (int ci = 0; ci < cin; ci += per)
-      for (int j = column; j < column + lanes; ++j)
-        for (int p = ci; p < ci + per; ++p) out = put(weights.at(p, j), dtype, out);
+    for (int first = 0; first < cin; first += pass) {
+      const int last = first + pass < cin ? first + pass : cin;
+      for (int ci = first; ci < last; ci += per)
+        for (int j = column; j < column + lanes; ++j)
+          for (int p = ci; p < ci + per; ++p) out = put(weights.at(p, j), dtype, out);
 #if PCSEG_SHIFTED
-    for (int j = column; dtype == kUInt8 && j < column + lanes; ++j) out = put_shift(weights, j, out);
+      for (int j = column; dtype == kUInt8 && j < column + lanes; ++j)
+        out = put_shift(weights, first, last, j, out);
 #endif
+    }
     column += lanes;
   }
 }
@@ -234,6 +239,7 @@ size_t conv_scratch(const ConvArgs& c) {
   return sizeof(float) * (kBlockRows + 1) * padded(c.cout);
 }
 
+// Whether this set multiplies a type itself.
 #ifdef PCSEG_BASE
 constexpr bool kOwn[] = {false, PCSEG_DOT_BF16, PCSEG_DOT_INT8};  // by Dtype
 #else
@@ -248,7 +254,8 @@ constexpr Add own_add() {
   else return nullptr;
 }
 
-constexpr Add kAdd[] = {own_add<kFloat32, Single>(), own_add<kBFloat16, Pair>(), own_add<kUInt8, Quad>()};
+constexpr Add kAdd[] = {own_add<kFloat32, Single>(), own_add<kBFloat16, Pair>(),
+                        own_add<kUInt8, Quad>()};
 
 void conv_block(const ConvArgs& c, const Pairs& pairs, int64_t first, int rows, char* scratch) {
 #ifdef PCSEG_BASE

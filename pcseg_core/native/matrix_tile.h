@@ -19,7 +19,7 @@ using Quad = Matrix<4>;
 
 template <class Step, int MR, int NV>
 void matrix_tile(const uint32_t* const* a, const float* const* from, float* const* to, const char* b,
-                 int words, const char*) {
+                 int words) {
   constexpr int MP = (MR + 1) / 2;  // a last row without a partner is its own
   const auto partner = [](int p) { return 2 * p + 1 < MR ? 2 * p + 1 : 2 * p; };
   Vec sum[MP][2 * NV];

@@ -2,7 +2,7 @@
 """The native library, built for ARM64 and run on an emulated CPU.
 
 `EmulatedLibrary` stands in for the library that ctypes loads: each call goes to `arm64_calls.cpp`,
-which runs under qemu. Buffers travel there and back.
+which runs under qemu. Buffers travel there and back; a read beyond the end of one ends the program.
 """
 
 from __future__ import annotations

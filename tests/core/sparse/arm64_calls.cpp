@@ -9,6 +9,8 @@
 #include <dlfcn.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include <vector>
 
@@ -16,6 +18,32 @@ namespace {
 
 struct Sizes {
   int64_t buffers, pointers, arguments;
+};
+
+// Memory whose end is the end of a page; the next page cannot be read.
+class Buffer {
+ public:
+  explicit Buffer(size_t size) : size_(size) {
+    const size_t page = sysconf(_SC_PAGESIZE), used = (size + page - 1) / page * page;
+    mapped_ = used + page;
+    void* all = mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    begin_ = static_cast<char*>(all);
+    mprotect(begin_ + used, page, PROT_NONE);
+    data_ = begin_ + used - size;
+  }
+  Buffer(Buffer&& other) noexcept
+      : begin_(other.begin_), data_(other.data_), size_(other.size_), mapped_(other.mapped_) {
+    other.mapped_ = 0;
+  }
+  ~Buffer() {
+    if (mapped_) munmap(begin_, mapped_);
+  }
+  char* data() const { return data_; }
+  size_t size() const { return size_; }
+
+ private:
+  char *begin_, *data_;
+  size_t size_, mapped_;
 };
 
 // Write the address of byte `byte` of a buffer to a place in another.
@@ -51,12 +79,12 @@ int main(int, char** names) {
   while (get(name, sizeof name)) {
     Sizes sizes;
     if (!get(&sizes)) return fail("sizes");
-    std::vector<std::vector<char>> buffers(sizes.buffers);
-    for (auto& buffer : buffers) {
+    std::vector<Buffer> buffers;
+    for (int64_t i = 0; i < sizes.buffers; ++i) {
       int64_t size;
       if (!get(&size)) return fail("size");
-      buffer.resize(size);
-      if (!get(buffer.data(), size)) return fail("buffer");
+      buffers.emplace_back(size);
+      if (!get(buffers.back().data(), size)) return fail("buffer");
     }
     const auto address = [&](int64_t buffer, int64_t byte) { return buffers[buffer].data() + byte; };
     for (int64_t i = 0; i < sizes.pointers; ++i) {

@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
@@ -24,14 +22,14 @@ import numpy as np
 import torch
 
 from benchmarks import engine_cases as cases
-from benchmarks.measure import cpu_name, threads, timed
+from benchmarks.measure import cpu_name, threads, wall_and_cpu
 from benchmarks.sweeps import load_sweep
 from pcseg_core.errors import InputError, PcsegError
 from pcseg_core.export.calibration import recording
 from pcseg_core.export.graph import Graph, Precision
 from pcseg_core.export.network import add_classifier, add_network
 from pcseg_core.export.runtime import OnnxStudent
-from pcseg_core.export.tables import graph_inputs
+from pcseg_core.export.tables import graph_inputs, minkunet_inputs
 from pcseg_core.files import write_atomic
 from pcseg_core.models.minkunet import MinkUNet
 from pcseg_core.native import library
@@ -47,7 +45,9 @@ def exported(net: MinkUNet, grid: cases.Grid, precision: Precision) -> bytes:
             net(grid.tensor("torch"))
     graph = Graph(precision, recorded.peaks)
     add_classifier(graph, add_network(graph, net), net.classifier)
-    content: bytes = graph.model(net.in_channels, net.out_channels).SerializeToString()
+    content: bytes = graph.model(
+        minkunet_inputs(net.in_channels), net.out_channels
+    ).SerializeToString()
     return content
 
 
@@ -108,7 +108,7 @@ def rows_of(net: MinkUNet, grid: cases.Grid, count: int, rounds: int) -> list[Ro
     runs = engines(net, grid, count)
     exact = runs["torch fp32"]()
     outputs = {name: run() for name, run in runs.items()}
-    wall, cpu = in_turns(runs, rounds)
+    wall, cpu = wall_and_cpu(runs, rounds, warmup=0)
     rows = []
     for name in runs:
         engine, precision = name.split()
@@ -119,19 +119,6 @@ def rows_of(net: MinkUNet, grid: cases.Grid, count: int, rounds: int) -> list[Ro
         row["labels_changed"] = float((outputs[name].argmax(1) != exact.argmax(1)).mean())
         rows.append(row)
     return rows
-
-
-def in_turns(runs: dict[str, Run], rounds: int) -> tuple[dict[str, float], dict[str, float]]:
-    """Median wall time and median CPU time of all threads [ms]; every round runs each once."""
-    wall: dict[str, list[float]] = {name: [] for name in runs}
-    cpu: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(rounds):
-        for name, run in runs.items():
-            started = time.process_time()
-            wall[name].append(timed(run))
-            cpu[name].append(1e3 * (time.process_time() - started))
-    median = statistics.median
-    return {n: median(v) for n, v in wall.items()}, {n: median(v) for n, v in cpu.items()}
 
 
 def table(rows: list[Row]) -> str:

@@ -35,27 +35,35 @@ def cpu_name() -> str:
     return f"{facts.get('model name', platform.machine())} (model {facts.get('model', 'unknown')})"
 
 
-def timed(action: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
-    """Time of one call in ms: wall time, or that of another clock in s."""
-    start = clock()
+def timed(action: Callable[[], object]) -> float:
+    """Wall time of one call in ms."""
+    start = time.perf_counter()
     action()
-    return 1e3 * (clock() - start)
+    return 1e3 * (time.perf_counter() - start)
 
 
 def interleaved(
-    actions: Mapping[str, Callable[[], object]],
-    rounds: int,
-    warmup: int = 1,
-    clock: Callable[[], float] = time.perf_counter,
+    actions: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 1
 ) -> dict[str, float]:
-    """Median time in ms of each action; every round runs each of them once."""
-    times: dict[str, list[float]] = {name: [] for name in actions}
+    """Median wall time in ms of each action; every round runs each of them once."""
+    return wall_and_cpu(actions, rounds, warmup)[0]
+
+
+def wall_and_cpu(
+    actions: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 1
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Median wall time, and median CPU time of all threads, as `interleaved`."""
+    wall: dict[str, list[float]] = {name: [] for name in actions}
+    cpu: dict[str, list[float]] = {name: [] for name in actions}
     for turn in range(warmup + rounds):
         for name, action in actions.items():
-            elapsed = timed(action, clock)
+            started = time.process_time()
+            elapsed = timed(action)
             if turn >= warmup:
-                times[name].append(elapsed)
-    return {name: statistics.median(values) for name, values in times.items()}
+                wall[name].append(elapsed)
+                cpu[name].append(1e3 * (time.process_time() - started))
+    median = statistics.median
+    return {n: median(v) for n, v in wall.items()}, {n: median(v) for n, v in cpu.items()}
 
 
 class DensePeak:

@@ -16,7 +16,6 @@ import os
 import resource
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -27,7 +26,7 @@ from unittest import mock
 import numpy as np
 import torch
 
-from benchmarks.measure import cpu_name, interleaved, threads
+from benchmarks.measure import cpu_name, threads, wall_and_cpu
 from benchmarks.sweeps import load_sweep
 from pcseg_core import projection
 from pcseg_core.camera import CameraModel
@@ -163,8 +162,7 @@ def stage_rows(student: Student, points: np.ndarray, rounds: int) -> list[dict[s
     rows = []
     with threads(1), torch.inference_mode():
         for stage, actions in _stages(student, points).items():
-            wall = interleaved(actions, rounds)
-            cpu = interleaved(actions, rounds, clock=time.process_time)
+            wall, cpu = wall_and_cpu(actions, rounds)
             row = {"kind": "stage", "stage": stage, "threads": 1, "points": len(points)}
             row |= {"median_ms": wall, "cpu_ms": cpu, "ratio": cpu["plain"] / cpu["native"]}
             rows.append(row)

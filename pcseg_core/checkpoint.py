@@ -9,6 +9,7 @@ training that diverged is refused when it is written and when it is read.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,7 @@ from pcseg_core.text_table import TextTable
 MAX_MAGNITUDE = 1e6
 MAX_MIOU_LOSS = 0.005
 MIN_AGREEMENT = 0.99
+UNKNOWN_LICENSE = "unknown"
 _HEADER_KEY = "pcseg"
 _VECTORS, _CENTER = "text_table.vectors", "text_table.center"
 _TEXT = (_VECTORS, _CENTER)
@@ -96,11 +98,18 @@ class CheckpointMeta(Section):
     measured: Measurement | None = Field(
         None, description="Figures on real sweeps, of a checkpoint trained on simulated ones"
     )
+    license: str | None = Field(
+        None, description="License of imported weights that the network is or started from"
+    )
     pcseg_version: str = Field(__version__, description="Version that wrote the file")
 
     @property
     def caution(self) -> str:
         """What to know before the labels are used on a robot; "" if nothing."""
+        return "; ".join(told for told in (self._simulated, self._restricted) if told)
+
+    @property
+    def _simulated(self) -> str:
         sources = self.metrics.get("poses")
         if not isinstance(sources, dict) or not sources:
             return ""
@@ -108,6 +117,15 @@ class CheckpointMeta(Section):
             return ""
         figures = f"; it reaches {self.measured}" if self.measured else ""
         return f"trained on simulated drives{figures}; distill one from your own recordings"
+
+    @property
+    def _restricted(self) -> str:
+        if self.license is None:
+            return ""
+        if re.search(r"\bNC\b", self.license.upper()):
+            return f"its weights are under {self.license}: no commercial use"
+        unknown = self.license == UNKNOWN_LICENSE
+        return "the license of its weights is unknown: ask their authors" if unknown else ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,7 +208,8 @@ def load_text(path: Path) -> CheckpointText | None:
     center = state[_CENTER].float().numpy() if _CENTER in state else None
     table = TextTable.from_parts(meta.text, vectors, center)
     try:
-        classes = {str(k): tuple(v) for k, v in dict(meta.text.get("classes", {})).items()}
+        given = dict(meta.text.get("classes", {}))
+        classes = {str(name): tuple(map(str, words)) for name, words in given.items()}
         temperature = float(meta.text.get("temperature", 0.07))
     except (TypeError, ValueError) as error:
         raise InputError(f"{file}: words not understood ({error})") from None

@@ -2,12 +2,14 @@
 """Comparison of the sweeps of a topic with those that the network was trained on.
 
 A network labels other intensities, ranges and densities than those of its training badly, and with
-high confidence. Each check is a few quantiles of a sample of the points.
+high confidence. Intensities of another sensor are mapped to those of the training; other
+differences are reported. Each comparison takes a few quantiles of a sample of the points.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -32,6 +34,8 @@ _FAR_SHARE = 0.5
 _FAR_RETURNS, _FAR_RINGS = 10.0, 2.0
 _SATURATED_SHARE = 0.5
 _EVERY = 10
+SWEEPS_TO_MATCH = 10
+"""Sweeps that the map of the intensities is fitted to."""
 
 Deciles = tuple[float, float, float, float, float, float, float, float, float]
 
@@ -117,6 +121,71 @@ class InputStatistics(Section):
         if stamp_reference == "auto" and self.stamp_reference:
             stamp_reference = self.stamp_reference
         return {"time_field": time_field, "stamp_reference": stamp_reference}
+
+
+class IntensityMatch:
+    """Maps the intensities of another sensor to those of the training, by rank.
+
+    Each intensity becomes the one that had its rank in the training: histogram matching (Gonzalez
+    and Woods, Digital Image Processing, 4th edition, section 3.3), linear between the quantiles.
+    The map is fitted to the first sweeps and then held. Intensities that are distributed as in the
+    training stay as they are. So do those with few different values, whose ranks tell nothing.
+
+    Args:
+        trained: statistics of the training; without intensities nothing is mapped.
+
+    Attributes:
+        held: further sweeps do not change the map.
+    """
+
+    def __init__(self, trained: InputStatistics | None) -> None:
+        self._target = None if trained is None else trained.intensity
+        self.held = self._target is None
+        self._samples: list[Array] = []
+        self._curve: tuple[Array, Array] | None = None
+        self._text = ""
+
+    def observe(self, cloud: PointCloud) -> None:
+        """Fit the map to a sweep too, unless it is held or the sweep has few returns."""
+        if self.held or self._target is None or cloud.intensity is None:
+            return
+        kept = cloud.finite
+        if np.count_nonzero(kept) < _FEWEST_RETURNS:
+            return
+        self._samples.append(_clipped(cloud.intensity[_sample(kept)]))
+        values = np.concatenate(self._samples)
+        self._curve = None
+        if _distance(values, self._target) > _FAR_SHARE and len(set(_deciles(self._samples))) > 4:
+            self._curve = _curve(values, self._target)
+            self._text = (
+                "intensities of another sensor: mapped to those of the training by rank (the "
+                f"median {np.median(values):.3g} becomes {self._target[4]:.3g})"
+            )
+        if len(self._samples) == SWEEPS_TO_MATCH:
+            self.hold()
+
+    def hold(self) -> None:
+        """Do not change the map any more."""
+        self.held, self._samples = True, []
+
+    def __call__(self, cloud: PointCloud) -> PointCloud:
+        """The sweep with mapped intensities (N,) float32 in 0..1; itself without a map."""
+        if self._curve is None or cloud.intensity is None:
+            return cloud
+        mapped = np.interp(_clipped(cloud.intensity), *self._curve).astype(np.float32)
+        return replace(cloud, intensity=mapped)
+
+    def __str__(self) -> str:
+        """Sentence for logs; "" without a map."""
+        return "" if self._curve is None else self._text
+
+
+def _curve(values: Array, target: Deciles) -> tuple[Array, Array]:
+    """Knots of the map: distinct intensities of a sensor, and those of the training."""
+    given = np.concatenate([[0.0], np.quantile(values, _SHARES), [values.max()]])
+    knots, knot_of = np.unique(given, return_inverse=True)
+    wanted = np.array([0.0, *target, 1.0])
+    return knots, np.bincount(knot_of, wanted) / np.bincount(knot_of)
 
 
 class InputCheck:

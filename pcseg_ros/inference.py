@@ -81,6 +81,7 @@ class Inference:
             )
         self._pipeline = Pipeline(segmenter, config, self._teacher)
         self.inputs.use_training(self._pipeline.trained_on)
+        self._match_logged = False
 
     @property
     def running(self) -> bool:
@@ -91,6 +92,13 @@ class Inference:
     def label_space(self) -> LabelSpace:
         """The current classes."""
         return self._pipeline.label_space
+
+    @property
+    def intensity(self) -> str:
+        """Scale of the intensities, and how they are mapped to those of the training."""
+        return "; ".join(
+            filter(None, (str(self.inputs.intensity), str(self._pipeline.intensities)))
+        )
 
     def set_prompts(self, prompts: Sequence[str]) -> LabelSpace:
         """Change the classes from the next sweep on; waits for the sweep in process.
@@ -170,6 +178,7 @@ class Inference:
             decoded = time.monotonic()
             self._pipeline.config = config
             labeled = self._pipeline.process(sweep)
+            self._report_match()
             processed = time.monotonic()
             self._outputs.publish_clouds(received.msg, labeled, config)
         end = time.monotonic()
@@ -188,6 +197,14 @@ class Inference:
         self._outputs.publish_times(stages_ms)
         if self._overlays is not None:
             self._overlays.offer(Drawing(labeled, received))
+
+    def _report_match(self) -> None:
+        """Log once how the intensities of the sensor are mapped."""
+        match = self._pipeline.intensities
+        if match.held and not self._match_logged:
+            self._match_logged = True
+            if str(match):
+                self._node.get_logger().warning(f"{self.inputs.topic_names[0]}: {match}")
 
     def _give_up(self, received: ReceivedSweep, error: Exception) -> None:
         """Count and log a sweep that could not be labeled."""

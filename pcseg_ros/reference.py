@@ -159,4 +159,6 @@ if __name__ == "__main__":
         "topics": topic_table,
         "limits": limit_table,
     }
+    if sys.argv[1:] not in [[name] for name in documents]:
+        sys.exit(f"usage: python -m pcseg_ros.reference {' | '.join(documents)}")
     print(documents[sys.argv[1]](), end="")

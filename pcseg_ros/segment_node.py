@@ -213,7 +213,7 @@ class SegmentNode(TolerantLifecycleNode):
         values |= process_values("" if inference is None else device)
         if inference is not None:
             values["engine"] = inference.engine
-            values["intensity"] = str(inference.inputs.intensity)
+            values["intensity"] = inference.intensity
             values |= {f"counted: {k}": str(v) for k, v in inference.counters().items()}
         name = self.get_fully_qualified_name().lstrip("/")
         report = diagnostics.report(f"{name}: segmentation", level, message, values)

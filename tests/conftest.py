@@ -34,3 +34,12 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real recordings: {folder} does not exist")
     return folder
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Group tests for `pytest -n`: files share fixtures, and nodes under test share a domain."""
+    here = Path(__file__).parent
+    for item in items:
+        part = item.path.relative_to(here)
+        item.add_marker(pytest.mark.xdist_group("ros" if part.parts[0] == "ros" else str(part)))

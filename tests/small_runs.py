@@ -15,10 +15,24 @@ from pcseg_core.labels import IGNORE, NO_CLASSES, LabelSpace
 from pcseg_core.learning.dataset import TrainingSweep
 from pcseg_core.learning.probe import Scan
 from pcseg_core.models.student import Student, StudentConfig
+from pcseg_core.models.waffleiron import WaffleIronConfig
 from pcseg_core.vision.espnetv2 import ESPNetv2
 from pcseg_core.vision.text_space import GeneratedText, table_of
 
 SMALL = StudentConfig(depth=14, width=0.25, voxel_size_m=0.5)
+SMALL_WAFFLEIRON = StudentConfig(
+    network="waffleiron",
+    inputs=("intensity", "x", "y", "z", "range"),
+    voxel_size_m=0.5,
+    waffleiron=WaffleIronConfig(
+        layers=4,
+        channels=16,
+        neighbors=4,
+        box_min_m=(-16, -16, -4),
+        box_max_m=(16, 16, 4),
+        cells=(32, 32, 8),
+    ),
+)
 STREET = LabelSpace.load("street")
 
 
@@ -40,14 +54,21 @@ def sweep(scene: str, seed: int = 0) -> TrainingSweep:
     return TrainingSweep(found.xyz, found.intensity, labels, confidence, scene)
 
 
-def write_run(folder: Path, seed: int = 0) -> Path:
-    """A run directory as `pcseg pretrain` leaves it."""
+def write_run(
+    folder: Path,
+    seed: int = 0,
+    config: StudentConfig = SMALL,
+    classes: LabelSpace = NO_CLASSES,
+    **settings: object,
+) -> Path:
+    """A run directory as `pcseg pretrain` leaves it; `settings` go to the student."""
     torch.manual_seed(seed)
-    student = Student(SMALL, 1)
+    config = config.model_copy(update=settings)
+    student = Student(config, len(classes))
     meta = CheckpointMeta(
         format_version=1,
-        student=SMALL.model_dump(mode="json"),
-        label_space=NO_CLASSES.to_dict(),
+        student=config.model_dump(mode="json"),
+        label_space=classes.to_dict(),
         pcseg_version="0",
     )
     save_checkpoint(folder / "checkpoint.safetensors", student.state_dict(), meta)

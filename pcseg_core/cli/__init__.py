@@ -25,6 +25,7 @@ from pcseg_core.cli import (
     export,
     finetune,
     images,
+    import_weights,
     label,
     pretrain,
     probe,
@@ -146,6 +147,7 @@ for _command in (  # in the order of the help
     pretrain.pretrain,
     probe.probe,
     finetune.finetune,
+    import_weights.import_weights,
     zero_shot.zero_shot,
     prompt.prompt,
     words.words,
@@ -157,7 +159,10 @@ for _command in (  # in the order of the help
     demo.demo,
     doctor.doctor,
 ):
-    app.command(short_help=(_command.__doc__ or "").partition("\n")[0])(_command)
+    app.command(
+        "import" if _command is import_weights.import_weights else None,
+        short_help=(_command.__doc__ or "").partition("\n")[0],
+    )(_command)
 
 
 def _print_version(requested: bool) -> None:

@@ -144,6 +144,17 @@ def detect(path: Path) -> str:
     Raises:
         InputError: an unknown kind of recording.
     """
+    kind = _kind(path)
+    if kind is None:
+        raise InputError(
+            f"{path}: cannot tell what kind of recording this is; name a reader, as in "
+            f"'kitti-raw:{path}' (readers: {', '.join(READERS)})"
+        )
+    return kind
+
+
+def _kind(path: Path) -> str | None:
+    """Name of the reader for a path; None for an unknown kind of recording."""
     if path.suffix in (".mcap", ".db3", ".bag") or (path / "metadata.yaml").is_file():
         return "bag"
     if (
@@ -160,10 +171,7 @@ def detect(path: Path) -> str:
         return "semantic-kitti"
     if path.is_dir() and (any(path.glob("*.mcap")) or any(path.glob("*.db3*"))):
         return "bag"
-    raise InputError(
-        f"{path}: cannot tell what kind of recording this is; name a reader, as in "
-        f"'kitti-raw:{path}' (readers: {', '.join(READERS)})"
-    )
+    return None
 
 
 def evenly_spaced(count: int, wanted: int) -> list[int]:
@@ -196,7 +204,7 @@ def fingerprint(path: str | Path, exclude: Collection[Path] = ()) -> str:
     """
     root = Path(path)
     seen = {root.resolve(), *(place.resolve() for place in exclude)}
-    bag = (root / "metadata.yaml").is_file() or any(root.glob("*.mcap")) or any(root.glob("*.db3*"))
+    bag = _kind(root) == "bag"
     rows = [_stat_row(root)]
     for folder, folders, names in os.walk(root, followlinks=True):
         real = {name: Path(folder, name).resolve() for name in sorted(folders)}

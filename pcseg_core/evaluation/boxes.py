@@ -103,6 +103,7 @@ def evaluate_boxes(
     names = list(street.names)
     tallies = {name: _Tally() for name in MEASURED}
     scans = 0
+    pipeline.match_intensities(recording)
     for index in range(len(recording)):
         sample = recording[index]
         if sample.boxes is not None:

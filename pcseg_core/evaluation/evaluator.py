@@ -56,6 +56,7 @@ def evaluate(
             length, or label spaces without a grouping into `space`.
     """
     run = _Run(pipeline, recording, LabelSpace.load(space), dict(baselines or {}))
+    pipeline.match_intensities(recording)
     for index in range(len(recording)):
         run.add(index)
         if progress:

@@ -227,9 +227,14 @@ def _updated(config: PipelineConfig, section: str, **values: bool) -> PipelineCo
 
 
 def _same_points(a: PointCloud, b: PointCloud) -> bool:
-    """Whether two clouds of one sweep agree; each pipeline deskews to an array of its own."""
-    same_sweep = a.stamp_ns == b.stamp_ns and a.intensity is b.intensity
-    return same_sweep and (a.xyz is b.xyz or np.array_equal(a.xyz, b.xyz, equal_nan=True))
+    """Whether two clouds of one sweep agree; each pipeline makes arrays of its own."""
+    return a.stamp_ns == b.stamp_ns and _same(a.xyz, b.xyz) and _same(a.intensity, b.intensity)
+
+
+def _same(a: np.ndarray | None, b: np.ndarray | None) -> bool:
+    if a is None or b is None:
+        return a is b
+    return a is b or np.array_equal(a, b, equal_nan=True)
 
 
 def _timed(action: Callable[[], _Result]) -> tuple[_Result, float]:

@@ -22,6 +22,7 @@ from pcseg_core.data import readable
 from pcseg_core.errors import InputError
 from pcseg_core.labels import LabelSpace, grouping, regroup, truth_of
 from pcseg_core.metrics.confusion import Confusion
+from pcseg_core.models.inference import only_minkunet
 from pcseg_core.models.quantized import MeasuredMinkUNet
 from pcseg_core.online.pipeline import Pipeline, Sweep
 from pcseg_core.online.segmenter import Segmenter
@@ -53,12 +54,13 @@ def quantize(
         progress: called with (sweeps done, sweeps in all).
 
     Raises:
-        InputError: see `Segmenter.load`; fewer than two sweeps; no points; no native library.
+        InputError: see `Segmenter.load`; another family than MinkUNet; fewer than two sweeps; no
+            points; no native library.
     """
     exact = Segmenter.load(checkpoint, "cpu", "fp32", "native")
     first, second = _halves(len(recording), sweeps, recording.name)
     count = len(first) + len(second)
-    measured = MeasuredMinkUNet(exact.student.network)
+    measured = MeasuredMinkUNet(only_minkunet(exact.student.network, "pcseg quantize"))
     exact.replace_network(measured)
     pipeline, used = Pipeline(exact), 0
     for used, (_, sample) in enumerate(readable(recording, first), start=1):

@@ -4,14 +4,16 @@
 from __future__ import annotations
 
 import json
-import math
 from typing import Any
 
 from pcseg_core import __version__
 from pcseg_core.data.label_files import raw_ids_of
 from pcseg_core.export.graph import OPSET, Precision
-from pcseg_core.export.tables import FEATURES, LOGITS, TABLES, rows_name
-from pcseg_core.models.student import input_features
+from pcseg_core.export.tables import LOGITS, GraphInput, minkunet_inputs, rows_name
+from pcseg_core.export.waffleiron import waffleiron_inputs
+from pcseg_core.models.network import Network
+from pcseg_core.models.student import StudentConfig, input_features, voxel_edges
+from pcseg_core.models.waffleiron import WaffleIron
 from pcseg_core.online.segmenter import Segmenter
 
 FORMAT = "pcseg student"
@@ -31,11 +33,20 @@ _VOXELS = (
     "cylindrical voxels (radius, azimuth, z); the voxels are the occupied cells sorted by their "
     "three indices; level L + 1 halves the indices of level L, rounded down"
 )
-_ROW = (
-    "mean over the points of a voxel of each feature's value divided by its divisor; offset_x, "
-    "offset_y and offset_z are position / voxel_size - floor(position / voxel_size) - 0.5, one is 1"
-)
 _LOGITS = "label of a voxel and its points: the largest; confidence: its softmax over the classes"
+
+
+_BOX = (
+    "leave out voxels whose features x, y, z are not at least 0.1 mm inside of {low} to {high} "
+    "[m]; their points take the answer of the nearest voxel inside"
+)
+
+
+def student_inputs(network: Network) -> list[GraphInput]:
+    """Inputs of the graph of a student."""
+    if isinstance(network, WaffleIron):
+        return waffleiron_inputs(network)
+    return minkunet_inputs(network.in_channels)
 
 
 def describe(
@@ -51,9 +62,6 @@ def describe(
     config, space = segmenter.student.config, segmenter.label_space
     trained_on = segmenter.trained_on
     features = input_features(config)
-    edge = config.voxel_size_m
-    is_cartesian = config.voxels == "cartesian"
-    size = [edge] * 3 if is_cartesian else [edge, math.radians(config.azimuth_deg), edge]
     return {
         "format": FORMAT,
         "format_version": VERSION,
@@ -61,7 +69,7 @@ def describe(
         "opset": OPSET,
         "precision": precision,
         "voxels": config.voxels,
-        "voxel_size": size,
+        "voxel_size": list(voxel_edges(config)),
         "max_range_m": config.max_range_m,
         "features": [name for name, _ in features],
         "feature_divisors": [divisor for _, divisor in features],
@@ -72,22 +80,28 @@ def describe(
         "prompts": list(segmenter.prompts),
         "agreement": agreement,
         "caution": segmenter.meta.caution or None,
-        "rules": {"points": _POINTS, "intensity": _INTENSITY, "voxels": _VOXELS},
-        "inputs": _inputs(len(features)),
-        "outputs": [_tensor(LOGITS, "float32", [rows_name(0), len(space)], _LOGITS)],
+        "license": segmenter.meta.license,
+        "rules": _rules(config),
+        "inputs": [_tensor(given) for given in student_inputs(segmenter.student.network)],
+        "outputs": [_tensor(GraphInput(LOGITS, "float32", (rows_name(0), len(space)), _LOGITS))],
     }
 
 
-def _inputs(channels: int) -> list[dict[str, Any]]:
-    tables = [
-        _tensor(table.name, "int32", [table.offsets, rows_name(table.level)], table.content)
-        for table in TABLES
-    ]
-    return [_tensor(FEATURES, "float32", [rows_name(0), channels], _ROW), *tables]
+def _rules(config: StudentConfig) -> dict[str, str]:
+    rules = {"points": _POINTS, "intensity": _INTENSITY, "voxels": _VOXELS}
+    if config.network == "waffleiron":
+        box = config.waffleiron
+        rules["box"] = _BOX.format(low=box.box_min_m, high=box.box_max_m)
+    return rules
 
 
-def _tensor(name: str, dtype: str, shape: list[str | int], content: str) -> dict[str, Any]:
-    return {"name": name, "type": dtype, "shape": shape, "content": content}
+def _tensor(tensor: GraphInput) -> dict[str, Any]:
+    return {
+        "name": tensor.name,
+        "type": tensor.dtype,
+        "shape": list(tensor.shape),
+        "content": tensor.content,
+    }
 
 
 def metadata(description: dict[str, Any]) -> dict[str, str]:

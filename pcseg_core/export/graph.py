@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,7 +12,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from pcseg_core.errors import require
-from pcseg_core.export.tables import FEATURES, LOGITS, TABLES, Table, rows_name
+from pcseg_core.export.tables import FEATURES, LOGITS, GraphInput, Table, rows_name
 
 OPSET = 17
 IR_VERSION = 8  # of ONNX 1.12, which brought opset 17
@@ -186,22 +186,22 @@ class Graph:
         known = any(constant.name == name for constant in self._constants)
         return name if known else self.constant(name, values)
 
-    def model(self, channels: int, classes: int) -> Any:
+    def model(self, inputs: Sequence[GraphInput], classes: int) -> Any:
         """The checked ModelProto.
 
         Args:
-            channels: of the input features.
+            inputs: of the graph.
             classes: columns of the logits.
         """
-        helper, types = self._onnx.helper, self._onnx.TensorProto
+        helper = self._onnx.helper
 
-        def value(name: str, dtype: int, *shape: str | int) -> Any:
-            return helper.make_tensor_value_info(name, dtype, shape)
+        def value(name: str, dtype: str, shape: Sequence[str | int]) -> Any:
+            code = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+            return helper.make_tensor_value_info(name, code, shape)
 
-        inputs = [value(FEATURES, types.FLOAT, rows_name(0), channels)]
-        inputs += [value(t.name, types.INT32, t.offsets, rows_name(t.level)) for t in TABLES]
-        outputs = [value(LOGITS, types.FLOAT, rows_name(0), classes)]
-        graph = helper.make_graph(self._nodes, "student", inputs, outputs, self._constants)
+        given = [value(x.name, x.dtype, x.shape) for x in inputs]
+        outputs = [value(LOGITS, "float32", (rows_name(0), classes))]
+        graph = helper.make_graph(self._nodes, "student", given, outputs, self._constants)
         opsets = [helper.make_opsetid("", OPSET)]
         model = helper.make_model(
             graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="pcseg"

@@ -25,6 +25,8 @@ _LEAST_LIKELY = 1e-37
 def add_network(graph: Graph, network: MinkUNet) -> str:
     """Add all layers up to the classifier; returns the name of the features (voxels, F)."""
     x = _pair(graph, "stem", graph.features(), neighbors(0), network.stem)
+    for i, further in enumerate(network.stem_pairs[1:]):
+        x = _pair(graph, f"stem_next.{i}", x, neighbors(0), further)
     skips = []
     for i, stage in enumerate(network.down):
         skips.append(x)
@@ -68,7 +70,7 @@ def _block(graph: Graph, name: str, x: str, table: Table, block: BasicBlock) -> 
 def add_classifier(graph: Graph, features: str, classifier: nn.Linear) -> None:
     """Add the classes of the checkpoint: float32 logits (voxels, C)."""
     weight = classifier.weight.detach().float().t().numpy()
-    _linear(graph, "classifier", graph.float32(features), weight, classifier.bias, out=LOGITS)
+    linear(graph, "classifier", graph.float32(features), weight, classifier.bias, out=LOGITS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,8 +96,8 @@ def add_words(graph: Graph, features: str, words: Words) -> None:
     Words score by their cosine. The probability of a class is the sum over its words.
     """
     x, count = graph.float32(features), len(words.owner)
-    scores = _linear(graph, "words", x, words.matrix[:, :count], words.offset[:count])
-    vector = _linear(graph, "length", x, words.matrix[:, count:], words.offset[count:])
+    scores = linear(graph, "words", x, words.matrix[:, :count], words.offset[:count])
+    vector = linear(graph, "length", x, words.matrix[:, count:], words.offset[count:])
     length = graph.op("ReduceL2", vector, axes=[1], keepdims=1)
     shortest = graph.constant("length.shortest", np.float32(_SHORTEST))
     length = graph.op("Max", length, shortest)
@@ -111,10 +113,10 @@ def add_words(graph: Graph, features: str, words: Words) -> None:
     graph.op("Log", graph.op("Max", likely, least), out=LOGITS)
 
 
-def _linear(
+def linear(
     graph: Graph, name: str, x: str, weight: Float32, bias: Float32 | nn.Parameter, out: str = ""
 ) -> str:
-    """x @ weight + bias in float32."""
+    """x @ weight + bias in float32, x (..., in) and weight (in, out)."""
     values = bias.detach().float().numpy() if isinstance(bias, nn.Parameter) else bias
     product = graph.op("MatMul", x, graph.constant(f"{name}.weight", weight))
     return graph.op("Add", product, graph.constant(f"{name}.bias", values), out=out)

@@ -19,6 +19,10 @@ from pcseg_core.sparse.maps import KernelMap
 LEVELS = 5
 FEATURES = "features"
 LOGITS = "logits"
+_ROW = (
+    "mean over the points of a voxel of each feature's value divided by its divisor; offset_x, "
+    "offset_y and offset_z are position / voxel_size - floor(position / voxel_size) - 0.5, one is 1"
+)
 
 Array = npt.NDArray[Any]
 
@@ -59,6 +63,23 @@ class Table:
         )
 
 
+@dataclass(frozen=True)
+class GraphInput:
+    """An input of a graph.
+
+    Attributes:
+        name: of the input.
+        dtype: "float32" or "int32".
+        shape: numbers, and names of dynamic sizes.
+        content: sentence for the description of the graph.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[str | int, ...]
+    content: str
+
+
 def rows_name(level: int) -> str:
     """Name of the dynamic number of voxels of a level."""
     return f"voxels_{level}"
@@ -85,6 +106,20 @@ TABLES = (
     *(parents(level) for level in range(LEVELS - 1)),
 )
 """All tables, in the order of the inputs of the graph."""
+
+
+def features_input(channels: int) -> GraphInput:
+    """The input features of the voxels."""
+    return GraphInput(FEATURES, "float32", (rows_name(0), channels), _ROW)
+
+
+def minkunet_inputs(channels: int) -> list[GraphInput]:
+    """Inputs of the graph of a MinkUNet with so many input features."""
+    tables = [
+        GraphInput(table.name, "int32", (table.offsets, rows_name(table.level)), table.content)
+        for table in TABLES
+    ]
+    return [features_input(channels), *tables]
 
 
 def graph_inputs(x: SparseTensor) -> dict[str, Array]:

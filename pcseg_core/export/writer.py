@@ -13,13 +13,18 @@ from pcseg_core.cloud import PointCloud
 from pcseg_core.config import read_yaml
 from pcseg_core.errors import InputError, require
 from pcseg_core.export.calibration import labels_changed, record
-from pcseg_core.export.description import FORMAT, describe, metadata
+from pcseg_core.export.description import FORMAT, describe, metadata, student_inputs
 from pcseg_core.export.graph import Graph, Precision
 from pcseg_core.export.network import Words, add_classifier, add_network, add_words
 from pcseg_core.export.runtime import OnnxStudent
+from pcseg_core.export.waffleiron import add_waffleiron
 from pcseg_core.files import FolderKind, check_new_folder, new_folder
 from pcseg_core.labels import LabelSpace
-from pcseg_core.models.student import input_channels
+from pcseg_core.models.inference import only_minkunet
+from pcseg_core.models.network import Network
+from pcseg_core.models.student import StudentConfig
+from pcseg_core.models.sweep_input import other_grid
+from pcseg_core.models.waffleiron import WaffleIron
 from pcseg_core.online.prompts import PromptHead, PromptSet
 from pcseg_core.online.segmenter import Segmenter
 
@@ -97,11 +102,14 @@ def export_onnx(
         force: replace an earlier export.
 
     Raises:
-        InputError: see `check_export`; or a run without classes, or words without a text head.
+        InputError: see `check_export`; or a run without classes, words without a text head, or a
+            network whose inputs the native library cannot make.
         MissingDependency: onnx or onnxruntime is not installed.
     """
     check_export(out, precision, sweeps=len(sweeps), force=force)
     segmenter = Segmenter.load(run, device="cpu", backend="torch")
+    _check_known(segmenter.student.config, run)
+    _check_precision(segmenter.student.network, precision)
     if prompts:
         segmenter.set_prompts(prompts)
     peaks = record(segmenter, sweeps[::2]).peaks if precision == "int8" else None
@@ -129,12 +137,42 @@ def build(
     """
     student = segmenter.student
     graph = Graph(precision, peaks)
-    features = add_network(graph, student.network)
+    if isinstance(student.network, WaffleIron):
+        features = add_waffleiron(graph, student.network)
+    else:
+        features = add_network(graph, only_minkunet(student.network, "pcseg export"))
     if segmenter.prompts:
         add_words(graph, features, _words(segmenter))
     else:
         add_classifier(graph, features, student.network.classifier)
-    return graph.model(input_channels(student.config), len(segmenter.label_space))
+    return graph.model(student_inputs(student.network), len(segmenter.label_space))
+
+
+def _check_precision(network: Network, precision: Precision) -> None:
+    """Check that the graph of a family exists in a precision.
+
+    Raises:
+        InputError: it does not.
+    """
+    if isinstance(network, WaffleIron) and precision != "fp32":
+        raise InputError(f"precision '{precision}': a WaffleIron is exported in fp32 only")
+
+
+def _check_known(config: StudentConfig, run: str | Path) -> None:
+    """Check that the native library can make the inputs of a student.
+
+    Raises:
+        InputError: it cannot.
+    """
+    unknown = other_grid(config)
+    if config.stem_kernel != 3:
+        unknown.append(f"stem_kernel: {config.stem_kernel}")
+    if unknown:
+        raise InputError(
+            f"{run} cannot be exported: the tables of an export do not know student."
+            f"{', student.'.join(unknown)}; run it with pcseg, or distill a student with the "
+            "defaults from it"
+        )
 
 
 def _words(segmenter: Segmenter) -> Words:

@@ -88,8 +88,7 @@ def distill(
         return figures
     # Check everything that can be wrong before the run directory is claimed.
     space = LabelSpace.load(recipe.labels.label_space)
-    if start is not None:
-        check_start(start, recipe, space)
+    license = None if start is None else check_start(start, recipe, space)
     recordings, started = open_recordings(sources, names), time.monotonic()
     check_cameras(recordings.values())
     on = torch_device(device)
@@ -114,9 +113,8 @@ def distill(
         **training,
     }
     words = text.checkpoint_text(recipe.text) if text and recipe.text else None
-    finish(
-        student, space, recipe, metrics, out, words, input_statistics(sweeps, recordings.values())
-    )
+    inputs = input_statistics(sweeps, recordings.values())
+    finish(student, space, recipe, metrics, out, words, inputs, license)
     return metrics
 
 

@@ -190,5 +190,5 @@ def finetune(
         figures = Figures.of(confusion, space.names, merge_of(space))
         metrics["test"] = {**figures.model_dump(), "confusion": confusion.matrix.tolist()}
     inputs = input_statistics(sweeps, recordings)
-    finish(student, space, recipe, metrics, out, inputs=inputs)
+    finish(student, space, recipe, metrics, out, inputs=inputs, license=meta.license)
     return metrics

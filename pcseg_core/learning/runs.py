@@ -154,14 +154,19 @@ def finish(
     out: Path,
     text: CheckpointText | None = None,
     inputs: InputStatistics | None = None,
+    license: str | None = None,
 ) -> None:
-    """Write the checkpoint of a run, with its words and input statistics, and metrics.json."""
+    """Write the checkpoint of a run, with its words and input statistics, and metrics.json.
+
+    `license` is that of imported weights that the run started from.
+    """
     meta = CheckpointMeta(
         student=student.config.model_dump(mode="json"),
         label_space=space.to_dict(),
         recipe=recipe.model_dump(mode="json"),
         metrics=metrics,
         inputs=inputs,
+        license=license,
     )
     save_checkpoint(out / FILE_NAME, student.state_dict(), meta, text)
     write_atomic(out / METRICS, json.dumps(metrics, indent=1))

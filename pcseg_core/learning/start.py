@@ -15,16 +15,32 @@ from pcseg_core.models.student import Student, StudentConfig
 from pcseg_core.progress import note
 
 _NETWORK, _CLASSIFIER = "network.", "network.classifier."
-_ARCHITECTURE = ("depth", "width", "inputs", "voxels")
+_ARCHITECTURE = (
+    "network",
+    "depth",
+    "width",
+    "planes",
+    "stem_kernel",
+    "stem_convs",
+    "inputs",
+    "voxels",
+    "rounding",
+    "origin",
+    "reduce",
+)
+_SECTIONS = ("waffleiron", "ptv3")  # of one family of networks
 
 
-def check_start(run: Path, recipe: Recipe, space: LabelSpace) -> None:
+def check_start(run: Path, recipe: Recipe, space: LabelSpace) -> str | None:
     """Check that a run can start from another one.
 
     Args:
         run: the run directory or checkpoint to start from.
         recipe: of the new run.
         space: its label space.
+
+    Returns:
+        The license of the run's weights, where they were imported.
 
     Raises:
         InputError: no checkpoint there, another architecture, or other classes.
@@ -41,17 +57,27 @@ def check_start(run: Path, recipe: Recipe, space: LabelSpace) -> None:
             f"optimizer.heads_only keeps the classes of --start {run}, which is pretrained and "
             "knows none; leave it out"
         )
-    there, here = StudentConfig.model_validate(meta.student), recipe.student
+    there = _architecture(StudentConfig.model_validate(meta.student))
+    here = _architecture(recipe.student)
     different = [
-        f"{name}: {getattr(there, name)} there, {getattr(here, name)} here"
-        for name in _ARCHITECTURE
-        if getattr(there, name) != getattr(here, name)
+        f"{name}: {there[name]} there, {here[name]} here"
+        for name in there
+        if there[name] != here[name]
     ]
     if different:
         raise InputError(
             f"--start {run} is another network (student.{'; student.'.join(different)}); use its "
             "student section in the recipe"
         )
+    return meta.license
+
+
+def _architecture(config: StudentConfig) -> dict[str, object]:
+    """What two networks must share, by dotted names."""
+    values = {name: getattr(config, name) for name in _ARCHITECTURE}
+    for section in _SECTIONS:
+        values |= {f"{section}.{name}": value for name, value in getattr(config, section)}
+    return values
 
 
 def take_over(student: Student, run: Path) -> None:

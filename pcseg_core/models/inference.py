@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from pcseg_core.errors import InputError
 from pcseg_core.models.layers import Layer, MakeLayer, NativeLayer, TritonLayer
 from pcseg_core.models.minkunet import BasicBlock, ConvBlock, MinkUNet, Up
+from pcseg_core.models.network import Network
 from pcseg_core.sparse import BatchNorm, SparseConv3d, SparseTensor
 from pcseg_core.sparse.backends import resolve
 from pcseg_core.sparse.maps import KernelMap, KernelMapCache
@@ -130,7 +131,12 @@ class CompiledMinkUNet:
         self.in_channels, self.out_channels = model.in_channels, model.out_channels
         self.feature_channels = model.feature_channels
         self._make = make
-        self._stem = _fold_pair(model.stem, make)
+        first, *further = model.stem_pairs
+        self._stem, self._stem_next = (
+            _fold_pair(first, make),
+            [_fold_pair(p, make) for p in further],
+        )
+        self._stem_kernel = model.stem_kernel
         self._down = []
         for stage in model.down:
             pair, *blocks = cast(nn.Sequential, stage)
@@ -191,7 +197,7 @@ class CompiledMinkUNet:
         skips = [
             part[:, up.cout :] for part, (up, _) in zip(joined, reversed(self._up), strict=True)
         ]
-        feats = self._stem(self._input(x.feats), _within(cache, 0), skips[0])
+        feats = self._stems(x, rows[0], skips[0])
         for level, (pair, blocks) in enumerate(self._down, start=1):
             width = blocks[0].conv1.cout
             entry = self._buffers.scratch(level, rows[level], width, pair.cout)
@@ -207,11 +213,23 @@ class CompiledMinkUNet:
             feats = self._blocks(blocks, level, joined[level], _within(cache, level), left)
         return feats
 
+    def _stems(self, x: SparseTensor, rows: int, out: Tensor) -> Tensor:
+        """The convolutions before the stages; the last one writes `out`."""
+        layers = [self._stem, *self._stem_next]
+        feats, kernel = self._input(x.feats), self._stem_kernel
+        for number, layer in enumerate(layers, start=1):
+            last = number == len(layers)
+            result = out if last else self._buffers.scratch(0, rows, 0, layer.cout)
+            feats = layer(feats, x.cache.kernel_map(1, kernel, 1), result)
+            kernel = 3
+        return feats
+
     def _plan(self, rows: list[int]) -> list[Tensor]:
         """The joined features of levels 0 to 3."""
         up = list(reversed(self._up))
         joined = [blocks[0].conv1.cin for _, blocks in up]
         scratch = [pair.cout for pair, _ in up] + [0]
+        scratch[0] = max(scratch[0], self._stem.cout)
         for level, (pair, blocks) in enumerate(self._down, start=1):
             width = blocks[0].conv1.cout
             own = pair.cout + (2 * width if level == len(up) else width)
@@ -278,6 +296,20 @@ def compile_inference(
 
     with torch.no_grad():
         return CompiledMinkUNet(model, precision, make)
+
+
+def only_minkunet(network: Network, command: str) -> MinkUNet:
+    """The network as a MinkUNet, for a command that knows no other family.
+
+    Raises:
+        InputError: it is of another family.
+    """
+    if not isinstance(network, MinkUNet):
+        raise InputError(
+            f"{command}: expected a checkpoint with the network 'minkunet', this one has "
+            f"{type(network).__name__}; train a student with 'student: {{network: minkunet}}'"
+        )
+    return network
 
 
 def choose_device(device: str) -> torch.device:

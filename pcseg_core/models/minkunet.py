@@ -1,20 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """MinkUNet: a residual U-Net of sparse convolutions (Choy, Gwak, Savarese, CVPR 2019).
 
-The layout is Res16UNet of that paper with a stem of kernel size 3: stem, four stages that halve
-the grid, four that return to the full grid, each with residual blocks, and a linear classifier.
+The layout is Res16UNet of that paper: stem, four stages that halve the grid, four that return to
+the full grid, each with residual blocks, and a linear classifier. The stem is one convolution of
+kernel size 3; published networks also have one of size 5, or two.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
+from typing import cast
 
 from torch import Tensor, nn
 
 from pcseg_core.errors import InputError
+from pcseg_core.models.network import Network
 from pcseg_core.sparse import BatchNorm, ReLU, SparseConv3d, SparseTensor, concatenate
 
-STEM_PLANES = 32
 PLANES = (32, 64, 128, 256, 256, 128, 96, 96)
 BLOCKS = {14: (1, 1, 1, 1, 1, 1, 1, 1), 18: (2, 2, 2, 2, 2, 2, 2, 2), 34: (2, 3, 4, 6, 2, 2, 2, 2)}
 
@@ -22,6 +25,11 @@ BLOCKS = {14: (1, 1, 1, 1, 1, 1, 1, 1), 18: (2, 2, 2, 2, 2, 2, 2, 2), 34: (2, 3,
 def scaled(planes: int, width: float) -> int:
     """Channels at a width factor, rounded to a multiple of 16 and at least 16."""
     return max(16, 16 * round(planes * width / 16))
+
+
+def planes_of(width: float, planes: Sequence[int] = ()) -> tuple[int, ...]:
+    """Channels of the eight stages: as given, or those of the paper times a width."""
+    return tuple(planes) or tuple(scaled(p, width) for p in PLANES)
 
 
 class ConvBlock(nn.Sequential):
@@ -84,15 +92,18 @@ def _stage(in_channels: int, out_channels: int, blocks: int) -> nn.Sequential:
     return nn.Sequential(*(BasicBlock(a, b) for a, b in itertools.pairwise(widths)))
 
 
-class MinkUNet(nn.Module):
-    """Residual sparse U-Net with an output per voxel.
-
-    Attributes:
-        feature_channels: channels C of `features`.
-    """
+class MinkUNet(Network):
+    """Residual sparse U-Net with an output per voxel."""
 
     def __init__(
-        self, in_channels: int, out_channels: int, depth: int = 18, width: float = 1.0
+        self,
+        in_channels: int,
+        out_channels: int,
+        depth: int = 18,
+        width: float = 1.0,
+        planes: Sequence[int] = (),
+        stem_kernel: int = 3,
+        stem_convs: int = 1,
     ) -> None:
         """Build the network.
 
@@ -101,19 +112,28 @@ class MinkUNet(nn.Module):
             out_channels: channels of the output, for example classes.
             depth: 14, 18 or 34 layers.
             width: factor on all planes; scaled planes are rounded to multiples of 16.
+            planes: channels of the eight stages, in place of `width`; the stem has those of the
+                first stage.
+            stem_kernel: kernel size of the first convolution.
+            stem_convs: number of convolutions of the stem; those after the first have kernel 3.
         """
         super().__init__()
         if depth not in BLOCKS:
             raise InputError(f"MinkUNet depth {depth}: expected one of {tuple(BLOCKS)}")
         if not 0 < width <= 4:
             raise InputError(f"MinkUNet width {width}: expected a factor between 0 and 4")
-        planes = [scaled(p, width) for p in PLANES]
+        if len(planes) not in (0, len(PLANES)):
+            raise InputError(f"MinkUNet planes {tuple(planes)}: expected {len(PLANES)} numbers")
+        planes = planes_of(width, planes)
         blocks = BLOCKS[depth]
-        stem = scaled(STEM_PLANES, width)
         self.in_channels, self.out_channels = in_channels, out_channels
         self.depth, self.width, self.feature_channels = depth, width, planes[7]
-        self.stem = ConvBlock(in_channels, stem)
-        inputs = [stem, *planes[:3]]
+        self.stem_kernel = stem_kernel
+        self.stem = ConvBlock(in_channels, planes[0], stem_kernel)
+        self.stem_next = nn.ModuleList(
+            ConvBlock(planes[0], planes[0]) for _ in range(stem_convs - 1)
+        )
+        inputs = [planes[0], *planes[:3]]
         self.down = nn.ModuleList(
             nn.Sequential(ConvBlock(a, a, kernel_size=2, stride=2), *_stage(a, b, n))
             for a, b, n in zip(inputs, planes[:4], blocks[:4], strict=True)
@@ -134,9 +154,15 @@ class MinkUNet(nn.Module):
                 fan = module.out_channels * max(1.0, len(module.weight) / 3)
                 nn.init.normal_(module.weight, std=(2 / fan) ** 0.5)
 
+    @property
+    def stem_pairs(self) -> list[ConvBlock]:
+        """The convolutions before the stages."""
+        return [self.stem, *cast(list[ConvBlock], self.stem_next)]
+
     def features(self, x: SparseTensor) -> Tensor:
         """Features (M, C) of the last stage, before the classifier."""
-        x = self.stem(x)
+        for pair in self.stem_pairs:
+            x = pair(x)
         skips = []
         for stage in self.down:
             skips.append(x)
@@ -149,4 +175,4 @@ class MinkUNet(nn.Module):
         """Map voxels (M, in_channels) to (M, out_channels) on the same voxels."""
         if x.stride != 1:
             raise InputError(f"MinkUNet: expected an input of stride 1, got {x.stride}")
-        return x.replace(self.classifier(self.features(x)))
+        return super().forward(x)

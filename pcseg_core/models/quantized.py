@@ -118,6 +118,8 @@ class QuantizedMinkUNet(CompiledMinkUNet):
     def _convert(self) -> None:
         """Replace each layer in the order of the data."""
         self._stem, steps = _integer(self._stem, None)
+        for index, layer in enumerate(self._stem_next):
+            self._stem_next[index], steps = _integer(layer, steps)
         skips = []
         for level, (pair, blocks) in enumerate(self._down):
             skips.append(steps)

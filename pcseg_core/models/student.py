@@ -7,32 +7,52 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from typing_extensions import Self
 
 from pcseg_core.checkpoint import check_fits
 from pcseg_core.config import Section
-from pcseg_core.models.minkunet import MinkUNet
+from pcseg_core.models.minkunet import PLANES, MinkUNet
+from pcseg_core.models.network import Network
+from pcseg_core.models.ptv3 import Ptv3, Ptv3Config
+from pcseg_core.models.waffleiron import WaffleIron, WaffleIronConfig
 from pcseg_core.sparse.tensor import SparseTensor
-from pcseg_core.sparse.voxels import Voxels, mean_features, voxelize
+from pcseg_core.sparse.voxels import Voxels, first_features, mean_features, voxelize
 
+Family = Literal["minkunet", "waffleiron", "ptv3"]
+Channels = Annotated[int, Field(ge=4, le=4096, multiple_of=4)]
 InputName = Literal["x", "y", "z", "range", "intensity", "one", "offset"]
 
 # Divisors that scale each input to a spread near one; part of the checkpoint format.
 _INPUT_SCALE = {"x": 30.0, "y": 30.0, "z": 2.0, "range": 30.0, "intensity": 0.3, "one": 1.0}
 _OFFSET_SCALE = 0.3  # of the offset inside a voxel, in voxels
+# Fields that only one family of networks reads.
+_FAMILY_FIELDS: dict[Family, tuple[str, ...]] = {
+    "minkunet": ("depth", "width", "planes", "stem_kernel", "stem_convs"),
+    "waffleiron": ("waffleiron",),
+    "ptv3": ("ptv3",),
+}
 
 
 class StudentConfig(Section):
     """Architecture and inputs of the student network."""
 
+    network: Family = Field("minkunet", description="Family of networks")
     depth: Literal[14, 18, 34] = Field(18, description="MinkUNet depth")
     width: float = Field(0.5, gt=0, le=4, description="Factor on the channels of every level")
+    planes: tuple[Channels, ...] = Field(
+        (), description="Channels of the eight stages, multiples of 4, in place of width"
+    )
+    stem_kernel: Literal[3, 5] = Field(3, description="Kernel size of the first convolution")
+    stem_convs: Literal[1, 2] = Field(1, description="Number of convolutions before the stages")
+    waffleiron: WaffleIronConfig = Field(default_factory=WaffleIronConfig)
+    ptv3: Ptv3Config = Field(default_factory=Ptv3Config)
     voxels: Literal["cartesian", "cylindrical"] = Field("cartesian", description="Voxel grid")
     voxel_size_m: float = Field(
         0.1,
@@ -42,6 +62,17 @@ class StudentConfig(Section):
     )
     azimuth_deg: float = Field(
         1.0, gt=0, le=10, description="Azimuth of a cylindrical voxel [deg]; unused by cartesian"
+    )
+    rounding: Literal["floor", "round"] = Field(
+        "floor", description="How a position in voxels becomes the index of its voxel"
+    )
+    origin: Literal["absolute", "minimum"] = Field(
+        "absolute",
+        description="Where the grid begins, which decides what voxels the coarser levels join: the "
+        "sensor, or the smallest index of the sweep along each axis",
+    )
+    reduce: Literal["mean", "first"] = Field(
+        "mean", description="Input features of a voxel: their mean, or those of its first point"
     )
     inputs: tuple[InputName, ...] = Field(
         ("z", "intensity"),
@@ -61,6 +92,34 @@ class StudentConfig(Section):
         0, ge=0, le=4096, description="Channels of the text space for the text head; 0 for none"
     )
 
+    @field_validator("planes")
+    @classmethod
+    def _eight(cls, planes: tuple[int, ...]) -> tuple[int, ...]:
+        if len(planes) not in (0, len(PLANES)):
+            raise ValueError(f"expected {len(PLANES)} numbers or none")
+        return planes
+
+    @model_validator(mode="after")
+    def _check_family(self) -> Self:
+        """Fields of another family of networks have no effect: they keep their defaults."""
+        for family, names in _FAMILY_FIELDS.items():
+            changed = [name for name in names if getattr(self, name) != _default(name)]
+            if changed and family != self.network:
+                raise ValueError(
+                    f"{', '.join(changed)}: of the network '{family}', but 'network' is "
+                    f"'{self.network}'; leave out what that one does not have"
+                )
+        if self.network != "minkunet" and not {"x", "y", "z"} <= set(self.inputs):
+            raise ValueError(
+                f"inputs {list(self.inputs)}: the network '{self.network}' takes positions from "
+                "its inputs; expected x, y and z among them, as in [intensity, x, y, z, range]"
+            )
+        return self
+
+
+def _default(name: str) -> object:
+    return StudentConfig.model_fields[name].get_default(call_default_factory=True)
+
 
 def input_features(config: StudentConfig) -> list[tuple[str, float]]:
     """Name and divisor of each input feature of a point; "offset" is one for each axis."""
@@ -70,6 +129,13 @@ def input_features(config: StudentConfig) -> list[tuple[str, float]]:
     if "offset" in config.inputs:
         features += [(f"offset_{axis}", _OFFSET_SCALE) for axis in "xyz"]
     return features
+
+
+def voxel_edges(config: StudentConfig) -> tuple[float, float, float]:
+    """Edges of a voxel: three of a cube [m], or radius [m], azimuth [rad] and height [m]."""
+    edge = config.voxel_size_m
+    middle = edge if config.voxels == "cartesian" else math.radians(config.azimuth_deg)
+    return edge, middle, edge
 
 
 def input_channels(config: StudentConfig) -> int:
@@ -122,8 +188,25 @@ class StudentOutput:
             return F.normalize(self.text_head(self.features), dim=1)
 
 
+def make_network(config: StudentConfig, classes: int) -> Network:
+    """The network of the configured family, with random weights."""
+    if config.network == "waffleiron":
+        return WaffleIron(input_features(config), classes, config.waffleiron)
+    if config.network == "ptv3":
+        return Ptv3(input_features(config), classes, config.ptv3)
+    return MinkUNet(
+        input_channels(config),
+        classes,
+        config.depth,
+        config.width,
+        config.planes,
+        config.stem_kernel,
+        config.stem_convs,
+    )
+
+
 class Student(nn.Module):
-    """A sparse U-Net over the voxels of a sweep, with a linear head per class.
+    """A network over the voxels of a sweep, with a linear head per class.
 
     Args:
         config: architecture and inputs.
@@ -133,7 +216,7 @@ class Student(nn.Module):
     def __init__(self, config: StudentConfig, classes: int) -> None:
         super().__init__()
         self.config = config
-        self.network = MinkUNet(input_channels(config), classes, config.depth, config.width)
+        self.network = make_network(config, classes)
         self.regression: nn.Module | None = None
         if config.feature_channels:
             width = self.network.feature_channels
@@ -149,11 +232,16 @@ class Student(nn.Module):
 
     def voxelize(self, points: Points, backend: str = "auto") -> Voxels:
         """Voxels of the points on the configured grid; `backend` as in `sparse.voxelize`."""
-        edge = self.config.voxel_size_m
-        if self.config.voxels == "cartesian":
-            return voxelize(points.xyz, edge, points.batch, backend=backend)
-        size = (edge, math.radians(self.config.azimuth_deg), edge)
-        return voxelize(points.xyz, size, points.batch, "cylindrical", backend)
+        config = self.config
+        return voxelize(
+            points.xyz,
+            voxel_edges(config),
+            points.batch,
+            config.voxels,
+            backend,
+            config.rounding,
+            config.origin,
+        )
 
     def inputs(self, points: Points, voxels: Voxels) -> Tensor:
         """(N, F) input features, scaled to a spread near one; see `input_features`.
@@ -177,14 +265,15 @@ class Student(nn.Module):
         return torch.stack([columns[name]() / scale for name, scale in features], 1)
 
     def sparse_input(self, points: Points, voxels: Voxels, backend: str = "auto") -> SparseTensor:
-        """The network's input: mean input features of each voxel.
+        """The network's input: input features of each voxel, reduced as configured.
 
         Args:
             points: points of the sweeps.
             voxels: their voxels.
             backend: runs the convolutions; see `pcseg_core.sparse.backends`.
         """
-        features = mean_features(self.inputs(points, voxels), voxels)
+        reduce = mean_features if self.config.reduce == "mean" else first_features
+        features = reduce(self.inputs(points, voxels), voxels)
         return SparseTensor.of_keys(voxels.keys, features, backend)
 
     def forward(self, points: Points) -> StudentOutput:

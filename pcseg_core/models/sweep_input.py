@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pcseg_core.models.student import Points, Student, StudentConfig, input_features
+from pcseg_core.models.student import Points, Student, StudentConfig, input_features, voxel_edges
 from pcseg_core.native import sweeps
 from pcseg_core.sparse import SparseTensor
 from pcseg_core.sparse.backends import takes_native_passes
@@ -42,10 +42,10 @@ def sweep_input(
     device: torch.device,
     backend: str = "auto",
 ) -> SweepInput:
-    """Voxels of the returns within range, with mean input features.
+    """Voxels of the returns within range, with their input features.
 
-    The native backend computes them in one pass, with the same result as torch. Cylindrical voxels
-    and the input "range" need torch.
+    The native backend computes them in one pass, with the same result as torch. Cylindrical voxels,
+    the input "range", and other roundings, origins and reductions than the defaults need torch.
 
     Args:
         student: the network, on `device`.
@@ -69,7 +69,13 @@ def sweep_input(
 
 def _in_one_pass(config: StudentConfig) -> bool:
     known = all(name in sweeps.INPUTS for name, _ in input_features(config))
-    return known and config.voxels == "cartesian"
+    return known and config.voxels == "cartesian" and not other_grid(config)
+
+
+def other_grid(config: StudentConfig) -> list[str]:
+    """Settings of the grid that the native library does not know, as "name: value"."""
+    usual = {"rounding": "floor", "origin": "absolute", "reduce": "mean"}
+    return [f"{k}: {getattr(config, k)}" for k, v in usual.items() if getattr(config, k) != v]
 
 
 def _native_input(
@@ -77,8 +83,9 @@ def _native_input(
 ) -> SweepInput | None:
     """None if a point needs an error message."""
     config = student.config
-    size = (config.voxel_size_m,) * 3
-    found = sweeps.group_sweep(xyz, intensity, size, config.max_range_m, input_features(config))
+    found = sweeps.group_sweep(
+        xyz, intensity, voxel_edges(config), config.max_range_m, input_features(config)
+    )
     if found is None:
         return None
     sparse = None

@@ -5,15 +5,17 @@ namespace {
 
 // grad[r] += sum over pairs of left[p][r] * right[p], for MR input channels and NV vectors.
 template <int MR, int NV>
-void grad_tile(const float* left, int64_t ldl, const float* right, int64_t ldr, int pairs,
-               float* grad, int64_t ldg) {
+void grad_tile(const float* const* left, int channel, const float* const* right, int column,
+               int pairs, float* grad, int64_t ldg) {
   Vec sum[MR][NV] = {};
-  for (int p = 0; p < pairs; ++p, left += ldl, right += ldr) {
-    Vec column[NV];
-    PCSEG_UNROLL for (int v = 0; v < NV; ++v) column[v] = load(right + L * v);
+  for (int p = 0; p < pairs; ++p) {
+    const float* x = left[p] + channel;
+    const float* dy = right[p] + column;
+    Vec values[NV];
+    PCSEG_UNROLL for (int v = 0; v < NV; ++v) values[v] = load(dy + L * v);
     PCSEG_UNROLL for (int r = 0; r < MR; ++r) {
-      const Vec x = left[r] - Vec{};
-      PCSEG_UNROLL for (int v = 0; v < NV; ++v) sum[r][v] += x * column[v];
+      const Vec factor = x[r] - Vec{};
+      PCSEG_UNROLL for (int v = 0; v < NV; ++v) sum[r][v] += factor * values[v];
     }
   }
   PCSEG_UNROLL for (int r = 0; r < MR; ++r)
@@ -21,7 +23,7 @@ void grad_tile(const float* left, int64_t ldl, const float* right, int64_t ldr, 
       store(grad + r * ldg + L * v, load(grad + r * ldg + L * v) + sum[r][v]);
 }
 
-using GradTile = void (*)(const float*, int64_t, const float*, int64_t, int, float*, int64_t);
+using GradTile = void (*)(const float* const*, int, const float* const*, int, int, float*, int64_t);
 
 template <int NV, int R>
 struct GradTable {
@@ -37,21 +39,27 @@ struct GradTiles {
   GradTiles() { GradTable<kMaxPanel, tile_rows(kMaxPanel)>::fill(at); }
 };
 
+// Pairs that wait for their products, by the rows that they multiply.
+struct GradPairs {
+  const float* left[kGradPairs];
+  const float* right[kGradPairs];
+  int count = 0;
+};
+
 size_t grad_scratch(const GradArgs& g) {
   const int64_t width = padded(g.cout);
-  return sizeof(float) * (kGradPairs * (kGradChannels + width) + kGradChannels * width);
+  return sizeof(float) * (kGradPairs + kGradChannels) * width;
 }
 
-// Add the products of up to kGradPairs copied pairs to the sums (channels x width).
-void grad_products(const float* left, const float* right, int pairs, int channels, int width,
-                   float* sums) {
+// Add the products of pairs to the sums (channels x width).
+void grad_products(const GradPairs& pairs, int channels, int width, float* sums) {
   static const GradTiles tiles;
   for (int column = 0; column < width;) {
     const int nv = panel_width((width - column) / L), most = tile_rows(nv);
     const int groups = (channels + most - 1) / most;
     for (int g = 0, i = 0; g < groups; ++g) {
       const int rows = (channels - i + groups - g - 1) / (groups - g);
-      tiles.at[nv][rows](left + i, kGradChannels, right + column, width, pairs,
+      tiles.at[nv][rows](pairs.left, i, pairs.right, column, pairs.count,
                          sums + static_cast<int64_t>(i) * width + column, width);
       i += rows;
     }
@@ -59,24 +67,34 @@ void grad_products(const float* left, const float* right, int pairs, int channel
   }
 }
 
+// Ask for a row before its product is due: rows of neighbors lie anywhere.
+PCSEG_INLINE void fetch_soon(const float* row, int channels) {
+  for (int c = 0; c < channels; c += 16) __builtin_prefetch(row + c);
+}
+
 void grad_task(const GradArgs& g, int step, int64_t first_channel, char* scratch) {
   const int width = padded(g.cout);
   const int rest = static_cast<int>(g.cin - first_channel);
   const int channels = rest < kGradChannels ? rest : kGradChannels;
-  float* left = reinterpret_cast<float*>(scratch);
-  float* right = left + kGradPairs * kGradChannels;
-  float* sums = right + kGradPairs * width;
+  float* sums = reinterpret_cast<float*>(scratch);
+  float* copies = sums + channels * width;  // rows of dy that are no whole number of vectors
   memset(sums, 0, sizeof(float) * channels * width);
-  int copied = 0;
+  GradPairs waiting;
   const auto add = [&](int64_t source, int64_t target) {
-    memcpy(left + copied * kGradChannels, g.x + source * g.cin + first_channel,
-           channels * sizeof(float));
-    float* row = right + static_cast<int64_t>(copied) * width;
-    memcpy(row, g.dy + target * g.cout, g.cout * sizeof(float));
-    if (width > g.cout) memset(row + g.cout, 0, (width - g.cout) * sizeof(float));
-    if (++copied < kGradPairs) return;
-    grad_products(left, right, copied, channels, width, sums);
-    copied = 0;
+    waiting.left[waiting.count] = g.x + source * g.cin + first_channel;
+    const float* dy = g.dy + target * g.cout;
+    if (width > g.cout) {
+      float* copy = copies + int64_t{waiting.count} * width;
+      memcpy(copy, dy, g.cout * sizeof(float));
+      memset(copy + g.cout, 0, (width - g.cout) * sizeof(float));
+      dy = copy;
+    }
+    waiting.right[waiting.count] = dy;
+    fetch_soon(waiting.left[waiting.count], channels);
+    fetch_soon(dy, g.cout);
+    if (++waiting.count < kGradPairs) return;
+    grad_products(waiting, channels, width, sums);
+    waiting.count = 0;
   };
   for (int64_t first = 0; first < g.n_out; first += kBlockRows) {
     const int64_t last = first + kBlockRows < g.n_out ? first + kBlockRows : g.n_out;
@@ -88,7 +106,7 @@ void grad_task(const GradArgs& g, int step, int64_t first_channel, char* scratch
     for (int i = pairs.ends[step]; i < pairs.ends[step + 1]; ++i)
       add(pairs.source[i], first + pairs.target[i]);
   }
-  if (copied) grad_products(left, right, copied, channels, width, sums);
+  if (waiting.count) grad_products(waiting, channels, width, sums);
   const int offset = offset_at(step, g.offsets);
   float* out = g.grad + (static_cast<int64_t>(offset) * g.cin + first_channel) * g.cout;
   for (int r = 0; r < channels; ++r)

@@ -46,8 +46,9 @@ inline int channels_per_word(int dtype) { return 4 / element_bytes(dtype); }
 // Output rows that one task computes, where the kernels do not ask for more. Fixed, so that results
 // do not depend on the thread count.
 constexpr int64_t kBlockRows = 256;
-// Pairs whose products are summed in registers before they are added to a weight gradient.
-constexpr int64_t kGradPairs = 256;
+// Pairs whose products are summed in registers before they are added to a weight gradient: their rows
+// stay in the first-level cache.
+constexpr int64_t kGradPairs = 64;
 // Input channels of one task of a weight gradient.
 constexpr int64_t kGradChannels = 64;
 

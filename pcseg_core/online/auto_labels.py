@@ -167,6 +167,8 @@ def label_recording(
     space = LabelSpace.load(settings.labels.label_space)
     result = AutoLabels(out, space, counts=np.zeros(len(space), np.int64))
     writer = _Writer(labeler, out, space, result)
+    if labeler.student is not None:
+        labeler.student.match_intensities(recording)
     try:
         for start in range(0, len(recording), window):
             part = _Window(recording, start, min(start + window, len(recording)))

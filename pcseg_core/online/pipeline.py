@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
@@ -18,16 +19,19 @@ from pydantic import Field
 
 from pcseg_core.cloud import TIME_PROBLEM, PointCloud
 from pcseg_core.config import LIVE, Section
+from pcseg_core.data import evenly_spaced
 from pcseg_core.distill.evidence import PixelEvidence
 from pcseg_core.errors import InputError, PcsegError
 from pcseg_core.geometry import undo_motion
-from pcseg_core.input_check import InputCheck, InputStatistics
+from pcseg_core.input_check import SWEEPS_TO_MATCH, InputCheck, InputStatistics, IntensityMatch
 from pcseg_core.labels import IGNORE, LabelSpace
 from pcseg_core.online.camera_fusion import CameraFusionConfig, CameraLabeler, fuse_cameras
 from pcseg_core.online.temporal import TemporalBuffer, TemporalBufferConfig
 from pcseg_core.point_time import possible_time_fields
+from pcseg_core.progress import note
 
 if TYPE_CHECKING:
+    from pcseg_core.data import Recording
     from pcseg_core.data.sample import CameraFrame, Sample
     from pcseg_core.geometry import Poses
     from pcseg_core.online.segmenter import Segmentation
@@ -95,6 +99,11 @@ class PipelineConfig(Section):
         description="Points labeled with less confidence become unlabeled (65535)",
         json_schema_extra=LIVE,
     )
+    match_intensity: bool = Field(
+        True,
+        description="Map the intensities of another sensor than the training's to those of the "
+        "training, by rank over the first sweeps",
+    )
     motion: MotionConfig = Field(MotionConfig(), description="Motion of the platform")
     temporal: SmoothingConfig = Field(SmoothingConfig(), description="Smoothing over time")
     teacher: CameraUseConfig = Field(CameraUseConfig(), description="Camera teacher")
@@ -144,7 +153,7 @@ class LabeledSweep:
     """A sweep with its labels.
 
     Attributes:
-        cloud: points as the network saw them, deskewed if the configuration says so.
+        cloud: the points, deskewed if the configuration says so; intensities as measured.
         labels: (N,) int32 class ids; IGNORE for points without a label or with too low confidence.
         confidence: (N,) float32 in 0..1; 0 for points that the network gave no label.
         label_space: meaning of the ids.
@@ -215,6 +224,7 @@ class Pipeline:
         segmenter: the network.
         config: settings; may be replaced between sweeps.
         trained_on: statistics of the sweeps that the network was trained on, or None.
+        intensities: map of the intensities of another sensor.
     """
 
     def __init__(
@@ -229,6 +239,7 @@ class Pipeline:
         # Absent from stand-ins for a segmenter.
         self.trained_on: InputStatistics | None = getattr(segmenter, "trained_on", None)
         self._check_input = InputCheck(self.trained_on)
+        self.intensities = IntensityMatch(self.trained_on if self.config.match_intensity else None)
         self._buffer: TemporalBuffer | None = None
         self._forget = False
 
@@ -252,6 +263,20 @@ class Pipeline:
         """Forget earlier sweeps before the next one."""
         self._forget = True
 
+    def match_intensities(self, recording: Recording) -> None:
+        """Fit the map of the intensities to sweeps of a whole recording, hold it, and report it.
+
+        The labels of a sweep then do not depend on the sweeps before it.
+        """
+        for index in evenly_spaced(len(recording), SWEEPS_TO_MATCH):
+            if self.intensities.held:
+                break
+            with suppress(InputError):  # counted by whoever labels the sweeps
+                self.intensities.observe(recording[index].cloud)
+        self.intensities.hold()
+        if text := str(self.intensities):
+            note(f"{recording.name}: {text}")
+
     def warm_up(self, cloud: PointCloud) -> None:
         """Label a cloud and forget it: libraries compile and allocate before the first sweep.
 
@@ -259,8 +284,9 @@ class Pipeline:
             cloud: as large as the sweeps that follow.
         """
         check, self._check_input = self._check_input, InputCheck(None)
+        match, self.intensities = self.intensities, IntensityMatch(None)
         self.process(Sweep(cloud, poses=lambda stamps: np.tile(np.eye(4), (len(stamps), 1, 1))))
-        self._check_input = check
+        self._check_input, self.intensities = check, match
         self.reset()
 
     def process(self, sweep: Sweep) -> LabeledSweep:
@@ -276,13 +302,16 @@ class Pipeline:
                 "pipeline.process(pcseg_core.Sweep(pcseg_core.PointCloud(xyz, intensity)))"
             )
         clock, problems = _Clock(), list[tuple[str, str]]()
-        if difference := self._check_input(sweep.cloud):
+        self.intensities.observe(sweep.cloud)
+        matched = self.intensities(sweep.cloud)
+        if difference := self._check_input(matched):
             problems.append((UNLIKE_TRAINING, difference))
         cloud, pose = self._locate(sweep, problems)
         clock.stop("motion")
         evidence_of = self._observe(sweep, cloud)
         smooth = self.config.temporal.enabled and pose is not None
-        result = self.segmenter.segment(cloud, probabilities=smooth or evidence_of is not None)
+        seen = replace(cloud, intensity=matched.intensity)
+        result = self.segmenter.segment(seen, probabilities=smooth or evidence_of is not None)
         clock.stop("inference")
         not_finite, out_of_range = result.not_finite, result.out_of_range
         result = self._fuse(result, cloud, evidence_of, problems)

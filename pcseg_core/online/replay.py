@@ -144,6 +144,7 @@ def segment_bag(
         raise InputError(f"{out}: a bag cannot be labeled in place; choose another --out")
     scale = str(recording.scale)
     replay = Replay(out, pipeline.label_space, intensity_scale=scale, store=store)
+    pipeline.match_intensities(recording)
     with BagWriter(out, compress=compress, force=force) as writer:
         for number, (connection, bag_ns, raw) in enumerate(recording.bag.messages()):
             topic, message = connection.topic, None
@@ -243,6 +244,7 @@ def segment_recording(
         InputError: `out` is taken, or no sweep could be read.
     """
     replay = Replay(out, pipeline.label_space, store=store)
+    pipeline.match_intensities(recording)
     path_of, raw_ids = label_paths(recording), raw_ids_of(pipeline.label_space)
     with new_folder(out, LABEL_FILES, force=force) as folder:
         for index, sample in readable(recording):
@@ -272,6 +274,7 @@ def segment_recording_to_bag(
     See `segment_recording`; with `rgb` the clouds have the field `rgb` too.
     """
     replay = Replay(out, pipeline.label_space, store=store)
+    pipeline.match_intensities(recording)
     with BagWriter(out, force=force) as writer:
         for index, sample in readable(recording):
             cloud = sample.cloud

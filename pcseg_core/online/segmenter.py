@@ -29,6 +29,7 @@ from pcseg_core.input_check import InputStatistics
 from pcseg_core.labels import NO_CLASSES, LabelSpace
 from pcseg_core.models.inference import CompiledMinkUNet, choose_device, compile_inference
 from pcseg_core.models.minkunet import MinkUNet
+from pcseg_core.models.network import Network
 from pcseg_core.models.quantized import QuantizedMinkUNet
 from pcseg_core.models.student import Student, StudentConfig, load_student
 from pcseg_core.models.sweep_input import sweep_input
@@ -129,7 +130,8 @@ class Segmenter:
     def engine(self) -> str:
         """Backend, instruction set of the native one, and precision: "native avx2 fp32"."""
         if not isinstance(self._network, CompiledMinkUNet):
-            return f"{self.backend} fp32"
+            plain = isinstance(self._network, MinkUNet)
+            return f"{self.backend if plain else 'torch'} fp32"
         isa = f" {library.isa_names()[library.best_isa()]}" if self.backend == "native" else ""
         return f"{self.backend}{isa} {self._network.precision}"
 
@@ -143,7 +145,8 @@ class Segmenter:
     ) -> Segmenter:
         """Load a checkpoint file, the run directory that holds it, or the bundled one.
 
-        Logs a warning for a checkpoint that was trained on simulated drives.
+        Logs a warning for a checkpoint that was trained on simulated drives, or whose license
+        forbids commercial use.
 
         Args:
             path: checkpoint file, run directory, or "bundled".
@@ -161,6 +164,8 @@ class Segmenter:
         state, meta = load_checkpoint(Path(path))
         if meta.caution:
             log.warning("checkpoint '%s': %s", path, meta.caution)
+        if meta.license:
+            log.info("checkpoint '%s': weights under %s", path, meta.license)
         config = parse_section(meta.student, StudentConfig, f"checkpoint {path}")
         space = LabelSpace.from_dict(meta.label_space)
         if space == NO_CLASSES:
@@ -304,13 +309,19 @@ class Segmenter:
 
 
 def prepare_network(
-    network: MinkUNet, backend: str, precision: Precision, scales: IntegerScales | None = None
-) -> MinkUNet | CompiledMinkUNet:
-    """The fused network for the native and triton backends, the module itself for the others.
+    network: Network, backend: str, precision: Precision, scales: IntegerScales | None = None
+) -> Network | CompiledMinkUNet:
+    """The fused MinkUNet for the native and triton backends, else the module itself.
 
     Raises:
-        InputError: precision "int8" without scales, or a precision that the backend lacks.
+        InputError: precision "int8" without scales, or a precision that the backend or the family
+            of networks lacks.
     """
+    if not isinstance(network, MinkUNet):
+        if precision not in ("auto", "fp32"):
+            name = type(network).__name__
+            raise InputError(f"precision '{precision}': {name} runs in fp32 only; use fp32 or auto")
+        return network
     if backend == "triton":
         return compile_inference(network, "fp16" if precision == "auto" else precision, backend)
     if backend != "native":

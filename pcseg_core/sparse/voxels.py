@@ -18,6 +18,8 @@ from pcseg_core.sparse import keys as packing
 from pcseg_core.sparse.backends import takes_native_passes
 
 Mode = Literal["cartesian", "cylindrical"]
+Rounding = Literal["floor", "round"]
+Origin = Literal["absolute", "minimum"]
 _REACH = packing.MAX_COORD - 2  # trilinear weights look one voxel further
 
 
@@ -51,6 +53,8 @@ def voxelize(
     batch_index: Tensor | None = None,
     mode: Mode = "cartesian",
     backend: str = "auto",
+    rounding: Rounding = "floor",
+    origin: Origin = "absolute",
 ) -> Voxels:
     """Group points into voxels.
 
@@ -61,7 +65,9 @@ def voxelize(
         batch_index: (N,) integer sweep of each point, 0 to 511; None means one sweep.
         mode: "cartesian" or "cylindrical".
         backend: of the sparse convolutions; "native" groups float32 on the CPU in one pass, with
-            the same result.
+            the same result, where `rounding` and `origin` have their defaults.
+        rounding: "floor", or "round" to the nearest index, halves to the even one.
+        origin: "absolute", or "minimum" for indices that begin at 0 in each sweep.
 
     Raises:
         InputError: no points, values that are not finite, or points more than 131067 voxels from
@@ -79,11 +85,12 @@ def voxelize(
     else:
         batch = batch_index.to(torch.int64)
     position = _cylindrical(xyz) if mode == "cylindrical" else xyz
-    if position.dtype == torch.float32 and takes_native_passes(backend, xyz.device):
+    usual = rounding == "floor" and origin == "absolute" and position.dtype == torch.float32
+    if usual and takes_native_passes(backend, xyz.device):
         voxels = _native_voxels(position.detach(), size, batch)
         if voxels is not None:
             return voxels
-    return _torch_voxels(xyz, position, size, batch)
+    return _torch_voxels(xyz, position, size, batch, rounding, origin)
 
 
 def _native_voxels(
@@ -104,7 +111,12 @@ def _native_voxels(
 
 
 def _torch_voxels(
-    xyz: Tensor, position: Tensor, size: tuple[float, float, float], batch: Tensor
+    xyz: Tensor,
+    position: Tensor,
+    size: tuple[float, float, float],
+    batch: Tensor,
+    rounding: Rounding,
+    origin: Origin,
 ) -> Voxels:
     _check_finite(xyz)
     grid = position / position.new_tensor(size)
@@ -113,11 +125,24 @@ def _torch_voxels(
             f"points reach {float(grid.abs().max()):.0f} voxels from the origin, allowed are "
             f"{_REACH}; crop the cloud, move its origin or use larger voxels"
         )
-    cells = torch.cat([batch[:, None], grid.floor().to(torch.int64)], dim=1)
+    index = grid.floor() if rounding == "floor" else grid.round()
+    if rounding == "round":
+        grid = grid + 0.5  # voxel i spans [i, i + 1) in `Voxels.grid`
+    if origin == "minimum":
+        first = _smallest(index, batch)
+        index, grid = index - first, grid - first
+    cells = torch.cat([batch[:, None], index.to(torch.int64)], dim=1)
     keys, inverse, counts = torch.unique(
         packing.pack(cells), return_inverse=True, return_counts=True
     )
     return Voxels(packing.unpack(keys), inverse, counts, keys, grid.float(), batch)
+
+
+def _smallest(index: Tensor, batch: Tensor) -> Tensor:
+    """(N, 3) smallest index along each axis of the sweep of each point."""
+    rows = batch[:, None].expand(-1, 3)
+    least = index.new_full((int(batch.max()) + 1, 3), torch.inf)
+    return least.scatter_reduce(0, rows, index, "amin").index_select(0, batch)
 
 
 def _checked_size(voxel_size: float | Sequence[float], mode: str) -> tuple[float, float, float]:
@@ -168,6 +193,13 @@ def mean_features(feats: Tensor, voxels: Voxels) -> Tensor:
         )
     total = feats.new_zeros(len(voxels), feats.shape[1]).index_add(0, voxels.inverse, feats)
     return total / voxels.counts[:, None].to(feats.dtype)
+
+
+def first_features(feats: Tensor, voxels: Voxels) -> Tensor:
+    """The features (N, C) of the first point of each voxel, in the order of the points: (M, C)."""
+    points = torch.arange(len(feats), device=feats.device)
+    first = points.new_full((len(voxels),), len(feats))
+    return feats.index_select(0, first.scatter_reduce(0, voxels.inverse, points, "amin"))
 
 
 def devoxelize(

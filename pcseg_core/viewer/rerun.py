@@ -114,6 +114,8 @@ def recording_views(
         pipeline: labels the sweeps; the recording's own labels then are the truth.
         indices: of the samples.
     """
+    if pipeline is not None:
+        pipeline.match_intensities(recording)
     for index in indices:
         yield sample_view(recording[index], space, pipeline)
 

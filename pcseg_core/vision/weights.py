@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -17,6 +18,13 @@ from pcseg_core.errors import InputError
 
 # Keys of the state dict in checkpoints of training frameworks.
 _CONTAINERS = ("state_dict", "model", "teacher", "student", "network")
+# A best score among the weights is often a numpy number. None of these runs code of the file.
+_NUMPY_NUMBERS: list[Any] = [
+    (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),
+    np.float64(0).__reduce__()[0],
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "?")),
+]
 
 
 def read_weights(path: Path | None, source: str) -> dict[str, Tensor]:
@@ -33,21 +41,44 @@ def read_weights(path: Path | None, source: str) -> dict[str, Tensor]:
     if path is None or not Path(path).is_file():
         given = "no weights given" if path is None else f"weights {path}: no such file"
         raise InputError(f"{given}; get them from {source} and give their path")
+    return _tensors(read_content(Path(path), source), str(path))
+
+
+def read_content(path: Path, source: str) -> Any:
+    """Content of a safetensors or torch file: tensors, numbers, texts, lists and mappings of them.
+
+    Args:
+        path: an existing file; torch files are read with `weights_only=True`, which executes no
+            code.
+        source: of such weights, for the error message.
+
+    Raises:
+        InputError: a damaged file, or one with other content.
+    """
     try:
-        if Path(path).suffix == ".safetensors":
+        if path.suffix == ".safetensors":
             return dict(load_file(str(path)))
-        content = torch.load(str(path), map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_NUMPY_NUMBERS):
+            return torch.load(str(path), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).strip().partition(".")[0]  # torch goes on with advice to run code
         raise InputError(
-            f"weights {path}: not a torch file of tensors alone ({reason}); such files can run "
-            "code when read, so this one is not: save its state dict alone, as safetensors"
+            f"weights {path}: not a torch file of tensors and plain values alone "
+            f"({_refused(str(error))}); such files can run code when read, so this one is not. If "
+            "you trust it, save its tensors alone: python -c \"import torch; f = torch.load('IN', "
+            "map_location='cpu', weights_only=False); torch.save(f.get('state_dict', f), 'OUT')\""
         ) from None
     except (OSError, RuntimeError, ValueError, EOFError, KeyError, SafetensorError) as error:
         raise InputError(
             f"weights {path}: not readable ({error}); download them again from {source}"
         ) from None
-    return _tensors(content, str(path))
+
+
+def _refused(message: str) -> str:
+    """The object that torch refuses, from its message, which goes on with advice to run code."""
+    _, found, rest = message.partition("GLOBAL ")
+    if found and rest:
+        return f"an object of {rest.split()[0]}"
+    return message.strip().partition("\n")[0].partition(". ")[0][:200]
 
 
 def _tensors(content: Any, path: str) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from pcseg_core.evaluation.evaluator import evaluate
 from pcseg_core.labels import LabelSpace
 from pcseg_core.learning.recipe import Recipe, load_recipe
 from pcseg_core.metrics.confusion import Confusion
-from pcseg_core.online.pipeline import UNLIKE_TRAINING, Pipeline, Sweep
+from pcseg_core.online.pipeline import UNLIKE_TRAINING, Pipeline, PipelineConfig, Sweep
 from pcseg_core.online.segmenter import Segmenter
 from pcseg_core.simulation.recording import SimulatedDrive
 from pcseg_core.vision.pixel_classes import load_teacher
@@ -52,11 +52,19 @@ def test_the_checkpoint_knows_the_sweeps_of_its_training() -> None:
     drive = SimulatedDrive(7001, sweeps=1, beams=64, columns=1024, cameras=0)
     sweep = Sweep.of(drive[0])
     pipeline = Pipeline(segmenter)
-    assert not pipeline.process(sweep).problems
+    exact = pipeline.process(sweep)
+    assert not exact.problems
     assert sweep.cloud.intensity is not None
     sweep.cloud.intensity = np.sqrt(sweep.cloud.intensity)  # as another sensor measures it
-    ((event, reason),) = Pipeline(segmenter).process(sweep).problems
+    unmapped = Pipeline(segmenter, PipelineConfig(match_intensity=False))
+    ((event, reason),) = unmapped.process(sweep).problems
     assert event == UNLIKE_TRAINING and "another sensor" in reason
+    mapped = Pipeline(segmenter)
+    result = mapped.process(sweep)
+    assert not result.problems and "by rank" in str(mapped.intensities)
+    agreement = np.mean(result.labels == exact.labels)
+    assert agreement > 0.8
+    assert agreement > np.mean(unmapped.process(sweep).labels == exact.labels) + 0.2
 
 
 def test_loading_warns_with_the_figures_of_the_documents(caplog: pytest.LogCaptureFixture) -> None:

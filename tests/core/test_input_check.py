@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pcseg_core.checkpoint import CheckpointMeta, load_checkpoint, save_checkpoint
 from pcseg_core.cloud import PointCloud
 from pcseg_core.errors import InputError
-from pcseg_core.input_check import InputCheck, InputStatistics
+from pcseg_core.input_check import SWEEPS_TO_MATCH, InputCheck, InputStatistics, IntensityMatch
 
 
 def sweep(seed: int = 0, points: int = 60_000, rings: int = 64) -> PointCloud:
@@ -51,6 +51,54 @@ def test_scenes_of_the_same_sensor_pass(seed: int, gain: float, share: float, si
     cloud = sweep(seed + 1, int(60_000 * share))
     cloud = replace(cloud, xyz=cloud.xyz * size, intensity=np.clip(cloud.intensity * gain, 0, 1))
     assert InputCheck(training)(cloud) == ""
+    match = IntensityMatch(training)
+    match.observe(cloud)
+    assert match(cloud) is cloud and str(match) == ""
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(3, 99), st.floats(2.5, 6), st.floats(0.05, 1))
+def test_intensities_of_another_sensor_get_those_of_the_training(
+    seed: int, power: float, gain: float
+) -> None:
+    """A sensor whose intensities are a monotone function of the training's."""
+    match = IntensityMatch(InputStatistics.measure([sweep(0), sweep(1)]))
+    cloud = sweep(seed)
+    assert cloud.intensity is not None
+    other = replace(cloud, intensity=gain * cloud.intensity**power)
+    other.intensity[5] = np.nan
+    match.observe(other)
+    mapped = match(other).intensity
+    assert mapped.dtype == np.float32 and mapped.min() >= 0 and mapped.max() <= 1
+    assert np.all(np.diff(mapped[np.argsort(np.nan_to_num(other.intensity))]) >= -1e-6)
+    low, high = np.quantile(cloud.intensity, (0.1, 0.9))
+    inner = (cloud.intensity > low) & (cloud.intensity < high)
+    inner[5] = False
+    assert np.abs(mapped - cloud.intensity)[inner].max() < 0.08
+    assert np.abs(np.median(mapped) - np.median(cloud.intensity)) < 0.02
+
+
+def test_the_map_is_held_after_the_first_sweeps(trained: InputStatistics) -> None:
+    match = IntensityMatch(trained)
+    other = replace(sweep(), intensity=0.1 * sweep().intensity ** 2)
+    for seed in range(SWEEPS_TO_MATCH):
+        assert not match.held
+        match.observe(replace(sweep(seed, points=900), intensity=np.zeros(900)))  # too few returns
+        match.observe(other)
+    assert match.held
+    before = match(other).intensity
+    for _ in range(20):
+        match.observe(sweep())
+    assert np.array_equal(match(other).intensity, before)
+
+
+@pytest.mark.parametrize("values", [np.zeros(60_000), np.full(60_000, 300), np.arange(60_000) % 2])
+def test_intensities_without_ranks_stay(trained: InputStatistics, values: np.ndarray) -> None:
+    for statistics in (trained, None):
+        match, cloud = IntensityMatch(statistics), replace(sweep(), intensity=values)
+        match.observe(cloud)
+        match.observe(replace(cloud, intensity=None))
+        assert match(cloud) is cloud and str(match) == ""
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from sensors import Sensors
 from std_srvs.srv import Trigger
 
 from pcseg_core.cloud import encode_cloud, structured
+from pcseg_core.input_check import SWEEPS_TO_MATCH
 from pcseg_ros.conversions import cloud_message
 
 
@@ -229,6 +230,20 @@ def test_sweeps_unlike_the_training_are_a_warning(
     assert status.message.startswith("input unlike the training: ")
     assert reason in value_of(status, "reason: input unlike the training")
     assert process.output.count("input unlike the training") == 1  # logged when it began
+
+
+def test_intensities_of_another_sensor_are_mapped_and_reported(client: Client) -> None:
+    cloud = structured(sweep(2000)).copy()
+    cloud["intensity"] = 0.1 * cloud["intensity"] ** 2
+    fields = {name: cloud[name].ravel() for name in cloud.dtype.names or ()}
+    message = stamped(cloud_message(PointCloud2().header, encode_cloud(fields)), (7, 0))
+    with NodeProcess("checkpoint:=fake:trained=1", "diagnostics_period_s:=0.1") as process:
+        node = client.attach(process)
+        for _ in range(SWEEPS_TO_MATCH + 1):
+            node.exchange(message)
+        status = node.report(lambda s: "by rank" in value_of(s, "intensity"))
+        assert status.level == status.OK, status.message
+        assert process.output.count("mapped to those of the training by rank") == 1
 
 
 def test_confidence_that_is_not_finite_is_an_error(client: Client) -> None:

@@ -119,6 +119,14 @@ def test_runs_without_classes_and_foreign_folders(
     assert not (tmp_path / "x").exists() and (pretrained / "checkpoint.safetensors").is_file()
 
 
+def test_grids_that_the_native_library_does_not_know(tmp_path: Path, extra: None) -> None:
+    settings = {"rounding": "round", "origin": "minimum", "stem_kernel": 5}
+    result = export(write_run(tmp_path / "run", classes=STREET, **settings), tmp_path / "x")
+    assert result.exit_code == 2 and not (tmp_path / "x").exists()
+    for name, value in settings.items():
+        assert f"student.{name}: {value}" in " ".join(result.output.split())
+
+
 def test_a_missing_package_is_named(
     tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -60,3 +60,12 @@ def test_results_inside_of_a_recording_do_not_change_its_fingerprint(tmp_path) -
         file = next(p for p in path.rglob("*") if p.suffix in (".mcap", ".bin"))
         file.write_bytes(file.read_bytes() + b"0")
         assert fingerprint(path, (path / "out", path / "out.partial")) != before
+
+
+def test_a_stray_bag_in_a_recording_of_files_hides_no_change(tmp_path) -> None:
+    sequence = semantic_kitti(tmp_path / "kitti")
+    (sequence / "notes.mcap").write_bytes(b"0")
+    before = fingerprint(sequence)
+    file = next(sequence.rglob("*.bin"))
+    file.write_bytes(file.read_bytes() + b"0")
+    assert fingerprint(sequence) != before

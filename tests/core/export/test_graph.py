@@ -53,6 +53,13 @@ def test_equals_the_network(
         assert_same(student(x), logits(segmenter, x))
 
 
+def test_two_convolutions_in_the_stem(make_segmenter: Make, make_voxels: Voxels) -> None:
+    segmenter = make_segmenter(stem_convs=2, planes=(8, 16, 16, 16, 16, 16, 8, 12))
+    student = OnnxStudent(build(segmenter).SerializeToString())
+    x = make_voxels(500, segmenter.student.network.in_channels)
+    assert_same(student(x), logits(segmenter, x))
+
+
 def test_no_voxels_give_no_logits(make_segmenter: Make) -> None:
     segmenter = make_segmenter()
     none = {table.name: np.zeros((table.offsets, 0), np.int32) for table in TABLES}

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from pcseg_core.export.tables import TABLES, graph_inputs
-from pcseg_core.models.student import Points, StudentConfig, input_features
+from pcseg_core.models.student import Points, StudentConfig, input_features, voxel_edges
 from pcseg_core.native import build, library
 from pcseg_core.online.segmenter import Segmenter
 
@@ -64,9 +64,7 @@ def native() -> ctypes.CDLL:
 
 def settings_of(native: ctypes.CDLL, config: StudentConfig) -> Settings:
     features = input_features(config)
-    edge = config.voxel_size_m
-    azimuth = edge if config.voxels == "cartesian" else math.radians(config.azimuth_deg)
-    settings = Settings(config.voxels == "cylindrical", (edge, azimuth, edge), config.max_range_m)
+    settings = Settings(config.voxels == "cylindrical", voxel_edges(config), config.max_range_m)
     settings.features = len(features)
     for k, (name, divisor) in enumerate(features):
         settings.feature[k] = native.pcseg_feature(name.encode())

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import pytest
 import torch
@@ -23,10 +24,12 @@ def native() -> None:
         pytest.skip(loaded)
 
 
-def trained(depth: int, width: float, channels: int = 3, classes: int = 7) -> MinkUNet:
+def trained(
+    depth: int, width: float, channels: int = 3, classes: int = 7, **options: Any
+) -> MinkUNet:
     """A network whose batch norms are far from the identity."""
     torch.manual_seed(depth)
-    net = MinkUNet(channels, classes, depth, width).eval()
+    net = MinkUNet(channels, classes, depth, width, **options).eval()
     for module in net.modules():
         if isinstance(module, nn.BatchNorm1d):
             nn.init.normal_(module.running_mean, 0, 0.1)
@@ -63,6 +66,22 @@ def test_equals_the_module(depth: int, width: float, channels: int) -> None:
         assert relative_error(fast.features(x), features) < 1e-5
         out = low(x).feats
         assert out.dtype == torch.float32 and relative_error(out, expected) < 0.03
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"stem_kernel": 5, "planes": (16, 16, 32, 32, 16, 16, 12, 8)},
+        {"stem_convs": 2, "planes": (20, 40, 24, 36, 28, 20, 12, 8)},
+    ],
+)
+def test_equals_the_module_with_another_stem(options: dict[str, Any]) -> None:
+    net = trained(18, 1.0, **options)
+    x = random_input(900)
+    with torch.no_grad():
+        expected = net(SparseTensor(x.coords, x.feats, backend="torch")).feats
+    assert relative_error(compile_inference(net)(x).feats, expected) < 1e-5
+    assert relative_error(compile_inference(net, "bf16")(x).feats, expected) < 0.03
 
 
 def test_result_outlives_the_next_call_and_the_model() -> None:

@@ -30,10 +30,13 @@ def calibrated(net: MinkUNet) -> list[float]:
     return measured.tops
 
 
-@pytest.mark.parametrize(("depth", "width"), [(14, 0.5), (18, 0.3), (34, 0.5)])
-def test_close_to_float32(depth: int, width: float) -> None:
+@pytest.mark.parametrize(
+    ("depth", "width", "stem"),
+    [(14, 0.5, {}), (18, 0.3, {}), (34, 0.5, {}), (14, 0.5, {"stem_kernel": 5, "stem_convs": 2})],
+)
+def test_close_to_float32(depth: int, width: float, stem: dict[str, int]) -> None:
     """Logits, features and another head; the same after a smaller input."""
-    net = trained(depth, width)
+    net = trained(depth, width, **stem)
     exact, integers = compile_inference(net), QuantizedMinkUNet(net, calibrated(net))
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(net.feature_channels, 5, generator=generator)

@@ -35,6 +35,7 @@ from pcseg_core.online.pipeline import (
 )
 from pcseg_core.online.segmenter import Segmenter
 from pcseg_core.online.temporal import TemporalBuffer
+from pcseg_core.simulation.recording import SimulatedDrive
 from pcseg_core.vision.pixel_classes import PixelClasses, load_teacher
 from pcseg_core.vision.teachers.espnetv2 import ESPNetv2Config
 
@@ -137,6 +138,30 @@ def test_warming_up_leaves_no_trace(
     fresh = Pipeline(segmenter)
     fresh.warm_up(samples[0].cloud)
     assert [event for event, _ in fresh.process(far).problems] == [UNLIKE_TRAINING]
+
+
+def test_labels_of_a_recording_do_not_depend_on_earlier_sweeps() -> None:
+    """Sweeps of another sensor than the training's, one of them unreadable."""
+
+    class Drive(SimulatedDrive):
+        def __getitem__(self, index: int) -> Sample:
+            if index == 1:
+                raise InputError("sweep 1 is truncated")
+            sample = super().__getitem__(index)
+            assert sample.cloud.intensity is not None
+            sample.cloud.intensity = sample.cloud.intensity ** (0.3 + 0.1 * index)
+            return sample
+
+    drive = Drive(7001, sweeps=4, beams=32, columns=512, cameras=0)
+    network = Segmenter.load("bundled")
+    resumed, whole, live = Pipeline(network), Pipeline(network), Pipeline(network)
+    for pipeline in (resumed, whole):
+        pipeline.match_intensities(drive)
+    for index in (0, 2, 3):
+        labels = whole.process(Sweep.of(drive[index])).labels
+        live_labels = live.process(Sweep.of(drive[index])).labels
+    assert np.array_equal(resumed.process(Sweep.of(drive[3])).labels, labels)
+    assert np.array_equal(live_labels, labels)  # the same three sweeps
 
 
 def test_the_default_is_the_network_alone(samples: list[Sample], segmenter: Segmenter) -> None:

@@ -150,7 +150,13 @@ def test_a_large_sweep_on_any_number_of_threads(workers: int) -> None:
 
 @pytest.mark.parametrize(
     "student",
-    [config(("z", "range", "intensity")), config(("z", "intensity"), voxels="cylindrical")],
+    [
+        config(("z", "range", "intensity")),
+        config(("z", "intensity"), voxels="cylindrical"),
+        config(("z", "offset"), rounding="round"),
+        config(("z", "offset"), origin="minimum"),
+        config(("z", "intensity"), reduce="first"),
+    ],
 )
 def test_what_one_pass_cannot_compute(student: StudentConfig) -> None:
     xyz, intensity = sweep_with_faults(2000, 2)

@@ -10,6 +10,7 @@ import torch
 
 from pcseg_core.errors import InputError
 from pcseg_core.sparse import devoxelize, mean_features, voxelize
+from pcseg_core.sparse.voxels import first_features
 
 
 def test_points_share_voxels_by_floor() -> None:
@@ -31,6 +32,30 @@ def test_cylindrical_axes_are_radius_azimuth_height() -> None:
     xyz = torch.tensor([[0.0, 2.0, -1.0], [-3.0, -0.01, 0.5]])
     voxels = voxelize(xyz, (0.5, math.pi / 8, 1.0), mode="cylindrical")
     assert voxels.coords.tolist() == [[0, 4, 4, -1], [0, 6, -8, 0]]
+
+
+def test_rounding_takes_halves_to_the_even_index() -> None:
+    xyz = torch.tensor([[0.5, 1.5, -0.5], [0.49, 1.51, -0.51], [2.5, 2.51, 0.0]])
+    voxels = voxelize(xyz, 1.0, rounding="round")
+    assert voxels.coords[voxels.inverse].tolist() == [[0, 0, 2, 0], [0, 0, 2, -1], [0, 2, 3, 0]]
+    inside = voxels.grid - voxels.coords[voxels.inverse][:, 1:]
+    assert float(inside.min()) >= 0 and float(inside.max()) <= 1
+
+
+def test_indices_from_the_smallest_of_each_sweep() -> None:
+    xyz = torch.tensor([[-3.5, 2.0, 9.0], [4.0, 1.0, 9.5], [70.0, -8.0, 0.0]])
+    voxels = voxelize(xyz, 1.0, torch.tensor([0, 0, 2]), origin="minimum")
+    assert voxels.coords.tolist() == [[0, 0, 1, 0], [0, 8, 0, 0], [2, 0, 0, 0]]
+    assert torch.equal(voxels.grid.floor().int(), voxels.coords[voxels.inverse][:, 1:])
+
+
+def test_the_first_point_in_order_stands_for_its_voxel() -> None:
+    voxels = voxelize(torch.tensor([[1.5, 0, 0], [0.2, 0, 0], [0.1, 0, 0], [1.1, 0, 0]]), 1.0)
+    feats = torch.tensor([[5.0], [3.0], [1.0], [9.0]], requires_grad=True)
+    first = first_features(feats, voxels)
+    assert first.tolist() == [[3.0], [5.0]]
+    first.sum().backward()
+    assert feats.grad.tolist() == [[1.0], [1.0], [0.0], [0.0]]
 
 
 def test_mean_features_and_gradient() -> None:

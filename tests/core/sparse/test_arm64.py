@@ -25,6 +25,8 @@ from pcseg_core.online import row_reductions
 from pcseg_core.online.voxel_table import VoxelTable
 from tests.core.export import test_sweep_tables as exported
 
+pytestmark = pytest.mark.timeout(900)  # the build takes its time on a busy machine
+
 CPUS = {
     "cortex-a72": ("neon",),
     "neoverse-n1": ("neon", "neondot"),

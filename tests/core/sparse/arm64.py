@@ -167,7 +167,9 @@ class _Request:
 
     def read(self, answer: IO[bytes]) -> int:
         """Write what came back to the buffers; the addresses in structures stay those from here."""
-        (result,) = struct.unpack("<q", answer.read(8))
+        head = answer.read(8)
+        assert len(head) == 8, "the program ended during a call; its standard error may tell why"
+        (result,) = struct.unpack("<q", head)
         for address, size in self._buffers:
             ctypes.memmove(address, answer.read(size), size)
         for structure, before in self._structures:

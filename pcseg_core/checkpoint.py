@@ -9,6 +9,7 @@ training that diverged is refused when it is written and when it is read.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,7 +122,7 @@ class CheckpointMeta(Section):
     def _restricted(self) -> str:
         if self.license is None:
             return ""
-        if "-NC" in self.license.upper().replace(" ", "-"):
+        if re.search(r"\bNC\b", self.license.upper()):
             return f"its weights are under {self.license}: no commercial use"
         unknown = self.license == UNKNOWN_LICENSE
         return "the license of its weights is unknown: ask their authors" if unknown else ""
@@ -207,7 +208,8 @@ def load_text(path: Path) -> CheckpointText | None:
     center = state[_CENTER].float().numpy() if _CENTER in state else None
     table = TextTable.from_parts(meta.text, vectors, center)
     try:
-        classes = {str(k): tuple(v) for k, v in dict(meta.text.get("classes", {})).items()}
+        given = dict(meta.text.get("classes", {}))
+        classes = {str(name): tuple(map(str, words)) for name, words in given.items()}
         temperature = float(meta.text.get("temperature", 0.07))
     except (TypeError, ValueError) as error:
         raise InputError(f"{file}: words not understood ({error})") from None

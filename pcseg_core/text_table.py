@@ -235,13 +235,12 @@ class TextTable:
     ) -> TextTable:
         """Build a table from `header` and the arrays."""
         try:
-            words, synonyms = tuple(map(str, header["words"])), dict(header["synonyms"])
             return cls(
                 str(header["name"]),
-                words,
+                tuple(map(str, header["words"])),
                 vectors,
-                synonyms,
-                frozenset(header["generated"]),
+                {str(word): str(other) for word, other in dict(header["synonyms"]).items()},
+                frozenset(map(str, header["generated"])),
                 center,
             )
         except (KeyError, TypeError, ValueError) as error:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Words in checkpoints: stored beside the student, absent in old ones."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from pcseg_core.checkpoint import (
 from pcseg_core.errors import InputError
 from pcseg_core.labels import LabelSpace
 from pcseg_core.models.student import Points, Student, StudentConfig, cosine_logits
+from pcseg_core.online.segmenter import Segmenter
 from pcseg_core.text_table import TextTable
 from pcseg_core.vision.text_space import GeneratedText, table_of
 
@@ -76,6 +78,21 @@ def test_words_without_vectors_are_refused(tmp_path: Path) -> None:
     save_file(state, str(tmp_path / "none.safetensors"), metadata=header)
     with pytest.raises(InputError, match="has no tensor"):
         load_text(tmp_path / "none.safetensors")
+
+
+def test_words_that_are_numbers_have_no_vector(tmp_path: Path) -> None:
+    path, student, text = write(tmp_path)
+    state, meta = load_checkpoint(path)
+    save_checkpoint(path, student.state_dict(), meta, text)
+    with safe_open(str(path), framework="pt") as handle:
+        header = json.loads(handle.metadata()["pcseg"])
+        state = {k: handle.get_tensor(k) for k in handle.keys()}  # noqa: SIM118
+    header["text"]["classes"]["road"] = [5]
+    save_file(state, str(path), metadata={"pcseg": json.dumps(header)})
+    read = load_text(path)
+    assert read is not None and read.classes["road"] == ("5",)
+    with pytest.raises(InputError, match="'5'"):
+        Segmenter.load(path).set_prompts(["vegetation", "*"])
 
 
 def test_text_head_gives_unit_vectors_and_cosine_logits() -> None:

@@ -107,6 +107,19 @@ def test_truncated_png_is_named(tmp_path, cut: int) -> None:
         read_image(path)
 
 
+def test_a_tiff_whose_offsets_are_fractions_is_named() -> None:
+    """Pillow raises TypeError for it."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.zeros((9, 9), np.uint16)).save(buffer, "TIFF")
+    content = bytearray(buffer.getvalue())
+    start = int.from_bytes(content[4:8], "little")
+    entries = range(start + 2, start + 2 + 12 * content[start], 12)
+    (strips,) = (at for at in entries if int.from_bytes(content[at : at + 2], "little") == 273)
+    content[strips + 2] = 5  # a fraction of two numbers elsewhere in the file
+    with pytest.raises(InputError, match="front: the image does not decode"):
+        decode_image(bytes(content), "front")
+
+
 def test_missing_and_wrongly_sized_files(tmp_path) -> None:
     with pytest.raises(InputError, match=r"absent\.png"):
         read_image(tmp_path / "absent.png")

@@ -44,9 +44,10 @@ def export(
 ) -> None:
     """Write a network as ONNX, and student.json with all that a program needs to use it.
 
-    Inputs are the features of voxels and tables of their neighbors, which the native library makes
-    (pcseg_core/native/pcseg.h). Every ONNX runtime runs the network without plug-ins; on CPUs the
-    engine of pcseg is several times faster. docs/deploy.md describes files and inputs.
+    Inputs of a MinkUNet are the features of voxels and tables of their neighbors, which the native
+    library makes (pcseg_core/native/pcseg.h). Every ONNX runtime runs the network without plug-ins;
+    on CPUs the engine of pcseg is several times faster. docs/deploy.md describes files and inputs,
+    docs/networks.md those of a WaffleIron.
     """
     from pcseg_core.export.graph import Precision
     from pcseg_core.export.writer import check_export, export_onnx

@@ -177,7 +177,7 @@ def test_options_that_do_not_fit_are_refused(values: dict[str, object], message:
 
 def test_a_run_is_trained_saved_and_segments(tmp_path: Path) -> None:
     """Classes follow from the height; a few steps must learn something of it."""
-    pretrained = write_run(tmp_path / "start", config=SMALL_WAFFLEIRON)
+    pretrained = write_run(tmp_path / "start", **dict(SMALL_WAFFLEIRON))
     optimizer = OptimizerConfig(steps=60, batch_size=1)
     sweeps, test = [sweep("a", seed=3), sweep("b", seed=4)], [scan(9)]
     recipe = FinetuneRecipe(optimizer=optimizer, trunk_learning_rate=0.01)

@@ -272,7 +272,7 @@ class _OneBadImage:
 
 
 def test_a_bad_image_costs_that_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pcseg_core.learning.runs.open_recording", lambda _: _OneBadImage())
+    monkeypatch.setattr("pcseg_core.learning.runs.open_recording", lambda _, **__: _OneBadImage())
     metrics = distill(["bad"], recipe(), tmp_path / "run", device="cpu")
     camera = open_recording(SOURCE)[0].cameras[0].name
     assert metrics["sweeps"] == 2

@@ -282,29 +282,23 @@ def teachers(
 ) -> None:
     """Compare camera teachers and superpixels by what networks learn from them.
 
-    Each teacher labels a distillation, its class regions are the superpixels of a pretraining
-    whose features a linear probe measures, and it labels unseen classes in zero-shot learning.
-    Superpixels are compared by the probe. All else is the same in all rows. Recordings without
-    labels have no seen classes: zero-shot rows then learn all classes from images. A source that
-    fails is named, and the others go on. Interrupted studies resume.
+    A teacher labels a distillation, its class regions are the superpixels of a pretraining that a
+    linear probe measures, and it labels unseen classes in zero-shot learning (all classes, if the
+    recordings have no labels). Superpixels are compared by the probe. A source that fails is
+    named, and the others go on. Interrupted studies resume.
     """
     study.check_outputs(json_, picture)
     sources = read_sources(teacher or (), read_teacher, "teacher")
     sources += read_sources(superpixels or (), read_superpixels, "superpixels")
     if not sources:
         raise InputError("nothing to compare; give --teacher and --superpixels")
-    own = "simulated" if not data else None
-    bases = Bases(
-        *(
-            adjusted(load_recipe(recipe_file(name)), steps=steps)
-            for name in (
-                recipe or own or "kitti",
-                probe_recipe or ("contrast" if own else "contrast-kitti"),
-                zero_shot_recipe,
-            )
-        ),
-        load_split(split),
+    names = (
+        recipe or ("kitti" if data else "simulated"),
+        probe_recipe or ("contrast-kitti" if data else "contrast"),
+        zero_shot_recipe,
     )
+    recipes = (adjusted(load_recipe(recipe_file(name)), steps=steps) for name in names)
+    bases = Bases(*recipes, load_split(split))
     folder = work or json_.with_suffix(".work")
     rows = TeacherStudy(sources, bases, _data(data, fit, test), json_, folder, device, task)
     content = rows.run(seeds, note)

@@ -169,6 +169,11 @@ class LidarTeacher:
         pairs = zip(self.own.names, self.table)
         return {name: None if k == IGNORE else names[k] for name, k in pairs}
 
+    @property
+    def summary(self) -> dict[str, Any]:
+        """Run and classes, for the figures of a training."""
+        return {"run": self.name, "classes": self.mapped}
+
     @torch.inference_mode()
     def targets(self, xyz: Array, intensity: Array, sweep: str = "") -> LidarTargets:
         """Targets of the points of one sweep.

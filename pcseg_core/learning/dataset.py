@@ -317,8 +317,9 @@ def collate(sectors: Sequence[Batch]) -> Batch:
                 temporal=_renamed(segments.temporal, int(segments.place[0])),
                 **{n: _renamed(getattr(segments, n), number) for n in _NAMES},
             )
-        parts = {"points": points, "pixels": pixels, "lidar": lidar, "segments": segments}
-        numbered.append(replace(sector, **parts))
+        numbered.append(
+            replace(sector, points=points, pixels=pixels, lidar=lidar, segments=segments)
+        )
         start += len(points.xyz)
     result: Batch = _joined(numbered)
     return result

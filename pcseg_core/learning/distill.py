@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pcseg_core.bundled import FILE_NAME, checkpoint_file
+from pcseg_core.data import Recording
 from pcseg_core.distill.cache import is_whole
 from pcseg_core.distill.labeling import Labels, label_scene
 from pcseg_core.distill.lidar_teacher import LidarTargets, LidarTeacher, read_targets, store_targets
@@ -51,7 +52,13 @@ from pcseg_core.learning.runs import (
     torch_device,
 )
 from pcseg_core.learning.start import check_start, take_over
-from pcseg_core.learning.teachers import Teachers, TextTeacher, load_teachers
+from pcseg_core.learning.teachers import (
+    Teachers,
+    TextTeacher,
+    load_lidar,
+    load_teachers,
+    student_space,
+)
 from pcseg_core.learning.trainer import train
 from pcseg_core.models.student import Student
 from pcseg_core.progress import bar, note
@@ -87,22 +94,21 @@ def distill(
         InputError: unusable sources, weights or recipe, or a run directory of another recipe.
         KeyboardInterrupt: a signal ended the training.
     """
-    _check(recipe, out, start)
+    check_recipe(recipe, out, start)
+    folder, started, on = cache or out / "cache", time.monotonic(), torch_device(device)
     names = [identity(source, (out, cache or out)) for source in sources]
-    lidar_run = recipe.teacher_3d.run if recipe.teacher_3d else None
-    parts = [*names, *named("start", start), *named("teacher-3d", lidar_run)]
+    parts = [*names, *named("start", start), *named("teacher-3d", recipe.run_3d)]
     if (figures := resumed(out, recipe, parts, fresh)) is not None:
         return figures
     # Check everything that can be wrong before the run directory is claimed.
-    teachers = load_teachers(recipe, torch_device(device))
-    space = teachers.space
+    lidar = load_lidar(recipe, on)
+    space = student_space(recipe, lidar)
     if start is not None:
         check_start(start, recipe, space)
-    lidar, started = teachers.lidar, time.monotonic()
     recordings = open_recordings(sources, names, lidar.inputs if lidar else None)
-    if teachers.camera is not None:
+    if recipe.teacher is not None:
         check_cameras(recordings.values(), required=lidar is None)
-    folder = cache or out / "cache"
+    teachers = load_teachers(recipe, lidar, space, on)
     observer = new_observer(recipe, teachers, folder)
     claim(out, recipe, parts, fresh)
     # Observe every sweep once: the classes of its points by the images, targets by a 3D teacher.
@@ -115,11 +121,7 @@ def distill(
     student = new_student(recipe, sweeps, space, teachers.text, start)
     training = train(new_module(student, sweeps, recipe, teachers), out, device)
     metrics = {
-        "sweeps": len(sweeps),
-        "skipped": all_skipped(recordings, observer),
-        "poses": recording_poses(recordings),
-        "class_shares": class_shares(sweeps, space),
-        **({"teacher_3d": {"run": lidar.name, "classes": lidar.mapped}} if lidar else {}),
+        **_account(recordings, observer, sweeps, teachers),
         "labeling_s": round(labeling_s, 1),
         **training,
     }
@@ -128,22 +130,38 @@ def distill(
     return metrics
 
 
-def _check(recipe: Recipe, out: Path, start: Path | None) -> None:
+def check_recipe(recipe: Recipe, out: Path, start: Path | None) -> None:
     """Check a recipe for distillation into a folder.
 
     Raises:
         InputError: see `distill`.
     """
-    lidar = recipe.teacher_3d
-    if (recipe.teacher is None and lidar is None) or recipe.supervision is not None:
+    if (recipe.teacher is None and recipe.teacher_3d is None) or recipe.supervision is not None:
         raise InputError(
             "distillation needs a recipe with 'teacher' or 'teacher_3d', and without 'supervision'"
         )
     if recipe.optimizer.heads_only and start is None:
         raise InputError("optimizer.heads_only needs a run to start from; give --start RUN")
-    run = lidar.run if lidar is not None else None
-    if run is not None and checkpoint_file(run).resolve() == (out / FILE_NAME).resolve():
+    if (run := recipe.run_3d) is not None and checkpoint_file(run).resolve() == (
+        out / FILE_NAME
+    ).resolve():
         raise InputError(f"3D teacher {run} is the run that would be trained; choose another --out")
+
+
+def _account(
+    recordings: Mapping[str, Recording],
+    observer: Observer,
+    sweeps: Sequence[TrainingSweep],
+    teachers: Teachers,
+) -> dict[str, Any]:
+    """Figures of the data of a run."""
+    return {
+        "sweeps": len(sweeps),
+        "skipped": all_skipped(recordings, observer),
+        "poses": recording_poses(recordings),
+        "class_shares": class_shares(sweeps, teachers.space),
+        **({"teacher_3d": teachers.lidar.summary} if teachers.lidar else {}),
+    }
 
 
 def observe_targets(

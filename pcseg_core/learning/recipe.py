@@ -285,10 +285,15 @@ class Recipe(TrainingRecipe):
         return parse_section({**dict(self), "teacher_3d": section}, Recipe, "--teacher-3d")
 
     @property
+    def run_3d(self) -> Path | None:
+        """Run of the 3D teacher, or None."""
+        return self.teacher_3d.run if self.teacher_3d else None
+
+    @property
     def teachers_title(self) -> str:
         """The teachers and what they load, for people."""
         camera = f"teacher {self.teacher.title}" if self.teacher else "no camera teacher"
-        return f"{camera}; 3D teacher {self.teacher_3d.run}" if self.teacher_3d else camera
+        return f"{camera}; 3D teacher {self.run_3d}" if self.teacher_3d else camera
 
     @property
     def across_sweeps(self) -> bool:

@@ -99,17 +99,34 @@ class Teachers:
         return self.text.checkpoint_text(recipe.text)
 
 
-def load_teachers(recipe: Recipe, device: str) -> Teachers:
+def load_lidar(recipe: Recipe, device: str) -> LidarTeacher | None:
+    """The 3D teacher of a recipe, or None; raises as `load_lidar_teacher`."""
+    space = LabelSpace.load(recipe.labels.label_space)
+    return load_lidar_teacher(recipe.teacher_3d, space, device) if recipe.teacher_3d else None
+
+
+def student_space(recipe: Recipe, lidar: LidarTeacher | None) -> LabelSpace:
+    """Classes of the student: those of the recipe; none if no teacher has classes."""
+    if recipe.teacher is None and lidar is not None and not lidar.has_classes:
+        return NO_CLASSES
+    return LabelSpace.load(recipe.labels.label_space)
+
+
+def load_teachers(
+    recipe: Recipe, lidar: LidarTeacher | None, space: LabelSpace, device: str
+) -> Teachers:
     """The teachers of a recipe.
+
+    Args:
+        recipe: of the run.
+        lidar: its 3D teacher, see `load_lidar`.
+        space: classes of the student, see `student_space`.
+        device: "cpu" or "cuda".
 
     Raises:
         InputError, MissingDependency: one of them cannot be loaded or does not fit the classes.
     """
-    space = LabelSpace.load(recipe.labels.label_space)
-    lidar = load_lidar_teacher(recipe.teacher_3d, space, device) if recipe.teacher_3d else None
     camera = load_teacher(recipe.teacher, device) if recipe.teacher else None
-    if camera is None and lidar is not None and not lidar.has_classes:
-        space = NO_CLASSES
     text = load_text_teacher(recipe.text, camera, device) if camera and recipe.text else None
     return Teachers(space, camera, text, lidar)
 

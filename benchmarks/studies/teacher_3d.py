@@ -23,7 +23,7 @@ from pcseg_core.files import slug
 from pcseg_core.labels import LabelSpace
 from pcseg_core.learning.distill import distill
 from pcseg_core.learning.probe import Scan
-from pcseg_core.learning.recipe import Recipe, load_recipe
+from pcseg_core.learning.recipe import OptimizerConfig, Recipe, load_recipe
 from pcseg_core.models.student import StudentConfig
 from pcseg_core.online.segmenter import Segmenter
 from pcseg_core.progress import note
@@ -50,7 +50,7 @@ class Teacher3dStudy(study.Study):
     Args:
         base: recipe with a camera teacher and the small student.
         large: the network that teaches.
-        teacher_steps: optimizer steps of the large network.
+        optimizer: steps and rates of the large network.
         data: what is trained on and measured on; training needs no labels.
         out: JSON file of the rows.
         work: folder of caches and runs.
@@ -62,7 +62,7 @@ class Teacher3dStudy(study.Study):
         self,
         base: Recipe,
         large: StudentConfig,
-        teacher_steps: int,
+        optimizer: OptimizerConfig,
         data: Data,
         out: Path,
         work: Path,
@@ -70,13 +70,13 @@ class Teacher3dStudy(study.Study):
         networks: Sequence[str] | None = None,
     ) -> None:
         self.networks = study.chosen_rows(networks, list(NETWORKS), "network")
-        self.base, self.large, self.teacher_steps = base, large, teacher_steps
+        self.base, self.large, self.optimizer = base, large, optimizer
         self.data, self.work, self.device = data, work, device
         self.space = LabelSpace.load(base.labels.label_space)
         settings = {
             "recipe": base.model_dump(mode="json", exclude={"seed"}),
             "teacher": large.model_dump(mode="json"),
-            "teacher_steps": teacher_steps,
+            "optimizer": optimizer.model_dump(mode="json"),
             "train": data.train,
             "test": data.test,
         }
@@ -123,8 +123,8 @@ class Teacher3dStudy(study.Study):
 
     def _recipe(self, network: str, seed: int) -> Recipe:
         if network == TEACHER:
-            changed = adjusted(self.base, seed, self.teacher_steps)
-            return changed.model_copy(update={"student": self.large})
+            changes = {"student": self.large, "optimizer": self.optimizer, "seed": seed}
+            return self.base.model_copy(update=changes)
         recipe = adjusted(self.base, seed)
         if network == DIRECT:
             return recipe
@@ -216,7 +216,9 @@ def teacher_3d(
     ] = "simulated",
     depth: Annotated[int, typer.Option(help="Depth of the teacher: 14, 18 or 34.")] = 34,
     width: Annotated[float, typer.Option(help="Width of the teacher.")] = 1.0,
-    rate: Annotated[float, typer.Option(help="Learning rate of the small networks.")] = 6e-3,
+    teacher_rate: Annotated[
+        float, typer.Option(help="Highest learning rate of the teacher.")
+    ] = 3e-3,
     seeds: Seeds = 2,
     steps: Steps = None,
     teacher_steps: Annotated[
@@ -237,15 +239,13 @@ def teacher_3d(
     """
     study.check_outputs(json_, picture)
     base = adjusted(load_recipe(recipe_file(recipe)), steps=steps)
-    base = base.model_copy(
-        update={"optimizer": base.optimizer.model_copy(update={"learning_rate": rate})}
-    )
     values = {**base.student.model_dump(), "depth": depth, "width": width}
     large = StudentConfig.model_validate(values)
     sources = Data(data, test or []) if data else simulated_data()
     folder = work or json_.with_suffix(".work")
-    many = teacher_steps or base.optimizer.steps
-    rows = Teacher3dStudy(base, large, many, sources, json_, folder, device, network)
+    settings = {"steps": teacher_steps or base.optimizer.steps, "learning_rate": teacher_rate}
+    optimizer = base.optimizer.model_copy(update=settings)
+    rows = Teacher3dStudy(base, large, optimizer, sources, json_, folder, device, network)
     content = rows.run(seeds, note)
     typer.echo(markdown(content))
     if picture:

@@ -116,9 +116,10 @@ def test_a_large_network_is_trained_once_and_taught_to_small_ones(
     monkeypatch.setattr(teacher_3d, "_ROUNDS", 1)
     base = Recipe.model_validate({"teacher": BUNDLED, "student": SMALL})
     large = StudentConfig(depth=18, width=0.25, voxel_size_m=0.5)
+    long = base.optimizer.model_copy(update={"steps": 7})
     out = tmp_path / "rows.json"
     rows = teacher_3d.Teacher3dStudy(
-        base, large, 7, Data([DRIVE], [labeled]), out, tmp_path / "work", "cpu"
+        base, large, long, Data([DRIVE], [labeled]), out, tmp_path / "work", "cpu"
     )
     content = rows.run(1, lambda _: None)
     assert [r["network"] for r in content["summary"]] == list(teacher_3d.NETWORKS)
@@ -136,6 +137,6 @@ def test_a_large_network_is_trained_once_and_taught_to_small_ones(
     teacher_3d.draw(content, tmp_path / "rows.png")
     trained.clear()
     teacher_3d.Teacher3dStudy(
-        base, large, 7, Data([DRIVE], [labeled]), out, tmp_path / "work", "cpu"
+        base, large, long, Data([DRIVE], [labeled]), out, tmp_path / "work", "cpu"
     ).run(1, lambda _: None)
     assert not trained  # nothing is done twice

@@ -238,10 +238,14 @@ def test_a_pretrained_run_teaches_its_features_to_a_network_without_classes(
     blind: str, cache: Path, tmp_path: Path
 ) -> None:
     large = write(tmp_path / "large", NO_CLASSES)
+    state, meta = load_checkpoint(large)
+    licensed = meta.model_copy(update={"license": "CC BY-NC 4.0"})
+    save_checkpoint(large / FILE_NAME, state, licensed)
     metrics = distill([blind], recipe({"run": large}), tmp_path / "run", device="cpu")
     assert set(metrics["final"]) == {"features_3d", "loss"}
     state, meta = load_checkpoint(tmp_path / "run")
     assert meta.label_space["name"] == NO_CLASSES.name
+    assert meta.license == "CC BY-NC 4.0"  # of what taught it
     assert not np.allclose(state["network.stem.0.weight"], 0)
     labeled = recipe({"run": large}, teacher=CAMERA, optimizer={"steps": 1, "batch_size": 1})
     with_cameras = distill([SEEING], labeled, tmp_path / "seen", cache, "cpu")

@@ -21,7 +21,11 @@ from pcseg_core.errors import InputError, PcsegError
 from pcseg_core.evaluation import pictures
 from pcseg_core.files import atomic_path, slug, write_atomic
 from pcseg_core.labels import LabelSpace
+from pcseg_core.learning.finetune import measure
 from pcseg_core.learning.probe import Scan, read_scans
+from pcseg_core.learning.runs import torch_device
+from pcseg_core.metrics.figures import Figures, merge_of
+from pcseg_core.online.segmenter import Segmenter
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -126,6 +130,20 @@ def scans_of(sources: Sequence[str], space: LabelSpace, reach: float, cache: Pat
     return scans
 
 
+def run_figures(run: Path, scans: Sequence[Scan], space: LabelSpace, device: str) -> Row:
+    """Figures of the classes of a run on labeled scans, in float32.
+
+    Args:
+        run: run directory or checkpoint.
+        scans: labeled scans.
+        space: its classes.
+        device: "auto", "cpu" or "cuda".
+    """
+    student = Segmenter.load(run, device, "fp32").student
+    confusion = measure(student, scans, len(space), torch_device(device))
+    return Figures.of(confusion, space.names, merge_of(space)).model_dump(exclude_none=True)
+
+
 class Study(ABC):
     """Rows of figures, computed one by one and stored, so that interrupted studies resume.
 
@@ -174,7 +192,9 @@ class Study(ABC):
         done = {tuple(row[column] for column in self.columns) for row in self.rows}
         for key in [key for key in self.keys(seeds) if key not in done][:limit]:
             values = dict(zip(self.columns, key))
-            name = ", ".join([str(key[0]), *(f"{k} {v:g}" for k, v in list(values.items())[1:])])
+            others = list(values.items())[1:]
+            told = (v if isinstance(v, str) else f"{k} {v:g}" for k, v in others)
+            name = ", ".join([str(key[0]), *told])
             tell(name)
             self.rows.append({**values, **self.compute(*key)})
             tell(f"{name}: {self.headline(self.rows[-1])}")
@@ -230,7 +250,7 @@ def spread(values: Sequence[float | None], name: str) -> dict[str, float | None]
 def draw_bars(
     axes: Axes,
     names: Sequence[str],
-    means: Sequence[float],
+    means: Sequence[float | None],
     dots: Sequence[Sequence[float]],
     diamonds: Sequence[float] = (),
 ) -> None:
@@ -239,11 +259,13 @@ def draw_bars(
     Args:
         axes: where to draw.
         names: of the rows.
-        means: lengths of the bars, fractions in 0..1.
+        means: lengths of the bars, fractions in 0..1; None for a row without a bar.
         dots: values of each row's seeds, fractions in 0..1.
         diamonds: a second figure per row, fractions in 0..1.
     """
     for place, (mean, values) in enumerate(zip(means, dots)):
+        if mean is None:
+            continue
         percents = [100 * value for value in values]
         others = [100 * value for value in diamonds[place : place + 1]]
         axes.barh(place, 100 * mean, color="#9ec5fe", height=0.62)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`pcseg distill`: train a LiDAR segmenter from recordings with cameras."""
+"""`pcseg distill`: train a LiDAR segmenter from recordings, by camera or 3D teachers."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import typer
 
 from pcseg_core.cli.options import (
     DEFAULT_RECIPE,
+    SMALL_RECIPE,
     Cache,
     Device,
     Out,
-    RecipeName,
     Resume,
     Seed,
     Sources,
@@ -28,7 +28,23 @@ from pcseg_core.progress import note
 def distill(
     sources: Sources,
     out: Out,
-    recipe: RecipeName = DEFAULT_RECIPE,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE",
+            help="Recipe: a name from `pcseg recipe list`, or a YAML file.  [default: "
+            f"{DEFAULT_RECIPE}; {SMALL_RECIPE} with --teacher-3d]",
+        ),
+    ] = None,
+    teacher_3d: Annotated[
+        Path | None,
+        typer.Option(
+            "--teacher-3d",
+            metavar="RUN",
+            help="Run or checkpoint of a LiDAR network that teaches, beside the camera teacher of "
+            "the recipe if it has one.",
+        ),
+    ] = None,
     seed: Seed = None,
     steps: Steps = None,
     resume: Resume = True,
@@ -42,22 +58,24 @@ def distill(
     ] = None,
     device: Device = "auto",
 ) -> None:
-    """Train a LiDAR segmenter from recordings with cameras, without labels.
+    """Train a LiDAR segmenter from recordings, without labels.
 
     The teacher of the recipe labels the images, the labels are projected onto the points, and a
-    network learns to predict them from the points alone. Interrupted runs resume: run the same
-    command again.
+    network learns to predict them from the points alone. With --teacher-3d a LiDAR network labels
+    all points; no camera is needed then. Interrupted runs resume: run the same command again.
     """
-    command = described(recipe, sources, out, cache, seed=seed, steps=steps, start=start)
+    taken = recipe or (SMALL_RECIPE if teacher_3d else DEFAULT_RECIPE)
+    command = described(
+        taken, sources, out, cache, seed=seed, steps=steps, start=start, teacher_3d=teacher_3d
+    )
 
     def train(fresh: bool) -> dict[str, Any]:
         from pcseg_core.learning.distill import distill as run
         from pcseg_core.learning.recipe import load_recipe
         from pcseg_core.recipes import recipe_file
 
-        chosen = adjusted(load_recipe(recipe_file(recipe)), seed, steps)
-        if chosen.teacher is not None:
-            note(f"recipe {recipe}; teacher {chosen.teacher.title}")
+        chosen = adjusted(load_recipe(recipe_file(taken)), seed, steps).taught_by(teacher_3d)
+        note(f"recipe {taken}; {chosen.teachers_title}")
         return run(sources, chosen, out, cache, device, start, fresh)
 
     _summarize(run_once(out, resume, command, train), out)
@@ -70,5 +88,8 @@ def _summarize(metrics: dict[str, Any], out: Path) -> None:
     spent = f"labels {metrics['labeling_s']:.0f} s, training {metrics['training_s']:.0f} s"
     console.print(f"{out}: {metrics['sweeps']} sweeps, {metrics['steps']} steps; {spent}")
     shares = metrics["class_shares"].items()
+    if not any(share for _, share in shares):
+        console.print(f"no classes; next: pcseg finetune {out}, or pcseg distill --start {out}")
+        return
     console.print("pseudo labels: " + ", ".join(f"{name} {100 * s:.1f} %" for name, s in shares))
     console.print(f"next: pcseg evaluate {out} --semantic-kitti DIR, or pcseg view {out}")

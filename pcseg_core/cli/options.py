@@ -30,6 +30,8 @@ RecipeName = Annotated[
 ]
 DEFAULT_RECIPE = "kitti"
 """Recipe of `pcseg distill` where none is given: streets, by ESPNetv2 of Cityscapes."""
+SMALL_RECIPE = "small"
+"""The same with --teacher-3d: a small student, by the 3D teacher alone."""
 Out = Annotated[Path, typer.Option(help="Run directory, new or to resume.")]
 Seed = Annotated[int | None, typer.Option(min=0, help="Seed, instead of the recipe's.")]
 Steps = Annotated[int | None, typer.Option(min=1, help="Optimizer steps, instead of the recipe's.")]
@@ -113,7 +115,8 @@ def described(
             if not value.exists() and not bundled_file(value):
                 raise InputError(f"{value}: no such file or folder")
             if value.resolve() == out.resolve():
-                raise InputError(f"--out {out} is what the run starts from; choose another --out")
+                option = f"--{name.replace('_', '-')}"
+                raise InputError(f"--out {out} is the run of {option}; choose another --out")
             others[name] = named(name, value)
     return {
         "recipe": None if file is None else hashlib.sha256(file.read_bytes()).hexdigest(),

@@ -114,6 +114,28 @@ def weighted_distance(cosines: Tensor, weight: Tensor) -> Tensor:
     return (distance * weight).sum() / weight.sum().clamp_min(1e-6)
 
 
+def soft_divergence(logits: Tensor, likely: Tensor, weight: Tensor, temperature: float) -> Tensor:
+    """Weighted mean divergence from a teacher's class probabilities, both softened.
+
+    T^2 sum_i w_i KL(q_i || softmax(z_i / T)) / sum_i w_i with q_i proportional to p_i^(1/T), the
+    softmax of the teacher's logits divided by T (Hinton et al., 2015). The factor T^2 keeps the
+    gradient at one size for all T.
+
+    Args:
+        logits: (N, C) z of the student.
+        likely: (N, C) p of the teacher, positive; sums need not be 1.
+        weight: (N,) w, non-negative.
+        temperature: T.
+
+    Returns:
+        Scalar, at least 0; 0 (with a gradient path) where no weight is.
+    """
+    target = (likely.clamp_min(1e-9).log() / temperature).log_softmax(1)
+    own = (logits / temperature).log_softmax(1)
+    losses = (target.exp() * (target - own)).sum(1)
+    return temperature**2 * (losses * weight).sum() / weight.sum().clamp_min(1e-6)
+
+
 def soft_cross_entropy(logits: Tensor, likely: Tensor, weight: Tensor) -> Tensor:
     """Weighted mean cross-entropy against class probabilities.
 

@@ -22,7 +22,7 @@ from pcseg_core.errors import InputError
 from pcseg_core.labels import IGNORE
 from pcseg_core.learning.linear import logistic_regression
 from pcseg_core.learning.probe import Features, UntrainedNetwork, raw_inputs
-from pcseg_core.models.student import StudentConfig
+from pcseg_core.models.student import StudentConfig, stored_config
 
 if TYPE_CHECKING:
     from pcseg_core.cloud import PointCloud
@@ -144,7 +144,7 @@ def fit_baselines(
     if not counts.any():
         raise InputError(f"no point in {run / 'pseudo_labels'} has a label")
     weights = class_weights(counts.sum(axis=0), float(loss.get("class_balance", 0.5)))
-    config = StudentConfig.model_validate(meta.student)
+    config = stored_config(meta.student, run)
     network = _untrained_network(config, classes, pseudo, seed, device)
     raw = _fit(pseudo, range(len(pseudo)), counts, raw_inputs, weights, config, seed, None)
     chosen = evenly_spaced(len(pseudo), _NETWORK_SWEEPS)

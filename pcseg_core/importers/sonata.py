@@ -43,7 +43,7 @@ _WITHOUT_EFFECT = (
 
 
 class Arguments(Section):
-    """Arguments of the published encoder, in its names; single values are all that is supported."""
+    """Arguments of the published encoder by their names; other values are not supported."""
 
     in_channels: Literal[9]
     order: tuple[Curve, ...]

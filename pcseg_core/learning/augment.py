@@ -7,14 +7,71 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
+from pcseg_core.config import Section
 from pcseg_core.geometry import from_euler
 from pcseg_core.labels import IGNORE
-from pcseg_core.learning.recipe import AugmentConfig
 
 Array = npt.NDArray[Any]
 Bool = npt.NDArray[np.bool_]
 Rng = np.random.Generator
+
+
+class AugmentConfig(Section):
+    """Random changes of the training clouds."""
+
+    rotate: bool = Field(True, description="Rotate about the vertical by any angle")
+    flip: bool = Field(True, description="Mirror left and right with probability one half")
+    scale: float = Field(0.05, ge=0, le=0.5, description="Largest relative change of scale")
+    shift_z_m: float = Field(
+        0.1, ge=0, le=2, description="Largest change of the mounting height [m]"
+    )
+    tilt_deg: float = Field(1.0, ge=0, le=15, description="Largest roll and pitch [deg]")
+    jitter_m: float = Field(0.01, ge=0, le=0.5, description="Deviation of noise on every point [m]")
+    drop: float = Field(0.2, ge=0, lt=1, description="Largest share of points left out")
+    beam_drop: float = Field(
+        0.5,
+        ge=0,
+        lt=1,
+        description="Largest share of elevation bands left out of every other cloud: near ground "
+        "resembles far ground, and one LiDAR another",
+    )
+    beam_deg: float = Field(0.4, gt=0, le=10, description="Height of an elevation band [deg]")
+    intensity_gain: float = Field(
+        0.1, ge=0, le=1, description="Largest relative change of intensity"
+    )
+
+
+class PairAugmentConfig(Section):
+    """Random changes of clouds and images together; pairs stay exact."""
+
+    cuboid_drop: float = Field(
+        0.5, ge=0, le=1, description="Share of the clouds that lose a box of points"
+    )
+    cuboid_extent: float = Field(
+        0.2, gt=0, le=1, description="Largest box, as share of the extent of the cloud"
+    )
+    crop: float = Field(0.5, ge=0, le=1, description="Share of the images that are cropped")
+    crop_area: tuple[float, float] = Field(
+        (0.3, 1.0), description="Smallest and largest crop, as share of the image area"
+    )
+    min_pairs: int = Field(
+        200, ge=0, description="Crops and boxes that leave fewer pairs are not applied"
+    )
+    mirror: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Share of the images whose mirrored features are used; doubles the cache",
+    )
+    merge: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Share of the clouds that are joined with the sweep before or after, if there "
+        "are poses",
+    )
 
 
 class ScenePicker:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from pcseg_core.distill.cache import Stored, write_arrays
+from pcseg_core.distill.lidar_teacher import LidarTargets
 from pcseg_core.distill.pixels import PointPixels
 from pcseg_core.labels import IGNORE
 from pcseg_core.learning.augment import (
@@ -45,6 +46,7 @@ class TrainingSweep:
         confidence: (N,) float32 in 0..1.
         scene: sweeps of one scene show one place.
         pixels: image features of points, or None.
+        lidar: targets by a 3D teacher, or None.
     """
 
     xyz: Array
@@ -53,10 +55,12 @@ class TrainingSweep:
     confidence: Array
     scene: str
     pixels: PointPixels | None = None
+    lidar: LidarTargets | None = None
 
     def save(self, path: Path) -> None:
         """Write points and labels as an uncompressed npz, atomically."""
-        write_arrays(path, {name: v for name, v in vars(self).items() if name != "pixels"})
+        others = ("pixels", "lidar")
+        write_arrays(path, {name: v for name, v in vars(self).items() if name not in others})
 
     def confident(self, minimum: float) -> npt.NDArray[np.int64]:
         """(N,) labels, IGNORE where the confidence is below the minimum."""
@@ -89,6 +93,21 @@ class PixelBatch(_Tensors):
     text: Tensor | None = None
     patch: Tensor | None = None
     patch_image: Tensor | None = None
+
+
+@dataclass
+class LidarBatch(_Tensors):
+    """Points that a 3D teacher has targets for.
+
+    Attributes:
+        point: (S,) int64 positions in the batch.
+        probabilities: (S, C) float32 of the classes of the student, sums at most 1; or None.
+        features: (S, D) float32 features of the teacher, or None.
+    """
+
+    point: Tensor
+    probabilities: Tensor | None = None
+    features: Tensor | None = None
 
 
 @dataclass
@@ -138,6 +157,7 @@ class Batch(_Tensors):
         labels: (N,) int64, IGNORE where not trained on; None without labels.
         confidence: (N,) float32 in 0..1; None without labels.
         pixels: image features of points, or None.
+        lidar: targets by a 3D teacher, or None.
         segments: superpixels and temporal segments, or None.
         targets: labels of the voxels, set during the step.
     """
@@ -146,6 +166,7 @@ class Batch(_Tensors):
     labels: Tensor | None = None
     confidence: Tensor | None = None
     pixels: PixelBatch | None = None
+    lidar: LidarBatch | None = None
     segments: SegmentBatch | None = None
     targets: VoxelLabels | None = None
 
@@ -232,6 +253,7 @@ class LabeledSectors:
             torch.from_numpy(labels[keep]),
             torch.from_numpy(sweep.confidence[keep]),
             None if sweep.pixels is None else _pixels_of(sweep.pixels, keep, len(mask)),
+            None if sweep.lidar is None else _targets_of(sweep.lidar, keep),
         )
 
 
@@ -260,23 +282,44 @@ def _pixels_of(pixels: PointPixels, keep: Array, count: int) -> PixelBatch:
     )
 
 
+def _targets_of(lidar: LidarTargets, keep: Array) -> LidarBatch:
+    """Targets of the points at positions `keep` (K,) of a sweep."""
+    rows = lidar.voxel[keep]
+    point = np.flatnonzero(rows != IGNORE)
+    needed, place = np.unique(rows[point], return_inverse=True)
+
+    def floats(values: Stored | None) -> Tensor | None:
+        if values is None:
+            return None
+        return torch.from_numpy(values[needed].astype(np.float32)[place])
+
+    logarithms = floats(lidar.log_probabilities)
+    likely = None if logarithms is None else logarithms.exp()
+    return LidarBatch(torch.from_numpy(point), likely, floats(lidar.features))
+
+
 def collate(sectors: Sequence[Batch]) -> Batch:
     """Sectors as one batch. Positions count through, names become unique."""
     numbered, start, patches = [], 0, 0
     for number, sector in enumerate(sectors):
         points, pixels, segments = sector.points, sector.pixels, sector.segments
+        lidar = sector.lidar
         points = replace(points, batch=points.batch + number)
         if pixels is not None:
             patch = None if pixels.patch is None else pixels.patch + patches
             patches += 0 if pixels.patch_image is None else len(pixels.patch_image)
             pixels = replace(pixels, point=pixels.point + start, patch=patch)
+        if lidar is not None:
+            lidar = replace(lidar, point=lidar.point + start)
         if segments is not None:
             segments = replace(
                 segments,
                 temporal=_renamed(segments.temporal, int(segments.place[0])),
                 **{n: _renamed(getattr(segments, n), number) for n in _NAMES},
             )
-        numbered.append(replace(sector, points=points, pixels=pixels, segments=segments))
+        numbered.append(
+            replace(sector, points=points, pixels=pixels, lidar=lidar, segments=segments)
+        )
         start += len(points.xyz)
     result: Batch = _joined(numbered)
     return result

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Distillation: recordings and a camera teacher in, a LiDAR-only segmenter out."""
+"""Distillation: recordings and teachers in, a LiDAR-only segmenter out."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,17 +14,27 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from pcseg_core.bundled import FILE_NAME, checkpoint_file
+from pcseg_core.data import Recording
 from pcseg_core.distill.cache import is_whole
-from pcseg_core.distill.labeling import label_scene
-from pcseg_core.distill.observation import ClassEvidence, Observer, StoredObservation, scenes
+from pcseg_core.distill.labeling import Labels, label_scene
+from pcseg_core.distill.lidar_teacher import LidarTargets, LidarTeacher, read_targets, store_targets
+from pcseg_core.distill.observation import (
+    ClassEvidence,
+    Observation,
+    Observer,
+    StoredObservation,
+    scenes,
+)
 from pcseg_core.distill.pixels import PixelSampler, PointPixels
 from pcseg_core.errors import InputError
 from pcseg_core.files import slug
-from pcseg_core.labels import IGNORE, LabelSpace, grouping
+from pcseg_core.labels import IGNORE, NO_CLASSES, LabelSpace
 from pcseg_core.learning.dataset import LabeledSectors, TrainingSweep
 from pcseg_core.learning.module import TrainingModule
 from pcseg_core.learning.objectives import Objective
 from pcseg_core.learning.objectives.alignment import Alignment
+from pcseg_core.learning.objectives.lidar_teacher import LidarDistillation
 from pcseg_core.learning.objectives.regression import Regression
 from pcseg_core.learning.objectives.segmentation import Segmentation, class_counts
 from pcseg_core.learning.objectives.self_training import SelfTraining
@@ -42,11 +52,17 @@ from pcseg_core.learning.runs import (
     torch_device,
 )
 from pcseg_core.learning.start import check_start, take_over
-from pcseg_core.learning.teachers import TextTeacher, load_text_teacher
+from pcseg_core.learning.teachers import (
+    Teachers,
+    TextTeacher,
+    load_lidar,
+    load_teachers,
+    student_space,
+)
 from pcseg_core.learning.trainer import train
 from pcseg_core.models.student import Student
+from pcseg_core.progress import bar, note
 from pcseg_core.vision.class_to_text import agree_with_labels
-from pcseg_core.vision.pixel_classes import PixelClasses, load_teacher
 
 Array = npt.NDArray[Any]
 
@@ -60,16 +76,16 @@ def distill(
     start: Path | None = None,
     fresh: bool = False,
 ) -> dict[str, Any]:
-    """Label recordings with the recipe's teacher and train a student on the labels.
+    """Label recordings with the recipe's teachers and train a student on the labels.
 
     Interrupted runs resume: make the same call again. A finished run returns its figures, which
     metrics.json also holds.
 
     Args:
         sources: bags, or reader:path.
-        recipe: of the run, with a teacher.
+        recipe: of the run, with a camera teacher, a 3D teacher or both.
         out: run directory; gets recipe.yaml, pseudo_labels/, logs/, last.ckpt and the checkpoint.
-        cache: folder of observations that several runs may share; default inside `out`.
+        cache: folder of observations and targets that several runs may share; default inside `out`.
         device: "auto", "cpu" or "cuda".
         start: run whose student, or pretrained backbone, is trained further.
         fresh: delete an earlier run in `out`, once everything is known to be usable.
@@ -78,50 +94,96 @@ def distill(
         InputError: unusable sources, weights or recipe, or a run directory of another recipe.
         KeyboardInterrupt: a signal ended the training.
     """
-    if recipe.teacher is None or recipe.supervision is not None:
-        raise InputError("distillation needs a recipe with 'teacher' and without 'supervision'")
-    if recipe.optimizer.heads_only and start is None:
-        raise InputError("optimizer.heads_only needs a run to start from; give --start RUN")
+    check_recipe(recipe, out, start)
+    folder, started, on = cache or out / "cache", time.monotonic(), torch_device(device)
     names = [identity(source, (out, cache or out)) for source in sources]
-    parts = [*names, *named("start", start)]
+    parts = [*names, *named("start", start), *named("teacher-3d", recipe.run_3d)]
     if (figures := resumed(out, recipe, parts, fresh)) is not None:
         return figures
     # Check everything that can be wrong before the run directory is claimed.
-    space = LabelSpace.load(recipe.labels.label_space)
-    license = None if start is None else check_start(start, recipe, space)
-    recordings, started = open_recordings(sources, names), time.monotonic()
-    check_cameras(recordings.values())
-    on = torch_device(device)
-    teacher = load_teacher(recipe.teacher, on)
-    text = load_text_teacher(recipe.text, teacher, on) if recipe.text else None
-    observer = new_observer(recipe, teacher, text, cache or out / "cache")
+    lidar = load_lidar(recipe, on)
+    space = student_space(recipe, lidar)
+    licenses = [None if start is None else check_start(start, recipe, space)]
+    licenses += [lidar.license] if lidar else []
+    recordings = open_recordings(sources, names, lidar.inputs if lidar else None)
+    if recipe.teacher is not None:
+        check_cameras(recordings.values(), required=lidar is None)
+    teachers = load_teachers(recipe, lidar, space, on)
+    observer = new_observer(recipe, teachers, folder)
     claim(out, recipe, parts, fresh)
-    # Observe every sweep once: the classes of its points by the images.
+    # Observe every sweep once: the classes of its points by the images, targets by a 3D teacher.
     observations = observe(observer, recordings, "labeling sweeps")
+    targets = observe_targets(lidar, observations, folder) if lidar else None
     # Fuse the evidence of each scene over time, into labels also of points that no camera sees.
-    sweeps = label_sweeps(observations, recipe, teacher.label_space, out / "pseudo_labels")
+    sweeps = label_sweeps(observations, recipe, teachers, out / "pseudo_labels", targets)
     labeling_s = time.monotonic() - started
     # Train a student to predict the labels from the points alone.
-    student = new_student(recipe, sweeps, space, text, start)
-    training = train(new_module(student, sweeps, recipe, text), out, device)
+    student = new_student(recipe, sweeps, space, teachers.text, start)
+    training = train(new_module(student, sweeps, recipe, teachers), out, device)
     metrics = {
-        "sweeps": len(sweeps),
-        "skipped": all_skipped(recordings, observer),
-        "poses": recording_poses(recordings),
-        "class_shares": class_shares(sweeps, space),
+        **_account(recordings, observer, sweeps, teachers),
         "labeling_s": round(labeling_s, 1),
         **training,
     }
-    words = text.checkpoint_text(recipe.text) if text and recipe.text else None
     inputs = input_statistics(sweeps, recordings.values())
-    finish(student, space, recipe, metrics, out, words, inputs, license)
+    license = " and ".join(dict.fromkeys(filter(None, licenses))) or None
+    finish(student, space, recipe, metrics, out, teachers.words(recipe), inputs, license)
     return metrics
 
 
-def new_observer(
-    recipe: Recipe, teacher: PixelClasses, text: TextTeacher | None, folder: Path
-) -> Observer:
+def check_recipe(recipe: Recipe, out: Path, start: Path | None) -> None:
+    """Check a recipe for distillation into a folder.
+
+    Raises:
+        InputError: see `distill`.
+    """
+    if (recipe.teacher is None and recipe.teacher_3d is None) or recipe.supervision is not None:
+        raise InputError(
+            "distillation needs a recipe with 'teacher' or 'teacher_3d', and without 'supervision'"
+        )
+    if recipe.optimizer.heads_only and start is None:
+        raise InputError("optimizer.heads_only needs a run to start from; give --start RUN")
+    if (run := recipe.run_3d) is not None and checkpoint_file(run).resolve() == (
+        out / FILE_NAME
+    ).resolve():
+        raise InputError(f"3D teacher {run} is the run that would be trained; choose another --out")
+
+
+def _account(
+    recordings: Mapping[str, Recording],
+    observer: Observer,
+    sweeps: Sequence[TrainingSweep],
+    teachers: Teachers,
+) -> dict[str, Any]:
+    """Figures of the data of a run."""
+    return {
+        "sweeps": len(sweeps),
+        "skipped": all_skipped(recordings, observer),
+        "poses": recording_poses(recordings),
+        "class_shares": class_shares(sweeps, teachers.space),
+        **({"teacher_3d": teachers.lidar.summary} if teachers.lidar else {}),
+    }
+
+
+def observe_targets(
+    teacher: LidarTeacher, observations: Sequence[StoredObservation], folder: Path
+) -> list[Path]:
+    """Files of the targets of a 3D teacher, with a progress bar; prints their size."""
+    lacking = [name for name, known in zip(teacher.space.names, teacher.knows) if not known]
+    if teacher.has_classes and lacking:
+        note(f"3D teacher {teacher.name}: no class for {', '.join(lacking)}")
+    with bar("targets of the 3D teacher") as progress:
+        paths = store_targets(observations, teacher, folder, progress)
+    size = sum(path.stat().st_size for path in paths) / 1e6
+    note(f"targets of the 3D teacher: {size:.0f} MB, {size / len(paths):.1f} MB per sweep")
+    return paths
+
+
+def new_observer(recipe: Recipe, teachers: Teachers, folder: Path) -> Observer:
     """Observes what the objectives of a recipe need: class evidence, image features, words."""
+    teacher, text = teachers.camera, teachers.text
+    if teacher is None:
+        return Observer(folder)
     known = recipe.required_teacher().identity
     aligned = recipe.alignment is not None and recipe.alignment.active
     pixels = None
@@ -133,37 +195,65 @@ def new_observer(
             text=text.source.features if text else None,
             patch_px=recipe.alignment.patch_px if recipe.alignment and aligned else None,
         )
-    return Observer(folder, evidence=ClassEvidence(teacher, recipe.labels, known), pixels=pixels)
+    alone = teachers.lidar is None
+    evidence = ClassEvidence(teacher, recipe.labels, known, required=alone)
+    return Observer(folder, evidence=evidence, pixels=pixels)
 
 
 def label_sweeps(
-    observations: Sequence[StoredObservation], recipe: Recipe, teacher: LabelSpace, folder: Path
+    observations: Sequence[StoredObservation],
+    recipe: Recipe,
+    teachers: Teachers,
+    folder: Path,
+    targets: Sequence[Path] | None = None,
 ) -> list[TrainingSweep]:
     """Label observations scene by scene, and store points and labels.
 
     Args:
-        observations: with class evidence.
+        observations: with class evidence, if there is a camera teacher.
         recipe: how evidence becomes labels.
-        teacher: label space of the teacher.
+        teachers: of the recipe.
         folder: gets an npz per sweep, which baselines are fitted to.
+        targets: file of the 3D teacher for each observation, if there is one.
     """
-    groups = grouping(teacher, LabelSpace.load(recipe.labels.label_space))
     sweeps: list[TrainingSweep] = []
     for _, members in scenes(observations):
         seen = [stored.load() for stored in members]
-        for sweep, (label, confidence) in zip(seen, label_scene(seen, recipe.labels)):
+        labels = _camera_labels(seen, recipe)
+        for sweep, (label, confidence) in zip(seen, labels):
             pixels = sweep.pixels
             if pixels is not None and recipe.text and recipe.text.source == "classes":
                 sure = np.where(confidence >= recipe.loss.min_confidence, label, IGNORE)
-                pixels = replace(pixels, text=_agreed(pixels, sure, groups))
+                pixels = replace(pixels, text=_agreed(pixels, sure, teachers.groups))
             labeled = TrainingSweep(
                 sweep.xyz, sweep.intensity, label, confidence, sweep.scene, pixels
             )
+            if targets is not None:
+                labeled.lidar = read_targets(targets[len(sweeps)])
+                _add_labels(labeled, labeled.lidar, recipe)
             path = folder / f"{len(sweeps):05d}-{slug(sweep.name)}.npz"
             if not is_whole(path):
                 labeled.save(path)
             sweeps.append(labeled)
     return sweeps
+
+
+def _camera_labels(sweeps: Sequence[Observation], recipe: Recipe) -> list[Labels]:
+    """Labels of the sweeps of a scene by the camera teacher; none without one."""
+    if recipe.teacher is not None:
+        return label_scene(sweeps, recipe.labels)
+    counts = [len(sweep.xyz) for sweep in sweeps]
+    return [(np.full(n, IGNORE, np.int16), np.zeros(n, np.float32)) for n in counts]
+
+
+def _add_labels(sweep: TrainingSweep, targets: LidarTargets, recipe: Recipe) -> None:
+    """Label the points without a confident camera label by the 3D teacher."""
+    assert recipe.teacher_3d is not None
+    if recipe.teacher_3d.labels:
+        label, confidence = targets.labels()
+        open_ = (sweep.confident(recipe.loss.min_confidence) == IGNORE) & (label != IGNORE)
+        sweep.label = np.where(open_, label, sweep.label)
+        sweep.confidence = np.where(open_, confidence, sweep.confidence)
 
 
 def _agreed(pixels: PointPixels, labels: Array, groups: Array) -> Array:
@@ -200,14 +290,24 @@ def image_channels(sweeps: Sequence[TrainingSweep]) -> int:
 
 
 def new_module(
-    student: Student, sweeps: Sequence[TrainingSweep], recipe: Recipe, text: TextTeacher | None
+    student: Student, sweeps: Sequence[TrainingSweep], recipe: Recipe, teachers: Teachers
 ) -> TrainingModule:
     """The objectives of a recipe with a teacher, for a student, on labeled sweeps."""
     loss, classes = recipe.loss, student.network.classifier.out_features
+    text, lidar = teachers.text, teachers.lidar
     if recipe.optimizer.heads_only:
         loss = loss.model_copy(update={"cross_entropy": 0.0, "lovasz": 0.0})
     counts = class_counts(sweeps, classes, loss.min_confidence)
-    found: list[Objective] = [Segmentation(loss, counts)]
+    found: list[Objective] = []
+    if teachers.space == NO_CLASSES:
+        student.network.classifier.requires_grad_(False)
+    else:
+        found.append(Segmentation(loss, counts))
+    if lidar is not None:
+        # Beside cameras, a 3D teacher has no say on classes that it lacks.
+        compared = lidar.knows if teachers.camera else np.ones(classes, bool)
+        width = student.network.feature_channels
+        found.append(LidarDistillation(lidar, compared, counts, loss.class_balance, width))
     if loss.regression:
         found.append(Regression(loss.regression))
     if text is not None and recipe.text is not None:

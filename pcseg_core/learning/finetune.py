@@ -26,7 +26,7 @@ from pcseg_core.learning.runs import finish, input_statistics, torch_device
 from pcseg_core.learning.trainer import train
 from pcseg_core.metrics.confusion import Confusion
 from pcseg_core.metrics.figures import Figures, merge_of
-from pcseg_core.models.student import Student, StudentConfig
+from pcseg_core.models.student import Student, StudentConfig, stored_config
 
 Array = npt.NDArray[Any]
 
@@ -171,7 +171,7 @@ def finetune(
     if not counts.any():
         raise InputError("the sweeps to train on have no labeled point of these classes")
     _, meta = load_checkpoint(run)
-    config = StudentConfig.model_validate(meta.student)
+    config = stored_config(meta.student, run)
     student = start(None if scratch else run, config, space, recipe.seed)
     rates = recipe
     if same_classes(meta, space):  # the last layer is not new either

@@ -19,6 +19,7 @@ from pcseg_core.errors import InputError
 from pcseg_core.geometry import invert, transform
 from pcseg_core.labels import IGNORE
 from pcseg_core.learning.augment import (
+    PairAugmentConfig,
     ScenePicker,
     augment_intensity,
     augment_points,
@@ -33,7 +34,7 @@ from pcseg_core.learning.dataset import (
     SegmentBatch,
     sector_points,
 )
-from pcseg_core.learning.recipe import PairAugmentConfig, Recipe
+from pcseg_core.learning.recipe import Recipe
 
 Array = npt.NDArray[Any]
 Bool = npt.NDArray[np.bool_]

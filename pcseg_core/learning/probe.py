@@ -26,7 +26,7 @@ from pcseg_core.labels import IGNORE, LabelSpace, truth_of
 from pcseg_core.learning.linear import logistic_regression
 from pcseg_core.metrics.confusion import Confusion
 from pcseg_core.metrics.figures import Figures, merge_of
-from pcseg_core.models.student import Points, Student, StudentConfig, StudentOutput
+from pcseg_core.models.student import Points, Student, StudentConfig, StudentOutput, stored_config
 
 Array = npt.NDArray[Any]
 Features = Callable[[Array, Array], Array]
@@ -116,9 +116,7 @@ class FrozenNetwork:
     def load(cls, run: Path, device: str = "cpu") -> FrozenNetwork:
         """The network of a checkpoint or run directory."""
         state, meta = load_checkpoint(run)
-        student = Student(
-            StudentConfig.model_validate(meta.student), len(meta.label_space["classes"])
-        )
+        student = Student(stored_config(meta.student, run), len(meta.label_space["classes"]))
         load_strictly(student, state, run)
         return cls(student, device)
 

@@ -2,8 +2,9 @@
 """Recipes: everything that decides the result of a training run.
 
 The sections of a recipe decide its objectives. A `teacher` gives labels: segmentation, with `text`
-words, with `alignment` image features. An `encoder` gives image features alone: contrast. With
-`supervision` some classes are learned without labels.
+words, with `alignment` image features. A `teacher_3d` gives labels, class probabilities or
+features. An `encoder` gives image features alone: contrast. With `supervision` some classes are
+learned without labels.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from pcseg_core.bundled import bundled_file
-from pcseg_core.config import Section, load_yaml
+from pcseg_core.config import Section, load_yaml, parse_section
 from pcseg_core.distill.alignment import AlignmentConfig
 from pcseg_core.distill.image_views import ViewConfig
+from pcseg_core.distill.lidar_teacher import LidarTeacherConfig
 from pcseg_core.distill.pseudo_labels import PseudoLabelConfig
 from pcseg_core.distill.temporal import TemporalConfig
 from pcseg_core.errors import InputError
+from pcseg_core.learning.augment import AugmentConfig, PairAugmentConfig
 from pcseg_core.models.student import StudentConfig
 from pcseg_core.vision.encoder_kinds import AnyEncoder
 from pcseg_core.vision.maskclip import DenseClipConfig
@@ -31,31 +34,6 @@ from pcseg_core.vision.text_space import TextSpaceConfig
 Supervision = Literal["seen", "zero-shot", "annotation-free"]
 
 _CONTRAST = ("superpixel", "temporal", "point_to_segment", "point_pixel")
-
-
-class AugmentConfig(Section):
-    """Random changes of the training clouds."""
-
-    rotate: bool = Field(True, description="Rotate about the vertical by any angle")
-    flip: bool = Field(True, description="Mirror left and right with probability one half")
-    scale: float = Field(0.05, ge=0, le=0.5, description="Largest relative change of scale")
-    shift_z_m: float = Field(
-        0.1, ge=0, le=2, description="Largest change of the mounting height [m]"
-    )
-    tilt_deg: float = Field(1.0, ge=0, le=15, description="Largest roll and pitch [deg]")
-    jitter_m: float = Field(0.01, ge=0, le=0.5, description="Deviation of noise on every point [m]")
-    drop: float = Field(0.2, ge=0, lt=1, description="Largest share of points left out")
-    beam_drop: float = Field(
-        0.5,
-        ge=0,
-        lt=1,
-        description="Largest share of elevation bands left out of every other cloud: near ground "
-        "resembles far ground, and one LiDAR another",
-    )
-    beam_deg: float = Field(0.4, gt=0, le=10, description="Height of an elevation band [deg]")
-    intensity_gain: float = Field(
-        0.1, ge=0, le=1, description="Largest relative change of intensity"
-    )
 
 
 class OptimizerConfig(Section):
@@ -195,37 +173,6 @@ class TextConfig(Section):
         return self
 
 
-class PairAugmentConfig(Section):
-    """Random changes of clouds and images together; pairs stay exact."""
-
-    cuboid_drop: float = Field(
-        0.5, ge=0, le=1, description="Share of the clouds that lose a box of points"
-    )
-    cuboid_extent: float = Field(
-        0.2, gt=0, le=1, description="Largest box, as share of the extent of the cloud"
-    )
-    crop: float = Field(0.5, ge=0, le=1, description="Share of the images that are cropped")
-    crop_area: tuple[float, float] = Field(
-        (0.3, 1.0), description="Smallest and largest crop, as share of the image area"
-    )
-    min_pairs: int = Field(
-        200, ge=0, description="Crops and boxes that leave fewer pairs are not applied"
-    )
-    mirror: float = Field(
-        0.0,
-        ge=0,
-        le=1,
-        description="Share of the images whose mirrored features are used; doubles the cache",
-    )
-    merge: float = Field(
-        0.0,
-        ge=0,
-        le=1,
-        description="Share of the clouds that are joined with the sweep before or after, if there "
-        "are poses",
-    )
-
-
 class SelfTrainingConfig(Section):
     """Labels by the averaged network itself, in addition to those by images."""
 
@@ -281,6 +228,9 @@ class Recipe(TrainingRecipe):
     }
 
     teacher: Teacher | None = Field(None, description="Image network that gives labels")
+    teacher_3d: LidarTeacherConfig | None = Field(
+        None, description="Trained LiDAR network that teaches, by the path of its run or a section"
+    )
     labels: PseudoLabelConfig = Field(default_factory=PseudoLabelConfig)
     text: TextConfig | None = Field(None, description="Words; none without it")
     encoder: AnyEncoder | None = Field(
@@ -323,6 +273,28 @@ class Recipe(TrainingRecipe):
             raise InputError("the recipe has no 'teacher'; expected one that labels images")
         return self.teacher
 
+    def taught_by(self, run: Path | None) -> Recipe:
+        """The recipe with another run as 3D teacher; itself for None.
+
+        Raises:
+            InputError: the recipe cannot have a 3D teacher.
+        """
+        if run is None:
+            return self
+        section = (self.teacher_3d or LidarTeacherConfig()).model_copy(update={"run": run})
+        return parse_section({**dict(self), "teacher_3d": section}, Recipe, "--teacher-3d")
+
+    @property
+    def run_3d(self) -> Path | None:
+        """Run of the 3D teacher, or None."""
+        return self.teacher_3d.run if self.teacher_3d else None
+
+    @property
+    def teachers_title(self) -> str:
+        """The teachers and what they load, for people."""
+        camera = f"teacher {self.teacher.title}" if self.teacher else "no camera teacher"
+        return f"{camera}; 3D teacher {self.run_3d}" if self.teacher_3d else camera
+
     @property
     def across_sweeps(self) -> bool:
         """Whether segments across sweeps are needed."""
@@ -334,6 +306,10 @@ class Recipe(TrainingRecipe):
         if not isinstance(values, Mapping):
             return values
         found = with_teachers(values)
+        if "teacher-3d" in found:
+            found.setdefault("teacher_3d", found.pop("teacher-3d"))
+        if isinstance(found.get("teacher_3d"), (str, Path)):
+            found["teacher_3d"] = {"run": found["teacher_3d"]}
         if found.get("supervision"):
             found.setdefault("alignment", {})
             found.setdefault("self_training", {})
@@ -351,8 +327,15 @@ class Recipe(TrainingRecipe):
         contrast = sum(getattr(loss, name) for name in _CONTRAST)
         if self.teacher and self.encoder:
             raise ValueError("give 'teacher' (learns labels) or 'encoder' (no labels), not both")
-        if labeled and not self.teacher:
+        if labeled and not (self.teacher or self.teacher_3d):
             raise ValueError("loss.cross_entropy and loss.lovasz need labels: give a 'teacher'")
+        if self.teacher_3d and (self.encoder or self.supervision or self.optimizer.heads_only):
+            raise ValueError(
+                "'teacher_3d' trains all of the student from its own targets; leave out 'encoder', "
+                "'supervision' and optimizer.heads_only"
+            )
+        if loss.regression and not (self.teacher or self.encoder):
+            raise ValueError("loss.regression needs image features: give 'teacher' or 'encoder'")
         if contrast and not self.encoder:
             raise ValueError(
                 f"loss.{', loss.'.join(_CONTRAST)} need image features: give 'encoder'"
@@ -363,7 +346,7 @@ class Recipe(TrainingRecipe):
         if self.supervision and not self.text:
             raise ValueError("'supervision' needs the words of the classes: give 'text'")
         words = self.text.regression + self.text.cross_entropy if self.text else 0.0
-        if labeled + contrast + loss.regression + words == 0:
+        if labeled + contrast + loss.regression + words == 0 and not self.teacher_3d:
             raise ValueError("all loss weights are 0: nothing would be learned")
         return self
 
@@ -391,6 +374,7 @@ def _with_files(recipe: Recipe, base: Path) -> Recipe:
     changes = {
         "teacher": teacher,
         "text": text,
+        "teacher_3d": recipe.teacher_3d and recipe.teacher_3d.relative_to(base),
         "encoder": recipe.encoder and recipe.encoder.relative_to(base),
         "superpixels": recipe.superpixels.relative_to(base),
     }

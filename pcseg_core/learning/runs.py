@@ -17,6 +17,7 @@ from pcseg_core.data import Recording, open_recording
 from pcseg_core.data.account import account, grouped
 from pcseg_core.data.bag import BagRecording
 from pcseg_core.data.bag_info import report_on
+from pcseg_core.distill.cache import digest
 from pcseg_core.distill.observation import Observer, StoredObservation
 from pcseg_core.errors import InputError
 from pcseg_core.files import write_atomic
@@ -53,24 +54,42 @@ def on_gpu(device: str) -> bool:
     return torch_device(device) == "cuda"
 
 
-def open_recordings(sources: Sequence[str], identities: Sequence[str]) -> dict[str, Recording]:
-    """Recordings by their identity, see `run_folder.identity`; prints what each of them holds."""
-    recordings = {name: open_recording(s) for name, s in zip(identities, sources, strict=True)}
+def open_recordings(
+    sources: Sequence[str], identities: Sequence[str], trained: InputStatistics | None = None
+) -> dict[str, Recording]:
+    """Recordings by their identity, see `run_folder.identity`; prints what each of them holds.
+
+    Args:
+        sources: bags, or reader:path.
+        identities: of the sources.
+        trained: input of a network that sees the recordings. Bags are read as in its training,
+            which their identities then tell.
+    """
+    recordings: dict[str, Recording] = {}
+    for name, source in zip(identities, sources, strict=True):
+        recording = open_recording(source, trained=trained)
+        if trained is not None and isinstance(recording, BagRecording):
+            name = f"{name} read as {digest(trained.model_dump(mode='json'))}"
+        recordings[name] = recording
     for recording in recordings.values():
         for line in account(recording).lines():
             note(line)
     return recordings
 
 
-def check_cameras(recordings: Iterable[Recording]) -> None:
+def check_cameras(recordings: Iterable[Recording], required: bool = True) -> None:
     """Check that at least one recording can train a segmenter; print why others cannot.
+
+    Args:
+        recordings: bags and others.
+        required: whether it is an error that none can.
 
     Raises:
         InputError: none can, with the reasons that `pcseg bag info` gives.
     """
     reasons = [_why_not(recording) for recording in recordings]
     faults = [reason for reason in reasons if reason]
-    if faults and len(faults) == len(reasons):
+    if faults and len(faults) == len(reasons) and required:
         raise InputError("; ".join(faults))
     for fault in faults:
         note(fault)

@@ -11,7 +11,7 @@ from pcseg_core.checkpoint import CheckpointMeta, load_checkpoint
 from pcseg_core.errors import InputError
 from pcseg_core.labels import NO_CLASSES, LabelSpace
 from pcseg_core.learning.recipe import Recipe
-from pcseg_core.models.student import Student, StudentConfig
+from pcseg_core.models.student import Student, StudentConfig, stored_config
 from pcseg_core.progress import note
 
 _NETWORK, _CLASSIFIER = "network.", "network.classifier."
@@ -57,7 +57,7 @@ def check_start(run: Path, recipe: Recipe, space: LabelSpace) -> str | None:
             f"optimizer.heads_only keeps the classes of --start {run}, which is pretrained and "
             "knows none; leave it out"
         )
-    there = _architecture(StudentConfig.model_validate(meta.student))
+    there = _architecture(stored_config(meta.student, run))
     here = _architecture(recipe.student)
     different = [
         f"{name}: {there[name]} there, {here[name]} here"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Camera teachers of a recipe: pixel classes, words, and image features."""
+"""Teachers of a recipe: pixel classes, words, image features, and LiDAR networks."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from pcseg_core.checkpoint import CheckpointText
+from pcseg_core.distill.lidar_teacher import LidarTeacher, load_lidar_teacher
 from pcseg_core.distill.pixels import ImageFeatures
 from pcseg_core.errors import InputError
+from pcseg_core.labels import NO_CLASSES, LabelSpace, grouping
 from pcseg_core.learning.recipe import Recipe, TextConfig
 from pcseg_core.learning.zero_shot_split import Split
 from pcseg_core.text_table import TextTable
@@ -66,6 +68,67 @@ class TextTeacher:
             vectors = np.stack(list(named.values()))
             table = table.join(TextTable(table.name, tuple(named), vectors))
         return CheckpointText(table, classes, config.temperature, config.source == "classes")
+
+
+@dataclass
+class Teachers:
+    """The teachers of a recipe for distillation, at least one.
+
+    Attributes:
+        space: classes of the student; `NO_CLASSES` if no teacher has classes.
+        camera: teacher of pixel classes, or None.
+        text: teacher of words, or None.
+        lidar: 3D teacher, or None.
+    """
+
+    space: LabelSpace
+    camera: PixelClasses | None = None
+    text: TextTeacher | None = None
+    lidar: LidarTeacher | None = None
+
+    @property
+    def groups(self) -> npt.NDArray[np.int64]:
+        """Class of the student for each class of the camera teacher, IGNORE for none."""
+        assert self.camera is not None
+        return grouping(self.camera.label_space, self.space)
+
+    def words(self, recipe: Recipe) -> CheckpointText | None:
+        """Words of the checkpoint."""
+        if self.text is None or recipe.text is None:
+            return None
+        return self.text.checkpoint_text(recipe.text)
+
+
+def load_lidar(recipe: Recipe, device: str) -> LidarTeacher | None:
+    """The 3D teacher of a recipe, or None; raises as `load_lidar_teacher`."""
+    space = LabelSpace.load(recipe.labels.label_space)
+    return load_lidar_teacher(recipe.teacher_3d, space, device) if recipe.teacher_3d else None
+
+
+def student_space(recipe: Recipe, lidar: LidarTeacher | None) -> LabelSpace:
+    """Classes of the student: those of the recipe; none if no teacher has classes."""
+    if recipe.teacher is None and lidar is not None and not lidar.has_classes:
+        return NO_CLASSES
+    return LabelSpace.load(recipe.labels.label_space)
+
+
+def load_teachers(
+    recipe: Recipe, lidar: LidarTeacher | None, space: LabelSpace, device: str
+) -> Teachers:
+    """The teachers of a recipe.
+
+    Args:
+        recipe: of the run.
+        lidar: its 3D teacher, see `load_lidar`.
+        space: classes of the student, see `student_space`.
+        device: "cpu" or "cuda".
+
+    Raises:
+        InputError, MissingDependency: one of them cannot be loaded or does not fit the classes.
+    """
+    camera = load_teacher(recipe.teacher, device) if recipe.teacher else None
+    text = load_text_teacher(recipe.text, camera, device) if camera and recipe.text else None
+    return Teachers(space, camera, text, lidar)
 
 
 def load_text_teacher(config: TextConfig, teacher: PixelClasses, device: str) -> TextTeacher:

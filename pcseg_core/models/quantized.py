@@ -10,6 +10,7 @@ joined features keep their own. The first layer multiplies in float32.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -39,10 +40,14 @@ class FloatLayer:
     def __init__(self, weight: Tensor, bias: Tensor, scale: Tensor | None) -> None:
         weight = weight.detach().float().cpu()
         self.weight = weight if scale is None else weight * scale.detach().float().cpu()
-        self.layer = NativeLayer.of(self.weight, bias, torch.float32)
-        self.bias, self.cin, self.cout = self.layer.bias, self.layer.cin, self.layer.cout
+        self.bias = bias.detach().to("cpu", torch.float32, copy=True)
+        self.cin, self.cout = self.weight.shape[1:]
         self.device = self.bias.device
         self.top = 0.0
+
+    @cached_property
+    def _layer(self) -> NativeLayer:
+        return NativeLayer.of(self.weight, self.bias, torch.float32)
 
     def __call__(
         self,
@@ -52,7 +57,7 @@ class FloatLayer:
         residual: Tensor | None = None,
         relu: bool = True,
     ) -> Tensor:
-        out = self.layer(x, kernel_map, out, residual, relu)
+        out = self._layer(x, kernel_map, out, residual, relu)
         if len(out):
             self.top = max(self.top, float(out.abs().max()))
         return out

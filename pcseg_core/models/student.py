@@ -11,13 +11,19 @@ from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, field_validator, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from typing_extensions import Self
 
 from pcseg_core.checkpoint import check_fits
-from pcseg_core.config import Section
+from pcseg_core.config import Section, parse_section
 from pcseg_core.models.minkunet import PLANES, MinkUNet
 from pcseg_core.models.network import Network
 from pcseg_core.models.ptv3 import Ptv3, Ptv3Config
@@ -115,6 +121,21 @@ class StudentConfig(Section):
                 "its inputs; expected x, y and z among them, as in [intensity, x, y, z, range]"
             )
         return self
+
+    @model_serializer(mode="wrap")
+    def _own_fields(self, handler: SerializerFunctionWrapHandler) -> dict[str, object]:
+        """Without the fields of other families, whose defaults may change."""
+        other = {n for f, names in _FAMILY_FIELDS.items() if f != self.network for n in names}
+        return {name: value for name, value in handler(self).items() if name not in other}
+
+
+def stored_config(described: Mapping[str, object], source: object) -> StudentConfig:
+    """The configuration that a checkpoint stores; `source` names it in messages.
+
+    Raises:
+        InputError: unknown or wrong values.
+    """
+    return parse_section(described, StudentConfig, f"checkpoint {source}")
 
 
 def _default(name: str) -> object:

@@ -1,22 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 // The C interface: checks, choice of the instruction set, distribution of blocks over threads.
-// Every function returns a status: 0 done, 1 bad argument, 2 out of memory.
+// Every function returns a Status.
 #include <cstring>
-#include <exception>
 
 #if defined(__x86_64__)
 #include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#elif defined(__aarch64__)
+#include <sys/auxv.h>
 #endif
 
 #include "native.h"
 
 namespace pcseg {
 
-int64_t map_coarsen(const int64_t*, int64_t, int64_t*, int);
-void map_build(const int64_t*, int64_t, const int64_t*, int64_t, int, int, int32_t*, int);
-void map_invert(const int32_t*, int, int64_t, int64_t, int32_t*, int);
 void row_top(const float*, int64_t, int32_t, int64_t, int32_t*, float*);
 bool row_means(const float*, int64_t, int32_t, const int64_t*, const int32_t*, int64_t, int64_t,
                float*);
@@ -27,11 +25,8 @@ int64_t voxel_locate(const VoxelTable&, const int64_t*, int64_t, float, int64_t*
 
 namespace {
 
-enum Status : int32_t { kDone = 0, kBadArgument = 1, kNoMemory = 2 };
-
-constexpr int64_t kMaxRows = INT32_MAX;
 constexpr int64_t kMaxIntegerTerms = 1 << 16;  // of 255 * 127 in an int32
-constexpr int32_t kMaxChannels = 1 << 16, kMaxOffsets = 125;
+constexpr int32_t kMaxOffsets = 125;
 
 #if defined(__x86_64__)
 // Older compilers do not know the name of the feature.
@@ -50,6 +45,10 @@ bool amx_allowed() {
   if ((edx & kNeeded) != kNeeded) return false;
   return syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
 }
+#elif defined(__aarch64__)
+// Bits of AT_HWCAP and AT_HWCAP2; older headers do not name them.
+constexpr unsigned long kDotProduct = 1ul << 20;           // ASIMDDP
+constexpr unsigned long kMatrix = 1ul << 13 | 1ul << 14;  // I8MM, BF16
 #endif
 
 const Kernels* const* available() {
@@ -59,7 +58,14 @@ const Kernels* const* available() {
     const auto add = [&](bool runs, const Kernels* kernels) {
       if (runs && kernels) list[n++] = kernels;
     };
+#if defined(__aarch64__)
+    const bool dot = (getauxval(AT_HWCAP) & kDotProduct) != 0;
+    add(true, kernels_neon);
+    add(dot, kernels_neondot);
+    add(dot && (getauxval(AT_HWCAP2) & kMatrix) == kMatrix, kernels_neonbf16);
+#else
     add(true, kernels_generic);
+#endif
 #if defined(__x86_64__)
     __builtin_cpu_init();
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
@@ -90,11 +96,8 @@ const Kernels* kernels_at(int32_t isa) {
 }
 
 bool shape_ok(int64_t offsets, int64_t cin, int64_t cout) {
-  return offsets > 0 && offsets <= kMaxOffsets && cin > 0 && cin <= kMaxChannels && cout > 0 &&
-         cout <= kMaxChannels;
+  return offsets > 0 && offsets <= kMaxOffsets && columns_ok(cin) && columns_ok(cout);
 }
-
-bool rows_ok(int64_t n) { return n >= 0 && n < kMaxRows; }
 
 bool dtype_ok(int32_t dtype) { return dtype >= kFloat32 && dtype <= kUInt8; }
 
@@ -135,20 +138,10 @@ Pairs straight_pairs(int64_t first, int rows, char* memory) {
   return {ends, source, target, true};
 }
 
-template <class F>
-int32_t guarded(const F& body) {
-  try {
-    return body();
-  } catch (const std::exception&) {
-    return kNoMemory;
-  }
-}
-
 }  // namespace
 }  // namespace pcseg
 
 using namespace pcseg;
-#define PCSEG_API extern "C" __attribute__((visibility("default")))
 
 #ifndef PCSEG_SOURCE_HASH
 #define PCSEG_SOURCE_HASH ""
@@ -295,7 +288,7 @@ PCSEG_API int32_t pcseg_invert_table(const int32_t* table, int32_t offsets, int6
 
 PCSEG_API int32_t pcseg_row_top(const float* values, int64_t rows, int32_t columns, int64_t step,
                                 int32_t* winner, float* top) {
-  if (columns < 1 || columns > kMaxChannels || step < columns || !rows_ok(rows)) return kBadArgument;
+  if (!columns_ok(columns) || step < columns || !rows_ok(rows)) return kBadArgument;
   if (rows && (!values || !winner || !top)) return kBadArgument;
   row_top(values, rows, columns, step, winner, top);
   return kDone;
@@ -304,7 +297,7 @@ PCSEG_API int32_t pcseg_row_top(const float* values, int64_t rows, int32_t colum
 PCSEG_API int32_t pcseg_row_means(const float* values, int64_t n, int32_t columns,
                                   const int64_t* used, const int32_t* group, int64_t count,
                                   int64_t groups, float* means) {
-  if (columns < 1 || columns > kMaxChannels || !rows_ok(n) || !rows_ok(count) || !rows_ok(groups))
+  if (!columns_ok(columns) || !rows_ok(n) || !rows_ok(count) || !rows_ok(groups))
     return kBadArgument;
   if ((n && !values) || (count && (!used || !group)) || (groups && !means)) return kBadArgument;
   return guarded([&] {
@@ -318,7 +311,7 @@ PCSEG_API int32_t pcseg_row_means(const float* values, int64_t n, int32_t column
 PCSEG_API int32_t pcseg_row_accumulate(float* store, int64_t n, int32_t columns, const int64_t* at,
                                        const float* fade, float* look, int64_t count, float share,
                                        int32_t* winner) {
-  if (columns < 1 || columns > kMaxChannels || !rows_ok(n) || !rows_ok(count)) return kBadArgument;
+  if (!columns_ok(columns) || !rows_ok(n) || !rows_ok(count)) return kBadArgument;
   if ((n && !store) || (count && (!at || !fade || !look || !winner))) return kBadArgument;
   return row_accumulate(store, n, columns, at, fade, look, count, share, winner) ? kDone
                                                                                  : kBadArgument;
@@ -331,7 +324,7 @@ PCSEG_API int32_t pcseg_voxel_locate(const VoxelTable* table, const int64_t* key
                                      int64_t* count) {
   if (!table || !count || !rows_ok(n) || (n && (!keys || !hit || !voxel || !first)))
     return kBadArgument;
-  if (table->bits < 1 || table->bits > 30 || table->columns < 1 || table->columns > kMaxChannels)
+  if (table->bits < 1 || table->bits > 30 || !columns_ok(table->columns))
     return kBadArgument;
   if (!table->slots || !table->rows) return kBadArgument;
   *count = voxel_locate(*table, keys, n, expired, hit, voxel, first);

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
-import platform
 import shlex
 import shutil
 import subprocess
@@ -37,8 +36,9 @@ FILE_FLAGS = {
     "kernels_avx512vnni.cpp": (*_AVX512, "-mavx512vnni"),
     "kernels_avx512bf16.cpp": _BF16,
     "kernels_amx.cpp": (*_BF16, "-mamx-tile", "-mamx-bf16", "-mamx-int8"),
+    "kernels_neondot.cpp": ("-march=armv8.2-a+dotprod",),
+    "kernels_neonbf16.cpp": ("-march=armv8.2-a+dotprod+bf16+i8mm",),
 }
-X86 = ("x86_64", "amd64")
 
 
 class BuildError(RuntimeError):
@@ -94,8 +94,6 @@ def build(folder: Path = SOURCES, extra_flags: tuple[str, ...] = ()) -> Path:
 
 def _compile(compiler: list[str], folder: Path, extra_flags: tuple[str, ...]) -> list[str]:
     sources = sorted(SOURCES.glob("*.cpp"))
-    if platform.machine().lower() not in X86:
-        sources = [path for path in sources if path.name not in FILE_FLAGS]
     define = f'-DPCSEG_SOURCE_HASH="{source_hash()}"'
     objects = []
     running: list[tuple[list[str], subprocess.Popen[str]]] = []
@@ -111,7 +109,10 @@ def _compile(compiler: list[str], folder: Path, extra_flags: tuple[str, ...]) ->
 
 
 def _known(compiler: list[str], flags: tuple[str, ...]) -> tuple[str, ...]:
-    """The flags, or none if the compiler is older: the file is then empty."""
+    """The flags, or none if the compiler does not know them: the file is then empty.
+
+    It is older than the instruction set, or compiles for another machine.
+    """
     if not flags:
         return flags
     command = [*compiler, *flags, "-x", "c++", "-c", os.devnull, "-o", os.devnull]

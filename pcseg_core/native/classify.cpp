@@ -2,7 +2,6 @@
 // Logits of voxels to classes: softmax, winner and confidence in one pass, then to the points.
 #include <algorithm>
 #include <cmath>
-#include <exception>
 
 #include "native.h"
 
@@ -10,8 +9,7 @@ namespace pcseg {
 namespace {
 
 constexpr int64_t kRows = 4096, kPoints = 16384;  // of one task
-constexpr int32_t kMostColumns = 1 << 16;
-constexpr int32_t kIgnore = -1;       // as IGNORE of pcseg_core/labels.py
+constexpr int32_t kIgnore = -1;  // as IGNORE of pcseg_core/labels.py
 
 struct ClassifyArgs {
   const float* logits;     // (rows, columns), `step` apart
@@ -179,8 +177,8 @@ void spread(const SpreadArgs& a, int threads) {
 }
 
 bool arguments_ok(const ClassifyArgs& a) {
-  if (a.rows < 0 || a.rows >= INT32_MAX || a.columns < 1 || a.columns > kMostColumns) return false;
-  if (a.classes < 1 || a.classes > kMostColumns || a.step < a.columns) return false;
+  if (!rows_ok(a.rows) || !columns_ok(a.columns) || !columns_ok(a.classes)) return false;
+  if (a.step < a.columns) return false;
   if (!a.owner && a.classes != a.columns) return false;
   for (int32_t k = 0; a.owner && k < a.columns; ++k)
     if (a.owner[k] < 0 || a.owner[k] >= a.classes) return false;
@@ -188,8 +186,7 @@ bool arguments_ok(const ClassifyArgs& a) {
 }
 
 bool arguments_ok(const SpreadArgs& a) {
-  if (a.n < 0 || a.n >= INT32_MAX || a.rows < 0 || a.rows >= INT32_MAX) return false;
-  if (a.classes < 0 || a.classes > kMostColumns) return false;
+  if (!rows_ok(a.n) || !rows_ok(a.rows) || a.classes < 0 || a.classes > kMaxColumns) return false;
   if (a.n && (!a.inverse || !a.labels || !a.point_confidence)) return false;
   if (a.rows && (!a.winner || !a.confidence)) return false;
   return !a.point_probabilities || !a.rows || a.probabilities;
@@ -197,25 +194,21 @@ bool arguments_ok(const SpreadArgs& a) {
 
 template <class Args>
 int32_t run(const Args* args, int32_t threads, void (*pass)(const Args&, int)) {
-  if (!args || !arguments_ok(*args)) return 1;
-  try {
+  if (!args || !arguments_ok(*args)) return kBadArgument;
+  return guarded([&] {
     pass(*args, threads);
-    return 0;
-  } catch (const std::exception&) {
-    return 2;
-  }
+    return kDone;
+  });
 }
 
 }  // namespace
 }  // namespace pcseg
 
-// See ClassifyArgs and SpreadArgs. Status as in api.cpp.
-extern "C" __attribute__((visibility("default"))) int32_t pcseg_classify(
-    const pcseg::ClassifyArgs* args, int32_t threads) {
+// See ClassifyArgs and SpreadArgs.
+PCSEG_API int32_t pcseg_classify(const pcseg::ClassifyArgs* args, int32_t threads) {
   return pcseg::run(args, threads, pcseg::classify);
 }
 
-extern "C" __attribute__((visibility("default"))) int32_t pcseg_spread(
-    const pcseg::SpreadArgs* args, int32_t threads) {
+PCSEG_API int32_t pcseg_spread(const pcseg::SpreadArgs* args, int32_t threads) {
   return pcseg::run(args, threads, pcseg::spread);
 }

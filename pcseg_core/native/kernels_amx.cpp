@@ -65,7 +65,7 @@ struct Left {
 };
 
 size_t amx_packed_bytes(int offsets, int cin, int cout, int dtype) {
-  if (dtype == kFloat32) return kernels_avx512bf16->packed_bytes(offsets, cin, cout, dtype);
+  if (dtype == kFloat32) return kernels_avx512->packed_bytes(offsets, cin, cout, dtype);
   return size_t{kTile} * offsets * tiles_over(cin, channels(dtype)) * tiles_over(cout, 16);
 }
 
@@ -82,7 +82,7 @@ char* pack_tile(const Weights& weights, int dtype, int ci, int co, char* out) {
 void amx_pack(const float* w, const float* scale, int cin, int cout, int dtype, bool transpose,
               void* packed) {
   if (dtype == kFloat32)
-    return kernels_avx512bf16->pack(w, scale, cin, cout, dtype, transpose, packed);
+    return kernels_avx512->pack(w, scale, cin, cout, dtype, transpose, packed);
   const Weights weights{w, scale, cin, cout, transpose};
   char* out = static_cast<char*>(packed);
   for (int pair = 0; pair < cout; pair += kGroup)
@@ -216,7 +216,7 @@ size_t sums_bytes(const ConvArgs& c) {
 }
 
 size_t amx_scratch(const ConvArgs& c) {
-  if (c.dtype == kFloat32) return kernels_avx512bf16->conv_scratch(c);
+  if (c.dtype == kFloat32) return kernels_avx512->conv_scratch(c);
   return sums_bytes(c) + sizeof(float) * kGroup * kGroup + 2 * Layer(c).steps * kTile;
 }
 
@@ -239,7 +239,7 @@ void add_up(const ConvArgs& c, const Layer& layer, const Pairs& pairs, int rows,
 
 void amx_block(const ConvArgs& c, const Pairs& pairs, int64_t first, int rows, char* scratch) {
   if (c.dtype == kFloat32)
-    return kernels_avx512bf16->conv_block(c, pairs, first, rows, scratch);
+    return kernels_avx512->conv_block(c, pairs, first, rows, scratch);
   const Layer layer(c);
   float* sums = reinterpret_cast<float*>(scratch);
   scratch += sums_bytes(c);
@@ -248,10 +248,10 @@ void amx_block(const ConvArgs& c, const Pairs& pairs, int64_t first, int rows, c
   finish(c, first, rows, sums, layer.width, c.bias);
 }
 
-size_t amx_grad_scratch(const GradArgs& g) { return kernels_avx512bf16->grad_scratch(g); }
+size_t amx_grad_scratch(const GradArgs& g) { return kernels_avx512->grad_scratch(g); }
 
 void amx_grad_task(const GradArgs& g, int step, int64_t first_channel, char* scratch) {
-  kernels_avx512bf16->grad_task(g, step, first_channel, scratch);
+  kernels_avx512->grad_task(g, step, first_channel, scratch);
 }
 
 const Kernels set = {"kernels_amx", true,        amx_block_rows,   amx_pack,     amx_packed_bytes,

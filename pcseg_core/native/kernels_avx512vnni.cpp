@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #if defined(__x86_64__)
 #define PCSEG_LANES 16
+#define PCSEG_REGISTERS 32
 #define PCSEG_NAME kernels_avx512vnni
 #define PCSEG_DOT_BF16 0
 #define PCSEG_DOT_INT8 1
+#define PCSEG_BASE kernels_avx512
 #if defined(__AVX512VNNI__)
 #include "kernels.h"
 #else

@@ -1,9 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Kernel maps by merging sorted keys: a neighbor's key is the voxel's key plus a constant, so one
 // pass over two sorted sequences finds all neighbors of one column (dx, dy), for every dz at once.
-//
-// Keys hold batch, x, y, z from the highest bits down, 18 bits for each of x, y and z; see
-// pcseg_core/sparse/keys.py.
 #include <algorithm>
 #include <cstring>
 #include <vector>
@@ -13,8 +10,7 @@
 namespace pcseg {
 namespace {
 
-constexpr int kBits = 18;
-constexpr int64_t kMask = (int64_t{1} << kBits) - 1;
+constexpr int64_t kMask = (int64_t{1} << kKeyBits) - 1;
 constexpr int64_t kChunk = 4096;
 
 int64_t chunks_of(int64_t n) { return (n + kChunk - 1) / kChunk; }
@@ -25,14 +21,14 @@ int64_t add(int64_t a, int64_t b) {
 }
 
 int64_t parent(int64_t key) {
-  const uint64_t bits = static_cast<uint64_t>(key), batch = bits >> (3 * kBits);
-  const uint64_t x = ((bits >> (2 * kBits)) & kMask) >> 1, y = ((bits >> kBits) & kMask) >> 1;
+  const uint64_t bits = static_cast<uint64_t>(key), batch = bits >> (3 * kKeyBits);
+  const uint64_t x = ((bits >> (2 * kKeyBits)) & kMask) >> 1, y = ((bits >> kKeyBits) & kMask) >> 1;
   const uint64_t z = (bits & kMask) >> 1;
-  return static_cast<int64_t>((((((batch << kBits) | x) << kBits) | y) << kBits) | z);
+  return static_cast<int64_t>((((((batch << kKeyBits) | x) << kKeyBits) | y) << kKeyBits) | z);
 }
 
 int64_t first_child(int64_t key) {
-  constexpr uint64_t kBatch = ~uint64_t{0} << (3 * kBits);
+  constexpr uint64_t kBatch = ~uint64_t{0} << (3 * kKeyBits);
   const uint64_t bits = static_cast<uint64_t>(key);
   return static_cast<int64_t>(((bits & ~kBatch) << 1) | (bits & kBatch));
 }
@@ -90,7 +86,7 @@ void mutual_block(const int64_t* keys, int64_t n, int64_t begin, int64_t end, in
     table[14 * n + i] = up ? static_cast<int32_t>(i + 1) : -1;
     if (up) table[12 * n + i + 1] = static_cast<int32_t>(i);
   }
-  const int64_t dx = int64_t{1} << (2 * kBits), dy = int64_t{1} << kBits;
+  const int64_t dx = int64_t{1} << (2 * kKeyBits), dy = int64_t{1} << kKeyBits;
   const Column columns[] = {{dy - 1, 15}, {dx - dy - 1, 18}, {dx - 1, 21}, {dx + dy - 1, 24}};
   for (const Column& column : columns) merge_mutual(keys, n, begin, end, column, table);
 }
@@ -111,7 +107,7 @@ void build_general(const int64_t* keys, int64_t n_in, const int64_t* base, int64
     const int64_t begin = chunk * kChunk, end = std::min(n_out, begin + kChunk);
     for (int c = 0; c < size * size; ++c) {
       const int64_t dx = first + c / size, dy = first + c % size;
-      const Column column{dx * (int64_t{1} << (2 * kBits)) + dy * (int64_t{1} << kBits) + first,
+      const Column column{dx * (int64_t{1} << (2 * kKeyBits)) + dy * (int64_t{1} << kKeyBits) + first,
                           c * size};
       const auto merge = stride == 2 ? merge_column<true> : merge_column<false>;
       merge(keys, n_in, base, begin, end, n_out, column, size, table);
@@ -126,7 +122,7 @@ void halving_chunk(const int64_t* keys, int64_t begin, int64_t end, const int64_
   int64_t rows[4] = {-1, -1, -1, -1};
   for (int64_t i = begin; i < end; ++i) {
     const int64_t key = keys[i], up = parent(key);
-    const int side = ((key >> (2 * kBits)) & 1) * 2 + ((key >> kBits) & 1);
+    const int side = ((key >> (2 * kKeyBits)) & 1) * 2 + ((key >> kKeyBits) & 1);
     int64_t& row = rows[side];
     if (row < 0) row = std::lower_bound(parents, parents + n_out, up) - parents;
     while (row < n_out && parents[row] < up) ++row;
@@ -153,7 +149,7 @@ int64_t coarsen_chunk(const int64_t* keys, int64_t begin, int64_t end, int64_t* 
   for (auto& list : lists) list.reserve((end - begin) / 2 + 2);
   for (int64_t i = begin; i < end; ++i) {
     const int64_t key = keys[i], up = parent(key);
-    auto& list = lists[((key >> (2 * kBits)) & 1) * 2 + ((key >> kBits) & 1)];
+    auto& list = lists[((key >> (2 * kKeyBits)) & 1) * 2 + ((key >> kKeyBits) & 1)];
     if (list.empty() || list.back() != up) list.push_back(up);
   }
   const int64_t* heads[4];
@@ -174,7 +170,7 @@ int64_t coarsen_chunk(const int64_t* keys, int64_t begin, int64_t end, int64_t* 
 int64_t coarsen(const int64_t* keys, int64_t n, int64_t* out, int threads) {
   // Chunks end where the parent's (batch, x) changes, so that no parent is in two of them.
   std::vector<int64_t> bounds{0};
-  const auto slab = [&](int64_t i) { return keys[i] >> (2 * kBits + 1); };
+  const auto slab = [&](int64_t i) { return keys[i] >> (2 * kKeyBits + 1); };
   for (int64_t target = kChunk; target < n; target += kChunk) {
     int64_t i = std::max(target, bounds.back());
     while (i < n && i > 0 && slab(i) == slab(i - 1)) ++i;

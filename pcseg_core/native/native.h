@@ -7,7 +7,34 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include <exception>
+
+#define PCSEG_API extern "C" __attribute__((visibility("default")))
+
 namespace pcseg {
+
+// What the functions of the C interface return.
+enum Status : int32_t { kDone = 0, kBadArgument = 1, kNoMemory = 2, kDoesNotFit = 3 };
+
+// The status that a body returns, also where memory is short.
+template <class F>
+int32_t guarded(const F& body) {
+  try {
+    return body();
+  } catch (const std::exception&) {
+    return kNoMemory;
+  }
+}
+
+// Rows and columns of an array that the library takes.
+constexpr int32_t kMaxColumns = 1 << 16;
+inline bool rows_ok(int64_t n) { return n >= 0 && n < INT32_MAX; }
+inline bool columns_ok(int64_t n) { return n > 0 && n <= kMaxColumns; }
+
+// Keys of voxels hold batch, x, y, z from the highest bits down; see pcseg_core/sparse/keys.py.
+constexpr int kKeyBits = 18;                             // as COORD_BITS: of each of x, y and z
+constexpr int32_t kKeyLimit = int32_t{1} << (kKeyBits - 1);  // as COORD_LIMIT
+constexpr float kKeyReach = 131067.0f;                   // as _REACH of pcseg_core/sparse/voxels.py
 
 enum Dtype : int32_t { kFloat32 = 0, kBFloat16 = 1, kUInt8 = 2 };
 
@@ -82,6 +109,12 @@ struct GradArgs {
   int32_t offsets, cin, cout;
 };
 
+int64_t map_coarsen(const int64_t* keys, int64_t n, int64_t* out, int threads);
+void map_build(const int64_t* keys_in, int64_t n_in, const int64_t* keys_out, int64_t n_out,
+               int size, int stride, int32_t* table, int threads);
+void map_invert(const int32_t* table, int offsets, int64_t n_out, int64_t n_in, int32_t* inverse,
+                int threads);
+
 // A hash table by open addressing, of 2^bits slots that each have a row of values.
 struct VoxelSlot {
   int64_t key;    // -1: never used
@@ -112,7 +145,13 @@ struct Kernels {
 };
 
 // Null where the compiler does not know the instructions.
+#if defined(__aarch64__)
+extern const Kernels* const kernels_neon;
+extern const Kernels* const kernels_neondot;
+extern const Kernels* const kernels_neonbf16;
+#else
 extern const Kernels* const kernels_generic;
+#endif
 #if defined(__x86_64__)
 extern const Kernels* const kernels_avx2;
 extern const Kernels* const kernels_avxvnni;

@@ -99,6 +99,8 @@ class Pool {
   static void pause() {
 #if defined(__x86_64__)
     __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
 #endif
   }
 
@@ -164,6 +166,6 @@ char* thread_scratch(size_t bytes) {
 }  // namespace pcseg
 
 // Use this GOMP_parallel for all work from now on; null returns to the pool of our own.
-extern "C" __attribute__((visibility("default"))) void pcseg_use_openmp(void* function) {
+PCSEG_API void pcseg_use_openmp(void* function) {
   pcseg::gomp_parallel = reinterpret_cast<pcseg::GompParallel>(function);
 }

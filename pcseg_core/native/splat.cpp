@@ -2,7 +2,6 @@
 // The occlusion test of pcseg_core/projection.py: values of points drawn into the cells of an image.
 #include <algorithm>
 #include <cmath>
-#include <exception>
 #include <limits>
 
 #include "native.h"
@@ -63,7 +62,7 @@ bool highest(const HighestArgs& a) {
 }
 
 bool arguments_ok(const HighestArgs& a) {
-  if (a.n < 0 || a.n >= INT32_MAX || a.cell_px < 1 || a.reach < 0 || a.reach > 1 << 14) return false;
+  if (!rows_ok(a.n) || a.cell_px < 1 || a.reach < 0 || a.reach > 1 << 14) return false;
   if (a.height < 0 || a.width < 0 || int64_t{a.height} * a.width >= INT32_MAX) return false;
   return a.penalty && (!a.n || (a.uv && a.values && a.result));
 }
@@ -71,14 +70,12 @@ bool arguments_ok(const HighestArgs& a) {
 }  // namespace
 }  // namespace pcseg
 
-// See HighestArgs. Status as in api.cpp.
-extern "C" __attribute__((visibility("default"))) int32_t pcseg_highest(
-    const pcseg::HighestArgs* args) {
-  if (!args || !pcseg::arguments_ok(*args)) return 1;
-  try {
-    const bool usual = args->reach == 2;
-    return (usual ? pcseg::highest<2>(*args) : pcseg::highest<0>(*args)) ? 0 : 1;
-  } catch (const std::exception&) {
-    return 2;
-  }
+// See HighestArgs.
+PCSEG_API int32_t pcseg_highest(const pcseg::HighestArgs* args) {
+  using namespace pcseg;
+  if (!args || !arguments_ok(*args)) return kBadArgument;
+  return guarded([&] {
+    const bool done = args->reach == 2 ? highest<2>(*args) : highest<0>(*args);
+    return done ? kDone : kBadArgument;
+  });
 }

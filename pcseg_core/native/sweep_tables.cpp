@@ -8,7 +8,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <exception>
 #include <new>
 #include <vector>
 
@@ -22,16 +21,8 @@
 #endif
 
 namespace pcseg {
-
-int64_t map_coarsen(const int64_t*, int64_t, int64_t*, int);
-void map_build(const int64_t*, int64_t, const int64_t*, int64_t, int, int, int32_t*, int);
-void map_invert(const int32_t*, int, int64_t, int64_t, int32_t*, int);
-
 namespace {
 
-constexpr int kBits = 18;                             // as COORD_BITS in sparse/keys.py
-constexpr int64_t kLimit = int64_t{1} << (kBits - 1);  // as COORD_LIMIT
-constexpr double kReach = 131067.0;                   // as _REACH in sparse/voxels.py
 constexpr double kPi = 3.14159265358979323846;
 constexpr int kChildren = PCSEG_LEVELS, kParents = kChildren + PCSEG_LEVELS - 1;
 
@@ -70,7 +61,7 @@ bool settings_ok(const pcseg_settings& s) {
     if (s.feature[k] < kX || s.feature[k] > kOffsetZ || !(s.divisor[k] != 0)) return false;
   for (int k = 0; k < 3; ++k) {
     const double reach = s.cylindrical && k == 1 ? kPi : s.max_range_m;
-    if (!(s.voxel_size[k] > 0) || !(reach / s.voxel_size[k] < kReach)) return false;
+    if (!(s.voxel_size[k] > 0) || !(reach / s.voxel_size[k] < kKeyReach)) return false;
   }
   return true;
 }
@@ -128,7 +119,7 @@ struct pcseg_sweep {
       if (!(square <= limit && square > 0)) continue;  // also not finite
       int64_t key = 0;
       for (int axis = 0; axis < 3; ++axis)
-        key = (key << kBits) | (static_cast<int64_t>(std::floor(grid(p, axis))) + kLimit);
+        key = (key << kKeyBits) | (static_cast<int64_t>(std::floor(grid(p, axis))) + kKeyLimit);
       places_.push_back({key, static_cast<int32_t>(i)});
     }
     std::sort(places_.begin(), places_.end(), [](const Place& a, const Place& b) {
@@ -194,16 +185,15 @@ struct pcseg_sweep {
       const int edge = index < kChildren ? 3 : 2, stride = index < kChildren ? 1 : 2;
       map_build(other.data(), missing, own.data(), rows, edge, stride, table.data(), threads);
     } else {
-      map_invert(raw_children_[level].data(), offsets, missing, rows, table.data(), threads);
+      const auto& children = tables[kChildren + level];  // an entry without a child is beyond `rows`
+      map_invert(children.data(), offsets, missing, rows, table.data(), threads);
     }
-    if (index >= kChildren && index < kParents) raw_children_[level - 1] = table;
     const int32_t zeros = static_cast<int32_t>(missing);
     for (int32_t& entry : table) entry = entry < 0 ? zeros : entry;
   }
 
   std::vector<Place> places_;
   std::vector<int32_t> counts_;
-  std::vector<int32_t> raw_children_[PCSEG_LEVELS - 1];  // with -1, by the finer level
 };
 
 int32_t pcseg_tables_version(void) { return PCSEG_TABLES_VERSION; }
@@ -229,14 +219,13 @@ int32_t pcseg_sweep_build(pcseg_sweep* sweep, const float* xyz, const float* int
                           int64_t count, int64_t step, int32_t threads) {
   if (!sweep) return PCSEG_BAD_ARGUMENT;
   sweep->clear();
-  if (count < 0 || count >= INT32_MAX || step < 3 || (count && !xyz)) return PCSEG_BAD_ARGUMENT;
-  try {
+  if (!rows_ok(count) || step < 3 || (count && !xyz)) return PCSEG_BAD_ARGUMENT;
+  const int32_t status = guarded([&] {
     sweep->build(xyz, intensity, count, step, threads);
     return PCSEG_DONE;
-  } catch (const std::exception&) {
-    sweep->clear();
-    return PCSEG_NO_MEMORY;
-  }
+  });
+  if (status) sweep->clear();
+  return status;
 }
 
 int64_t pcseg_sweep_rows(const pcseg_sweep* sweep, int32_t level) {

@@ -124,8 +124,7 @@ def group_points(
         size: edges of a voxel, in the units of the position.
         batch: (N,) int64 sweep of each point; None for one sweep.
     """
-    n = len(position)
-    return _group(position, size, batch, coords=n, grid=n)
+    return _group(position, size, batch)
 
 
 def group_sweep(
@@ -157,10 +156,8 @@ def _group(
     intensity: Array | None = None,
     max_range_m: float | None = None,
     features: Sequence[tuple[str, float]] = (),
-    coords: int = 0,
-    grid: int = 0,
 ) -> Grouped | None:
-    """One call; `coords` and `grid` are the rows of these results, 0 leaves them out."""
+    """One call; without a range all points are used, and coords and grid are returned."""
     require(position.ndim == 2 and position.shape[1] == 3, f"points (N, 3), got {position.shape}")
     for values, name in ((batch, "batch index"), (intensity, "intensity")):
         require(values is None or values.shape == position.shape[:1], f"one {name} for each point")
@@ -169,7 +166,8 @@ def _group(
     intensity = None if intensity is None else np.ascontiguousarray(intensity, np.float32)
     n = len(position)
     keys, counts, inverse = (np.empty(n, np.int64) for _ in range(3))
-    cells, places = np.empty((coords, 4), np.int32), np.empty((grid, 3), np.float32)
+    rows = n if max_range_m is None else 0
+    cells, places = np.empty((rows, 4), np.int32), np.empty((rows, 3), np.float32)
     means = np.empty((n, len(features)), np.float32)
     inputs = np.array([INPUTS.index(name) for name, _ in features], np.int32)
     scales = np.array([scale for _, scale in features], np.float32)
@@ -184,7 +182,7 @@ def _group(
         -1.0 if max_range_m is None else max_range_m * max_range_m,
         len(features),
     )
-    status = tensors._library().pcseg_voxelize(byref(args), torch.get_num_threads())
+    status = tensors.threaded_library().pcseg_voxelize(byref(args), torch.get_num_threads())
     if status == _DOES_NOT_FIT:
         return None
     check(status)
@@ -224,7 +222,7 @@ def classify(
         classes,
         _LANES.get(isa_names()[best_isa() if isa is None else isa], 16),
     )
-    check(tensors._library().pcseg_classify(byref(args), torch.get_num_threads()))
+    check(tensors.threaded_library().pcseg_classify(byref(args), torch.get_num_threads()))
     return winner, confidence, every
 
 
@@ -252,7 +250,7 @@ def spread(
         len(winner),
         classes,
     )
-    check(tensors._library().pcseg_spread(byref(args), torch.get_num_threads()))
+    check(tensors.threaded_library().pcseg_spread(byref(args), torch.get_num_threads()))
     return labels, likely, every
 
 

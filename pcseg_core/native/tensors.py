@@ -44,7 +44,7 @@ class Integers(NamedTuple):
 
 
 @functools.cache
-def _library() -> ctypes.CDLL:
+def threaded_library() -> ctypes.CDLL:
     """The library, its threads taken from torch's OpenMP pool."""
     library = native.library()
     library.pcseg_use_openmp(_torch_openmp())
@@ -85,7 +85,11 @@ def coarsen(keys: Tensor) -> Tensor:
     out = torch.empty_like(keys)
     count = c_int64()
     threads = torch.get_num_threads()
-    check(_library().pcseg_coarsen(_pointer(keys), len(keys), _pointer(out), byref(count), threads))
+    check(
+        threaded_library().pcseg_coarsen(
+            _pointer(keys), len(keys), _pointer(out), byref(count), threads
+        )
+    )
     return out[: count.value].clone()
 
 
@@ -99,7 +103,7 @@ def build_table(keys_in: Tensor, keys_out: Tensor, kernel_size: int, stride: int
     if keys_in.data_ptr() == keys_out.data_ptr() and len(keys_in) != len(keys_out):
         keys_out = keys_out.clone()  # the library takes equal addresses for equal keys
     table = torch.empty((kernel_size**3, len(keys_out)), dtype=torch.int32)
-    status = _library().pcseg_build_table(
+    status = threaded_library().pcseg_build_table(
         _pointer(keys_in),
         len(keys_in),
         _pointer(keys_out),
@@ -118,7 +122,7 @@ def invert_table(table: Tensor, n_in: int) -> Tensor:
     require_table(table)
     require_int(n_in, "the number of input rows", 0, 2**31 - 1)
     inverse = torch.empty((len(table), n_in), dtype=torch.int32)
-    status = _library().pcseg_invert_table(
+    status = threaded_library().pcseg_invert_table(
         _pointer(table), *table.shape, n_in, _pointer(inverse), torch.get_num_threads()
     )
     check(status)
@@ -156,10 +160,10 @@ def pack(
         cin, cout = cout, cin
     require_vector(scale, "the scale", cout)
     code = DTYPES[dtype]
-    size = _library().pcseg_packed_bytes(isa, offsets, cin, cout, code)
+    size = threaded_library().pcseg_packed_bytes(isa, offsets, cin, cout, code)
     packed = torch.empty(max(size, 1), dtype=torch.uint8)
     threads = torch.get_num_threads()
-    status = _library().pcseg_pack(
+    status = threaded_library().pcseg_pack(
         isa,
         _pointer(weight),
         _pointer(scale),
@@ -194,10 +198,10 @@ def list_pairs(
     require_int(n_in, "the number of input rows", 0, 2**31 - 1)
     require(dtype in DTYPES, f"no layout for {dtype}")
     shape = (DTYPES[dtype], len(table), n_in, table.shape[1])
-    words = torch.empty(_library().pcseg_pair_words(isa, *shape), dtype=torch.int32)
+    words = torch.empty(threaded_library().pcseg_pair_words(isa, *shape), dtype=torch.int32)
     code, *sizes = shape
     threads = torch.get_num_threads()
-    status = _library().pcseg_list_pairs(
+    status = threaded_library().pcseg_list_pairs(
         isa, code, _pointer(table), *sizes, _pointer(words), threads
     )
     check(status)
@@ -263,7 +267,7 @@ def conv(
         *scales.out,
         _pointer(scales.weight),
     )
-    check(_library().pcseg_conv(isa, byref(args), torch.get_num_threads()))
+    check(threaded_library().pcseg_conv(isa, byref(args), torch.get_num_threads()))
     return out
 
 
@@ -275,7 +279,9 @@ def _pairs(
         return None
     if pairs is None:
         return list_pairs(table, n_in, dtype, isa)
-    words = _library().pcseg_pair_words(isa, DTYPES[dtype], len(table), n_in, table.shape[1])
+    words = threaded_library().pcseg_pair_words(
+        isa, DTYPES[dtype], len(table), n_in, table.shape[1]
+    )
     require(
         pairs.dtype == torch.int32 and pairs.is_contiguous() and pairs.numel() == words,
         f"pairs of {pairs.numel()} words do not belong to a table of {tuple(table.shape)}",
@@ -308,7 +314,7 @@ def _require_conv(
         require_matrix(residual, "the residual", (x.dtype,))
         require(residual.shape == out.shape, "residual and output differ in shape")
     require_vector(bias, "the bias", out.shape[1])
-    size = _library().pcseg_packed_bytes(isa, offsets, cin, out.shape[1], DTYPES[x.dtype])
+    size = threaded_library().pcseg_packed_bytes(isa, offsets, cin, out.shape[1], DTYPES[x.dtype])
     fits = (
         packed.device.type == "cpu"
         and packed.dtype == torch.uint8
@@ -357,5 +363,5 @@ def grad_weight(
         x.shape[1],
         dy.shape[1],
     )
-    check(_library().pcseg_grad_weight(isa, byref(args), torch.get_num_threads()))
+    check(threaded_library().pcseg_grad_weight(isa, byref(args), torch.get_num_threads()))
     return grad

@@ -5,6 +5,8 @@
 #include "native.h"
 #if defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 namespace {
@@ -19,10 +21,23 @@ typedef float Vec __attribute__((vector_size(L * 4)));
 typedef float VecAnywhere __attribute__((vector_size(L * 4), aligned(4), may_alias));
 typedef uint32_t Bits __attribute__((vector_size(L * 4)));
 typedef int32_t Integers __attribute__((vector_size(L * 4)));
+typedef int16_t Halves __attribute__((vector_size(L * 4)));
+typedef uint16_t Unsigned __attribute__((vector_size(L * 4)));
 typedef uint32_t BitsAnywhere __attribute__((vector_size(L * 4), aligned(4), may_alias));
 
 PCSEG_INLINE Vec load(const float* p) { return *reinterpret_cast<const VecAnywhere*>(p); }
 PCSEG_INLINE void store(float* p, Vec v) { *reinterpret_cast<VecAnywhere*>(p) = v; }
+
+#if defined(__AVX2__)
+// Sums of two neighboring products.
+PCSEG_INLINE Integers add_products(Halves a, Halves b) {
+#if PCSEG_LANES == 16
+  return (Integers)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+#else
+  return (Integers)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+#endif
+}
+#endif
 
 int padded(int n) { return (n + L - 1) / L * L; }
 
@@ -54,11 +69,15 @@ struct Weights {
   }
 };
 
+int8_t rounded(float value) {  // to -127..127
+  const float bound = value < -127.0f ? -127.0f : value > 127.0f ? 127.0f : value;
+  return static_cast<int8_t>(__builtin_rintf(bound));
+}
+
 // Write a weight for features of a type; returns the place of the next one.
 char* put(float value, int dtype, char* out) {
   if (dtype == kUInt8) {
-    const float bound = value < -127.0f ? -127.0f : value > 127.0f ? 127.0f : value;
-    *out = static_cast<char>(static_cast<int8_t>(__builtin_rintf(bound)));
+    *out = static_cast<char>(rounded(value));
   } else if (dtype == kBFloat16) {
     const uint16_t low = narrow(value);
     memcpy(out, &low, 2);
@@ -94,7 +113,7 @@ void add_residual(const ConvArgs& c, int64_t row, float* __restrict v) {
 }
 
 void store_bfloat16(const float* __restrict v, uint16_t* __restrict out, int n) {
-#if PCSEG_DOT_BF16
+#if PCSEG_DOT_BF16 && PCSEG_LANES == 16
   for (int j = 0; j < n; j += 16) {
     const __mmask16 in = n - j >= 16 ? 0xffff : (1 << (n - j)) - 1;
     const __m512 values = _mm512_maskz_loadu_ps(in, v + j);

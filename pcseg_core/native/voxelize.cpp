@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <exception>
 
 #include "native.h"
 
@@ -19,11 +18,7 @@
 namespace pcseg {
 namespace {
 
-constexpr int kBits = 18;             // as COORD_BITS of pcseg_core/sparse/keys.py
-constexpr int32_t kShift = 1 << 17;   // as COORD_LIMIT
-constexpr float kReach = 131067.0f;   // as _REACH of pcseg_core/sparse/voxels.py
-constexpr int64_t kMaxBatch = 511;    // as MAX_BATCH
-constexpr int32_t kMostFeatures = 1 << 16;
+constexpr int64_t kMaxBatch = 511;  // as MAX_BATCH of pcseg_core/sparse/keys.py
 constexpr int64_t kChunks = 16, kLeastChunk = 4096;
 constexpr int kDigitBits = 11;
 constexpr int64_t kVoxelBlock = 1024;  // voxels of one task
@@ -118,7 +113,7 @@ class Packing {
 
 int64_t key_of(const Cell& cell) {
   uint64_t key = static_cast<uint64_t>(cell.at[0]);
-  for (int k = 1; k < 4; ++k) key = key << kBits | static_cast<uint32_t>(cell.at[k] + kShift);
+  for (int k = 1; k < 4; ++k) key = key << kKeyBits | static_cast<uint32_t>(cell.at[k] + kKeyLimit);
   return static_cast<int64_t>(key);
 }
 
@@ -173,7 +168,7 @@ struct Block {
     }
   }
 
-  static bool fits(float g) { return std::fabs(g) <= kReach; }  // not NaN
+  static bool fits(float g) { return std::fabs(g) <= kKeyReach; }  // not NaN
 
   bool fits(int64_t i) const {
     return fits(grid[3 * i]) && fits(grid[3 * i + 1]) && fits(grid[3 * i + 2]);
@@ -373,7 +368,7 @@ bool voxelize(VoxelizeArgs& a, int threads) {
 }
 
 bool arguments_ok(const VoxelizeArgs& a) {
-  if (a.n < 0 || a.n >= INT32_MAX || a.features < 0 || a.features > kMostFeatures) return false;
+  if (!rows_ok(a.n) || a.features < 0 || a.features > kMaxColumns) return false;
   if (a.n && (!a.position || !a.keys || !a.counts || !a.inverse)) return false;
   if (a.features && (!a.inputs || !a.scales || (a.n && !a.means))) return false;
   for (int32_t f = 0; f < a.features; ++f)
@@ -384,13 +379,9 @@ bool arguments_ok(const VoxelizeArgs& a) {
 }  // namespace
 }  // namespace pcseg
 
-// See VoxelizeArgs. Status as in api.cpp; 3: a point does not fit, nothing but `beyond` is written.
-extern "C" __attribute__((visibility("default"))) int32_t pcseg_voxelize(
-    pcseg::VoxelizeArgs* args, int32_t threads) {
-  if (!args || !pcseg::arguments_ok(*args)) return 1;
-  try {
-    return pcseg::voxelize(*args, threads) ? 0 : 3;
-  } catch (const std::exception&) {
-    return 2;
-  }
+// See VoxelizeArgs. Where a point does not fit nothing but `beyond` is written.
+PCSEG_API int32_t pcseg_voxelize(pcseg::VoxelizeArgs* args, int32_t threads) {
+  using namespace pcseg;
+  if (!args || !arguments_ok(*args)) return kBadArgument;
+  return guarded([&] { return voxelize(*args, threads) ? kDone : kDoesNotFit; });
 }

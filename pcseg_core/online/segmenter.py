@@ -23,7 +23,6 @@ from pcseg_core.checkpoint import (
     load_text,
 )
 from pcseg_core.cloud import PointCloud
-from pcseg_core.config import parse_section
 from pcseg_core.errors import InputError
 from pcseg_core.input_check import InputStatistics
 from pcseg_core.labels import NO_CLASSES, LabelSpace
@@ -31,7 +30,7 @@ from pcseg_core.models.inference import CompiledMinkUNet, choose_device, compile
 from pcseg_core.models.minkunet import MinkUNet
 from pcseg_core.models.network import Network
 from pcseg_core.models.quantized import QuantizedMinkUNet
-from pcseg_core.models.student import Student, StudentConfig, load_student
+from pcseg_core.models.student import Student, load_student, stored_config
 from pcseg_core.models.sweep_input import sweep_input
 from pcseg_core.native import library
 from pcseg_core.native.precision import choose
@@ -166,7 +165,7 @@ class Segmenter:
             log.warning("checkpoint '%s': %s", path, meta.caution)
         if meta.license:
             log.info("checkpoint '%s': weights under %s", path, meta.license)
-        config = parse_section(meta.student, StudentConfig, f"checkpoint {path}")
+        config = stored_config(meta.student, path)
         space = LabelSpace.from_dict(meta.label_space)
         if space == NO_CLASSES:
             raise InputError(

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,18 @@ from pcseg_core.checkpoint import load_checkpoint
 from pcseg_core.cli import app
 from pcseg_core.data import open_recording
 from pcseg_core.distill.cache import read_arrays
+from pcseg_core.known_weights import KNOWN
 from pcseg_core.labels import LabelSpace
 from pcseg_core.learning.distill import distill
 from pcseg_core.learning.pretrain import pretrain
 from pcseg_core.learning.recipe import Recipe
+from pcseg_core.vision.espnetv2 import ESPNetv2
 from pcseg_core.vision.image_list import export_images, pixels_checksum, read_list
 from pcseg_core.vision.pixel_classes import load_teacher
 
 SOURCE = "simulated:seed=5,sweeps=2,beams=16,columns=256,cameras=1,width=96,height=64"
+ONE_SWEEP = SOURCE.replace("sweeps=2", "sweeps=1")
+WEIGHTS = "espnetv2_s2.0_cityscapes_1024x512.safetensors"  # of the default recipe
 BUNDLED = {
     "weights": "bundled:simulation_teacher",
     "label_space": "simulation",
@@ -141,6 +146,23 @@ def test_without_a_recipe_the_command_says_which_teacher_it_takes(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     missing = CliRunner().invoke(app, ["distill", SOURCE, "--out", str(tmp_path / "run")])
     assert missing.exit_code == 2 and "pcseg weights get espnetv2-cityscapes" in missing.output
+    for name, entry in KNOWN.items():
+        monkeypatch.setitem(KNOWN, name, replace(entry, sums=()))
+    torch.manual_seed(0)
+    save_file(ESPNetv2(20, 2.0).state_dict(), str(tmp_path / WEIGHTS))
+    words = [
+        "distill",
+        ONE_SWEEP,
+        "--out",
+        str(tmp_path / "run"),
+        "--steps",
+        "1",
+        "--device",
+        "cpu",
+    ]
+    found = CliRunner().invoke(app, words)
+    assert found.exit_code == 0, found.output
+    assert f"recipe kitti; teacher espnetv2 {tmp_path / WEIGHTS}" in found.output
 
 
 def test_the_command_shows_a_teacher_before_the_work(tmp_path: Path) -> None:

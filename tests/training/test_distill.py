@@ -181,7 +181,7 @@ class _Poisoned:
 def test_poisoned_sweeps_are_counted_and_skipped(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pcseg_core.learning.runs.open_recording", lambda _: _Poisoned())
+    monkeypatch.setattr("pcseg_core.learning.runs.open_recording", lambda _, **__: _Poisoned())
     short = recipe.model_copy(update={"optimizer": OptimizerConfig(steps=1, batch_size=1)})
     metrics = distill(["poisoned"], short, tmp_path / "run", device="cpu")
     assert metrics["sweeps"] == 1

@@ -13,7 +13,7 @@ from pcseg_core.labels import LabelSpace
 from pcseg_core.models import student as students
 from pcseg_core.models.inference import only_minkunet
 from pcseg_core.models.network import Network
-from pcseg_core.models.student import Student, StudentConfig
+from pcseg_core.models.student import Student, StudentConfig, stored_config
 from pcseg_core.online.segmenter import Segmenter
 from pcseg_core.sparse import SparseTensor
 
@@ -57,6 +57,19 @@ def test_segmenter_runs_another_family_as_a_module(student: Student, backend: st
     assert segmenter.engine == "torch fp32"
     with pytest.raises(InputError, match="Thresholds runs in fp32 only"):
         Segmenter(student, STREET, meta, "cpu", "bf16", backend=backend)
+
+
+def test_settings_of_other_families_are_not_stored() -> None:
+    """Their defaults may change: a stored one would then look like a setting without effect."""
+    stored = StudentConfig().model_dump(mode="json")
+    assert "width" in stored and not {"waffleiron", "ptv3"} & set(stored)
+    inputs = ("intensity", "x", "y", "z")
+    other = StudentConfig(network="waffleiron", inputs=inputs)
+    stored = other.model_dump(mode="json")
+    assert "waffleiron" in stored and not {"width", "planes", "ptv3"} & set(stored)
+    assert stored_config(stored, "run") == other
+    with pytest.raises(InputError, match="checkpoint run: .*width: of the network 'minkunet'"):
+        stored_config({**stored, "width": 0.25}, "run")
 
 
 def test_commands_for_minkunet_only_say_so() -> None:

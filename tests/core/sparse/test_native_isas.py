@@ -201,14 +201,18 @@ def test_a_middle_offset_that_has_all_rows_in_another_order(isa: int, dtype: tor
 
 @pytest.mark.parametrize("dtype", list(tensors.DTYPES), ids=str)
 def test_same_bits_for_any_number_of_threads(isa: int, dtype: torch.dtype) -> None:
+    check_threads(isa, dtype, 20000)
+
+
+def check_threads(isa: int, dtype: torch.dtype, rows: int) -> None:
     generator = torch.Generator().manual_seed(0)
-    x = (torch.rand(20000, 40, generator=generator) * 9).to(dtype)
-    table = torch.randint(-20000, 20000, (27, 20000), generator=generator, dtype=torch.int32)
+    x = (torch.rand(rows, 40, generator=generator) * 9).to(dtype)
+    table = torch.randint(-rows, rows, (27, rows), generator=generator, dtype=torch.int32)
     packed = tensors.pack(torch.randn(27, 40, 48, generator=generator), dtype, isa=isa)
     results = []
     for count in (1, 2, 5):
         with threads(count):
-            out = torch.empty(20000, 48)
+            out = torch.empty(rows, 48)
             integers = tensors.Integers(torch.ones(48))
             results.append(tensors.conv(x, table, packed, out, 40, isa=isa, integers=integers))
     assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])

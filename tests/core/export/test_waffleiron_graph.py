@@ -35,9 +35,9 @@ def sweep(segmenter: Segmenter, count: int, reach_m: float = 15.0) -> SparseTens
 def test_equals_the_network(
     norm: str, activation: str, make_segmenter: Callable[..., Segmenter]
 ) -> None:
-    settings = SMALL_WAFFLEIRON.model_dump(mode="json")
-    settings["waffleiron"] |= {"norm": norm, "activation": activation}
-    segmenter = make_segmenter(**{**settings, "text_channels": 16})
+    sizes = dict(SMALL_WAFFLEIRON.waffleiron) | {"norm": norm, "activation": activation}
+    settings = dict(SMALL_WAFFLEIRON) | {"waffleiron": sizes, "text_channels": 16}
+    segmenter = make_segmenter(**settings)
     network = segmenter.student.network
     model = OnnxStudent(build(segmenter).SerializeToString()).session
     for count in (700, 3, 1):
@@ -56,7 +56,7 @@ def test_equals_the_network(
 def test_an_export_describes_its_inputs(
     make_segmenter: Callable[..., Segmenter], tmp_path: Path
 ) -> None:
-    segmenter = make_segmenter(**SMALL_WAFFLEIRON.model_dump(mode="json"))
+    segmenter = make_segmenter(**dict(SMALL_WAFFLEIRON))
     save_checkpoint(tmp_path / FILE_NAME, segmenter.student.state_dict(), segmenter.meta)
     export_onnx(tmp_path, tmp_path / "out")
     described = json.loads((tmp_path / "out" / "student.json").read_text())

@@ -274,7 +274,7 @@ def draw_bars(
         end = max([100 * mean, *percents, *others])
         axes.text(end + 2, place, f"{100 * mean:.1f}", va="center")
     axes.set_yticks(range(len(names)), list(names))
-    axes.invert_yaxis()
+    axes.set_ylim(len(names) - 0.5, -0.5)  # the first row on top, also without bars
     axes.set_xlim(0, 100)
     axes.spines[["top", "right"]].set_visible(False)
 

@@ -119,13 +119,15 @@ class Keys:
         """Shape of a tensor.
 
         Raises:
-            InputError: no such key.
+            InputError: no such key, or a single number.
         """
         if key not in self.inside:
             raise InputError(
                 f"{self.path} is no network of the family '{self.family}': the key "
                 f"'{self.prefix}{key}' is missing; choose another family with --as"
             )
+        if not self.inside[key].ndim:
+            self.refuse(f"'{self.prefix}{key}' is a single number")
         return tuple(self.inside[key].shape)
 
     def take(self, key: str, *shape: int) -> Tensor:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, ValidationError
 from torch import Tensor
 
 from pcseg_core.checkpoint import check_weights
@@ -76,7 +76,12 @@ def import_weights(
     if (done := resumed(out, recipe, parts, fresh)) is not None:
         return done
     keys = network_of(read_published(file, known.source), known, prefix)
-    found = known.convert(keys)
+    try:
+        found = known.convert(keys)
+    except ValidationError as error:  # sizes of the file that no student can have
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        keys.refuse(f"{where} {str(first['input'])[:100]}: {first['msg']}")
     keys.check()
     if text is not None:
         chosen: Classes | None = text_classes(found, known, text, classes)

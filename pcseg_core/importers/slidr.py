@@ -28,7 +28,7 @@ def convert(keys: Keys) -> Imported:
     grid = StudentConfig.model_validate(
         {
             "voxels": "cylindrical" if cylinder else "cartesian",
-            "voxel_size_m": float(keys.values.get("config.voxel_size", 0.1)),
+            "voxel_size_m": keys.values.get("config.voxel_size", 0.1),
             "azimuth_deg": 1.0,
             "reduce": "first",
             "inputs": [channel.name for channel in inputs],

@@ -42,7 +42,7 @@ def _seed() -> bytes:
     meta = CheckpointMeta(
         student=config.model_dump(mode="json"),
         label_space=space.to_dict(),
-        inputs=InputStatistics.measure([_cloud()], 1 / 255, "time", "start", True),
+        inputs=InputStatistics.measure([cloud()], 1 / 255, "time", "start", True),
     )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "seed.safetensors"
@@ -87,12 +87,12 @@ def _with_other_tensor(draw: st.DrawFn) -> bytes:
         path.write_bytes(_seed())
         state = load_file(path)
         name = draw(st.sampled_from(sorted(state)))
-        state[name] = _changed(draw, state[name])
+        state[name] = changed(draw, state[name])
         save_file(state, path, metadata=header["__metadata__"])
         return path.read_bytes()
 
 
-def _changed(draw: st.DrawFn, tensor: torch.Tensor) -> torch.Tensor:
+def changed(draw: st.DrawFn, tensor: torch.Tensor) -> torch.Tensor:
     kind = draw(st.sampled_from(["number", "all", "shape", "type", "large"]))
     number = draw(st.sampled_from([float("nan"), float("inf"), -1.0, 1e5, 1e30, 1e-40, 0.0]))
     if kind == "number" and tensor.numel():
@@ -108,7 +108,7 @@ def _changed(draw: st.DrawFn, tensor: torch.Tensor) -> torch.Tensor:
 
 
 @functools.cache
-def _cloud() -> PointCloud:
+def cloud() -> PointCloud:
     rng = np.random.default_rng(1)
     xyz = rng.normal(0, 8, (1200, 3)).astype(np.float32)
     xyz[:3] = [[np.nan] * 3, [0] * 3, [1e30] * 3]
@@ -120,12 +120,12 @@ def check_checkpoint(case: bytes, folder: Path) -> None:
     path = folder / "given.safetensors"
     path.write_bytes(case)
     segmenter = Segmenter.load(path, device="cpu")
-    labeled = Pipeline(segmenter).process(Sweep(_cloud()))
-    check_labels(_cloud(), labeled.labels, labeled.confidence, len(segmenter.label_space))
+    labeled = Pipeline(segmenter).process(Sweep(cloud()))
+    check_labels(cloud(), labeled.labels, labeled.confidence, len(segmenter.label_space))
     if segmenter.text is not None:
         space = segmenter.set_prompts([segmenter.text.table.words[0], "*"])
-        result = segmenter.segment(_cloud())
-        check_labels(_cloud(), result.labels, result.confidence, len(space))
+        result = segmenter.segment(cloud())
+        check_labels(cloud(), result.labels, result.confidence, len(space))
 
 
 NAMES = ("given", "checkpoint", "label space", "text table", "prompt", "word")

@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-from . import bags, checkpoints, clouds, files, folders, frames, images, kernels
+from . import bags, checkpoints, clouds, files, folders, frames, images, kernels, published_weights
 from .harness import Target
 
-_MODULES = (clouds, images, frames, bags, folders, files, checkpoints, kernels)
+_MODULES = (clouds, images, frames, bags, folders, files, checkpoints, published_weights, kernels)
 TARGETS: dict[str, Target] = {
     target.name: target for module in _MODULES for target in module.TARGETS
 }

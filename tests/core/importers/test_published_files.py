@@ -63,7 +63,13 @@ def test_numbers_of_numpy_are_plain_values(module: bytes, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"", "not readable"), (b"\x80\x02nonsense", "not"), (None, "no such file")],
+    [
+        (b"", "not readable"),
+        (b"\x80\x02nonsense", "not"),
+        (b"\x80\x02X\xff\xff\xff\x7f", "not readable"),  # a text of two gigabytes
+        (b"\x80\x02Q", "not readable"),
+        (None, "no such file"),
+    ],
 )
 def test_damaged_files(content: bytes | None, message: str, tmp_path: Path) -> None:
     file = tmp_path / "weights.pt"
@@ -89,6 +95,11 @@ def without(state: State, key: str) -> State:
         (lambda s: without(s, "final.kernel"), "the key 'model.final.kernel' is missing"),
         (lambda s: without(s, "block3.0.conv1.kernel"), "stages have (1, 1, 0, 1, 1, 1, 1, 1)"),
         (lambda s: {**s, "bn1.bn.running_var": -torch.ones(4)}, "running_var' spans -1"),
+        (lambda s: {**s, "final.kernel": torch.ones(())}, "'model.final.kernel' is a single num"),
+        (
+            lambda s: {**s, "block3.0.conv2.kernel": torch.zeros(27, 16, 27648)},
+            "planes.2 27648: Input should be less than or equal to 4096",
+        ),
     ],
 )
 def test_keys_that_do_not_fit(

@@ -36,10 +36,13 @@ def shared_data() -> Path:
     return folder
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Group tests for `pytest -n`: files share fixtures, and nodes under test share a domain."""
-    here = Path(__file__).parent
-    for item in items:
-        part = item.path.relative_to(here)
-        item.add_marker(pytest.mark.xdist_group("ros" if part.parts[0] == "ros" else str(part)))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Tests of a file run in one process of `pytest -n`, and all tests of nodes in the same one."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "ros" if nodeid.startswith("tests/ros/") else nodeid.partition("::")[0]
+
+    return ByFile(config, log)

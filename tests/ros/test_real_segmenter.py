@@ -19,6 +19,7 @@ from harness import ROOT, Client, NodeProcess, field_of, positions, sweep, wait_
 from pcseg_core.checkpoint import CheckpointMeta, CheckpointText, save_checkpoint
 from pcseg_core.labels import LabelSpace, from_wire
 from pcseg_core.models.student import Student, StudentConfig
+from pcseg_core.online.pipeline import Pipeline, Sweep
 from pcseg_core.online.segmenter import Segmenter
 from pcseg_core.vision.text_space import GeneratedText, table_of
 from pcseg_ros.conversions import read_sweep
@@ -88,7 +89,7 @@ def test_without_a_checkpoint_the_bundled_one_runs(client: Client) -> None:
     with NodeProcess(program=PROGRAM) as process:
         node = client.attach(process)
         sent = sweep(3000)
-        expected = Segmenter.load("bundled").segment(read_sweep(sent, 0.0))
+        expected = Pipeline(Segmenter.load("bundled")).process(Sweep(read_sweep(sent, 0.0)))
         assert np.mean(field_of(node.exchange(sent), "label") == expected.labels) > 0.99
         assert "checkpoint 'bundled' with the classes road, " in process.output
         engine = r"runs on (cpu|cuda) by (native [a-z0-9_]+|torch|triton) (fp32|fp16|bf16)\n"

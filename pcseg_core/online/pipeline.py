@@ -310,7 +310,8 @@ class Pipeline:
         clock.stop("motion")
         evidence_of = self._observe(sweep, cloud)
         smooth = self.config.temporal.enabled and pose is not None
-        seen = replace(cloud, intensity=matched.intensity)
+        mapped = matched is not sweep.cloud
+        seen = replace(cloud, intensity=matched.intensity) if mapped else cloud
         result = self.segmenter.segment(seen, probabilities=smooth or evidence_of is not None)
         clock.stop("inference")
         not_finite, out_of_range = result.not_finite, result.out_of_range

@@ -17,7 +17,7 @@ from torch import Tensor
 from pcseg_core.bundled import FILE_NAME, checkpoint_file
 from pcseg_core.data import Recording
 from pcseg_core.distill.cache import is_whole
-from pcseg_core.distill.labeling import Labels, label_scene
+from pcseg_core.distill.labeling import LabelModel, Labels, fit_label_model, label_scene
 from pcseg_core.distill.lidar_teacher import LidarTargets, LidarTeacher, read_targets, store_targets
 from pcseg_core.distill.observation import (
     ClassEvidence,
@@ -217,9 +217,13 @@ def label_sweeps(
         targets: file of the 3D teacher for each observation, if there is one.
     """
     sweeps: list[TrainingSweep] = []
+    model = LabelModel()
+    if recipe.teacher is not None:
+        loaded = ([stored.load() for stored in members] for _, members in scenes(observations))
+        model = fit_label_model(loaded, recipe.labels)
     for _, members in scenes(observations):
         seen = [stored.load() for stored in members]
-        labels = _camera_labels(seen, recipe)
+        labels = _camera_labels(seen, recipe, model)
         for sweep, (label, confidence) in zip(seen, labels):
             pixels = sweep.pixels
             if pixels is not None and recipe.text and recipe.text.source == "classes":
@@ -238,10 +242,12 @@ def label_sweeps(
     return sweeps
 
 
-def _camera_labels(sweeps: Sequence[Observation], recipe: Recipe) -> list[Labels]:
+def _camera_labels(
+    sweeps: Sequence[Observation], recipe: Recipe, model: LabelModel
+) -> list[Labels]:
     """Labels of the sweeps of a scene by the camera teacher; none without one."""
     if recipe.teacher is not None:
-        return label_scene(sweeps, recipe.labels)
+        return label_scene(sweeps, recipe.labels, model)
     counts = [len(sweep.xyz) for sweep in sweeps]
     return [(np.full(n, IGNORE, np.int16), np.zeros(n, np.float32)) for n in counts]
 

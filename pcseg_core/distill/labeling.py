@@ -12,7 +12,6 @@ import numpy.typing as npt
 
 from pcseg_core.distill.consolidation import (
     ConsolidationConfig,
-    LookNoise,
     NoiseEstimate,
     consolidate,
     likeliest,
@@ -43,11 +42,11 @@ class LabelModel:
 
     Attributes:
         shapes: shapes of the classes; None if they are not used.
-        noise: of one look, see `NoiseEstimate`; None for the constant noise.
+        confusion: of one look, see `NoiseEstimate`; None for the constant noise.
     """
 
     shapes: ShapeModel | None = None
-    noise: LookNoise | None = None
+    confusion: npt.NDArray[np.float64] | None = None
 
 
 def fit_label_model(
@@ -125,15 +124,13 @@ class _Scene:
         config = self.config
         if self.posed and config.consolidation.voxel_m > 0:
             return consolidate(
-                self.clouds, self.poses, self.evidence, config.consolidation, model.noise
+                self.clouds, self.poses, self.evidence, config.consolidation, model.confusion
             )
         if self.posed and config.propagate_voxel_m > 0:
             return propagated_shares(self.clouds, self.poses, self.evidence, config)
         own = zip(self.evidence, (len(xyz) for xyz in self.clouds))
-        if model.noise is not None:
-            return [
-                probabilities_alone(e, count, model.noise, config.consolidation) for e, count in own
-            ]
+        if model.confusion is not None:
+            return [probabilities_alone(e, count, model.confusion) for e, count in own]
         return [own_shares(e, count) for e, count in own]
 
     def count_shapes(self, shapes: ShapeModel) -> None:

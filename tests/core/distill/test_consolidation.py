@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from pcseg_core.distill.consolidation import (
     ConsolidationConfig,
-    LookNoise,
     NoiseEstimate,
     consolidate,
     likeliest,
@@ -245,7 +244,7 @@ def test_the_confusion_of_looks_is_found_without_truth() -> None:
     assert estimate.estimate() is None
     estimate.add(*scene)
     found = estimate.estimate()
-    assert found is not None and np.abs(found.confusion[:, :3] - confusion).max() < 0.08
+    assert found is not None and np.abs(found[:, :3] - confusion).max() < 0.08
     right = consolidate(*scene, config, found)[0].argmax(1) == true
     usual = consolidate(*scene, config)[0].argmax(1) == true
     assert right[true == 1].mean() > usual[true == 1].mean() + 0.1
@@ -253,8 +252,7 @@ def test_the_confusion_of_looks_is_found_without_truth() -> None:
 
 def test_a_single_sweep_uses_the_confusion_of_other_scenes() -> None:
     confusion = np.array([[0.9, 0.1, 0], [0.4, 0.6, 0]])
-    noise = LookNoise(confusion, np.array([0.5, 0.5]))
-    found = probabilities_alone(evidence_of({1: [1.0, 0.0]}), 2, noise, CONFIG)
+    found = probabilities_alone(evidence_of({1: [1.0, 0.0]}), 2, confusion)
     assert found[0].tolist() == [0, 0]
     assert found[1] == pytest.approx([0.9 / 1.3, 0.4 / 1.3], abs=1e-6)
 

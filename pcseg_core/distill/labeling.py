@@ -24,7 +24,12 @@ Labels: TypeAlias = tuple[npt.NDArray[np.int16], npt.NDArray[np.float32]]
 """(N,) labels, IGNORE for none, and (N,) confidence in 0..1."""
 
 
-def label_scene(sweeps: Sequence[Observation], config: PseudoLabelConfig) -> list[Labels]:
+def label_scene(
+    sweeps: Sequence[Observation],
+    config: PseudoLabelConfig,
+    own: Sequence[npt.NDArray[np.float32]] | None = None,
+    own_weight: float = 1.0,
+) -> list[Labels]:
     """Pseudo labels of the sweeps of one scene, in the order of time.
 
     With poses, the evidence of all sweeps is fused, by `consolidate` or by `propagate_labels`;
@@ -33,16 +38,29 @@ def label_scene(sweeps: Sequence[Observation], config: PseudoLabelConfig) -> lis
     Args:
         sweeps: observations with class evidence.
         config: how evidence becomes labels.
+        own: (N_i, C) class probabilities of all points of each sweep by the student, or None.
+        own_weight: their weight, where one camera's is 1.
     """
     clouds, poses = [s.deskewed for s in sweeps], [s.pose for s in sweeps]
     priors = class_priors(config)
-    evidence = [apply_priors(own, priors) for own in _evidence(sweeps)]
+    evidence = [apply_priors(seen, priors) for seen in _evidence(sweeps)]
+    if own is not None:
+        evidence = [joined(seen, p, own_weight) for seen, p in zip(evidence, own)]
     posed = len(sweeps) > 1 and all(s.posed for s in sweeps)
     if posed and config.consolidation.voxel_m > 0:
         return [likeliest(p) for p in consolidate(clouds, poses, evidence, config.consolidation)]
     if posed and config.propagate_voxel_m > 0:
         return propagate_labels(clouds, poses, evidence, config)
     return [label_points(own, len(xyz)) for own, xyz in zip(evidence, clouds)]
+
+
+def joined(seen: Evidence, own: npt.NDArray[np.float32], weight: float) -> Evidence:
+    """Evidence of cameras and class probabilities of all points (N, C) together."""
+    sums, weights = own * weight, own.sum(1) * weight
+    sums[seen.index] += seen.sums
+    weights[seen.index] += seen.weights
+    index = np.flatnonzero(weights).astype(np.int32)
+    return Evidence(index, weights[index], sums[index])
 
 
 def class_probabilities(

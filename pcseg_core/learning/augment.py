@@ -166,3 +166,13 @@ def draw_members(ids: Array, limit: int, rng: Rng) -> Array:
     chosen = order[(rank < limit) & (sorted_ids != IGNORE)]
     drawn[chosen] = ids[chosen]
     return drawn
+
+
+def thinned(xyz: Array, range_m: float, rng: Rng) -> Bool:
+    """(N,) bool: points that stay if surfaces nearer than a range get the density of that range.
+
+    The returns per area of a surface fall with the square of the range.
+    """
+    nearness = np.square(xyz).sum(1) / np.float32(range_m) ** 2
+    kept: Bool = rng.random(len(xyz), dtype=np.float32) < nearness
+    return kept

@@ -51,6 +51,7 @@ from pcseg_core.learning.runs import (
     recording_poses,
     torch_device,
 )
+from pcseg_core.learning.self_labels import SelfLabeler
 from pcseg_core.learning.start import check_start, take_over
 from pcseg_core.learning.teachers import (
     Teachers,
@@ -119,11 +120,20 @@ def distill(
     labeling_s = time.monotonic() - started
     # Train a student to predict the labels from the points alone.
     student = new_student(recipe, sweeps, space, teachers.text, start)
-    training = train(new_module(student, sweeps, recipe, teachers), out, device)
+    training = [train(new_module(student, sweeps, recipe, teachers), out, device)]
+    for number in range(1, recipe.rounds.count + 1):
+        # The student labels what no camera saw and outvotes errors; a new one learns from both.
+        folder = out / f"round-{number}"
+        labeler = SelfLabeler(student, recipe.rounds, recipe.seed + number)
+        places = folder / "pseudo_labels"
+        sweeps = label_sweeps(observations, recipe, teachers, places, targets, labeler)
+        student = new_student(recipe, sweeps, space, teachers.text, start)
+        training.append(train(new_module(student, sweeps, recipe, teachers), folder, device))
     metrics = {
         **_account(recordings, observer, sweeps, teachers),
         "labeling_s": round(labeling_s, 1),
-        **training,
+        **training[-1],
+        "training_s": round(sum(part["training_s"] for part in training), 1),
     }
     inputs = input_statistics(sweeps, recordings.values())
     license = " and ".join(dict.fromkeys(filter(None, licenses))) or None
@@ -206,6 +216,7 @@ def label_sweeps(
     teachers: Teachers,
     folder: Path,
     targets: Sequence[Path] | None = None,
+    labeler: SelfLabeler | None = None,
 ) -> list[TrainingSweep]:
     """Label observations scene by scene, and store points and labels.
 
@@ -215,11 +226,15 @@ def label_sweeps(
         teachers: of the recipe.
         folder: gets an npz per sweep, which baselines are fitted to.
         targets: file of the 3D teacher for each observation, if there is one.
+        labeler: a student of an earlier round, which adds its evidence for all points.
     """
     sweeps: list[TrainingSweep] = []
     for _, members in scenes(observations):
         seen = [stored.load() for stored in members]
-        labels = _camera_labels(seen, recipe)
+        own = None
+        if labeler is not None:
+            own = [labeler.probabilities(s.xyz, s.intensity, s.name) for s in seen]
+        labels = _camera_labels(seen, recipe, own)
         for sweep, (label, confidence) in zip(seen, labels):
             pixels = sweep.pixels
             if pixels is not None and recipe.text and recipe.text.source == "classes":
@@ -238,10 +253,12 @@ def label_sweeps(
     return sweeps
 
 
-def _camera_labels(sweeps: Sequence[Observation], recipe: Recipe) -> list[Labels]:
+def _camera_labels(
+    sweeps: Sequence[Observation], recipe: Recipe, own: Sequence[Array] | None = None
+) -> list[Labels]:
     """Labels of the sweeps of a scene by the camera teacher; none without one."""
     if recipe.teacher is not None:
-        return label_scene(sweeps, recipe.labels)
+        return label_scene(sweeps, recipe.labels, own, recipe.rounds.weight)
     counts = [len(sweep.xyz) for sweep in sweeps]
     return [(np.full(n, IGNORE, np.int16), np.zeros(n, np.float32)) for n in counts]
 

@@ -30,7 +30,7 @@ from pcseg_core.distill.pixels import PixelSampler, PointPixels
 from pcseg_core.errors import InputError
 from pcseg_core.files import slug
 from pcseg_core.labels import IGNORE, NO_CLASSES, LabelSpace
-from pcseg_core.learning.dataset import LabeledSectors, TrainingSweep
+from pcseg_core.learning.dataset import TrainingSweep
 from pcseg_core.learning.module import TrainingModule
 from pcseg_core.learning.objectives import Objective
 from pcseg_core.learning.objectives.alignment import Alignment
@@ -51,6 +51,7 @@ from pcseg_core.learning.runs import (
     recording_poses,
     torch_device,
 )
+from pcseg_core.learning.sectors import LabeledSectors
 from pcseg_core.learning.self_labels import SelfLabeler
 from pcseg_core.learning.start import check_start, take_over
 from pcseg_core.learning.teachers import (

@@ -25,6 +25,7 @@ from pcseg_core.distill.pseudo_labels import PseudoLabelConfig
 from pcseg_core.distill.temporal import TemporalConfig
 from pcseg_core.errors import InputError
 from pcseg_core.learning.augment import AugmentConfig, PairAugmentConfig
+from pcseg_core.learning.mixing import MixConfig
 from pcseg_core.models.student import StudentConfig
 from pcseg_core.vision.encoder_kinds import AnyEncoder
 from pcseg_core.vision.maskclip import DenseClipConfig
@@ -217,6 +218,7 @@ class TrainingRecipe(Section):
     """The sections that all training shares."""
 
     augment: AugmentConfig = Field(default_factory=AugmentConfig)
+    mix: MixConfig = Field(default_factory=MixConfig)
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     loss: LabelLossConfig = Field(default_factory=LabelLossConfig)
     seed: int = Field(0, ge=0, description="Seed of everything random")

@@ -15,7 +15,6 @@ from pcseg_core.labels import IGNORE
 from pcseg_core.learning.augment import augment_points
 from pcseg_core.learning.dataset import (
     Batch,
-    LabeledSectors,
     StepDataset,
     TrainingSweep,
     required_confidence,
@@ -24,6 +23,7 @@ from pcseg_core.learning.dataset import (
 )
 from pcseg_core.learning.objectives.segmentation import Segmentation, label_counts
 from pcseg_core.learning.recipe import AugmentConfig, OptimizerConfig, Recipe
+from pcseg_core.learning.sectors import LabeledSectors
 from pcseg_core.models.student import StudentOutput
 from pcseg_core.sparse.voxels import voxelize
 from pcseg_core.vision.teachers.espnetv2 import ESPNetv2Config

@@ -17,7 +17,7 @@ from torch import Tensor
 from pcseg_core.bundled import FILE_NAME, checkpoint_file
 from pcseg_core.data import Recording
 from pcseg_core.distill.cache import is_whole
-from pcseg_core.distill.labeling import Labels, label_scene
+from pcseg_core.distill.labeling import LabelModel, Labels, fit_label_model, label_scene
 from pcseg_core.distill.lidar_teacher import LidarTargets, LidarTeacher, read_targets, store_targets
 from pcseg_core.distill.observation import (
     ClassEvidence,
@@ -230,12 +230,16 @@ def label_sweeps(
         labeler: a student of an earlier round, which adds its evidence for all points.
     """
     sweeps: list[TrainingSweep] = []
+    model = LabelModel()
+    if recipe.teacher is not None:
+        loaded = ([stored.load() for stored in members] for _, members in scenes(observations))
+        model = fit_label_model(loaded, recipe.labels)
     for _, members in scenes(observations):
         seen = [stored.load() for stored in members]
         own = None
         if labeler is not None:
             own = [labeler.probabilities(s.xyz, s.intensity, s.name) for s in seen]
-        labels = _camera_labels(seen, recipe, own)
+        labels = _camera_labels(seen, recipe, model, own)
         for sweep, (label, confidence) in zip(seen, labels):
             pixels = sweep.pixels
             if pixels is not None and recipe.text and recipe.text.source == "classes":
@@ -255,11 +259,16 @@ def label_sweeps(
 
 
 def _camera_labels(
-    sweeps: Sequence[Observation], recipe: Recipe, own: Sequence[Array] | None = None
+    sweeps: Sequence[Observation],
+    recipe: Recipe,
+    model: LabelModel,
+    student: Sequence[Array] | None,
 ) -> list[Labels]:
     """Labels of the sweeps of a scene by the camera teacher; none without one."""
     if recipe.teacher is not None:
-        return label_scene(sweeps, recipe.labels, own, recipe.rounds.weight)
+        if student is not None:
+            student = [recipe.rounds.weight * probabilities for probabilities in student]
+        return label_scene(sweeps, recipe.labels, model, student)
     counts = [len(sweep.xyz) for sweep in sweeps]
     return [(np.full(n, IGNORE, np.int16), np.zeros(n, np.float32)) for n in counts]
 

@@ -54,8 +54,8 @@ def test_near_surfaces_are_thinned_to_the_density_of_a_range() -> None:
 
 def test_cameras_and_the_student_add_up() -> None:
     seen = Evidence(np.array([1], np.int32), np.array([1], np.float32), np.array([[0.9, 0.1]]))
-    own = np.array([[0.2, 0.8], [0.2, 0.8], [0, 0]], np.float32)
-    found = joined(seen, own, 0.5)
+    student = 0.5 * np.array([[0.2, 0.8], [0.2, 0.8], [0, 0]], np.float32)
+    found = joined(seen, student)
     assert found.index.tolist() == [0, 1]  # the third is out of the student's range
     assert found.weights == pytest.approx([0.5, 1.5])
     np.testing.assert_allclose(found.sums, [[0.1, 0.4], [1.0, 0.5]], atol=1e-6)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pcseg_core.bundled import FILE_NAME, checkpoint_file
 from pcseg_core.data import Recording
+from pcseg_core.data.diversity import diversity
 from pcseg_core.distill.cache import is_whole
 from pcseg_core.distill.labeling import LabelModel, Labels, fit_label_model, label_scene
 from pcseg_core.distill.lidar_teacher import LidarTargets, LidarTeacher, read_targets, store_targets
@@ -110,6 +111,7 @@ def distill(
     recordings = open_recordings(sources, names, lidar.inputs if lidar else None)
     if recipe.teacher is not None:
         check_cameras(recordings.values(), required=lidar is None)
+    note(diversity(recordings.values()).summary())
     teachers = load_teachers(recipe, lidar, space, on)
     observer = new_observer(recipe, teachers, folder)
     claim(out, recipe, parts, fresh)

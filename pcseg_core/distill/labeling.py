@@ -73,7 +73,10 @@ def fit_label_model(
 
 
 def label_scene(
-    sweeps: Sequence[Observation], config: PseudoLabelConfig, model: LabelModel | None = None
+    sweeps: Sequence[Observation],
+    config: PseudoLabelConfig,
+    model: LabelModel | None = None,
+    student: Sequence[npt.NDArray[np.float32]] | None = None,
 ) -> list[Labels]:
     """Pseudo labels of the sweeps of one scene, in the order of time.
 
@@ -84,11 +87,16 @@ def label_scene(
         sweeps: observations with class evidence.
         config: how evidence becomes labels.
         model: estimated from all scenes of the run; None estimates it from this scene alone.
+        student: (N_i, C) class probabilities of all points of each sweep by a student, times their
+            weight, where one camera's is 1; None for none.
     """
     scene = _Scene(sweeps, config)
+    cameras = scene.evidence
+    if student is not None:
+        scene.evidence = [joined(seen, own) for seen, own in zip(cameras, student)]
     model = fit_label_model([sweeps], config) if model is None else model
     found = []
-    for sweep, shares, own in zip(range(len(sweeps)), scene.fused(model), scene.evidence):
+    for sweep, shares, own in zip(range(len(sweeps)), scene.fused(model), cameras):
         if model.shapes is not None:
             shares = _reshaped(shares, model.shapes.logs(scene.shape(sweep)))
         label, confidence = likeliest(shares)
@@ -166,6 +174,15 @@ def _reshaped(
     before, after = shares.sum(1), scaled.sum(1)
     keep = np.divide(before, after, out=np.zeros_like(after), where=after > 0)
     return (scaled * keep[:, None]).astype(np.float32)
+
+
+def joined(seen: Evidence, student: npt.NDArray[np.float32]) -> Evidence:
+    """Evidence of cameras and weighted class probabilities of all points (N, C) together."""
+    sums, weights = student.copy(), student.sum(1)
+    sums[seen.index] += seen.sums
+    weights[seen.index] += seen.weights
+    index = np.flatnonzero(weights).astype(np.int32)
+    return Evidence(index, weights[index], sums[index])
 
 
 def class_probabilities(

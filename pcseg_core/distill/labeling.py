@@ -107,7 +107,7 @@ def label_scene(
 
 
 class _Scene:
-    """The sweeps of a scene with weighted evidence. Shapes are found once."""
+    """The sweeps of a scene with weighted evidence."""
 
     def __init__(self, sweeps: Sequence[Observation], config: PseudoLabelConfig) -> None:
         self.config = config
@@ -121,11 +121,10 @@ class _Scene:
         ]
 
     def shape(self, sweep: int) -> Shape:
-        """Shape around the points of a sweep."""
-        if sweep not in self._shapes:
-            xyz, intensity = self.clouds[sweep], self.intensities[sweep]
-            self._shapes[sweep] = shape_of(xyz, intensity, self.config.shape.ground)
-        return self._shapes[sweep]
+        """Shape around the points of a sweep. It is not kept: those of a drive fill the memory."""
+        if sweep in self._shapes:
+            return self._shapes.pop(sweep)
+        return shape_of(self.clouds[sweep], self.intensities[sweep], self.config.shape.ground)
 
     def fused(self, model: LabelModel) -> list[npt.NDArray[np.float32]]:
         """Class shares or probabilities (N_i, C) of all points, 0 where nothing is known."""
@@ -157,7 +156,8 @@ class _Scene:
         config = self.config
         if config.full_range_m == 0 and config.full_angle_deg == 0:
             return own
-        shape, factor = self.shape(sweep), np.ones(len(own.index), np.float32)
+        shape = self._shapes[sweep] = self.shape(sweep)
+        factor = np.ones(len(own.index), np.float32)
         if config.full_range_m > 0:
             factor *= config.full_range_m / np.maximum(shape.range[own.index], config.full_range_m)
         if config.full_angle_deg > 0:

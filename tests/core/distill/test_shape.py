@@ -6,8 +6,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from pcseg_core.distill.evidence import Evidence
+from pcseg_core.distill.labeling import label_scene
+from pcseg_core.distill.observation import Observation
+from pcseg_core.distill.pseudo_labels import PseudoLabelConfig
 from pcseg_core.distill.shape import Shape, shape_of
 from pcseg_core.distill.shape_model import ShapeConfig, ShapeModel
+from pcseg_core.labels import LabelSpace
 
 ROAD, WALL, TREE = range(3)
 
@@ -90,3 +95,30 @@ def test_classes_that_were_never_seen_gain_and_lose_nothing(
     model.add(shape, yard[1], np.where(yard[1] == TREE, 0.0, 1.0))
     assert np.allclose(model.logs(shape)[:, TREE], 0)
     assert np.abs(model.logs(shape)[:, ROAD]).max() > 1
+
+
+def test_labels_of_single_sweeps_are_corrected_by_shapes(
+    yard: tuple[np.ndarray, np.ndarray],
+) -> None:
+    space = LabelSpace.load("street")
+    road, wall = space.index("road"), space.index("structure")
+    xyz, classes = yard
+    keep = np.flatnonzero(classes != TREE)
+    xyz, true = xyz[keep], np.where(classes[keep] == ROAD, road, wall)
+    chances = np.full((len(xyz), len(space)), 0.01, np.float32)
+    chances[np.arange(len(xyz)), true] = 0.9
+    blurred = np.arange(0, len(xyz), 5)  # the pixels of these show the other class
+    other = road + wall - true
+    chances[blurred, true[blurred]], chances[blurred, other[blurred]] = 0.3, 0.6
+    index = np.arange(len(xyz), dtype=np.int32)
+    ones = np.ones(len(xyz), np.float32)
+    unposed = np.full((4, 4), np.nan)
+    seen = Evidence(index, ones, chances)
+    sweep = Observation("a", "s", 0, xyz, xyz, 0.2 * ones, unposed, evidence=seen)
+    shape = {"weight": 1.0, "ground": "ransac", "prior": 20.0}
+    far = PseudoLabelConfig(shape=shape, full_range_m=5)
+    for config, right in ((PseudoLabelConfig(), 0.8), (PseudoLabelConfig(shape=shape), 0.97)):
+        ((label, _),) = label_scene([sweep], config)
+        assert (label == true).mean() == pytest.approx(right, abs=0.03)
+    ((again, _),) = label_scene([sweep], far)
+    assert np.array_equal(again, label)

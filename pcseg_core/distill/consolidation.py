@@ -27,7 +27,7 @@ Int64 = npt.NDArray[np.int64]
 Bool = npt.NDArray[np.bool_]
 
 _VIEWS = 1 << 22  # numbers of views of one voxel
-_ROUNDS = 6  # of expectation maximization
+_ROUNDS = 12  # of expectation maximization
 
 
 class ConsolidationConfig(Section):
@@ -65,6 +65,13 @@ class ConsolidationConfig(Section):
         le=1,
         description="n looks count as n to the power of this; below 1 for looks that share errors",
     )
+    frequency_exponent: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Exponent of the estimated frequency of the classes as their prior; at 0 all "
+        "classes are equally likely, which favors rare ones",
+    )
     own_weight: float = Field(
         1.0, ge=0, description="Weight of the sweep's own look relative to those of other sweeps"
     )
@@ -90,7 +97,7 @@ def consolidate(
     poses: Sequence[npt.NDArray[np.float64]],
     evidence: Sequence[Evidence],
     config: ConsolidationConfig,
-    confusion: Float64 | None = None,
+    noise: LookNoise | None = None,
 ) -> list[Float32]:
     """Class probabilities of all points of a scene after all its observations.
 
@@ -99,17 +106,18 @@ def consolidate(
         poses: (4, 4) T_world_lidar of each sweep, in the order of time.
         evidence: class evidence of each sweep.
         config: voxels, noise and motion.
-        confusion: of one look, see `constant_confusion`; None takes the constant noise of `config`.
+        noise: of one look; None takes the constant noise of `config`.
 
     Returns:
         Per sweep (N_i, C) probabilities that sum to 1; zeros for points in voxels without evidence.
     """
-    if confusion is None:
-        confusion = constant_confusion(evidence[0].sums.shape[1], config.observation_noise)
+    if noise is None:
+        noise = LookNoise.constant(evidence[0].sums.shape[1], config.observation_noise)
     found: list[Float32] = []
     for part, looks in _windows(clouds, poses, evidence, config):
-        logs = looks.logs(confusion)
+        logs = looks.logs(noise.confusion)
         voxels, seen = looks.fused(logs, config.look_exponent)
+        voxels += config.frequency_exponent * np.log(noise.frequency)
         for rows, own, groups in zip(looks.rows, evidence[part], looks.groups):
             points = voxels[rows]
             points[own.index] += (config.own_weight - 1) * logs[groups]
@@ -117,13 +125,34 @@ def consolidate(
     return found
 
 
+@dataclass(frozen=True)
+class LookNoise:
+    """What looks show at each class.
+
+    Attributes:
+        confusion: (C, C + 1) probability that a look at class k shows class j, or none of them in
+            the last column.
+        frequency: (C,) share of the voxels that are of each class.
+    """
+
+    confusion: Float64
+    frequency: Float64
+
+    @classmethod
+    def constant(cls, classes: int, noise: float) -> LookNoise:
+        """Every look is right, or shows any class with a probability of `noise` in all."""
+        confusion = np.full((classes, classes + 1), noise / classes)
+        confusion[:, :classes] += (1 - noise) * np.eye(classes)
+        return cls(confusion, np.full(classes, 1 / classes))
+
+
 @dataclass
-class ConfusionEstimate:
-    """Confusion of one look, by expectation maximization over voxels with several looks.
+class NoiseEstimate:
+    """Noise of one look, by expectation maximization over voxels with several looks.
 
     The class of a voxel is latent, looks are annotators with one common confusion (Dawid and
-    Skene, 1979). Each look is compared with the other looks at its voxel alone. The constant noise
-    is the start, and `noise_prior` looks of it keep classes apart that are seldom seen.
+    Skene, 1979). The constant noise is the start, and
+    `noise_prior` looks of it keep classes apart that are seldom seen.
 
     Attributes:
         config: voxels, noise and motion.
@@ -144,38 +173,32 @@ class ConfusionEstimate:
             if len(repeated.voxel):
                 self._found.append(repeated)
 
-    def confusion(self) -> Float64 | None:
-        """(C, C + 1) as `constant_confusion`; None if no voxel has several looks."""
+    def estimate(self) -> LookNoise | None:
+        """The noise; None if no voxel has several looks."""
         if not self._found:
             return None
         classes = self._found[0].shares.shape[1] - 1
-        start = constant_confusion(classes, self.config.observation_noise)
-        confusion = start
+        start = noise = LookNoise.constant(classes, self.config.observation_noise)
         for _ in range(_ROUNDS):
-            counts = self.config.noise_prior * start
+            counts = self.config.noise_prior * start.confusion
             for looks in self._found:
-                counts = counts + looks.confused(confusion, self.config.look_exponent)
-            confusion = counts / counts.sum(1, keepdims=True)
-        return confusion
+                counts = counts + looks.confused(noise, self.config.look_exponent)
+            totals = counts.sum(1)
+            noise = LookNoise(counts / totals[:, None], totals / totals.sum())
+        return noise
 
 
-def probabilities_alone(evidence: Evidence, count: int, confusion: Float64) -> Float32:
+def probabilities_alone(
+    evidence: Evidence, count: int, noise: LookNoise, config: ConsolidationConfig
+) -> Float32:
     """Class probabilities (count, C) of the points of a sweep by its own look; 0 where unseen."""
     found = np.zeros((count, evidence.sums.shape[1]), np.float32)
     shares = _with_none(evidence.sums / evidence.weights[:, None])
-    weight = np.minimum(1, evidence.weights)[:, None]
-    found[evidence.index] = _softmax(weight * np.log(np.maximum(shares @ confusion.T, 1e-9)))
+    logs = np.log(np.maximum(shares @ noise.confusion.T, 1e-9))
+    logs *= np.minimum(1, evidence.weights)[:, None]
+    logs += config.frequency_exponent * np.log(noise.frequency)
+    found[evidence.index] = _softmax(logs)
     return found
-
-
-def constant_confusion(classes: int, noise: float) -> Float64:
-    """(C, C + 1) probability that a look at class k shows class j, or none in the last column.
-
-    Every look is right, or shows any class with a probability of `noise` in all.
-    """
-    confusion = np.full((classes, classes + 1), noise / classes)
-    confusion[:, :classes] += (1 - noise) * np.eye(classes)
-    return confusion
 
 
 @dataclass(frozen=True)
@@ -216,14 +239,13 @@ class _Looks:
         count = int(voxel.max(initial=-1)) + 1
         return _Looks(voxel, self.shares[several], self.weight[several], count, [], [])
 
-    def confused(self, confusion: Float64, exponent: float) -> Float64:
-        """(C, C + 1) expected number of looks that show j at class k, by the other looks."""
-        logs = self.logs(confusion)
-        weight = np.bincount(self.voxel, self.weight, self.count)[self.voxel] - self.weight
-        others = _sums(self.voxel, logs, self.count)[self.voxel] - logs
-        likely = _softmax(others * _damping(weight, exponent)[:, None])
-        likelihood = np.maximum(self.shares @ confusion.T, 1e-9)
-        counts: Float64 = (likely * self.weight[:, None] / likelihood).T @ self.shares * confusion
+    def confused(self, noise: LookNoise, exponent: float) -> Float64:
+        """(C, C + 1) expected number of looks that show j at class k."""
+        voxels, _ = self.fused(self.logs(noise.confusion), exponent)
+        likely = _softmax(voxels + np.log(noise.frequency))[self.voxel]
+        likelihood = np.maximum(self.shares @ noise.confusion.T, 1e-9)
+        joint = (likely * self.weight[:, None] / likelihood).T @ self.shares
+        counts: Float64 = joint * noise.confusion
         return counts
 
 

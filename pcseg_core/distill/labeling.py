@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pcseg_core.distill.consolidation import (
-    ConfusionEstimate,
     ConsolidationConfig,
+    LookNoise,
+    NoiseEstimate,
     consolidate,
     likeliest,
     probabilities_alone,
@@ -42,11 +43,11 @@ class LabelModel:
 
     Attributes:
         shapes: shapes of the classes; None if they are not used.
-        confusion: of one look, see `ConfusionEstimate`; None for the constant noise.
+        noise: of one look, see `NoiseEstimate`; None for the constant noise.
     """
 
     shapes: ShapeModel | None = None
-    confusion: npt.NDArray[np.float64] | None = None
+    noise: LookNoise | None = None
 
 
 def fit_label_model(
@@ -62,14 +63,14 @@ def fit_label_model(
     if config.shape.weight == 0 and not config.consolidation.estimate_noise:
         return LabelModel()
     shapes = ShapeModel(ground_classes(LabelSpace.load(config.label_space)), config.shape)
-    noise = ConfusionEstimate(config.consolidation)
+    noise = NoiseEstimate(config.consolidation)
     for sweeps in scenes:
         scene = _Scene(sweeps, config)
         if config.shape.weight > 0:
             scene.count_shapes(shapes)
         if config.consolidation.estimate_noise and scene.posed and config.consolidation.voxel_m:
             noise.add(scene.clouds, scene.poses, scene.evidence)
-    return LabelModel(shapes if config.shape.weight > 0 else None, noise.confusion())
+    return LabelModel(shapes if config.shape.weight > 0 else None, noise.estimate())
 
 
 def label_scene(
@@ -112,6 +113,7 @@ class _Scene:
     def __init__(self, sweeps: Sequence[Observation], config: PseudoLabelConfig) -> None:
         self.config = config
         self.clouds, self.poses = [s.deskewed for s in sweeps], [s.pose for s in sweeps]
+        self.intensities = [s.intensity for s in sweeps]
         self.posed = len(sweeps) > 1 and all(s.posed for s in sweeps)
         self._shapes: dict[int, Shape] = {}
         priors = class_priors(config)
@@ -122,7 +124,8 @@ class _Scene:
     def shape(self, sweep: int) -> Shape:
         """Shape around the points of a sweep."""
         if sweep not in self._shapes:
-            self._shapes[sweep] = shape_of(self.clouds[sweep], self.config.shape.ground)
+            xyz, intensity = self.clouds[sweep], self.intensities[sweep]
+            self._shapes[sweep] = shape_of(xyz, intensity, self.config.shape.ground)
         return self._shapes[sweep]
 
     def fused(self, model: LabelModel) -> list[npt.NDArray[np.float32]]:
@@ -130,13 +133,15 @@ class _Scene:
         config = self.config
         if self.posed and config.consolidation.voxel_m > 0:
             return consolidate(
-                self.clouds, self.poses, self.evidence, config.consolidation, model.confusion
+                self.clouds, self.poses, self.evidence, config.consolidation, model.noise
             )
         if self.posed and config.propagate_voxel_m > 0:
             return propagated_shares(self.clouds, self.poses, self.evidence, config)
         own = zip(self.evidence, (len(xyz) for xyz in self.clouds))
-        if model.confusion is not None:
-            return [probabilities_alone(e, count, model.confusion) for e, count in own]
+        if model.noise is not None:
+            return [
+                probabilities_alone(e, count, model.noise, config.consolidation) for e, count in own
+            ]
         return [own_shares(e, count) for e, count in own]
 
     def count_shapes(self, shapes: ShapeModel) -> None:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from pcseg_core.distill.cache import write_arrays
 from pcseg_core.distill.lidar_teacher import LidarTargets
-from pcseg_core.distill.losses import LabelLossConfig
+from pcseg_core.distill.losses import confident_labels
 from pcseg_core.distill.pixels import PointPixels
 from pcseg_core.labels import IGNORE
 from pcseg_core.models.student import Points
@@ -56,44 +56,8 @@ class TrainingSweep:
         write_arrays(path, {name: v for name, v in vars(self).items() if name not in others})
 
     def confident(self, required: float | Array) -> npt.NDArray[np.int64]:
-        """(N,) labels, IGNORE where the confidence is too low.
-
-        Args:
-            required: least confidence of all labels, or (C,) of those of each class.
-        """
-        label = self.label.astype(np.int64)
-        least = required if np.ndim(required) == 0 else np.asarray(required)[label]
-        return np.where(self.confidence >= least, label, IGNORE)
-
-
-_LEVELS = 1024  # of confidence; a power of two, so that levels are exact
-
-
-def required_confidence(sweeps: Iterable[TrainingSweep], config: LabelLossConfig) -> float | Array:
-    """Least confidence of the labels that are trained on.
-
-    Class-balanced: the threshold of a class falls until the quota of its labels is kept (Zou et
-    al., CBST, ECCV 2018, arXiv 1810.07911, algorithm 2), but never above `min_confidence` nor
-    below `least_confidence`.
-
-    Returns:
-        `min_confidence` without a quota, else (C,) the threshold of each class that has labels.
-    """
-    if config.class_quota == 0:
-        return config.min_confidence
-    counts = np.zeros(1, np.int64)
-    for sweep in sweeps:
-        known = sweep.label != IGNORE
-        level = (sweep.confidence[known] * _LEVELS).astype(np.int64).clip(0, _LEVELS)
-        found = np.bincount(sweep.label[known].astype(np.int64) * (_LEVELS + 1) + level)
-        counts = np.pad(counts, (0, max(0, len(found) - len(counts))))
-        counts[: len(found)] += found
-    counts = np.pad(counts, (0, -len(counts) % (_LEVELS + 1))).reshape(-1, _LEVELS + 1)
-    kept = counts[:, ::-1].cumsum(1)[:, ::-1]  # labels at or above each level
-    enough = kept >= config.class_quota * kept[:, :1]
-    highest = (enough.sum(1) - 1) / _LEVELS
-    least: Array = highest.clip(min=config.least_confidence).clip(max=config.min_confidence)
-    return least
+        """(N,) labels, IGNORE where the confidence is too low, see `confident_labels`."""
+        return confident_labels(self.label, self.confidence, required)
 
 
 class _Tensors:

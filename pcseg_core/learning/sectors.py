@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pcseg_core.distill.cache import Stored
 from pcseg_core.distill.lidar_teacher import LidarTargets
+from pcseg_core.distill.losses import required_confidence
 from pcseg_core.distill.pixels import PointPixels
 from pcseg_core.labels import IGNORE
 from pcseg_core.learning.augment import (
@@ -24,14 +25,7 @@ from pcseg_core.learning.augment import (
     sector_mask,
     thin,
 )
-from pcseg_core.learning.dataset import (
-    Batch,
-    LidarBatch,
-    PixelBatch,
-    TrainingSweep,
-    required_confidence,
-    sector_points,
-)
+from pcseg_core.learning.dataset import Batch, LidarBatch, PixelBatch, TrainingSweep, sector_points
 from pcseg_core.learning.mixing import Cloud, mix_azimuths, mix_elevations, turned
 from pcseg_core.learning.recipe import TrainingRecipe
 from pcseg_core.learning.things import Things, paste
@@ -55,7 +49,8 @@ class LabeledSectors:
 
     def __init__(self, sweeps: Sequence[TrainingSweep], recipe: TrainingRecipe) -> None:
         self.sweeps, self.recipe = sweeps, recipe
-        self.required = required_confidence(sweeps, recipe.loss)
+        labels = ((sweep.label, sweep.confidence) for sweep in sweeps)
+        self.required = required_confidence(labels, recipe.loss)
         self.scenes = ScenePicker([sweep.scene for sweep in sweeps])
         self.things = Things(sweeps if recipe.mix.things else (), self.required, recipe.mix)
 
@@ -86,8 +81,8 @@ class LabeledSectors:
         azimuth = labeled_azimuth(sweep.xyz, labels, width, rng)
         mask = sector_mask(sweep.xyz, azimuth, width)
         keep = np.flatnonzero(mask & keep_some(sweep.xyz, self.recipe.augment, rng))
-        parts = (sweep.xyz, sweep.intensity, labels, sweep.confidence)
-        return Cloud(*(part[keep] for part in parts), origin=keep), azimuth
+        parts = (sweep.xyz, sweep.intensity, labels, sweep.confidence, np.arange(len(labels)))
+        return Cloud(*(part[keep] for part in parts)), azimuth
 
     def _mixed(self, cloud: Cloud, azimuth: float, scene: str, rng: Rng) -> Cloud:
         """A sector with parts of another scene and things of others, as `recipe.mix` says."""

@@ -107,7 +107,8 @@ def find_things(sweep: TrainingSweep, required: float | Array) -> Iterator[Thing
     At least half of the labels of a cluster are confident.
     """
     confident = sweep.confident(required)
-    parts = (sweep.xyz, sweep.intensity, confident, sweep.confidence)
+    numbers = np.arange(len(confident))
+    parts = (sweep.xyz, sweep.intensity, confident, sweep.confidence, numbers)
     by_x = sweep.xyz[np.argsort(sweep.xyz[:, 0])]
     for label, chosen in _clusters_of_labels(sweep):
         points = sweep.xyz[chosen]
@@ -120,7 +121,7 @@ def find_things(sweep: TrainingSweep, required: float | Array) -> Iterator[Thing
         near = near[np.abs(near[:, 1] - center[1]) < reach]
         ground = float(np.percentile(near[:, 2], 2))
         if high[2] - ground >= _LEAST_HEIGHT_M and low[2] - ground <= _GREATEST_GAP_M:
-            cloud = Cloud(*(part[chosen] for part in parts), origin=chosen)
+            cloud = Cloud(*(part[chosen] for part in parts))
             yield Thing(cloud, label, sweep.scene, center, radius, ground)
 
 

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pcseg_core.distill.consolidation import (
-    ConfusionEstimate,
     ConsolidationConfig,
+    LookNoise,
+    NoiseEstimate,
     consolidate,
     likeliest,
     moving_points,
@@ -240,11 +241,11 @@ def test_the_confusion_of_looks_is_found_without_truth() -> None:
         evidence.append(evidence_of(dict(enumerate((0.97 * np.eye(3)[shown] + 0.01).tolist()))))
     config = CONFIG.model_copy(update={"estimate_noise": True, "noise_prior": 20.0})
     scene = [cloud] * 6, [HERE] * 6, evidence
-    estimate = ConfusionEstimate(config)
-    assert estimate.confusion() is None
+    estimate = NoiseEstimate(config)
+    assert estimate.estimate() is None
     estimate.add(*scene)
-    found = estimate.confusion()
-    assert found is not None and np.abs(found[:, :3] - confusion).max() < 0.08
+    found = estimate.estimate()
+    assert found is not None and np.abs(found.confusion[:, :3] - confusion).max() < 0.08
     right = consolidate(*scene, config, found)[0].argmax(1) == true
     usual = consolidate(*scene, config)[0].argmax(1) == true
     assert right[true == 1].mean() > usual[true == 1].mean() + 0.1
@@ -252,7 +253,8 @@ def test_the_confusion_of_looks_is_found_without_truth() -> None:
 
 def test_a_single_sweep_uses_the_confusion_of_other_scenes() -> None:
     confusion = np.array([[0.9, 0.1, 0], [0.4, 0.6, 0]])
-    found = probabilities_alone(evidence_of({1: [1.0, 0.0]}), 2, confusion)
+    noise = LookNoise(confusion, np.array([0.5, 0.5]))
+    found = probabilities_alone(evidence_of({1: [1.0, 0.0]}), 2, noise, CONFIG)
     assert found[0].tolist() == [0, 0]
     assert found[1] == pytest.approx([0.9 / 1.3, 0.4 / 1.3], abs=1e-6)
 

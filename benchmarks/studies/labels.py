@@ -84,7 +84,7 @@ class LabelStudy(study.Study):
         on = switched_on(base)
         if not on:
             raise InputError(f"the recipe has none of the parts {', '.join(PARTS)}")
-        self.parts = study.chosen_rows(parts, on, "part of the recipe")
+        self.parts = study.chosen_rows(parts, on, "switched-on part")
         self.absent = [name for name in PARTS if name not in on]
         self.base, self.data, self.work, self.device = base, data, work, device
         self.recipes = variants(base, self.parts)
@@ -96,7 +96,7 @@ class LabelStudy(study.Study):
         }
         super().__init__(out, settings, ("row", "seed"))
 
-    @property
+    @cached_property
     def same(self) -> dict[str, str]:
         """For each row the first one with its recipe."""
         known = list(self.recipes.items())
@@ -187,11 +187,11 @@ def labels(
     labeled recordings they are measured against the ground truth too.
     """
     study.check_outputs(json_, picture)
+    drives = _drives(data, held_out, test)
     if not data:
         steps = steps or _TRIAL_STEPS
     base = load_recipe(recipe_file(recipe or ("kitti" if data else "simulated")))
     folder = work or json_.with_suffix(".work")
-    drives = _drives(data, held_out, test)
     rows = LabelStudy(adjusted(base, steps=steps), drives, json_, folder, device, part)
     note(f"parts: {', '.join(rows.parts)}; not in the recipe: {', '.join(rows.absent)}")
     content = rows.run(seeds, note)

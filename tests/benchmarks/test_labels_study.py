@@ -168,7 +168,7 @@ def test_a_study_runs_on_simulated_drives_and_resumes(
 
 def test_what_cannot_be_studied_is_refused(tmp_path: Path) -> None:
     recipe = Recipe.model_validate(small_recipe())
-    with pytest.raises(InputError, match="no part of the recipe rounds; part of the recipes: "):
+    with pytest.raises(InputError, match="no switched-on part rounds; switched-on parts: "):
         labels.LabelStudy(
             recipe, labels.Drives([], []), tmp_path / "a.json", tmp_path, "cpu", ["rounds"]
         )

@@ -207,8 +207,9 @@ class _Looks:
     def fused(self, logs: Float64, exponent: float) -> tuple[Float64, Bool]:
         """(V, C) log probabilities up to a constant, and which voxels have a look."""
         total = _sums(self.voxel, logs, self.count)
-        weight = np.bincount(self.voxel, self.weight, self.count)
-        return total * _damping(weight, exponent)[:, None], weight > 0
+        weight = np.bincount(self.voxel, self.weight, self.count).astype(np.float64)
+        fused: Float64 = total * _damping(weight, exponent)[:, None]
+        return fused, weight > 0
 
     def repeated(self) -> _Looks:
         """The looks at voxels with several of them; without the points."""
@@ -274,7 +275,8 @@ def _direction(
     around = (azimuth / np.radians(config.look_deg)).astype(np.int64)
     distance = np.maximum(np.linalg.norm(rays, axis=1), 1.0)
     steps = (np.log(distance) / np.log(config.look_ratio)).astype(np.int64)
-    return steps * 4096 + around
+    looks: Int64 = steps * 4096 + around
+    return looks
 
 
 def _damping(weight: Float64, exponent: float) -> Float64:

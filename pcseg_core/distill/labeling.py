@@ -173,7 +173,8 @@ def _reshaped(
     scaled = shares * np.exp(logs)
     before, after = shares.sum(1), scaled.sum(1)
     keep = np.divide(before, after, out=np.zeros_like(after), where=after > 0)
-    return (scaled * keep[:, None]).astype(np.float32)
+    result: npt.NDArray[np.float32] = (scaled * keep[:, None]).astype(np.float32)
+    return result
 
 
 def joined(seen: Evidence, student: npt.NDArray[np.float32]) -> Evidence:

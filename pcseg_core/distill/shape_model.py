@@ -88,7 +88,8 @@ class ShapeModel:
         edges, forms, tones = self._tables = self._tables or self._fit()
         zone = np.digitize(shape.range, _RANGE_M)
         ratio = forms[zone, _form(shape)] + tones[zone, shape.ground * 1, _tone(shape, edges)]
-        return self.config.weight * ratio + self._physics(shape)
+        logs: Float64 = self.config.weight * ratio + self._physics(shape)
+        return logs
 
     def _fit(self) -> tuple[Float64, Float64, Float64]:
         """Edges of brightness, and log ratios by (zone, form, C) and (zone, ground, tone, C)."""

@@ -62,7 +62,8 @@ class PseudoLabels:
 
     def labels(self, index: int) -> Array:
         """Class ids (N,) int64 of a sweep, IGNORE for points left out of the training."""
-        return confident_labels(*self._read(index, "label", "confidence"), self.required)
+        label, confidence = self._read(index, "label", "confidence")
+        return confident_labels(label, confidence, self.required)
 
     def confidence(self, index: int) -> Array:
         """Confidence (N,) float32 in 0..1 of a sweep's labels."""

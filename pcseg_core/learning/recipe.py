@@ -196,7 +196,10 @@ class RoundsConfig(Section):
         "keep as many points as they would have at this range",
     )
     weight: float = Field(
-        1.0, gt=0, description="Weight of the student's probabilities relative to one camera's"
+        0.3,
+        gt=0,
+        description="Weight of the student's probabilities relative to one camera's; with 1 it "
+        "outvotes the cameras on rare classes",
     )
 
 

@@ -32,7 +32,6 @@ class Shape:
         height: (N,) float32 height above the ground [m]; NaN far from any ground.
         upright: (N,) float32 in 0..1: 0 on a level surface, 1 on a vertical one; the sine of the
             angle between the normal and the vertical axis.
-        flatness: (N,) float32 in 0..1, planarity of the neighborhood.
         spread: (N,) float32 deviation of the neighborhood from its plane [m].
         incidence: (N,) float32 in 0..1, sine of the angle between the ray and the surface; 1 where
             the ray meets the surface at a right angle.
@@ -43,7 +42,6 @@ class Shape:
     ground: Bool
     height: Float32
     upright: Float32
-    flatness: Float32
     spread: Float32
     incidence: Float32
     range: Float32
@@ -58,8 +56,7 @@ def shape_of(xyz: Array, intensity: Array, ground: GroundMethod = "auto") -> Sha
     """Shape around each point of a sweep.
 
     Planes are fitted to the nearest occupied voxels of each occupied voxel. Their number is fixed,
-    so that neighborhoods grow with the distance of the returns. Planarity is that of Demantke et
-    al., 2011, with eigenvalues instead of deviations.
+    so that neighborhoods grow with the distance of the returns.
 
     Args:
         xyz: (N, 3) finite points, LiDAR frame, z up [m].
@@ -74,12 +71,10 @@ def shape_of(xyz: Array, intensity: Array, ground: GroundMethod = "auto") -> Sha
     brightness = middle[near, 3].mean(1)
     normal, values = normal[inverse], values[inverse]
     rays = xyz / np.maximum(distance, 1e-6)[:, None]
-    largest = np.maximum(values[:, 2], 1e-9)
     return Shape(
         on_ground,
         _above_ground(xyz, on_ground),
         np.sqrt(np.clip(1 - normal[:, 2] ** 2, 0, 1)).astype(np.float32),
-        ((values[:, 1] - values[:, 0]) / largest).astype(np.float32),
         np.sqrt(np.maximum(values[:, 0], 0)).astype(np.float32),
         np.abs((rays * normal).sum(1)).astype(np.float32),
         distance.astype(np.float32),

@@ -123,7 +123,7 @@ def small_recipe(**changes: Any) -> dict[str, Any]:
         "teacher": {**BUNDLED, "scales": [1.0]},
         "student": SMALL.model_dump(mode="json"),
         "optimizer": {"steps": 1, "batch_size": 1},
-        "loss": {"min_confidence": 0.4},
+        "loss": {"min_confidence": 0.3},
         **changes,
     }
 

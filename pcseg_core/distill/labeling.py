@@ -15,6 +15,7 @@ from pcseg_core.distill.consolidation import (
     NoiseEstimate,
     consolidate,
     likeliest,
+    moving_points,
     probabilities_alone,
 )
 from pcseg_core.distill.evidence import Evidence
@@ -134,7 +135,10 @@ class _Scene:
                 self.clouds, self.poses, self.evidence, config.consolidation, model.confusion
             )
         if self.posed and config.propagate_voxel_m > 0:
-            return propagated_shares(self.clouds, self.poses, self.evidence, config)
+            moving = None
+            if not config.propagate_moving:
+                moving = moving_points(self.clouds, self.poses, config.consolidation)
+            return propagated_shares(self.clouds, self.poses, self.evidence, config, moving)
         own = zip(self.evidence, (len(xyz) for xyz in self.clouds))
         if model.confusion is not None:
             return [probabilities_alone(e, count, model.confusion) for e, count in own]

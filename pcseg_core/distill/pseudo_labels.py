@@ -70,6 +70,11 @@ class PseudoLabelConfig(Section):
     propagate_min_weight: float = Field(
         2.0, gt=0, description="Evidence of a voxel, in fully visible pixels, that it needs"
     )
+    propagate_moving: bool = Field(
+        True,
+        description="Also propagate labels at places that a sweep before or after sees through; "
+        "what moves smears along its path",
+    )
     carried_confidence: float = Field(
         1.0, gt=0, le=1, description="Factor on the confidence of points that only others see"
     )
@@ -226,6 +231,7 @@ def propagated_shares(
     poses: Sequence[np.ndarray],
     evidence: Sequence[Evidence],
     config: PseudoLabelConfig,
+    moving: Sequence[np.ndarray] | None = None,
 ) -> list[np.ndarray]:
     """Class shares of all sweeps of a scene. World voxels propagate evidence between the sweeps.
 
@@ -238,6 +244,7 @@ def propagated_shares(
         poses: (4, 4) T_world_lidar of each sweep.
         evidence: class evidence of each sweep.
         config: voxel size and weights.
+        moving: (N_i,) bool of each sweep, points that neither give nor take; None for none.
 
     Returns:
         Per sweep (N_i, C) share of each class of all the evidence of a point, 0 without any.
@@ -246,6 +253,8 @@ def propagated_shares(
     start[:3, 3] = -np.floor(poses[0][:3, 3] / config.propagate_voxel_m) * config.propagate_voxel_m
     moved = [start @ pose for pose in poses]
     keys = [world_keys(xyz, pose, config.propagate_voxel_m) for xyz, pose in zip(clouds, moved)]
+    if moving is not None:
+        keys = [np.where(alone, -1, k) for k, alone in zip(keys, moving)]
     seen = np.concatenate([k[e.index] for k, e in zip(keys, evidence)])
     if len(seen) == 0:
         return [own_shares(own, len(xyz)) for xyz, own in zip(clouds, evidence)]

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Train the bundled LiDAR segmenter on simulated sweeps and their exact labels.
+
+    python training/street.py --out runs/bundled
+
+Every town and every LiDAR is drawn by a seed (`pcseg_core/simulation/variety.py`). No real data is
+used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+from pydantic import Field
+
+from pcseg_core.files import atomic_path
+from pcseg_core.labels import LabelSpace, grouping
+from pcseg_core.learning.augment import AugmentConfig
+from pcseg_core.learning.dataset import LabeledSectors, TrainingSweep
+from pcseg_core.learning.module import TrainingModule
+from pcseg_core.learning.objectives.segmentation import Segmentation, class_counts
+from pcseg_core.learning.recipe import LabelLossConfig, OptimizerConfig, TrainingRecipe
+from pcseg_core.learning.runs import finish, input_statistics
+from pcseg_core.learning.trainer import train
+from pcseg_core.models.student import Student, StudentConfig
+from pcseg_core.progress import bar
+from pcseg_core.simulation.recording import SimulatedDrive
+
+SPACE = "street"
+
+
+class StreetRecipe(TrainingRecipe):
+    """Data and training of the segmenter."""
+
+    towns: int = Field(default=300, ge=1, description="Towns, each with a LiDAR of its own")
+    first_seed: int = Field(default=20_000, ge=0, description="Seed of the first town")
+    sweeps: int = Field(default=2, ge=1, description="Sweeps of each town")
+    stride: int = Field(default=25, ge=1, description="Tenths of a second between two sweeps")
+    student: StudentConfig = Field(
+        default_factory=lambda: StudentConfig(depth=14, width=0.25, voxel_size_m=0.15)
+    )
+    augment: AugmentConfig = Field(default_factory=lambda: AugmentConfig(beam_drop=0.7))
+    optimizer: OptimizerConfig = Field(
+        default_factory=lambda: OptimizerConfig(steps=2000, learning_rate=6e-3)
+    )
+    loss: LabelLossConfig = Field(default_factory=LabelLossConfig)
+
+
+def render(seed: int, recipe: StreetRecipe, cache: Path) -> Path:
+    """File with the labeled sweeps of a town, cached."""
+    path = cache / f"{seed}-{recipe.sweeps}x{recipe.stride}.npz"
+    if not path.is_file():
+        drive = SimulatedDrive(
+            seed,
+            town="varied",
+            sensor="varied",
+            cameras=0,
+            sweeps=recipe.sweeps,
+            stride=recipe.stride,
+        )
+        groups = np.asarray(grouping(drive.label_space, LabelSpace.load(SPACE)), np.int16)
+        arrays = {}
+        for k in range(recipe.sweeps):
+            sample = drive[k]
+            near = np.linalg.norm(sample.cloud.xyz, axis=1) < recipe.student.max_range_m
+            arrays[f"xyz{k}"] = sample.cloud.xyz[near]
+            arrays[f"intensity{k}"] = sample.cloud.intensity[near]
+            arrays[f"label{k}"] = groups[sample.labels[near]]
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, **arrays)
+    return path
+
+
+def sweeps(recipe: StreetRecipe, cache: Path, workers: int) -> Iterator[TrainingSweep]:
+    """Sweeps of all towns, rendered where the cache lacks them."""
+    cache.mkdir(parents=True, exist_ok=True)
+    seeds = range(recipe.first_seed, recipe.first_seed + recipe.towns)
+    with (
+        ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool,
+        bar("rendering towns") as progress,
+    ):
+        jobs = [pool.submit(render, seed, recipe, cache) for seed in seeds]
+        for count, (seed, job) in enumerate(zip(seeds, jobs)):
+            stored = np.load(job.result())
+            progress(count + 1, len(jobs))
+            for k in range(recipe.sweeps):
+                xyz, intensity, label = (stored[f"{n}{k}"] for n in ("xyz", "intensity", "label"))
+                yield TrainingSweep(xyz, intensity, label, np.ones(len(xyz), np.float32), str(seed))
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="Run directory.")] = Path("runs/bundled"),
+    cache: Annotated[Path, typer.Option(help="Folder of rendered sweeps.")] = Path(
+        "runs/street_sweeps"
+    ),
+    workers: Annotated[int, typer.Option(help="Processes that render.")] = 2,
+) -> None:
+    """Render and train; OUT gets the checkpoint."""
+    recipe = StreetRecipe()
+    space = LabelSpace.load(SPACE)
+    data = list(sweeps(recipe, cache, workers))
+    torch.manual_seed(recipe.seed)
+    student = Student(recipe.student, len(space))
+    counts = class_counts(data, len(space), recipe.loss.min_confidence)
+    module = TrainingModule(
+        student,
+        [Segmentation(recipe.loss, counts)],
+        LabeledSectors(data, recipe),
+        recipe.optimizer,
+    )
+    metrics = train(module, out, "cpu")
+    metrics["sources"] = f"simulated sweeps, seeds {recipe.first_seed} to {recipe.last_seed}"
+    finish(student, space, recipe, metrics, out, inputs=input_statistics(data, ()))
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 
 from pcseg_core.distill.cache import Stored, write_arrays
 from pcseg_core.distill.lidar_teacher import LidarTargets
+from pcseg_core.distill.losses import LabelLossConfig
 from pcseg_core.distill.pixels import PointPixels
 from pcseg_core.labels import IGNORE
 from pcseg_core.learning.augment import (
@@ -62,9 +63,45 @@ class TrainingSweep:
         others = ("pixels", "lidar")
         write_arrays(path, {name: v for name, v in vars(self).items() if name not in others})
 
-    def confident(self, minimum: float) -> npt.NDArray[np.int64]:
-        """(N,) labels, IGNORE where the confidence is below the minimum."""
-        return np.where(self.confidence >= minimum, self.label, IGNORE).astype(np.int64)
+    def confident(self, required: float | Array) -> npt.NDArray[np.int64]:
+        """(N,) labels, IGNORE where the confidence is too low.
+
+        Args:
+            required: least confidence of all labels, or (C,) of those of each class.
+        """
+        label = self.label.astype(np.int64)
+        least = required if np.ndim(required) == 0 else np.asarray(required)[label]
+        return np.where(self.confidence >= least, label, IGNORE)
+
+
+_LEVELS = 1024  # of confidence; a power of two, so that levels are exact
+
+
+def required_confidence(sweeps: Iterable[TrainingSweep], config: LabelLossConfig) -> float | Array:
+    """Least confidence of the labels that are trained on.
+
+    Class-balanced: the threshold of a class falls until the quota of its labels is kept (Zou et
+    al., CBST, ECCV 2018, arXiv 1810.07911, algorithm 2), but never above `min_confidence` nor
+    below `least_confidence`.
+
+    Returns:
+        `min_confidence` without a quota, else (C,) the threshold of each class that has labels.
+    """
+    if config.class_quota == 0:
+        return config.min_confidence
+    counts = np.zeros(1, np.int64)
+    for sweep in sweeps:
+        known = sweep.label != IGNORE
+        level = (sweep.confidence[known] * _LEVELS).astype(np.int64).clip(0, _LEVELS)
+        found = np.bincount(sweep.label[known].astype(np.int64) * (_LEVELS + 1) + level)
+        counts = np.pad(counts, (0, max(0, len(found) - len(counts))))
+        counts[: len(found)] += found
+    counts = np.pad(counts, (0, -len(counts) % (_LEVELS + 1))).reshape(-1, _LEVELS + 1)
+    kept = counts[:, ::-1].cumsum(1)[:, ::-1]  # labels at or above each level
+    enough = kept >= config.class_quota * kept[:, :1]
+    highest = (enough.sum(1) - 1) / _LEVELS
+    least: Array = highest.clip(min=config.least_confidence).clip(max=config.min_confidence)
+    return least
 
 
 class _Tensors:
@@ -229,10 +266,14 @@ class LabeledSectors:
     Args:
         sweeps: labeled sweeps.
         recipe: optimizer, augmentation, least confidence and seed.
+
+    Attributes:
+        required: least confidence of the labels, see `required_confidence`.
     """
 
     def __init__(self, sweeps: Sequence[TrainingSweep], recipe: TrainingRecipe) -> None:
         self.sweeps, self.recipe = sweeps, recipe
+        self.required = required_confidence(sweeps, recipe.loss)
         self.scenes = ScenePicker([sweep.scene for sweep in sweeps])
 
     def draw(self, step: int, rank: int = 0, world: int = 1) -> list[Batch]:
@@ -242,7 +283,7 @@ class LabeledSectors:
 
     def _sector(self, rng: np.random.Generator) -> Batch:
         recipe, sweep = self.recipe, self.sweeps[self.scenes.draw(rng)]
-        labels = sweep.confident(recipe.loss.min_confidence)
+        labels = sweep.confident(self.required)
         mask = labeled_sector(sweep.xyz, labels, recipe.optimizer.sector_deg, rng)
         mask &= keep_some(sweep.xyz, recipe.augment, rng)
         keep = np.flatnonzero(mask)

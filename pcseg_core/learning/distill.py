@@ -36,7 +36,7 @@ from pcseg_core.learning.objectives import Objective
 from pcseg_core.learning.objectives.alignment import Alignment
 from pcseg_core.learning.objectives.lidar_teacher import LidarDistillation
 from pcseg_core.learning.objectives.regression import Regression
-from pcseg_core.learning.objectives.segmentation import Segmentation, class_counts
+from pcseg_core.learning.objectives.segmentation import Segmentation, label_counts
 from pcseg_core.learning.objectives.self_training import SelfTraining
 from pcseg_core.learning.objectives.text import TextRegression
 from pcseg_core.learning.recipe import Recipe, TextConfig
@@ -297,7 +297,8 @@ def new_module(
     text, lidar = teachers.text, teachers.lidar
     if recipe.optimizer.heads_only:
         loss = loss.model_copy(update={"cross_entropy": 0.0, "lovasz": 0.0})
-    counts = class_counts(sweeps, classes, loss.min_confidence)
+    sectors = LabeledSectors(sweeps, recipe)
+    counts = label_counts(sweeps, classes, sectors.required)
     found: list[Objective] = []
     if teachers.space == NO_CLASSES:
         student.network.classifier.requires_grad_(False)
@@ -307,7 +308,7 @@ def new_module(
         # Beside cameras, a 3D teacher has no say on classes that it lacks.
         compared = lidar.knows if teachers.camera else np.ones(classes, bool)
         width = student.network.feature_channels
-        found.append(LidarDistillation(lidar, compared, counts, loss.class_balance, width))
+        found.append(LidarDistillation(lidar, compared, counts.sum(1), loss.class_balance, width))
     if loss.regression:
         found.append(Regression(loss.regression))
     if text is not None and recipe.text is not None:
@@ -318,7 +319,7 @@ def new_module(
     return TrainingModule(
         student,
         found,
-        LabeledSectors(sweeps, recipe),
+        sectors,
         recipe.optimizer,
         self_training=self_training(recipe, torch.ones(classes, dtype=torch.bool)),
     )
@@ -343,5 +344,5 @@ def self_training(recipe: Recipe, open_classes: Tensor) -> SelfTraining | None:
 
 def class_shares(sweeps: Sequence[TrainingSweep], space: LabelSpace) -> dict[str, float]:
     """Share of each class among all labels."""
-    counts = class_counts(sweeps, len(space), 0.0)
+    counts = label_counts(sweeps, len(space), 0.0).sum(1)
     return dict(zip(space.names, (counts / max(1, counts.sum())).round(5).tolist()))

@@ -20,6 +20,7 @@ from pcseg_core.config import Section, load_yaml, parse_section
 from pcseg_core.distill.alignment import AlignmentConfig
 from pcseg_core.distill.image_views import ViewConfig
 from pcseg_core.distill.lidar_teacher import LidarTeacherConfig
+from pcseg_core.distill.losses import LabelLossConfig
 from pcseg_core.distill.pseudo_labels import PseudoLabelConfig
 from pcseg_core.distill.temporal import TemporalConfig
 from pcseg_core.errors import InputError
@@ -58,19 +59,6 @@ class OptimizerConfig(Section):
         False,
         description="Train the text and regression heads only, on frozen features of the run to "
         "start from; its own classes do not change",
-    )
-
-
-class LabelLossConfig(Section):
-    """Weights of the objectives that need labels, and the labels they use."""
-
-    cross_entropy: float = Field(1.0, ge=0, description="Weight of the cross-entropy")
-    lovasz: float = Field(1.0, ge=0, description="Weight of the Lovász-softmax loss")
-    min_confidence: float = Field(
-        0.6, ge=0, lt=1, description="Labels with less confidence are not trained on"
-    )
-    class_balance: float = Field(
-        0.5, ge=0, le=1, description="Exponent of the inverse class frequency in the class weights"
     )
 
 

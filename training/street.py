@@ -20,13 +20,14 @@ import torch
 import typer
 from pydantic import Field
 
+from pcseg_core.distill.losses import LabelLossConfig
 from pcseg_core.files import atomic_path
 from pcseg_core.labels import LabelSpace, grouping
 from pcseg_core.learning.augment import AugmentConfig
 from pcseg_core.learning.dataset import LabeledSectors, TrainingSweep
 from pcseg_core.learning.module import TrainingModule
-from pcseg_core.learning.objectives.segmentation import Segmentation, class_counts
-from pcseg_core.learning.recipe import LabelLossConfig, OptimizerConfig, TrainingRecipe
+from pcseg_core.learning.objectives.segmentation import Segmentation, label_counts
+from pcseg_core.learning.recipe import OptimizerConfig, TrainingRecipe
 from pcseg_core.learning.runs import finish, input_statistics
 from pcseg_core.learning.trainer import train
 from pcseg_core.models.student import Student, StudentConfig
@@ -108,12 +109,9 @@ def main(
     data = list(sweeps(recipe, cache, workers))
     torch.manual_seed(recipe.seed)
     student = Student(recipe.student, len(space))
-    counts = class_counts(data, len(space), recipe.loss.min_confidence)
+    counts = label_counts(data, len(space), recipe.loss.min_confidence)
     module = TrainingModule(
-        student,
-        [Segmentation(recipe.loss, counts)],
-        LabeledSectors(data, recipe),
-        recipe.optimizer,
+        student, [Segmentation(recipe.loss, counts)], LabeledSectors(data, recipe), recipe.optimizer
     )
     metrics = train(module, out, "cpu")
     metrics["sources"] = f"simulated sweeps, seeds {recipe.first_seed} to {recipe.last_seed}"

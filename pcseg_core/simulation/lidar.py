@@ -61,7 +61,7 @@ class LidarSpec(Section):
     )
     elevations_deg: tuple[float, ...] = Field(
         default=(),
-        description="Spinning only: elevation of each beam, ascending [deg]; evenly spaced without.",
+        description="Spinning only: elevations of the beams, ascending [deg]; even by default.",
     )
     height_m: float = Field(default=1.85, ge=0.2, le=5, description="Above the road [m].")
     tilt_deg: tuple[float, float] = Field(

@@ -127,6 +127,9 @@ class BlockFiller:
 
     def _small(self, parts: Array, plan: tuple[float, float], yaw: float, radius: float) -> None:
         if self._free(plan, radius):
+            thin, thick = self.town.posts
+            if thin < thick:
+                parts["half"][:, :2] *= self.rng.uniform(thin, thick)
             self._put(parts, plan, yaw)
 
     def _street_trees(self, side: Side, outer: float) -> None:
@@ -220,6 +223,11 @@ class BlockFiller:
         if back - pavement < 1.5:
             return
         self._boundary(side, middle, front, pavement + 0.35)
+        if town.annexes and rng.random() < town.annexes and back - pavement > 4:
+            along = middle + rng.uniform(-0.4, 0.4) * front
+            plan = side.spot(along, rng.uniform(pavement + 1.5, back - 2))
+            if self._free(plan, 2.5):
+                self._put(buildings.annex(town, rng), plan, side.yaw)
         for _ in range(3):
             plan = side.spot(
                 middle + rng.uniform(-0.5, 0.5) * front, rng.uniform(pavement + 1.2, back - 0.3)
@@ -235,7 +243,7 @@ class BlockFiller:
         town, rng = self.town, self.rng
         makers: list[Callable[[float], Array]] = [
             lambda length: buildings.fence(rng, length),
-            lambda length: buildings.wall(rng, length),
+            lambda length: buildings.wall(town, rng, length),
             lambda length: plants.hedge(town, rng, length),
         ]
         pick = rng.random() - np.cumsum([town.fences, town.walls, town.hedges])
@@ -247,12 +255,7 @@ class BlockFiller:
             self._row(side, middle, front, inward + 0.6, makers[2])
 
     def _row(
-        self,
-        side: Side,
-        middle: float,
-        front: float,
-        inward: float,
-        make: Callable[[float], Array],
+        self, side: Side, middle: float, front: float, inward: float, make: Callable[[float], Array]
     ) -> None:
         """Equal pieces side by side, with a gate."""
         rng = self.rng

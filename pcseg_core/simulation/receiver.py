@@ -29,13 +29,13 @@ class Receiver(Section):
         default=1.4, ge=0, le=4, description="Power of the distance beyond `full_power_m`."
     )
     near_m: float = Field(
-        default=0.0, ge=0, description="Below this range the focus is lost and intensities fall [m]."
+        default=0.0, ge=0, description="Nearer returns are out of focus and weaker [m]."
     )
     incidence: float = Field(
         default=1.0,
         ge=0,
         le=2,
-        description="Power of the cosine of the angle of incidence; 0 if the sensor compensates it.",
+        description="Power of the cosine of the incidence; 0 if the sensor compensates it.",
     )
     gain: float = Field(default=1.0, gt=0, description="Factor on all intensities.")
     gamma: float = Field(default=1.0, gt=0, description="Power that compresses intensities.")

@@ -63,6 +63,10 @@ class Town:
     curb_m: float = 0.14  # height of blocks above the road
     hedge_m: Range = (0.8, 1.9)  # height of hedges
     backed: float = 0.0  # fences and walls with a hedge behind them
+    wall_m: Range = (0.8, 2.2)  # height of garden walls
+    annexes: float = 0.0  # garages and sheds in front gardens, per building
+    relief: float = 0.0  # facades with bays, porches and steps
+    posts: Range = (1.0, 1.0)  # thickness of street furniture, of the usual one
     verge_bushes: float = 0.0  # per 5 m of verge
     vans: float = 0.12  # of the cars
     high_vans: float = 0.0  # of the cars

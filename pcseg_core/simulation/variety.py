@@ -51,13 +51,14 @@ def _streets(rng: Rng) -> dict[str, Any]:
         "parked": rng.uniform(0.2, 0.95),
         "sidewalk_m": rng.uniform(1.2, 4.5) if rng.random() < 0.85 else 1.1,
         "verge_m": rng.uniform(0.6, 4.0) if rng.random() < 0.45 else 0.0,
-        "curb_m": rng.uniform(0.02, 0.2),
-        "parks": rng.uniform(0, 0.4),
+        "curb_m": rng.uniform(0.03, 0.2),
+        "parks": rng.uniform(0, 0.3),
     }
 
 
 def _gardens(rng: Rng) -> dict[str, Any]:
-    near, low = rng.uniform(0, 8), rng.uniform(0.5, 1.6)
+    near = rng.uniform(0, 1) if rng.random() < 0.4 else rng.uniform(1, 8)
+    low = rng.uniform(0.5, 1.6)
     share = rng.dirichlet([1.0, 1.0, 1.3, 0.7])
     return {
         "gardens": bool(rng.random() < 0.7),
@@ -65,6 +66,9 @@ def _gardens(rng: Rng) -> dict[str, Any]:
         "fences": share[0],
         "walls": share[1],
         "hedges": share[2],
+        "wall_m": (low, low + rng.uniform(0.5, 2.2)),
+        "annexes": rng.uniform(0, 0.7),
+        "relief": rng.uniform(0, 1),
         "backed": rng.uniform(0, 0.8),
         "hedge_m": (low, low + rng.uniform(0.3, 1.8)),
         "bushes": rng.uniform(0, 1),
@@ -77,15 +81,16 @@ def _gardens(rng: Rng) -> dict[str, Any]:
 
 def _traffic(rng: Rng) -> dict[str, Any]:
     return {
-        "vans": rng.uniform(0.05, 0.2),
-        "high_vans": rng.uniform(0, 0.15),
-        "trucks": rng.uniform(0, 0.25),
-        "buses": rng.uniform(0, 0.1),
+        "vans": rng.uniform(0.04, 0.16),
+        "high_vans": rng.uniform(0, 0.06),
+        "trucks": rng.uniform(0, 0.1),
+        "buses": rng.uniform(0, 0.05),
         "traffic": rng.uniform(0.05, 0.5),
-        "people": rng.uniform(0.05, 1),
+        "people": rng.uniform(0.02, 0.6),
         "bicycles": rng.uniform(0.05, 0.6),
         "lamps_m": rng.uniform(15, 40),
         "signs": rng.uniform(0.2, 1),
+        "posts": (0.8, rng.uniform(1, 2.5)),
     }
 
 
@@ -103,7 +108,7 @@ def draw_lidar(seed: int) -> LidarSpec:
     elevations = _elevations(rng)
     return LidarSpec(
         beams=len(elevations),
-        columns=int(rng.choice([512, 1024, 1024, 1536, 2048])),
+        columns=int(rng.choice([512, 1024, 1024, 1536, 2048][: 3 if len(elevations) > 64 else 5])),
         fov_up_deg=elevations[-1],
         fov_down_deg=elevations[0],
         elevations_deg=elevations,

@@ -9,7 +9,7 @@ used.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -20,6 +20,7 @@ import torch
 import typer
 from pydantic import Field
 
+from pcseg_core.data import open_recording
 from pcseg_core.distill.losses import LabelLossConfig
 from pcseg_core.files import atomic_path
 from pcseg_core.labels import LabelSpace, grouping
@@ -32,7 +33,7 @@ from pcseg_core.learning.runs import finish, input_statistics
 from pcseg_core.learning.trainer import train
 from pcseg_core.models.student import Student, StudentConfig
 from pcseg_core.progress import bar
-from pcseg_core.simulation.recording import SimulatedDrive
+from pcseg_core.simulation.variety import draw_lidar
 
 SPACE = "street"
 
@@ -40,32 +41,37 @@ SPACE = "street"
 class StreetRecipe(TrainingRecipe):
     """Data and training of the segmenter."""
 
-    towns: int = Field(default=300, ge=1, description="Towns, each with a LiDAR of its own")
+    towns: int = Field(default=160, ge=1, description="Towns, each with a LiDAR of its own")
     first_seed: int = Field(default=20_000, ge=0, description="Seed of the first town")
     sweeps: int = Field(default=2, ge=1, description="Sweeps of each town")
     stride: int = Field(default=25, ge=1, description="Tenths of a second between two sweeps")
     student: StudentConfig = Field(
         default_factory=lambda: StudentConfig(depth=14, width=0.25, voxel_size_m=0.15)
     )
-    augment: AugmentConfig = Field(default_factory=lambda: AugmentConfig(beam_drop=0.7))
+    augment: AugmentConfig = Field(
+        default_factory=lambda: AugmentConfig(beam_drop=0.7, intensity_gain=0.3)
+    )
     optimizer: OptimizerConfig = Field(
-        default_factory=lambda: OptimizerConfig(steps=2000, learning_rate=6e-3)
+        default_factory=lambda: OptimizerConfig(steps=1500, learning_rate=6e-3)
     )
     loss: LabelLossConfig = Field(default_factory=LabelLossConfig)
+
+    @property
+    def seeds(self) -> range:
+        """Seeds of the towns."""
+        return range(self.first_seed, self.first_seed + self.towns)
+
+    def source(self, seed: int) -> str:
+        """The drive of a seed, for `open_recording`."""
+        options = f"sweeps={self.sweeps},stride={self.stride},cameras=0"
+        return f"simulated:seed={seed},town=varied,sensor=varied,{options}"
 
 
 def render(seed: int, recipe: StreetRecipe, cache: Path) -> Path:
     """File with the labeled sweeps of a town, cached."""
     path = cache / f"{seed}-{recipe.sweeps}x{recipe.stride}.npz"
     if not path.is_file():
-        drive = SimulatedDrive(
-            seed,
-            town="varied",
-            sensor="varied",
-            cameras=0,
-            sweeps=recipe.sweeps,
-            stride=recipe.stride,
-        )
+        drive = open_recording(recipe.source(seed))
         groups = np.asarray(grouping(drive.label_space, LabelSpace.load(SPACE)), np.int16)
         arrays = {}
         for k in range(recipe.sweeps):
@@ -82,7 +88,7 @@ def render(seed: int, recipe: StreetRecipe, cache: Path) -> Path:
 def sweeps(recipe: StreetRecipe, cache: Path, workers: int) -> Iterator[TrainingSweep]:
     """Sweeps of all towns, rendered where the cache lacks them."""
     cache.mkdir(parents=True, exist_ok=True)
-    seeds = range(recipe.first_seed, recipe.first_seed + recipe.towns)
+    seeds = recipe.seeds
     with (
         ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool,
         bar("rendering towns") as progress,
@@ -96,6 +102,22 @@ def sweeps(recipe: StreetRecipe, cache: Path, workers: int) -> Iterator[Training
                 yield TrainingSweep(xyz, intensity, label, np.ones(len(xyz), np.float32), str(seed))
 
 
+def fit(data: Sequence[TrainingSweep], recipe: StreetRecipe, out: Path) -> None:
+    """Train on labeled sweeps; the run directory `out` gets the checkpoint."""
+    space = LabelSpace.load(SPACE)
+    torch.manual_seed(recipe.seed)
+    student = Student(recipe.student, len(space))
+    counts = label_counts(data, len(space), recipe.loss.min_confidence)
+    module = TrainingModule(
+        student, [Segmentation(recipe.loss, counts)], LabeledSectors(data, recipe), recipe.optimizer
+    )
+    metrics = train(module, out, "cpu")
+    metrics["poses"] = dict.fromkeys(map(recipe.source, recipe.seeds), "exact")
+    beams = [draw_lidar(seed).beams for seed in recipe.seeds]
+    inputs = input_statistics(data, ()).model_copy(update={"rings": (min(beams), max(beams))})
+    finish(student, space, recipe, metrics, out, inputs=inputs)
+
+
 def main(
     out: Annotated[Path, typer.Option(help="Run directory.")] = Path("runs/bundled"),
     cache: Annotated[Path, typer.Option(help="Folder of rendered sweeps.")] = Path(
@@ -105,17 +127,7 @@ def main(
 ) -> None:
     """Render and train; OUT gets the checkpoint."""
     recipe = StreetRecipe()
-    space = LabelSpace.load(SPACE)
-    data = list(sweeps(recipe, cache, workers))
-    torch.manual_seed(recipe.seed)
-    student = Student(recipe.student, len(space))
-    counts = label_counts(data, len(space), recipe.loss.min_confidence)
-    module = TrainingModule(
-        student, [Segmentation(recipe.loss, counts)], LabeledSectors(data, recipe), recipe.optimizer
-    )
-    metrics = train(module, out, "cpu")
-    metrics["sources"] = f"simulated sweeps, seeds {recipe.first_seed} to {recipe.last_seed}"
-    finish(student, space, recipe, metrics, out, inputs=input_statistics(data, ()))
+    fit(list(sweeps(recipe, cache, workers)), recipe, out)
 
 
 if __name__ == "__main__":

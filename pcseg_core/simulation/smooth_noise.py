@@ -32,4 +32,5 @@ class SmoothNoise:
         total = np.zeros(len(x))
         for kx, ky, phase in zip(self._kx, self._ky, self._phase):
             total += np.sin(kx * x + ky * y + phase)
-        return total * np.sqrt(2 / _WAVES)
+        result: Array = total * np.sqrt(2 / _WAVES)
+        return result

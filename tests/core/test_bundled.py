@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,6 @@ from pcseg_core.checkpoint import CheckpointMeta, load_checkpoint
 from pcseg_core.errors import InputError
 from pcseg_core.evaluation.evaluator import evaluate
 from pcseg_core.labels import LabelSpace
-from pcseg_core.learning.recipe import Recipe, load_recipe
 from pcseg_core.metrics.confusion import Confusion
 from pcseg_core.online.pipeline import UNLIKE_TRAINING, Pipeline, PipelineConfig, Sweep
 from pcseg_core.online.segmenter import Segmenter
@@ -25,7 +25,7 @@ from pcseg_core.vision.pixel_classes import load_teacher
 from pcseg_core.vision.teachers.espnetv2 import ESPNetv2Config
 
 ROOT = Path(__file__).parents[2]
-RECIPE = ROOT / "pcseg_core" / "recipes" / "simulated.yaml"
+SCRIPT = ROOT / "training" / "street.py"
 TEACHER = "bundled:simulation_teacher"
 
 
@@ -35,14 +35,13 @@ def test_sizes() -> None:
     assert teacher is not None and teacher.stat().st_size < 500_000
 
 
-def test_the_checkpoint_was_made_from_simulated_drives_by_its_recipe() -> None:
+def test_the_checkpoint_was_made_from_simulated_drives_by_its_script() -> None:
     _, meta = load_checkpoint(Path("bundled"))
     sources = list(meta.metrics["poses"])
     assert sources and all(source.startswith("simulated:") for source in sources)
-    text = json.dumps(meta.recipe)  # with the names of its time
-    for old, new in (("carry_", "propagate_"), ("doubt", "observation_noise")):
-        text = text.replace(f'"{old}', f'"{new}')
-    assert Recipe.model_validate_json(text) == load_recipe(RECIPE)
+    recipe = runpy.run_path(str(SCRIPT))["StreetRecipe"]
+    assert recipe.model_validate(meta.recipe) == recipe()
+    assert sources == [recipe().source(seed) for seed in recipe().seeds]
     assert meta.label_space["name"] == "street"
 
 

@@ -20,10 +20,10 @@ import torch
 import typer
 from pydantic import Field
 
-from pcseg_core.data import open_recording
+from pcseg_core.distill.cache import digest
 from pcseg_core.distill.losses import LabelLossConfig
 from pcseg_core.files import atomic_path
-from pcseg_core.labels import LabelSpace, grouping
+from pcseg_core.labels import LabelSpace, truth_of
 from pcseg_core.learning.augment import AugmentConfig
 from pcseg_core.learning.dataset import LabeledSectors, TrainingSweep
 from pcseg_core.learning.module import TrainingModule
@@ -33,7 +33,7 @@ from pcseg_core.learning.runs import finish, input_statistics
 from pcseg_core.learning.trainer import train
 from pcseg_core.models.student import Student, StudentConfig
 from pcseg_core.progress import bar
-from pcseg_core.simulation.variety import draw_lidar
+from pcseg_core.simulation.recording import SimulatedDrive
 
 SPACE = "street"
 
@@ -41,7 +41,7 @@ SPACE = "street"
 class StreetRecipe(TrainingRecipe):
     """Data and training of the segmenter."""
 
-    towns: int = Field(default=160, ge=1, description="Towns, each with a LiDAR of its own")
+    towns: int = Field(default=160, ge=1, description="Drawn towns, each with a drawn LiDAR")
     first_seed: int = Field(default=20_000, ge=0, description="Seed of the first town")
     sweeps: int = Field(default=2, ge=1, description="Sweeps of each town")
     stride: int = Field(default=25, ge=1, description="Tenths of a second between two sweeps")
@@ -57,29 +57,33 @@ class StreetRecipe(TrainingRecipe):
     loss: LabelLossConfig = Field(default_factory=LabelLossConfig)
 
     @property
-    def seeds(self) -> range:
-        """Seeds of the towns."""
-        return range(self.first_seed, self.first_seed + self.towns)
-
-    def source(self, seed: int) -> str:
-        """The drive of a seed, for `open_recording`."""
+    def sources(self) -> list[str]:
+        """All drives, for `open_recording`."""
         options = f"sweeps={self.sweeps},stride={self.stride},cameras=0"
-        return f"simulated:seed={seed},town=varied,sensor=varied,{options}"
+        return [
+            f"simulated:seed={self.first_seed + k},town=varied,sensor=varied,{options}"
+            for k in range(self.towns)
+        ]
 
 
-def render(seed: int, recipe: StreetRecipe, cache: Path) -> Path:
-    """File with the labeled sweeps of a town, cached."""
-    path = cache / f"{seed}-{recipe.sweeps}x{recipe.stride}.npz"
+def drive_of(source: str) -> SimulatedDrive:
+    """The drive of a source."""
+    return SimulatedDrive.from_text(source.partition(":")[2])
+
+
+def render(source: str, recipe: StreetRecipe, cache: Path) -> Path:
+    """File with the labeled sweeps of a drive, cached."""
+    path = cache / f"{digest({'source': source, 'reach': recipe.student.max_range_m})}.npz"
     if not path.is_file():
-        drive = open_recording(recipe.source(seed))
-        groups = np.asarray(grouping(drive.label_space, LabelSpace.load(SPACE)), np.int16)
+        drive = drive_of(source)
+        space = LabelSpace.load(SPACE)
         arrays = {}
         for k in range(recipe.sweeps):
             sample = drive[k]
-            near = np.linalg.norm(sample.cloud.xyz, axis=1) < recipe.student.max_range_m
-            arrays[f"xyz{k}"] = sample.cloud.xyz[near]
-            arrays[f"intensity{k}"] = sample.cloud.intensity[near]
-            arrays[f"label{k}"] = groups[sample.labels[near]]
+            cloud = sample.cloud
+            near = np.linalg.norm(cloud.xyz, axis=1) < recipe.student.max_range_m
+            arrays[f"xyz{k}"], arrays[f"intensity{k}"] = cloud.xyz[near], cloud.intensity[near]
+            arrays[f"label{k}"] = truth_of(sample, space)[near].astype(np.int16)
         with atomic_path(path) as temporary, temporary.open("wb") as file:
             np.savez(file, **arrays)
     return path
@@ -88,18 +92,17 @@ def render(seed: int, recipe: StreetRecipe, cache: Path) -> Path:
 def sweeps(recipe: StreetRecipe, cache: Path, workers: int) -> Iterator[TrainingSweep]:
     """Sweeps of all towns, rendered where the cache lacks them."""
     cache.mkdir(parents=True, exist_ok=True)
-    seeds = recipe.seeds
     with (
         ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool,
         bar("rendering towns") as progress,
     ):
-        jobs = [pool.submit(render, seed, recipe, cache) for seed in seeds]
-        for count, (seed, job) in enumerate(zip(seeds, jobs)):
+        jobs = [pool.submit(render, source, recipe, cache) for source in recipe.sources]
+        for count, (source, job) in enumerate(zip(recipe.sources, jobs)):
             stored = np.load(job.result())
             progress(count + 1, len(jobs))
             for k in range(recipe.sweeps):
                 xyz, intensity, label = (stored[f"{n}{k}"] for n in ("xyz", "intensity", "label"))
-                yield TrainingSweep(xyz, intensity, label, np.ones(len(xyz), np.float32), str(seed))
+                yield TrainingSweep(xyz, intensity, label, np.ones(len(xyz), np.float32), source)
 
 
 def fit(data: Sequence[TrainingSweep], recipe: StreetRecipe, out: Path) -> None:
@@ -112,8 +115,8 @@ def fit(data: Sequence[TrainingSweep], recipe: StreetRecipe, out: Path) -> None:
         student, [Segmentation(recipe.loss, counts)], LabeledSectors(data, recipe), recipe.optimizer
     )
     metrics = train(module, out, "cpu")
-    metrics["poses"] = dict.fromkeys(map(recipe.source, recipe.seeds), "exact")
-    beams = [draw_lidar(seed).beams for seed in recipe.seeds]
+    metrics["poses"] = dict.fromkeys(recipe.sources, "exact")
+    beams = [drive_of(source).world.lidar.beams for source in recipe.sources]
     inputs = input_statistics(data, ()).model_copy(update={"rings": (min(beams), max(beams))})
     finish(student, space, recipe, metrics, out, inputs=inputs)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from pcseg_core.checkpoint import FILE_NAME, load_checkpoint
+from pcseg_core.learning.dataset import TrainingSweep
 from pcseg_core.learning.recipe import OptimizerConfig
 from pcseg_core.models.student import StudentConfig
 from pcseg_core.simulation.variety import draw_lidar
@@ -16,27 +17,27 @@ from pcseg_core.simulation.variety import draw_lidar
 SCRIPT = Path(__file__).parents[2] / "training" / "street.py"
 
 
-def test_a_town_is_rendered_once_and_trained_on(tmp_path: Path) -> None:
+def test_a_drive_is_rendered_once_and_trained_on(tmp_path: Path) -> None:
     script = runpy.run_path(str(SCRIPT))
     recipe = script["StreetRecipe"](
         towns=1,
-        first_seed=20002,
+        first_seed=20_002,
         sweeps=1,
         student=StudentConfig(depth=14, width=0.0625, voxel_size_m=0.3, max_range_m=30.0),
         optimizer=OptimizerConfig(steps=1, batch_size=1, sector_deg=60.0),
     )
-    file = script["render"](20002, recipe, tmp_path)
+    (source,) = recipe.sources
+    file = script["render"](source, recipe, tmp_path)
     written = file.stat().st_mtime_ns
-    assert script["render"](20002, recipe, tmp_path).stat().st_mtime_ns == written
+    assert script["render"](source, recipe, tmp_path).stat().st_mtime_ns == written
     stored = np.load(file)
     xyz, label = stored["xyz0"], stored["label0"]
     assert np.linalg.norm(xyz, axis=1).max() < 30 and set(np.unique(label)) <= set(range(8))
-    sweep = script["TrainingSweep"](
-        xyz, stored["intensity0"], label, np.ones(len(xyz), np.float32), "town"
-    )
+    weights = np.ones(len(xyz), np.float32)
+    sweep = TrainingSweep(xyz, stored["intensity0"], label, weights, source)
     script["fit"]([sweep], recipe, tmp_path / "run")
     meta = load_checkpoint(tmp_path / "run" / FILE_NAME)[1]
-    beams = draw_lidar(20002).beams
+    beams = draw_lidar(20_002).beams
     assert meta.inputs is not None and meta.inputs.rings == (beams, beams)
     assert meta.caution.startswith("trained on simulated drives; distill")
     assert type(recipe).model_validate(meta.recipe) == recipe

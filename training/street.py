@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -43,6 +43,13 @@ class StreetRecipe(TrainingRecipe):
 
     towns: int = Field(default=160, ge=1, description="Drawn towns, each with a drawn LiDAR")
     first_seed: int = Field(default=20_000, ge=0, description="Seed of the first town")
+    plain: int = Field(
+        default=16,
+        ge=1,
+        description="Drives by the plain LiDAR in named towns, for the second stage; every other "
+        "one with 32 beams instead of 64",
+    )
+    plain_seed: int = Field(default=5000, ge=0, description="Seed of the first of them")
     sweeps: int = Field(default=2, ge=1, description="Sweeps of each town")
     stride: int = Field(default=25, ge=1, description="Tenths of a second between two sweeps")
     student: StudentConfig = Field(
@@ -54,16 +61,26 @@ class StreetRecipe(TrainingRecipe):
     optimizer: OptimizerConfig = Field(
         default_factory=lambda: OptimizerConfig(steps=1500, learning_rate=6e-3)
     )
+    again: int = Field(default=48, ge=0, description="Drawn towns in the second stage")
+    refine: OptimizerConfig = Field(
+        default_factory=lambda: OptimizerConfig(steps=250, learning_rate=2e-3, average=0.98),
+        description="Second stage",
+    )
     loss: LabelLossConfig = Field(default_factory=LabelLossConfig)
 
     @property
     def sources(self) -> list[str]:
-        """All drives, for `open_recording`."""
+        """All drives, for `open_recording`; the plain ones are the last."""
         options = f"sweeps={self.sweeps},stride={self.stride},cameras=0"
-        return [
+        varied = [
             f"simulated:seed={self.first_seed + k},town=varied,sensor=varied,{options}"
             for k in range(self.towns)
         ]
+        plain = [
+            f"simulated:seed={self.plain_seed + k},beams={(64, 32)[k % 2]},columns=1024,{options}"
+            for k in range(self.plain)
+        ]
+        return varied + plain
 
 
 def drive_of(source: str) -> SimulatedDrive:
@@ -106,15 +123,26 @@ def sweeps(recipe: StreetRecipe, cache: Path, workers: int) -> Iterator[Training
 
 
 def fit(data: Sequence[TrainingSweep], recipe: StreetRecipe, out: Path) -> None:
-    """Train on labeled sweeps; the run directory `out` gets the checkpoint."""
+    """Train on the labeled sweeps of `recipe.sources`; the run directory gets the checkpoint.
+
+    The first stage has drawn towns and LiDARs alone, the second one fewer of them and the plain
+    drives.
+    """
     space = LabelSpace.load(SPACE)
     torch.manual_seed(recipe.seed)
     student = Student(recipe.student, len(space))
-    counts = label_counts(data, len(space), recipe.loss.min_confidence)
-    module = TrainingModule(
-        student, [Segmentation(recipe.loss, counts)], LabeledSectors(data, recipe), recipe.optimizer
-    )
-    metrics = train(module, out, "cpu")
+    varied, plain = np.split(np.arange(len(data)), [recipe.towns * recipe.sweeps])
+    counts = label_counts((data[k] for k in varied), len(space), recipe.loss.min_confidence)
+    again = np.concatenate([varied[: recipe.again * recipe.sweeps], plain])
+    metrics: dict[str, Any] = {}
+    for stage, chosen, optimizer in (
+        ("varied", varied, recipe.optimizer),
+        ("refined", again, recipe.refine),
+    ):
+        own = recipe.model_copy(update={"optimizer": optimizer})
+        sectors = LabeledSectors([data[k] for k in chosen], own)
+        module = TrainingModule(student, [Segmentation(recipe.loss, counts)], sectors, optimizer)
+        metrics[stage] = train(module, out / stage, "cpu")
     metrics["poses"] = dict.fromkeys(recipe.sources, "exact")
     beams = [drive_of(source).world.lidar.beams for source in recipe.sources]
     inputs = input_statistics(data, ()).model_copy(update={"rings": (min(beams), max(beams))})

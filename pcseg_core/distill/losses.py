@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Losses between predictions and labels or image features, and the weights of classes."""
+"""Losses between predictions and labels or image features, and what labels count."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,8 +14,11 @@ from pydantic import Field
 from torch import Tensor
 
 from pcseg_core.config import Section
-from pcseg_core.labels import IGNORE
+from pcseg_core.labels import IGNORE, MAX_CLASSES
 
+Array = npt.NDArray[Any]
+
+_LEVELS = 1024  # of confidence; a power of two, so that levels are exact
 _LOG_ZERO = -4.0  # logarithm of an impossible class in the reverse cross-entropy (Wang et al.)
 
 
@@ -62,6 +68,52 @@ class LabelLossConfig(Section):
     )
 
 
+def confident_labels(
+    label: Array, confidence: Array, required: float | Array
+) -> npt.NDArray[np.int64]:
+    """(N,) labels, IGNORE where the confidence is too low.
+
+    Args:
+        label: (N,) integers, IGNORE where unknown.
+        confidence: (N,) float in 0..1.
+        required: least confidence of all labels, or (C,) of those of each class.
+    """
+    label = label.astype(np.int64)
+    least = required if np.ndim(required) == 0 else np.asarray(required)[label]
+    return np.where(confidence >= least, label, IGNORE)
+
+
+def required_confidence(
+    labels: Iterable[tuple[Array, Array]], config: LabelLossConfig
+) -> float | Array:
+    """Least confidence of the labels that are trained on.
+
+    Class-balanced: the threshold of a class falls until the quota of its labels is kept (Zou et
+    al., CBST, ECCV 2018, arXiv 1810.07911, algorithm 2), but never above `min_confidence` nor
+    below `least_confidence`.
+
+    Args:
+        labels: labels (N,), IGNORE where unknown, and confidences (N,) in 0..1 of each sweep; not
+            read without a quota.
+        config: quota and bounds.
+
+    Returns:
+        `min_confidence` without a quota, else (C,) the threshold of each class that has labels.
+    """
+    if config.class_quota == 0:
+        return config.min_confidence
+    counts = np.zeros((MAX_CLASSES, _LEVELS + 1), np.int64)
+    for label, confidence in labels:
+        known = label != IGNORE
+        level = (confidence[known] * _LEVELS).astype(np.int64).clip(0, _LEVELS)
+        np.add.at(counts, (label[known].astype(np.int64), level), 1)
+    kept = counts[:, ::-1].cumsum(1)[:, ::-1]  # labels at or above each level
+    enough = kept >= config.class_quota * kept[:, :1]
+    highest = (enough.sum(1) - 1) / _LEVELS
+    least: Array = highest.clip(min=config.least_confidence).clip(max=config.min_confidence)
+    return least
+
+
 def class_weights(counts: npt.ArrayLike, balance: float) -> npt.NDArray[np.float32]:
     """Inverse class frequencies to a power, with mean 1 over the labels.
 
@@ -91,8 +143,11 @@ def range_weights(counts: npt.ArrayLike, balance: float) -> npt.NDArray[np.float
     Returns:
         (C, B) weights, with mean 1 over the labels of each class; 1 for a class without labels.
     """
-    rows = [class_weights(row, balance) if np.any(row) else np.ones_like(row) for row in counts]
-    return np.asarray(rows, np.float32)
+    weights = np.ones(np.shape(counts), np.float32)
+    for row, found in zip(weights, np.asarray(counts)):
+        if found.any():
+            row[:] = class_weights(found, balance)
+    return weights
 
 
 def weighted_cross_entropy(

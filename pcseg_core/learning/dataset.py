@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -14,19 +14,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pcseg_core.distill.cache import Stored, write_arrays
+from pcseg_core.distill.cache import write_arrays
 from pcseg_core.distill.lidar_teacher import LidarTargets
-from pcseg_core.distill.losses import LabelLossConfig
+from pcseg_core.distill.losses import confident_labels
 from pcseg_core.distill.pixels import PointPixels
 from pcseg_core.labels import IGNORE
-from pcseg_core.learning.augment import (
-    ScenePicker,
-    augment_intensity,
-    augment_points,
-    keep_some,
-    labeled_sector,
-)
-from pcseg_core.learning.recipe import TrainingRecipe
 from pcseg_core.models.student import Points
 from pcseg_core.sparse.voxels import Voxels
 
@@ -64,44 +56,8 @@ class TrainingSweep:
         write_arrays(path, {name: v for name, v in vars(self).items() if name not in others})
 
     def confident(self, required: float | Array) -> npt.NDArray[np.int64]:
-        """(N,) labels, IGNORE where the confidence is too low.
-
-        Args:
-            required: least confidence of all labels, or (C,) of those of each class.
-        """
-        label = self.label.astype(np.int64)
-        least = required if np.ndim(required) == 0 else np.asarray(required)[label]
-        return np.where(self.confidence >= least, label, IGNORE)
-
-
-_LEVELS = 1024  # of confidence; a power of two, so that levels are exact
-
-
-def required_confidence(sweeps: Iterable[TrainingSweep], config: LabelLossConfig) -> float | Array:
-    """Least confidence of the labels that are trained on.
-
-    Class-balanced: the threshold of a class falls until the quota of its labels is kept (Zou et
-    al., CBST, ECCV 2018, arXiv 1810.07911, algorithm 2), but never above `min_confidence` nor
-    below `least_confidence`.
-
-    Returns:
-        `min_confidence` without a quota, else (C,) the threshold of each class that has labels.
-    """
-    if config.class_quota == 0:
-        return config.min_confidence
-    counts = np.zeros(1, np.int64)
-    for sweep in sweeps:
-        known = sweep.label != IGNORE
-        level = (sweep.confidence[known] * _LEVELS).astype(np.int64).clip(0, _LEVELS)
-        found = np.bincount(sweep.label[known].astype(np.int64) * (_LEVELS + 1) + level)
-        counts = np.pad(counts, (0, max(0, len(found) - len(counts))))
-        counts[: len(found)] += found
-    counts = np.pad(counts, (0, -len(counts) % (_LEVELS + 1))).reshape(-1, _LEVELS + 1)
-    kept = counts[:, ::-1].cumsum(1)[:, ::-1]  # labels at or above each level
-    enough = kept >= config.class_quota * kept[:, :1]
-    highest = (enough.sum(1) - 1) / _LEVELS
-    least: Array = highest.clip(min=config.least_confidence).clip(max=config.min_confidence)
-    return least
+        """(N,) labels, IGNORE where the confidence is too low, see `confident_labels`."""
+        return confident_labels(self.label, self.confidence, required)
 
 
 class _Tensors:
@@ -260,83 +216,10 @@ class StepDataset(Dataset[Batch]):
         return collate(self.sectors.draw(self.first + index, self.rank, self.world))
 
 
-class LabeledSectors:
-    """Sectors around labeled points whose class is drawn evenly.
-
-    Args:
-        sweeps: labeled sweeps.
-        recipe: optimizer, augmentation, least confidence and seed.
-
-    Attributes:
-        required: least confidence of the labels, see `required_confidence`.
-    """
-
-    def __init__(self, sweeps: Sequence[TrainingSweep], recipe: TrainingRecipe) -> None:
-        self.sweeps, self.recipe = sweeps, recipe
-        self.required = required_confidence(sweeps, recipe.loss)
-        self.scenes = ScenePicker([sweep.scene for sweep in sweeps])
-
-    def draw(self, step: int, rank: int = 0, world: int = 1) -> list[Batch]:
-        """See `Sectors`; every process draws all sectors."""
-        rng = np.random.default_rng((self.recipe.seed, step))
-        return [self._sector(rng) for _ in range(self.recipe.optimizer.batch_size)]
-
-    def _sector(self, rng: np.random.Generator) -> Batch:
-        recipe, sweep = self.recipe, self.sweeps[self.scenes.draw(rng)]
-        labels = sweep.confident(self.required)
-        mask = labeled_sector(sweep.xyz, labels, recipe.optimizer.sector_deg, rng)
-        mask &= keep_some(sweep.xyz, recipe.augment, rng)
-        keep = np.flatnonzero(mask)
-        xyz = augment_points(sweep.xyz[keep], recipe.augment, rng)
-        intensity = augment_intensity(sweep.intensity[keep], recipe.augment, rng)
-        return Batch(
-            sector_points(xyz, intensity),
-            torch.from_numpy(labels[keep]),
-            torch.from_numpy(sweep.confidence[keep]),
-            None if sweep.pixels is None else _pixels_of(sweep.pixels, keep, len(mask)),
-            None if sweep.lidar is None else _targets_of(sweep.lidar, keep),
-        )
-
-
 def sector_points(xyz: Array, intensity: Array) -> Points:
     """Points (N, 3), (N,) of one sector."""
     batch = torch.zeros(len(xyz), dtype=torch.int64)
     return Points(torch.from_numpy(xyz), torch.from_numpy(intensity), batch)
-
-
-def _pixels_of(pixels: PointPixels, keep: Array, count: int) -> PixelBatch:
-    """Pixels of the points at positions `keep` (K,) among `count`."""
-    position = np.full(count, IGNORE, np.int64)
-    position[keep] = np.arange(len(keep))
-    moved = position[pixels.point]
-    rows = np.flatnonzero(moved != IGNORE)
-
-    def floats(values: Stored | None, rows: Array | slice) -> Tensor | None:
-        return None if values is None else torch.from_numpy(values[rows].astype(np.float32))
-
-    return PixelBatch(
-        torch.from_numpy(moved[rows]),
-        floats(pixels.image, rows),
-        floats(pixels.text, rows),
-        None if pixels.patch is None else torch.from_numpy(pixels.patch[rows].astype(np.int64)),
-        floats(pixels.patch_image, slice(None)),
-    )
-
-
-def _targets_of(lidar: LidarTargets, keep: Array) -> LidarBatch:
-    """Targets of the points at positions `keep` (K,) of a sweep."""
-    rows = lidar.voxel[keep]
-    point = np.flatnonzero(rows != IGNORE)
-    needed, place = np.unique(rows[point], return_inverse=True)
-
-    def floats(values: Stored | None) -> Tensor | None:
-        if values is None:
-            return None
-        return torch.from_numpy(values[needed].astype(np.float32)[place])
-
-    logarithms = floats(lidar.log_probabilities)
-    likely = None if logarithms is None else logarithms.exp()
-    return LidarBatch(torch.from_numpy(point), likely, floats(lidar.features))
 
 
 def collate(sectors: Sequence[Batch]) -> Batch:

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from pcseg_core.bundled import FILE_NAME, checkpoint_file
 from pcseg_core.data import Recording
+from pcseg_core.data.diversity import diversity
 from pcseg_core.distill.cache import is_whole
-from pcseg_core.distill.labeling import Labels, label_scene
+from pcseg_core.distill.labeling import LabelModel, Labels, fit_label_model, label_scene
 from pcseg_core.distill.lidar_teacher import LidarTargets, LidarTeacher, read_targets, store_targets
 from pcseg_core.distill.observation import (
     ClassEvidence,
@@ -30,7 +31,7 @@ from pcseg_core.distill.pixels import PixelSampler, PointPixels
 from pcseg_core.errors import InputError
 from pcseg_core.files import slug
 from pcseg_core.labels import IGNORE, NO_CLASSES, LabelSpace
-from pcseg_core.learning.dataset import LabeledSectors, TrainingSweep
+from pcseg_core.learning.dataset import TrainingSweep
 from pcseg_core.learning.module import TrainingModule
 from pcseg_core.learning.objectives import Objective
 from pcseg_core.learning.objectives.alignment import Alignment
@@ -51,6 +52,8 @@ from pcseg_core.learning.runs import (
     recording_poses,
     torch_device,
 )
+from pcseg_core.learning.sectors import LabeledSectors
+from pcseg_core.learning.self_labels import SelfLabeler
 from pcseg_core.learning.start import check_start, take_over
 from pcseg_core.learning.teachers import (
     Teachers,
@@ -108,6 +111,7 @@ def distill(
     recordings = open_recordings(sources, names, lidar.inputs if lidar else None)
     if recipe.teacher is not None:
         check_cameras(recordings.values(), required=lidar is None)
+    note(diversity(recordings.values()).summary())
     teachers = load_teachers(recipe, lidar, space, on)
     observer = new_observer(recipe, teachers, folder)
     claim(out, recipe, parts, fresh)
@@ -119,11 +123,20 @@ def distill(
     labeling_s = time.monotonic() - started
     # Train a student to predict the labels from the points alone.
     student = new_student(recipe, sweeps, space, teachers.text, start)
-    training = train(new_module(student, sweeps, recipe, teachers), out, device)
+    training = [train(new_module(student, sweeps, recipe, teachers), out, device)]
+    for number in range(1, recipe.rounds.count + 1):
+        # The student labels what no camera saw and outvotes errors; a new one learns from both.
+        folder = out / f"round-{number}"
+        labeler = SelfLabeler(student, recipe.rounds, recipe.seed + number)
+        places = folder / "pseudo_labels"
+        sweeps = label_sweeps(observations, recipe, teachers, places, targets, labeler)
+        student = new_student(recipe, sweeps, space, teachers.text, start)
+        training.append(train(new_module(student, sweeps, recipe, teachers), folder, device))
     metrics = {
         **_account(recordings, observer, sweeps, teachers),
         "labeling_s": round(labeling_s, 1),
-        **training,
+        **training[-1],
+        "training_s": round(sum(part["training_s"] for part in training), 1),
     }
     inputs = input_statistics(sweeps, recordings.values())
     license = " and ".join(dict.fromkeys(filter(None, licenses))) or None
@@ -206,6 +219,7 @@ def label_sweeps(
     teachers: Teachers,
     folder: Path,
     targets: Sequence[Path] | None = None,
+    labeler: SelfLabeler | None = None,
 ) -> list[TrainingSweep]:
     """Label observations scene by scene, and store points and labels.
 
@@ -215,11 +229,19 @@ def label_sweeps(
         teachers: of the recipe.
         folder: gets an npz per sweep, which baselines are fitted to.
         targets: file of the 3D teacher for each observation, if there is one.
+        labeler: a student of an earlier round, which adds its evidence for all points.
     """
     sweeps: list[TrainingSweep] = []
+    model = LabelModel()
+    if recipe.teacher is not None:
+        loaded = ([stored.load() for stored in members] for _, members in scenes(observations))
+        model = fit_label_model(loaded, recipe.labels)
     for _, members in scenes(observations):
         seen = [stored.load() for stored in members]
-        labels = _camera_labels(seen, recipe)
+        own = None
+        if labeler is not None:
+            own = [labeler.probabilities(s.xyz, s.intensity, s.name) for s in seen]
+        labels = _camera_labels(seen, recipe, model, own)
         for sweep, (label, confidence) in zip(seen, labels):
             pixels = sweep.pixels
             if pixels is not None and recipe.text and recipe.text.source == "classes":
@@ -238,10 +260,17 @@ def label_sweeps(
     return sweeps
 
 
-def _camera_labels(sweeps: Sequence[Observation], recipe: Recipe) -> list[Labels]:
+def _camera_labels(
+    sweeps: Sequence[Observation],
+    recipe: Recipe,
+    model: LabelModel,
+    student: Sequence[Array] | None,
+) -> list[Labels]:
     """Labels of the sweeps of a scene by the camera teacher; none without one."""
     if recipe.teacher is not None:
-        return label_scene(sweeps, recipe.labels)
+        if student is not None:
+            student = [recipe.rounds.weight * probabilities for probabilities in student]
+        return label_scene(sweeps, recipe.labels, model, student)
     counts = [len(sweep.xyz) for sweep in sweeps]
     return [(np.full(n, IGNORE, np.int16), np.zeros(n, np.float32)) for n in counts]
 

@@ -17,12 +17,13 @@ from pcseg_core.data import Recording, readable
 from pcseg_core.data.sample import Sample
 from pcseg_core.errors import InputError
 from pcseg_core.labels import LabelSpace
-from pcseg_core.learning.dataset import LabeledSectors, TrainingSweep
+from pcseg_core.learning.dataset import TrainingSweep
 from pcseg_core.learning.module import TrainingModule
 from pcseg_core.learning.objectives.segmentation import Segmentation, label_counts
 from pcseg_core.learning.probe import Scan, by_point, confusion_of, labeled_scan, run_student
 from pcseg_core.learning.recipe import OptimizerConfig, TrainingRecipe
 from pcseg_core.learning.runs import finish, input_statistics, torch_device
+from pcseg_core.learning.sectors import LabeledSectors
 from pcseg_core.learning.trainer import train
 from pcseg_core.metrics.confusion import Confusion
 from pcseg_core.metrics.figures import Figures, merge_of

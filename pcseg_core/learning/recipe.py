@@ -25,6 +25,7 @@ from pcseg_core.distill.pseudo_labels import PseudoLabelConfig
 from pcseg_core.distill.temporal import TemporalConfig
 from pcseg_core.errors import InputError
 from pcseg_core.learning.augment import AugmentConfig, PairAugmentConfig
+from pcseg_core.learning.mixing import MixConfig
 from pcseg_core.models.student import StudentConfig
 from pcseg_core.vision.encoder_kinds import AnyEncoder
 from pcseg_core.vision.maskclip import DenseClipConfig
@@ -184,6 +185,21 @@ class SelfTrainingConfig(Section):
     )
 
 
+class RoundsConfig(Section):
+    """Rounds after the first training: the student labels all points, and is trained again."""
+
+    count: int = Field(0, ge=0, le=5, description="Rounds; 0 trains once, on the teacher's labels")
+    views: int = Field(4, ge=1, le=16, description="Turned and thinned copies of a sweep, averaged")
+    thin_m: tuple[float, float] = Field(
+        (12.0, 24.0),
+        description="Smallest and largest range [m] that a copy is thinned to: nearer surfaces "
+        "keep as many points as they would have at this range",
+    )
+    weight: float = Field(
+        1.0, gt=0, description="Weight of the student's probabilities relative to one camera's"
+    )
+
+
 class StackingConfig(Section):
     """Calibrated stacking against the bias toward seen classes."""
 
@@ -202,6 +218,7 @@ class TrainingRecipe(Section):
     """The sections that all training shares."""
 
     augment: AugmentConfig = Field(default_factory=AugmentConfig)
+    mix: MixConfig = Field(default_factory=MixConfig)
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     loss: LabelLossConfig = Field(default_factory=LabelLossConfig)
     seed: int = Field(0, ge=0, description="Seed of everything random")
@@ -248,6 +265,7 @@ class Recipe(TrainingRecipe):
         None, description="Labels by the network itself; on by default with supervision"
     )
     stacking: StackingConfig = Field(default_factory=StackingConfig)
+    rounds: RoundsConfig = Field(default_factory=RoundsConfig)
     student: StudentConfig = Field(default_factory=StudentConfig)
     loss: LossConfig = Field(default_factory=LossConfig)
 

@@ -19,7 +19,7 @@ from pcseg_core.distill.observation import ClassEvidence, Observer, StoredObserv
 from pcseg_core.distill.pixels import PixelSampler
 from pcseg_core.errors import InputError
 from pcseg_core.labels import IGNORE
-from pcseg_core.learning.dataset import LabeledSectors, TrainingSweep
+from pcseg_core.learning.dataset import TrainingSweep
 from pcseg_core.learning.distill import image_channels, self_training
 from pcseg_core.learning.module import TrainingModule
 from pcseg_core.learning.objectives import Objective
@@ -36,6 +36,7 @@ from pcseg_core.learning.runs import (
     open_recordings,
     torch_device,
 )
+from pcseg_core.learning.sectors import LabeledSectors
 from pcseg_core.learning.teachers import load_split_teacher
 from pcseg_core.learning.trainer import train
 from pcseg_core.learning.zero_shot_labels import hold_out, label_scene, zero_shot_labels

@@ -2,7 +2,6 @@
 """Training batches are functions of seed and step, and keep points and labels together."""
 
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,22 +12,13 @@ from pcseg_core.distill.losses import LabelLossConfig, class_weights
 from pcseg_core.distill.pixels import PointPixels
 from pcseg_core.labels import IGNORE
 from pcseg_core.learning.augment import augment_points
-from pcseg_core.learning.dataset import (
-    Batch,
-    LabeledSectors,
-    StepDataset,
-    TrainingSweep,
-    required_confidence,
-    sector_points,
-    vote,
-)
+from pcseg_core.learning.dataset import Batch, StepDataset, TrainingSweep, sector_points, vote
 from pcseg_core.learning.objectives.segmentation import Segmentation, label_counts
 from pcseg_core.learning.recipe import AugmentConfig, OptimizerConfig, Recipe
+from pcseg_core.learning.sectors import LabeledSectors
 from pcseg_core.models.student import StudentOutput
 from pcseg_core.sparse.voxels import voxelize
 from pcseg_core.vision.teachers.espnetv2 import ESPNetv2Config
-
-PARTS = ("xyz", "intensity", "label", "confidence")
 
 
 def recipe(**sections: object) -> Recipe:
@@ -104,24 +94,6 @@ def test_class_weights_average_to_one_over_the_labels() -> None:
     weights = class_weights(label_counts([sweep], 3, 0.6).sum(1), 0.5)
     assert float(0.9 * weights[0] + 0.1 * weights[1]) == pytest.approx(1)
     assert float(weights[1] / weights[0]) == pytest.approx(3)  # square root of 9
-
-
-def test_no_class_loses_more_than_its_quota() -> None:
-    """Two classes with confidences 0 to 0.999 and 0 to 0.4995 in even steps, and a weak third."""
-    sweep = ring(2100)
-    sweep.label = np.repeat([0, 1, 3], [1000, 1000, 100]).astype(np.int16)
-    steps = np.arange(1000) / 1000
-    sweep.confidence = np.concatenate([steps, steps / 2, np.full(100, 0.1)]).astype(np.float32)
-    halves = [replace(sweep, **{n: getattr(sweep, n)[k::2] for n in PARTS}) for k in range(2)]
-    config = LabelLossConfig(min_confidence=0.6, class_quota=0.5, least_confidence=0.2)
-    required = np.asarray(required_confidence(halves, config))
-    assert required == pytest.approx([0.5, 0.25, 0.6, 0.2], abs=1e-3)
-    labels = sweep.confident(required)
-    kept = np.bincount(labels[labels != IGNORE], minlength=4)
-    assert 500 <= kept[0] <= 502 and 500 <= kept[1] <= 502 and kept[2] == kept[3] == 0
-    strict = config.model_copy(update={"min_confidence": 0.3})  # never above it
-    assert np.max(required_confidence(halves, strict)) == 0.3
-    assert required_confidence(halves, config.model_copy(update={"class_quota": 0.0})) == 0.6
 
 
 def test_sectors_and_counts_share_the_thresholds() -> None:

@@ -18,10 +18,10 @@ from pcseg_core.errors import InputError
 from pcseg_core.labels import IGNORE
 from pcseg_core.learning import finetune as few
 from pcseg_core.learning import probe as protocol
-from pcseg_core.learning.dataset import LabeledSectors
 from pcseg_core.learning.module import TrainingModule
 from pcseg_core.learning.objectives.segmentation import Segmentation, label_counts
 from pcseg_core.learning.probe import fit_linear, probe_features
+from pcseg_core.learning.sectors import LabeledSectors
 from pcseg_core.metrics.confusion import Confusion
 
 

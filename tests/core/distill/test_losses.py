@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 
 from pcseg_core.distill.losses import (
     LabelLossConfig,
+    confident_labels,
     feature_regression,
     label_losses,
     lovasz_softmax,
     range_weights,
+    required_confidence,
     weighted_cross_entropy,
 )
 from pcseg_core.labels import IGNORE
@@ -87,6 +89,24 @@ def test_noise_aware_losses_learn_less_from_unlikely_labels() -> None:
 
     assert gradient(generalized=0.7) < 0.01 < 0.99 < gradient()
     assert gradient(bootstrap=0.3) == pytest.approx(0.7, abs=0.01)
+
+
+def test_no_class_loses_more_than_its_quota() -> None:
+    """Two classes with confidences 0 to 0.999 and 0 to 0.4995 in even steps, and a weak third."""
+    label = np.repeat([0, 1, 3, IGNORE], [1000, 1000, 100, 50]).astype(np.int16)
+    steps = np.arange(1000) / 1000
+    parts = [steps, steps / 2, np.full(100, 0.1), np.full(50, 0.9)]
+    confidence = np.concatenate(parts).astype(np.float32)
+    halves = [(label[k::2], confidence[k::2]) for k in range(2)]
+    config = LabelLossConfig(min_confidence=0.6, class_quota=0.5, least_confidence=0.2)
+    required = np.asarray(required_confidence(halves, config))
+    assert required[:4] == pytest.approx([0.5, 0.25, 0.6, 0.2], abs=1e-3)
+    found = confident_labels(label, confidence, required)
+    kept = np.bincount(found[found != IGNORE], minlength=4)
+    assert 500 <= kept[0] <= 502 and 500 <= kept[1] <= 502 and kept[2] == kept[3] == 0
+    strict = config.model_copy(update={"min_confidence": 0.3})  # never above it
+    assert np.max(required_confidence(halves, strict)) == 0.3
+    assert required_confidence(halves, LabelLossConfig()) == 0.6
 
 
 def test_ranges_of_a_class_weigh_the_same_in_sum() -> None:

@@ -25,11 +25,12 @@ from pcseg_core.distill.losses import LabelLossConfig
 from pcseg_core.files import atomic_path
 from pcseg_core.labels import LabelSpace, truth_of
 from pcseg_core.learning.augment import AugmentConfig
-from pcseg_core.learning.dataset import LabeledSectors, TrainingSweep
+from pcseg_core.learning.dataset import TrainingSweep
 from pcseg_core.learning.module import TrainingModule
 from pcseg_core.learning.objectives.segmentation import Segmentation, label_counts
 from pcseg_core.learning.recipe import OptimizerConfig, TrainingRecipe
 from pcseg_core.learning.runs import finish, input_statistics
+from pcseg_core.learning.sectors import LabeledSectors
 from pcseg_core.learning.trainer import train
 from pcseg_core.models.student import Student, StudentConfig
 from pcseg_core.progress import bar

@@ -100,7 +100,7 @@ def test_the_teacher_says_that_it_saw_simulated_drives_alone() -> None:
 
 
 def test_both_know_a_town_that_they_never_saw() -> None:
-    drive = SimulatedDrive(7000, sweeps=1, beams=64, columns=1024, width=320, height=192)
+    drive = SimulatedDrive(7004, sweeps=1, beams=64, columns=1024, width=320, height=192)
     report = evaluate(Pipeline(Segmenter.load("bundled")), drive)
     assert report.accuracy is not None and report.accuracy > 0.7
     config = ESPNetv2Config(weights=TEACHER, label_space="simulation", scales=(1.0,), flip=False)

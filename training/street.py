@@ -9,9 +9,7 @@ used.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,10 +18,8 @@ import torch
 import typer
 from pydantic import Field
 
-from pcseg_core.distill.cache import digest
 from pcseg_core.distill.losses import LabelLossConfig
-from pcseg_core.files import atomic_path
-from pcseg_core.labels import LabelSpace, truth_of
+from pcseg_core.labels import LabelSpace
 from pcseg_core.learning.augment import AugmentConfig
 from pcseg_core.learning.dataset import TrainingSweep
 from pcseg_core.learning.module import TrainingModule
@@ -31,9 +27,9 @@ from pcseg_core.learning.objectives.segmentation import Segmentation, label_coun
 from pcseg_core.learning.recipe import OptimizerConfig, TrainingRecipe
 from pcseg_core.learning.runs import finish, input_statistics
 from pcseg_core.learning.sectors import LabeledSectors
+from pcseg_core.learning.simulated import SimulatedConfig, labeled_sweeps
 from pcseg_core.learning.trainer import train
 from pcseg_core.models.student import Student, StudentConfig
-from pcseg_core.progress import bar
 from pcseg_core.simulation.recording import SimulatedDrive
 
 SPACE = "street"
@@ -72,13 +68,12 @@ class StreetRecipe(TrainingRecipe):
     @property
     def sources(self) -> list[str]:
         """All drives, for `open_recording`; the plain ones are the last."""
-        options = f"sweeps={self.sweeps},stride={self.stride},cameras=0"
-        varied = [
-            f"simulated:seed={self.first_seed + k},town=varied,sensor=varied,{options}"
-            for k in range(self.towns)
-        ]
+        varied = SimulatedConfig(
+            towns=self.towns, sweeps=self.sweeps, stride=self.stride, first_seed=self.first_seed
+        ).sources
+        options = f"columns=1024,sweeps={self.sweeps},stride={self.stride},cameras=0"
         plain = [
-            f"simulated:seed={self.plain_seed + k},beams={(64, 32)[k % 2]},columns=1024,{options}"
+            f"simulated:seed={self.plain_seed + k},beams={(64, 32)[k % 2]},{options}"
             for k in range(self.plain)
         ]
         return varied + plain
@@ -87,40 +82,6 @@ class StreetRecipe(TrainingRecipe):
 def drive_of(source: str) -> SimulatedDrive:
     """The drive of a source."""
     return SimulatedDrive.from_text(source.partition(":")[2])
-
-
-def render(source: str, recipe: StreetRecipe, cache: Path) -> Path:
-    """File with the labeled sweeps of a drive, cached."""
-    path = cache / f"{digest({'source': source, 'reach': recipe.student.max_range_m})}.npz"
-    if not path.is_file():
-        drive = drive_of(source)
-        space = LabelSpace.load(SPACE)
-        arrays = {}
-        for k in range(recipe.sweeps):
-            sample = drive[k]
-            cloud = sample.cloud
-            near = np.linalg.norm(cloud.xyz, axis=1) < recipe.student.max_range_m
-            arrays[f"xyz{k}"], arrays[f"intensity{k}"] = cloud.xyz[near], cloud.intensity[near]
-            arrays[f"label{k}"] = truth_of(sample, space)[near].astype(np.int16)
-        with atomic_path(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, **arrays)
-    return path
-
-
-def sweeps(recipe: StreetRecipe, cache: Path, workers: int) -> Iterator[TrainingSweep]:
-    """Sweeps of all towns, rendered where the cache lacks them."""
-    cache.mkdir(parents=True, exist_ok=True)
-    with (
-        ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool,
-        bar("rendering towns") as progress,
-    ):
-        jobs = [pool.submit(render, source, recipe, cache) for source in recipe.sources]
-        for count, (source, job) in enumerate(zip(recipe.sources, jobs)):
-            stored = np.load(job.result())
-            progress(count + 1, len(jobs))
-            for k in range(recipe.sweeps):
-                xyz, intensity, label = (stored[f"{n}{k}"] for n in ("xyz", "intensity", "label"))
-                yield TrainingSweep(xyz, intensity, label, np.ones(len(xyz), np.float32), source)
 
 
 def fit(data: Sequence[TrainingSweep], recipe: StreetRecipe, out: Path) -> None:
@@ -159,7 +120,8 @@ def main(
 ) -> None:
     """Render and train; OUT gets the checkpoint."""
     recipe = StreetRecipe()
-    fit(list(sweeps(recipe, cache, workers)), recipe, out)
+    space, reach = LabelSpace.load(SPACE), recipe.student.max_range_m
+    fit(list(labeled_sweeps(recipe.sources, space, reach, cache, workers)), recipe, out)
 
 
 if __name__ == "__main__":

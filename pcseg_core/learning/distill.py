@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,7 @@ from pcseg_core.learning.runs import (
 )
 from pcseg_core.learning.sectors import LabeledSectors
 from pcseg_core.learning.self_labels import SelfLabeler
+from pcseg_core.learning.simulated import labeled_sweeps
 from pcseg_core.learning.start import check_start, take_over
 from pcseg_core.learning.teachers import (
     Teachers,
@@ -120,18 +121,20 @@ def distill(
     targets = observe_targets(lidar, observations, folder) if lidar else None
     # Fuse the evidence of each scene over time, into labels also of points that no camera sees.
     sweeps = label_sweeps(observations, recipe, teachers, out / "pseudo_labels", targets)
+    exact = list(simulated_sweeps(recipe, space, folder))
     labeling_s = time.monotonic() - started
     # Train a student to predict the labels from the points alone.
     student = new_student(recipe, sweeps, space, teachers.text, start)
-    training = [train(new_module(student, sweeps, recipe, teachers), out, device)]
+    training = [train(new_module(student, sweeps + exact, recipe, teachers), out, device)]
     for number in range(1, recipe.rounds.count + 1):
         # The student labels what no camera saw and outvotes errors; a new one learns from both.
-        folder = out / f"round-{number}"
+        place = out / f"round-{number}"
         labeler = SelfLabeler(student, recipe.rounds, recipe.seed + number)
-        places = folder / "pseudo_labels"
-        sweeps = label_sweeps(observations, recipe, teachers, places, targets, labeler)
+        own = place / "pseudo_labels"
+        sweeps = label_sweeps(observations, recipe, teachers, own, targets, labeler)
         student = new_student(recipe, sweeps, space, teachers.text, start)
-        training.append(train(new_module(student, sweeps, recipe, teachers), folder, device))
+        module = new_module(student, sweeps + exact, recipe, teachers)
+        training.append(train(module, place, device))
     metrics = {
         **_account(recordings, observer, sweeps, teachers),
         "labeling_s": round(labeling_s, 1),
@@ -142,6 +145,12 @@ def distill(
     license = " and ".join(dict.fromkeys(filter(None, licenses))) or None
     finish(student, space, recipe, metrics, out, teachers.words(recipe), inputs, license)
     return metrics
+
+
+def simulated_sweeps(recipe: Recipe, space: LabelSpace, cache: Path) -> Iterator[TrainingSweep]:
+    """The simulated sweeps of a recipe with their exact labels."""
+    reach, workers = recipe.student.max_range_m, torch.get_num_threads()
+    return labeled_sweeps(recipe.simulated.sources, space, reach, cache, workers)
 
 
 def check_recipe(recipe: Recipe, out: Path, start: Path | None) -> None:

@@ -26,6 +26,7 @@ from pcseg_core.distill.temporal import TemporalConfig
 from pcseg_core.errors import InputError
 from pcseg_core.learning.augment import AugmentConfig, PairAugmentConfig
 from pcseg_core.learning.mixing import MixConfig
+from pcseg_core.learning.simulated import SimulatedConfig
 from pcseg_core.models.student import StudentConfig
 from pcseg_core.vision.encoder_kinds import AnyEncoder
 from pcseg_core.vision.maskclip import DenseClipConfig
@@ -269,6 +270,7 @@ class Recipe(TrainingRecipe):
     )
     stacking: StackingConfig = Field(default_factory=StackingConfig)
     rounds: RoundsConfig = Field(default_factory=RoundsConfig)
+    simulated: SimulatedConfig = Field(default_factory=SimulatedConfig)
     student: StudentConfig = Field(default_factory=StudentConfig)
     loss: LossConfig = Field(default_factory=LossConfig)
 

@@ -6,18 +6,17 @@ from __future__ import annotations
 import runpy
 from pathlib import Path
 
-import numpy as np
-
 from pcseg_core.checkpoint import FILE_NAME, load_checkpoint
-from pcseg_core.learning.dataset import TrainingSweep
+from pcseg_core.labels import LabelSpace
 from pcseg_core.learning.recipe import OptimizerConfig
+from pcseg_core.learning.simulated import labeled_sweeps
 from pcseg_core.models.student import StudentConfig
 from pcseg_core.simulation.variety import draw_lidar
 
 SCRIPT = Path(__file__).parents[2] / "training" / "street.py"
 
 
-def test_a_drive_is_rendered_once_and_trained_on(tmp_path: Path) -> None:
+def test_simulated_drives_are_trained_on_in_two_stages(tmp_path: Path) -> None:
     script = runpy.run_path(str(SCRIPT))
     recipe = script["StreetRecipe"](
         towns=1,
@@ -28,15 +27,7 @@ def test_a_drive_is_rendered_once_and_trained_on(tmp_path: Path) -> None:
         refine=OptimizerConfig(steps=2, batch_size=1, sector_deg=60.0),
     )
     assert ["sensor=varied" in source for source in recipe.sources] == [True, False]
-    source = recipe.sources[1]
-    file = script["render"](source, recipe, tmp_path)
-    written = file.stat().st_mtime_ns
-    assert script["render"](source, recipe, tmp_path).stat().st_mtime_ns == written
-    stored = np.load(file)
-    xyz, label = stored["xyz0"], stored["label0"]
-    assert np.linalg.norm(xyz, axis=1).max() < 30 and set(np.unique(label)) <= set(range(8))
-    weights = np.ones(len(xyz), np.float32)
-    sweep = TrainingSweep(xyz, stored["intensity0"], label, weights, source)
+    (sweep,) = labeled_sweeps(recipe.sources[1:], LabelSpace.load("street"), 30.0, tmp_path, 1)
     script["fit"]([sweep, sweep], recipe, tmp_path / "run")
     meta = load_checkpoint(tmp_path / "run" / FILE_NAME)[1]
     beams = sorted([draw_lidar(20_000).beams, 64])

@@ -149,8 +149,7 @@ def distill(
 
 def simulated_sweeps(recipe: Recipe, space: LabelSpace, cache: Path) -> Iterator[TrainingSweep]:
     """The simulated sweeps of a recipe with their exact labels."""
-    reach, workers = recipe.student.max_range_m, torch.get_num_threads()
-    return labeled_sweeps(recipe.simulated.sources, space, reach, cache, workers)
+    return labeled_sweeps(recipe.simulated.sources, space, recipe.student.max_range_m, cache)
 
 
 def check_recipe(recipe: Recipe, out: Path, start: Path | None) -> None:

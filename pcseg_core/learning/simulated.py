@@ -42,7 +42,7 @@ class SimulatedConfig(Section):
 
 
 def labeled_sweeps(
-    sources: Sequence[str], space: LabelSpace, range_m: float, cache: Path, workers: int
+    sources: Sequence[str], space: LabelSpace, range_m: float, cache: Path, workers: int = 0
 ) -> Iterator[TrainingSweep]:
     """Sweeps of simulated drives with exact labels, rendered where the cache lacks them.
 
@@ -51,7 +51,8 @@ def labeled_sweeps(
         space: classes of the labels.
         range_m: points beyond are left out [m].
         cache: folder of the rendered sweeps.
-        workers: processes that render.
+        workers: processes that render, for scripts whose main module may be imported again; 0
+            renders in this process.
 
     Raises:
         InputError: the classes of the simulation do not group into the space.
@@ -59,19 +60,28 @@ def labeled_sweeps(
     if not sources:
         return
     cache.mkdir(parents=True, exist_ok=True)
-    with (
-        ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool,
-        bar("rendering towns") as progress,
-    ):
-        jobs = [pool.submit(render, source, space, range_m, cache) for source in sources]
-        for count, (source, job) in enumerate(zip(sources, jobs)):
-            arrays = read_arrays(job.result())
-            progress(count + 1, len(jobs))
+    with bar("rendering towns") as progress:
+        files = _rendered(sources, space, range_m, cache, workers)
+        for count, (source, file) in enumerate(zip(sources, files), start=1):
+            arrays = read_arrays(file)
+            progress(count, len(sources))
             bounds = np.cumsum(arrays["counts"])[:-1]
             parts = (np.split(arrays[name], bounds) for name in ("xyz", "intensity", "label"))
             for xyz, intensity, label in zip(*parts):
                 sure = np.ones(len(xyz), np.float32)
                 yield TrainingSweep(xyz, intensity, label, sure, source)
+
+
+def _rendered(
+    sources: Sequence[str], space: LabelSpace, range_m: float, cache: Path, workers: int
+) -> Iterator[Path]:
+    """The file of each drive, in order."""
+    if workers == 0:
+        yield from (render(source, space, range_m, cache) for source in sources)
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        jobs = [pool.submit(render, source, space, range_m, cache) for source in sources]
+        yield from (job.result() for job in jobs)
 
 
 def render(source: str, space: LabelSpace, range_m: float, cache: Path) -> Path:

@@ -17,7 +17,7 @@ STREET = LabelSpace.load("street")
 
 def test_towns_are_rendered_once_with_their_exact_labels(tmp_path: Path) -> None:
     source = "simulated:seed=3,sweeps=2,stride=25,beams=8,columns=128,cameras=0"
-    found = list(labeled_sweeps([source], STREET, 30.0, tmp_path, 1))
+    found = list(labeled_sweeps([source], STREET, 30.0, tmp_path))
     assert len(found) == 2 and {sweep.scene for sweep in found} == {source}
     sample = open_recording(source)[1]
     near = np.linalg.norm(sample.cloud.xyz, axis=1) < 30

@@ -27,7 +27,7 @@ def test_simulated_drives_are_trained_on_in_two_stages(tmp_path: Path) -> None:
         refine=OptimizerConfig(steps=2, batch_size=1, sector_deg=60.0),
     )
     assert ["sensor=varied" in source for source in recipe.sources] == [True, False]
-    (sweep,) = labeled_sweeps(recipe.sources[1:], LabelSpace.load("street"), 30.0, tmp_path, 1)
+    (sweep,) = labeled_sweeps(recipe.sources[1:], LabelSpace.load("street"), 30.0, tmp_path)
     script["fit"]([sweep, sweep], recipe, tmp_path / "run")
     meta = load_checkpoint(tmp_path / "run" / FILE_NAME)[1]
     beams = sorted([draw_lidar(20_000).beams, 64])

@@ -152,7 +152,7 @@ class RobustnessReport(JsonReport):
         miou = "mIoU" if self.reference == "ground truth" else "mIoU with the clean labels"
         sweeps = sum(self.sources.values())
         title = f"{', '.join(self.sources)}: {sweeps} sweeps, {name}, {miou} in %"
-        table = Table(title=title, box=SIMPLE_HEAD)
+        table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
         table.add_column("", no_wrap=True)
         for column in (*self.severities, "RR", "CE", "ECE", "AUROC", "same"):
             table.add_column(column, justify="right")

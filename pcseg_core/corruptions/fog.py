@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fog: weaker returns of surfaces, and returns of the fog itself.
 
-Model: Hahner, Sakaridis, Dai and Van Gool, "Fog Simulation on Real LiDAR Point Clouds for 3D
+Model: Hahner et al., "Fog Simulation on Real LiDAR Point Clouds for 3D
 Object Detection in Adverse Weather", ICCV 2021, after Rasshofer, Spies and Spies, "Influences of
 weather phenomena on automotive laser radar systems", Advances in Radio Science 9, 2011.
 """

@@ -30,10 +30,9 @@ from pcseg_core.evaluation.robustness_report import (
     MethodFigures,
     RobustnessReport,
 )
+from pcseg_core.evaluation.robustness_tally import ConditionTally
 from pcseg_core.labels import LabelSpace, grouping, regroup, truth_of
-from pcseg_core.metrics.confusion import Calibration, Confusion
-from pcseg_core.metrics.figures import Figures, merge_of
-from pcseg_core.metrics.robustness import ErrorRanking, normalized_entropy
+from pcseg_core.metrics.robustness import normalized_entropy
 from pcseg_core.online.pipeline import Pipeline, PipelineConfig, SmoothingConfig, Sweep
 
 if TYPE_CHECKING:
@@ -174,50 +173,6 @@ class _Source:
             self._kept[index] = sample
 
 
-class _Tally:
-    """Counts of one method under one condition."""
-
-    def __init__(self, classes: int, graded: bool) -> None:
-        self.confusion = Confusion(classes)
-        self.calibration = Calibration() if graded else None
-        self.ranking = ErrorRanking()
-        self.same = self.compared = self.clean_points = self.points = self.invented = 0
-
-    def add(
-        self, pred: Labels, truth: Labels, clean: Labels, confidence: Array, entropy: Array
-    ) -> None:
-        """Add the points (N,) of a sweep; `entropy` may be empty."""
-        self.confusion.update(pred, truth)
-        both = (truth >= 0) & (pred >= 0)
-        if self.calibration is not None:
-            self.calibration.update(confidence[both], (pred == truth)[both])
-        if len(entropy):
-            self.ranking.update(entropy[both], (pred != truth)[both])
-        known = clean >= 0
-        self.compared += int(np.count_nonzero(known))
-        self.same += int(np.count_nonzero((pred == clean)[known]))
-
-    def count(self, clean_points: int, corrupted: Corrupted) -> None:
-        """Count lost and invented points of a sweep."""
-        self.clean_points += clean_points
-        self.points += len(corrupted.source)
-        self.invented += int(np.count_nonzero(corrupted.invented))
-
-    def figures(self, space: LabelSpace) -> ConditionFigures:
-        """All figures."""
-        common = Figures.of(self.confusion, space.names, merge_of(space))
-        graded = self.calibration is not None and bool(self.confusion.matrix.any())
-        return ConditionFigures(
-            **common.model_dump(),
-            points=self.confusion.points,
-            calibration_error=self.calibration.error if graded and self.calibration else None,
-            error_auroc=self.ranking.area,
-            agreement=self.same / self.compared if self.compared else None,
-            lost=1 - self.points / max(self.clean_points, 1),
-            invented=self.invented / max(self.points, 1),
-        )
-
-
 class _Run:
     """State of one study: the pipelines of each source, and the clean predictions."""
 
@@ -286,7 +241,7 @@ class _Run:
     ) -> dict[str, dict[str, object]]:
         """Figures of all methods under a corruption, or clean, as plain values."""
         methods = self.pipelines[0]
-        tallies = {method: _Tally(len(self.space), self.graded) for method in methods}
+        tallies = {method: ConditionTally(len(self.space), self.graded) for method in methods}
         for number, source in enumerate(self.sources):
             scene = None
             for index, sample in source.samples():
@@ -311,7 +266,7 @@ class _Run:
 
     def _add(
         self,
-        tallies: dict[str, _Tally],
+        tallies: dict[str, ConditionTally],
         place: Place,
         sample: Sample,
         name: str | None,

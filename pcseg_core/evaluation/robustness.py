@@ -38,7 +38,6 @@ from pcseg_core.online.pipeline import Pipeline, PipelineConfig, SmoothingConfig
 if TYPE_CHECKING:
     from pcseg_core.cloud import PointCloud
     from pcseg_core.data import Recording, Sample
-    from pcseg_core.input_check import InputStatistics
     from pcseg_core.online.pipeline import LabeledSweep, SegmenterLike
     from pcseg_core.online.segmenter import Segmentation
 
@@ -135,7 +134,6 @@ class _Watched(SharedSegmenter):
 
     def __init__(self, segmenter: SegmenterLike) -> None:
         super().__init__(segmenter, SavedTime())
-        self.trained_on: InputStatistics | None = getattr(segmenter, "trained_on", None)
         self.entropy: Array = np.zeros(0)
         self._seen: Segmentation | None = None
 

@@ -52,6 +52,15 @@ TimeField = Annotated[
         "times."
     ),
 ]
+MaxEntropy = Annotated[
+    float,
+    typer.Option(
+        min=0,
+        max=1,
+        help="Points whose classes have a higher entropy become unlabeled: things of none of the "
+        "classes; 1 labels all.",
+    ),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 
 

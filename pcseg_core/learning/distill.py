@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from pcseg_core.distill.pixels import PixelSampler, PointPixels
 from pcseg_core.errors import InputError
 from pcseg_core.files import slug
 from pcseg_core.labels import IGNORE, NO_CLASSES, LabelSpace
+from pcseg_core.learning.confidence import calibrate, held_out
 from pcseg_core.learning.dataset import TrainingSweep
 from pcseg_core.learning.module import TrainingModule
 from pcseg_core.learning.objectives import Objective
@@ -122,6 +124,8 @@ def distill(
     sweeps = label_sweeps(observations, recipe, teachers, out / "pseudo_labels", targets)
     labeling_s = time.monotonic() - started
     # Train a student to predict the labels from the points alone.
+    given, held = sweeps, held_out(sweeps, recipe.confidence.held_out)
+    sweeps = list(compress(given, ~held))
     student = new_student(recipe, sweeps, space, teachers.text, start)
     training = [train(new_module(student, sweeps, recipe, teachers), out, device)]
     for number in range(1, recipe.rounds.count + 1):
@@ -130,17 +134,21 @@ def distill(
         labeler = SelfLabeler(student, recipe.rounds, recipe.seed + number)
         places = folder / "pseudo_labels"
         sweeps = label_sweeps(observations, recipe, teachers, places, targets, labeler)
+        sweeps = list(compress(sweeps, ~held))
         student = new_student(recipe, sweeps, space, teachers.text, start)
         training.append(train(new_module(student, sweeps, recipe, teachers), folder, device))
     metrics = {
         **_account(recordings, observer, sweeps, teachers),
+        "held_out": int(held.sum()),
         "labeling_s": round(labeling_s, 1),
         **training[-1],
         "training_s": round(sum(part["training_s"] for part in training), 1),
     }
+    # Calibrate its confidence by labels of the teachers alone.
+    scaling = calibrate(student, given, held) if space != NO_CLASSES else None
     inputs = input_statistics(sweeps, recordings.values())
     license = " and ".join(dict.fromkeys(filter(None, licenses))) or None
-    finish(student, space, recipe, metrics, out, teachers.words(recipe), inputs, license)
+    finish(student, space, recipe, metrics, out, teachers.words(recipe), inputs, license, scaling)
     return metrics
 
 

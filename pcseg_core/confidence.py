@@ -24,7 +24,7 @@ Array = npt.NDArray[Any]
 UNSURE = 0.3
 """Entropy above which points have their own temperature (Calib3D)."""
 _LEAST, _MOST = 0.05, 20.0  # bounds of the temperatures
-_LEAST_GAIN = 1e-3  # of the negative log-likelihood [nat], for a temperature by entropy
+_LEAST_GAIN = 5e-3  # of the negative log-likelihood [nat], for values beyond one temperature
 
 
 class ConfidenceConfig(Section):
@@ -93,7 +93,8 @@ class LabeledLogits:
 def fit_scaling(points: LabeledLogits, range_m: float, least: float = _LEAST) -> ConfidenceScaling:
     """The scaling of the largest likelihood of the labels.
 
-    The factor by entropy is used where it lowers the negative log-likelihood by at least 0.001.
+    Dependence on the range, and the factor by entropy, are used where they lower the negative
+    log-likelihood by at least 0.005. Labels that are worse far away look like a small dependence.
 
     Args:
         points: at least one.
@@ -101,15 +102,24 @@ def fit_scaling(points: LabeledLogits, range_m: float, least: float = _LEAST) ->
         least: smallest value of each temperature and of the factor.
     """
     fit = _Fit(points, range_m, least)
-    by_range, loss = fit.minimum(2)
-    by_entropy, lower = fit.minimum(3)
-    found = by_entropy if loss - lower >= _LEAST_GAIN else np.append(by_range, 1.0)
-    near, far, unsure = (float(value) for value in found)
+    found, loss = fit.minimum(1)
+    for count in (2, 3):
+        values, lower = fit.minimum(count)
+        if loss - lower >= _LEAST_GAIN:
+            found, loss = values, lower
+    near, far, unsure = _expanded(found)
     return ConfidenceScaling(near=near, far=far, range_m=range_m, unsure=unsure)
 
 
+def _expanded(values: Array) -> tuple[float, float, float]:
+    """`near`, `far` and `unsure` of one temperature, of the first two, or of all."""
+    near, *others = values.tolist()
+    far, unsure = [*others, *[near, 1.0][len(others) :]]
+    return near, far, unsure
+
+
 class _Fit:
-    """Negative log-likelihood over the logarithms of `near`, `far` and `unsure`."""
+    """Negative log-likelihood over the logarithms of the values of `_expanded`."""
 
     def __init__(self, points: LabeledLogits, range_m: float, least: float) -> None:
         self.bounds = math.log(least), math.log(_MOST)
@@ -130,7 +140,7 @@ class _Fit:
 
     def __call__(self, logs: Array) -> tuple[float, Array]:
         """Loss and its gradient."""
-        near, far, factor = np.exp(np.append(logs, np.zeros(3 - len(logs))))
+        near, far, factor = _expanded(np.exp(logs))
         base = near + (far - near) * self.share
         temperature = base * np.where(self.unsure > 0, factor, 1.0)
         scaled = self.logits / temperature[:, None]
@@ -141,4 +151,6 @@ class _Fit:
         # d loss / d log T = own - mean of the scaled logits
         slope = (own - (raised * scaled).sum(1) / total) / len(own)
         parts = (near * (1 - self.share) / base, far * self.share / base, self.unsure)
+        if len(logs) == 1:
+            return loss, slope.sum(keepdims=True)
         return loss, np.array([slope @ part for part in parts[: len(logs)]])

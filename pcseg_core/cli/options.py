@@ -57,8 +57,7 @@ MaxEntropy = Annotated[
     typer.Option(
         min=0,
         max=1,
-        help="Points whose classes have a higher entropy become unlabeled: things of none of the "
-        "classes; 1 labels all.",
+        help="Points whose classes have a higher entropy, 0 to 1, become unlabeled; 1 labels all.",
     ),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]

@@ -106,8 +106,8 @@ class Segmenter:
         device: where the network runs.
         backend: implementation of the sparse convolutions in use, never "auto".
         text: words of the checkpoint, or None.
-        max_entropy: points whose classes have a higher entropy, 0..1, become unlabeled: unknown
-            things; 1 labels all points.
+        max_entropy: points whose classes have a higher entropy, 0..1, become unlabeled; 1 labels
+            all points.
         keep_uncalibrated: also return the confidence before calibration.
     """
 

@@ -24,7 +24,7 @@ Array = npt.NDArray[Any]
 UNSURE = 0.3
 """Entropy above which points have their own temperature (Calib3D)."""
 _LEAST, _MOST = 0.05, 20.0  # bounds of the temperatures
-_LEAST_GAIN = 5e-3  # of the negative log-likelihood [nat], for values beyond one temperature
+_LEAST_GAIN = 5e-3  # of the negative log-likelihood [nat], by each value beyond the first
 
 
 class ConfidenceConfig(Section):
@@ -94,7 +94,8 @@ def fit_scaling(points: LabeledLogits, range_m: float, least: float = _LEAST) ->
     """The scaling of the largest likelihood of the labels.
 
     Dependence on the range, and the factor by entropy, are used where they lower the negative
-    log-likelihood by at least 0.005. Labels that are worse far away look like a small dependence.
+    log-likelihood by at least 0.005 for each value. Labels that are worse far away look like a
+    small dependence.
 
     Args:
         points: at least one.
@@ -105,7 +106,7 @@ def fit_scaling(points: LabeledLogits, range_m: float, least: float = _LEAST) ->
     found, loss = fit.minimum(1)
     for count in (2, 3):
         values, lower = fit.minimum(count)
-        if loss - lower >= _LEAST_GAIN:
+        if loss - lower >= _LEAST_GAIN * (count - len(found)):
             found, loss = values, lower
     near, far, unsure = _expanded(found)
     return ConfidenceScaling(near=near, far=far, range_m=range_m, unsure=unsure)

@@ -53,10 +53,10 @@ def test_figures_before_and_after_calibration(
     scaling = ConfidenceScaling(near=3, far=3, range_m=80)
     scaled = meta.model_copy(update={"confidence": scaling})
     save_checkpoint(tmp_path / "scaled" / FILE_NAME, state, scaled)
-    contents = []
+    folder, contents = sequence(), []
     for run in (tiny_run, tmp_path / "scaled"):
         files = "--json", tmp_path / "report.json", "--picture", tmp_path / "report.png"
-        result = evaluate(run, "--semantic-kitti", sequence(), "--no-baselines", *files)
+        result = evaluate(run, "--semantic-kitti", folder, "--no-baselines", *files)
         assert result.exit_code == 0, result.output
         contents.append(json.loads((tmp_path / "report.json").read_text()))
     assert "before calibration" in result.output

@@ -114,8 +114,9 @@ def fit_scaling(points: LabeledLogits, range_m: float, least: float = _LEAST) ->
 
 def _expanded(values: Array) -> tuple[float, float, float]:
     """`near`, `far` and `unsure` of one temperature, of the first two, or of all."""
-    near, *others = values.tolist()
-    far, unsure = [*others, *[near, 1.0][len(others) :]]
+    near = float(values[0])
+    far = float(values[1]) if len(values) > 1 else near
+    unsure = float(values[2]) if len(values) > 2 else 1.0
     return near, far, unsure
 
 

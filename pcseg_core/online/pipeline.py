@@ -332,8 +332,9 @@ class Pipeline:
         problems += _check_result(cloud, not_finite, out_of_range)
         space = result.label_space or self.label_space
         times = clock.stages_ms, result.timings_ms
-        others = problems, out_of_range, result.uncalibrated
-        return LabeledSweep(cloud, labels, confidence, space, *times, *others)
+        found = LabeledSweep(cloud, labels, confidence, space, *times, problems, out_of_range)
+        found.uncalibrated = result.uncalibrated
+        return found
 
     def _locate(
         self, sweep: Sweep, problems: list[tuple[str, str]]

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -314,11 +313,10 @@ class Segmenter:
                 raw = classes.logits(sweep.sparse)
         with _stage("label", timings):
             logits = _calibrated(classes.scaling, raw, cloud.xyz, sweep)
-            given = {"inverse": sweep.inverse, "classes": count, "owner": owner}
-            rows = partial(point_labels, backend=self.backend, **given)
-            found = rows(logits, probabilities=probabilities, max_entropy=self.max_entropy)
+            place = sweep.inverse, count, owner
+            found = point_labels(logits, *place, probabilities, self.backend, self.max_entropy)
             asked = self.keep_uncalibrated and logits is not raw
-            before = rows(raw).confidence if asked else None
+            before = point_labels(raw, *place, backend=self.backend).confidence if asked else None
         return Segmentation(
             found.labels,
             found.confidence,

@@ -163,6 +163,8 @@ class LabeledSweep:
             without it. Events: NO_MOTION, NO_EVIDENCE, NO_TIMES, OUT_OF_RANGE, NOT_FINITE
             and UNLIKE_TRAINING of this module, `pcseg_core.cloud.TIME_PROBLEM`.
         out_of_range: number of returns beyond the range of the checkpoint, unlabeled.
+        uncalibrated: (N,) float32 confidence of the network before calibration, if the segmenter
+            was asked to keep it, else None.
     """
 
     cloud: PointCloud
@@ -173,6 +175,7 @@ class LabeledSweep:
     inference_ms: dict[str, float] = field(default_factory=dict)
     problems: list[tuple[str, str]] = field(default_factory=list)
     out_of_range: int = 0
+    uncalibrated: npt.NDArray[np.float32] | None = None
 
 
 class SegmenterLike(Protocol):
@@ -329,7 +332,9 @@ class Pipeline:
         problems += _check_result(cloud, not_finite, out_of_range)
         space = result.label_space or self.label_space
         times = clock.stages_ms, result.timings_ms
-        return LabeledSweep(cloud, labels, confidence, space, *times, problems, out_of_range)
+        found = LabeledSweep(cloud, labels, confidence, space, *times, problems, out_of_range)
+        found.uncalibrated = result.uncalibrated
+        return found
 
     def _locate(
         self, sweep: Sweep, problems: list[tuple[str, str]]

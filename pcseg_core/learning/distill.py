@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from itertools import compress
 from pathlib import Path
@@ -19,6 +20,7 @@ from pcseg_core.bundled import FILE_NAME, checkpoint_file
 from pcseg_core.data import Recording
 from pcseg_core.data.diversity import diversity
 from pcseg_core.distill.cache import is_whole
+from pcseg_core.distill.corrected import CorrectedSweeps
 from pcseg_core.distill.labeling import LabelModel, Labels, fit_label_model, label_scene
 from pcseg_core.distill.lidar_teacher import LidarTargets, LidarTeacher, read_targets, store_targets
 from pcseg_core.distill.observation import (
@@ -81,6 +83,8 @@ def distill(
     device: str = "auto",
     start: Path | None = None,
     fresh: bool = False,
+    corrected: Path | None = None,
+    corrected_weight: float = 20.0,
 ) -> dict[str, Any]:
     """Label recordings with the recipe's teachers and train a student on the labels.
 
@@ -95,6 +99,9 @@ def distill(
         device: "auto", "cpu" or "cuda".
         start: run whose student, or pretrained backbone, is trained further.
         fresh: delete an earlier run in `out`, once everything is known to be usable.
+        corrected: folder of corrected labels of some sweeps, see `read_corrections`.
+        corrected_weight: of a corrected label where it is carried to other sweeps, relative to a
+            label of the teacher.
 
     Raises:
         InputError: unusable sources, weights or recipe, or a run directory of another recipe.
@@ -104,6 +111,8 @@ def distill(
     folder, started, on = cache or out / "cache", time.monotonic(), torch_device(device)
     names = [identity(source, (out, cache or out)) for source in sources]
     parts = [*names, *named("start", start), *named("teacher-3d", recipe.run_3d)]
+    if corrected is not None:
+        parts += [*named("corrected", corrected), f"corrected weight {corrected_weight:g}"]
     if (figures := resumed(out, recipe, parts, fresh)) is not None:
         return figures
     # Check everything that can be wrong before the run directory is claimed.
@@ -114,6 +123,9 @@ def distill(
     recordings = open_recordings(sources, names, lidar.inputs if lidar else None)
     if recipe.teacher is not None:
         check_cameras(recordings.values(), required=lidar is None)
+    fixed = None
+    if corrected is not None:
+        fixed = read_corrected(corrected, recordings, space, corrected_weight)
     note(diversity(recordings.values()).summary())
     teachers = load_teachers(recipe, lidar, space, on)
     observer = new_observer(recipe, teachers, folder)
@@ -127,9 +139,12 @@ def distill(
     # Fuse the evidence of each scene over time, into labels also of points that no camera sees.
     def label(place: Path, labeler: SelfLabeler | None = None) -> list[TrainingSweep]:
         folder = place / "pseudo_labels"
-        return label_sweeps(observations, recipe, teachers, model, folder, targets, labeler)
+        return label_sweeps(observations, recipe, teachers, model, folder, targets, labeler, fixed)
 
     given = label(out)
+    found = deepcopy(fixed.conflicts) if fixed else None
+    for line in found.lines(space) if found else ():
+        note(line)
     exact = list(simulated_sweeps(recipe, space, folder))
     labeling_s = time.monotonic() - started
     held = held_out(given, recipe.confidence.held_out)
@@ -144,6 +159,7 @@ def distill(
     metrics = {
         **_account(recordings, observer, list(compress(sweeps, ~held)), teachers),
         "held_out": int(held.sum()),
+        **({"corrected": found.figures(space)} if found else {}),
         "labeling_s": round(labeling_s, 1),
         **training,
     }
@@ -187,6 +203,19 @@ def train_in_rounds(
         training = train(own := module(sweeps), place, device)
         seconds += training["training_s"]
     return own.student, sweeps, {**training, "training_s": round(seconds, 1)}
+
+
+def read_corrected(
+    folder: Path, recordings: Mapping[str, Recording], space: LabelSpace, weight: float
+) -> CorrectedSweeps:
+    """The corrected labels of the recordings of a run.
+
+    Raises:
+        InputError: see `read_corrections`; or the recipe learns no classes.
+    """
+    if space == NO_CLASSES:
+        raise InputError(f"{folder}: the recipe learns no classes; give one that learns labels")
+    return CorrectedSweeps.read(folder, recordings, space, weight)
 
 
 def simulated_sweeps(recipe: Recipe, space: LabelSpace, cache: Path) -> Iterator[TrainingSweep]:
@@ -279,6 +308,7 @@ def label_sweeps(
     folder: Path,
     targets: Sequence[Path] | None = None,
     labeler: SelfLabeler | None = None,
+    corrected: CorrectedSweeps | None = None,
 ) -> list[TrainingSweep]:
     """Label observations scene by scene, and store points and labels.
 
@@ -290,6 +320,7 @@ def label_sweeps(
         folder: gets an npz per sweep, which baselines are fitted to.
         targets: file of the 3D teacher for each observation, if there is one.
         labeler: a student of an earlier round, which adds its evidence for all points.
+        corrected: labels of some sweeps by people, which override all others.
     """
     sweeps: list[TrainingSweep] = []
     for _, members in scenes(observations):
@@ -298,6 +329,8 @@ def label_sweeps(
         if labeler is not None:
             own = [labeler.probabilities(s.xyz, s.intensity, s.name) for s in seen]
         labels = _camera_labels(seen, recipe, model, own)
+        if corrected is not None:
+            labels = corrected.override(seen, labels, recipe.labels)
         for sweep, (label, confidence) in zip(seen, labels):
             pixels = sweep.pixels
             if pixels is not None and recipe.text and recipe.text.source == "classes":

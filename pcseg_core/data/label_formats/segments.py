@@ -52,7 +52,7 @@ class SegmentsExport:
         path.write_bytes(points.astype("<f4").tobytes())
         self._frames.setdefault(scene, []).append(frame)
         self._labels.setdefault(scene, []).append(self._label(sweep))
-        return f"{scene}/label.json"
+        return f"{scene}/label.json#{number}"
 
     def finish(self) -> list[str]:
         """Write samples, labels and categories."""

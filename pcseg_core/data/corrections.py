@@ -173,7 +173,8 @@ def _class_ids(raw: npt.NDArray[np.integer], space: LabelSpace, file: Path) -> I
             f"{file}: the numbers {shown} are no classes of {space.name}; expected 0 (none) or one "
             f"of {', '.join(map(str, known[known > 0][:40]))}"
         )
-    return raw_id_table(space)[raw].astype(np.int64)
+    labels: Int64 = raw_id_table(space)[raw].astype(np.int64)
+    return labels
 
 
 def _read_semantic_kitti(file: Path, frame: int, space: LabelSpace) -> Int64:

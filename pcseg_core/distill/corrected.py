@@ -45,7 +45,7 @@ class Conflicts:
         points: number of their points with a corrected class.
         labeled: those of them that the teacher had labeled.
         pairs: (class of the teacher, corrected class) -> points, where the two differ.
-        carried: points of other sweeps that got another class.
+        carried: points of other sweeps that got a class or another one.
         shared: voxels that several corrected sweeps see.
         contradictory: those of them that the sweeps give different classes.
     """
@@ -72,7 +72,9 @@ class Conflicts:
             told.append(
                 "corrected: " + ", ".join(f"{names[a]} is {names[b]} ({n})" for (a, b), n in common)
             )
-        told.append(f"carried by pose: {self.carried} points of other sweeps changed their class")
+        told.append(
+            f"carried by pose: {self.carried} points of other sweeps got a class or changed it"
+        )
         if self.contradictory:
             told.append(
                 f"corrected sweeps contradict each other in {self.contradictory} of the "

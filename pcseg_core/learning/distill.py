@@ -55,7 +55,7 @@ from pcseg_core.learning.runs import (
     torch_device,
 )
 from pcseg_core.learning.sectors import LabeledSectors
-from pcseg_core.learning.self_labels import SelfLabeler
+from pcseg_core.learning.self_labels import SelfLabeler, load_beside
 from pcseg_core.learning.simulated import labeled_sweeps
 from pcseg_core.learning.start import check_start, take_over
 from pcseg_core.learning.teachers import (
@@ -103,14 +103,16 @@ def distill(
     check_recipe(recipe, out, start)
     folder, started, on = cache or out / "cache", time.monotonic(), torch_device(device)
     names = [identity(source, (out, cache or out)) for source in sources]
-    parts = [*names, *named("start", start), *named("teacher-3d", recipe.run_3d)]
+    others = {"start": start, "teacher-3d": recipe.run_3d, "beside": recipe.rounds.beside}
+    parts = [*names, *(part for name, path in others.items() for part in named(name, path))]
     if (figures := resumed(out, recipe, parts, fresh)) is not None:
         return figures
     # Check everything that can be wrong before the run directory is claimed.
     lidar = load_lidar(recipe, on)
     space = student_space(recipe, lidar)
     licenses = [None if start is None else check_start(start, recipe, space)]
-    licenses += [lidar.license] if lidar else []
+    beside = load_beside(recipe.rounds, space, on)
+    licenses += [network.license for network in (lidar, beside) if network]
     recordings = open_recordings(sources, names, lidar.inputs if lidar else None)
     if recipe.teacher is not None:
         check_cameras(recordings.values(), required=lidar is None)
@@ -140,7 +142,7 @@ def distill(
         return new_module(student, chosen + exact, recipe, teachers)
 
     # Train a student to predict the labels from the points alone.
-    student, sweeps, training = train_in_rounds(recipe, given, label, module, out, device)
+    student, sweeps, training = train_in_rounds(recipe, given, label, module, out, device, beside)
     metrics = {
         **_account(recordings, observer, list(compress(sweeps, ~held)), teachers),
         "held_out": int(held.sum()),
@@ -162,6 +164,7 @@ def train_in_rounds(
     module: Callable[[Sequence[TrainingSweep]], TrainingModule],
     out: Path,
     device: str,
+    beside: LidarTeacher | None = None,
 ) -> tuple[Student, list[TrainingSweep], dict[str, Any]]:
     """Train a student; let it label, and train a new one, as often as the recipe says.
 
@@ -174,6 +177,7 @@ def train_in_rounds(
         module: a new student with its objectives, for labeled sweeps.
         out: run directory.
         device: "auto", "cpu" or "cuda".
+        beside: a network that labels with the student.
 
     Returns:
         The last student, the sweeps that it learned from, and the figures of its training.
@@ -182,7 +186,7 @@ def train_in_rounds(
     seconds = training["training_s"]
     for number in range(1, recipe.rounds.count + 1):
         place = out / f"round-{number}"
-        labeler = SelfLabeler(own.student, recipe.rounds, recipe.seed + number)
+        labeler = SelfLabeler(own.student, recipe.rounds, recipe.seed + number, beside)
         sweeps = label(place, labeler)
         training = train(own := module(sweeps), place, device)
         seconds += training["training_s"]
@@ -294,9 +298,7 @@ def label_sweeps(
     sweeps: list[TrainingSweep] = []
     for _, members in scenes(observations):
         seen = [stored.load() for stored in members]
-        own = None
-        if labeler is not None:
-            own = [labeler.probabilities(s.xyz, s.intensity, s.name) for s in seen]
+        own = labeler.scene(seen) if labeler is not None else None
         labels = _camera_labels(seen, recipe, model, own)
         for sweep, (label, confidence) in zip(seen, labels):
             pixels = sweep.pixels

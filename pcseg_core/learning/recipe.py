@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from pcseg_core.bundled import bundled_file
+from pcseg_core.bundled import bundled_file, find_file
 from pcseg_core.confidence import ConfidenceConfig
 from pcseg_core.config import Section, load_yaml, parse_section
 from pcseg_core.distill.alignment import AlignmentConfig
@@ -203,6 +203,21 @@ class RoundsConfig(Section):
         description="Weight of the student's probabilities relative to one camera's; with 1 it "
         "outvotes the cameras on rare classes",
     )
+    beside: Path | None = Field(
+        None,
+        description="Run or checkpoint whose class probabilities are averaged with the student's, "
+        "such as bundled: the next student learns from both",
+    )
+
+    def relative_to(self, folder: Path) -> RoundsConfig:
+        """The same with an absolute path, see `find_file`.
+
+        Raises:
+            InputError: the run does not exist.
+        """
+        if self.beside is None or bundled_file(self.beside):
+            return self
+        return self.model_copy(update={"beside": find_file(self.beside, folder)})
 
 
 class StackingConfig(Section):
@@ -390,5 +405,6 @@ def _with_files(recipe: Recipe, base: Path) -> Recipe:
         "teacher_3d": recipe.teacher_3d and recipe.teacher_3d.relative_to(base),
         "encoder": recipe.encoder and recipe.encoder.relative_to(base),
         "superpixels": recipe.superpixels.relative_to(base),
+        "rounds": recipe.rounds.relative_to(base),
     }
     return recipe.model_copy(update=changes)

@@ -11,21 +11,24 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from pydantic import Field
 from scipy.spatial import cKDTree
 
+from pcseg_core.bundled import bundled_file, find_file
 from pcseg_core.cloud import PointCloud
+from pcseg_core.config import Section
 from pcseg_core.distill.lidar_teacher import LidarTeacher, LidarTeacherConfig, load_lidar_teacher
 from pcseg_core.distill.observation import Observation
 from pcseg_core.geometry import from_euler
 from pcseg_core.input_check import IntensityMatch
 from pcseg_core.labels import IGNORE, LabelSpace
 from pcseg_core.learning.augment import thinned
-from pcseg_core.learning.recipe import RoundsConfig
 from pcseg_core.models.inference import compile_inference
 from pcseg_core.models.minkunet import MinkUNet
 from pcseg_core.models.student import Student
@@ -34,6 +37,39 @@ from pcseg_core.sparse.backends import resolve
 
 Array = npt.NDArray[Any]
 Float32 = npt.NDArray[np.float32]
+
+
+class RoundsConfig(Section):
+    """Rounds after the first training: the student labels all points, and is trained again."""
+
+    count: int = Field(0, ge=0, le=5, description="Rounds; 0 trains once, on the teacher's labels")
+    views: int = Field(4, ge=1, le=16, description="Turned and thinned copies of a sweep, averaged")
+    thin_m: tuple[float, float] = Field(
+        (12.0, 24.0),
+        description="Smallest and largest range [m] that a copy is thinned to: nearer surfaces "
+        "keep as many points as they would have at this range",
+    )
+    weight: float = Field(
+        0.3,
+        gt=0,
+        description="Weight of the student's probabilities relative to one camera's; with 1 it "
+        "outvotes the cameras on rare classes",
+    )
+    beside: Path | None = Field(
+        None,
+        description="Run or checkpoint whose class probabilities are averaged with the student's, "
+        "such as bundled: the next student learns from both",
+    )
+
+    def relative_to(self, folder: Path) -> RoundsConfig:
+        """The same with an absolute path, see `find_file`.
+
+        Raises:
+            InputError: the run does not exist.
+        """
+        if self.beside is None or bundled_file(self.beside):
+            return self
+        return self.model_copy(update={"beside": find_file(self.beside, folder)})
 
 
 def load_beside(rounds: RoundsConfig, space: LabelSpace, device: str) -> LidarTeacher | None:

@@ -20,8 +20,8 @@ from pcseg_core.labels import LabelSpace
 from pcseg_core.learning import distill as distilling
 from pcseg_core.learning.augment import thinned
 from pcseg_core.learning.distill import distill
-from pcseg_core.learning.recipe import Recipe, RoundsConfig
-from pcseg_core.learning.self_labels import SelfLabeler
+from pcseg_core.learning.recipe import Recipe
+from pcseg_core.learning.self_labels import RoundsConfig, SelfLabeler
 from pcseg_core.models.student import Student
 from pcseg_core.sparse.tensor import SparseTensor
 from pcseg_core.vision.espnetv2 import ESPNetv2

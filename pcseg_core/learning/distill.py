@@ -57,7 +57,7 @@ from pcseg_core.learning.runs import (
     torch_device,
 )
 from pcseg_core.learning.sectors import LabeledSectors
-from pcseg_core.learning.self_labels import SelfLabeler
+from pcseg_core.learning.self_labels import SelfLabeler, load_beside
 from pcseg_core.learning.simulated import labeled_sweeps
 from pcseg_core.learning.start import check_start, take_over
 from pcseg_core.learning.teachers import (
@@ -110,7 +110,8 @@ def distill(
     check_recipe(recipe, out, start)
     folder, started, on = cache or out / "cache", time.monotonic(), torch_device(device)
     names = [identity(source, (out, cache or out)) for source in sources]
-    parts = [*names, *named("start", start), *named("teacher-3d", recipe.run_3d)]
+    others = {"start": start, "teacher-3d": recipe.run_3d, "beside": recipe.rounds.beside}
+    parts = [*names, *(part for name, path in others.items() for part in named(name, path))]
     if corrected is not None:
         parts += [*named("corrected", corrected), f"corrected weight {corrected_weight:g}"]
     if (figures := resumed(out, recipe, parts, fresh)) is not None:
@@ -119,7 +120,8 @@ def distill(
     lidar = load_lidar(recipe, on)
     space = student_space(recipe, lidar)
     licenses = [None if start is None else check_start(start, recipe, space)]
-    licenses += [lidar.license] if lidar else []
+    beside = load_beside(recipe.rounds, space, on)
+    licenses += [network.license for network in (lidar, beside) if network]
     recordings = open_recordings(sources, names, lidar.inputs if lidar else None)
     if recipe.teacher is not None:
         check_cameras(recordings.values(), required=lidar is None)
@@ -155,7 +157,7 @@ def distill(
         return new_module(student, chosen + exact, recipe, teachers)
 
     # Train a student to predict the labels from the points alone.
-    student, sweeps, training = train_in_rounds(recipe, given, label, module, out, device)
+    student, sweeps, training = train_in_rounds(recipe, given, label, module, out, device, beside)
     metrics = {
         **_account(recordings, observer, list(compress(sweeps, ~held)), teachers),
         "held_out": int(held.sum()),
@@ -178,6 +180,7 @@ def train_in_rounds(
     module: Callable[[Sequence[TrainingSweep]], TrainingModule],
     out: Path,
     device: str,
+    beside: LidarTeacher | None = None,
 ) -> tuple[Student, list[TrainingSweep], dict[str, Any]]:
     """Train a student; let it label, and train a new one, as often as the recipe says.
 
@@ -190,6 +193,7 @@ def train_in_rounds(
         module: a new student with its objectives, for labeled sweeps.
         out: run directory.
         device: "auto", "cpu" or "cuda".
+        beside: a network that labels with the student.
 
     Returns:
         The last student, the sweeps that it learned from, and the figures of its training.
@@ -198,7 +202,7 @@ def train_in_rounds(
     seconds = training["training_s"]
     for number in range(1, recipe.rounds.count + 1):
         place = out / f"round-{number}"
-        labeler = SelfLabeler(own.student, recipe.rounds, recipe.seed + number)
+        labeler = SelfLabeler(own.student, recipe.rounds, recipe.seed + number, beside)
         sweeps = label(place, labeler)
         training = train(own := module(sweeps), place, device)
         seconds += training["training_s"]
@@ -325,9 +329,7 @@ def label_sweeps(
     sweeps: list[TrainingSweep] = []
     for _, members in scenes(observations):
         seen = [stored.load() for stored in members]
-        own = None
-        if labeler is not None:
-            own = [labeler.probabilities(s.xyz, s.intensity, s.name) for s in seen]
+        own = labeler.scene(seen) if labeler is not None else None
         labels = _camera_labels(seen, recipe, model, own)
         if corrected is not None:
             labels = corrected.override(seen, labels, recipe.labels)

@@ -132,7 +132,7 @@ def distill(
     labeling_s = time.monotonic() - started
     held = held_out(given, recipe.confidence.held_out)
 
-    def module(sweeps: Sequence[TrainingSweep]) -> TrainingModule:
+    def module(sweeps: Sequence[TrainingSweep], recipe: Recipe) -> TrainingModule:
         chosen = list(compress(sweeps, ~held))
         student = new_student(recipe, chosen, space, teachers.text, start)
         return new_module(student, chosen + exact, recipe, teachers)
@@ -157,20 +157,20 @@ def distill(
 def train_in_rounds(
     labeling: Labeling,
     sweeps: list[TrainingSweep],
-    module: Callable[[Sequence[TrainingSweep]], TrainingModule],
+    module: Callable[[Sequence[TrainingSweep], Recipe], TrainingModule],
     out: Path,
     device: str,
     beside: LidarTeacher | None = None,
 ) -> tuple[Student, list[TrainingSweep], dict[str, Any]]:
-    """Train a student; let it label, and train a new one, as often as the recipe says.
+    """Train a student; let it label, and train on these labels, as often as the recipe says.
 
     The student labels what no camera saw, and outvotes errors. Interrupted rounds resume.
 
     Args:
         labeling: labels the sweeps of the run again, with the help of a student; its recipe tells
-            the number of rounds, the views of a sweep, and the seed.
+            about rounds.
         sweeps: labeled by the teachers.
-        module: a new student with its objectives, for labeled sweeps.
+        module: a new student with its objectives, for labeled sweeps and a recipe.
         out: run directory.
         device: "auto", "cpu" or "cuda".
         beside: a network that labels with the student.
@@ -179,13 +179,16 @@ def train_in_rounds(
         The last student, the sweeps that it learned from, and the figures of its training.
     """
     recipe = labeling.recipe
-    training = train(own := module(sweeps), out, device)
+    training = train(own := module(sweeps, recipe), out, device)
     seconds = training["training_s"]
     for number in range(1, recipe.rounds.count + 1):
         place = out / f"round-{number}"
         labeler = SelfLabeler(own.student, recipe.rounds, recipe.seed + number, beside)
         sweeps = labeling.label(place, labeler)
-        training = train(own := module(sweeps), place, device)
+        next_ = module(sweeps, recipe.of_round())
+        if recipe.rounds.further:
+            next_.student.load_state_dict(own.student.state_dict())
+        training = train(own := next_, place, device)
         seconds += training["training_s"]
     return own.student, sweeps, {**training, "training_s": round(seconds, 1)}
 

@@ -15,9 +15,18 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import Image, PointCloud2
 from std_msgs.msg import Float64, Header
 
+from pcseg_core.cloud import pack_rgb
 from pcseg_core.data.sample import CameraFrame
 from pcseg_core.labels import LabelSpace
+from pcseg_core.online.class_maps import autoware_ids
 from pcseg_core.online.instances import cluster_instances
+from pcseg_core.online.output_clouds import (
+    ExtraFields,
+    append_labels,
+    autoware_cloud,
+    choose_points,
+    minimal_cloud,
+)
 from pcseg_core.online.overlay import draw_labels
 from pcseg_core.online.pipeline import LabeledSweep
 from pcseg_core.projection import project_cloud
@@ -37,16 +46,21 @@ class SweepOutputs:
         node: owner; clouds and overlays are published while it is active.
         cameras: names; each has an overlay.
         teacher: there is a teacher whose labels are published.
+        clouds: names; each is a topic.
 
     Raises:
         InputError: a parameter in `qos_overrides` is wrong.
     """
 
-    def __init__(self, node: LifecycleNode, cameras: Sequence[str], teacher: bool) -> None:
+    def __init__(
+        self, node: LifecycleNode, cameras: Sequence[str], teacher: bool, clouds: Sequence[str]
+    ) -> None:
         self._node = node
         self._labeled = self._create(PointCloud2, topics.LABELED)
-        self._filtered = self._create(PointCloud2, topics.FILTERED)
+        self._clouds = {name: self._create(PointCloud2, name) for name in clouds}
         self._teacher = self._create(PointCloud2, topics.TEACHER) if teacher else None
+        self._autoware_ids = np.zeros(0, np.uint8)
+        self._autoware_of: LabelSpace | None = None
         self._overlays = {
             name: self._create(Image, topics.OVERLAY.format(camera=name)) for name in cameras
         }
@@ -57,16 +71,22 @@ class SweepOutputs:
 
     def destroy(self) -> None:
         """End all topics."""
-        for publisher in (self._labeled, self._filtered, self._teacher, *self._overlays.values()):
-            if publisher is not None:
-                self._node.destroy_lifecycle_publisher(publisher)
+        labeled = [self._labeled, *self._clouds.values(), *self._overlays.values()]
+        for publisher in (*labeled, *([self._teacher] if self._teacher else [])):
+            self._node.destroy_lifecycle_publisher(publisher)
         for times in self._times.values():
             self._node.destroy_publisher(times)
 
     def wanted(self) -> bool:
         """There are subscribers of the labels."""
-        publishers = (self._labeled, self._filtered, *self._overlays.values())
+        publishers = (self._labeled, *self._clouds.values(), *self._overlays.values())
         return any(_has_subscribers(publisher) for publisher in publishers)
+
+    def needs_probabilities(self, config: NodeConfig) -> bool:
+        """The clouds that are subscribed have fields that need the probabilities of all classes."""
+        output = config.output
+        fields = output.profile == "autoware" or output.entropy or output.probabilities
+        return bool(fields) and any(map(_has_subscribers, (self._labeled, *self._clouds.values())))
 
     def teacher_wanted(self) -> bool:
         """There are subscribers of the teacher's labels."""
@@ -77,15 +97,32 @@ class SweepOutputs:
         return [name for name, out in self._overlays.items() if _has_subscribers(out)]
 
     def publish_clouds(self, msg: PointCloud2, labeled: LabeledSweep, config: NodeConfig) -> None:
-        """Publish the labeled and the filtered cloud."""
-        filtered = _has_subscribers(self._filtered)
-        if not (filtered or _has_subscribers(self._labeled) or not config.only_when_subscribed):
+        """Publish the labeled and the named clouds."""
+        rules = config.clouds.rules
+        named = [name for name, out in self._clouds.items() if _has_subscribers(out)]
+        if not (named or _has_subscribers(self._labeled) or not config.only_when_subscribed):
             return
-        cloud = labeled_message(msg, labeled, config)
+        cloud = self.labeled_message(msg, labeled, config)
         self._labeled.publish(cloud)
-        if filtered:
-            chosen = _of_classes(labeled.labels, config.filter_classes, labeled.label_space)
-            self._filtered.publish(conversions.filtered_message(cloud, chosen))
+        for name in named:
+            chosen = choose_points(rules, name, labeled)
+            self._clouds[name].publish(conversions.filtered_message(cloud, chosen))
+
+    def labeled_message(
+        self, msg: PointCloud2, labeled: LabeledSweep, config: NodeConfig
+    ) -> PointCloud2:
+        """The sweep in the profile, and with the fields, that the parameters select."""
+        output, space = config.output, labeled.label_space
+        if output.profile == "autoware":
+            if self._autoware_of is not space:
+                self._autoware_ids = autoware_ids(output.class_map, space)
+                self._autoware_of = space
+            cloud = autoware_cloud(msg, labeled, self._autoware_ids)
+        else:
+            extra = ExtraFields(output.entropy, output.probabilities, _fields(labeled, config))
+            encode = minimal_cloud if output.profile == "minimal" else append_labels
+            cloud = encode(msg, labeled, extra)
+        return conversions.cloud_message(msg.header, cloud)
 
     def publish_overlay(self, header: Header, frame: CameraFrame, labeled: LabeledSweep) -> None:
         """Publish the labels of a sweep drawn over an image, with the header of the image."""
@@ -97,7 +134,7 @@ class SweepOutputs:
     def publish_teacher(self, msg: PointCloud2, labeled: LabeledSweep, config: NodeConfig) -> None:
         """Publish the sweep with the labels of the camera teacher."""
         if self._teacher is not None:
-            self._teacher.publish(labeled_message(msg, labeled, config))
+            self._teacher.publish(self.labeled_message(msg, labeled, config))
 
     def publish_times(self, stages: Mapping[str, float]) -> None:
         """Publish the durations of a sweep's stages, ms."""
@@ -160,35 +197,22 @@ class OverlayThread:
             self._outputs.publish_overlay(header, frame, drawing.labeled)
 
 
-def labeled_message(msg: PointCloud2, labeled: LabeledSweep, config: NodeConfig) -> PointCloud2:
-    """The sweep's message with the fields that the parameters select."""
-    instances = None
+def _fields(labeled: LabeledSweep, config: NodeConfig) -> dict[str, npt.NDArray[Any]]:
+    """The fields `instance` (uint32) and `rgb` (float32), if they are selected."""
+    fields: dict[str, npt.NDArray[Any]] = {}
     space = labeled.label_space
     if config.publish_instances:
         things = [space.index(name) for name in config.instance_classes if name in space.names]
-        instances = cluster_instances(
+        fields["instance"] = cluster_instances(
             labeled.cloud.xyz,
             labeled.labels,
             things,
             cell_m=config.instance_cell_m,
             min_points=config.instance_min_points,
         )
-    return conversions.labeled_message(
-        msg,
-        labeled.labels,
-        labeled.confidence,
-        instances=instances,
-        space=space if config.publish_rgb else None,
-    )
-
-
-def _of_classes(
-    labels: npt.NDArray[Any], names: Sequence[str], space: LabelSpace
-) -> npt.NDArray[np.bool_]:
-    """(N,) bool: labeled, and of one of these classes if any are named."""
-    if not names:
-        return np.asarray(labels >= 0)
-    return np.isin(labels, [space.index(name) for name in names if name in space.names])
+    if config.publish_rgb:
+        fields["rgb"] = pack_rgb(space.colorize(labeled.labels))
+    return fields
 
 
 def _has_subscribers(publisher: Publisher[Any]) -> bool:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 POINTS = "points"
 ODOMETRY = "odometry"
 LABELED = "labeled_points"
-FILTERED = "filtered_points"
 TEACHER = "teacher_points"
 OVERLAY = "overlay/{camera}"
 LABEL_INFO = "label_info"
@@ -56,9 +55,16 @@ TOPICS = (
         "out",
         _LAZY,
         "The sweep: its fields, order, organization and header, with `label` (uint32, 65535 is "
-        "unlabeled), `confidence` (float32), optionally `instance` (uint32) and `rgb`",
+        "unlabeled), `confidence` (float32), optionally `instance` (uint32), `rgb`, `entropy` and "
+        "`p_CLASS`; or the fields of another `output.profile`",
     ),
-    Topic(FILTERED, "sensor_msgs/PointCloud2", "out", _LAZY, "Its points of `filter_classes`"),
+    Topic(
+        "(`clouds.names`)",
+        "sensor_msgs/PointCloud2",
+        "out",
+        _LAZY,
+        "Its points of some classes, unorganized; `filtered_points` by default",
+    ),
     Topic(TEACHER, "sensor_msgs/PointCloud2", "out", _LAZY, "Labels of the camera teacher"),
     Topic(OVERLAY, "sensor_msgs/Image", "out", _LAZY, "Labels drawn over the camera's image"),
     Topic(LABEL_INFO, "vision_msgs/LabelInfo", "out", "reliable, latched", "Classes of `label`"),

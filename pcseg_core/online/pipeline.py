@@ -163,6 +163,8 @@ class LabeledSweep:
             without it. Events: NO_MOTION, NO_EVIDENCE, NO_TIMES, OUT_OF_RANGE, NOT_FINITE
             and UNLIKE_TRAINING of this module, `pcseg_core.cloud.TIME_PROBLEM`.
         out_of_range: number of returns beyond the range of the checkpoint, unlabeled.
+        probabilities: (N, C) float32 of all classes after fusion and smoothing, rows of 0 for
+            points without a label; None if they were not requested.
     """
 
     cloud: PointCloud
@@ -173,6 +175,7 @@ class LabeledSweep:
     inference_ms: dict[str, float] = field(default_factory=dict)
     problems: list[tuple[str, str]] = field(default_factory=list)
     out_of_range: int = 0
+    probabilities: npt.NDArray[np.float32] | None = None
 
 
 class SegmenterLike(Protocol):
@@ -289,8 +292,12 @@ class Pipeline:
         self._check_input, self.intensities = check, match
         self.reset()
 
-    def process(self, sweep: Sweep) -> LabeledSweep:
+    def process(self, sweep: Sweep, probabilities: bool = False) -> LabeledSweep:
         """Label one sweep.
+
+        Args:
+            sweep: with its images and poses.
+            probabilities: also return the probabilities of all classes.
 
         Raises:
             MotionError: the motion is unknown and required.
@@ -312,13 +319,14 @@ class Pipeline:
         smooth = self.config.temporal.enabled and pose is not None
         mapped = matched is not sweep.cloud
         seen = replace(cloud, intensity=matched.intensity) if mapped else cloud
-        result = self.segmenter.segment(seen, probabilities=smooth or evidence_of is not None)
+        wanted = probabilities or smooth or evidence_of is not None
+        result = self.segmenter.segment(seen, probabilities=wanted)
         clock.stop("inference")
         not_finite, out_of_range = result.not_finite, result.out_of_range
         result = self._fuse(result, cloud, evidence_of, problems)
         labels, confidence = result.labels, result.confidence
         if smooth and pose is not None:
-            labels, confidence = self._smooth(result, cloud, pose)
+            labels, confidence = self._smooth(result, cloud, pose, probabilities)
         finite = np.isfinite(confidence)
         if not finite.all():
             not_finite += int(np.count_nonzero(~finite))
@@ -329,7 +337,10 @@ class Pipeline:
         problems += _check_result(cloud, not_finite, out_of_range)
         space = result.label_space or self.label_space
         times = clock.stages_ms, result.timings_ms
-        return LabeledSweep(cloud, labels, confidence, space, *times, problems, out_of_range)
+        likely = result.probabilities if probabilities else None
+        return LabeledSweep(
+            cloud, labels, confidence, space, *times, problems, out_of_range, likely
+        )
 
     def _locate(
         self, sweep: Sweep, problems: list[tuple[str, str]]
@@ -374,17 +385,18 @@ class Pipeline:
         return replace(result, labels=labels, confidence=fused.max(1), probabilities=fused)
 
     def _smooth(
-        self, result: Segmentation, cloud: PointCloud, pose: Float64
+        self, result: Segmentation, cloud: PointCloud, pose: Float64, overwrite: bool
     ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
-        probabilities = result.probabilities
-        assert probabilities is not None
-        classes = probabilities.shape[1]
+        """Labels and confidence; the probabilities of the result become the smoothed ones."""
+        observed = result.probabilities
+        assert observed is not None
+        classes = observed.shape[1]
         if self._buffer is None or self._buffer.classes != classes:
             self._buffer = TemporalBuffer(self.config.temporal, classes)
         elif self._forget:
             self._buffer.reset()  # reuses its large tables; a new buffer would allocate them again
         self._forget = False
-        return self._buffer.update(cloud.xyz, probabilities, pose, cloud.stamp_ns)
+        return self._buffer.update(cloud.xyz, observed, pose, cloud.stamp_ns, overwrite)
 
 
 def _check_times(cloud: PointCloud) -> list[tuple[str, str]]:

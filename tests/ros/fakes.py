@@ -75,8 +75,11 @@ class FakeSegmenter:
         self._damaged = damaged
         self._count = -1  # the sweep that warms up is not counted
 
-    def set_prompts(self, prompts: list[str]) -> LabelSpace:
-        """As the real one: groups before a colon, '*' for everything else."""
+    def set_prompts(self, prompts: list[str] | None) -> LabelSpace:
+        """As the real one: groups before a colon, '*' for everything else, None for its own."""
+        if prompts is None:
+            self.label_space = LabelSpace.load("street")
+            return self.label_space
         names = [entry.partition(":")[0].strip() for entry in prompts]
         words = [w.strip() for e in prompts for w in e.rpartition(":")[2].split(",")]
         unknown = [word for word in words if word not in (*self.KNOWN, "*")]

@@ -52,7 +52,7 @@ def test_the_wheel_holds_the_data_that_commands_find_by_name(tmp_path: Path) -> 
     subprocess.run(command, cwd=ROOT, env=no_compiler, check=True, timeout=120)
     with zipfile.ZipFile(next((tmp_path / "dist").glob("*.whl"))) as file:
         packed = set(file.namelist())
-    for folder in ("recipes", "label_spaces", "splits", "checkpoints"):
+    for folder in ("recipes", "label_spaces", "class_maps", "splits", "checkpoints"):
         files = [p for p in (ROOT / "pcseg_core" / folder).iterdir() if p.suffix != ".py"]
         names = {f"pcseg_core/{folder}/{p.name}" for p in files if p.is_file()}
         assert names and names <= packed

@@ -28,6 +28,8 @@ from pcseg_core.cloud import encode_cloud
 from pcseg_core.files import write_atomic
 from pcseg_core.labels import LabelSpace
 from pcseg_core.online.class_maps import autoware_ids
+from pcseg_core.online.grid import GridConfig, draw_grid, read_costs, sweep_evidence
+from pcseg_core.online.label_images import confidence_image, label_image
 from pcseg_core.online.output_clouds import (
     ExtraFields,
     append_labels,
@@ -104,7 +106,7 @@ def labels_of(points: np.ndarray, message: Any) -> LabeledSweep:
 
 def outputs_of(message: Any, labeled: LabeledSweep) -> dict[str, Callable[[], Any]]:
     """The outputs on request by name."""
-    from pcseg_ros.conversions import cloud_message, filtered_message
+    from pcseg_ros.conversions import cloud_message, filtered_message, grid_message, mono_message
 
     space, header = labeled.label_space, message.header
     encoded = cloud_message(header, append_labels(message, labeled, ExtraFields()))
@@ -117,6 +119,14 @@ def outputs_of(message: Any, labeled: LabeledSweep) -> dict[str, Callable[[], An
         for name in rules:
             filtered_message(encoded, choose_points(rules, name, labeled))
 
+    height, width = 1, len(labeled.labels)  # one row: organized clouds cost the same
+    config, costs = GridConfig(), read_costs("", space)
+    newest = sweep_evidence(labeled)
+
+    def draw() -> None:
+        drawn = draw_grid(newest, newest.points, np.eye(4), costs, config)
+        grid_message(drawn, header.stamp, "map")
+
     fields = ExtraFields(probabilities=("road", "person"))
     return {
         "entropy": lambda: entropy(labeled.probabilities, len(labeled.labels)),
@@ -124,6 +134,9 @@ def outputs_of(message: Any, labeled: LabeledSweep) -> dict[str, Callable[[], An
         "ground and rest": split,
         "minimal": lambda: cloud_message(header, minimal_cloud(message, labeled, ExtraFields())),
         "autoware": lambda: cloud_message(header, autoware_cloud(message, labeled, ids)),
+        "label image": lambda: mono_message(label_image(labeled, height, width), header),
+        "grid": draw,
+        "confidence image": lambda: mono_message(confidence_image(labeled, height, width), header),
     }
 
 

@@ -13,8 +13,10 @@ from rclpy.parameter import Parameter
 from std_msgs.msg import Header
 
 from pcseg_core.errors import PcsegError
-from pcseg_core.labels import LabelSpace
+from pcseg_core.labels import WIRE_UNLABELED, LabelSpace
 from pcseg_core.online.class_maps import autoware_ids, require_classes
+from pcseg_core.online.grid import read_costs
+from pcseg_core.online.label_images import unlabeled_pixel
 from pcseg_core.online.output_clouds import check_clouds
 from pcseg_ros import conversions, qos, topics
 from pcseg_ros.config import NodeConfig
@@ -28,11 +30,11 @@ _ACCEPTED = SetParametersResult(successful=True)
 
 
 class ClassAnnouncer:
-    """Announces the classes as parameters and, if vision_msgs is installed, as a latched topic."""
+    """Announces the classes as parameters and, if vision_msgs is installed, as latched topics."""
 
     def __init__(self, node: Node) -> None:
         self._node = node
-        self._publisher: Any = None
+        self._publishers: list[Any] = []
         node.add_on_set_parameters_callback(self._refuse)
 
     def announce(self, space: LabelSpace) -> None:
@@ -47,21 +49,23 @@ class ClassAnnouncer:
             )
             self._node.declare_parameter(name, value, descriptor, ignore_override=True)
         if find_spec("vision_msgs") is not None:
-            header = Header(stamp=self._node.get_clock().now().to_msg())
-            message = conversions.label_info(space, header)
-            self._publisher = self._node.create_publisher(
-                type(message), topics.LABEL_INFO, qos.latched()
-            )
-            self._publisher.publish(message)
+            self._publish(topics.LABEL_INFO, space, WIRE_UNLABELED)
+            self._publish(topics.LABEL_IMAGE_INFO, space, unlabeled_pixel(len(space)))
 
     def withdraw(self) -> None:
-        """Remove the parameters and the topic."""
+        """Remove the parameters and the topics."""
         for name in ANNOUNCED:
             if self._node.has_parameter(name):
                 self._node.undeclare_parameter(name)
-        if self._publisher is not None:
-            self._node.destroy_publisher(self._publisher)
-            self._publisher = None
+        while self._publishers:
+            self._node.destroy_publisher(self._publishers.pop())
+
+    def _publish(self, topic: str, space: LabelSpace, unlabeled: int) -> None:
+        header = Header(stamp=self._node.get_clock().now().to_msg())
+        message = conversions.label_info(space, header, unlabeled)
+        publisher = self._node.create_publisher(type(message), topic, qos.latched())
+        publisher.publish(message)
+        self._publishers.append(publisher)
 
     def _refuse(self, parameters: list[Parameter]) -> SetParametersResult:
         for parameter in parameters:
@@ -143,3 +147,5 @@ def check_classes(config: NodeConfig, space: LabelSpace) -> None:
     require_classes(config.output.probabilities, space, "output.probabilities")
     if config.output.profile == "autoware" or config.output.class_map:
         autoware_ids(config.output.class_map, space)
+    if config.grid.costs:
+        read_costs(config.grid.costs, space)

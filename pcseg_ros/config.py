@@ -14,6 +14,7 @@ from pydantic import Field, create_model, model_validator
 
 from pcseg_core.config import LIVE, Section, parse_section
 from pcseg_core.errors import InputError
+from pcseg_core.online.grid import GridConfig
 from pcseg_core.online.pipeline import CameraUseConfig, MotionConfig, PipelineConfig
 from pcseg_ros.output_parameters import (
     CloudsParameters,
@@ -210,6 +211,7 @@ class NodeConfig(PipelineConfig):
     )
     output: OutputParameters = Field(OutputParameters(), description="Fields of the clouds")
     clouds: DefaultClouds = Field(DefaultClouds(), description="Named clouds")
+    grid: GridConfig = Field(GridConfig(), description="Occupancy grid")
     cameras: CameraParameters = Field(CameraParameters(), description="Cameras")
     motion: MotionParameters = Field(MotionParameters(), description="Motion of the platform")
     teacher: TeacherParameters = Field(TeacherParameters(), description="Camera teacher")

@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import array
+import sys
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from builtin_interfaces.msg import Time
 from geometry_msgs.msg import Point, Quaternion, Transform, Vector3
-from nav_msgs.msg import Odometry
+from nav_msgs.msg import OccupancyGrid, Odometry
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2, PointField
 from std_msgs.msg import Header
 
@@ -19,6 +21,7 @@ from pcseg_core.data.images import decode_image, image_from_message
 from pcseg_core.errors import InputError
 from pcseg_core.geometry import from_quaternion
 from pcseg_core.labels import WIRE_UNLABELED, LabelSpace, from_wire
+from pcseg_core.online.grid import Grid
 
 
 def read_sweep(
@@ -119,15 +122,40 @@ def filtered_message(msg: PointCloud2, chosen: npt.NDArray[np.bool_]) -> PointCl
 
 def image_message(pixels: npt.NDArray[np.uint8], header: Header) -> Image:
     """(H, W, 3) RGB as a message."""
+    return _image(pixels, header, "rgb8")
+
+
+def mono_message(pixels: npt.NDArray[Any], header: Header) -> Image:
+    """(H, W) uint8 or uint16 as a message."""
+    return _image(pixels, header, f"mono{8 * pixels.itemsize}")
+
+
+def _image(pixels: npt.NDArray[Any], header: Header, encoding: str) -> Image:
     height, width = pixels.shape[:2]
+    data = _bytes(pixels.view(np.uint8))
+    big, step = sys.byteorder == "big", pixels[0].nbytes
     return Image(
         header=header,
         height=height,
         width=width,
-        encoding="rgb8",
-        step=3 * width,
-        data=_bytes(pixels),
+        encoding=encoding,
+        is_bigendian=big,
+        step=step,
+        data=data,
     )
+
+
+def grid_message(drawn: Grid, stamp: Time, frame_id: str) -> OccupancyGrid:
+    """An occupancy grid as a message."""
+    message = OccupancyGrid(header=Header(stamp=stamp, frame_id=frame_id))
+    message.info.map_load_time = stamp
+    message.info.resolution = drawn.resolution_m
+    message.info.height, message.info.width = drawn.costs.shape
+    origin = message.info.origin.position
+    origin.x, origin.y = drawn.origin_m
+    origin.z = drawn.height_m
+    message.data = array.array("b", drawn.costs.tobytes())
+    return message
 
 
 def cloud_message(header: Header, cloud: EncodedCloud) -> PointCloud2:
@@ -170,8 +198,8 @@ def class_colors(space: LabelSpace) -> list[str]:
     return ["#{:02x}{:02x}{:02x}".format(*color) for color in space.palette]
 
 
-def label_info(space: LabelSpace, header: Header) -> Any:
-    """The classes as a vision_msgs/LabelInfo; 65535 is listed as `unlabeled`.
+def label_info(space: LabelSpace, header: Header, unlabeled: int = WIRE_UNLABELED) -> Any:
+    """The classes as a vision_msgs/LabelInfo, with `unlabeled` as the id of what has no class.
 
     Raises:
         ImportError: vision_msgs is not installed.
@@ -179,5 +207,5 @@ def label_info(space: LabelSpace, header: Header) -> Any:
     from vision_msgs.msg import LabelInfo, VisionClass
 
     classes = [VisionClass(class_id=c.id, class_name=c.name) for c in space.classes]
-    classes.append(VisionClass(class_id=WIRE_UNLABELED, class_name="unlabeled"))
+    classes.append(VisionClass(class_id=unlabeled, class_name="unlabeled"))
     return LabelInfo(header=header, class_map=classes)

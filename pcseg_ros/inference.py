@@ -186,6 +186,7 @@ class Inference:
     def _label(self, received: ReceivedSweep) -> None:
         begin = time.monotonic()
         config = self._settings.current()
+        self._outputs.show_legend(received.msg.header.frame_id, self.label_space)
         if reason := self._reason_to_skip(received.msg, config):
             self._statistics.drop(reason)
             return
@@ -193,12 +194,16 @@ class Inference:
             sweep = self.inputs.decode(received)
             decoded = time.monotonic()
             self._pipeline.config = config
-            labeled = self._pipeline.process(sweep, self._outputs.needs_probabilities(config))
+            outputs, pipeline = self._outputs, self._pipeline
+            needs = outputs.needs_probabilities(config), outputs.needs_pose(config)
+            labeled = pipeline.process(sweep, *needs)
             self._report_match()
             processed = time.monotonic()
-            self._outputs.publish_clouds(received.msg, labeled, config)
+            remembered = partial(pipeline.remembered, labeled)
+            frame = self.inputs.fixed_frame
+            problems = outputs.publish(received.msg, labeled, config, frame, remembered)
         end = time.monotonic()
-        for event, why in labeled.problems:
+        for event, why in labeled.problems + problems:
             self._statistics.complain(self._node, event, why)
         stages_ms = {
             "wait": 1e3 * (received.matched_s - received.received_s),

@@ -12,10 +12,24 @@ from pydantic import BeforeValidator, Field, create_model, field_validator, mode
 
 from pcseg_core.config import LIVE, Section
 from pcseg_core.online.output_clouds import Profile
+from pcseg_ros import topics
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
 # Names of the node's other topics, and of the parameter with the names.
-_TAKEN = ("names", "points", "odometry", "labeled_points", "teacher_points", "label_info")
+_TAKEN = (
+    "names",
+    topics.POINTS,
+    topics.ODOMETRY,
+    topics.LABELED,
+    topics.TEACHER,
+    topics.LABEL_INFO,
+    topics.LABEL_IMAGE,
+    topics.CONFIDENCE_IMAGE,
+    topics.LABEL_IMAGE_INFO,
+    topics.GRID,
+    topics.LEGEND,
+    topics.LEGEND_SCENE,
+)
 
 
 def _without_empty(values: Any) -> Any:

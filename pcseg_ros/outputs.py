@@ -5,13 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from rclpy.lifecycle import LifecycleNode, LifecyclePublisher
-from rclpy.publisher import Publisher
-from rclpy.qos_overriding_options import QoSOverridingOptions
+from rclpy.lifecycle import LifecycleNode
 from sensor_msgs.msg import Image, PointCloud2
 from std_msgs.msg import Float64, Header
 
@@ -28,14 +26,16 @@ from pcseg_core.online.output_clouds import (
     minimal_cloud,
 )
 from pcseg_core.online.overlay import draw_labels
-from pcseg_core.online.pipeline import LabeledSweep
+from pcseg_core.online.pipeline import LabeledSweep, Voxels
 from pcseg_core.projection import project_cloud
 from pcseg_ros import conversions, qos, topics
 from pcseg_ros.config import NodeConfig
+from pcseg_ros.grids import GridOutput
+from pcseg_ros.label_images import LabelImages
+from pcseg_ros.legend import Legend
 from pcseg_ros.synchronization import ReceivedSweep
 from pcseg_ros.worker import LatestWorker
 
-Message = TypeVar("Message")
 _UNLABELED_COLOR = (200, 200, 200)
 
 
@@ -56,14 +56,18 @@ class SweepOutputs:
         self, node: LifecycleNode, cameras: Sequence[str], teacher: bool, clouds: Sequence[str]
     ) -> None:
         self._node = node
-        self._labeled = self._create(PointCloud2, topics.LABELED)
-        self._clouds = {name: self._create(PointCloud2, name) for name in clouds}
-        self._teacher = self._create(PointCloud2, topics.TEACHER) if teacher else None
+        self._labeled = qos.create_output(node, PointCloud2, topics.LABELED)
+        self._clouds = {name: qos.create_output(node, PointCloud2, name) for name in clouds}
+        self._teacher = qos.create_output(node, PointCloud2, topics.TEACHER) if teacher else None
         self._autoware_ids = np.zeros(0, np.uint8)
         self._autoware_of: LabelSpace | None = None
         self._overlays = {
-            name: self._create(Image, topics.OVERLAY.format(camera=name)) for name in cameras
+            name: qos.create_output(node, Image, topics.OVERLAY.format(camera=name))
+            for name in cameras
         }
+        self._images = LabelImages(node)
+        self._grid = GridOutput(node)
+        self._legend = Legend(node)
         self._times = {
             stage: node.create_publisher(Float64, topics.TIMES.format(stage=stage), qos.result())
             for stage in topics.STAGES
@@ -74,33 +78,69 @@ class SweepOutputs:
         labeled = [self._labeled, *self._clouds.values(), *self._overlays.values()]
         for publisher in (*labeled, *([self._teacher] if self._teacher else [])):
             self._node.destroy_lifecycle_publisher(publisher)
+        self._images.destroy()
+        self._grid.destroy()
+        self._legend.destroy()
         for times in self._times.values():
             self._node.destroy_publisher(times)
 
     def wanted(self) -> bool:
         """There are subscribers of the labels."""
         publishers = (self._labeled, *self._clouds.values(), *self._overlays.values())
-        return any(_has_subscribers(publisher) for publisher in publishers)
+        others = self._images.wanted() or self._grid.wanted()
+        return others or any(map(qos.has_subscribers, publishers))
+
+    def needs_pose(self, config: NodeConfig) -> bool:
+        """The grid is subscribed and drawn in the fixed frame."""
+        return config.grid.frame == "fixed" and self._grid.wanted()
+
+    def show_legend(self, frame_id: str, space: LabelSpace) -> None:
+        """Publish the legend of the classes where the sweeps are."""
+        self._legend.show(frame_id, space)
 
     def needs_probabilities(self, config: NodeConfig) -> bool:
         """The clouds that are subscribed have fields that need the probabilities of all classes."""
         output = config.output
         fields = output.profile == "autoware" or output.entropy or output.probabilities
-        return bool(fields) and any(map(_has_subscribers, (self._labeled, *self._clouds.values())))
+        return bool(fields) and any(
+            map(qos.has_subscribers, (self._labeled, *self._clouds.values()))
+        )
 
     def teacher_wanted(self) -> bool:
         """There are subscribers of the teacher's labels."""
-        return self._teacher is not None and _has_subscribers(self._teacher)
+        return self._teacher is not None and qos.has_subscribers(self._teacher)
 
     def wanted_overlays(self) -> list[str]:
         """Cameras whose overlay has subscribers."""
-        return [name for name, out in self._overlays.items() if _has_subscribers(out)]
+        return [name for name, out in self._overlays.items() if qos.has_subscribers(out)]
 
-    def publish_clouds(self, msg: PointCloud2, labeled: LabeledSweep, config: NodeConfig) -> None:
-        """Publish the labeled and the named clouds."""
+    def publish(
+        self,
+        msg: PointCloud2,
+        labeled: LabeledSweep,
+        config: NodeConfig,
+        fixed_frame: str,
+        remembered: Callable[[float], Voxels | None],
+    ) -> list[tuple[str, str]]:
+        """Publish the clouds, images and the grid of a sweep.
+
+        Args:
+            msg: the sweep.
+            labeled: its labels.
+            config: parameters.
+            fixed_frame, remembered: see `GridOutput.publish`.
+
+        Returns:
+            (event, reason) of what cannot be made.
+        """
+        self._publish_clouds(msg, labeled, config)
+        problems = self._images.publish(msg, labeled)
+        return problems + self._grid.publish(msg, labeled, config.grid, fixed_frame, remembered)
+
+    def _publish_clouds(self, msg: PointCloud2, labeled: LabeledSweep, config: NodeConfig) -> None:
         rules = config.clouds.rules
-        named = [name for name, out in self._clouds.items() if _has_subscribers(out)]
-        if not (named or _has_subscribers(self._labeled) or not config.only_when_subscribed):
+        named = [name for name, out in self._clouds.items() if qos.has_subscribers(out)]
+        if not (named or qos.has_subscribers(self._labeled) or not config.only_when_subscribed):
             return
         cloud = self.labeled_message(msg, labeled, config)
         self._labeled.publish(cloud)
@@ -140,15 +180,8 @@ class SweepOutputs:
         """Publish the durations of a sweep's stages, ms."""
         for stage, duration in stages.items():
             publisher = self._times.get(stage)
-            if publisher is not None and _has_subscribers(publisher):
+            if publisher is not None and qos.has_subscribers(publisher):
                 publisher.publish(Float64(data=float(duration)))
-
-    def _create(self, kind: type[Message], topic: str) -> LifecyclePublisher[Message]:
-        overrides = QoSOverridingOptions.with_default_policies()
-        with qos.creating(topic):
-            return self._node.create_lifecycle_publisher(
-                kind, topic, qos.result(), qos_overriding_options=overrides
-            )
 
 
 @dataclass
@@ -213,7 +246,3 @@ def _fields(labeled: LabeledSweep, config: NodeConfig) -> dict[str, npt.NDArray[
     if config.publish_rgb:
         fields["rgb"] = pack_rgb(space.colorize(labeled.labels))
     return fields
-
-
-def _has_subscribers(publisher: Publisher[Any]) -> bool:
-    return bool(publisher.get_subscription_count())

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,7 @@ def autoware_ids(file: str | os.PathLike[str], space: LabelSpace) -> npt.NDArray
 
 
 def read_class_map(
-    file: str | os.PathLike[str], default: str, space: LabelSpace
+    file: str | os.PathLike[str], default: str, space: LabelSpace, others: Collection[str] = ()
 ) -> tuple[str, dict[str, Any]]:
     """Name of a class map for messages, and its value for each class of a space.
 
@@ -73,6 +73,7 @@ def read_class_map(
         file: path of the file; "" takes `default`.
         default: name of a file of the package.
         space: classes of the checkpoint.
+        others: further names that the file may have.
 
     Raises:
         InputError: the file cannot be read, or its classes are not those of the space.
@@ -80,7 +81,7 @@ def read_class_map(
     path = Path(file) if str(file) else _FOLDER / default
     source = f"class map {path}"
     values = read_yaml(path)
-    require_classes(values, space, source)
+    require_classes([name for name in values if name not in others], space, source)
     missing = [name for name in space.names if name not in values]
     if missing:
         raise InputError(

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 Float64 = npt.NDArray[np.float64]
 Evidence: TypeAlias = "Sequence[PixelEvidence] | None"
+Voxels: TypeAlias = "tuple[npt.NDArray[np.float32], npt.NDArray[np.int32], npt.NDArray[np.float32]]"
 
 NO_MOTION = "motion not known"
 NO_EVIDENCE = "camera evidence late"
@@ -165,6 +166,7 @@ class LabeledSweep:
         out_of_range: number of returns beyond the range of the checkpoint, unlabeled.
         probabilities: (N, C) float32 of all classes after fusion and smoothing, rows of 0 for
             points without a label; None if they were not requested.
+        pose: (4, 4) T_fixed_lidar at the stamp; None if it is unknown or was not needed.
     """
 
     cloud: PointCloud
@@ -176,6 +178,7 @@ class LabeledSweep:
     problems: list[tuple[str, str]] = field(default_factory=list)
     out_of_range: int = 0
     probabilities: npt.NDArray[np.float32] | None = None
+    pose: Float64 | None = None
 
 
 class SegmenterLike(Protocol):
@@ -292,12 +295,26 @@ class Pipeline:
         self._check_input, self.intensities = check, match
         self.reset()
 
-    def process(self, sweep: Sweep, probabilities: bool = False) -> LabeledSweep:
+    def remembered(self, labeled: LabeledSweep, span_s: float) -> Voxels | None:
+        """What the temporal buffer saw in the last seconds; see `TemporalBuffer.remembered`.
+
+        Args:
+            labeled: the newest sweep; None is returned if it was not smoothed.
+            span_s: seconds.
+        """
+        if self._buffer is None or labeled.pose is None or not self.config.temporal.enabled:
+            return None
+        return self._buffer.remembered(span_s)
+
+    def process(
+        self, sweep: Sweep, probabilities: bool = False, located: bool = False
+    ) -> LabeledSweep:
         """Label one sweep.
 
         Args:
             sweep: with its images and poses.
             probabilities: also return the probabilities of all classes.
+            located: also return the pose, if there are poses.
 
         Raises:
             MotionError: the motion is unknown and required.
@@ -313,7 +330,7 @@ class Pipeline:
         matched = self.intensities(sweep.cloud)
         if difference := self._check_input(matched):
             problems.append((UNLIKE_TRAINING, difference))
-        cloud, pose = self._locate(sweep, problems)
+        cloud, pose = self._locate(sweep, problems, located)
         clock.stop("motion")
         evidence_of = self._observe(sweep, cloud)
         smooth = self.config.temporal.enabled and pose is not None
@@ -339,17 +356,18 @@ class Pipeline:
         times = clock.stages_ms, result.timings_ms
         likely = result.probabilities if probabilities else None
         return LabeledSweep(
-            cloud, labels, confidence, space, *times, problems, out_of_range, likely
+            cloud, labels, confidence, space, *times, problems, out_of_range, likely, pose
         )
 
     def _locate(
-        self, sweep: Sweep, problems: list[tuple[str, str]]
+        self, sweep: Sweep, problems: list[tuple[str, str]], located: bool
     ) -> tuple[PointCloud, Float64 | None]:
         """The cloud, deskewed if configured, and T_fixed_lidar at its stamp if it is needed."""
         cloud, motion = sweep.cloud, self.config.motion
         if motion.deskew:
             problems += _check_times(cloud)
-        if sweep.poses is None or not (self.config.temporal.enabled or motion.deskew):
+        needed = located or self.config.temporal.enabled or motion.deskew
+        if sweep.poses is None or not needed:
             return cloud, None
         try:
             pose = sweep.poses(np.array([cloud.stamp_ns], np.int64))[0]

@@ -16,7 +16,7 @@ from pcseg_core.geometry import invert, transform
 from pcseg_core.labels import IGNORE
 from pcseg_core.online import row_reductions
 from pcseg_core.online.free_space import FreeSpace
-from pcseg_core.online.voxel_table import VoxelTable, voxel_keys
+from pcseg_core.online.voxel_table import VoxelTable, voxel_centers, voxel_keys
 
 Array = npt.NDArray[Any]
 Float32 = npt.NDArray[np.float32]
@@ -161,6 +161,20 @@ class TemporalBuffer:
                 probabilities[used] = likely.take(voxel, axis=0)
         self._free = self._free_space(points)
         return labels, confidence
+
+    def remembered(self, span_s: float) -> tuple[Float32, npt.NDArray[np.int32], Float32]:
+        """The voxels that were seen in the last seconds, around the newest sweep.
+
+        Returns:
+            Centers (3, M) in the LiDAR frame of the newest sweep [m], class (M,), and time since
+            the voxel was seen (M,) [s].
+        """
+        start = self._last_ns if self._start_ns is None else self._start_ns
+        now = (self._last_ns - start) * 1e-9
+        keys, rows = self._table.used_since(now - span_s)
+        centers = voxel_centers(keys, self._last_pose, self.config.voxel_m)
+        labels = self._table.rows[rows, -1].astype(np.int32)
+        return centers, labels, np.float32(now) - self._table.seen[rows]
 
     def _fuse(
         self, hit: Array, observed: Float32, points: Array, before: FreeSpace | None, now: float

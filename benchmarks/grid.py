@@ -194,12 +194,14 @@ def measure(drive: SimulatedDrive, segmenter: Segmenter, config: GridConfig, eve
     counts: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
     for index, sample in tracked(enumerate(drive), drive.name, len(drive)):
         exact.sample = sample
+        occupied: np.ndarray | None = None  # all grids of a sweep have the same cells
         for drawer in drawers:
             labeled = drawer.pipeline.process(Sweep.of(sample))
             if index % every != every - 1:
                 continue
             for source, grid in drawer.draw(labeled).items():
-                occupied = map_of(drive, sample.cloud.stamp_ns, grid)
+                if occupied is None:
+                    occupied = map_of(drive, sample.cloud.stamp_ns, grid)
                 for key, number in compare(grid, occupied).items():
                     counts[f"{drawer.name}, {source}"][key] += number
     return counts, drawers[0].times_ms

@@ -17,6 +17,7 @@ _EDGENETS = (
     "https://github.com/sacmehta/EdgeNets/raw/2b232d3f7fb60658755dad1ebca0ffc895cc795e/"
     "model/segmentation/model_zoo/espnetv2/"
 )
+_CORAL = "https://github.com/google-coral/test_data/raw/104342d2d3480b3e66203073dac24f4e2dbb4c41/"
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,13 @@ KNOWN: dict[str, KnownWeights] = {
             "4af16ea4defe4634823d69e8f0798bd8c31cb1e8d7917e37ca2d0ab409427405",  # with its source
         ),
         convert=True,
+    ),
+    "deeplab-cityscapes": KnownWeights(
+        "deeplab_mobilenet_edgetpu_slim_cityscapes_quant.tflite",
+        f"{_CORAL}deeplab_mobilenet_edgetpu_slim_cityscapes_quant.tflite",
+        "Apache-2.0",
+        "DeepLab with MobileNet-EdgeTPU-slim of Cityscapes, 19 classes, 8 bit (teacher litert)",
+        ("322fe29945cb1693f426952f2a330ab67ea5678545ddee6f2548e0cfd0ca03e5",),
     ),
     "clip-vit-b-16": KnownWeights(
         "vit_b_16_openai.safetensors",
@@ -135,8 +143,9 @@ def check_sum(name: str, path: Path) -> None:
     """
     sums = KNOWN[name].sums
     if sums and (found := file_checksum(path)) not in sums:
+        expected = " or ".join((f"{sums[0]} (published)", *sums[1:]))
         raise InputError(
-            f"{path} is not '{name}': its SHA-256 is {found}, expected {sums[0]} (published) or "
-            f"{' or '.join(sums[1:])}; remove the file and run `pcseg weights get {name}`, or "
-            "name its path in place of the name to use it as it is"
+            f"{path} is not '{name}': its SHA-256 is {found}, expected {expected}; remove the "
+            f"file and run `pcseg weights get {name}`, or name its path in place of the name to "
+            "use it as it is"
         )

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from pcseg_core.data.bag_info import BagReport
+    from pcseg_core.data.diversity import Diversity
 
 app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Bags: convert, inspect, simulate, play."
@@ -81,8 +82,15 @@ def info(
         str, typer.Option(help="recorded, auto, tf, odometry, kiss-icp, none, or a TUM file.")
     ] = "recorded",
     time_field: TimeField = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            help="Recipe (name or file), or {name: KIND, ...}, whose teacher tells the share of "
+            "each class from a few images."
+        ),
+    ] = None,
 ) -> None:
-    """Check whether a bag can train a segmenter, and list what is missing.
+    """Check whether a bag can train a segmenter, for which places, and list what is missing.
 
     The exit code is 1 if it cannot.
     """
@@ -99,6 +107,8 @@ def info(
         "time_field": time_field or "auto",
     }
     report, recording = inspect_bag(bag, **options)
+    if teacher is not None:
+        report = _with_classes(report, recording, teacher)
     _print(report, text_console(json_))
     if json_ is not None:
         write_atomic(json_, report.model_dump_json(indent=2) + "\n")
@@ -106,6 +116,18 @@ def info(
         _draw(recording, picture)
     if not report.trainable:
         raise typer.Exit(1)
+
+
+def _with_classes(report: BagReport, recording: Any, teacher: str) -> BagReport:
+    """The report with the classes that a teacher finds in a few images."""
+    from pcseg_core.distill.seen_classes import seen_classes
+    from pcseg_core.vision.pixel_classes import load_teacher, read_teacher
+
+    config = read_teacher(teacher)
+    if recording is None or not recording.cameras:
+        note(f"{config.title} was not asked: no camera can be used")
+        return report
+    return report.with_classes(seen_classes(recording, load_teacher(config)))
 
 
 def _draw(recording: Any, picture: Path) -> None:
@@ -156,6 +178,8 @@ def _verdict(report: BagReport) -> Iterator[str]:
     seen = "" if report.visible is None else f"; cameras see {report.visible:.1%} of the points"
     driven = f"{report.sweeps} sweeps in {report.duration_s:.1f} s{distance}"
     yield f"{driven}, poses: {report.poses}{seen}"
+    if report.diversity is not None:
+        yield from _about_places(report.diversity)
     if report.intensity_scale is not None:
         yield f"intensity scale: {report.intensity_scale:.6g} ({report.intensity_source})"
     for topic, entry in report.account.items():
@@ -167,6 +191,24 @@ def _verdict(report: BagReport) -> Iterator[str]:
         yield f"{finding.level}: {finding.what}{what_to_do}"
     verdict = "can" if report.trainable else "cannot"
     yield f"This bag {verdict} train a segmenter."
+    if report.trainable and report.diversity is not None:
+        yield report.diversity.summary()
+
+
+def _about_places(found: Diversity) -> Iterator[str]:
+    """Lines of text about the path and what cameras see of it."""
+    if found.posed:
+        turns = f"{found.turns} turn{'' if found.turns == 1 else 's'}"
+        standing = found.standing
+        yield turns if standing is None else f"{turns}; standing still {standing:.0%} of the time"
+    if found.ground_in_sweep is not None:
+        seen = f"{found.ground_in_sweep:.0%} in the images of its sweep"
+        ever = found.ground_in_drive
+        more = "" if ever is None else f", {ever:.0%} from anywhere on the path"
+        yield f"ground within 8 m that cameras see: {seen}{more}"
+    if found.classes:
+        shares = (f"{name} {share:.1%}" for name, share in found.classes.items())
+        yield f"of the points that cameras see: {', '.join(shares)}"
 
 
 def _number(value: float | None) -> str:

@@ -31,6 +31,7 @@ _OPTIONAL = (
     ("rerun", "rerun-sdk", "pcseg view: interactive 3D view"),
     ("onnx", "onnx", "pcseg export"),
     ("onnxruntime", "onnxruntime", "teachers: ONNX files; pcseg export: comparison with float32"),
+    ("ai_edge_litert", "ai-edge-litert", "teachers: TensorFlow Lite files"),
     ("open_clip", "open_clip_torch", "CLIP teachers and text prompts"),
     ("segment_anything", "segment-anything", "SAM superpixels"),
     ("timm", "timm", "DINO and other image features"),

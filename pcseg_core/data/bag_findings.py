@@ -12,6 +12,7 @@ from pydantic import Field
 from pcseg_core.config import Section
 from pcseg_core.data.account import account, grouped
 from pcseg_core.data.bag_reader import CLOUD, COMPRESSED_IMAGE, IMAGE, BagFile
+from pcseg_core.data.diversity import STREETS_TO_CARRY, Diversity
 from pcseg_core.data.sample import Sample
 from pcseg_core.point_time import possible_time_fields
 
@@ -25,6 +26,9 @@ LARGE_CLOCK_DIFFERENCE_S = 1.0
 USUAL_RANGE_M = 80.0  # of a network, by default; see `max_range_m` of its configuration
 FEW_FAR = 0.01  # of the returns
 MANY_FAR = 0.5
+LITTLE_GROUND = 0.5  # of the ground within 8 m, seen from anywhere on the path
+MUCH_STANDING = 0.5  # of the time
+FEW_OF_CLASS = 0.001  # of the points that cameras see
 
 Level = Literal["error", "warning", "note"]
 
@@ -229,4 +233,38 @@ def about_poses(recording: BagRecording) -> list[Finding]:
     if find_spec("kiss_icp") is not None:
         return [Finding(level="note", what=what, do="kiss-icp estimates them when needed")]
     do = "to estimate them run: pip install 'pcseg_ros[odometry]'; or record /tf"
+    return [Finding(level="warning", what=what, do=do)]
+
+
+def about_diversity(found: Diversity | None) -> list[Finding]:
+    """What the places of a recording, and the ground that cameras see, let expect."""
+    if found is None:
+        return []
+    what, _, do = found.summary().partition(": ")
+    level: Level = "warning" if found.known_streets < STREETS_TO_CARRY else "note"
+    findings = [Finding(level=level, what=what, do=do)]
+    ground = found.ground_in_drive if found.posed else found.ground_in_sweep
+    if ground is not None and ground < LITTLE_GROUND:
+        what = f"cameras see {ground:.0%} of the ground within 8 m"
+        do = "the rest gets no label: drive on, so that what was ahead comes near, or add a camera"
+        if not found.posed:
+            do = "poses let labels be seen from farther away on the path"
+        findings.append(Finding(level="warning", what=what, do=do))
+    if found.standing is not None and found.standing > MUCH_STANDING:
+        what = f"the vehicle stands still for {found.standing:.0%} of the time"
+        findings.append(Finding(level="note", what=what, do="these sweeps add little"))
+    return findings
+
+
+def about_classes(shares: dict[str, float]) -> list[Finding]:
+    """Classes that cameras hardly ever show.
+
+    Args:
+        shares: of the points that cameras see, by class.
+    """
+    rare = [f"{name} ({share:.2%})" for name, share in shares.items() if share < FEW_OF_CLASS]
+    if not rare:
+        return []
+    what = f"hardly any point of {', '.join(rare)} by this teacher"
+    do = "record where there are some; the segmenter will not know them"
     return [Finding(level="warning", what=what, do=do)]

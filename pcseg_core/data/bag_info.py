@@ -23,12 +23,15 @@ from pcseg_core.data.bag_findings import (
     TopicReport,
     about_account,
     about_cameras,
+    about_classes,
     about_cloud,
+    about_diversity,
     about_files,
     about_poses,
     about_topics,
 )
 from pcseg_core.data.bag_reader import CLOUD, STAMPED, BagFile, TopicIndex
+from pcseg_core.data.diversity import Diversity, diversity
 from pcseg_core.data.sample import Sample
 from pcseg_core.data.stamps import longest_increasing, nearest
 from pcseg_core.errors import InputError
@@ -64,6 +67,9 @@ class BagReport(Section):
     visible: float | None = Field(
         default=None, description="share of the points that any camera sees"
     )
+    diversity: Diversity | None = Field(
+        default=None, description="streets, places, and what to expect; null without sweeps"
+    )
     topics: tuple[TopicReport, ...] = ()
     cameras: tuple[CameraReport, ...] = ()
     skipped: dict[str, int] = Field(default_factory=dict, description="skipped items by reason")
@@ -72,6 +78,14 @@ class BagReport(Section):
     )
     findings: tuple[Finding, ...] = ()
     trainable: bool = False
+
+    def with_classes(self, shares: dict[str, float]) -> BagReport:
+        """The report with the share of each class among the points that cameras see."""
+        if self.diversity is None:
+            return self
+        diverse = self.diversity.model_copy(update={"classes": shares})
+        findings = _sorted([*self.findings, *about_classes(shares)])
+        return self.model_copy(update={"diversity": diverse, "findings": findings})
 
 
 def inspect_bag(path: str | Path, **options: Any) -> tuple[BagReport, BagRecording | None]:
@@ -140,14 +154,19 @@ def _report(
             about_cloud(content, samples)
             + about_cameras(recording, cameras)
             + about_poses(recording)
+            + about_diversity(content["diversity"])
         )
         findings += about_account(recording)
     errors = any(finding.level == "error" for finding in findings)
-    order = ("error", "warning", "note")
-    findings.sort(key=lambda finding: order.index(finding.level))
     return BagReport(
-        **content, topics=topics, cameras=cameras, findings=tuple(findings), trainable=not errors
+        **content, topics=topics, cameras=cameras, findings=_sorted(findings), trainable=not errors
     )
+
+
+def _sorted(findings: list[Finding]) -> tuple[Finding, ...]:
+    """The findings, errors first."""
+    order = ("error", "warning", "note")
+    return tuple(sorted(findings, key=lambda finding: order.index(finding.level)))
 
 
 def _topic(bag: BagFile, topic: str, index: TopicIndex | None) -> TopicReport:
@@ -230,17 +249,16 @@ def _offsets_ms(recording: BagRecording, camera: BagCamera) -> npt.NDArray[np.fl
 
 
 def _about_sweeps(recording: BagRecording, samples: list[Sample]) -> dict[str, Any]:
+    diverse = diversity([recording], samples) if samples else None
     content: dict[str, Any] = {
+        "diversity": diverse,
+        "distance_m": diverse.distance_m if diverse else None,
         "cloud_topic": recording.cloud_topic,
         "sweeps": len(recording),
         "poses": recording.pose_source,
         "skipped": dict(grouped(recording.skipped)),
         "account": account(recording).entries(),
     }
-    if recording.trajectory is not None:
-        places = recording.trajectory.at_many(recording.clouds.stamps_ns)[:, :3, 3]
-        steps = np.linalg.norm(np.diff(places, axis=0), axis=1)
-        content["distance_m"] = float(steps.sum())
     if samples:
         clouds = [sample.cloud for sample in samples]
         content["points"] = int(np.median([len(cloud) for cloud in clouds]))

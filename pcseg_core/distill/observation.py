@@ -144,7 +144,9 @@ class ClassEvidence:
         self.identity = {
             "teacher": dict(identity),
             "space": self.space.to_dict(),
-            "projection": config.model_dump(include={"splat_radius_px", "border_px"}),
+            "projection": config.model_dump(
+                include={"splat_radius_px", "border_px", "see_through"}
+            ),
         }
 
     def evidence(self, sample: Sample, xyz: Array) -> Evidence:
@@ -154,7 +156,7 @@ class ClassEvidence:
             InputError: no camera sees a point, and evidence is required.
         """
         images = pixel_evidence(sample, self.teacher, self.groups, len(self.space))
-        found = gather_evidence(xyz, images, len(self.space), self.config)
+        found = gather_evidence(xyz, images, len(self.space), self.config, self.space)
         if self.required and len(found.index) == 0:
             raise InputError("no camera sees any point of the sweep")
         return found

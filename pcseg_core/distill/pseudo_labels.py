@@ -11,9 +11,11 @@ from pydantic import Field
 
 from pcseg_core.config import Section
 from pcseg_core.data.sample import Sample
-from pcseg_core.distill.consolidation import ConsolidationConfig
+from pcseg_core.distill.consolidation import ConsolidationConfig, likeliest
 from pcseg_core.distill.evidence import Evidence, PixelEvidence, world_keys
-from pcseg_core.labels import IGNORE, group_probabilities
+from pcseg_core.distill.see_through import SeeThrough, SeeThroughConfig
+from pcseg_core.distill.shape_model import ShapeConfig
+from pcseg_core.labels import LabelSpace, group_probabilities
 from pcseg_core.projection import project_cloud
 
 if TYPE_CHECKING:
@@ -32,6 +34,24 @@ class PseudoLabelConfig(Section):
     label_space: str = Field("street", description="Label space of the student")
     splat_radius_px: int = Field(2, ge=0, le=10, description="Occlusion splat radius [px]")
     border_px: float = Field(5.0, ge=0, description="Weight falls to 0 over this image border [px]")
+    see_through: SeeThroughConfig = Field(
+        default_factory=SeeThroughConfig,
+        description="Points far behind the nearest returns of their image patch get no label",
+    )
+    full_range_m: float = Field(
+        0.0, ge=0, description="Beyond this range the weight of a pixel falls [m]; 0 at no range"
+    )
+    full_angle_deg: float = Field(
+        0.0,
+        ge=0,
+        le=90,
+        description="The weight of a pixel falls where its ray meets the surface at a smaller "
+        "angle [deg]; 0 at no angle",
+    )
+    shape: ShapeConfig = Field(
+        default_factory=ShapeConfig,
+        description="Height above ground, normal and roughness as evidence for classes",
+    )
     priors: dict[str, float] = Field(
         default_factory=dict,
         description="Factors on the probabilities of target classes, by name, "
@@ -49,6 +69,14 @@ class PseudoLabelConfig(Section):
     )
     propagate_min_weight: float = Field(
         2.0, gt=0, description="Evidence of a voxel, in fully visible pixels, that it needs"
+    )
+    propagate_moving: bool = Field(
+        True,
+        description="Also propagate labels at places that a sweep before or after sees through; "
+        "what moves smears along its path",
+    )
+    carried_confidence: float = Field(
+        1.0, gt=0, le=1, description="Factor on the confidence of points that only others see"
     )
     consolidation: ConsolidationConfig = Field(
         default_factory=ConsolidationConfig,
@@ -74,7 +102,11 @@ def pixel_evidence(
 
 
 def gather_evidence(
-    xyz: np.ndarray, images: Iterable[PixelEvidence], classes: int, config: PseudoLabelConfig
+    xyz: np.ndarray,
+    images: Iterable[PixelEvidence],
+    classes: int,
+    config: PseudoLabelConfig,
+    space: LabelSpace | None = None,
 ) -> Evidence:
     """Add up the pixels of all images that the points of a sweep project to.
 
@@ -83,11 +115,18 @@ def gather_evidence(
         images: pixel classes.
         classes: number C of classes.
         config: settings of the projection.
+        space: of the classes, if it is not that of `config`.
     """
+    through = None
+    if config.see_through.patch_px > 0:
+        space = space or LabelSpace.load(config.label_space)
+        through = SeeThrough.of(xyz, space, config.see_through)
     sums = np.zeros((len(xyz), classes), np.float32)
     weights = np.zeros(len(xyz), np.float32)
     for image in images:
-        seen, weight, votes = pixels_of_points(xyz, image, config.splat_radius_px, config.border_px)
+        seen, weight, votes = pixels_of_points(
+            xyz, image, config.splat_radius_px, config.border_px, through
+        )
         sums[seen] += weight[:, None] * votes
         weights[seen] += weight
     index = np.flatnonzero(weights > 0).astype(np.int32)
@@ -95,9 +134,19 @@ def gather_evidence(
 
 
 def pixels_of_points(
-    xyz: np.ndarray, image: PixelEvidence, splat_radius_px: int, border_px: float
+    xyz: np.ndarray,
+    image: PixelEvidence,
+    splat_radius_px: int,
+    border_px: float,
+    through: SeeThrough | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The points (N, 3) that an image sees, with the pixels under them.
+
+    Args:
+        xyz: points in the LiDAR frame at the sweep's stamp [m].
+        image: pixel classes.
+        splat_radius_px, border_px: see `project_cloud`.
+        through: drops points that the camera sees through something, if given.
 
     Returns:
         (M,) indices of the points, (M,) float32 weights in 0..1 that fall at image borders and
@@ -110,6 +159,9 @@ def pixels_of_points(
     seen = np.flatnonzero(projection.visible & (projection.weight > 0))
     size = (camera.width, camera.height)
     pixels = sample_map(image.probabilities, projection.uv[seen], size)
+    if through is not None:
+        keep = through.keep(projection, seen, pixels)
+        seen, pixels = seen[keep], pixels[keep]
     return seen, projection.weight[seen], pixels
 
 
@@ -144,6 +196,16 @@ def apply_priors(evidence: Evidence, priors: np.ndarray) -> Evidence:
     return Evidence(evidence.index, evidence.weights, scaled * keep[:, None])
 
 
+def own_shares(evidence: Evidence, count: int) -> np.ndarray:
+    """Share (count, C) of each class of all the pixels of a point, from a sweep's own evidence.
+
+    Rows of points that no camera sees are 0.
+    """
+    shares = np.zeros((count, evidence.sums.shape[1]), np.float32)
+    shares[evidence.index] = evidence.sums / evidence.weights[:, None]
+    return shares
+
+
 def label_points(evidence: Evidence, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Label and confidence of every point of a sweep from its own evidence alone.
 
@@ -151,12 +213,7 @@ def label_points(evidence: Evidence, count: int) -> tuple[np.ndarray, np.ndarray
         (count,) int16 labels, IGNORE where unseen; (count,) float32 confidence in 0..1, the
         winning class's share of all the pixels' probability.
     """
-    sums, weights = (
-        np.zeros((count, evidence.sums.shape[1]), np.float32),
-        np.zeros(count, np.float32),
-    )
-    sums[evidence.index], weights[evidence.index] = evidence.sums, evidence.weights
-    return _decide(sums, weights)
+    return likeliest(own_shares(evidence, count))
 
 
 def propagate_labels(
@@ -165,7 +222,18 @@ def propagate_labels(
     evidence: Sequence[Evidence],
     config: PseudoLabelConfig,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Labels of all sweeps of a scene. World voxels propagate evidence between the sweeps.
+    """Labels and confidence of all sweeps of a scene, see `propagated_shares`."""
+    return [likeliest(s) for s in propagated_shares(clouds, poses, evidence, config)]
+
+
+def propagated_shares(
+    clouds: Sequence[np.ndarray],
+    poses: Sequence[np.ndarray],
+    evidence: Sequence[Evidence],
+    config: PseudoLabelConfig,
+    moving: Sequence[np.ndarray] | None = None,
+) -> list[np.ndarray]:
+    """Class shares of all sweeps of a scene. World voxels propagate evidence between the sweeps.
 
     A point takes the sum of its own evidence and of the mean of its voxel. Points that no camera
     sees at the time are labeled, and errors of single images are outvoted.
@@ -176,17 +244,20 @@ def propagate_labels(
         poses: (4, 4) T_world_lidar of each sweep.
         evidence: class evidence of each sweep.
         config: voxel size and weights.
+        moving: (N_i,) bool of each sweep, points that neither give nor take; None for none.
 
     Returns:
-        Per sweep (N_i,) int16 labels and (N_i,) float32 confidence.
+        Per sweep (N_i, C) share of each class of all the evidence of a point, 0 without any.
     """
     start = np.eye(4)  # world coordinates, such as UTM, may be too large for the keys of voxels
     start[:3, 3] = -np.floor(poses[0][:3, 3] / config.propagate_voxel_m) * config.propagate_voxel_m
     moved = [start @ pose for pose in poses]
     keys = [world_keys(xyz, pose, config.propagate_voxel_m) for xyz, pose in zip(clouds, moved)]
+    if moving is not None:
+        keys = [np.where(alone, -1, k) for k, alone in zip(keys, moving)]
     seen = np.concatenate([k[e.index] for k, e in zip(keys, evidence)])
     if len(seen) == 0:
-        return [label_points(own, len(xyz)) for xyz, own in zip(clouds, evidence)]
+        return [own_shares(own, len(xyz)) for xyz, own in zip(clouds, evidence)]
     voxels, inverse = np.unique(seen, return_inverse=True)
     sums, weights = _accumulate(evidence, inverse, len(voxels))
     labeled = []
@@ -211,7 +282,7 @@ def _with_voxels(
     sums: np.ndarray,
     weights: np.ndarray,
     config: PseudoLabelConfig,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> np.ndarray:
     position = np.minimum(np.searchsorted(voxels, keys), len(voxels) - 1)
     known = (voxels[position] == keys) & (keys >= 0)
     known &= weights[position] >= config.propagate_min_weight
@@ -222,12 +293,5 @@ def _with_voxels(
     weight[known] = config.propagate_weight
     total[own.index] += own.sums
     weight[own.index] += own.weights
-    return _decide(total, weight)
-
-
-def _decide(sums: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    best = sums.argmax(1)
-    top = sums[np.arange(len(best)), best]
-    confidence = np.divide(top, weights, out=np.zeros_like(top), where=weights > 0)
-    labels = np.where(confidence > 0, best, IGNORE).astype(np.int16)
-    return labels, np.minimum(confidence, 1.0)
+    shares: np.ndarray = total / np.maximum(weight, np.float32(1e-9))[:, None]
+    return shares

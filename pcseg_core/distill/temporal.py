@@ -7,10 +7,8 @@ clustered once, and every point takes the id of its cluster, so that sweeps shar
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +18,7 @@ from pydantic import Field
 
 from pcseg_core.config import Section
 from pcseg_core.distill.cache import digest, read_arrays, write_arrays
+from pcseg_core.distill.ground import GroundMethod, find_ground
 from pcseg_core.distill.observation import StoredObservation
 from pcseg_core.errors import require
 from pcseg_core.geometry import invert, transform
@@ -37,7 +36,7 @@ class TemporalConfig(Section):
     """How segments across sweeps are found."""
 
     gap: int = Field(default=1, ge=1, le=20, description="Distance of paired sweeps, in sweeps")
-    ground: Literal["auto", "ransac", "patchwork"] = Field(
+    ground: GroundMethod = Field(
         default="auto", description="Ground removal; auto is Patchwork++ if installed, else RANSAC"
     )
     ground_distance_m: float = Field(
@@ -106,70 +105,7 @@ def temporal_segments(
 
 def ground_mask(xyz: Array, config: TemporalConfig) -> Bool:
     """(N,) bool: points of the ground, by Patchwork++ (Lee et al., 2022) or RANSAC."""
-    if config.ground == "patchwork" or (config.ground == "auto" and _installed("pypatchworkpp")):
-        return _patchwork(xyz)
-    return ransac_ground(xyz, config.ground_distance_m, config.ground_iterations)
-
-
-def ransac_ground(
-    xyz: Array, distance_m: float = 0.25, iterations: int = 200, seed: int = 0
-) -> Bool:
-    """Points near or below the level plane with the most inliers.
-
-    All planes are tested at once on a sample of the points.
-
-    Args:
-        xyz: (N, 3) points, z up [m].
-        distance_m: distance to the plane that counts as near.
-        iterations: number of planes.
-        seed: of the planes and the sample.
-
-    Returns:
-        (N,) bool; all False without a plane within 20 degrees of level.
-    """
-    rng = np.random.default_rng(seed)
-    low = xyz[xyz[:, 2] <= np.quantile(xyz[:, 2], 0.6)] if len(xyz) else xyz
-    if len(low) < 3:
-        return np.zeros(len(xyz), bool)
-    corners = low[rng.integers(len(low), size=(iterations, 3))].astype(np.float64)
-    normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-    length = np.linalg.norm(normals, axis=1)
-    level = np.abs(normals[:, 2]) > np.cos(np.radians(20)) * np.maximum(length, 1e-9)
-    if not level.any():
-        return np.zeros(len(xyz), bool)
-    normals, corners = normals[level] / length[level, None], corners[level]
-    normals *= np.sign(normals[:, 2:])
-    sample = low[rng.integers(len(low), size=min(len(low), 4000))]
-    heights = sample @ normals.T - (corners[:, 0] * normals).sum(1)
-    best = int((np.abs(heights) < distance_m).sum(0).argmax())
-    inliers = sample[np.abs(heights[:, best]) < distance_m]
-    normal, offset = _refine(inliers)
-    mask: Bool = xyz @ normal - offset < distance_m
-    return mask
-
-
-def _refine(points: Array) -> tuple[Array, float]:
-    """Upward normal (3,) and offset of the plane through points, by least squares."""
-    middle = points.mean(0)
-    normal = np.linalg.svd((points - middle).astype(np.float64), full_matrices=False)[2][2]
-    normal = normal * np.sign(normal[2])
-    return normal, float(middle @ normal)
-
-
-def _patchwork(xyz: Array) -> Bool:
-    patchwork = require("pypatchworkpp", "cluster")
-    parameters = patchwork.Parameters()
-    parameters.verbose = False
-    # It needs the height of the sensor: estimated from the low points around the vehicle.
-    around = xyz[np.linalg.norm(xyz[:, :2], axis=1) < 20]
-    if len(around):
-        parameters.sensor_height = float(np.clip(-np.quantile(around[:, 2], 0.1), 0.3, 4.0))
-    with _quiet():  # it prints to stdout, which is for results
-        estimator = patchwork.patchworkpp(parameters)
-    estimator.estimateGround(np.column_stack([xyz, np.zeros(len(xyz))]).astype(np.float32))
-    mask = np.zeros(len(xyz), bool)
-    mask[np.asarray(estimator.getGroundIndices(), np.int64)] = True
-    return mask
+    return find_ground(xyz, config.ground, config.ground_distance_m, config.ground_iterations)
 
 
 def cluster(xyz: Array, config: TemporalConfig) -> Int32:
@@ -194,7 +130,9 @@ def cluster(xyz: Array, config: TemporalConfig) -> Int32:
 def hdbscan_labels(points: Array, config: TemporalConfig) -> Int32:
     """HDBSCAN (Campello et al., 2013) with Euclidean distance; (N,) int32, IGNORE for noise."""
     size = config.min_cluster_size
-    if config.clusterer == "sklearn" or (config.clusterer == "auto" and not _installed("hdbscan")):
+    if config.clusterer == "sklearn" or (
+        config.clusterer == "auto" and find_spec("hdbscan") is None
+    ):
         sklearn_cluster = require("sklearn.cluster", "cluster")
         found = sklearn_cluster.HDBSCAN(min_cluster_size=size, n_jobs=1, copy=True)
         result: Int32 = found.fit_predict(points).astype(np.int32)
@@ -312,23 +250,3 @@ def _write_segments(
     ids = temporal_segments([sweep.deskewed for sweep in sweeps], poses, config)
     second = ids[1] if then else np.zeros(0, np.int32)
     write_arrays(file, {"now": ids[0].astype(np.int16), "then": second.astype(np.int16)})
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Discard what native code writes to stdout."""
-    sys.stdout.flush()
-    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 1)
-        yield
-    finally:
-        os.dup2(kept, 1)
-        os.close(kept)
-        os.close(nowhere)
-
-
-def _installed(module: str) -> bool:
-    from importlib.util import find_spec
-
-    return find_spec(module) is not None

@@ -17,7 +17,12 @@ import numpy.typing as npt
 
 from pcseg_core.checkpoint import load_checkpoint
 from pcseg_core.data import evenly_spaced
-from pcseg_core.distill.losses import class_weights
+from pcseg_core.distill.losses import (
+    LabelLossConfig,
+    class_weights,
+    confident_labels,
+    required_confidence,
+)
 from pcseg_core.errors import InputError
 from pcseg_core.labels import IGNORE
 from pcseg_core.learning.linear import logistic_regression
@@ -39,16 +44,16 @@ class PseudoLabels:
 
     Args:
         run: run directory with `pseudo_labels/*.npz`.
-        minimum: labels of a lower confidence are ignored, as in the training.
+        required: least confidence of the labels that count, see `confident_labels`.
 
     Raises:
         InputError: the run directory has no pseudo labels.
     """
 
-    def __init__(self, run: Path, minimum: float = 0.0) -> None:
+    def __init__(self, run: Path, required: float | Array = 0.0) -> None:
         folder = run / "pseudo_labels"
         self.files = sorted(folder.glob("*.npz")) if folder.is_dir() else []
-        self.minimum = minimum
+        self.required = required
         if not self.files:
             raise InputError(f"no pseudo labels in {folder}")
 
@@ -58,7 +63,7 @@ class PseudoLabels:
     def labels(self, index: int) -> Array:
         """Class ids (N,) int64 of a sweep, IGNORE for points left out of the training."""
         label, confidence = self._read(index, "label", "confidence")
-        return np.where(confidence >= self.minimum, label, IGNORE).astype(np.int64)
+        return confident_labels(label, confidence, self.required)
 
     def confidence(self, index: int) -> Array:
         """Confidence (N,) float32 in 0..1 of a sweep's labels."""
@@ -73,6 +78,18 @@ class PseudoLabels:
         """Labeled points of each sweep and class, int64 (S, C)."""
         rows = [_count(self.labels(index), classes) for index in range(len(self))]
         return np.array(rows)
+
+    @classmethod
+    def trained_on(cls, run: Path, loss: LabelLossConfig) -> PseudoLabels:
+        """With the labels that a training with these losses used.
+
+        Raises:
+            InputError: the run directory has no pseudo labels.
+        """
+        every = cls(run)
+        pairs = (every._read(index, "label", "confidence") for index in range(len(every)))
+        required = required_confidence(((pair[0], pair[1]) for pair in pairs), loss)
+        return cls(run, required)
 
     def _read(self, index: int, *names: str) -> list[Array]:
         path = self.files[index]
@@ -137,13 +154,14 @@ def fit_baselines(
         InputError: the run has no checkpoint or no pseudo labels.
     """
     _, meta = load_checkpoint(run)
-    loss = meta.recipe.get("loss", {})
-    pseudo = PseudoLabels(run, float(loss.get("min_confidence", 0.0)))
+    stored = {"min_confidence": 0.0, **meta.recipe.get("loss", {})}
+    loss = LabelLossConfig(**{k: v for k, v in stored.items() if k in LabelLossConfig.model_fields})
+    pseudo = PseudoLabels.trained_on(run, loss)
     classes = len(meta.label_space["classes"])
     counts = pseudo.counts(classes)
     if not counts.any():
         raise InputError(f"no point in {run / 'pseudo_labels'} has a label")
-    weights = class_weights(counts.sum(axis=0), float(loss.get("class_balance", 0.5)))
+    weights = class_weights(counts.sum(axis=0), loss.class_balance)
     config = stored_config(meta.student, run)
     network = _untrained_network(config, classes, pseudo, seed, device)
     raw = _fit(pseudo, range(len(pseudo)), counts, raw_inputs, weights, config, seed, None)

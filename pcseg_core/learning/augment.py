@@ -17,6 +17,8 @@ Array = npt.NDArray[Any]
 Bool = npt.NDArray[np.bool_]
 Rng = np.random.Generator
 
+_CURVE_PIECES = 6  # straight pieces of a random curve of intensities
+
 
 class AugmentConfig(Section):
     """Random changes of the training clouds."""
@@ -28,6 +30,9 @@ class AugmentConfig(Section):
         0.1, ge=0, le=2, description="Largest change of the mounting height [m]"
     )
     tilt_deg: float = Field(1.0, ge=0, le=15, description="Largest roll and pitch [deg]")
+    stretch: float = Field(
+        0.0, ge=0, le=0.5, description="Largest relative change of each axis of the sensor alone"
+    )
     jitter_m: float = Field(0.01, ge=0, le=0.5, description="Deviation of noise on every point [m]")
     drop: float = Field(0.2, ge=0, lt=1, description="Largest share of points left out")
     beam_drop: float = Field(
@@ -38,8 +43,51 @@ class AugmentConfig(Section):
         "resembles far ground, and one LiDAR another",
     )
     beam_deg: float = Field(0.4, gt=0, le=10, description="Height of an elevation band [deg]")
+    thin_m: float = Field(
+        0.0,
+        ge=0,
+        le=200,
+        description="Points nearer than a random distance up to this are thinned as if they were "
+        "measured from there: near things look like far ones [m]",
+    )
+    thin_beams: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="Share of the thinned clouds that lose whole beams and columns near the "
+        "sensor; the others lose single points",
+    )
+    coarse: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Share of the clouds that keep every second to fourth elevation band and every "
+        "first to third column, half as wide as a band: like a sensor with fewer beams",
+    )
     intensity_gain: float = Field(
         0.1, ge=0, le=1, description="Largest relative change of intensity"
+    )
+    intensity_offset: float = Field(
+        0.0, ge=0, le=1, description="Largest shift of the intensities of a cloud"
+    )
+    intensity_gamma: float = Field(
+        0.0,
+        ge=0,
+        le=4,
+        description="Intensities are raised to a power between 1 / (1 + this) and 1 + this",
+    )
+    intensity_curve: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Largest share of a random rising curve, one per cloud, in the intensities: "
+        "other sensors have other curves",
+    )
+    intensity_noise: float = Field(
+        0.0, ge=0, le=1, description="Deviation of noise on every intensity"
+    )
+    intensity_drop: float = Field(
+        0.0, ge=0, le=1, description="Share of the clouds whose intensities are all 0"
     )
 
 
@@ -108,18 +156,16 @@ def sector_mask(xyz: Array, center_deg: float, width_deg: float) -> Bool:
     return mask
 
 
-def labeled_sector(xyz: Array, labels: Array, width_deg: float, rng: Rng) -> Bool:
-    """(N,) bool: a sector around a labeled point whose class is drawn evenly."""
+def labeled_azimuth(xyz: Array, labels: Array, width_deg: float, rng: Rng) -> float:
+    """Middle of a sector around a labeled point whose class is drawn evenly [deg]."""
     if width_deg >= 360:
-        return np.ones(len(xyz), bool)
-    present = np.unique(labels[labels != IGNORE])
-    if len(present):
-        members = np.flatnonzero(labels == rng.choice(present))
-        x, y, _ = xyz[rng.choice(members)]
-        center = np.degrees(np.arctan2(y, x)) + rng.uniform(-0.4, 0.4) * width_deg
-    else:
-        center = rng.uniform(-180, 180)
-    return sector_mask(xyz, center, width_deg)
+        return 0.0
+    present = np.flatnonzero(np.bincount(labels[labels != IGNORE]))
+    if not len(present):
+        return rng.uniform(-180, 180)
+    members = np.flatnonzero(labels == rng.choice(present))
+    x, y, _ = xyz[rng.choice(members)]
+    return float(np.degrees(np.arctan2(y, x)) + rng.uniform(-0.4, 0.4) * width_deg)
 
 
 def keep_some(xyz: Array, config: AugmentConfig, rng: Rng) -> Bool:
@@ -127,19 +173,70 @@ def keep_some(xyz: Array, config: AugmentConfig, rng: Rng) -> Bool:
     kept: Bool = rng.random(len(xyz)) >= rng.uniform(0, config.drop)
     if rng.random() < 0.5:
         return kept
-    elevation = np.degrees(np.arctan2(xyz[:, 2], np.hypot(xyz[:, 0], xyz[:, 1])))
-    band = ((elevation + 90) / config.beam_deg).astype(np.intp)
+    band = elevation_bands(xyz, config.beam_deg)
     bands = rng.random(int(180 / config.beam_deg) + 2) >= rng.uniform(0, config.beam_drop)
     return kept & bands[band]
 
 
+def thin(xyz: Array, config: AugmentConfig, rng: Rng) -> Bool:
+    """(N,) bool: points that are kept as if a sensor of fewer beams, or from farther, saw them.
+
+    Points at a distance r below a random r0 are kept with probability (r / r0)^2, the ratio of
+    the densities of a surface seen from r0 and from r.
+
+    Args:
+        xyz: (N, 3) points in the frame of the sensor, before other changes.
+        config: `thin_m`, `thin_beams`, `coarse`, and `beam_deg` for bands and columns.
+        rng: random numbers; not used where both are off.
+    """
+    keep: Bool = np.ones(len(xyz), bool)
+    if config.thin_m:
+        share = np.linalg.norm(xyz, axis=1) / max(rng.uniform(0, config.thin_m), 1e-6)
+        if rng.random() < config.thin_beams:
+            for cells in (elevation_bands(xyz, config.beam_deg), _columns(xyz, config.beam_deg)):
+                keep &= _spread(cells, rng) < share
+        else:
+            keep &= rng.random(len(xyz)) < np.square(share)
+    if config.coarse and rng.random() < config.coarse:
+        bands, columns = rng.integers(2, 5), rng.integers(1, 4)
+        keep &= elevation_bands(xyz, config.beam_deg) % bands == rng.integers(bands)
+        keep &= _columns(xyz, config.beam_deg) % columns == rng.integers(columns)
+    return keep
+
+
+def elevation_bands(xyz: Array, height_deg: float) -> Array:
+    """(N,) intp number of the elevation band of each point, from straight down."""
+    elevation = np.degrees(np.arctan2(xyz[:, 2], np.hypot(xyz[:, 0], xyz[:, 1])))
+    bands: Array = ((elevation + 90) / height_deg).astype(np.intp)
+    return bands
+
+
+def _columns(xyz: Array, beam_deg: float) -> Array:
+    """(N,) intp number of the column of each point, half as wide as an elevation band."""
+    azimuth = np.degrees(np.arctan2(xyz[:, 1], xyz[:, 0]))
+    columns: Array = ((azimuth + 180) / (beam_deg / 2)).astype(np.intp)
+    return columns
+
+
+def _spread(cells: Array, rng: Rng) -> Array:
+    """(N,) a number in 0..1 for each cell. Cells with numbers below any share are evenly spaced.
+
+    Multiples of the golden ratio, modulo 1, divide the unit interval evenly for every count.
+    """
+    golden = (np.sqrt(5) - 1) / 2
+    numbers: Array = (np.arange(cells.max(initial=0) + 1) * golden + rng.random()) % 1
+    return numbers[cells]
+
+
 def augment_points(xyz: Array, config: AugmentConfig, rng: Rng) -> Array:
-    """Rotate, mirror, tilt, scale, shift and jitter (N, 3) float32 points of one sweep."""
+    """Rotate, mirror, tilt, scale, stretch, shift and jitter (N, 3) float32 points of one sweep."""
     yaw = rng.uniform(-np.pi, np.pi) if config.rotate else 0.0
     roll, pitch = np.radians(rng.uniform(-1, 1, 2) * config.tilt_deg)
     matrix = from_euler(roll, pitch, yaw)[:3, :3] * (1 + rng.uniform(-1, 1) * config.scale)
     if config.flip and rng.random() < 0.5:
         matrix = matrix @ np.diag([1.0, -1.0, 1.0])
+    if config.stretch:
+        matrix = matrix @ np.diag(1 + rng.uniform(-1, 1, 3) * config.stretch)
     moved: Array = xyz @ matrix.T.astype(np.float32)
     moved[:, 2] += np.float32(rng.uniform(-1, 1) * config.shift_z_m)
     if config.jitter_m:
@@ -148,10 +245,33 @@ def augment_points(xyz: Array, config: AugmentConfig, rng: Rng) -> Array:
 
 
 def augment_intensity(intensity: Array, config: AugmentConfig, rng: Rng) -> Array:
-    """Scale (N,) float32 intensities by one factor."""
-    gain = rng.uniform(-1, 1) * config.intensity_gain
-    result: Array = np.clip(intensity * np.float32(1 + gain), 0, 1)
+    """Change (N,) float32 intensities in 0..1 as another sensor would.
+
+    A rising curve, a power, a factor, a shift and noise, in this order; or all 0.
+    """
+    changed, gain = intensity, rng.uniform(-1, 1) * config.intensity_gain
+    if config.intensity_curve:
+        changed = _bent(changed, rng.uniform(0, config.intensity_curve), rng)
+    if config.intensity_gamma:
+        changed = changed ** np.float32((1 + config.intensity_gamma) ** rng.uniform(-1, 1))
+    changed = changed * np.float32(1 + gain)
+    if config.intensity_offset:
+        changed += np.float32(rng.uniform(-1, 1) * config.intensity_offset)
+    if config.intensity_noise:
+        noise = rng.standard_normal(len(changed), dtype=np.float32)
+        changed += noise * np.float32(config.intensity_noise)
+    if config.intensity_drop and rng.random() < config.intensity_drop:
+        changed = np.zeros_like(changed)
+    result: Array = np.clip(changed, 0, 1)
     return result
+
+
+def _bent(values: Array, share: float, rng: Rng) -> Array:
+    """(N,) float32 values in 0..1, mixed with a random rising curve through 0 and 1 of them."""
+    knots = np.append(0.0, np.cumsum(rng.exponential(size=_CURVE_PIECES)))
+    curve = np.interp(values, np.linspace(0, 1, len(knots)), knots / knots[-1])
+    bent: Array = ((1 - share) * values + share * curve).astype(np.float32)
+    return bent
 
 
 def draw_members(ids: Array, limit: int, rng: Rng) -> Array:
@@ -166,3 +286,13 @@ def draw_members(ids: Array, limit: int, rng: Rng) -> Array:
     chosen = order[(rank < limit) & (sorted_ids != IGNORE)]
     drawn[chosen] = ids[chosen]
     return drawn
+
+
+def thinned(xyz: Array, range_m: float, rng: Rng) -> Bool:
+    """(N,) bool: points that stay if surfaces nearer than a range get the density of that range.
+
+    The returns per area of a surface fall with the square of the range.
+    """
+    nearness = np.square(xyz).sum(1) / np.float32(range_m) ** 2
+    kept: Bool = rng.random(len(xyz), dtype=np.float32) < nearness
+    return kept

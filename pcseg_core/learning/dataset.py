@@ -14,18 +14,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pcseg_core.distill.cache import Stored, write_arrays
+from pcseg_core.distill.cache import write_arrays
 from pcseg_core.distill.lidar_teacher import LidarTargets
+from pcseg_core.distill.losses import confident_labels
 from pcseg_core.distill.pixels import PointPixels
 from pcseg_core.labels import IGNORE
-from pcseg_core.learning.augment import (
-    ScenePicker,
-    augment_intensity,
-    augment_points,
-    keep_some,
-    labeled_sector,
-)
-from pcseg_core.learning.recipe import TrainingRecipe
 from pcseg_core.models.student import Points
 from pcseg_core.sparse.voxels import Voxels
 
@@ -62,9 +55,9 @@ class TrainingSweep:
         others = ("pixels", "lidar")
         write_arrays(path, {name: v for name, v in vars(self).items() if name not in others})
 
-    def confident(self, minimum: float) -> npt.NDArray[np.int64]:
-        """(N,) labels, IGNORE where the confidence is below the minimum."""
-        return np.where(self.confidence >= minimum, self.label, IGNORE).astype(np.int64)
+    def confident(self, required: float | Array) -> npt.NDArray[np.int64]:
+        """(N,) labels, IGNORE where the confidence is too low, see `confident_labels`."""
+        return confident_labels(self.label, self.confidence, required)
 
 
 class _Tensors:
@@ -223,79 +216,10 @@ class StepDataset(Dataset[Batch]):
         return collate(self.sectors.draw(self.first + index, self.rank, self.world))
 
 
-class LabeledSectors:
-    """Sectors around labeled points whose class is drawn evenly.
-
-    Args:
-        sweeps: labeled sweeps.
-        recipe: optimizer, augmentation, least confidence and seed.
-    """
-
-    def __init__(self, sweeps: Sequence[TrainingSweep], recipe: TrainingRecipe) -> None:
-        self.sweeps, self.recipe = sweeps, recipe
-        self.scenes = ScenePicker([sweep.scene for sweep in sweeps])
-
-    def draw(self, step: int, rank: int = 0, world: int = 1) -> list[Batch]:
-        """See `Sectors`; every process draws all sectors."""
-        rng = np.random.default_rng((self.recipe.seed, step))
-        return [self._sector(rng) for _ in range(self.recipe.optimizer.batch_size)]
-
-    def _sector(self, rng: np.random.Generator) -> Batch:
-        recipe, sweep = self.recipe, self.sweeps[self.scenes.draw(rng)]
-        labels = sweep.confident(recipe.loss.min_confidence)
-        mask = labeled_sector(sweep.xyz, labels, recipe.optimizer.sector_deg, rng)
-        mask &= keep_some(sweep.xyz, recipe.augment, rng)
-        keep = np.flatnonzero(mask)
-        xyz = augment_points(sweep.xyz[keep], recipe.augment, rng)
-        intensity = augment_intensity(sweep.intensity[keep], recipe.augment, rng)
-        return Batch(
-            sector_points(xyz, intensity),
-            torch.from_numpy(labels[keep]),
-            torch.from_numpy(sweep.confidence[keep]),
-            None if sweep.pixels is None else _pixels_of(sweep.pixels, keep, len(mask)),
-            None if sweep.lidar is None else _targets_of(sweep.lidar, keep),
-        )
-
-
 def sector_points(xyz: Array, intensity: Array) -> Points:
     """Points (N, 3), (N,) of one sector."""
     batch = torch.zeros(len(xyz), dtype=torch.int64)
     return Points(torch.from_numpy(xyz), torch.from_numpy(intensity), batch)
-
-
-def _pixels_of(pixels: PointPixels, keep: Array, count: int) -> PixelBatch:
-    """Pixels of the points at positions `keep` (K,) among `count`."""
-    position = np.full(count, IGNORE, np.int64)
-    position[keep] = np.arange(len(keep))
-    moved = position[pixels.point]
-    rows = np.flatnonzero(moved != IGNORE)
-
-    def floats(values: Stored | None, rows: Array | slice) -> Tensor | None:
-        return None if values is None else torch.from_numpy(values[rows].astype(np.float32))
-
-    return PixelBatch(
-        torch.from_numpy(moved[rows]),
-        floats(pixels.image, rows),
-        floats(pixels.text, rows),
-        None if pixels.patch is None else torch.from_numpy(pixels.patch[rows].astype(np.int64)),
-        floats(pixels.patch_image, slice(None)),
-    )
-
-
-def _targets_of(lidar: LidarTargets, keep: Array) -> LidarBatch:
-    """Targets of the points at positions `keep` (K,) of a sweep."""
-    rows = lidar.voxel[keep]
-    point = np.flatnonzero(rows != IGNORE)
-    needed, place = np.unique(rows[point], return_inverse=True)
-
-    def floats(values: Stored | None) -> Tensor | None:
-        if values is None:
-            return None
-        return torch.from_numpy(values[needed].astype(np.float32)[place])
-
-    logarithms = floats(lidar.log_probabilities)
-    likely = None if logarithms is None else logarithms.exp()
-    return LidarBatch(torch.from_numpy(point), likely, floats(lidar.features))
 
 
 def collate(sectors: Sequence[Batch]) -> Batch:

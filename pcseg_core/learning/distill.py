@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,9 @@ from torch import Tensor
 
 from pcseg_core.bundled import FILE_NAME, checkpoint_file
 from pcseg_core.data import Recording
+from pcseg_core.data.diversity import diversity
 from pcseg_core.distill.cache import is_whole
-from pcseg_core.distill.labeling import Labels, label_scene
+from pcseg_core.distill.labeling import LabelModel, Labels, fit_label_model, label_scene
 from pcseg_core.distill.lidar_teacher import LidarTargets, LidarTeacher, read_targets, store_targets
 from pcseg_core.distill.observation import (
     ClassEvidence,
@@ -30,13 +31,13 @@ from pcseg_core.distill.pixels import PixelSampler, PointPixels
 from pcseg_core.errors import InputError
 from pcseg_core.files import slug
 from pcseg_core.labels import IGNORE, NO_CLASSES, LabelSpace
-from pcseg_core.learning.dataset import LabeledSectors, TrainingSweep
+from pcseg_core.learning.dataset import TrainingSweep
 from pcseg_core.learning.module import TrainingModule
 from pcseg_core.learning.objectives import Objective
 from pcseg_core.learning.objectives.alignment import Alignment
 from pcseg_core.learning.objectives.lidar_teacher import LidarDistillation
 from pcseg_core.learning.objectives.regression import Regression
-from pcseg_core.learning.objectives.segmentation import Segmentation, class_counts
+from pcseg_core.learning.objectives.segmentation import Segmentation, label_counts
 from pcseg_core.learning.objectives.self_training import SelfTraining
 from pcseg_core.learning.objectives.text import TextRegression
 from pcseg_core.learning.recipe import Recipe, TextConfig
@@ -51,6 +52,9 @@ from pcseg_core.learning.runs import (
     recording_poses,
     torch_device,
 )
+from pcseg_core.learning.sectors import LabeledSectors
+from pcseg_core.learning.self_labels import SelfLabeler
+from pcseg_core.learning.simulated import labeled_sweeps
 from pcseg_core.learning.start import check_start, take_over
 from pcseg_core.learning.teachers import (
     Teachers,
@@ -108,6 +112,7 @@ def distill(
     recordings = open_recordings(sources, names, lidar.inputs if lidar else None)
     if recipe.teacher is not None:
         check_cameras(recordings.values(), required=lidar is None)
+    note(diversity(recordings.values()).summary())
     teachers = load_teachers(recipe, lidar, space, on)
     observer = new_observer(recipe, teachers, folder)
     claim(out, recipe, parts, fresh)
@@ -116,19 +121,35 @@ def distill(
     targets = observe_targets(lidar, observations, folder) if lidar else None
     # Fuse the evidence of each scene over time, into labels also of points that no camera sees.
     sweeps = label_sweeps(observations, recipe, teachers, out / "pseudo_labels", targets)
+    exact = list(simulated_sweeps(recipe, space, folder))
     labeling_s = time.monotonic() - started
     # Train a student to predict the labels from the points alone.
     student = new_student(recipe, sweeps, space, teachers.text, start)
-    training = train(new_module(student, sweeps, recipe, teachers), out, device)
+    training = [train(new_module(student, sweeps + exact, recipe, teachers), out, device)]
+    for number in range(1, recipe.rounds.count + 1):
+        # The student labels what no camera saw and outvotes errors; a new one learns from both.
+        place = out / f"round-{number}"
+        labeler = SelfLabeler(student, recipe.rounds, recipe.seed + number)
+        own = place / "pseudo_labels"
+        sweeps = label_sweeps(observations, recipe, teachers, own, targets, labeler)
+        student = new_student(recipe, sweeps, space, teachers.text, start)
+        module = new_module(student, sweeps + exact, recipe, teachers)
+        training.append(train(module, place, device))
     metrics = {
         **_account(recordings, observer, sweeps, teachers),
         "labeling_s": round(labeling_s, 1),
-        **training,
+        **training[-1],
+        "training_s": round(sum(part["training_s"] for part in training), 1),
     }
     inputs = input_statistics(sweeps, recordings.values())
     license = " and ".join(dict.fromkeys(filter(None, licenses))) or None
     finish(student, space, recipe, metrics, out, teachers.words(recipe), inputs, license)
     return metrics
+
+
+def simulated_sweeps(recipe: Recipe, space: LabelSpace, cache: Path) -> Iterator[TrainingSweep]:
+    """The simulated sweeps of a recipe with their exact labels."""
+    return labeled_sweeps(recipe.simulated.sources, space, recipe.student.max_range_m, cache)
 
 
 def check_recipe(recipe: Recipe, out: Path, start: Path | None) -> None:
@@ -206,6 +227,7 @@ def label_sweeps(
     teachers: Teachers,
     folder: Path,
     targets: Sequence[Path] | None = None,
+    labeler: SelfLabeler | None = None,
 ) -> list[TrainingSweep]:
     """Label observations scene by scene, and store points and labels.
 
@@ -215,11 +237,19 @@ def label_sweeps(
         teachers: of the recipe.
         folder: gets an npz per sweep, which baselines are fitted to.
         targets: file of the 3D teacher for each observation, if there is one.
+        labeler: a student of an earlier round, which adds its evidence for all points.
     """
     sweeps: list[TrainingSweep] = []
+    model = LabelModel()
+    if recipe.teacher is not None:
+        loaded = ([stored.load() for stored in members] for _, members in scenes(observations))
+        model = fit_label_model(loaded, recipe.labels)
     for _, members in scenes(observations):
         seen = [stored.load() for stored in members]
-        labels = _camera_labels(seen, recipe)
+        own = None
+        if labeler is not None:
+            own = [labeler.probabilities(s.xyz, s.intensity, s.name) for s in seen]
+        labels = _camera_labels(seen, recipe, model, own)
         for sweep, (label, confidence) in zip(seen, labels):
             pixels = sweep.pixels
             if pixels is not None and recipe.text and recipe.text.source == "classes":
@@ -238,10 +268,17 @@ def label_sweeps(
     return sweeps
 
 
-def _camera_labels(sweeps: Sequence[Observation], recipe: Recipe) -> list[Labels]:
+def _camera_labels(
+    sweeps: Sequence[Observation],
+    recipe: Recipe,
+    model: LabelModel,
+    student: Sequence[Array] | None,
+) -> list[Labels]:
     """Labels of the sweeps of a scene by the camera teacher; none without one."""
     if recipe.teacher is not None:
-        return label_scene(sweeps, recipe.labels)
+        if student is not None:
+            student = [recipe.rounds.weight * probabilities for probabilities in student]
+        return label_scene(sweeps, recipe.labels, model, student)
     counts = [len(sweep.xyz) for sweep in sweeps]
     return [(np.full(n, IGNORE, np.int16), np.zeros(n, np.float32)) for n in counts]
 
@@ -297,7 +334,8 @@ def new_module(
     text, lidar = teachers.text, teachers.lidar
     if recipe.optimizer.heads_only:
         loss = loss.model_copy(update={"cross_entropy": 0.0, "lovasz": 0.0})
-    counts = class_counts(sweeps, classes, loss.min_confidence)
+    sectors = LabeledSectors(sweeps, recipe)
+    counts = label_counts(sweeps, classes, sectors.required)
     found: list[Objective] = []
     if teachers.space == NO_CLASSES:
         student.network.classifier.requires_grad_(False)
@@ -307,7 +345,7 @@ def new_module(
         # Beside cameras, a 3D teacher has no say on classes that it lacks.
         compared = lidar.knows if teachers.camera else np.ones(classes, bool)
         width = student.network.feature_channels
-        found.append(LidarDistillation(lidar, compared, counts, loss.class_balance, width))
+        found.append(LidarDistillation(lidar, compared, counts.sum(1), loss.class_balance, width))
     if loss.regression:
         found.append(Regression(loss.regression))
     if text is not None and recipe.text is not None:
@@ -318,7 +356,7 @@ def new_module(
     return TrainingModule(
         student,
         found,
-        LabeledSectors(sweeps, recipe),
+        sectors,
         recipe.optimizer,
         self_training=self_training(recipe, torch.ones(classes, dtype=torch.bool)),
     )
@@ -343,5 +381,5 @@ def self_training(recipe: Recipe, open_classes: Tensor) -> SelfTraining | None:
 
 def class_shares(sweeps: Sequence[TrainingSweep], space: LabelSpace) -> dict[str, float]:
     """Share of each class among all labels."""
-    counts = class_counts(sweeps, len(space), 0.0)
+    counts = label_counts(sweeps, len(space), 0.0).sum(1)
     return dict(zip(space.names, (counts / max(1, counts.sum())).round(5).tolist()))

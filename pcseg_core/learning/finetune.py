@@ -17,12 +17,13 @@ from pcseg_core.data import Recording, readable
 from pcseg_core.data.sample import Sample
 from pcseg_core.errors import InputError
 from pcseg_core.labels import LabelSpace
-from pcseg_core.learning.dataset import LabeledSectors, TrainingSweep
+from pcseg_core.learning.dataset import TrainingSweep
 from pcseg_core.learning.module import TrainingModule
-from pcseg_core.learning.objectives.segmentation import Segmentation, class_counts
+from pcseg_core.learning.objectives.segmentation import Segmentation, label_counts
 from pcseg_core.learning.probe import Scan, by_point, confusion_of, labeled_scan, run_student
 from pcseg_core.learning.recipe import OptimizerConfig, TrainingRecipe
 from pcseg_core.learning.runs import finish, input_statistics, torch_device
+from pcseg_core.learning.sectors import LabeledSectors
 from pcseg_core.learning.trainer import train
 from pcseg_core.metrics.confusion import Confusion
 from pcseg_core.metrics.figures import Figures, merge_of
@@ -167,7 +168,8 @@ def finetune(
         InputError: no labeled point, or the run has another network.
         KeyboardInterrupt: a signal ended the training.
     """
-    counts = class_counts(sweeps, len(space), recipe.loss.min_confidence)
+    sectors = LabeledSectors(sweeps, recipe)
+    counts = label_counts(sweeps, len(space), sectors.required)
     if not counts.any():
         raise InputError("the sweeps to train on have no labeled point of these classes")
     _, meta = load_checkpoint(run)
@@ -179,7 +181,7 @@ def finetune(
     module = TrainingModule(
         student,
         [Segmentation(recipe.loss, counts)],
-        LabeledSectors(sweeps, recipe),
+        sectors,
         recipe.optimizer,
         groups=rate_groups(student, rates, pretrained=not scratch),
     )

@@ -26,6 +26,7 @@ from pcseg_core.learning.augment import (
     draw_members,
     keep_some,
     sector_mask,
+    thin,
 )
 from pcseg_core.learning.dataset import (
     NAMES_PER_SECTOR,
@@ -123,6 +124,7 @@ class PairedSectors:
         center = float(np.degrees(np.arctan2(target[1], target[0])))
         keep = sector_mask(sweep.xyz, center, recipe.optimizer.sector_deg)
         keep &= keep_some(sweep.xyz, recipe.augment, rng)
+        keep[keep] = thin(sweep.xyz[keep], recipe.augment, rng)
         keep = drop_cuboid(sweep, keep, recipe.pairs, rng)
         position = np.full(len(sweep.xyz), IGNORE, np.int64)
         position[keep] = np.arange(keep.sum())

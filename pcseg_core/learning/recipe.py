@@ -20,10 +20,13 @@ from pcseg_core.config import Section, load_yaml, parse_section
 from pcseg_core.distill.alignment import AlignmentConfig
 from pcseg_core.distill.image_views import ViewConfig
 from pcseg_core.distill.lidar_teacher import LidarTeacherConfig
+from pcseg_core.distill.losses import LabelLossConfig
 from pcseg_core.distill.pseudo_labels import PseudoLabelConfig
 from pcseg_core.distill.temporal import TemporalConfig
 from pcseg_core.errors import InputError
 from pcseg_core.learning.augment import AugmentConfig, PairAugmentConfig
+from pcseg_core.learning.mixing import MixConfig
+from pcseg_core.learning.simulated import SimulatedConfig
 from pcseg_core.models.student import StudentConfig
 from pcseg_core.vision.encoder_kinds import AnyEncoder
 from pcseg_core.vision.maskclip import DenseClipConfig
@@ -58,19 +61,6 @@ class OptimizerConfig(Section):
         False,
         description="Train the text and regression heads only, on frozen features of the run to "
         "start from; its own classes do not change",
-    )
-
-
-class LabelLossConfig(Section):
-    """Weights of the objectives that need labels, and the labels they use."""
-
-    cross_entropy: float = Field(1.0, ge=0, description="Weight of the cross-entropy")
-    lovasz: float = Field(1.0, ge=0, description="Weight of the Lovász-softmax loss")
-    min_confidence: float = Field(
-        0.6, ge=0, lt=1, description="Labels with less confidence are not trained on"
-    )
-    class_balance: float = Field(
-        0.5, ge=0, le=1, description="Exponent of the inverse class frequency in the class weights"
     )
 
 
@@ -196,6 +186,24 @@ class SelfTrainingConfig(Section):
     )
 
 
+class RoundsConfig(Section):
+    """Rounds after the first training: the student labels all points, and is trained again."""
+
+    count: int = Field(0, ge=0, le=5, description="Rounds; 0 trains once, on the teacher's labels")
+    views: int = Field(4, ge=1, le=16, description="Turned and thinned copies of a sweep, averaged")
+    thin_m: tuple[float, float] = Field(
+        (12.0, 24.0),
+        description="Smallest and largest range [m] that a copy is thinned to: nearer surfaces "
+        "keep as many points as they would have at this range",
+    )
+    weight: float = Field(
+        0.3,
+        gt=0,
+        description="Weight of the student's probabilities relative to one camera's; with 1 it "
+        "outvotes the cameras on rare classes",
+    )
+
+
 class StackingConfig(Section):
     """Calibrated stacking against the bias toward seen classes."""
 
@@ -214,6 +222,7 @@ class TrainingRecipe(Section):
     """The sections that all training shares."""
 
     augment: AugmentConfig = Field(default_factory=AugmentConfig)
+    mix: MixConfig = Field(default_factory=MixConfig)
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     loss: LabelLossConfig = Field(default_factory=LabelLossConfig)
     seed: int = Field(0, ge=0, description="Seed of everything random")
@@ -260,6 +269,8 @@ class Recipe(TrainingRecipe):
         None, description="Labels by the network itself; on by default with supervision"
     )
     stacking: StackingConfig = Field(default_factory=StackingConfig)
+    rounds: RoundsConfig = Field(default_factory=RoundsConfig)
+    simulated: SimulatedConfig = Field(default_factory=SimulatedConfig)
     student: StudentConfig = Field(default_factory=StudentConfig)
     loss: LossConfig = Field(default_factory=LossConfig)
 

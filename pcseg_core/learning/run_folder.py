@@ -48,6 +48,10 @@ RUN = FolderKind(
         *(f".{name}.*/*" for name in _FILES),  # of writes that were killed
         "logs/*",
         "pseudo_labels/*.npz",
+        "round-*/logs/*",
+        "round-*/pseudo_labels/*.npz",
+        f"round-*/{LAST}",
+        f"round-*/.{LAST}.*/*",
         "cache/*.npz",
         "cache/superpixels-*/*",
     ),

@@ -19,12 +19,12 @@ from pcseg_core.distill.observation import ClassEvidence, Observer, StoredObserv
 from pcseg_core.distill.pixels import PixelSampler
 from pcseg_core.errors import InputError
 from pcseg_core.labels import IGNORE
-from pcseg_core.learning.dataset import LabeledSectors, TrainingSweep
+from pcseg_core.learning.dataset import TrainingSweep
 from pcseg_core.learning.distill import image_channels, self_training
 from pcseg_core.learning.module import TrainingModule
 from pcseg_core.learning.objectives import Objective
 from pcseg_core.learning.objectives.alignment import Alignment
-from pcseg_core.learning.objectives.segmentation import WordSegmentation, class_counts
+from pcseg_core.learning.objectives.segmentation import WordSegmentation, label_counts
 from pcseg_core.learning.probe import Scan, by_point, read_scans, run_student
 from pcseg_core.learning.recipe import Recipe
 from pcseg_core.learning.run_folder import claim, identity, resumed
@@ -36,6 +36,7 @@ from pcseg_core.learning.runs import (
     open_recordings,
     torch_device,
 )
+from pcseg_core.learning.sectors import LabeledSectors
 from pcseg_core.learning.teachers import load_split_teacher
 from pcseg_core.learning.trainer import train
 from pcseg_core.learning.zero_shot_labels import hold_out, label_scene, zero_shot_labels
@@ -217,7 +218,8 @@ def new_module(
     hidden = torch.from_numpy(split.mask)
     # Classes without examples are not negatives either: they compete in the test only.
     excluded = hidden if recipe.supervision == "seen" else torch.zeros_like(hidden)
-    counts = class_counts(sweeps, len(vectors), recipe.loss.min_confidence)
+    sectors = LabeledSectors(sweeps, recipe)
+    counts = label_counts(sweeps, len(vectors), sectors.required)
     objectives: list[Objective] = [
         WordSegmentation(recipe.loss, counts, vectors, recipe.text.temperature, excluded)
     ]
@@ -229,7 +231,7 @@ def new_module(
     return TrainingModule(
         student,
         objectives,
-        LabeledSectors(sweeps, recipe),
+        sectors,
         recipe.optimizer,
         self_training=self_training(recipe, torch.ones_like(hidden) if free else hidden),
     )

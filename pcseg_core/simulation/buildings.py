@@ -42,6 +42,8 @@ def building(town: Town, rng: np.random.Generator, front: float, depth: float) -
     parts = [body, *roof(town, rng, front, depth, height, color)]
     if rng.random() < town.balconies and stories > 1:
         parts += _balconies(rng, front, depth, stories, story, texture[0])
+    if town.relief and rng.random() < town.relief:
+        parts += _bays(rng, front, depth, height, color)
     if stories > 2 and rng.random() < 0.5:
         parts.append(
             solid(
@@ -105,6 +107,42 @@ def _parapet(
     return [rim, plant]
 
 
+def _bays(
+    rng: np.random.Generator, front: float, depth: float, height: float, color: Array
+) -> list[Array]:
+    """Bays, porches and steps along the street side."""
+    parts = []
+    for _ in range(int(rng.integers(1, 5))):
+        width, out = rng.uniform(0.8, 4.0), rng.uniform(0.15, 1.2)
+        tall = rng.uniform(0.3, min(height, 4.0))
+        parts.append(
+            solid(
+                Kind.BOX,
+                (rng.uniform(-0.45, 0.45) * front, -depth / 2 - out / 2, tall / 2 - 0.5),
+                (width, out, tall + 1.0),
+                Class.BUILDING,
+                Material.FACADE,
+                color,
+                texture=(rng.uniform(1.0, 3.0), 2.8, rng.uniform(0.1, 0.6), 0.0),
+            )
+        )
+    return parts
+
+
+def annex(town: Town, rng: np.random.Generator) -> Array:
+    """Garage or shed."""
+    front, depth, height = rng.uniform(2.2, 6.5), rng.uniform(2.5, 6.5), rng.uniform(2.1, 3.0)
+    color = np.asarray(town.facades[rng.integers(len(town.facades))]) * rng.uniform(0.6, 1.2)
+    return solid(
+        Kind.BOX,
+        (0, 0, height / 2 - 0.5),
+        (front, depth, height + 1.0),
+        Class.BUILDING,
+        Material.MATT if rng.random() < 0.6 else Material.PLANKS,
+        np.clip(color, 0.03, 0.85),
+    )
+
+
 def _balconies(
     rng: np.random.Generator, front: float, depth: float, stories: int, story: float, pitch: float
 ) -> list[Array]:
@@ -144,9 +182,9 @@ def fence(rng: np.random.Generator, length: float) -> Array:
     )
 
 
-def wall(rng: np.random.Generator, length: float) -> Array:
+def wall(town: Town, rng: np.random.Generator, length: float) -> Array:
     """Garden wall along x."""
-    height = rng.uniform(0.8, 2.2)
+    height = rng.uniform(*town.wall_m)
     brick = rng.random() < 0.5
     color = np.array((0.30, 0.15, 0.10)) if brick else np.full(3, rng.uniform(0.25, 0.6))
     return solid(

@@ -14,7 +14,6 @@ from pcseg_core.simulation.streets import Streets
 
 Array = npt.NDArray[Any]
 
-CURB_M = 0.14  # height of blocks above the road
 _STEEP = -0.15  # steeper rays meet the ground once, near the level guess
 _FARTHEST_STEP = 25.0  # largest step of Newton's method, for rays along a slope [m]
 _MOST_STEPS = 12  # for rays that converge slowly
@@ -28,6 +27,7 @@ class Ground:
     def __init__(self, streets: Streets, rng: np.random.Generator, relief_m: float) -> None:
         """Waves of some hundred meters length and up to `relief_m` height."""
         self.streets = streets
+        self.curb_m = streets.town.curb_m
         direction = rng.uniform(0, 2 * np.pi, 2)
         rate = 2 * np.pi / rng.uniform(140, 320, 2)
         self._waves = np.stack([np.cos(direction) * rate, np.sin(direction) * rate])  # (2, waves)
@@ -35,7 +35,7 @@ class Ground:
         self._height = relief_m / 2 * rng.uniform(0.4, 1.0, 2)
 
     def height(self, x: npt.ArrayLike, y: npt.ArrayLike) -> Array:
-        """Level of the road [m]; blocks are `CURB_M` higher."""
+        """Level of the road [m]; blocks are higher by the curb."""
         x, y = np.asarray(x), np.asarray(y)
         level = np.zeros(np.broadcast(x, y).shape, np.result_type(x, y, np.float32))
         for kx, ky, phase, height in zip(*self._waves, self._phase, self._height):
@@ -54,7 +54,7 @@ class Ground:
 
     def standing(self, x: Array, y: Array) -> Array:
         """Height of the surface including curbs [m]."""
-        return self.height(x, y) + np.where(self.streets.inside(x, y) > 0, CURB_M, 0.0)
+        return self.height(x, y) + np.where(self.streets.inside(x, y) > 0, self.curb_m, 0.0)
 
     def cast(self, origin: Array, direction: Array, far_m: float) -> tuple[Array, Array]:
         """Intersect rays with the ground.
@@ -72,7 +72,7 @@ class Ground:
         curb = np.zeros(len(direction), bool)
         down = np.flatnonzero(direction[:, 2] < _RISING)
         o, d = origin[down].astype(np.float64), direction[down].astype(np.float64)
-        upper = self._meet_level(o, d, CURB_M)
+        upper = self._meet_level(o, d, self.curb_m)
         upper[upper > far_m] = np.inf
         hit = np.flatnonzero(np.isfinite(upper))
         o, d, first = o[hit], d[hit], upper[hit]

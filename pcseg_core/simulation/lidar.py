@@ -9,22 +9,22 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pcseg_core.cloud import PointCloud
 from pcseg_core.config import Section
 from pcseg_core.geometry import Trajectory, invert
-from pcseg_core.simulation.materials import GLOSS, REFLECTIVITY, Material
 from pcseg_core.simulation.observe import Hits, observe
 from pcseg_core.simulation.raycast import Rays, Tiles, grid_tiles, sorted_tiles
+from pcseg_core.simulation.receiver import Receiver
+from pcseg_core.simulation.roughness import shifts
 from pcseg_core.simulation.route import EPOCH_NS
 from pcseg_core.simulation.scene import Scene
 
 Array = npt.NDArray[Any]
 
 FRAME = "lidar"  # frame_id of the clouds
-_FULL_POWER_M = 12.0  # up to this range the gain of the receiver compensates the distance
-_WEAKEST = 0.004  # detection threshold relative to a white target at `_FULL_POWER_M`
+_EDGE_M = 0.4  # step between neighboring returns that a beam may straddle
 
 
 class LidarSpec(Section):
@@ -59,6 +59,30 @@ class LidarSpec(Section):
     organized: bool = Field(
         default=False, description="Keep beams x columns points, NaN without a return."
     )
+    elevations_deg: tuple[float, ...] = Field(
+        default=(),
+        description="Spinning only: elevations of the beams, ascending [deg]; even by default.",
+    )
+    height_m: float = Field(default=1.85, ge=0.2, le=5, description="Above the road [m].")
+    tilt_deg: tuple[float, float] = Field(
+        default=(0.0, 0.0), description="Roll and pitch of the mounting [deg]."
+    )
+    mixed: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Spinning only: share of the returns at depth edges that lie between both "
+        "surfaces.",
+    )
+    receiver: Receiver = Field(
+        default_factory=Receiver, description="How returned light becomes an intensity."
+    )
+
+    @model_validator(mode="after")
+    def _one_elevation_per_beam(self) -> LidarSpec:
+        if self.elevations_deg and len(self.elevations_deg) != self.beams:
+            raise ValueError(f"{len(self.elevations_deg)} elevations for {self.beams} beams")
+        return self
 
 
 @dataclass(frozen=True)
@@ -107,7 +131,8 @@ class Lidar:
 
     def _turning(self) -> tuple[Array, Array]:
         spec = self.spec
-        beam = np.radians(np.linspace(spec.fov_down_deg, spec.fov_up_deg, spec.beams))
+        even = np.linspace(spec.fov_down_deg, spec.fov_up_deg, spec.beams)
+        beam = np.radians(spec.elevations_deg or even)
         turn = np.pi - 2 * np.pi * (np.arange(spec.columns) + 0.5) / spec.columns
         elevation, azimuth = np.meshgrid(beam, turn, indexing="ij")
         return azimuth.ravel(), elevation.ravel()
@@ -174,15 +199,16 @@ class Lidar:
         self, hits: Hits, direction: Array, time: Array, stamp_ns: int, rng: np.random.Generator
     ) -> Sweep:
         spec = self.spec
-        power = returned_power(hits)
+        power = spec.receiver.power(hits)
         power *= np.exp(rng.normal(0, spec.intensity_noise, len(power)))
-        seen = np.isfinite(hits.range) & (hits.range >= spec.range_min_m)
-        seen &= (power > _WEAKEST) & (rng.random(len(power)) >= spec.dropout)
-        noisy = hits.range + rng.normal(0, 1, len(power)) * spec.range_noise_m
+        exact_range = self._ranges(hits, rng)
+        seen = np.isfinite(exact_range) & (exact_range >= spec.range_min_m)
+        seen &= (power > spec.receiver.weakest) & (rng.random(len(power)) >= spec.dropout)
+        noisy = exact_range + rng.normal(0, 1, len(power)) * spec.range_noise_m
         with np.errstate(invalid="ignore"):
             xyz = (direction * noisy[:, None]).astype(np.float32)
         xyz[~seen] = np.nan
-        intensity = np.where(seen, np.clip(power, 0, 1), 0.0)
+        intensity = np.where(seen, spec.receiver.reported(power, self.ring), 0.0)
         cloud = PointCloud(
             xyz,
             intensity.astype(np.float32),
@@ -194,7 +220,7 @@ class Lidar:
             spec.columns,
         )
         label, instance = np.where(seen, hits.label, -1), np.where(seen, hits.instance, -1)
-        exact = np.where(seen, hits.range, np.nan).astype(np.float32)
+        exact = np.where(seen, exact_range, np.nan).astype(np.float32)
         if spec.organized:
             return Sweep(cloud, label.astype(np.int16), instance.astype(np.int32), exact)
         # in firing order, as published by drivers
@@ -207,22 +233,23 @@ class Lidar:
             exact[order],
         )
 
+    def _ranges(self, hits: Hits, rng: np.random.Generator) -> Array:
+        """(N,) ranges without noise [m], of rough surfaces and with mixed returns at edges."""
+        town, found = hits.scene.ground.streets.town, hits.range
+        if town.rough:
+            found = found + shifts(hits, town, self.spec.receiver.seed, rng)
+        if self.spec.mixed and not self._solid_state:
+            found = self._mixed(found, rng)
+        return found
 
-def returned_power(hits: Hits) -> Array:
-    """(N,) intensity relative to a white target, by material, angle and distance; 0 for none.
-
-    Lambertian surfaces return the cosine of the angle of incidence. The gain of the receiver
-    compensates short distances; beyond, intensity falls with the square of the distance (compare
-    Jutzi and Gross, 2009).
-    """
-    material = hits.material
-    power = np.where(material >= 0, REFLECTIVITY[material], 0.0)
-    power = np.where(hits.glass, REFLECTIVITY[Material.GLASS], power)
-    tone = np.ones(len(power))
-    tone[hits.solid] = 0.6 + 0.8 * hits.table["albedo"][hits.row[hits.solid]].mean(axis=1)
-    retro = material == Material.SIGN
-    cosine = np.abs(np.einsum("ij,ij->i", hits.normal, hits.rays.direction))
-    gloss = GLOSS[material]
-    shape = np.where(retro, 1.0, (1 - gloss) * cosine + 3 * gloss * cosine**16)
-    falloff = (_FULL_POWER_M / np.maximum(hits.range, _FULL_POWER_M)) ** 1.4
-    return power * np.where(retro, 1.0, tone) * shape * falloff
+    def _mixed(self, found: Array, rng: np.random.Generator) -> Array:
+        """Move some of the returns at edges to the farther surface of the next column."""
+        grid = found.reshape(self.spec.beams, self.spec.columns)
+        with np.errstate(invalid="ignore"):
+            farther = np.roll(grid, -1, axis=1) - grid
+        edge = np.isfinite(farther) & (farther > _EDGE_M)
+        chosen = edge & (rng.random(grid.shape) < self.spec.mixed)
+        share = rng.random(grid.shape)
+        with np.errstate(invalid="ignore"):
+            mixed: Array = np.where(chosen, grid + share * farther, grid)
+        return mixed.ravel()

@@ -102,7 +102,7 @@ def bush(town: Town, rng: np.random.Generator) -> Array:
 
 def hedge(town: Town, rng: np.random.Generator, length: float) -> Array:
     """Clipped hedge along x."""
-    height, width = rng.uniform(0.8, 1.9), rng.uniform(0.5, 0.9)
+    height, width = rng.uniform(*town.hedge_m), rng.uniform(0.5, 0.9)
     return solid(
         Kind.TAPERED,
         (0, 0, height / 2 - 0.2),

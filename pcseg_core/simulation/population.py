@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pcseg_core.simulation import buildings, furniture, people, plants, vehicles
-from pcseg_core.simulation.ground import CURB_M, Ground
+from pcseg_core.simulation.ground import Ground
 from pcseg_core.simulation.primitives import join, place, pose_at
 from pcseg_core.simulation.route import poses_from_angles
 from pcseg_core.simulation.streets import CORNER, Block, BlockUse
@@ -76,13 +76,14 @@ class BlockFiller:
         plan: tuple[float, float],
         plan_yaw: float,
         *,
-        lift: float = CURB_M,
+        lift: float | None = None,
         thing: bool = False,
         tilt: bool = False,
     ) -> None:
         """Place parts at a position of the plan; a `thing` gets its own instance id."""
         x, y = (float(c) for c in self.streets.to_world(*plan))
         yaw = self.streets.heading(*plan, plan_yaw)
+        lift = self.ground.curb_m if lift is None else lift
         z = float(self.ground.height(x, y)) + lift
         pose = tilted_pose(self.ground, x, y, z, yaw) if tilt else pose_at(x, y, z, yaw)
         self.parts.append(place(parts, pose, len(self.parts) if thing else None))
@@ -120,11 +121,15 @@ class BlockFiller:
             for at in np.arange(CORNER, side.length - CORNER, 1.8)[: rng.integers(4, 14)]:
                 self._small(furniture.bollard(rng), side.spot(float(at), 0.3), facing, 0.2)
         self._street_trees(side, outer)
+        self._verge_bushes(side)
         self._parked(side)
         self._sidewalk(side)
 
     def _small(self, parts: Array, plan: tuple[float, float], yaw: float, radius: float) -> None:
         if self._free(plan, radius):
+            thin, thick = self.town.posts
+            if thin < thick:
+                parts["half"][:, :2] *= self.rng.uniform(thin, thick)
             self._put(parts, plan, yaw)
 
     def _street_trees(self, side: Side, outer: float) -> None:
@@ -135,6 +140,15 @@ class BlockFiller:
             plan = side.spot(at, outer + 0.3)
             if self.rng.random() < 0.85 and self._free(plan, 0.8):
                 self._put(plants.broadleaf(self.town, self.rng), plan, side.yaw)
+
+    def _verge_bushes(self, side: Side) -> None:
+        town, rng = self.town, self.rng
+        if town.verge_bushes == 0 or town.verge_m < 1.2:
+            return
+        for at in self._every(side, 5.0, CORNER + 2):
+            plan = side.spot(at, town.verge_m / 2)
+            if rng.random() < town.verge_bushes and self._free(plan, 0.7):
+                self._put(plants.bush(town, rng), plan, side.yaw)
 
     def _parked(self, side: Side) -> None:
         if side.parking == 0:
@@ -158,7 +172,7 @@ class BlockFiller:
         elif kind > 0.95:
             return vehicles.motorcycle(self.rng), 1.8
         else:
-            parts = vehicles.car(self.rng)
+            parts = vehicles.car(self.rng, self.town.vans, self.town.high_vans)
         return parts, vehicle_length(parts)
 
     def _sidewalk(self, side: Side) -> None:
@@ -206,9 +220,14 @@ class BlockFiller:
     ) -> None:
         """Boundary, bushes and trees between the sidewalk and a building."""
         town, rng = self.town, self.rng
-        if back - pavement < 1.2:
+        if back - pavement < 1.5:
             return
         self._boundary(side, middle, front, pavement + 0.35)
+        if town.annexes and rng.random() < town.annexes and back - pavement > 4:
+            along = middle + rng.uniform(-0.4, 0.4) * front
+            plan = side.spot(along, rng.uniform(pavement + 1.5, back - 2))
+            if self._free(plan, 2.5):
+                self._put(buildings.annex(town, rng), plan, side.yaw)
         for _ in range(3):
             plan = side.spot(
                 middle + rng.uniform(-0.5, 0.5) * front, rng.uniform(pavement + 1.2, back - 0.3)
@@ -224,19 +243,28 @@ class BlockFiller:
         town, rng = self.town, self.rng
         makers: list[Callable[[float], Array]] = [
             lambda length: buildings.fence(rng, length),
-            lambda length: buildings.wall(rng, length),
+            lambda length: buildings.wall(town, rng, length),
             lambda length: plants.hedge(town, rng, length),
         ]
         pick = rng.random() - np.cumsum([town.fences, town.walls, town.hedges])
         chosen = np.flatnonzero(pick < 0)
         if len(chosen) == 0:
             return
+        self._row(side, middle, front, inward, makers[chosen[0]])
+        if town.backed and chosen[0] < 2 and rng.random() < town.backed:
+            self._row(side, middle, front, inward + 0.6, makers[2])
+
+    def _row(
+        self, side: Side, middle: float, front: float, inward: float, make: Callable[[float], Array]
+    ) -> None:
+        """Equal pieces side by side, with a gate."""
+        rng = self.rng
         pieces = max(int(np.ceil(front / 6)), 2)
         length, gate = front / pieces, int(rng.integers(pieces))
         state = rng.bit_generator.state
         for k in range(pieces):
             rng.bit_generator.state = state  # all pieces equal
-            piece = makers[chosen[0]](length)
+            piece = make(length)
             if k != gate:
                 at = middle + (k + 0.5 - pieces / 2) * length
                 self._put(piece, side.spot(at, inward), side.yaw)
@@ -267,7 +295,8 @@ class BlockFiller:
                 u = (np.floor(column / 2.6) + 0.5) * 2.6
                 if rng.random() < 0.45:
                     yaw = rng.choice([1, -1]) * np.pi / 2 + rng.normal(0, 0.02)
-                    self._put(vehicles.car(rng), (float(u), float(row)), yaw, thing=True, tilt=True)
+                    car = vehicles.car(rng, self.town.vans, self.town.high_vans)
+                    self._put(car, (float(u), float(row)), yaw, thing=True, tilt=True)
 
 
 def tilted_pose(ground: Ground, x: float, y: float, z: float, yaw: float) -> Array:

@@ -21,7 +21,7 @@ from pcseg_core.simulation.cameras import CameraSpec, Picture, rig
 from pcseg_core.simulation.faults import Faults
 from pcseg_core.simulation.lidar import LidarSpec
 from pcseg_core.simulation.route import EPOCH_NS
-from pcseg_core.simulation.towns import find_town
+from pcseg_core.simulation.variety import draw_lidar, style_of
 from pcseg_core.simulation.world import Course, World, town_of
 
 Array = npt.NDArray[Any]
@@ -57,7 +57,16 @@ class DriveOptions(Section):
     turns: float = Field(
         default=0.6, ge=0, le=1, description="Probability of turning at a crossing."
     )
-    town: str | None = Field(default=None, description="Style of the town; default: by the seed.")
+    town: str | None = Field(
+        default=None,
+        description="Style of the town; 'varied' draws one by the seed. Default: one of the named "
+        "ones, by the seed.",
+    )
+    sensor: Literal["plain", "varied"] = Field(
+        default="plain",
+        description="The LiDAR of the other options, or one drawn by the seed: beams, elevations, "
+        "mounting, intensities and losses.",
+    )
 
 
 class SimulatedDrive:
@@ -94,7 +103,7 @@ class SimulatedDrive:
         self.faults = faults or Faults()
         self.label_space = LabelSpace.load("simulation")
         town = self.options.town or town_of(seed)
-        find_town(town)
+        style_of(town, seed)
         self.name = f"simulated-{town}-{seed}"
         self.scenes: Sequence[str] = [self.name] * self.options.sweeps
         self.skipped: Counter[str] = Counter()
@@ -154,6 +163,9 @@ class SimulatedDrive:
 
     def _lidar(self) -> LidarSpec:
         o = self.options
+        if o.sensor == "varied":
+            own = {"sweep_s": 1 / o.rate_hz, "organized": o.organized}
+            return draw_lidar(o.seed).model_copy(update=own)
         return LidarSpec(
             pattern=o.pattern,
             beams=o.beams,

@@ -60,6 +60,25 @@ class Town:
     asphalt: Color = (0.085, 0.085, 0.09)
     paving: Color = (0.26, 0.25, 0.24)
     grass: Color = (0.10, 0.17, 0.05)
+    curb_m: float = 0.14  # height of blocks above the road
+    hedge_m: Range = (0.8, 1.9)  # height of hedges
+    backed: float = 0.0  # fences and walls with a hedge behind them
+    wall_m: Range = (0.8, 2.2)  # height of garden walls
+    annexes: float = 0.0  # garages and sheds in front gardens, per building
+    relief: float = 0.0  # facades with bays, porches and steps
+    posts: Range = (1.0, 1.0)  # thickness of street furniture, of the usual one
+    verge_bushes: float = 0.0  # per 5 m of verge
+    vans: float = 0.12  # of the cars
+    high_vans: float = 0.0  # of the cars
+    # Rough surfaces, for LiDARs alone; see `roughness`.
+    leaves_m: float = 0.0  # depth that rays enter crowns
+    grass_m: float = 0.0  # height of grass
+    lumps_m: float = 0.0  # deviation of lawns from the level
+
+    @property
+    def rough(self) -> bool:
+        """Whether any surface is rough."""
+        return self.leaves_m + self.grass_m + self.lumps_m > 0
 
 
 TOWNS: dict[str, Town] = {

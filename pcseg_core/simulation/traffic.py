@@ -96,7 +96,7 @@ class Traffic:
         if kind < town.trucks + town.buses + 0.06 + 0.2 * town.bicycles:
             rider = people.rider(rng, rng.uniform(0.3, 0.8))
             return vehicles.with_rider(vehicles.bicycle(rng), rider, -0.24, 0.93), 0.9
-        return vehicles.car(rng), 0.0
+        return vehicles.car(rng, town.vans, town.high_vans), 0.0
 
     def _lanes(self) -> Iterator[Mover | None]:
         """Vehicles on all streets near the route, with one speed per lane."""

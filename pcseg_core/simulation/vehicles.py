@@ -55,6 +55,7 @@ _FORMS = (
     _Form(4.0, 1.50, 0.24, 0.60, 0.22, -0.49, 0.60, 0.22),  # hatchback
     _Form(4.6, 1.72, 0.28, 0.60, 0.24, -0.495, 0.46, 0.16),  # SUV
     _Form(5.0, 2.00, 0.24, 0.55, 0.36, -0.498, 0.34, 0.04),  # van
+    _Form(5.9, 2.60, 0.28, 0.48, 0.40, -0.498, 0.30, 0.02),  # high van
 )
 
 
@@ -81,9 +82,11 @@ def _wheels(xs: list[float], track: float, radius: float, width: float, label: i
     return [_wheel(x, side * track / 2, radius, width, label) for x in xs for side in (-1, 1)]
 
 
-def car(rng: np.random.Generator) -> Array:
-    """Saloon, hatchback, estate, SUV or van."""
-    form = _FORMS[int(rng.choice(4, p=[0.34, 0.34, 0.2, 0.12]))]
+def car(rng: np.random.Generator, vans: float = 0.12, high_vans: float = 0.0) -> Array:
+    """Saloon, hatchback, estate, SUV, or with the given probabilities a van or a high van."""
+    other = (1 - vans - high_vans) / 0.88
+    shares = [0.34 * other, 0.34 * other, 0.2 * other, vans, high_vans]
+    form = _FORMS[int(rng.choice(len(_FORMS), p=shares))]
     length, height = form.length * rng.uniform(0.95, 1.06), form.height * rng.uniform(0.97, 1.04)
     width = rng.uniform(1.72, 1.86) + (0.1 if form.height > 1.6 else 0.0)
     color, label = paint(rng), Class.CAR

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pcseg_core.geometry import Trajectory, invert
+from pcseg_core.geometry import Trajectory, from_euler, invert
 from pcseg_core.simulation.cameras import Camera, CameraSpec, Picture
 from pcseg_core.simulation.ground import Ground
 from pcseg_core.simulation.lidar import FRAME, Lidar, LidarSpec, Sweep
@@ -28,11 +28,11 @@ from pcseg_core.simulation.route import (
 )
 from pcseg_core.simulation.scene import Scene, build_scene
 from pcseg_core.simulation.streets import Streets
-from pcseg_core.simulation.towns import TOWNS, draw_weather, find_town
+from pcseg_core.simulation.towns import TOWNS, draw_weather
+from pcseg_core.simulation.variety import style_of
 
 Array = npt.NDArray[Any]
 
-LIDAR_HEIGHT_M = 1.85
 _START_M = 25.0  # distance on the route at time 0
 
 
@@ -76,8 +76,9 @@ class World:
     @property
     def T_body_lidar(self) -> Array:
         """(4, 4) LiDAR frame to vehicle."""
-        pose = np.eye(4)
-        pose[2, 3] = LIDAR_HEIGHT_M
+        roll, pitch = np.radians(self.lidar.tilt_deg)
+        pose: Array = from_euler(roll, pitch, 0.0)
+        pose[2, 3] = self.lidar.height_m
         return pose
 
     @property
@@ -101,7 +102,7 @@ class World:
     @cached_property
     def _ground(self) -> Ground:
         rng = np.random.default_rng([self.seed, 0])
-        style = find_town(self.town)
+        style = style_of(self.town, self.seed)
         reach = self.course.speed_mps * self.course.duration_s + 300
         return Ground(Streets(style, rng, reach), rng, style.relief_m)
 

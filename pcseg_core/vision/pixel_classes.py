@@ -57,6 +57,7 @@ TEACHERS: Registry[TeacherConfig, PixelClasses] = Registry(
         "maskclip": "pcseg_core.vision.maskclip:KIND",
         "transformers": "pcseg_core.vision.teachers.transformers:KIND",
         "onnx": "pcseg_core.vision.teachers.onnx:KIND",
+        "litert": "pcseg_core.vision.teachers.litert:KIND",
         "folder": "pcseg_core.vision.teachers.folder:KIND",
         "python": "pcseg_core.vision.teachers.python:KIND",
         "torchhub": "pcseg_core.vision.teachers.torchhub:KIND",

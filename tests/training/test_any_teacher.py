@@ -144,25 +144,20 @@ def test_without_a_recipe_the_command_says_which_teacher_it_takes(
 ) -> None:
     monkeypatch.setenv(WEIGHTS_VARIABLE, str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    missing = CliRunner().invoke(app, ["distill", SOURCE, "--out", str(tmp_path / "run")])
+    words = ["distill", ONE_SWEEP, "--out", str(tmp_path / "run"), "--steps", "1"]
+    missing = CliRunner().invoke(app, words)
     assert missing.exit_code == 2 and "pcseg weights get espnetv2-cityscapes" in missing.output
     for name, entry in KNOWN.items():
         monkeypatch.setitem(KNOWN, name, replace(entry, sums=()))
     torch.manual_seed(0)
     save_file(ESPNetv2(20, 2.0).state_dict(), str(tmp_path / WEIGHTS))
-    words = [
-        "distill",
-        ONE_SWEEP,
-        "--out",
-        str(tmp_path / "run"),
-        "--steps",
-        "1",
-        "--device",
-        "cpu",
-    ]
-    found = CliRunner().invoke(app, words)
-    assert found.exit_code == 0, found.output
-    assert f"recipe kitti; teacher espnetv2 {tmp_path / WEIGHTS}" in found.output
+    one = CliRunner().invoke(app, words)
+    assert one.exit_code == 2 and "pcseg weights get deeplab-cityscapes" in one.output
+    second = tmp_path / KNOWN["deeplab-cityscapes"].file
+    second.write_bytes(b"no network")
+    both = CliRunner().invoke(app, words)
+    assert both.exit_code == 2 and str(second) in both.output
+    assert f"recipe kitti; teacher espnetv2 {tmp_path / WEIGHTS} and litert {second}" in both.output
 
 
 def test_the_command_shows_a_teacher_before_the_work(tmp_path: Path) -> None:

@@ -179,11 +179,15 @@ class _Poisoned:
 
 
 def test_poisoned_sweeps_are_counted_and_skipped(
-    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe: Recipe,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr("pcseg_core.learning.runs.open_recording", lambda _, **__: _Poisoned())
     short = recipe.model_copy(update={"optimizer": OptimizerConfig(steps=1, batch_size=1)})
     metrics = distill(["poisoned"], short, tmp_path / "run", device="cpu")
+    assert "1 street, 2 m, 1 place: expect a segmenter for this street" in capsys.readouterr().err
     assert metrics["sweeps"] == 1
     assert sum(metrics["skipped"].values()) == 3
     reasons = " ".join(metrics["skipped"])

@@ -30,10 +30,11 @@ from pcseg_core.distill.losses import soft_divergence
 from pcseg_core.errors import InputError
 from pcseg_core.labels import IGNORE, NO_CLASSES, LabelSpace
 from pcseg_core.learning.augment import AugmentConfig
-from pcseg_core.learning.dataset import LabeledSectors, StepDataset, TrainingSweep
+from pcseg_core.learning.dataset import StepDataset, TrainingSweep
 from pcseg_core.learning.distill import distill
 from pcseg_core.learning.objectives.lidar_teacher import LidarDistillation
 from pcseg_core.learning.recipe import Recipe, load_recipe
+from pcseg_core.learning.sectors import LabeledSectors
 from pcseg_core.models.student import Student, StudentConfig
 from pcseg_core.online.segmenter import Segmenter
 

@@ -246,7 +246,7 @@ def test_a_view_damaged_during_training_is_named(stored: Any, tmp_path: Path) ->
 def test_pairs_stay_exact_under_all_augmentations(stored: Any) -> None:
     """Intensity tells which point is which, wherever it was moved, and whatever was cut."""
     pairs = PairAugmentConfig(cuboid_drop=1, crop=1, min_pairs=20, merge=0)
-    wild = AugmentConfig(intensity_gain=0, jitter_m=0)
+    wild = AugmentConfig(intensity_gain=0, jitter_m=0, thin_m=5, coarse=0.2, stretch=0.1)
     dataset = batches(stored, recipe(pairs=pairs, augment=wild), 0, 6)
     where = {float(s): i for i, s in enumerate(stored[0][0].load().intensity)}
     checked = 0

@@ -18,10 +18,10 @@ from pcseg_core.errors import InputError
 from pcseg_core.labels import IGNORE
 from pcseg_core.learning import finetune as few
 from pcseg_core.learning import probe as protocol
-from pcseg_core.learning.dataset import LabeledSectors
 from pcseg_core.learning.module import TrainingModule
-from pcseg_core.learning.objectives.segmentation import Segmentation, class_counts
+from pcseg_core.learning.objectives.segmentation import Segmentation, label_counts
 from pcseg_core.learning.probe import fit_linear, probe_features
+from pcseg_core.learning.sectors import LabeledSectors
 from pcseg_core.metrics.confusion import Confusion
 
 
@@ -128,7 +128,7 @@ def test_head_and_trunk_have_their_own_rates_and_the_trunk_is_the_runs(tmp_path:
     recipe = few.FinetuneRecipe(head_learning_rate=0.5, trunk_learning_rate=0.1)
     for pretrained, rates in ((True, [0.5, 0.1]), (False, [0.004, 0.004])):
         sectors = LabeledSectors([sweep("a")], recipe)
-        segmentation = Segmentation(recipe.loss, class_counts([sweep("a")], 8, 0.5))
+        segmentation = Segmentation(recipe.loss, label_counts([sweep("a")], 8, 0.5))
         groups = few.rate_groups(student, recipe, pretrained)
         module = TrainingModule(student, [segmentation], sectors, recipe.optimizer, groups=groups)
         groups = module.configure_optimizers()["optimizer"].param_groups

@@ -21,9 +21,10 @@ from pcseg_core.distill.observation import Observation
 from pcseg_core.distill.pixels import PointPixels
 from pcseg_core.errors import InputError
 from pcseg_core.labels import IGNORE, LabelSpace, group_probabilities, grouping
-from pcseg_core.learning.dataset import LabeledSectors, StepDataset, TrainingSweep, collate
+from pcseg_core.learning.dataset import StepDataset, TrainingSweep, collate
 from pcseg_core.learning.objectives.self_training import mix_labels, running_quantiles
 from pcseg_core.learning.recipe import Recipe, SelfTrainingConfig
+from pcseg_core.learning.sectors import LabeledSectors
 from pcseg_core.learning.teachers import load_split_teacher
 from pcseg_core.learning.zero_shot import CosineClassifier, zero_shot
 from pcseg_core.learning.zero_shot_labels import hold_out, label_scene, zero_shot_labels

@@ -4,18 +4,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pcseg_core.distill.losses import class_weights, lovasz_softmax, weighted_cross_entropy
+from pcseg_core.distill.losses import (
+    LabelLossConfig,
+    class_weights,
+    lovasz_softmax,
+    range_weights,
+    weighted_cross_entropy,
+)
 from pcseg_core.labels import IGNORE
-from pcseg_core.learning.dataset import Batch, TrainingSweep
+from pcseg_core.learning.dataset import Batch, TrainingSweep, VoxelLabels
 from pcseg_core.learning.objectives import Objective
-from pcseg_core.learning.recipe import LabelLossConfig
 from pcseg_core.models.student import StudentOutput, cosine_logits
+
+Array = npt.NDArray[Any]
+
+RANGES_M = (8.0, 15.0, 30.0)  # ends of the ranges that loss.range_balance tells apart
 
 
 class Segmentation(Objective):
@@ -23,16 +33,19 @@ class Segmentation(Objective):
 
     Args:
         config: weights of the losses.
-        counts: (C,) labeled points of each class in the training data.
+        counts: (C, B) labeled points of each class in each range, see `label_counts`.
     """
 
     weights: Tensor
+    range_weights: Tensor
 
     def __init__(self, config: LabelLossConfig, counts: npt.NDArray[np.int64]) -> None:
         super().__init__()
         self.config = config
-        weights = class_weights(counts, config.class_balance)
+        weights = class_weights(counts.sum(1), config.class_balance)
+        by_range = range_weights(counts, config.range_balance)
         self.register_buffer("weights", torch.from_numpy(weights))
+        self.register_buffer("range_weights", torch.from_numpy(by_range))
 
     def logits(self, output: StudentOutput) -> Tensor:
         """(M, C) logits of the voxels."""
@@ -44,12 +57,26 @@ class Segmentation(Objective):
         config, labels, losses = self.config, batch.targets.labels, {}
         logits = self.logits(output)
         if config.cross_entropy:
+            weight = self._weight(output, batch, batch.targets)
             losses["cross_entropy"] = config.cross_entropy * weighted_cross_entropy(
-                logits, labels, batch.targets.confidence, self.weights
+                logits, labels, weight, config
             )
         if config.lovasz:
             losses["lovasz"] = config.lovasz * lovasz_softmax(logits.softmax(1), labels)
         return losses
+
+    def _weight(self, output: StudentOutput, batch: Batch, targets: VoxelLabels) -> Tensor:
+        """(M,) weight of each voxel: confidence, times that of its class and of its range."""
+        label = targets.labels.clamp_min(0)
+        weight = targets.confidence * self.weights[label]
+        if self.config.range_balance == 0:
+            return weight
+        inverse = output.voxels.inverse
+        distance = batch.points.xyz[:, :2].norm(dim=1)
+        zeros = distance.new_zeros(len(output.voxels))
+        mean = zeros.index_add(0, inverse, distance) / output.voxels.counts
+        bins = torch.bucketize(mean, mean.new_tensor(RANGES_M), right=True)
+        return weight * self.range_weights[label, bins]
 
     def figures(self, output: StudentOutput, batch: Batch) -> dict[str, Tensor]:
         """Share of the labeled voxels whose label is predicted."""
@@ -64,7 +91,7 @@ class WordSegmentation(Segmentation):
 
     Args:
         config: weights of the losses.
-        counts: (C,) labeled points of each class in the training data.
+        counts: (C, B) labeled points of each class in each range, see `label_counts`.
         vectors: (C, D) unit text vectors of the classes.
         temperature: divisor of the cosines.
         excluded: (C,) bool, classes that are neither targets nor negatives.
@@ -97,12 +124,21 @@ class WordSegmentation(Segmentation):
         return {}
 
 
-def class_counts(
-    sweeps: Iterable[TrainingSweep], classes: int, min_confidence: float
+def label_counts(
+    sweeps: Iterable[TrainingSweep], classes: int, required: float | Array
 ) -> npt.NDArray[np.int64]:
-    """(C,) points of each class among the labels of at least this confidence."""
-    counts = np.zeros(classes, np.int64)
+    """(C, B) labeled points of each class in each range: up to, between and beyond `RANGES_M`.
+
+    Args:
+        sweeps: labeled sweeps.
+        classes: C.
+        required: least confidence of a label, see `TrainingSweep.confident`.
+    """
+    ranges = len(RANGES_M) + 1
+    counts = np.zeros(classes * ranges, np.int64)
     for sweep in sweeps:
-        labels = sweep.confident(min_confidence)
-        counts += np.bincount(labels[labels != IGNORE], minlength=classes)
-    return counts
+        labels = sweep.confident(required)
+        known = labels != IGNORE
+        bins = np.digitize(np.hypot(*sweep.xyz[known, :2].T), RANGES_M)
+        counts += np.bincount(labels[known] * ranges + bins, minlength=len(counts))
+    return counts.reshape(classes, ranges)

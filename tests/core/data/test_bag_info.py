@@ -47,7 +47,8 @@ def _findings(report: BagReport, level: str) -> str:
 
 def test_a_good_bag(tmp_path) -> None:
     report, drive = inspect_bag(bag(tmp_path / "drive", sweeps=40))
-    assert report.trainable and not _findings(report, "error") + _findings(report, "warning")
+    assert report.trainable and not _findings(report, "error")
+    assert _findings(report, "warning") == "1 street, 39 m, 1 place"
     assert (report.sweeps, report.points, report.poses) == (40, 200, "tf")
     assert report.fields == ("intensity",) and report.finite == 1.0
     lidar = next(t for t in report.topics if t.topic == "/points")
@@ -59,6 +60,8 @@ def test_a_good_bag(tmp_path) -> None:
     step = lidar_pose(0)[:3, 3] - lidar_pose(1)[:3, 3]
     assert report.distance_m == pytest.approx(39 * np.linalg.norm(step), rel=0.01)
     assert drive is not None and len(drive) == 40
+    assert report.diversity is not None and report.diversity.turns == 0
+    assert report.findings[0].do == "expect a segmenter for this street; record more places"
 
 
 def test_the_clouds_are_described(tmp_path) -> None:
@@ -260,10 +263,32 @@ def test_commands(tmp_path) -> None:
     out, png = tmp_path / "info.json", tmp_path / "info.png"
     told = _pcseg("bag", "info", tmp_path / "drive", "--json", out, "--picture", png)
     assert told.returncode == 0, told.stderr
-    assert "This bag can train a segmenter." in told.stdout
+    assert "This bag can train a segmenter.\n1 street, 3 m, 1 place: expect" in told.stdout
+    assert "0 turns; standing still 0% of the time" in told.stdout
     report = BagReport.model_validate(json.loads(out.read_text()))
     assert report.trainable and report.sweeps == 4
     assert Image.open(png).size[0] == 40
+
+
+def test_a_teacher_tells_the_share_of_each_class(tmp_path) -> None:
+    path = tmp_path / "report.json"
+    teacher = "{name: espnetv2, weights: 'bundled:simulation_teacher', label_space: simulation}"
+    words = ["bag", "info", str(bag(tmp_path / "drive")), "--teacher", teacher, "--json", str(path)]
+    info = CliRunner().invoke(app, words)
+    assert info.exit_code == 0 and "of the points that cameras see: road " in info.output
+    report = BagReport.model_validate_json(path.read_text())
+    assert report.diversity is not None
+    shares = report.diversity.classes
+    assert set(shares) >= {"road", "vehicle", "person"}
+    assert sum(shares.values()) == pytest.approx(1)
+    rare = [name for name, share in shares.items() if share < 0.001]
+    assert rare
+    assert all(
+        name in _findings(report, "warning").split("hardly any point of")[1] for name in rare
+    )
+    words[2] = str(bag(tmp_path / "blind", camera=False))
+    blind = CliRunner().invoke(app, words)
+    assert blind.exit_code == 1 and "no camera can be used" in blind.output
 
 
 def test_commands_explain_errors_without_traceback(tmp_path) -> None:

@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 
 from pcseg_core.distill.consolidation import (
     ConsolidationConfig,
+    NoiseEstimate,
     consolidate,
     likeliest,
     moving_points,
+    probabilities_alone,
 )
 from pcseg_core.distill.evidence import Evidence
 from pcseg_core.distill.labeling import label_scene
@@ -194,3 +196,75 @@ def test_distillation_consolidates_where_it_is_asked_to() -> None:
     odds = [(0.8 * a + noise) * (0.8 * b + noise) for a, b in ((0.9, 0.6), (0.1, 0.4))]
     odds += [noise**2] * (classes - 2)
     assert found[0][1] == pytest.approx([odds[0] / sum(odds), 0])
+
+
+def test_sweeps_from_one_place_are_one_look() -> None:
+    cloud = np.array([[5.0, 0.1, 0.1]], np.float32)
+    evidence = [evidence_of({0: [0.9, 0.1]})] * 3
+    looks = CONFIG.model_copy(update={"look_deg": 15.0})
+    once = consolidate([cloud], [HERE], evidence[:1], CONFIG)[0]
+    assert np.allclose(consolidate([cloud] * 3, [HERE] * 3, evidence, looks)[0], once)
+    # The same voxel from the side is another look.
+    side = np.linalg.inv(pose(5.0, -5.0))
+    turned = (side @ np.array([5.0, 0.1, 0.1, 1]))[:3][None].astype(np.float32)
+    both = consolidate([cloud, turned], [HERE, pose(5.0, -5.0)], evidence[:2], looks)[0]
+    assert both[0, 0] > once[0, 0] + 0.05
+
+
+def test_looks_that_share_errors_add_up_more_slowly() -> None:
+    cloud = np.array([[5.0, 0.1, 0.1]], np.float32)
+    evidence = [evidence_of({0: [0.9, 0.1]})] * 4
+    damped = CONFIG.model_copy(update={"look_exponent": 0.5})
+    found = consolidate([cloud] * 4, [HERE] * 4, evidence, damped)[0][0]
+    odds = ((0.8 * 0.9 + 0.1) / (0.8 * 0.1 + 0.1)) ** 2
+    assert found == pytest.approx([odds / (1 + odds), 1 / (1 + odds)], abs=1e-6)
+
+
+def test_a_sweeps_own_look_may_count_more_than_those_of_others() -> None:
+    cloud = np.array([[5.0, 0.1, 0.1]], np.float32)
+    evidence = [evidence_of({0: [0.8, 0.2]}), evidence_of({0: [0.1, 0.9]})]
+    own = CONFIG.model_copy(update={"own_weight": 3.0})
+    found = consolidate([cloud] * 2, [HERE] * 2, evidence, own)
+    assert [f[0].argmax() for f in found] == [0, 1]
+    assert [f[0].argmax() for f in consolidate([cloud] * 2, [HERE] * 2, evidence, CONFIG)] == [1, 1]
+
+
+def test_the_confusion_of_looks_is_found_without_truth() -> None:
+    rng = np.random.default_rng(0)
+    true = np.repeat([0, 1, 2], 400)
+    confusion = np.array([[0.95, 0.03, 0.02], [0.4, 0.55, 0.05], [0.05, 0.05, 0.9]])
+    cloud = np.stack([np.arange(len(true)) + 0.25, 0 * true, 0 * true], 1).astype(np.float32)
+    evidence = []
+    for _ in range(6):
+        shown = np.array([rng.choice(3, p=confusion[k]) for k in true])
+        evidence.append(evidence_of(dict(enumerate((0.97 * np.eye(3)[shown] + 0.01).tolist()))))
+    config = CONFIG.model_copy(update={"estimate_noise": True, "noise_prior": 20.0})
+    scene = [cloud] * 6, [HERE] * 6, evidence
+    estimate = NoiseEstimate(config)
+    assert estimate.estimate() is None
+    estimate.add(*scene)
+    found = estimate.estimate()
+    assert found is not None and np.abs(found[:, :3] - confusion).max() < 0.08
+    right = consolidate(*scene, config, found)[0].argmax(1) == true
+    usual = consolidate(*scene, config)[0].argmax(1) == true
+    assert right[true == 1].mean() > usual[true == 1].mean() + 0.1
+
+
+def test_a_single_sweep_uses_the_confusion_of_other_scenes() -> None:
+    confusion = np.array([[0.9, 0.1, 0], [0.4, 0.6, 0]])
+    found = probabilities_alone(evidence_of({1: [1.0, 0.0]}), 2, confusion)
+    assert found[0].tolist() == [0, 0]
+    assert found[1] == pytest.approx([0.9 / 1.3, 0.4 / 1.3], abs=1e-6)
+
+
+def test_carried_labels_are_less_sure_than_own_ones() -> None:
+    cloud = np.array([[5.0, 0.1, 0.1]], np.float32)
+    row, none = [0.9, 0.1, *[0.0] * 6], Evidence(*(np.zeros((0, *s)) for s in ((), (), (8,))))
+    none.index = none.index.astype(np.int32)
+    sweeps = [
+        Observation("a", "s", i, cloud, cloud, np.ones(1, np.float32), HERE, evidence=e)
+        for i, e in enumerate((evidence_of({0: row}), none))
+    ]
+    config = PseudoLabelConfig(propagate_min_weight=1, carried_confidence=0.5)
+    (_, own), (label, carried) = label_scene(sweeps, config)
+    assert own == pytest.approx([0.9]) and carried == pytest.approx([0.45]) and label[0] == 0

@@ -14,6 +14,7 @@ from pcseg_core.distill.pseudo_labels import (
     label_points,
     pixel_evidence,
     propagate_labels,
+    propagated_shares,
     sample_map,
 )
 from pcseg_core.labels import IGNORE, group_probabilities
@@ -106,6 +107,23 @@ def test_too_little_evidence_is_not_carried() -> None:
     assert results[1][0].tolist() == [IGNORE]
     none_seen = propagate_labels([cloud] * 2, [np.eye(4)] * 2, [unseen, unseen], config)
     assert [labels.tolist() for labels, _ in none_seen] == [[IGNORE], [IGNORE]]
+
+
+def test_what_moves_neither_gives_nor_takes_labels() -> None:
+    cloud = np.array([[5.05, 0.05, 0.05]])
+    seen = evidence_of([0], [[0.9, 0.1]])
+    unseen = Evidence(np.zeros(0, np.int32), np.zeros(0, np.float32), np.zeros((0, 2), np.float32))
+    config = PseudoLabelConfig(propagate_min_weight=1.0)
+    clouds, poses, evidence = [cloud] * 3, [np.eye(4)] * 3, [seen, unseen, unseen]
+    still, moves = np.array([False]), np.array([True])
+
+    def labeled(*moving: np.ndarray) -> list[bool]:
+        shares = propagated_shares(clouds, poses, evidence, config, moving)
+        return [bool(s.any()) for s in shares]
+
+    assert labeled(still, still, still) == [True, True, True]
+    assert labeled(moves, still, still) == [True, False, False]  # it keeps its own
+    assert labeled(still, moves, still) == [True, False, True]
 
 
 def test_labels_are_carried_in_utm_coordinates_too() -> None:

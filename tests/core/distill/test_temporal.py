@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pcseg_core.distill.ground import ransac_ground
 from pcseg_core.distill.observation import Observation, StoredObservation
 from pcseg_core.distill.temporal import (
     TemporalConfig,
@@ -14,7 +15,6 @@ from pcseg_core.distill.temporal import (
     keep_largest,
     keep_static,
     partners,
-    ransac_ground,
     read_segments,
     segment_files,
     temporal_segments,

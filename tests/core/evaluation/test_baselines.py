@@ -11,6 +11,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from pcseg_core.cloud import PointCloud
+from pcseg_core.distill.losses import LabelLossConfig
 from pcseg_core.errors import InputError
 from pcseg_core.evaluation.baselines import PseudoLabels, fit_baselines
 from pcseg_core.learning.linear import logistic_regression
@@ -58,6 +59,8 @@ def test_pseudo_labels_below_the_confidence_are_left_out(tiny_run: Path) -> None
     confident = PseudoLabels(tiny_run, 0.6)
     assert (confident.labels(0)[:40] == -1).all()
     assert confident.counts(8)[:, POLE].tolist() == [0, 0, 0]
+    quota = PseudoLabels.trained_on(tiny_run, LabelLossConfig(class_quota=0.5))
+    assert (quota.labels(0)[:40] == POLE).all()
 
 
 def test_baselines_of_a_run(tiny_run: Path) -> None:

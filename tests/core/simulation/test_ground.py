@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pcseg_core.simulation.ground import CURB_M, Ground
+from pcseg_core.simulation.ground import Ground
 from pcseg_core.simulation.materials import Material
 from pcseg_core.simulation.route import distances, plan_route
 from pcseg_core.simulation.streets import Streets
@@ -50,7 +50,7 @@ def test_curbs_are_met_at_the_border_of_blocks(hits):
     x, y, z = points[curb].T
     assert np.abs(ground.streets.inside(x, y)).max() < 1e-3
     above = z - ground.height(x, y)
-    assert above.min() > -1e-3 and above.max() < CURB_M + 1e-3
+    assert above.min() > -1e-3 and above.max() < ground.curb_m + 1e-3
 
 
 def test_nothing_is_passed_through(hits):

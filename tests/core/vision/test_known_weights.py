@@ -112,6 +112,6 @@ def test_the_command_lists_finds_and_adds(published: Path, tmp_path: Path) -> No
 
 
 def test_the_checksums_are_those_of_the_published_weights(shared_data: Path) -> None:
-    for name in (NAME, f"{NAME}-small"):
+    for name in (NAME, f"{NAME}-small", "deeplab-cityscapes"):
         file = shared_data / "weights" / KNOWN[name].file
         assert file_checksum(file) in KNOWN[name].sums

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rounds: the student labels all points of its own training data, a new one learns from them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from pcseg_core.checkpoint import load_checkpoint
+from pcseg_core.distill.cache import read_arrays
+from pcseg_core.distill.evidence import Evidence
+from pcseg_core.distill.labeling import joined
+from pcseg_core.learning import distill as distilling
+from pcseg_core.learning.augment import thinned
+from pcseg_core.learning.distill import distill
+from pcseg_core.learning.recipe import Recipe, RoundsConfig
+from pcseg_core.learning.self_labels import SelfLabeler
+from pcseg_core.models.student import Student
+from pcseg_core.vision.espnetv2 import ESPNetv2
+from tests.small_runs import SMALL
+
+SOURCE = "simulated:seed=5,sweeps=2,beams=16,columns=256,cameras=1,width=96,height=64"
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    torch.manual_seed(0)
+    weights = tmp_path_factory.mktemp("weights") / "teacher.safetensors"
+    save_file(ESPNetv2(20, 0.5).state_dict(), str(weights))
+    return Recipe.model_validate(
+        {
+            "teacher": {"name": "espnetv2", "weights": weights, "scales": [1.0], "flip": False},
+            "student": SMALL.model_dump(),
+            "optimizer": {"steps": 2, "batch_size": 1},
+            "loss": {"min_confidence": 0.0},
+            "rounds": {"count": 1, "views": 1},
+        }
+    )
+
+
+def test_near_surfaces_are_thinned_to_the_density_of_a_range() -> None:
+    rng = np.random.default_rng(0)
+    direction = rng.standard_normal((80_000, 3))
+    direction /= np.linalg.norm(direction, axis=1, keepdims=True)
+    distance = np.repeat([2.0, 5.0, 10.0, 40.0], 20_000)
+    kept = thinned((direction * distance[:, None]).astype(np.float32), 10.0, rng)
+    shares = kept.reshape(4, -1).mean(1)
+    assert shares == pytest.approx([0.04, 0.25, 1, 1], abs=0.01)
+
+
+def test_cameras_and_the_student_add_up() -> None:
+    seen = Evidence(np.array([1], np.int32), np.array([1], np.float32), np.array([[0.9, 0.1]]))
+    student = 0.5 * np.array([[0.2, 0.8], [0.2, 0.8], [0, 0]], np.float32)
+    found = joined(seen, student)
+    assert found.index.tolist() == [0, 1]  # the third is out of the student's range
+    assert found.weights == pytest.approx([0.5, 1.5])
+    np.testing.assert_allclose(found.sums, [[0.1, 0.4], [1.0, 0.5]], atol=1e-6)
+
+
+def test_a_student_labels_every_point_in_range_the_same_way_each_time() -> None:
+    torch.manual_seed(0)
+    student = Student(SMALL, 8)
+    rng = np.random.default_rng(1)
+    xyz = rng.uniform(-12, 12, (3000, 3)).astype(np.float32) * [1, 1, 0.1]
+    xyz = np.concatenate([xyz, [[500, 0, 0]]]).astype(np.float32)
+    labeler = SelfLabeler(student, RoundsConfig(views=2, thin_m=(8, 12)), 0)
+    found = labeler.probabilities(xyz, np.zeros(len(xyz), np.float32), "a")
+    assert found[:-1].sum(1) == pytest.approx(1, abs=1e-4) and not found[-1].any()
+    again = labeler.probabilities(xyz, np.zeros(len(xyz), np.float32), "a")
+    np.testing.assert_array_equal(found, again)
+
+
+def test_a_round_labels_points_that_no_camera_saw_and_resumes(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    distill([SOURCE], recipe, tmp_path / "whole", device="cpu")
+    whole, metrics = load_checkpoint(tmp_path / "whole")[0], load_checkpoint(tmp_path / "whole")[1]
+    assert metrics.metrics["training_s"] > 0
+    shares = []
+    for folder in ("pseudo_labels", "round-1/pseudo_labels"):
+        files = sorted((tmp_path / "whole" / folder).glob("*.npz"))
+        shares.append(np.mean([(read_arrays(path)["label"] >= 0).mean() for path in files]))
+    assert shares[0] < 0.9 < shares[1]
+
+    real, calls = distilling.train, []
+
+    def killed(*arguments: object) -> object:
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(distilling, "train", killed)
+    with pytest.raises(KeyboardInterrupt):
+        distill([SOURCE], recipe, tmp_path / "killed", device="cpu")
+    monkeypatch.setattr(distilling, "train", real)
+    distill([SOURCE], recipe, tmp_path / "killed", device="cpu")
+    for name, tensor in load_checkpoint(tmp_path / "killed")[0].items():
+        assert torch.allclose(whole[name], tensor, atol=1e-6), name
+    distill([SOURCE], recipe, tmp_path / "killed", device="cpu", fresh=True)  # knows its files

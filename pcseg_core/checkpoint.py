@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from pcseg_core import __version__
 from pcseg_core.bundled import FILE_NAME as FILE_NAME
 from pcseg_core.bundled import checkpoint_file
+from pcseg_core.confidence import ConfidenceScaling
 from pcseg_core.config import Section
 from pcseg_core.errors import InputError
 from pcseg_core.files import atomic_path
@@ -95,6 +96,9 @@ class CheckpointMeta(Section):
         None, description="Scale and distribution of the sweeps of the training"
     )
     int8: IntegerScales | None = Field(None, description="Calibration for 8-bit integers")
+    confidence: ConfidenceScaling | None = Field(
+        None, description="Temperatures of the logits of the checkpoint's own classes"
+    )
     measured: Measurement | None = Field(
         None, description="Figures on real sweeps, of a checkpoint trained on simulated ones"
     )

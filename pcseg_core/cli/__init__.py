@@ -32,6 +32,7 @@ from pcseg_core.cli import (
     prompt,
     quantize,
     recipe,
+    robustness,
     segment,
     superpixels,
     teacher,
@@ -142,6 +143,7 @@ app.add_typer(weights.app, name="weights")
 for _command in (  # in the order of the help
     distill.distill,
     evaluate.evaluate,
+    robustness.robustness,
     images.images,
     superpixels.superpixels,
     pretrain.pretrain,

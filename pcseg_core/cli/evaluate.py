@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from pcseg_core.cli.options import MaxEntropy
 from pcseg_core.cli.outputs import PICTURES, check_file, text_console
 from pcseg_core.errors import InputError
 from pcseg_core.progress import bar, note
@@ -135,6 +136,7 @@ def evaluate(
     device: Device = "auto",
     backend: Backend = "auto",
     precision: PrecisionName = "auto",
+    max_entropy: MaxEntropy = 1.0,
     checkpoint: Checkpoint = None,
     compare: Compare = None,
     live: Live = False,
@@ -166,12 +168,12 @@ def evaluate(
                 "for a replay: pcseg evaluate RECORDING --checkpoint RUN"
             )
         request = _Request(Path(run), semantic_kitti, source, boxes, json_, picture)
-        _evaluate_run(request, label_space, baselines, (device, precision, backend))
+        _evaluate_run(request, label_space, baselines, (device, precision, backend, max_entropy))
         return
-    if semantic_kitti or source or boxes:
+    if semantic_kitti or source or boxes or max_entropy < 1:
         raise InputError(
             "--checkpoint and --params replay the recording that comes first; leave out "
-            "--semantic-kitti, --source and --boxes"
+            "--semantic-kitti, --source, --boxes and --max-entropy"
         )
     from pcseg_core.cli.evaluate_replay import ReplayOptions, evaluate_recording
 
@@ -216,7 +218,10 @@ class _Request:
 
 
 def _evaluate_run(
-    request: _Request, label_space: str, with_baselines: bool, engine: tuple[str, Precision, str]
+    request: _Request,
+    label_space: str,
+    with_baselines: bool,
+    engine: tuple[str, Precision, str, float],
 ) -> None:
     """Measure on labeled sweeps and on boxes."""
     request.check()
@@ -254,6 +259,7 @@ def _against_labels(
             f"{recording.name} has no labels to measure against; evaluate it by a replay: pcseg "
             f"evaluate RECORDING --checkpoint {run}"
         )
+    segmenter.keep_uncalibrated = True
     fitted, remark = _fit_baselines(run, segmenter) if with_baselines else ({}, "not asked for")
     with bar("measuring sweeps") as progress:
         report = measure(

@@ -52,6 +52,14 @@ TimeField = Annotated[
         "times."
     ),
 ]
+MaxEntropy = Annotated[
+    float,
+    typer.Option(
+        min=0,
+        max=1,
+        help="Points whose classes have a higher entropy, 0 to 1, become unlabeled; 1 labels all.",
+    ),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 
 

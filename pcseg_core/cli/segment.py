@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pcseg_core.cli.options import TimeField
+from pcseg_core.cli.options import MaxEntropy, TimeField
 from pcseg_core.errors import InputError
 from pcseg_core.progress import Bar, bar, note
 
@@ -37,6 +37,7 @@ def segment(
     compress: Annotated[bool, typer.Option("--compress", help="Compress the bag.")] = False,
     time_field: TimeField = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier result.")] = False,
+    max_entropy: MaxEntropy = 1.0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     backend: Annotated[
         str, typer.Option(envvar="PCSEG_BACKEND", help="Backend of the sparse convolutions.")
@@ -60,7 +61,7 @@ def segment(
     file = checkpoint_file(checkpoint)
     replay.check_output(out, bag=bag or reader == "bag", force=force)
     request = _Request(reader, place, out, bag, rgb, compress, force, cloud_topic, time_field)
-    _summarize(_label(request, file, device, backend))
+    _summarize(_label(request, file, device, backend, max_entropy))
 
 
 @dataclass(frozen=True)
@@ -78,14 +79,16 @@ class _Request:
     time_field: str | None
 
 
-def _label(request: _Request, checkpoint: Path, device: str, backend: str) -> Replay:
+def _label(
+    request: _Request, checkpoint: Path, device: str, backend: str, max_entropy: float
+) -> Replay:
     from pcseg_core import __version__
     from pcseg_core.data import fingerprint, split_query
     from pcseg_core.online.label_store import LabelStore, partial_file
     from pcseg_core.online.pipeline import Pipeline
     from pcseg_core.online.segmenter import Segmenter
 
-    segmenter = Segmenter.load(checkpoint, device=device, backend=backend)
+    segmenter = Segmenter.load(checkpoint, device, backend=backend, max_entropy=max_entropy)
     out = request.out
     identity = {
         "source": (request.reader, request.place),
@@ -93,6 +96,7 @@ def _label(request: _Request, checkpoint: Path, device: str, backend: str) -> Re
         "cloud_topic": request.cloud_topic,
         "checkpoint": fingerprint(checkpoint),
         "engine": segmenter.engine,
+        "max_entropy": max_entropy,
         "version": __version__,
     }
     with LabelStore(out, identity) as store, bar("labeling") as progress:

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pcseg_core.errors import InputError
-from pcseg_core.evaluation.report import Example, Report, ScanFigures
+from pcseg_core.evaluation.report import ConfidenceFigures, Example, Report, ScanFigures
 from pcseg_core.labels import LabelSpace, grouping, regroup, truth_of
-from pcseg_core.metrics.confusion import Calibration, Confusion
+from pcseg_core.metrics.confusion import Calibration, Confusion, ScanCalibration
 from pcseg_core.metrics.figures import Figures, merge_of
 from pcseg_core.online.pipeline import Pipeline, Sweep
 
@@ -44,7 +44,8 @@ def evaluate(
     without labels are counted in `skipped`.
 
     Args:
-        pipeline: labels the sweeps.
+        pipeline: labels the sweeps. With `Segmenter.keep_uncalibrated` the confidence before
+            calibration is measured too.
         recording: samples with labels, of any number and of any sizes.
         space: name of the label space to measure in.
         baselines: further methods to measure on the same points, by name.
@@ -81,6 +82,7 @@ class _Run:
         self.merge = merge_of(space)
         self.to_space = grouping(pipeline.label_space, space)
         self.calibration = Calibration()
+        self.confidence, self.uncalibrated = ScanCalibration(), ScanCalibration()
         self.scans: list[ScanFigures] = []
         self.indices: list[int] = []  # of the scans in the recording
         self.skipped: Counter[str] = Counter(getattr(recording, "skipped", {}))
@@ -98,7 +100,11 @@ class _Run:
         confusion = Confusion(len(self.space))
         confusion.update(pred, truth)
         both = (truth >= 0) & (pred >= 0)
-        self.calibration.update(labeled.confidence[both], (pred == truth)[both])
+        right = (pred == truth)[both]
+        self.calibration.update(labeled.confidence[both], right)
+        self.confidence.add(labeled.confidence[both], right)
+        if labeled.uncalibrated is not None:
+            self.uncalibrated.add(labeled.uncalibrated[both], right)
         self._note_scan(sample, confusion, sum(labeled.stages_ms.values()))
         self.indices.append(index)
         self.total = self.total + confusion
@@ -145,6 +151,8 @@ class _Run:
             confusion=self.total.matrix.tolist(),
             unpredicted=self.total.unpredicted.tolist(),
             calibration_error=self.calibration.error if self.total.matrix.any() else None,
+            confidence=ConfidenceFigures.of(self.confidence),
+            confidence_uncalibrated=ConfidenceFigures.of(self.uncalibrated),
             milliseconds_median=float(np.median([scan.milliseconds for scan in self.scans])),
             baselines={
                 name: Figures.of(confusion, names, self.merge)

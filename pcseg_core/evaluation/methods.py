@@ -26,6 +26,7 @@ from pcseg_core.online.pipeline import (
 
 if TYPE_CHECKING:
     from pcseg_core.cloud import PointCloud
+    from pcseg_core.input_check import InputStatistics
     from pcseg_core.online.segmenter import Segmentation
     from pcseg_core.vision.pixel_classes import PixelClasses
 
@@ -133,6 +134,7 @@ class SharedSegmenter:
 
     def __init__(self, segmenter: SegmenterLike, saved: SavedTime) -> None:
         self._segmenter, self._saved = segmenter, saved
+        self.trained_on: InputStatistics | None = getattr(segmenter, "trained_on", None)
         self._last: tuple[PointCloud, Segmentation, float] | None = None
 
     @property

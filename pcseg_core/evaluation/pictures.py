@@ -250,6 +250,37 @@ def bars(
     )
 
 
+def reliability(
+    ax: Axes, series: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, title: str = ""
+) -> None:
+    """Draw the share of right points over the confidence; on the diagonal both agree.
+
+    Args:
+        series: name -> mean confidence (B,) and share of right points (B,) of each bin in 0..1,
+            NaN for bins without points.
+    """
+    ax.plot([0, 1], [0, 1], color="#d0d7de", linewidth=1.2, zorder=1)
+    for index, (name, (confidence, accuracy)) in enumerate(series.items()):
+        color = _SERIES[(0, 2)[index % 2]]
+        known = np.isfinite(np.asarray(confidence, np.float64))
+        x, y = (np.asarray(values, np.float64)[known] for values in (confidence, accuracy))
+        ax.plot(x, y, color=color, marker="o", markersize=4, label=name, zorder=3 - index / 10)
+    ax.set_xlim(0, 1)
+    ax.set_ylim(0, 1)
+    ax.set_aspect("equal")
+    ticks = [0, 0.25, 0.5, 0.75, 1]
+    ax.set_xticks(ticks, ["0", "25", "50", "75", "100 %"], fontsize=8)
+    ax.set_yticks(ticks, ["0", "25", "50", "75", "100 %"], fontsize=8)
+    ax.set_xlabel("confidence", fontsize=9, color=FAINT)
+    ax.set_ylabel("right", fontsize=9, color=FAINT)
+    ax.tick_params(length=0, colors=INK)
+    ax.grid(color="#eaeef2", linewidth=0.8)
+    ax.set_axisbelow(True)
+    ax.spines[:].set_visible(False)
+    ax.set_title(title, loc="left", fontsize=11, color=INK)
+    ax.legend(frameon=False, fontsize=8.5, loc="upper left", labelcolor=INK)
+
+
 def _rings(ax: Axes, extent_m: float) -> None:
     """Draw range circles every 10 m (every quarter of a large extent)."""
     from matplotlib.patches import Circle

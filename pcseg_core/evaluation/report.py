@@ -14,6 +14,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
 from pcseg_core.files import write_atomic
+from pcseg_core.metrics.confusion import ScanCalibration
 from pcseg_core.metrics.figures import Figures
 
 if TYPE_CHECKING:
@@ -34,6 +35,36 @@ class ScanFigures(BaseModel):
     accuracy: float | None
     miou_merged_ground: float | None = None
     milliseconds: float
+
+
+class ConfidenceFigures(BaseModel):
+    """How well confidences tell the share of points that is right.
+
+    Attributes:
+        error_per_scan: expected calibration error with 10 bins, mean over the scans.
+        points, confidence, accuracy: number of points, mean confidence and share of right points
+            of each of the 10 bins, over all scans; None for bins without points.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    error_per_scan: float
+    points: list[int]
+    confidence: list[float | None]
+    accuracy: list[float | None]
+
+    @classmethod
+    def of(cls, calibration: ScanCalibration) -> ConfidenceFigures | None:
+        """The figures of scans; None without any point."""
+        if not calibration.errors:
+            return None
+        total = calibration.total
+        return cls(
+            error_per_scan=float(np.mean(calibration.errors)),
+            points=total.points.tolist(),
+            confidence=[None if np.isnan(value) else value for value in total.confidence.tolist()],
+            accuracy=[None if np.isnan(value) else value for value in total.accuracy.tolist()],
+        )
 
 
 class BoxFigures(BaseModel):
@@ -99,6 +130,9 @@ class Report(Figures, JsonReport):
     Attributes:
         confusion: points by true (rows) and predicted (columns) class.
         unpredicted: points of each true class that got no label.
+        calibration_error: expected calibration error with 15 bins over all points.
+        confidence, confidence_uncalibrated: of the checkpoint as it is used, and before its
+            calibration; the second only if the checkpoint has one.
     """
 
     checkpoint: str
@@ -111,6 +145,8 @@ class Report(Figures, JsonReport):
     confusion: list[list[int]]
     unpredicted: list[int]
     calibration_error: float | None = None
+    confidence: ConfidenceFigures | None = None
+    confidence_uncalibrated: ConfidenceFigures | None = None
     milliseconds_median: float
     baselines: dict[str, Figures] = Field(default_factory=dict)
     baselines_note: str | None = None
@@ -125,7 +161,13 @@ class Report(Figures, JsonReport):
         methods = {"student": self, **self.baselines}
         counts = np.array(self.confusion).sum(axis=1) + np.array(self.unpredicted)
         shares = dict(zip(self.classes, (counts / max(counts.sum(), 1)).tolist()))
-        return comparison_table(title, methods, SUMMARY, self.classes, shares)
+        table = comparison_table(title, methods, SUMMARY, self.classes, shares)
+        if self.confidence:
+            before = self.confidence_uncalibrated
+            text = f", {percent(before.error_per_scan)} before calibration" if before else ""
+            error = percent(self.confidence.error_per_scan)
+            table.caption = f"calibration error per scan, percent: {error}{text}"
+        return table
 
 
 def comparison_table(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Picture of an evaluation: IoU of pipeline and baselines, confusion, and a bird's-eye view."""
+"""Picture of an evaluation: IoU of pipeline and baselines, confusion, reliability, a scan."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pcseg_core.evaluation import pictures
-from pcseg_core.evaluation.report import Example, Report, percent
+from pcseg_core.evaluation.report import ConfidenceFigures, Example, Report, percent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,6 +24,7 @@ def render(report: Report, path: str | os.PathLike[str]) -> None:
     figure.text(0.03, 0.95, _second_line(report), fontsize=10.5, color=pictures.FAINT)
     _draw_bars(figure, report)
     _draw_confusion(figure, report)
+    _draw_reliability(figure, report)
     if report.example is not None:
         _draw_scan(figure, report, report.example)
     pictures.save(figure, path)
@@ -52,7 +53,7 @@ def _draw_bars(figure: Figure, report: Report) -> None:
         method: [_number(miou), *(_number(iou[name]) for name in order)]
         for method, (miou, iou) in methods.items()
     }
-    axes = figure.add_axes((0.085, 0.575, 0.37, 0.335))
+    axes = figure.add_axes((0.085, 0.575, 0.27, 0.335))
     pictures.bars(axes, ["mean", *order], series, title="IoU by class, percent")
 
 
@@ -62,9 +63,29 @@ def _draw_confusion(figure: Figure, report: Report) -> None:
     if any(report.unpredicted):
         matrix = np.hstack([matrix, np.array(report.unpredicted)[:, None]])
         names.append("no label")
-    axes = figure.add_axes((0.56, 0.585, 0.42, 0.325))
-    title = "Predicted class of the points of each true class, percent"
+    axes = figure.add_axes((0.425, 0.585, 0.32, 0.325))
+    title = "Predicted class by true class, percent"
     pictures.confusion(axes, matrix, names, title=title)
+
+
+def _draw_reliability(figure: Figure, report: Report) -> None:
+    """Share of right points over the confidence, also before calibration."""
+    methods = {
+        "confidence": report.confidence,
+        "before calibration": report.confidence_uncalibrated,
+    }
+    series = {
+        f"{name}, error {percent(figures.error_per_scan)} %": _bins(figures)
+        for name, figures in methods.items()
+        if figures is not None
+    }
+    if series:
+        axes = figure.add_axes((0.795, 0.605, 0.19, 0.285))
+        pictures.reliability(axes, series, title="Right points by confidence")
+
+
+def _bins(figures: ConfidenceFigures) -> tuple[list[float], list[float]]:
+    return [_number(v) for v in figures.confidence], [_number(v) for v in figures.accuracy]
 
 
 def _draw_scan(figure: Figure, report: Report, example: Example) -> None:

@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 from pcseg_core import __version__
+from pcseg_core.confidence import UNSURE
 from pcseg_core.data.label_files import raw_ids_of
 from pcseg_core.export.graph import OPSET, Precision
 from pcseg_core.export.tables import LOGITS, GraphInput, minkunet_inputs, rows_name
@@ -34,6 +35,12 @@ _VOXELS = (
     "three indices; level L + 1 halves the indices of level L, rounded down"
 )
 _LOGITS = "label of a voxel and its points: the largest; confidence: its softmax over the classes"
+_CONFIDENCE = (
+    "the logits are not calibrated; unless confidence is null, divide those of a voxel by near + "
+    "(far - near) min(1, range / range_m) before the softmax, times unsure where the entropy of "
+    "the softmax of the undivided logits, over the logarithm of the number of classes, is above "
+    "{limit}"
+)
 
 
 _BOX = (
@@ -61,6 +68,7 @@ def describe(
     """
     config, space = segmenter.student.config, segmenter.label_space
     trained_on = segmenter.trained_on
+    scaling = None if segmenter.prompts else segmenter.meta.confidence
     features = input_features(config)
     return {
         "format": FORMAT,
@@ -78,6 +86,7 @@ def describe(
         "colors": [list(c.color) for c in space.classes],
         "label_file_ids": [int(i) for i in raw_ids_of(space)],
         "prompts": list(segmenter.prompts),
+        "confidence": scaling and scaling.model_dump(mode="json"),
         "agreement": agreement,
         "caution": segmenter.meta.caution or None,
         "license": segmenter.meta.license,
@@ -88,7 +97,13 @@ def describe(
 
 
 def _rules(config: StudentConfig) -> dict[str, str]:
-    rules = {"points": _POINTS, "intensity": _INTENSITY, "voxels": _VOXELS}
+    confidence = _CONFIDENCE.format(limit=UNSURE)
+    rules = {
+        "points": _POINTS,
+        "intensity": _INTENSITY,
+        "voxels": _VOXELS,
+        "confidence": confidence,
+    }
     if config.network == "waffleiron":
         box = config.waffleiron
         rules["box"] = _BOX.format(low=box.box_min_m, high=box.box_max_m)

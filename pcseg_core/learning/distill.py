@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from pcseg_core.distill.pixels import PixelSampler, PointPixels
 from pcseg_core.errors import InputError
 from pcseg_core.files import slug
 from pcseg_core.labels import IGNORE, NO_CLASSES, LabelSpace
+from pcseg_core.learning.confidence import calibrate, held_out
 from pcseg_core.learning.dataset import TrainingSweep
 from pcseg_core.learning.module import TrainingModule
 from pcseg_core.learning.objectives import Objective
@@ -119,32 +121,70 @@ def distill(
     # Observe every sweep once: the classes of its points by the images, targets by a 3D teacher.
     observations = observe(observer, recordings, "labeling sweeps")
     targets = observe_targets(lidar, observations, folder) if lidar else None
+
     # Fuse the evidence of each scene over time, into labels also of points that no camera sees.
-    sweeps = label_sweeps(observations, recipe, teachers, out / "pseudo_labels", targets)
+    def label(place: Path, labeler: SelfLabeler | None = None) -> list[TrainingSweep]:
+        folder = place / "pseudo_labels"
+        return label_sweeps(observations, recipe, teachers, folder, targets, labeler)
+
+    given = label(out)
     exact = list(simulated_sweeps(recipe, space, folder))
     labeling_s = time.monotonic() - started
+    held = held_out(given, recipe.confidence.held_out)
+
+    def module(sweeps: Sequence[TrainingSweep]) -> TrainingModule:
+        chosen = list(compress(sweeps, ~held))
+        student = new_student(recipe, chosen, space, teachers.text, start)
+        return new_module(student, chosen + exact, recipe, teachers)
+
     # Train a student to predict the labels from the points alone.
-    student = new_student(recipe, sweeps, space, teachers.text, start)
-    training = [train(new_module(student, sweeps + exact, recipe, teachers), out, device)]
-    for number in range(1, recipe.rounds.count + 1):
-        # The student labels what no camera saw and outvotes errors; a new one learns from both.
-        place = out / f"round-{number}"
-        labeler = SelfLabeler(student, recipe.rounds, recipe.seed + number)
-        own = place / "pseudo_labels"
-        sweeps = label_sweeps(observations, recipe, teachers, own, targets, labeler)
-        student = new_student(recipe, sweeps, space, teachers.text, start)
-        module = new_module(student, sweeps + exact, recipe, teachers)
-        training.append(train(module, place, device))
+    student, sweeps, training = train_in_rounds(recipe, given, label, module, out, device)
     metrics = {
-        **_account(recordings, observer, sweeps, teachers),
+        **_account(recordings, observer, list(compress(sweeps, ~held)), teachers),
+        "held_out": int(held.sum()),
         "labeling_s": round(labeling_s, 1),
-        **training[-1],
-        "training_s": round(sum(part["training_s"] for part in training), 1),
+        **training,
     }
+    # Calibrate its confidence by labels of the teachers alone.
+    scaling = calibrate(student, given, held) if space != NO_CLASSES else None
     inputs = input_statistics(sweeps, recordings.values())
     license = " and ".join(dict.fromkeys(filter(None, licenses))) or None
-    finish(student, space, recipe, metrics, out, teachers.words(recipe), inputs, license)
+    finish(student, space, recipe, metrics, out, teachers.words(recipe), inputs, license, scaling)
     return metrics
+
+
+def train_in_rounds(
+    recipe: Recipe,
+    sweeps: list[TrainingSweep],
+    label: Callable[[Path, SelfLabeler], list[TrainingSweep]],
+    module: Callable[[Sequence[TrainingSweep]], TrainingModule],
+    out: Path,
+    device: str,
+) -> tuple[Student, list[TrainingSweep], dict[str, Any]]:
+    """Train a student; let it label, and train a new one, as often as the recipe says.
+
+    The student labels what no camera saw, and outvotes errors. Interrupted rounds resume.
+
+    Args:
+        recipe: number of rounds, views of a sweep, and seed.
+        sweeps: labeled by the teachers.
+        label: labels the sweeps of the run again, into a folder, with the help of a student.
+        module: a new student with its objectives, for labeled sweeps.
+        out: run directory.
+        device: "auto", "cpu" or "cuda".
+
+    Returns:
+        The last student, the sweeps that it learned from, and the figures of its training.
+    """
+    training = train(own := module(sweeps), out, device)
+    seconds = training["training_s"]
+    for number in range(1, recipe.rounds.count + 1):
+        place = out / f"round-{number}"
+        labeler = SelfLabeler(own.student, recipe.rounds, recipe.seed + number)
+        sweeps = label(place, labeler)
+        training = train(own := module(sweeps), place, device)
+        seconds += training["training_s"]
+    return own.student, sweeps, {**training, "training_s": round(seconds, 1)}
 
 
 def simulated_sweeps(recipe: Recipe, space: LabelSpace, cache: Path) -> Iterator[TrainingSweep]:

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from pcseg_core.bundled import bundled_file
+from pcseg_core.confidence import ConfidenceConfig
 from pcseg_core.config import Section, load_yaml, parse_section
 from pcseg_core.distill.alignment import AlignmentConfig
 from pcseg_core.distill.image_views import ViewConfig
@@ -271,6 +272,7 @@ class Recipe(TrainingRecipe):
     stacking: StackingConfig = Field(default_factory=StackingConfig)
     rounds: RoundsConfig = Field(default_factory=RoundsConfig)
     simulated: SimulatedConfig = Field(default_factory=SimulatedConfig)
+    confidence: ConfidenceConfig = Field(default_factory=ConfidenceConfig)
     student: StudentConfig = Field(default_factory=StudentConfig)
     loss: LossConfig = Field(default_factory=LossConfig)
 

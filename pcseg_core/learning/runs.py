@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from pcseg_core.checkpoint import FILE_NAME, CheckpointMeta, CheckpointText, save_checkpoint
 from pcseg_core.cloud import PointCloud
+from pcseg_core.confidence import ConfidenceScaling
 from pcseg_core.config import Section
 from pcseg_core.data import Recording, open_recording
 from pcseg_core.data.account import account, grouped
@@ -174,8 +175,9 @@ def finish(
     text: CheckpointText | None = None,
     inputs: InputStatistics | None = None,
     license: str | None = None,
+    confidence: ConfidenceScaling | None = None,
 ) -> None:
-    """Write the checkpoint of a run, with its words and input statistics, and metrics.json.
+    """Write the checkpoint of a run, with its words, statistics and scaling, and metrics.json.
 
     `license` is that of imported weights that the run started from.
     """
@@ -186,6 +188,7 @@ def finish(
         metrics=metrics,
         inputs=inputs,
         license=license,
+        confidence=confidence,
     )
     save_checkpoint(out / FILE_NAME, student.state_dict(), meta, text)
     write_atomic(out / METRICS, json.dumps(metrics, indent=1))

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Figures of merit: confusion matrices, calibration error, flicker, zero-shot figures."""
 
-from pcseg_core.metrics.confusion import Calibration, Confusion
+from pcseg_core.metrics.confusion import Calibration, Confusion, ScanCalibration
 
-__all__ = ["Calibration", "Confusion"]
+__all__ = ["Calibration", "Confusion", "ScanCalibration"]

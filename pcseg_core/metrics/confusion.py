@@ -151,11 +151,47 @@ class Calibration:
         self._confidence += np.bincount(index, weights=values, minlength=self.bins)
 
     @property
+    def points(self) -> npt.NDArray[np.int64]:
+        """Number of points in each bin, (B,)."""
+        return self._count.astype(np.int64)
+
+    @property
+    def confidence(self) -> Float64:
+        """Mean confidence of each bin, (B,); NaN for empty ones."""
+        return _ratio(self._confidence, self._count)
+
+    @property
+    def accuracy(self) -> Float64:
+        """Share of the points of each bin that is right, (B,); NaN for empty ones."""
+        return _ratio(self._right, self._count)
+
+    @property
     def error(self) -> float:
         """Expected calibration error in 0..1; NaN without any point."""
         total = self._count.sum()
         gap = np.abs(self._right - self._confidence).sum()
         return float(gap / total) if total else float("nan")
+
+
+class ScanCalibration:
+    """Expected calibration error with 10 bins, as the mean over scans (Calib3D, arXiv 2403.17010).
+
+    Attributes:
+        total: calibration over the points of all scans.
+        errors: error of each scan.
+    """
+
+    def __init__(self) -> None:
+        self.total = Calibration(bins=10)
+        self.errors: list[float] = []
+
+    def add(self, confidence: npt.NDArray[Any], right: npt.NDArray[np.bool_]) -> None:
+        """Add a scan, see `Calibration.update`; one without points is left out."""
+        if len(confidence):
+            scan = Calibration(self.total.bins)
+            scan.update(confidence, right)
+            self.errors.append(scan.error)
+            self.total.update(confidence, right)
 
 
 def _ratio(part: npt.NDArray[Any], whole: npt.NDArray[Any]) -> Float64:

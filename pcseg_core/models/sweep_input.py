@@ -34,6 +34,15 @@ class SweepInput:
     inverse: Tensor
     out_of_range: int
 
+    def voxel_ranges(self, xyz: Array) -> Tensor:
+        """(M,) float32 range of the farthest point of each voxel [m]; xyz (N, 3) as given."""
+        assert self.sparse is not None
+        voxels = len(self.sparse)
+        ranges = _tensor(xyz, self.inverse.device).square().sum(1).sqrt()
+        place = self.inverse.where(self.inverse >= 0, voxels)  # the last row: unused points
+        farthest = ranges.new_zeros(voxels + 1).scatter_reduce_(0, place, ranges, "amax")
+        return farthest[:voxels]
+
 
 def sweep_input(
     student: Student,

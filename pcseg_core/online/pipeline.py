@@ -167,6 +167,8 @@ class LabeledSweep:
         probabilities: (N, C) float32 of all classes after fusion and smoothing, rows of 0 for
             points without a label; None if they were not requested.
         pose: (4, 4) T_fixed_lidar at the stamp; None if it is unknown or was not needed.
+        uncalibrated: (N,) float32 confidence of the network before calibration, if the segmenter
+            was asked to keep it, else None.
     """
 
     cloud: PointCloud
@@ -179,6 +181,7 @@ class LabeledSweep:
     out_of_range: int = 0
     probabilities: npt.NDArray[np.float32] | None = None
     pose: Float64 | None = None
+    uncalibrated: npt.NDArray[np.float32] | None = None
 
 
 class SegmenterLike(Protocol):
@@ -355,9 +358,11 @@ class Pipeline:
         space = result.label_space or self.label_space
         times = clock.stages_ms, result.timings_ms
         likely = result.probabilities if probabilities else None
-        return LabeledSweep(
+        found = LabeledSweep(
             cloud, labels, confidence, space, *times, problems, out_of_range, likely, pose
         )
+        found.uncalibrated = result.uncalibrated
+        return found
 
     def _locate(
         self, sweep: Sweep, problems: list[tuple[str, str]], located: bool

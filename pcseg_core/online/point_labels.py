@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pcseg_core.confidence import entropy
 from pcseg_core.labels import IGNORE
 from pcseg_core.native import sweeps
 from pcseg_core.sparse.backends import takes_native_passes
@@ -25,7 +26,8 @@ class PointLabels:
     """Labels of N points.
 
     Attributes:
-        labels: (N,) int32; IGNORE for points without a voxel or without a finite confidence.
+        labels: (N,) int32; IGNORE for points without a voxel, without a finite confidence, or with
+            an entropy above the limit.
         confidence: (N,) float32 probability of the label; 0 without a label.
         probabilities: (N, C) float32, rows of 0 without a label; None if not requested.
         not_finite: number of points whose confidence is not finite.
@@ -44,6 +46,7 @@ def point_labels(
     owner: Tensor | None = None,
     probabilities: bool = False,
     backend: str = "auto",
+    max_entropy: float = 1.0,
 ) -> PointLabels:
     """The most probable class of each voxel, given to its points.
 
@@ -56,17 +59,21 @@ def point_labels(
         owner: (K,) int64 class of each column, whose probabilities are added; None for K = C.
         probabilities: also return the probabilities of all classes.
         backend: "native" computes them in one pass on the CPU; see `pcseg_core.sparse.backends`.
+        max_entropy: rows with a higher entropy of the classes, 0..1, get no label; 1 keeps all.
     """
+    every_class = probabilities or max_entropy < 1
     native = takes_native_passes(backend, inverse.device)
     classify, spread = (_native_classify, _native_spread) if native else (_classify, _spread)
-    rows = _join([classify(block, classes, owner, probabilities) for block in logits])
+    rows = _join([classify(block, classes, owner, every_class) for block in logits])
+    lost = rows[0] == IGNORE
+    if max_entropy < 1:
+        rows = _only_sure(rows, max_entropy, probabilities)
     labels, confidence, every = spread(inverse, rows)
-    lost = (labels == IGNORE) & (inverse >= 0) if (rows[0] == IGNORE).any() else labels[:0]
     return PointLabels(
         labels.numpy(force=True),
         confidence.numpy(force=True),
         None if every is None else every.numpy(force=True),
-        int(lost.sum()),
+        int(lost[inverse[inverse >= 0]].sum()) if lost.any() else 0,
     )
 
 
@@ -77,6 +84,15 @@ def _join(blocks: list[_Labels]) -> _Labels:
     winner, confidence = [block[0] for block in blocks], [block[1] for block in blocks]
     likely = [block[2] for block in blocks if block[2] is not None]
     return torch.cat(winner), torch.cat(confidence), torch.cat(likely) if likely else None
+
+
+def _only_sure(rows: _Labels, max_entropy: float, probabilities: bool) -> _Labels:
+    """The rows without labels where the entropy is above a limit."""
+    winner, confidence, likely = rows
+    assert likely is not None
+    sure = entropy(likely) <= max_entropy
+    kept = likely.where(sure[:, None], 0) if probabilities else None
+    return winner.where(sure, IGNORE), confidence.where(sure, 0), kept
 
 
 def _native_classify(

@@ -23,6 +23,7 @@ from pcseg_core.checkpoint import (
     load_text,
 )
 from pcseg_core.cloud import PointCloud
+from pcseg_core.confidence import ConfidenceScaling
 from pcseg_core.errors import InputError
 from pcseg_core.input_check import InputStatistics
 from pcseg_core.labels import NO_CLASSES, LabelSpace
@@ -31,7 +32,7 @@ from pcseg_core.models.minkunet import MinkUNet
 from pcseg_core.models.network import Network
 from pcseg_core.models.quantized import QuantizedMinkUNet
 from pcseg_core.models.student import Student, load_student, stored_config
-from pcseg_core.models.sweep_input import sweep_input
+from pcseg_core.models.sweep_input import SweepInput, sweep_input
 from pcseg_core.native import library
 from pcseg_core.native.precision import choose
 from pcseg_core.online.point_labels import point_labels
@@ -53,7 +54,7 @@ class Segmentation:
 
     Attributes:
         labels: (N,) int32 class ids; IGNORE for points that are no returns (not finite, or exactly
-            zero), out of range, or without a finite confidence.
+            zero), out of range, without a finite confidence, or with an entropy above the limit.
         confidence: (N,) float32 probability of the label in 0..1; 0 without a label.
         timings_ms: wall time of each stage [ms].
         probabilities: (N, C) float32 of all classes, rows sum to 1, 0 without a label; None if
@@ -61,6 +62,7 @@ class Segmentation:
         label_space: classes of the labels; the segmenter's may have changed since.
         out_of_range: number of returns farther than the checkpoint's `max_range_m`.
         not_finite: number of points whose confidence is not a finite number: a damaged network.
+        uncalibrated: (N,) float32 confidence before calibration; None if it was not requested.
     """
 
     labels: np.ndarray
@@ -70,6 +72,7 @@ class Segmentation:
     label_space: LabelSpace | None = None
     out_of_range: int = 0
     not_finite: int = 0
+    uncalibrated: np.ndarray | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,12 +84,14 @@ class Classes:
         prompts: as given by the user; empty for the classes of the checkpoint.
         logits: voxels of a sweep -> blocks of rows of the (M, K) logits.
         owner: (K,) int64 class of each column of the logits; None if column k is class k.
+        scaling: calibrates the logits; None leaves them as they are.
     """
 
     label_space: LabelSpace
     prompts: tuple[str, ...]
     logits: Callable[[SparseTensor], Iterable[Tensor]]
     owner: Tensor | None = None
+    scaling: ConfidenceScaling | None = None
 
 
 class Segmenter:
@@ -100,6 +105,9 @@ class Segmenter:
         device: where the network runs.
         backend: implementation of the sparse convolutions in use, never "auto".
         text: words of the checkpoint, or None.
+        max_entropy: points whose classes have a higher entropy, 0..1, become unlabeled; 1 labels
+            all points.
+        keep_uncalibrated: also return the confidence before calibration.
     """
 
     def __init__(
@@ -118,7 +126,9 @@ class Segmenter:
         self.backend = resolve(backend, self.device)
         self.student = student.to(self.device).eval()
         self._network = prepare_network(self.student.network, self.backend, precision, meta.int8)
-        self._trained = Classes(label_space, (), self._trained_logits)
+        self.max_entropy = 1.0
+        self.keep_uncalibrated = False
+        self._trained = Classes(label_space, (), self._trained_logits, scaling=meta.confidence)
         self._classes = self._trained
 
     def replace_network(self, network: CompiledMinkUNet) -> None:
@@ -141,6 +151,7 @@ class Segmenter:
         device: str = "auto",
         precision: Precision = "auto",
         backend: str = "auto",
+        max_entropy: float = 1.0,
     ) -> Segmenter:
         """Load a checkpoint file, the run directory that holds it, or the bundled one.
 
@@ -155,11 +166,15 @@ class Segmenter:
                 on a GPU; on a CPU the fastest one, see `native.precision`.
             backend: implementation of the sparse convolutions: "torch", "native", "triton",
                 "torchsparse", or "auto" for the fastest one available on the device.
+            max_entropy: points whose classes have a higher entropy become unlabeled; in (0, 1],
+                1 labels all points.
 
         Raises:
-            InputError: no checkpoint, a damaged one, one without classes, no such device, or an
-                unavailable backend.
+            InputError: no checkpoint, a damaged one, one without classes, no such device, an
+                unavailable backend, or a limit of the entropy outside of (0, 1].
         """
+        if not 0 < max_entropy <= 1:
+            raise InputError(f"max_entropy {max_entropy:g}: expected above 0 and at most 1")
         state, meta = load_checkpoint(Path(path))
         if meta.caution:
             log.warning("checkpoint '%s': %s", path, meta.caution)
@@ -173,7 +188,9 @@ class Segmenter:
                 "finetune` or `pcseg distill --start`"
             )
         student = load_student(config, len(space), state, path)
-        return cls(student, space, meta, device, precision, load_text(Path(path)), backend)
+        found = cls(student, space, meta, device, precision, load_text(Path(path)), backend)
+        found.max_entropy = max_entropy
+        return found
 
     @property
     def trained_on(self) -> InputStatistics | None:
@@ -288,14 +305,18 @@ class Segmenter:
         with _stage("voxelize", timings):
             arrays = cloud.xyz, cloud.intensity
             sweep = sweep_input(self.student, *arrays, self.device, self.backend)
-        logits: Iterable[Tensor] = [torch.empty(0, count, device=self.device)]
+        raw: Iterable[Tensor] = [torch.empty(0, count, device=self.device)]
         if sweep.sparse is None:
             owner = None
         else:
             with _stage("infer", timings):
-                logits = classes.logits(sweep.sparse)
+                raw = classes.logits(sweep.sparse)
         with _stage("label", timings):
-            found = point_labels(logits, sweep.inverse, count, owner, probabilities, self.backend)
+            logits = _calibrated(classes.scaling, raw, cloud.xyz, sweep)
+            place = sweep.inverse, count, owner
+            found = point_labels(logits, *place, probabilities, self.backend, self.max_entropy)
+            asked = self.keep_uncalibrated and logits is not raw
+            before = point_labels(raw, *place, backend=self.backend).confidence if asked else None
         return Segmentation(
             found.labels,
             found.confidence,
@@ -304,7 +325,18 @@ class Segmenter:
             classes.label_space,
             sweep.out_of_range,
             found.not_finite,
+            before,
         )
+
+
+def _calibrated(
+    scaling: ConfidenceScaling | None, logits: Iterable[Tensor], xyz: np.ndarray, sweep: SweepInput
+) -> Iterable[Tensor]:
+    """The logits of the trained classes divided by their temperatures, others unchanged."""
+    if scaling is None or sweep.sparse is None:
+        return logits
+    ranges = sweep.voxel_ranges(xyz)
+    return [scaling.apply(block, ranges) for block in logits]
 
 
 def prepare_network(

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from pcseg_core.checkpoint import load_checkpoint
+from pcseg_core.confidence import ConfidenceConfig
 from pcseg_core.config import read_yaml
 from pcseg_core.data import open_recording
 from pcseg_core.data.sample import CameraFrame, Sample
@@ -83,6 +84,24 @@ def test_a_run_leaves_a_segmenter_and_what_it_was_taught(whole: Path) -> None:
     taught = [read_arrays(path) for path in sorted((whole / "pseudo_labels").glob("*.npz"))]
     assert len(taught) == 3 and all((t["label"] >= 0).any() for t in taught)
     assert set(taught[0]) == {"xyz", "intensity", "label", "confidence", "scene"}
+
+
+def test_the_confidence_is_calibrated_on_sweeps_that_are_held_out(
+    recipe: Recipe, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pcseg_core.learning.confidence._FEWEST_SWEEPS", 1)
+    monkeypatch.setattr("pcseg_core.learning.confidence._FEWEST_POINTS", 100)
+    short = {
+        "confidence": ConfidenceConfig(held_out=0.34),
+        "optimizer": OptimizerConfig(steps=1, batch_size=1),
+    }
+    found = distill(
+        [SOURCE], recipe.model_copy(update=short), tmp_path / "run", whole / "cache", "cpu"
+    )
+    assert (found["sweeps"], found["held_out"]) == (2, 1)
+    scaling = load_checkpoint(tmp_path / "run")[1].confidence
+    assert scaling is not None and (scaling.sweeps, scaling.held_out) == (1, True)
+    assert load_checkpoint(whole)[1].metrics["held_out"] == 0  # of three sweeps
 
 
 def test_all_files_of_a_run_follow_the_umask_and_are_known(whole: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from typer.testing import CliRunner, Result
 
 from pcseg_core.checkpoint import FILE_NAME, CheckpointMeta, load_checkpoint, save_checkpoint
 from pcseg_core.cli import app
+from pcseg_core.confidence import ConfidenceScaling
 
 Sequence = Callable[..., Path]
 
@@ -43,6 +44,26 @@ def test_json_table_and_picture(tiny_run: Path, sequence: Sequence, tmp_path: Pa
     assert "mIoU" in result.output
     assert "linear" in result.output
     assert sorted(path.name for path in report.parent.iterdir()) == ["report.json", "report.png"]
+
+
+def test_figures_before_and_after_calibration(
+    tiny_run: Path, sequence: Sequence, tmp_path: Path
+) -> None:
+    state, meta = load_checkpoint(tiny_run)
+    scaling = ConfidenceScaling(near=3, far=3, range_m=80)
+    scaled = meta.model_copy(update={"confidence": scaling})
+    save_checkpoint(tmp_path / "scaled" / FILE_NAME, state, scaled)
+    folder, contents = sequence(), []
+    for run in (tiny_run, tmp_path / "scaled"):
+        files = "--json", tmp_path / "report.json", "--picture", tmp_path / "report.png"
+        result = evaluate(run, "--semantic-kitti", folder, "--no-baselines", *files)
+        assert result.exit_code == 0, result.output
+        contents.append(json.loads((tmp_path / "report.json").read_text()))
+    assert "before calibration" in result.output
+    before, after = contents
+    assert before["confidence_uncalibrated"] is None
+    assert after["confidence_uncalibrated"] == before["confidence"] != after["confidence"]
+    assert after["confusion"] == before["confusion"]
 
 
 @pytest.mark.parametrize("place", ["drive", ".", "drive/velodyne/.."])

@@ -94,6 +94,19 @@ def test_figures_over_scans_of_different_size() -> None:
     assert report.calibration_error == pytest.approx(abs(6 / 8 - 0.75))
 
 
+def test_the_calibration_error_is_a_mean_over_scans() -> None:
+    right, wrong = sample([0, 0], [0, 0]), sample([0, 0, 0, 0], [1, 1, 1, 1])
+    report = evaluate(reading(), Samples([right, wrong, sample([-1], [0])]))
+    found = report.confidence
+    assert found is not None and report.confidence_uncalibrated is None
+    assert found.error_per_scan == pytest.approx((0.25 + 0.75) / 2)  # the confidence is 0.75
+    assert report.calibration_error == pytest.approx(abs(2 / 6 - 0.75))
+    assert found.points == [0] * 7 + [6, 0, 0]
+    assert found.confidence[7] == 0.75 and found.accuracy[7] == pytest.approx(2 / 6)
+    assert found.confidence[0] is None
+    assert "calibration error per scan, percent: 50.0" in str(report.table().caption)
+
+
 def test_predictions_and_truth_of_other_spaces_meet_in_street() -> None:
     names = ["road", "parking", "building", "car", "bicycle", "person"]
     truth = [KITTI.index(name) for name in names] + [-1]

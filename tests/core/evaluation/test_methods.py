@@ -37,6 +37,7 @@ class Network:
     def __init__(self) -> None:
         self.segmenter = Segmenter.load("bundled", device="cpu")
         self.label_space = self.segmenter.label_space
+        self.trained_on = self.segmenter.trained_on
         self.runs = 0
         self.spent_ms = 0.0
 
@@ -100,6 +101,12 @@ def test_shared_time_counts_for_every_variant() -> None:
         assert prediction.milliseconds > network.spent_ms > 0
         assert method.latency_ms == (round(prediction.milliseconds, 2),) * 2
     assert network.runs == 1
+
+
+def test_variants_map_intensities_as_the_node_does() -> None:
+    (method,) = variants("m", "c", Network(), PipelineConfig())
+    known = method.pipeline.trained_on
+    assert known is not None and known == Segmenter.load("bundled", device="cpu").trained_on
 
 
 def test_without_a_teacher_there_is_no_variant_with_cameras() -> None:

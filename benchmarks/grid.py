@@ -37,14 +37,8 @@ from pcseg_core.online.grid import (
     sweep_evidence,
     voxel_evidence,
 )
-from pcseg_core.online.pipeline import (
-    LabeledSweep,
-    MotionConfig,
-    Pipeline,
-    PipelineConfig,
-    SmoothingConfig,
-    Sweep,
-)
+from pcseg_core.online.pipeline import LabeledSweep, Pipeline, Sweep
+from pcseg_core.online.pipeline_config import MotionConfig, PipelineConfig, SmoothingConfig
 from pcseg_core.online.segmenter import Segmentation, Segmenter
 from pcseg_core.progress import tracked
 from pcseg_core.simulation.primitives import corners

@@ -15,7 +15,7 @@ from pydantic import Field, create_model, model_validator
 from pcseg_core.config import LIVE, Section, parse_section
 from pcseg_core.errors import InputError
 from pcseg_core.online.grid import GridConfig
-from pcseg_core.online.pipeline import CameraUseConfig, MotionConfig, PipelineConfig
+from pcseg_core.online.pipeline_config import CameraUseConfig, MotionConfig, PipelineConfig
 from pcseg_ros.output_parameters import (
     CloudsParameters,
     DefaultClouds,

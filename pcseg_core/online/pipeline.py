@@ -11,14 +11,12 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
 
 from pcseg_core.cloud import TIME_PROBLEM, PointCloud
-from pcseg_core.config import LIVE, Section
 from pcseg_core.data import evenly_spaced
 from pcseg_core.distill.evidence import PixelEvidence
 from pcseg_core.errors import InputError, PcsegError
@@ -26,7 +24,8 @@ from pcseg_core.geometry import undo_motion
 from pcseg_core.input_check import SWEEPS_TO_MATCH, InputCheck, InputStatistics, IntensityMatch
 from pcseg_core.labels import IGNORE, LabelSpace
 from pcseg_core.online.camera_fusion import CameraFusionConfig, CameraLabeler, fuse_cameras
-from pcseg_core.online.temporal import TemporalBuffer, TemporalBufferConfig
+from pcseg_core.online.pipeline_config import PipelineConfig
+from pcseg_core.online.temporal import TemporalBuffer
 from pcseg_core.point_time import possible_time_fields
 from pcseg_core.progress import note
 
@@ -49,65 +48,6 @@ NOT_FINITE = "confidence not finite"
 UNLIKE_TRAINING = "input unlike the training"
 # Share of the returns beyond the range of the checkpoint that is reported.
 _FAR_SHARE = 0.5
-
-
-class MotionConfig(Section):
-    """Motion of the platform within and between sweeps."""
-
-    required: bool = Field(
-        False,
-        description="Drop sweeps whose motion is unknown instead of labeling them without "
-        "deskewing and smoothing",
-    )
-    deskew: bool = Field(
-        False, description="Correct the points for the motion within the sweep by their times"
-    )
-    time_field: str = Field(
-        "auto", description="Field with the time of each point; auto knows the usual names"
-    )
-    stamp_reference: Literal["auto", "start", "mid", "end"] = Field(
-        "auto", description="Moment of the sweep that its stamp refers to"
-    )
-
-
-class SmoothingConfig(TemporalBufferConfig):
-    """Labels smoothed over time."""
-
-    enabled: bool = Field(
-        False, description="Smooth labels over the last seconds; needs the motion of the platform"
-    )
-
-
-class CameraUseConfig(Section):
-    """The camera teacher at run time."""
-
-    fuse: bool = Field(False, description="Fuse the teacher's pixel classes with the labels")
-    camera_weight: float = Field(
-        1.0,
-        ge=0.0,
-        le=4.0,
-        description="Weight of a pixel's class relative to the point's; 1 trusts both equally",
-    )
-
-
-class PipelineConfig(Section):
-    """Settings that decide the labels of a sweep, given the checkpoint and the teacher."""
-
-    min_confidence: float = Field(
-        0.0,
-        ge=0.0,
-        le=1.0,
-        description="Points labeled with less confidence become unlabeled (65535)",
-        json_schema_extra=LIVE,
-    )
-    match_intensity: bool = Field(
-        True,
-        description="Map the intensities of another sensor than the training's to those of the "
-        "training, by rank over the first sweeps",
-    )
-    motion: MotionConfig = Field(MotionConfig(), description="Motion of the platform")
-    temporal: SmoothingConfig = Field(SmoothingConfig(), description="Smoothing over time")
-    teacher: CameraUseConfig = Field(CameraUseConfig(), description="Camera teacher")
 
 
 class MotionError(PcsegError):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pcseg_core.errors import InputError
-from pcseg_core.online.pipeline import PipelineConfig
+from pcseg_core.online.pipeline_config import PipelineConfig
 from pcseg_ros.config import NodeConfig
 from pcseg_ros.parameter_file import parameter_specs, read, renamed_parameters
 

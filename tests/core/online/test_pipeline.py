@@ -23,15 +23,17 @@ from pcseg_core.online.pipeline import (
     NOT_FINITE,
     OUT_OF_RANGE,
     UNLIKE_TRAINING,
-    CameraUseConfig,
     Evidence,
     ImmediateCameras,
-    MotionConfig,
     MotionError,
     Pipeline,
+    Sweep,
+)
+from pcseg_core.online.pipeline_config import (
+    CameraUseConfig,
+    MotionConfig,
     PipelineConfig,
     SmoothingConfig,
-    Sweep,
 )
 from pcseg_core.online.segmenter import Segmenter
 from pcseg_core.online.temporal import TemporalBuffer

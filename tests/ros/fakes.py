@@ -52,6 +52,7 @@ class FakeSegmentation:
     label_space: LabelSpace
     out_of_range: int = 0
     not_finite: int = 0
+    uncalibrated: np.ndarray | None = None
 
 
 class FakeSegmenter:

@@ -50,6 +50,12 @@ def transform(T: Array, xyz: Array) -> Array:
     return result
 
 
+def elevation(xyz: Array) -> Array:
+    """(N,) elevation of points (N, 3) above the horizontal plane of their frame [rad]."""
+    result: Array = np.arctan2(xyz[:, 2], np.hypot(xyz[:, 0], xyz[:, 1]))
+    return result
+
+
 def invert(T: Array) -> Float64:
     """Inverse of rigid poses (..., 4, 4)."""
     pose = np.asarray(T, dtype=np.float64)

@@ -88,6 +88,7 @@ PARTS: dict[str, Part] = {
     "things": Part({"mix.things": 0}),
     "self-training": Part({"self_training": None}),
     "rounds": Part({"rounds.count": 0}),
+    "simulated sweeps": Part({"simulated.towns": 0}),
     INTENSITY: Part({"student.inputs": _without_intensity}),
 }
 

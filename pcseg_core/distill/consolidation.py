@@ -18,7 +18,7 @@ from pydantic import Field
 
 from pcseg_core.config import Section
 from pcseg_core.distill.evidence import Evidence, world_keys
-from pcseg_core.geometry import invert, transform
+from pcseg_core.geometry import elevation, invert, transform
 from pcseg_core.labels import IGNORE
 
 Float32 = npt.NDArray[np.float32]
@@ -371,8 +371,8 @@ def _cells(
     """Row by elevation and column by azimuth of each point's direction."""
     _, columns = _shape(cell_deg)
     azimuth = np.arctan2(xyz[:, 1], xyz[:, 0]) / (2 * np.pi) + 0.5
-    elevation = np.degrees(np.arctan2(xyz[:, 2], np.hypot(xyz[:, 0], xyz[:, 1]))) + 90
-    return (elevation / cell_deg).astype(np.intp), (azimuth * columns).astype(np.intp) % columns
+    row = (np.degrees(elevation(xyz)) + 90) / cell_deg
+    return row.astype(np.intp), (azimuth * columns).astype(np.intp) % columns
 
 
 def _rows(

@@ -216,16 +216,6 @@ def label_points(evidence: Evidence, count: int) -> tuple[np.ndarray, np.ndarray
     return likeliest(own_shares(evidence, count))
 
 
-def propagate_labels(
-    clouds: Sequence[np.ndarray],
-    poses: Sequence[np.ndarray],
-    evidence: Sequence[Evidence],
-    config: PseudoLabelConfig,
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Labels and confidence of all sweeps of a scene, see `propagated_shares`."""
-    return [likeliest(s) for s in propagated_shares(clouds, poses, evidence, config)]
-
-
 def propagated_shares(
     clouds: Sequence[np.ndarray],
     poses: Sequence[np.ndarray],

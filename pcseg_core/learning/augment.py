@@ -10,7 +10,7 @@ import numpy.typing as npt
 from pydantic import Field
 
 from pcseg_core.config import Section
-from pcseg_core.geometry import from_euler
+from pcseg_core.geometry import elevation, from_euler
 from pcseg_core.labels import IGNORE
 
 Array = npt.NDArray[Any]
@@ -191,12 +191,13 @@ def thin(xyz: Array, config: AugmentConfig, rng: Rng) -> Bool:
     """
     keep: Bool = np.ones(len(xyz), bool)
     if config.thin_m:
-        share = np.linalg.norm(xyz, axis=1) / max(rng.uniform(0, config.thin_m), 1e-6)
+        range_m = max(rng.uniform(0, config.thin_m), 1e-6)
         if rng.random() < config.thin_beams:
+            share = np.linalg.norm(xyz, axis=1) / range_m
             for cells in (elevation_bands(xyz, config.beam_deg), _columns(xyz, config.beam_deg)):
                 keep &= _spread(cells, rng) < share
         else:
-            keep &= rng.random(len(xyz)) < np.square(share)
+            keep &= thinned(xyz, range_m, rng)
     if config.coarse and rng.random() < config.coarse:
         bands, columns = rng.integers(2, 5), rng.integers(1, 4)
         keep &= elevation_bands(xyz, config.beam_deg) % bands == rng.integers(bands)
@@ -204,10 +205,19 @@ def thin(xyz: Array, config: AugmentConfig, rng: Rng) -> Bool:
     return keep
 
 
+def thinned(xyz: Array, range_m: float, rng: Rng) -> Bool:
+    """(N,) bool: points that stay if surfaces nearer than a range get the density of that range.
+
+    The returns per area of a surface fall with the square of the range.
+    """
+    share = np.linalg.norm(xyz, axis=1) / range_m
+    kept: Bool = rng.random(len(xyz)) < np.square(share)
+    return kept
+
+
 def elevation_bands(xyz: Array, height_deg: float) -> Array:
     """(N,) intp number of the elevation band of each point, from straight down."""
-    elevation = np.degrees(np.arctan2(xyz[:, 2], np.hypot(xyz[:, 0], xyz[:, 1])))
-    bands: Array = ((elevation + 90) / height_deg).astype(np.intp)
+    bands: Array = ((np.degrees(elevation(xyz)) + 90) / height_deg).astype(np.intp)
     return bands
 
 
@@ -286,13 +296,3 @@ def draw_members(ids: Array, limit: int, rng: Rng) -> Array:
     chosen = order[(rank < limit) & (sorted_ids != IGNORE)]
     drawn[chosen] = ids[chosen]
     return drawn
-
-
-def thinned(xyz: Array, range_m: float, rng: Rng) -> Bool:
-    """(N,) bool: points that stay if surfaces nearer than a range get the density of that range.
-
-    The returns per area of a surface fall with the square of the range.
-    """
-    nearness = np.square(xyz).sum(1) / np.float32(range_m) ** 2
-    kept: Bool = rng.random(len(xyz), dtype=np.float32) < nearness
-    return kept

@@ -122,10 +122,12 @@ def distill(
     observations = observe(observer, recordings, "labeling sweeps")
     targets = observe_targets(lidar, observations, folder) if lidar else None
 
+    model = label_model(observations, recipe)
+
     # Fuse the evidence of each scene over time, into labels also of points that no camera sees.
     def label(place: Path, labeler: SelfLabeler | None = None) -> list[TrainingSweep]:
         folder = place / "pseudo_labels"
-        return label_sweeps(observations, recipe, teachers, folder, targets, labeler)
+        return label_sweeps(observations, recipe, teachers, model, folder, targets, labeler)
 
     given = label(out)
     exact = list(simulated_sweeps(recipe, space, folder))
@@ -261,10 +263,19 @@ def new_observer(recipe: Recipe, teachers: Teachers, folder: Path) -> Observer:
     return Observer(folder, evidence=evidence, pixels=pixels)
 
 
+def label_model(observations: Sequence[StoredObservation], recipe: Recipe) -> LabelModel:
+    """What labeling estimates from all observations; nothing without a camera teacher."""
+    if recipe.teacher is None:
+        return LabelModel()
+    loaded = ([stored.load() for stored in members] for _, members in scenes(observations))
+    return fit_label_model(loaded, recipe.labels)
+
+
 def label_sweeps(
     observations: Sequence[StoredObservation],
     recipe: Recipe,
     teachers: Teachers,
+    model: LabelModel,
     folder: Path,
     targets: Sequence[Path] | None = None,
     labeler: SelfLabeler | None = None,
@@ -275,15 +286,12 @@ def label_sweeps(
         observations: with class evidence, if there is a camera teacher.
         recipe: how evidence becomes labels.
         teachers: of the recipe.
+        model: estimated from the observations, see `label_model`.
         folder: gets an npz per sweep, which baselines are fitted to.
         targets: file of the 3D teacher for each observation, if there is one.
         labeler: a student of an earlier round, which adds its evidence for all points.
     """
     sweeps: list[TrainingSweep] = []
-    model = LabelModel()
-    if recipe.teacher is not None:
-        loaded = ([stored.load() for stored in members] for _, members in scenes(observations))
-        model = fit_label_model(loaded, recipe.labels)
     for _, members in scenes(observations):
         seen = [stored.load() for stored in members]
         own = None

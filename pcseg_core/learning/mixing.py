@@ -11,7 +11,7 @@ import numpy.typing as npt
 from pydantic import Field, model_validator
 
 from pcseg_core.config import Section
-from pcseg_core.geometry import from_euler
+from pcseg_core.geometry import elevation, from_euler
 from pcseg_core.labels import IGNORE
 
 Array = npt.NDArray[Any]
@@ -131,7 +131,7 @@ def mix_elevations(first: Cloud, second: Cloud, bands: int, rng: Rng) -> Cloud:
         bands: largest number of bands between the lowest and the highest points; at least 2.
         rng: random numbers.
     """
-    elevations = [_elevation(cloud.xyz) for cloud in (first, second)]
+    elevations = [elevation(cloud.xyz) for cloud in (first, second)]
     both = np.concatenate(elevations)
     if not len(both):
         return first
@@ -140,13 +140,6 @@ def mix_elevations(first: Cloud, second: Cloud, bands: int, rng: Rng) -> Cloud:
     height = max((high - low) / count, 1e-6)
     turn = rng.integers(2)
     of_first, of_second = (
-        np.floor((elevation - low) / height).clip(0, count - 1) % 2 == turn
-        for elevation in elevations
+        np.floor((angle - low) / height).clip(0, count - 1) % 2 == turn for angle in elevations
     )
     return first.take(of_first).joined(second.take(~of_second))
-
-
-def _elevation(xyz: Array) -> Array:
-    """(N,) elevation of points (N, 3) [rad]."""
-    elevation: Array = np.arctan2(xyz[:, 2], np.hypot(xyz[:, 0], xyz[:, 1]))
-    return elevation

@@ -54,6 +54,7 @@ EVERYTHING: dict[str, Any] = {
     "mix": {"polar": 0.3, "laser": 0.3, "things": 3},
     "self_training": {},
     "rounds": {"count": 1},
+    "simulated": {"towns": 1},
 }
 
 

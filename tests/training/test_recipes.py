@@ -23,6 +23,7 @@ FILES = (
     "lvis_v1_clip_a_cname.npy",
     "lvis_v1_train_cat_info.json",
     "coco_clip_a_cname.npy",
+    "deeplab_mobilenet_edgetpu_slim_cityscapes_quant.tflite",
 )
 
 

@@ -1,19 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Votes over cameras, and labels carried through the world."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 
 from pcseg_core.camera import CameraModel
 from pcseg_core.cloud import PointCloud
 from pcseg_core.data.sample import CameraFrame, Sample
+from pcseg_core.distill.consolidation import likeliest
 from pcseg_core.distill.pseudo_labels import (
     Evidence,
     PseudoLabelConfig,
     gather_evidence,
     label_points,
     pixel_evidence,
-    propagate_labels,
     propagated_shares,
     sample_map,
 )
@@ -31,6 +33,15 @@ class HalvesTeacher:
         values[0, :, : width // 2] = 0.8
         values[1, :, width // 2 :] = 0.7
         return values
+
+
+def propagate_labels(
+    clouds: Sequence[np.ndarray],
+    poses: Sequence[np.ndarray],
+    evidence: Sequence[Evidence],
+    config: PseudoLabelConfig,
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    return [likeliest(shares) for shares in propagated_shares(clouds, poses, evidence, config)]
 
 
 def sample_with(cameras: int, xyz: np.ndarray) -> Sample:

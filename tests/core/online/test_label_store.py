@@ -47,6 +47,7 @@ class Network:
         sure = np.full(len(labels), 0.5, np.float32)
         result = SimpleNamespace(labels=labels, confidence=sure, timings_ms={})
         result.label_space, result.out_of_range, result.not_finite = None, len(labels), 0
+        result.uncalibrated = None
         return result
 
 

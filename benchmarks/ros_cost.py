@@ -5,7 +5,9 @@
 
 Stages of every sweep: `deserialize` (bytes from DDS to a message), `read` (message to arrays),
 `encode` (labels and confidence to a message) and `publish` (message to DDS, with a subscriber in
-this process). Then the outputs that are computed on request, each by itself, without publishing.
+this process). Then the outputs that are computed on request, each by itself, without publishing;
+`at once` is the most that one node has: the profile autoware, two named clouds, both images, and
+the grid at 2 Hz for sweeps at 10 Hz.
 Judge by the CPU time of the thread; the wall time depends on the load of the machine.
 """
 
@@ -13,10 +15,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import operator
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -45,7 +48,15 @@ from pcseg_ros.process import keep_freed_memory
 Table: TypeAlias = dict[str, dict[str, float]]
 
 LIMIT_MS = 5.0  # of the stages of every sweep
-OUTPUTS_LIMIT_MS = 8.0  # of all outputs on request together
+OUTPUTS_LIMIT_MS = 8.0  # of the outputs that a node can have at once
+AT_ONCE = {
+    "autoware": 1.0,
+    "ground and rest": 1.0,
+    "label image": 1.0,
+    "confidence image": 1.0,
+    "grid": 0.2,
+}
+"""Outputs on request that one sweep can have together, with the share of the sweeps."""
 
 
 def random_sweep(points: int) -> np.ndarray:
@@ -81,13 +92,19 @@ class Clock:
         self.wall.setdefault(stage, []).append(1e3 * (time.perf_counter() - wall))
         return result
 
-    def table(self) -> Table:
-        """Medians of each stage, and of the sum of all stages."""
+    def table(self, total: str, shares: Mapping[str, float] | None = None) -> Table:
+        """Medians of each stage, and of the sum of the stages with these shares; None is all.
+
+        Also the least CPU time, which other work on the machine disturbs least.
+        """
         result: Table = {}
         for kind, times in (("wall_ms", self.wall), ("cpu_ms", self.cpu)):
-            totals = [sum(run) for run in zip(*times.values())]
-            for stage, values in {**times, "total": totals}.items():
+            part = dict.fromkeys(times, 1.0) if shares is None else shares
+            runs = zip(*(times[stage] for stage in part))
+            totals = [sum(map(operator.mul, part.values(), run)) for run in runs]
+            for stage, values in {**times, total: totals}.items():
                 result.setdefault(stage, {})[kind] = statistics.median(values)
+                result[stage]["least_cpu_ms"] = min(values)
         return result
 
 
@@ -174,7 +191,7 @@ def measure(points: np.ndarray, rounds: int) -> tuple[Table, Table]:
             further.time(name, compute)
     node.destroy_node()
     rclpy.try_shutdown()
-    return clock.table(), further.table()
+    return clock.table("total"), further.table("at once", AT_ONCE)
 
 
 def main() -> int:
@@ -190,12 +207,13 @@ def main() -> int:
     for title, table in (("every sweep", stages), ("outputs on request", outputs)):
         print(title)
         for stage, times in table.items():
-            print(f"  {stage:20s} {times['wall_ms']:7.2f} ms wall {times['cpu_ms']:7.2f} ms CPU")
+            wall, cpu, least = times["wall_ms"], times["cpu_ms"], times["least_cpu_ms"]
+            print(f"  {stage:20s} {wall:7.2f} ms wall {cpu:7.2f} ms CPU {least:7.2f} at least")
     if chosen.json:
         report = {"points": len(points), "stages": stages, "outputs": outputs}
         write_atomic(chosen.json, json.dumps(report, indent=1))
     slow = stages["total"]["cpu_ms"] > LIMIT_MS
-    return int(slow or outputs["total"]["cpu_ms"] > OUTPUTS_LIMIT_MS)
+    return int(slow or outputs["at once"]["cpu_ms"] > OUTPUTS_LIMIT_MS)
 
 
 if __name__ == "__main__":

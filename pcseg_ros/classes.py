@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from typing import Any, Protocol
 
 from rcl_interfaces.msg import ParameterDescriptor, SetParametersResult
@@ -20,6 +19,7 @@ from pcseg_core.online.label_images import unlabeled_pixel
 from pcseg_core.online.output_clouds import check_clouds
 from pcseg_ros import conversions, qos, topics
 from pcseg_ros.config import NodeConfig
+from pcseg_ros.message_types import message_class
 from pcseg_ros.parameter_file import ANNOUNCED
 
 _DESCRIPTIONS = (
@@ -48,7 +48,7 @@ class ClassAnnouncer:
                 description=description, additional_constraints=constraint
             )
             self._node.declare_parameter(name, value, descriptor, ignore_override=True)
-        if find_spec("vision_msgs") is not None:
+        if message_class("vision_msgs/msg/LabelInfo") is not None:
             self._publish(topics.LABEL_INFO, space, WIRE_UNLABELED)
             self._publish(topics.LABEL_IMAGE_INFO, space, unlabeled_pixel(len(space)))
 

@@ -23,6 +23,7 @@ from pcseg_ros.diagnostics import SweepStatistics, process_values
 from pcseg_ros.inference import Inference
 from pcseg_ros.lifecycle_node import TolerantLifecycleNode
 from pcseg_ros.loading import NodeSegmenter, load_segmenter, load_teacher
+from pcseg_ros.message_types import absent_outputs
 from pcseg_ros.parameter_file import NODE_NAME
 from pcseg_ros.parameters import SectionParameters
 from pcseg_ros.process import leave, serve
@@ -179,6 +180,11 @@ class SegmentNode(TolerantLifecycleNode):
         self.get_logger().info(f"runs on {inference.device} by {inference.engine}")
         output = self.resolve_topic_name(topics.LABELED)
         self.get_logger().info(f"{', '.join(inference.inputs.topic_names)} -> {output}")
+        for package, names in absent_outputs().items():
+            self.get_logger().info(
+                f"not published without {package}: {', '.join(names)}; install the package of your "
+                f"ROS distribution: ros-$ROS_DISTRO-{package.replace('_', '-')}"
+            )
 
     def _explain_failure(self, error: Exception) -> None:
         self._fault = f"not configured: {error}"

@@ -142,8 +142,8 @@ def read_costs(file: str | os.PathLike[str], space: LabelSpace) -> npt.NDArray[n
 def sweep_evidence(labeled: LabeledSweep) -> Evidence:
     """The returns of one sweep, each with the weight 1."""
     returns = np.flatnonzero(labeled.cloud.finite)
-    points = np.ascontiguousarray(labeled.cloud.xyz[returns].T)
-    return Evidence(points, labeled.labels[returns], np.ones(len(returns), np.float32))
+    points = np.stack([axis.take(returns) for axis in labeled.cloud.xyz.T])
+    return Evidence(points, labeled.labels.take(returns), np.ones(len(returns), np.float32))
 
 
 def memory_s(decay_s: float) -> float:
@@ -186,7 +186,7 @@ def draw_grid(
     used[suspects[_gone(cell[suspects], passed, evidence.weight[suspects], side**2)]] = False
     chosen = np.flatnonzero(used)
     cell, cost, height = cell[chosen], cost[chosen], turned[2, chosen]
-    found = _highest(cell, cost, evidence.weight[chosen], side**2)
+    found = _highest(cell, cost, evidence.weight[chosen], costs, side**2)
     low = _ground(cell, cost, height, side)
     if low is not None:
         unknown = np.flatnonzero(found == UNKNOWN)
@@ -227,15 +227,24 @@ def _cells(points: Float32, offset: Array, side: int, edge: float) -> npt.NDArra
     return np.where(inside, row * side + column, -1).astype(np.int64)
 
 
-def _highest(cell: Array, cost: Array, weight: Float32, count: int) -> npt.NDArray[np.int8]:
-    """(count,) highest cost of each cell that enough of its evidence has; UNKNOWN without any."""
-    found = np.full(count, UNKNOWN, np.int8)
-    total = np.bincount(cell, weight, count)
-    for level in np.unique(cost):
-        own = cost >= level
-        # From this cost upwards, so that two rare high costs do not hide each other.
-        share = np.bincount(cell[own], weight[own], count)
-        found[(share > 0) & (share >= _MIN_SHARE * total)] = level
+def _highest(
+    cell: Array, cost: Array, weight: Float32, costs: Array, count: int
+) -> npt.NDArray[np.int8]:
+    """(count,) highest cost of each cell that enough of its evidence has; UNKNOWN without any.
+
+    Evidence of a higher cost counts for the lower ones too, so that two rare costs do not hide
+    each other.
+    """
+    levels = np.unique(costs)[::-1]
+    place = np.zeros(256, np.int64)
+    place[levels] = np.arange(len(levels))
+    at = place.take(cost, mode="wrap") * count + cell
+    shares = np.bincount(at, weight, len(levels) * count).reshape(-1, count)
+    least = np.maximum(_MIN_SHARE * shares.sum(0), np.finfo(np.float64).tiny)
+    found, higher = np.full(count, UNKNOWN, np.int8), np.zeros(count)
+    for level, share in zip(levels, shares):
+        higher += share
+        found[(found == UNKNOWN) & (higher >= least)] = level
     return found
 
 

@@ -124,6 +124,28 @@ def test_a_grid_without_motion_is_left_out_with_the_reason(node: Attachment) -> 
     node.deafen()
 
 
+def reason(node: Attachment) -> str:
+    """Why there is no grid; sweeps are sent until the node has found its subscriber."""
+    reasons = [""]
+
+    def told() -> str:
+        node.exchange(sweep(100))
+        reasons.append(value_of(node.report(lambda _: True), "reason: grid left out"))
+        return reasons[-1]
+
+    wait_for(told, "the reason")
+    return reasons[-1]
+
+
+def test_words_without_costs_leave_the_grid_out_with_the_classes_there_are(client: Client) -> None:
+    with NodeProcess("checkpoint:=fake", "diagnostics_period_s:=0.1") as process:
+        node = client.attach(process)
+        assert node.set_parameter("prompts", ["car", "tree"]).successful
+        grids = node.listen(OccupancyGrid, "grid", LATCHED)
+        assert "unknown class 'road'; expected one of car, tree" in reason(node)
+        assert grids.empty()
+
+
 def test_grids_beyond_the_bound_are_refused(node: Attachment) -> None:
     result = node.set_parameter("grid.resolution_m", 0.02)
     assert not result.successful

@@ -88,6 +88,23 @@ def test_an_unorganized_cloud_has_no_images_and_says_so(node: Attachment) -> Non
     node.deafen()
 
 
+def test_outputs_whose_message_package_is_absent_are_named(client: Client) -> None:
+    names = {
+        "vision_msgs": ["label_info", "label_image_info"],
+        "visualization_msgs": ["legend"],
+        "foxglove_msgs": ["legend_scene"],
+    }
+    with NodeProcess("checkpoint:=fake") as process:
+        node = client.attach(process)
+        node.exchange(sweep(10))
+        for package, topics in names.items():
+            there = find_spec(package) is not None
+            reason = f"not published without {package}: {', '.join(topics)}; install the package"
+            assert (reason not in process.output) == there
+            topic = f"{node.namespace}/{topics[0]}"
+            assert bool(client.node.count_publishers(topic)) == there
+
+
 def latched(node: Attachment, kind: Any, topic: str) -> Any:
     """The message that a late subscriber receives."""
     received = node.listen(kind, topic, qos.latched())

@@ -19,6 +19,7 @@ from pcseg_core.online.pipeline_config import CameraUseConfig, MotionConfig, Pip
 from pcseg_ros.output_parameters import (
     CloudsParameters,
     DefaultClouds,
+    MovingParameters,
     OutputParameters,
     Words,
     clouds_section,
@@ -211,6 +212,7 @@ class NodeConfig(PipelineConfig):
     )
     output: OutputParameters = Field(OutputParameters(), description="Fields of the clouds")
     clouds: DefaultClouds = Field(DefaultClouds(), description="Named clouds")
+    moving: MovingParameters = Field(MovingParameters(), description="What moves")
     grid: GridConfig = Field(GridConfig(), description="Occupancy grid")
     cameras: CameraParameters = Field(CameraParameters(), description="Cameras")
     motion: MotionParameters = Field(MotionParameters(), description="Motion of the platform")

@@ -23,7 +23,8 @@ from pcseg_ros.config import NodeConfig
 from pcseg_ros.diagnostics import SweepStatistics
 from pcseg_ros.inputs import Inputs, MalformedError
 from pcseg_ros.loading import NodeSegmenter, usual_sweep
-from pcseg_ros.outputs import Drawing, OverlayThread, SweepOutputs
+from pcseg_ros.outputs import SweepOutputs
+from pcseg_ros.overlays import Drawing, OverlayThread
 from pcseg_ros.parameters import SectionParameters
 from pcseg_ros.synchronization import ReceivedSweep
 from pcseg_ros.worker import LatestWorker
@@ -71,7 +72,9 @@ class Inference:
         config = settings.current()
         self.inputs = Inputs(node, config, statistics, self._offer, self._forget)
         cameras, clouds = list(self.inputs.cameras), config.clouds.names
-        self._outputs = SweepOutputs(node, cameras, teacher is not None, clouds)
+        self._outputs = SweepOutputs(
+            node, cameras, teacher is not None, clouds, config.moving.enabled
+        )
         if teacher is not None:
             wanted = self._outputs.teacher_wanted
             self._teacher = CameraTeacher(
@@ -195,8 +198,12 @@ class Inference:
             decoded = time.monotonic()
             self._pipeline.config = config
             outputs, pipeline = self._outputs, self._pipeline
-            needs = outputs.needs_probabilities(config), outputs.needs_pose(config)
-            labeled = pipeline.process(sweep, *needs)
+            labeled = pipeline.process(
+                sweep,
+                probabilities=outputs.needs_probabilities(config),
+                located=outputs.needs_pose(config),
+                moving=outputs.needs_moving(),
+            )
             self._report_match()
             processed = time.monotonic()
             remembered = partial(pipeline.remembered, labeled)

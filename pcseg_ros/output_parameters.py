@@ -22,6 +22,8 @@ _TAKEN = (
     topics.ODOMETRY,
     topics.LABELED,
     topics.TEACHER,
+    topics.STATIC,
+    topics.MOVING,
     topics.LABEL_INFO,
     topics.LABEL_IMAGE,
     topics.CONFIDENCE_IMAGE,
@@ -110,6 +112,17 @@ class CloudParameters(Section):
                 "classes; expected one for all or one for each"
             )
         return self
+
+
+class MovingParameters(Section):
+    """What moves."""
+
+    enabled: bool = Field(
+        False,
+        description="Find which vehicles and persons move: adds the field moving (0 unknown, 1 "
+        "static, 2 moving) and the topics static_points and moving_points; needs the motion of "
+        "the platform",
+    )
 
 
 class CloudsParameters(Section):

@@ -4,18 +4,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from rclpy.lifecycle import LifecycleNode
+from rclpy.lifecycle import LifecycleNode, LifecyclePublisher
 from sensor_msgs.msg import Image, PointCloud2
 from std_msgs.msg import Float64, Header
 
 from pcseg_core.cloud import pack_rgb
 from pcseg_core.data.sample import CameraFrame
-from pcseg_core.labels import LabelSpace
+from pcseg_core.labels import MOVING, STATIC, UNKNOWN, LabelSpace
 from pcseg_core.online.class_maps import autoware_ids
 from pcseg_core.online.instances import cluster_instances
 from pcseg_core.online.output_clouds import (
@@ -33,10 +32,11 @@ from pcseg_ros.config import NodeConfig
 from pcseg_ros.grids import GridOutput
 from pcseg_ros.label_images import LabelImages
 from pcseg_ros.legend import Legend
-from pcseg_ros.synchronization import ReceivedSweep
-from pcseg_ros.worker import LatestWorker
 
 _UNLABELED_COLOR = (200, 200, 200)
+
+
+MOVING_LEFT_OUT = "moving points left out"
 
 
 class SweepOutputs:
@@ -47,17 +47,27 @@ class SweepOutputs:
         cameras: names; each has an overlay.
         teacher: there is a teacher whose labels are published.
         clouds: names; each is a topic.
+        moving: there are clouds of what is static and of what moves.
 
     Raises:
         InputError: a parameter in `qos_overrides` is wrong.
     """
 
     def __init__(
-        self, node: LifecycleNode, cameras: Sequence[str], teacher: bool, clouds: Sequence[str]
+        self,
+        node: LifecycleNode,
+        cameras: Sequence[str],
+        teacher: bool,
+        clouds: Sequence[str],
+        moving: bool,
     ) -> None:
         self._node = node
         self._labeled = qos.create_output(node, PointCloud2, topics.LABELED)
         self._clouds = {name: qos.create_output(node, PointCloud2, name) for name in clouds}
+        kinds = {topics.STATIC: STATIC, topics.MOVING: MOVING} if moving else {}
+        self._moving = {
+            kind: qos.create_output(node, PointCloud2, name) for name, kind in kinds.items()
+        }
         self._teacher = qos.create_output(node, PointCloud2, topics.TEACHER) if teacher else None
         self._autoware_ids = np.zeros(0, np.uint8)
         self._autoware_of: LabelSpace | None = None
@@ -75,8 +85,11 @@ class SweepOutputs:
 
     def destroy(self) -> None:
         """End all topics."""
-        labeled = [self._labeled, *self._clouds.values(), *self._overlays.values()]
-        for publisher in (*labeled, *([self._teacher] if self._teacher else [])):
+        for publisher in (
+            *self._all_clouds(),
+            *self._overlays.values(),
+            *([self._teacher] if self._teacher else []),
+        ):
             self._node.destroy_lifecycle_publisher(publisher)
         self._images.destroy()
         self._grid.destroy()
@@ -86,13 +99,17 @@ class SweepOutputs:
 
     def wanted(self) -> bool:
         """There are subscribers of the labels."""
-        publishers = (self._labeled, *self._clouds.values(), *self._overlays.values())
+        publishers = (*self._all_clouds(), *self._overlays.values())
         others = self._images.wanted() or self._grid.wanted()
         return others or any(map(qos.has_subscribers, publishers))
 
     def needs_pose(self, config: NodeConfig) -> bool:
         """The grid is subscribed and drawn in the fixed frame."""
         return config.grid.frame == "fixed" and self._grid.wanted()
+
+    def needs_moving(self) -> bool:
+        """The clouds of what is static and what moves, or clouds with the field, are subscribed."""
+        return bool(self._moving) and any(map(qos.has_subscribers, self._all_clouds()))
 
     def show_legend(self, frame_id: str, space: LabelSpace) -> None:
         """Publish the legend of the classes where the sweeps are."""
@@ -102,9 +119,10 @@ class SweepOutputs:
         """The clouds that are subscribed have fields that need the probabilities of all classes."""
         output = config.output
         fields = output.profile == "autoware" or output.entropy or output.probabilities
-        return bool(fields) and any(
-            map(qos.has_subscribers, (self._labeled, *self._clouds.values()))
-        )
+        return bool(fields) and any(map(qos.has_subscribers, self._all_clouds()))
+
+    def _all_clouds(self) -> list[LifecyclePublisher[PointCloud2]]:
+        return [self._labeled, *self._clouds.values(), *self._moving.values()]
 
     def teacher_wanted(self) -> bool:
         """There are subscribers of the teacher's labels."""
@@ -133,20 +151,31 @@ class SweepOutputs:
         Returns:
             (event, reason) of what cannot be made.
         """
-        self._publish_clouds(msg, labeled, config)
-        problems = self._images.publish(msg, labeled)
+        problems = self._publish_clouds(msg, labeled, config)
+        problems += self._images.publish(msg, labeled)
         return problems + self._grid.publish(msg, labeled, config.grid, fixed_frame, remembered)
 
-    def _publish_clouds(self, msg: PointCloud2, labeled: LabeledSweep, config: NodeConfig) -> None:
-        rules = config.clouds.rules
-        named = [name for name, out in self._clouds.items() if qos.has_subscribers(out)]
-        if not (named or qos.has_subscribers(self._labeled) or not config.only_when_subscribed):
-            return
+    def _publish_clouds(
+        self, msg: PointCloud2, labeled: LabeledSweep, config: NodeConfig
+    ) -> list[tuple[str, str]]:
+        wanted = any(map(qos.has_subscribers, self._all_clouds()))
+        if not wanted and config.only_when_subscribed:
+            return []
         cloud = self.labeled_message(msg, labeled, config)
         self._labeled.publish(cloud)
-        for name in named:
-            chosen = choose_points(rules, name, labeled)
-            self._clouds[name].publish(conversions.filtered_message(cloud, chosen))
+        for name, publisher in self._clouds.items():
+            if qos.has_subscribers(publisher):
+                chosen = choose_points(config.clouds.rules, name, labeled)
+                publisher.publish(conversions.filtered_message(cloud, chosen))
+        if labeled.moving is None:
+            return []
+        if labeled.pose is None:
+            return [(MOVING_LEFT_OUT, "the motion of the platform is not known")]
+        for kind, publisher in self._moving.items():
+            if qos.has_subscribers(publisher):
+                chosen = labeled.moving == kind
+                publisher.publish(conversions.filtered_message(cloud, chosen))
+        return []
 
     def labeled_message(
         self, msg: PointCloud2, labeled: LabeledSweep, config: NodeConfig
@@ -184,54 +213,8 @@ class SweepOutputs:
                 publisher.publish(Float64(data=float(duration)))
 
 
-@dataclass
-class Drawing:
-    """A labeled sweep to be drawn over its images."""
-
-    labeled: LabeledSweep
-    received: ReceivedSweep
-
-
-FramesOf: TypeAlias = Callable[[Drawing, Sequence[str]], Sequence[CameraFrame]]
-
-
-class OverlayThread:
-    """Draws the overlays of the newest sweep; inference does not wait for them.
-
-    Args:
-        outputs: publishes them.
-        frames: decoded images of a sweep's cameras.
-        on_error: called in the thread with an error of a drawing.
-    """
-
-    def __init__(
-        self, outputs: SweepOutputs, frames: FramesOf, on_error: Callable[[Exception], None]
-    ) -> None:
-        self._outputs = outputs
-        self._frames = frames
-        self._worker = LatestWorker[Drawing](
-            self._draw, lambda _, error: on_error(error), name="overlays"
-        )
-
-    def offer(self, drawing: Drawing) -> None:
-        """Draw a sweep if there are subscribers; it replaces one that still waits."""
-        if drawing.received.images and self._outputs.wanted_overlays():
-            self._worker.offer(drawing)
-
-    def stop(self, timeout_s: float) -> bool:
-        """End the thread; False if it still runs after `timeout_s`."""
-        return self._worker.stop(timeout_s)
-
-    def _draw(self, drawing: Drawing) -> None:
-        images = drawing.received.images
-        wanted = [name for name in self._outputs.wanted_overlays() if name in images]
-        for frame in self._frames(drawing, wanted):
-            header = images[frame.name].header
-            self._outputs.publish_overlay(header, frame, drawing.labeled)
-
-
 def _fields(labeled: LabeledSweep, config: NodeConfig) -> dict[str, npt.NDArray[Any]]:
-    """The fields `instance` (uint32) and `rgb` (float32), if they are selected."""
+    """The fields `instance` (uint32), `moving` (uint8) and `rgb` (float32), if selected."""
     fields: dict[str, npt.NDArray[Any]] = {}
     space = labeled.label_space
     if config.publish_instances:
@@ -243,6 +226,9 @@ def _fields(labeled: LabeledSweep, config: NodeConfig) -> dict[str, npt.NDArray[
             cell_m=config.instance_cell_m,
             min_points=config.instance_min_points,
         )
+    if config.moving.enabled:
+        unknown = np.full(len(labeled.labels), UNKNOWN, np.uint8)
+        fields["moving"] = unknown if labeled.moving is None else labeled.moving
     if config.publish_rgb:
         fields["rgb"] = pack_rgb(space.colorize(labeled.labels))
     return fields

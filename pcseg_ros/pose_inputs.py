@@ -50,8 +50,7 @@ class PoseInputs:
         self._subscription: SensorSubscription[Odometry] | None = None
         self.poses = SensorPoses(None, None, None)
         self.fixed_frame = config.motion.fixed_frame
-        fixed_grid = config.grid.frame == "fixed"
-        moves = config.temporal.enabled or config.motion.deskew or fixed_grid
+        moves = needs_motion(config)
         if not (moves or config.cameras.topics):
             return
         source = _source(config, moves, calibrated=calibration is not None)
@@ -108,11 +107,20 @@ class PoseInputs:
         self.poses.notify()
 
 
+def needs_motion(config: NodeConfig) -> bool:
+    """A parameter needs the motion of the platform."""
+    smoothed = config.temporal.enabled or config.motion.deskew
+    return smoothed or config.moving.enabled or config.grid.frame == "fixed"
+
+
 def _source(config: NodeConfig, moves: bool, calibrated: bool) -> str:
     """Source of the motion: "tf", "odometry" or "none"."""
     source: str = config.motion.source
     if source == "none" and moves:
-        raise InputError("temporal.enabled, motion.deskew and grid.frame fixed need motion.source")
+        raise InputError(
+            "temporal.enabled, motion.deskew, moving.enabled and grid.frame fixed need "
+            "motion.source"
+        )
     if source == "auto":
         source = "tf" if has_tf2() else "odometry"
     if source == "tf" and not has_tf2():

@@ -15,6 +15,8 @@ LABEL_IMAGE = "label_image"
 CONFIDENCE_IMAGE = "confidence_image"
 LABEL_IMAGE_INFO = "label_image_info"
 GRID = "grid"
+STATIC = "static_points"
+MOVING = "moving_points"
 LEGEND = "legend"
 LEGEND_SCENE = "legend_scene"
 TIMES = "~/debug/{stage}_ms"
@@ -62,8 +64,8 @@ TOPICS = (
         "out",
         _LAZY,
         "The sweep: its fields, order, organization and header, with `label` (uint32, 65535 is "
-        "unlabeled), `confidence` (float32), optionally `instance` (uint32), `rgb`, `entropy` and "
-        "`p_CLASS`; or the fields of another `output.profile`",
+        "unlabeled), `confidence` (float32), optionally `instance` (uint32), `moving` (uint8), "
+        "`rgb`, `entropy` and `p_CLASS`; or the fields of another `output.profile`",
     ),
     Topic(
         "(`clouds.names`)",
@@ -72,6 +74,8 @@ TOPICS = (
         _LAZY,
         "Its points of some classes, unorganized; `filtered_points` by default",
     ),
+    Topic(STATIC, "sensor_msgs/PointCloud2", "out", _LAZY, "Its static points; `moving.enabled`"),
+    Topic(MOVING, "sensor_msgs/PointCloud2", "out", _LAZY, "Its moving points; `moving.enabled`"),
     Topic(TEACHER, "sensor_msgs/PointCloud2", "out", _LAZY, "Labels of the camera teacher"),
     Topic(OVERLAY, "sensor_msgs/Image", "out", _LAZY, "Labels drawn over the camera's image"),
     Topic(LABEL_INFO, "vision_msgs/LabelInfo", "out", _LATCHED, "Classes of `label`"),

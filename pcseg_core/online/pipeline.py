@@ -22,8 +22,9 @@ from pcseg_core.distill.evidence import PixelEvidence
 from pcseg_core.errors import InputError, PcsegError
 from pcseg_core.geometry import undo_motion
 from pcseg_core.input_check import SWEEPS_TO_MATCH, InputCheck, InputStatistics, IntensityMatch
-from pcseg_core.labels import IGNORE, LabelSpace
+from pcseg_core.labels import IGNORE, UNKNOWN, LabelSpace
 from pcseg_core.online.camera_fusion import CameraFusionConfig, CameraLabeler, fuse_cameras
+from pcseg_core.online.moving import MovingThings
 from pcseg_core.online.pipeline_config import PipelineConfig
 from pcseg_core.online.temporal import TemporalBuffer
 from pcseg_core.point_time import possible_time_fields
@@ -109,6 +110,8 @@ class LabeledSweep:
         pose: (4, 4) T_fixed_lidar at the stamp; None if it is unknown or was not needed.
         uncalibrated: (N,) float32 confidence of the network before calibration, if the segmenter
             was asked to keep it, else None.
+        moving: (N,) uint8 UNKNOWN, STATIC or MOVING of `pcseg_core.labels`, all UNKNOWN
+            without a pose; None if it was not requested.
     """
 
     cloud: PointCloud
@@ -122,6 +125,7 @@ class LabeledSweep:
     probabilities: npt.NDArray[np.float32] | None = None
     pose: Float64 | None = None
     uncalibrated: npt.NDArray[np.float32] | None = None
+    moving: npt.NDArray[np.uint8] | None = None
 
 
 class SegmenterLike(Protocol):
@@ -191,6 +195,8 @@ class Pipeline:
         self.intensities = IntensityMatch(self.trained_on if self.config.match_intensity else None)
         self._buffer: TemporalBuffer | None = None
         self._forget = False
+        self._moving = MovingThings()
+        self._forget_moving = False
 
     @property
     def label_space(self) -> LabelSpace:
@@ -210,7 +216,7 @@ class Pipeline:
 
     def reset(self) -> None:
         """Forget earlier sweeps before the next one."""
-        self._forget = True
+        self._forget = self._forget_moving = True
 
     def match_intensities(self, recording: Recording) -> None:
         """Fit the map of the intensities to sweeps of a whole recording, hold it, and report it.
@@ -250,7 +256,7 @@ class Pipeline:
         return self._buffer.remembered(span_s)
 
     def process(
-        self, sweep: Sweep, probabilities: bool = False, located: bool = False
+        self, sweep: Sweep, probabilities: bool = False, located: bool = False, moving: bool = False
     ) -> LabeledSweep:
         """Label one sweep.
 
@@ -258,6 +264,7 @@ class Pipeline:
             sweep: with its images and poses.
             probabilities: also return the probabilities of all classes.
             located: also return the pose, if there are poses.
+            moving: also find what moves, compared with the earlier sweeps of such calls.
 
         Raises:
             MotionError: the motion is unknown and required.
@@ -273,7 +280,7 @@ class Pipeline:
         matched = self.intensities(sweep.cloud)
         if difference := self._check_input(matched):
             problems.append((UNLIKE_TRAINING, difference))
-        cloud, pose = self._locate(sweep, problems, located)
+        cloud, pose = self._locate(sweep, problems, located or moving)
         clock.stop("motion")
         evidence_of = self._observe(sweep, cloud)
         smooth = self.config.temporal.enabled and pose is not None
@@ -302,7 +309,17 @@ class Pipeline:
             cloud, labels, confidence, space, *times, problems, out_of_range, likely, pose
         )
         found.uncalibrated = result.uncalibrated
+        if moving:
+            found.moving = self._find_moving(found)
         return found
+
+    def _find_moving(self, labeled: LabeledSweep) -> npt.NDArray[np.uint8]:
+        if self._forget_moving:
+            self._forget_moving = False
+            self._moving.reset()
+        if labeled.pose is None:
+            return np.full(len(labeled.labels), UNKNOWN, np.uint8)
+        return self._moving.update(labeled.cloud, labeled.labels, labeled.label_space, labeled.pose)
 
     def _locate(
         self, sweep: Sweep, problems: list[tuple[str, str]], located: bool

@@ -5,12 +5,10 @@ from __future__ import annotations
 
 import configparser
 import importlib.util
-import os
 import runpy
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -41,21 +39,6 @@ def test_name_and_version_are_the_same_everywhere(
     assert manifest.findtext("license") == setup["metadata"]["license"]
     assert manifest.findtext("export/build_type") == "ament_python"
     assert (ROOT / "resource" / setup["metadata"]["name"]).is_file()
-
-
-def test_the_wheel_holds_the_data_that_commands_find_by_name(tmp_path: Path) -> None:
-    pytest.importorskip("setuptools", "70.1", reason="needs a setuptools that builds wheels")
-    folders = ["egg_info", "--egg-base", tmp_path, "build", "--build-base", tmp_path / "build"]
-    wheel = ["bdist_wheel", "--dist-dir", tmp_path / "dist"]
-    command = [sys.executable, "setup.py", "-q", *folders, *wheel]
-    no_compiler = {**os.environ, "CXX": "no-compiler"}  # the native library takes a minute
-    subprocess.run(command, cwd=ROOT, env=no_compiler, check=True, timeout=120)
-    with zipfile.ZipFile(next((tmp_path / "dist").glob("*.whl"))) as file:
-        packed = set(file.namelist())
-    for folder in ("recipes", "label_spaces", "class_maps", "splits", "checkpoints"):
-        files = [p for p in (ROOT / "pcseg_core" / folder).iterdir() if p.suffix != ".py"]
-        names = {f"pcseg_core/{folder}/{p.name}" for p in files if p.is_file()}
-        assert names and names <= packed
 
 
 def test_every_launch_and_config_file_is_installed(setup: configparser.ConfigParser) -> None:

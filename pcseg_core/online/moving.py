@@ -27,8 +27,14 @@ Float32 = npt.NDArray[np.float32]
 UInt8 = npt.NDArray[np.uint8]
 Item = TypeVar("Item")
 
-THINGS = ("vehicle", "person")
-"""Classes of which instances can move; all others are taken for static."""
+THINGS = frozenset(
+    (
+        *("vehicle", "car", "truck", "bus", "van", "trailer", "other-vehicle", "train"),
+        *("construction_vehicle", "bicycle", "motorcycle", "rider", "bicyclist", "cyclist"),
+        *("motorcyclist", "person", "pedestrian", "animal"),
+    )
+)
+"""Names of the classes of which instances can move; all others are taken for static."""
 
 SPACING_S = 0.09
 """Least time between the sweeps that are compared."""
@@ -97,8 +103,11 @@ class Things:
 
 def instances_of(cloud: PointCloud, labels: Array, space: LabelSpace) -> npt.NDArray[np.uint32]:
     """(N,) instance of each point of `THINGS`, 0 for none; see `cluster_instances`."""
-    classes = [space.index(name) for name in THINGS if name in space.names]
-    return cluster_instances(cloud.xyz, labels, classes)
+    return cluster_instances(cloud.xyz, labels, _things(space))
+
+
+def _things(space: LabelSpace) -> list[int]:
+    return [number for number, name in enumerate(space.names) if name in THINGS]
 
 
 def compare(now: Things, *sides: Sequence[Things]) -> UInt8:
@@ -182,7 +191,7 @@ class MovingThings:
             pose: (4, 4) T_world_lidar in a frame without jumps.
 
         Returns:
-            (N,) UNKNOWN, STATIC or MOVING. Points of classes other than `THINGS` are static.
+            (N,) UNKNOWN, STATIC or MOVING; see `field_of`.
         """
         instances = instances_of(cloud, labels, space)
         now = Things.of(cloud, instances, pose)
@@ -268,9 +277,13 @@ class _Waiting(Generic[Item]):
 
 
 def field_of(labels: Array, space: LabelSpace, instances: Array, verdict: UInt8) -> UInt8:
-    """(N,) the value of each point from the verdict on its instance, and its class."""
-    by_class = np.full(len(space) + 1, STATIC, np.uint8)
-    by_class[[IGNORE, *(space.index(name) for name in THINGS if name in space.names)]] = UNKNOWN
+    """(N,) the value of each point from the verdict on its instance, and its class.
+
+    Points of classes other than `THINGS` are static. Without such classes all is unknown.
+    """
+    movable = _things(space)
+    by_class = np.full(len(space) + 1, STATIC if movable else UNKNOWN, np.uint8)
+    by_class[[IGNORE, *movable]] = UNKNOWN
     found: UInt8 = by_class.take(labels, mode="wrap")
     things = np.flatnonzero(instances)
     found[things] = verdict[instances[things]]

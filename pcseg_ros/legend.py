@@ -36,7 +36,7 @@ class Legend:
         ):
             if (kind := message_class(name)) is not None:
                 with qos.creating(topic):
-                    publisher = node.create_publisher(kind, topic, qos.latched())
+                    publisher: Any = node.create_publisher(kind, topic, qos.latched())
                 self._outputs.append((publisher, draw))
 
     def destroy(self) -> None:

@@ -180,10 +180,10 @@ class SegmentNode(TolerantLifecycleNode):
         self.get_logger().info(f"runs on {inference.device} by {inference.engine}")
         output = self.resolve_topic_name(topics.LABELED)
         self.get_logger().info(f"{', '.join(inference.inputs.topic_names)} -> {output}")
-        for package, names in absent_outputs().items():
+        for package, outputs in absent_outputs().items():
             self.get_logger().info(
-                f"not published without {package}: {', '.join(names)}; install the package of your "
-                f"ROS distribution: ros-$ROS_DISTRO-{package.replace('_', '-')}"
+                f"not published without {package}: {', '.join(outputs)}; install the package of "
+                f"your ROS distribution: ros-$ROS_DISTRO-{package.replace('_', '-')}"
             )
 
     def _explain_failure(self, error: Exception) -> None:

@@ -258,8 +258,8 @@ class _Waiting(Generic[Item]):
     @classmethod
     def of(cls, item: Item, sweep: Placed) -> _Waiting[Item]:
         instances = instances_of(sweep.cloud, sweep.labels, sweep.space)
-        known = sweep.pose is not None
-        things = Things.of(sweep.cloud, instances, sweep.pose) if known else None
+        pose = sweep.pose
+        things = None if pose is None else Things.of(sweep.cloud, instances, pose)
         return cls(item, sweep, instances, things)
 
     def follows(self, before: _Waiting[Item]) -> bool:

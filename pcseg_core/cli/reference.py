@@ -82,7 +82,7 @@ def _table(title: str, section: type[Section]) -> Iterator[str]:
         "|---|---|---|---|",
     )
     for key, field in _keys(section):
-        cells = (f"`{key}`", _type(field), _default(field), _escaped(field.description or _BY_NAME))
+        cells = (f"`{key}`", _type(field), _default(field), _escaped(_describe(field)))
         yield "| " + " | ".join(cells) + " |"
 
 
@@ -161,12 +161,21 @@ def _range(field: FieldInfo) -> str:
 
 
 def _default(field: FieldInfo) -> str:
+    from pcseg_core.config import Section
+
     if field.is_required():
         return "required"
     value = field.get_default(call_default_factory=True)
-    if value is None or hasattr(value, "model_fields"):
+    if value is None or isinstance(value, Section):
         return ""
     return _code(json.dumps(value, default=str))
+
+
+def _describe(field: FieldInfo) -> str:
+    from pcseg_core.vision.registry import KindConfig
+
+    default = field.default_factory and field.get_default(call_default_factory=True)
+    return field.description or (_BY_NAME if isinstance(default, KindConfig) else "")
 
 
 def python_page() -> str:

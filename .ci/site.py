@@ -32,6 +32,16 @@ GENERATED = {  # page: argument of pcseg_core.cli.reference
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)#\s]*)(#[^)\s]*)?\)")
 
 
+def on_config(config: Any) -> Any:
+    """Add the pages that mkdocs.yml does not name to the how-to pages."""
+    named = set(re.findall(r"'([\w/-]+\.md)'", str(config["nav"])))
+    how_to = next(section["How-to"] for section in config["nav"] if "How-to" in section)
+    docs = Path(config["docs_dir"])
+    found = {path.relative_to(docs).as_posix() for path in docs.rglob("*.md")}
+    how_to += sorted(found - named)
+    return config
+
+
 def on_files(files: Files, config: Any) -> Files:
     """Add the pages that are no files of docs, and the pictures that they show."""
     for source, page in PAGES.items():

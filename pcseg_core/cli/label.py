@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`pcseg label`: automatic labels of a recording from its cameras, in SemanticKITTI format."""
+"""`pcseg label`: automatic labels of a recording from its cameras, for training and for tools."""
 
 from __future__ import annotations
 
@@ -30,6 +30,13 @@ def label(
     window: Annotated[
         int, typer.Option(min=1, help="Number of sweeps in memory, which share labels.")
     ] = 100,
+    format: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Also write OUT/FORMAT with sweeps, images and poses: semantic-kitti, nuscenes, "
+            "segments, pcd or las; may be repeated."
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
     """Label a recording from its cameras: labels/NAME.label, one uint32 per point.
@@ -38,7 +45,8 @@ def label(
     images. The labels are projected onto the points and, with poses, propagated to points that no
     camera sees in their own sweep. labels.yaml gives the classes; 0 is unlabeled. Interrupted runs
     resume: run the same command again. `pcseg evaluate SOURCE --checkpoint RUN --labels OUT`
-    measures a checkpoint against the labels.
+    measures a checkpoint against the labels. With --format, labeling tools open the labels; those
+    of an earlier run are not made again.
     """
     from pcseg_core.bundled import checkpoint_file
     from pcseg_core.data import account, find_source, split_query
@@ -46,9 +54,12 @@ def label(
 
     files = [split_query(find_source(source)[1])[0]]
     files += [str(checkpoint_file(checkpoint))] if checkpoint else []
-    request = _Request(source, recipe_file(recipe), out, checkpoint, min_confidence, files)
+    formats = list(dict.fromkeys(format or []))
+    request = _Request(source, recipe_file(recipe), out, checkpoint, min_confidence, files, formats)
     result, recording = _label(request, window, device)
     _summarize(result)
+    for name in formats:
+        _export(recording, out, name)
     for line in account(recording).lines():
         note(line)
 
@@ -63,10 +74,12 @@ class _Request:
     checkpoint: str | None
     min_confidence: float
     files: list[str]
+    formats: list[str]
 
 
 def _label(request: _Request, window: int, device: str) -> tuple[AutoLabels, Recording]:
     from pcseg_core.data import fingerprint, open_recording
+    from pcseg_core.data.label_formats import check_export
     from pcseg_core.learning.recipe import load_recipe
     from pcseg_core.models.inference import choose_device
     from pcseg_core.online.auto_labels import (
@@ -94,12 +107,27 @@ def _label(request: _Request, window: int, device: str) -> tuple[AutoLabels, Rec
     if request.checkpoint:
         student = Pipeline(Segmenter.load(request.checkpoint, device=device))
     recording = open_recording(request.source, trained=student.trained_on if student else None)
+    for name in request.formats:
+        check_export(recording, out, name)
     check_cameras(recording)
     teacher = load_teacher(settings.teacher, str(choose_device(device)))
     with bar("labeling") as progress:
         labeler = AutoLabeler(teacher, settings, student)
         result = label_recording(labeler, recording, out, window=window, progress=progress)
     return result, recording
+
+
+def _export(recording: Recording, out: Path, format: str) -> None:
+    from pcseg_core.data.account import grouped
+    from pcseg_core.data.label_formats import export_labels
+
+    with bar(f"writing {format}") as progress:
+        result = export_labels(recording, out, format, progress)
+    for reason, count in grouped(result.skipped):
+        note(f"{format}: left out: {reason} ({count})")
+    for line in result.notes:
+        note(f"{format}: {line}")
+    note(f"{result.folder}: {result.sweeps} labeled sweeps")
 
 
 def _summarize(result: AutoLabels) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from itertools import compress
 from pathlib import Path
@@ -19,6 +20,7 @@ from pcseg_core.bundled import FILE_NAME, checkpoint_file
 from pcseg_core.data import Recording
 from pcseg_core.data.diversity import diversity
 from pcseg_core.distill.cache import is_whole
+from pcseg_core.distill.corrected import CorrectedSweeps
 from pcseg_core.distill.labeling import LabelModel, Labels, fit_label_model, label_scene
 from pcseg_core.distill.lidar_teacher import LidarTargets, LidarTeacher, read_targets, store_targets
 from pcseg_core.distill.observation import (
@@ -55,7 +57,7 @@ from pcseg_core.learning.runs import (
     torch_device,
 )
 from pcseg_core.learning.sectors import LabeledSectors
-from pcseg_core.learning.self_labels import SelfLabeler
+from pcseg_core.learning.self_labels import SelfLabeler, load_beside
 from pcseg_core.learning.simulated import labeled_sweeps
 from pcseg_core.learning.start import check_start, take_over
 from pcseg_core.learning.teachers import (
@@ -81,6 +83,8 @@ def distill(
     device: str = "auto",
     start: Path | None = None,
     fresh: bool = False,
+    corrected: Path | None = None,
+    corrected_weight: float = 20.0,
 ) -> dict[str, Any]:
     """Label recordings with the recipe's teachers and train a student on the labels.
 
@@ -95,6 +99,9 @@ def distill(
         device: "auto", "cpu" or "cuda".
         start: run whose student, or pretrained backbone, is trained further.
         fresh: delete an earlier run in `out`, once everything is known to be usable.
+        corrected: folder of corrected labels of some sweeps, see `read_corrections`.
+        corrected_weight: of a corrected label where it is carried to other sweeps, relative to a
+            label of the teacher.
 
     Raises:
         InputError: unusable sources, weights or recipe, or a run directory of another recipe.
@@ -103,17 +110,24 @@ def distill(
     check_recipe(recipe, out, start)
     folder, started, on = cache or out / "cache", time.monotonic(), torch_device(device)
     names = [identity(source, (out, cache or out)) for source in sources]
-    parts = [*names, *named("start", start), *named("teacher-3d", recipe.run_3d)]
+    others = {"start": start, "teacher-3d": recipe.run_3d, "beside": recipe.rounds.beside}
+    parts = [*names, *(part for name, path in others.items() for part in named(name, path))]
+    if corrected is not None:
+        parts += [*named("corrected", corrected), f"corrected weight {corrected_weight:g}"]
     if (figures := resumed(out, recipe, parts, fresh)) is not None:
         return figures
     # Check everything that can be wrong before the run directory is claimed.
     lidar = load_lidar(recipe, on)
     space = student_space(recipe, lidar)
     licenses = [None if start is None else check_start(start, recipe, space)]
-    licenses += [lidar.license] if lidar else []
+    beside = load_beside(recipe.rounds, space, on)
+    licenses += [network.license for network in (lidar, beside) if network]
     recordings = open_recordings(sources, names, lidar.inputs if lidar else None)
     if recipe.teacher is not None:
         check_cameras(recordings.values(), required=lidar is None)
+    fixed = None
+    if corrected is not None:
+        fixed = read_corrected(corrected, recordings, space, corrected_weight)
     note(diversity(recordings.values()).summary())
     teachers = load_teachers(recipe, lidar, space, on)
     observer = new_observer(recipe, teachers, folder)
@@ -127,9 +141,12 @@ def distill(
     # Fuse the evidence of each scene over time, into labels also of points that no camera sees.
     def label(place: Path, labeler: SelfLabeler | None = None) -> list[TrainingSweep]:
         folder = place / "pseudo_labels"
-        return label_sweeps(observations, recipe, teachers, model, folder, targets, labeler)
+        return label_sweeps(observations, recipe, teachers, model, folder, targets, labeler, fixed)
 
     given = label(out)
+    found = deepcopy(fixed.conflicts) if fixed else None
+    for line in found.lines(space) if found else ():
+        note(line)
     exact = list(simulated_sweeps(recipe, space, folder))
     labeling_s = time.monotonic() - started
     held = held_out(given, recipe.confidence.held_out)
@@ -140,10 +157,11 @@ def distill(
         return new_module(student, chosen + exact, recipe, teachers)
 
     # Train a student to predict the labels from the points alone.
-    student, sweeps, training = train_in_rounds(recipe, given, label, module, out, device)
+    student, sweeps, training = train_in_rounds(recipe, given, label, module, out, device, beside)
     metrics = {
         **_account(recordings, observer, list(compress(sweeps, ~held)), teachers),
         "held_out": int(held.sum()),
+        **({"corrected": found.figures(space)} if found else {}),
         "labeling_s": round(labeling_s, 1),
         **training,
     }
@@ -162,6 +180,7 @@ def train_in_rounds(
     module: Callable[[Sequence[TrainingSweep]], TrainingModule],
     out: Path,
     device: str,
+    beside: LidarTeacher | None = None,
 ) -> tuple[Student, list[TrainingSweep], dict[str, Any]]:
     """Train a student; let it label, and train a new one, as often as the recipe says.
 
@@ -174,6 +193,7 @@ def train_in_rounds(
         module: a new student with its objectives, for labeled sweeps.
         out: run directory.
         device: "auto", "cpu" or "cuda".
+        beside: a network that labels with the student.
 
     Returns:
         The last student, the sweeps that it learned from, and the figures of its training.
@@ -182,11 +202,24 @@ def train_in_rounds(
     seconds = training["training_s"]
     for number in range(1, recipe.rounds.count + 1):
         place = out / f"round-{number}"
-        labeler = SelfLabeler(own.student, recipe.rounds, recipe.seed + number)
+        labeler = SelfLabeler(own.student, recipe.rounds, recipe.seed + number, beside)
         sweeps = label(place, labeler)
         training = train(own := module(sweeps), place, device)
         seconds += training["training_s"]
     return own.student, sweeps, {**training, "training_s": round(seconds, 1)}
+
+
+def read_corrected(
+    folder: Path, recordings: Mapping[str, Recording], space: LabelSpace, weight: float
+) -> CorrectedSweeps:
+    """The corrected labels of the recordings of a run.
+
+    Raises:
+        InputError: see `read_corrections`; or the recipe learns no classes.
+    """
+    if space == NO_CLASSES:
+        raise InputError(f"{folder}: the recipe learns no classes; give one that learns labels")
+    return CorrectedSweeps.read(folder, recordings, space, weight)
 
 
 def simulated_sweeps(recipe: Recipe, space: LabelSpace, cache: Path) -> Iterator[TrainingSweep]:
@@ -279,6 +312,7 @@ def label_sweeps(
     folder: Path,
     targets: Sequence[Path] | None = None,
     labeler: SelfLabeler | None = None,
+    corrected: CorrectedSweeps | None = None,
 ) -> list[TrainingSweep]:
     """Label observations scene by scene, and store points and labels.
 
@@ -290,14 +324,15 @@ def label_sweeps(
         folder: gets an npz per sweep, which baselines are fitted to.
         targets: file of the 3D teacher for each observation, if there is one.
         labeler: a student of an earlier round, which adds its evidence for all points.
+        corrected: labels of some sweeps by people, which override all others.
     """
     sweeps: list[TrainingSweep] = []
     for _, members in scenes(observations):
         seen = [stored.load() for stored in members]
-        own = None
-        if labeler is not None:
-            own = [labeler.probabilities(s.xyz, s.intensity, s.name) for s in seen]
+        own = labeler.scene(seen) if labeler is not None else None
         labels = _camera_labels(seen, recipe, model, own)
+        if corrected is not None:
+            labels = corrected.override(seen, labels, recipe.labels)
         for sweep, (label, confidence) in zip(seen, labels):
             pixels = sweep.pixels
             if pixels is not None and recipe.text and recipe.text.source == "classes":

@@ -27,6 +27,7 @@ from pcseg_core.distill.temporal import TemporalConfig
 from pcseg_core.errors import InputError
 from pcseg_core.learning.augment import AugmentConfig, PairAugmentConfig
 from pcseg_core.learning.mixing import MixConfig
+from pcseg_core.learning.self_labels import RoundsConfig
 from pcseg_core.learning.simulated import SimulatedConfig
 from pcseg_core.models.student import StudentConfig
 from pcseg_core.vision.encoder_kinds import AnyEncoder
@@ -184,24 +185,6 @@ class SelfTrainingConfig(Section):
     )
     unlabeled: bool = Field(
         True, description="Also label points that no camera sees or no label is confident for"
-    )
-
-
-class RoundsConfig(Section):
-    """Rounds after the first training: the student labels all points, and is trained again."""
-
-    count: int = Field(0, ge=0, le=5, description="Rounds; 0 trains once, on the teacher's labels")
-    views: int = Field(4, ge=1, le=16, description="Turned and thinned copies of a sweep, averaged")
-    thin_m: tuple[float, float] = Field(
-        (12.0, 24.0),
-        description="Smallest and largest range [m] that a copy is thinned to: nearer surfaces "
-        "keep as many points as they would have at this range",
-    )
-    weight: float = Field(
-        0.3,
-        gt=0,
-        description="Weight of the student's probabilities relative to one camera's; with 1 it "
-        "outvotes the cameras on rare classes",
     )
 
 
@@ -390,5 +373,6 @@ def _with_files(recipe: Recipe, base: Path) -> Recipe:
         "teacher_3d": recipe.teacher_3d and recipe.teacher_3d.relative_to(base),
         "encoder": recipe.encoder and recipe.encoder.relative_to(base),
         "superpixels": recipe.superpixels.relative_to(base),
+        "rounds": recipe.rounds.relative_to(base),
     }
     return recipe.model_copy(update=changes)

@@ -24,6 +24,7 @@ from pcseg_core.data.label_files import (
     labels_yaml,
     raw_ids_of,
 )
+from pcseg_core.data.label_formats import FORMATS
 from pcseg_core.distill.labeling import Labels, label_scene
 from pcseg_core.distill.observation import ClassEvidence, Observer, scenes
 from pcseg_core.distill.pseudo_labels import PseudoLabelConfig
@@ -325,5 +326,6 @@ AUTO_LABELS = FolderKind(
         f"{_STUDENT}/{LABELS_FILE}",
         f"{_CACHE}/done-*",
         f"{_CACHE}/*.npz",
+        *(f"{name}/*" for name in FORMATS),
     ),
 )

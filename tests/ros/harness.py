@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from array import array
 from collections.abc import Callable
 from pathlib import Path
@@ -146,14 +147,22 @@ class Client:
             future.add_done_callback(lambda _, done=done: done.set())
             if done.wait(TIMEOUT_S / tries):
                 return future.result()
-        raise AssertionError(f"service {name} does not answer")
+        threads = "\n".join(
+            f"{thread.name}:\n" + "".join(traceback.format_stack(frames[thread.ident]))
+            for frames in [sys._current_frames()]
+            for thread in threading.enumerate()
+            if thread.ident in frames
+        )
+        raise AssertionError(f"service {name} does not answer; threads here:\n{threads}")
 
     def _spin(self) -> None:
-        try:
-            self._executor.spin()
-        except Exception:
-            if rclpy.ok():
-                raise
+        while rclpy.ok():
+            try:
+                self._executor.spin()
+            except Exception:
+                # The executor may find a subscription that a test destroys at the same moment.
+                if rclpy.ok():
+                    traceback.print_exc()
 
 
 class Attachment:

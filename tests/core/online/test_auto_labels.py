@@ -298,7 +298,16 @@ def test_the_command(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(RECIPE)
     arguments = ["label", DRIVE, "--recipe", recipe, "--out", tmp_path / "out"]
-    result = CliRunner().invoke(app, [*map(str, arguments), "--checkpoint", "bundled"])
+    arguments += ["--checkpoint", "bundled", "--format"]
+    result = CliRunner().invoke(app, [*map(str, arguments), "semantic-kitti"])
     assert result.exit_code == 0, result.output
     assert "5 sweeps labeled" in result.output and "road" in result.output
-    assert len(labels_in(tmp_path / "out")) == len(labels_in(tmp_path / "out" / "student")) == 5
+    out = tmp_path / "out"
+    assert len(labels_in(out)) == len(labels_in(out / "student")) == 5
+    exported = labels_in(out / "semantic-kitti" / "sequences" / "00")
+    assert all((a == b).all() for a, b in zip(labels_in(out), exported, strict=True))
+    again = CliRunner().invoke(app, [*map(str, arguments), "semantic-kitti"])
+    assert again.exit_code == 2 and "may have been corrected" in again.output
+    other = CliRunner().invoke(app, [*map(str, arguments), "pcd"])
+    assert "5 of them by an earlier run" in other.output
+    assert len(list((out / "pcd").glob("*.pcd"))) == 5

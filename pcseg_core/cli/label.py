@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pcseg_core.cli.options import RecipeName
+from pcseg_core.errors import InputError
 from pcseg_core.progress import bar, note
 
 if TYPE_CHECKING:
@@ -30,11 +31,20 @@ def label(
     window: Annotated[
         int, typer.Option(min=1, help="Number of sweeps in memory, which share labels.")
     ] = 100,
+    moving: Annotated[
+        bool, typer.Option("--moving", help="Also tell what moves, by poses: moving/NAME.label.")
+    ] = False,
     format: Annotated[
         list[str] | None,
         typer.Option(
             help="Also write OUT/FORMAT with sweeps, images and poses: semantic-kitti, nuscenes, "
             "segments, pcd or las; may be repeated."
+        ),
+    ] = None,
+    only: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="LIST", help="With --format: write the sweeps of a list of `pcseg select` only."
         ),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
@@ -50,16 +60,22 @@ def label(
     """
     from pcseg_core.bundled import checkpoint_file
     from pcseg_core.data import account, find_source, split_query
+    from pcseg_core.data.sweep_list import read_list
     from pcseg_core.recipes import recipe_file
 
     files = [split_query(find_source(source)[1])[0]]
     files += [str(checkpoint_file(checkpoint))] if checkpoint else []
     formats = list(dict.fromkeys(format or []))
-    request = _Request(source, recipe_file(recipe), out, checkpoint, min_confidence, files, formats)
+    if only is not None and not formats:
+        raise InputError("--only chooses sweeps for a labeling tool; give --format too")
+    chosen = read_list(only, source) if only is not None else None
+    request = _Request(
+        source, recipe_file(recipe), out, checkpoint, min_confidence, moving, files, formats
+    )
     result, recording = _label(request, window, device)
     _summarize(result)
     for name in formats:
-        _export(recording, out, name)
+        _export(recording, out, name, chosen)
     for line in account(recording).lines():
         note(line)
 
@@ -73,6 +89,7 @@ class _Request:
     out: Path
     checkpoint: str | None
     min_confidence: float
+    moving: bool
     files: list[str]
     formats: list[str]
 
@@ -99,6 +116,7 @@ def _label(request: _Request, window: int, device: str) -> tuple[AutoLabels, Rec
         teacher=chosen.required_teacher(),
         labels=chosen.labels,
         min_confidence=request.min_confidence,
+        moving=request.moving,
         checkpoint=request.checkpoint or "",
         files=" ".join(fingerprint(file, (out,)) for file in request.files),
     )
@@ -117,12 +135,12 @@ def _label(request: _Request, window: int, device: str) -> tuple[AutoLabels, Rec
     return result, recording
 
 
-def _export(recording: Recording, out: Path, format: str) -> None:
+def _export(recording: Recording, out: Path, format: str, only: set[int] | None) -> None:
     from pcseg_core.data.account import grouped
     from pcseg_core.data.label_formats import export_labels
 
     with bar(f"writing {format}") as progress:
-        result = export_labels(recording, out, format, progress)
+        result = export_labels(recording, out, format, progress, only)
     for reason, count in grouped(result.skipped):
         note(f"{format}: left out: {reason} ({count})")
     for line in result.notes:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -101,7 +101,11 @@ def check_export(recording: Recording, out: Path, format: str) -> None:
 
 
 def export_labels(
-    recording: Recording, out: Path, format: str, progress: Callable[[int, int], None] | None = None
+    recording: Recording,
+    out: Path,
+    format: str,
+    progress: Callable[[int, int], None] | None = None,
+    only: Collection[int] | None = None,
 ) -> Export:
     """Write the label files in `out` with their sweeps and images to `out`/`format`.
 
@@ -110,6 +114,7 @@ def export_labels(
         out: folder of label files, as `label_paths` names them, with labels.yaml.
         format: one of `FORMATS`.
         progress: called with (sweeps done, sweeps in all).
+        only: places of the sweeps to write; None for all.
 
     Raises:
         InputError: see `check_export`; a label file of another length than its sweep; or no sweep
@@ -124,7 +129,8 @@ def export_labels(
     with new_folder(out / format, _kind(format), force=False) as folder:
         folder.mkdir()
         exporter = FORMATS[format](folder, space)
-        for index, sample in readable(recording):
+        wanted = sorted(only) if only is not None else range(len(recording))
+        for done, (index, sample) in enumerate(readable(recording, wanted), start=1):
             name = path_of(sample, index)
             if (out / name).is_file():
                 raw, _ = read_labels(out / name, len(sample.cloud))
@@ -138,7 +144,7 @@ def export_labels(
                 row = {"index": index, "scene": sample.scene, "sweep": sample.name}
                 rows.append({**row, "labels": written, "digest": digest_of(ids[raw])})
             if progress:
-                progress(index + 1, len(recording))
+                progress(done, len(wanted))
         unreadable = Counter(recording.skipped) - before
         result.skipped.update({k: n for k, n in unreadable.items() if k.startswith(UNREADABLE)})
         if not rows:

@@ -225,6 +225,15 @@ def test_laspy_reads_las(out: Path) -> None:
     np.testing.assert_allclose(cloud.gps_time, seconds, atol=1e-6)
 
 
+def test_only_chosen_sweeps_are_written(out: Path) -> None:
+    root = export_labels(Drive(), out, "semantic-kitti", only={3, 0}).folder
+    rows = json.loads((root / "export.json").read_text())["sweeps"]
+    assert [(row["index"], row["labels"]) for row in rows] == [
+        (0, "sequences/00/labels/000000.label"),
+        (3, "sequences/01/labels/000000.label"),
+    ]
+
+
 @pytest.mark.parametrize("format", sorted(FORMATS))
 def test_an_export_is_never_replaced(out: Path, format: str) -> None:
     first = export_labels(Drive(), out, format)

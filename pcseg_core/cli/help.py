@@ -5,7 +5,10 @@ from __future__ import annotations
 
 GROUPS = (
     ("Look at recordings", ("bag", "view", "images", "demo")),
-    ("Train without labels", ("distill", "pretrain", "zero-shot", "superpixels", "label")),
+    (
+        "Train without labels",
+        ("distill", "pretrain", "zero-shot", "superpixels", "label", "select"),
+    ),
     ("Train on labels, or go on from published weights", ("finetune", "import")),
     ("Recipes, teachers and their weights", ("recipe", "teacher", "weights")),
     ("Measure", ("evaluate", "robustness", "probe")),
@@ -62,6 +65,7 @@ EXAMPLES = {
     "words": ("words runs/words --find tree",),
     "quantize": ("quantize runs/first drive --out runs/int8/checkpoint.safetensors",),
     "label": ("label drive --recipe kitti --out labels",),
+    "select": ("select drive --checkpoint runs/first --budget 20 --out chosen.csv",),
     "segment": (
         "segment drive --checkpoint runs/first --out labeled",
         "segment semantic-kitti:08 --checkpoint bundled --out labels",

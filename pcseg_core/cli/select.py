@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from pcseg_core.data import Recording
     from pcseg_core.evaluation.selection import Analyst, Candidate
+    from pcseg_core.input_check import InputStatistics
 
 
 def select(
@@ -61,7 +62,7 @@ def select(
     _summarize(found.skipped, chosen, len(found.found), out)
 
 
-def _analyst(checkpoint: Path, recipe: str | None, device: str) -> tuple[Analyst, object]:
+def _analyst(checkpoint: Path, recipe: str | None, device: str) -> tuple[Analyst, InputStatistics | None]:
     """The student, with the teacher of a recipe if there is one; and the input of its training."""
     from pcseg_core.bundled import checkpoint_file
     from pcseg_core.checkpoint import load_checkpoint

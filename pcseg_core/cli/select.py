@@ -62,7 +62,9 @@ def select(
     _summarize(found.skipped, chosen, len(found.found), out)
 
 
-def _analyst(checkpoint: Path, recipe: str | None, device: str) -> tuple[Analyst, InputStatistics | None]:
+def _analyst(
+    checkpoint: Path, recipe: str | None, device: str
+) -> tuple[Analyst, InputStatistics | None]:
     """The student, with the teacher of a recipe if there is one; and the input of its training."""
     from pcseg_core.bundled import checkpoint_file
     from pcseg_core.checkpoint import load_checkpoint

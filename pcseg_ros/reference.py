@@ -63,7 +63,7 @@ def limit_table() -> str:
         text_table,
     )
     from pcseg_core.data import bag_reader, bag_storage, images, messages
-    from pcseg_core.online import prompts, synchronizer
+    from pcseg_core.online import grid, prompts, synchronizer
 
     cloud = (
         f"{cloud_layout.MAX_POINTS:,} points of at most {cloud_layout.MAX_POINT_STEP:,} bytes and "
@@ -96,6 +96,7 @@ def limit_table() -> str:
         ("checkpoint", weights, "refused"),
         ("label space", f"{labels.MAX_CLASSES:,} classes", "refused"),
         ("file of words", f"{text_table.MAX_BYTES >> 30} GiB when unpacked", "refused"),
+        ("occupancy grid", f"{grid.MAX_CELLS:,} cells", "refused"),
         ("prompts", f"{prompts.MAX_WORDS:,} words", "refused, the classes stay"),
         ("message or chunk of a bag", chunk, "left out, counted"),
         ("definition of a message type in a bag", definition, "topic left out, counted"),

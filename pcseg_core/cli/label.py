@@ -31,6 +31,9 @@ def label(
     window: Annotated[
         int, typer.Option(min=1, help="Number of sweeps in memory, which share labels.")
     ] = 100,
+    moving: Annotated[
+        bool, typer.Option("--moving", help="Also tell what moves, by poses: moving/NAME.label.")
+    ] = False,
     format: Annotated[
         list[str] | None,
         typer.Option(
@@ -66,7 +69,9 @@ def label(
     if only is not None and not formats:
         raise InputError("--only chooses sweeps for a labeling tool; give --format too")
     chosen = read_list(only, source) if only is not None else None
-    request = _Request(source, recipe_file(recipe), out, checkpoint, min_confidence, files, formats)
+    request = _Request(
+        source, recipe_file(recipe), out, checkpoint, min_confidence, moving, files, formats
+    )
     result, recording = _label(request, window, device)
     _summarize(result)
     for name in formats:
@@ -84,6 +89,7 @@ class _Request:
     out: Path
     checkpoint: str | None
     min_confidence: float
+    moving: bool
     files: list[str]
     formats: list[str]
 
@@ -110,6 +116,7 @@ def _label(request: _Request, window: int, device: str) -> tuple[AutoLabels, Rec
         teacher=chosen.required_teacher(),
         labels=chosen.labels,
         min_confidence=request.min_confidence,
+        moving=request.moving,
         checkpoint=request.checkpoint or "",
         files=" ".join(fingerprint(file, (out,)) for file in request.files),
     )

@@ -280,6 +280,13 @@ class Recipe(TrainingRecipe):
         section = (self.teacher_3d or LidarTeacherConfig()).model_copy(update={"run": run})
         return parse_section({**dict(self), "teacher_3d": section}, Recipe, "--teacher-3d")
 
+    def of_round(self) -> Recipe:
+        """The recipe of the trainings after the first one."""
+        steps = self.rounds.steps or self.optimizer.steps
+        return self.model_copy(
+            update={"optimizer": self.optimizer.model_copy(update={"steps": steps})}
+        )
+
     @property
     def run_3d(self) -> Path | None:
         """Run of the 3D teacher, or None."""

@@ -40,7 +40,7 @@ Float32 = npt.NDArray[np.float32]
 
 
 class RoundsConfig(Section):
-    """Rounds after the first training: the student labels all points, and is trained again."""
+    """Rounds after the first training: the student labels all points, and training goes on."""
 
     count: int = Field(0, ge=0, le=5, description="Rounds; 0 trains once, on the teacher's labels")
     views: int = Field(4, ge=1, le=16, description="Turned and thinned copies of a sweep, averaged")
@@ -54,6 +54,12 @@ class RoundsConfig(Section):
         gt=0,
         description="Weight of the student's probabilities relative to one camera's; with 1 it "
         "outvotes the cameras on rare classes",
+    )
+    steps: int | None = Field(
+        None, ge=1, description="Steps of each further training.  [default: optimizer.steps]"
+    )
+    further: bool = Field(
+        False, description="Train the student of the round before further, instead of a new one"
     )
     beside: Path | None = Field(
         None,

@@ -91,7 +91,7 @@ def test_the_wheel_holds_what_commands_find_by_name(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as file:
         packed = set(file.namelist())
     assert wheel.name.startswith("pcseg_ros-") and "-py3-none-linux_" in wheel.name
-    for folder in ("recipes", "label_spaces", "splits", "checkpoints", "native"):
+    for folder in ("recipes", "label_spaces", "class_maps", "splits", "checkpoints", "native"):
         files = [p for p in (ROOT / "pcseg_core" / folder).iterdir() if p.is_file()]
         names = {f"pcseg_core/{folder}/{p.name}" for p in files if p.suffix != ".so"}
         assert names and names <= packed

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from pcseg_core.labels import LabelSpace
 from pcseg_core.learning import distill as distilling
 from pcseg_core.learning.augment import thinned
 from pcseg_core.learning.distill import distill
+from pcseg_core.learning.module import TrainingModule
 from pcseg_core.learning.recipe import Recipe
 from pcseg_core.learning.self_labels import RoundsConfig, SelfLabeler
 from pcseg_core.models.student import Student
@@ -137,3 +139,27 @@ def test_a_round_labels_points_that_no_camera_saw_and_resumes(
     for name, tensor in load_checkpoint(tmp_path / "killed")[0].items():
         assert torch.allclose(whole[name], tensor, atol=1e-6), name
     distill([SOURCE], recipe, tmp_path / "killed", device="cpu", fresh=True)  # knows its files
+
+
+def test_a_round_trains_the_student_further_for_steps_of_its_own(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, begun, ended, steps = distilling.train, [], [], []
+
+    def state(module: TrainingModule) -> dict[str, torch.Tensor]:
+        return {k: v.clone() for k, v in module.student.state_dict().items()}
+
+    def recorded(module: TrainingModule, out: Path, device: str) -> dict[str, Any]:
+        begun.append(state(module))
+        figures = real(module, out, device)
+        ended.append(state(module))
+        steps.append(figures["steps"])
+        return figures
+
+    monkeypatch.setattr(distilling, "train", recorded)
+    rounds = recipe.rounds.model_copy(update={"further": True, "steps": 1, "beside": None})
+    distill([SOURCE], recipe.model_copy(update={"rounds": rounds}), tmp_path / "run", device="cpu")
+    assert steps == [2, 1]
+    for name, tensor in ended[0].items():
+        assert torch.equal(begun[1][name], tensor), name
+    assert any(not torch.equal(ended[1][name], tensor) for name, tensor in ended[0].items())

@@ -202,6 +202,20 @@ def content(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): b"" if p.is_dir() else p.read_bytes() for p in files}
 
 
+def test_what_moves_is_written_beside_the_labels(tmp_path: Path) -> None:
+    drive = Remembered.of(remembered())
+    settings = SETTINGS.model_copy(update={"moving": True})
+    label_recording(AutoLabeler(ExactTeacher(), settings), drive, tmp_path, window=3)
+    labels, moving = (
+        [np.fromfile(p, "<u4") for p in sorted((tmp_path / folder).glob("*.label"))]
+        for folder in ("labels", "moving")
+    )
+    assert len(labels) == len(moving) == len(drive)
+    for one, other in zip(labels, moving):
+        assert len(one) == len(other) and (other[one == 0] == 0).all()
+        assert set(np.unique(other)) <= {0, 9, 251} and (other == 9).any()
+
+
 def test_scenes_keep_their_folders(tmp_path: Path) -> None:
     drive = Remembered.of(remembered(), scenes=["00", "00", "01", "01", "01"])
     out = tmp_path / "out"

@@ -6,20 +6,22 @@
 Stages of every sweep: `deserialize` (bytes from DDS to a message), `read` (message to arrays),
 `encode` (labels and confidence to a message) and `publish` (message to DDS, with a subscriber in
 this process). Then the outputs that are computed on request, each by itself, without publishing;
-`at once` is the most that one node has: the profile autoware, two named clouds, both images, and
-the grid at 2 Hz for sweeps at 10 Hz.
+`at once` is the most that one node has: the profile autoware, two named clouds, both images, what
+moves (a twentieth of the points are things), and the grid at 2 Hz for sweeps at 10 Hz.
 Judge by the CPU time of the thread; the wall time depends on the load of the machine.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import operator
 import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -33,6 +35,7 @@ from pcseg_core.labels import LabelSpace
 from pcseg_core.online.class_maps import autoware_ids
 from pcseg_core.online.grid import GridConfig, draw_grid, read_costs, sweep_evidence
 from pcseg_core.online.label_images import confidence_image, label_image
+from pcseg_core.online.moving import MovingThings
 from pcseg_core.online.output_clouds import (
     ExtraFields,
     append_labels,
@@ -54,6 +57,7 @@ AT_ONCE = {
     "ground and rest": 1.0,
     "label image": 1.0,
     "confidence image": 1.0,
+    "moving": 1.0,
     "grid": 0.2,
 }
 """Outputs on request that one sweep can have together, with the share of the sweeps."""
@@ -144,6 +148,13 @@ def outputs_of(message: Any, labeled: LabeledSweep) -> dict[str, Callable[[], An
         drawn = draw_grid(newest, newest.points, np.eye(4), costs, config)
         grid_message(drawn, header.stamp, "map")
 
+    things, drive = MovingThings(), itertools.count(1)
+    labels = np.where(np.arange(width) % 20, space.index("road"), space.index("vehicle"))
+
+    def move() -> None:
+        cloud = replace(labeled.cloud, stamp_ns=next(drive) * 100_000_000)
+        things.update(cloud, labels, space, np.eye(4))
+
     fields = ExtraFields(probabilities=("road", "person"))
     return {
         "entropy": lambda: entropy(labeled.probabilities, len(labeled.labels)),
@@ -152,6 +163,7 @@ def outputs_of(message: Any, labeled: LabeledSweep) -> dict[str, Callable[[], An
         "minimal": lambda: cloud_message(header, minimal_cloud(message, labeled, ExtraFields())),
         "autoware": lambda: cloud_message(header, autoware_cloud(message, labeled, ids)),
         "label image": lambda: mono_message(label_image(labeled, height, width), header),
+        "moving": move,
         "grid": draw,
         "confidence image": lambda: mono_message(confidence_image(labeled, height, width), header),
     }

@@ -84,8 +84,9 @@ class Things:
         things = things[:: max(1, -(-len(things) // _MOST_POINTS))]
         ids = instances[things].astype(np.int64)
         size = np.maximum(np.bincount(ids, minlength=int(instances.max(initial=0)) + 1), 1)
-        half = np.flatnonzero(cloud.finite)[::2]  # covers every cell too
-        free = FreeSpace(_columns(cloud.xyz, half))
+        half = np.ascontiguousarray(cloud.xyz[::2].T, np.float32)  # covers every cell too
+        known = np.isfinite(half.sum(0))
+        free = FreeSpace(half if known.all() else half[:, known])
         return cls(_columns(cloud.xyz, things), ids, size, free, pose, cloud.stamp_ns)
 
     def share(self, chosen: Array) -> Array:

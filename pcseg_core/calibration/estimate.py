@@ -93,14 +93,15 @@ def search(
             options={"maxiter": _ITERATIONS, "ftol": 1e-5},
         )
         best[free] = found.x
-    return best * _UNIT
+    change: Float64 = best * _UNIT
+    return change
 
 
 def estimate(alignment: Alignment, change: Float64) -> Estimate:
     """A change of the best score with its covariance, drawn to 0 where the drive cannot tell."""
     slopes = alignment.parts(change, -1)[1] * _UNIT
     information = _information(slopes, _curvature(alignment, change))
-    covariance = np.linalg.inv(information + np.diag(_PRIOR**-2.0))
+    covariance: Float64 = np.linalg.inv(information + np.diag(_PRIOR**-2.0))
     likely = covariance @ information @ (change / _UNIT)
     covariance = (covariance + np.diag(_FLOOR**2)) * np.outer(_UNIT, _UNIT)
     return _scored(alignment, likely * _UNIT, covariance)
@@ -117,7 +118,8 @@ def restricted(alignment: Alignment, whole: Estimate, free: Sequence[int]) -> Es
 def spread(alignments: Sequence[Alignment], change: Float64) -> Float64:
     """(7,) largest distance between the changes that parts of a drive find by themselves."""
     found = [search(part, change, levels=(1, 2)) for part in alignments]
-    return np.ptp(np.stack(found), axis=0)
+    widest: Float64 = np.ptp(np.stack(found), axis=0)
+    return widest
 
 
 def _scored(alignment: Alignment, change: Float64, covariance: Float64) -> Estimate:

@@ -105,8 +105,8 @@ def open_recording(
     if reader == "simulated":
         items = place.split(",")
         drive = ",".join(item for item in items if not item.startswith(_CALIBRATION))
-        given = [item.removeprefix(_CALIBRATION) for item in items if item.startswith(_CALIBRATION)]
-        file = options.pop("calibration", given[-1] if given else None)
+        rigs = [item.removeprefix(_CALIBRATION) for item in items if item.startswith(_CALIBRATION)]
+        file = options.pop("calibration", rigs[-1] if rigs else None)
         return _recalibrated(_reader(reader)(drive, **options), file)
     path, query = split_query(place)
     chosen = {**dict(parse_qsl(query)), **options}

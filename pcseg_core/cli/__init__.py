@@ -18,6 +18,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from pcseg_core.cli import (
     bag,
+    calibrate,
     demo,
     distill,
     doctor,
@@ -179,6 +180,7 @@ for _command in (  # in the order of the help
     distill.distill,
     evaluate.evaluate,
     robustness.robustness,
+    calibrate.calibrate,
     images.images,
     superpixels.superpixels,
     pretrain.pretrain,

@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pcseg_core.cli.options import Device, Out, Resume, Seed, Steps, adjusted, described, run_once
+from pcseg_core.cli.options import (
+    Device,
+    Out,
+    Resume,
+    Seed,
+    Steps,
+    adjusted,
+    described,
+    expanded,
+    run_once,
+)
 from pcseg_core.errors import InputError
 
 if TYPE_CHECKING:
@@ -25,7 +35,11 @@ def finetune(
     run: Annotated[Path, typer.Argument(help="Run directory or checkpoint to start from.")],
     sources: Annotated[
         list[str],
-        typer.Argument(help="Labeled recordings: SemanticKITTI folders, bags, or reader:path."),
+        typer.Argument(
+            help="Labeled recordings: SemanticKITTI folders, bags, or reader:path; patterns and "
+            "@FILE as for `pcseg distill`.",
+            callback=expanded,
+        ),
     ],
     out: Out,
     labels: Annotated[

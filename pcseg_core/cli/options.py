@@ -20,8 +20,23 @@ from pcseg_core.errors import InputError
 if TYPE_CHECKING:
     from pcseg_core.learning.recipe import OptimizerConfig
 
+
+def expanded(sources: list[str] | None) -> list[str] | None:
+    """Callback of options: sources with patterns and lists replaced, see `expand_sources`."""
+    if not sources:
+        return sources
+    from pcseg_core.data.source_list import expand_sources
+
+    return expand_sources(sources)
+
+
 Sources = Annotated[
-    list[str], typer.Argument(help="Recordings: bags, or reader:path (kitti-raw:PATH, ...).")
+    list[str],
+    typer.Argument(
+        help="Recordings: bags, or reader:path (kitti-raw:PATH, ...); 'drives/2026-*' for "
+        "several, @FILE for a list of them.",
+        callback=expanded,
+    ),
 ]
 RecipeName = Annotated[
     str,

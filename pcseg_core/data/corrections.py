@@ -15,6 +15,7 @@ import numpy.typing as npt
 from pcseg_core.data import readable
 from pcseg_core.data.label_files import LABELS_FILE, label_name, label_paths
 from pcseg_core.data.label_formats import MANIFEST, digest_of, read_manifest
+from pcseg_core.data.label_formats.clouds import read_pcd_field
 from pcseg_core.data.sample import Sample
 from pcseg_core.data.semantic_kitti import raw_id_table, read_labels
 from pcseg_core.errors import InputError
@@ -68,7 +69,14 @@ def read_corrections(
         found for depth in range(3) for found in sorted(folder.glob("*/" * depth + MANIFEST))
     ]
     if manifests:
-        found = [one for file in manifests for one in _exported(file, recordings, space)]
+        contents = {file: dict(read_manifest(file)) for file in manifests}
+        usable = {file: c for file, c in contents.items() if c.get("format") in _READERS}
+        if not usable:
+            raise InputError(
+                f"{manifests[0]}: corrections in the format {contents[manifests[0]].get('format')} "
+                f"cannot be read; expected one of {', '.join(_READERS)}"
+            )
+        found = [one for item in usable.items() for one in _exported(*item, recordings, space)]
     else:
         found = list(_label_files(folder, recordings, space))
     if not found:
@@ -77,16 +85,13 @@ def read_corrections(
 
 
 def _exported(
-    manifest: Path, recordings: Mapping[str, Recording], space: LabelSpace
+    manifest: Path,
+    content: Mapping[str, Any],
+    recordings: Mapping[str, Recording],
+    space: LabelSpace,
 ) -> Iterator[Correction]:
-    """The changed sweeps of an export."""
-    content: dict[str, Any] = dict(read_manifest(manifest))
+    """The changed sweeps of an export, which has this manifest."""
     format, name = str(content.get("format")), str(content.get("recording"))
-    if format not in _READERS:
-        raise InputError(
-            f"{manifest}: corrections in the format {format} cannot be read; expected one of "
-            f"{', '.join(_READERS)}"
-        )
     own = LabelSpace.from_dict(content["label_space"])
     groups = _groups(own, space, manifest)
     named = {key: recording for key, recording in recordings.items() if recording.name == name}
@@ -205,6 +210,10 @@ def _read_segments(file: Path, frame: int, space: LabelSpace) -> Int64:
     return _checked(labels.astype(np.int64) - 1, space, file)
 
 
+def _read_pcd(file: Path, frame: int, space: LabelSpace) -> Int64:
+    return _class_ids(read_pcd_field(file, "label"), space, file)
+
+
 def _checked(labels: Int64, space: LabelSpace, file: Path) -> Int64:
     if len(labels) and labels.max() >= len(space):
         raise InputError(
@@ -218,4 +227,5 @@ _READERS: dict[str, Callable[[Path, int, LabelSpace], Int64]] = {
     "semantic-kitti": _read_semantic_kitti,
     "nuscenes": _read_nuscenes,
     "segments": _read_segments,
+    "pcd": _read_pcd,
 }

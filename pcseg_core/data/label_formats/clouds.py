@@ -18,6 +18,7 @@ from pcseg_core.data.label_formats.sweep import ExportSweep
 from pcseg_core.errors import InputError
 from pcseg_core.labels import LabelSpace
 
+_PCD_CODES = {"I": "i", "U": "u", "F": "f"}
 _UNLABELED = (128, 128, 128)
 LAS_SCALE_M = 1e-4  # of a coordinate's integer
 LAS_FIRST_CLASS = 64  # codes below have a meaning in the standard
@@ -82,6 +83,37 @@ class PcdExport(_CloudExport):
             f"VIEWPOINT 0 0 0 1 0 0 0\nPOINTS {len(cloud)}\nDATA binary\n"
         )
         return header.encode() + points.tobytes()
+
+
+def read_pcd_field(file: Path, name: str) -> npt.NDArray[np.int64]:
+    """(N,) whole numbers of a field of a PCD file, ascii or binary, as an editor stored it.
+
+    Raises:
+        InputError: not such a file, no such field, or a value that is no whole number.
+    """
+    try:
+        head, mark, body = file.read_bytes().partition(b"\nDATA ")
+        kind, _, data = body.partition(b"\n")
+        lines = [line.split() for line in head.decode("ascii").splitlines()]
+        header = {line[0]: line[1:] for line in lines if line and line[0] != "#"}
+        fields = header["FIELDS"]
+        counts = [int(count) for count in header.get("COUNT", ["1"] * len(fields))]
+        if not mark or kind.strip() not in (b"ascii", b"binary"):
+            raise ValueError("expected data in ascii or binary; store it so")
+        if kind.strip() == b"ascii":
+            column = sum(counts[: fields.index(name)])
+            values = np.loadtxt(data.decode("ascii").splitlines(), ndmin=2)[:, column]
+        else:
+            codes = [f"<{_PCD_CODES[t]}{size}" for t, size in zip(header["TYPE"], header["SIZE"])]
+            types = [(f"{k}", code, count) for k, (code, count) in enumerate(zip(codes, counts))]
+            rows = np.frombuffer(data, np.dtype(types), int(header["POINTS"][0]))
+            values = rows[f"{fields.index(name)}"].reshape(len(rows), -1)[:, 0]
+        whole = np.rint(values).astype(np.int64)
+        if (whole != values).any() or (whole < 0).any():
+            raise ValueError(f"a value of {name} is no whole number of 0 or more")
+    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+        raise InputError(f"{file}: no field '{name}' of a PCD file: {error}") from error
+    return whole
 
 
 class LasExport(_CloudExport):

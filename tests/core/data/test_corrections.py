@@ -15,6 +15,8 @@ from pcseg_core.data.label_formats import MANIFEST, export_labels
 from pcseg_core.errors import InputError
 from pcseg_core.labels import LabelSpace
 
+READABLE = ["semantic-kitti", "nuscenes", "segments", "pcd"]
+
 
 def corrected(index: int) -> np.ndarray:
     """Labels of a sweep as a person leaves them."""
@@ -32,6 +34,10 @@ def rewrite(folder: Path, index: int, labels: np.ndarray) -> Path:
         known = [{"id": k, "category_id": k - 100} for k in set(objects.tolist()) - {0}]
         stored["frames"][int(frame)] = {"annotations": known, "point_annotations": objects.tolist()}
         (folder / file).write_text(json.dumps(stored))
+    elif file.endswith(".pcd"):
+        rows = "".join(f"{k} 0 0 {label + 1}\n" for k, label in enumerate(labels.tolist()))
+        head = "VERSION .7\nFIELDS x y z label\nSIZE 4 4 4 4\nTYPE F F F I\nCOUNT 1 1 1 1\n"
+        (folder / file).write_text(f"{head}POINTS {len(labels)}\nDATA ascii\n{rows}")
     else:
         kind = "u1" if content["format"] == "nuscenes" else "<u4"
         instance = 0 if kind == "u1" else 7 << 16
@@ -39,7 +45,7 @@ def rewrite(folder: Path, index: int, labels: np.ndarray) -> Path:
     return folder / file
 
 
-@pytest.mark.parametrize("format", ["semantic-kitti", "nuscenes", "segments"])
+@pytest.mark.parametrize("format", READABLE)
 def test_the_changed_sweeps_of_an_export_come_back(tmp_path: Path, format: str) -> None:
     folder = export_labels(Drive(), write_labels(tmp_path), format).folder
     with pytest.raises(InputError, match="no labels in it were changed"):
@@ -52,7 +58,7 @@ def test_the_changed_sweeps_of_an_export_come_back(tmp_path: Path, format: str) 
         np.testing.assert_array_equal(found.finite, Drive()[3].cloud.finite)
 
 
-@pytest.mark.parametrize("format", ["semantic-kitti", "nuscenes", "segments"])
+@pytest.mark.parametrize("format", READABLE)
 def test_another_length_or_class_is_refused(tmp_path: Path, format: str) -> None:
     folder = export_labels(Drive(), write_labels(tmp_path), format).folder
     file = rewrite(folder, 1, corrected(1)[:-1])
@@ -92,6 +98,11 @@ def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
     fine = LabelSpace.load("semantic_kitti")
     with pytest.raises(InputError, match=r"export\.json: no grouping from label space 'street'"):
         read_corrections(folder, {"drive": Drive()}, fine)
+    pcd = export_labels(Drive(), tmp_path, "pcd").folder
+    file = rewrite(pcd, 0, corrected(0))
+    file.write_text(file.read_text().replace("FIELDS x y z label", "FIELDS x y z class"))
+    with pytest.raises(InputError, match=r"0\.pcd: no field 'label' of a PCD file"):
+        read_corrections(pcd, {"drive": Drive()}, STREET)
     las = export_labels(Drive(), tmp_path, "las").folder
     with pytest.raises(InputError, match="corrections in the format las cannot be read"):
         read_corrections(las, {"drive": Drive()}, STREET)

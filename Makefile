@@ -11,7 +11,7 @@ NO_ROS := $(VENV)/.no-ros
 
 help:
 	@sed -n '1,4p' Makefile | sed 's/^# \{0,1\}//'
-	@echo "  make lint   ruff, mypy, import-linter and codespell"
+	@echo "  make lint   ruff, mypy, import-linter, codespell, and linters of images and workflows"
 	@echo "  make docs   the documentation site, in build/site"
 
 install: $(READY)
@@ -38,6 +38,9 @@ lint: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/codespell
+	$(BIN)/hadolint docker/Dockerfile docker/Dockerfile.cuda
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec compose.yaml
 
 docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

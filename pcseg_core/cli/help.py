@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 GROUPS = (
-    ("Look at recordings", ("bag", "view", "images", "demo")),
+    ("Look at recordings", ("bag", "calibrate", "view", "images", "demo")),
     (
         "Train without labels",
         ("distill", "pretrain", "zero-shot", "superpixels", "label", "select"),
@@ -34,6 +34,7 @@ EXAMPLES = {
     ),
     "bag play": ("bag play drive",),
     "bag record": ("bag record labeled /labeled_points /diagnostics",),
+    "calibrate": ("calibrate drive --picture edges.png", "calibrate drive --out rig.yaml"),
     "distill": (
         "distill drive --out runs/first",
         "distill drive1 drive2 --recipe my.yaml --seed 1 --out runs/second",

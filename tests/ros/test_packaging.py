@@ -60,6 +60,16 @@ def test_ros2_run_finds_the_executable(setup: configparser.ConfigParser) -> None
     assert setup["develop"]["script_dir"] == setup["install"]["install_scripts"]
 
 
+def test_nodes_run_in_the_active_environment(tmp_path: Path) -> None:
+    """As colcon installs them, with the Python that runs colcon."""
+    pytest.importorskip("setuptools")
+    command = [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", tmp_path]
+    command += ["install_scripts", "--skip-build", "--install-dir", tmp_path / "lib"]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=60)
+    first = (tmp_path / "lib" / "segment_node").read_text().partition("\n")[0]
+    assert first == "#!/usr/bin/env python3"
+
+
 def test_the_workspace_holds_this_repository() -> None:
     assert (ROOT / "ros2_ws" / "src" / "pcseg_ros").resolve() == ROOT
 

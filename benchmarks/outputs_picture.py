@@ -4,7 +4,7 @@
     python -m benchmarks.outputs_picture simulated:seed=100010,sweeps=20,cameras=0 --picture OUT
 
 The last sweep of a recording with poses, labeled as the node does it with smoothing: ground and
-other points as two named clouds, and the grid.
+other points as two named clouds, those that move, and the grid.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pcseg_core.data import open_recording
 from pcseg_core.errors import InputError, PcsegError
 from pcseg_core.evaluation import pictures
 from pcseg_core.geometry import transform
+from pcseg_core.labels import MOVING
 from pcseg_core.online.grid import (
     UNKNOWN,
     Grid,
@@ -36,7 +37,7 @@ from pcseg_core.online.segmenter import Segmenter
 from pcseg_core.progress import tracked
 from pcseg_ros.output_parameters import CloudParameters
 
-_GROUND, _OTHER = "#2f9e5c", "#c2255c"
+_POINTS = {"ground": "#2f9e5c", "other": "#7b5ea7", "moving": "#f76707"}
 _GROUND_CLASSES = ("road", "sidewalk", "terrain")
 _COLORS = {"unknown": "#c9d1d9", "free": "#b7e4c7", "low cost": "#ffe8a3", "occupied": "#1b1f24"}
 
@@ -50,7 +51,7 @@ def label_all(source: str, checkpoint: str) -> tuple[LabeledSweep, Pipeline]:
     recording = open_recording(source)
     labeled = None
     for sample in tracked(recording, recording.name, len(recording)):
-        labeled = pipeline.process(Sweep.of(sample))
+        labeled = pipeline.process(Sweep.of(sample), moving=True)
     if labeled is None or labeled.pose is None:
         raise InputError(f"{source}: a recording with poses is needed")
     return labeled, pipeline
@@ -67,7 +68,7 @@ def grid_of(labeled: LabeledSweep, pipeline: Pipeline, config: GridConfig) -> Gr
 
 
 def cloud_colors(labeled: LabeledSweep) -> np.ndarray:
-    """(N, 3) colors of ground points, other points and points in neither cloud."""
+    """(N, 3) colors of ground points, other points, moving ones, and points in neither cloud."""
     clouds = {
         "ground_points": CloudParameters(classes=_GROUND_CLASSES),
         "nonground_points": CloudParameters(classes=("*",)),
@@ -75,7 +76,8 @@ def cloud_colors(labeled: LabeledSweep) -> np.ndarray:
     kind = np.full(len(labeled.labels), -1)
     for number, name in enumerate(clouds):
         kind[choose_points(clouds, name, labeled)] = number
-    return pictures.label_colors(kind, _bytes(_GROUND, _OTHER))
+    kind[labeled.moving == MOVING] = len(clouds)
+    return pictures.label_colors(kind, _bytes(*_POINTS.values()))
 
 
 def grid_colors(grid: Grid) -> np.ndarray:
@@ -98,15 +100,15 @@ def draw(labeled: LabeledSweep, grid: Grid, path: Path) -> None:
     returns = np.flatnonzero(labeled.cloud.finite)
     xyz = transform(labeled.pose, labeled.cloud.xyz[returns]) - center
     left, right = figure.add_axes((0.02, 0.1, 0.47, 0.84)), figure.add_axes((0.51, 0.1, 0.47, 0.84))
-    title = "ground_points and nonground_points"
+    title = "ground_points, nonground_points and moving_points"
     colors = cloud_colors(labeled)[returns]
     pictures.bev(left, xyz, colors, extent_m=half, title=title, point_size=2.0)
     pictures.bev(right, xyz[:0], colors[:0], extent_m=half, title="grid")
     # The view has +x up and +y to the left.
     image = grid_colors(grid).transpose(1, 0, 2)[::-1, ::-1]
     right.imshow(image, extent=(-half, half, -half, half), zorder=2, interpolation="nearest")
-    names = ("ground", "other", *_COLORS)
-    pictures.legend(figure, names, (_GROUND, _OTHER, *_COLORS.values()), anchor=(0.5, 0.015))
+    shades = _POINTS | _COLORS
+    pictures.legend(figure, list(shades), list(shades.values()), anchor=(0.5, 0.015))
     pictures.save(figure, path)
 
 

@@ -44,8 +44,8 @@ class CameraParameters(Section):
     )
     calibration: str = Field(
         "",
-        description="Calibration file (YAML) with the extrinsics, and the intrinsics if there is "
-        "no CameraInfo; empty takes the extrinsics from TF",
+        description="Calibration file (YAML) with the extrinsics and time offsets, and the "
+        "intrinsics if there is no CameraInfo; empty takes the extrinsics from TF",
     )
     sync: Literal["nearest", "exact", "approximate"] = Field(
         "nearest",

@@ -102,7 +102,7 @@ def fit(data: Sequence[TrainingSweep], recipe: StreetRecipe, out: Path) -> None:
         ("refined", again, recipe.refine),
     ):
         own = recipe.model_copy(update={"optimizer": optimizer})
-        sectors = LabeledSectors([data[k] for k in chosen], own)
+        sectors = LabeledSectors([data[k] for k in chosen], own, space)
         module = TrainingModule(student, [Segmentation(recipe.loss, counts)], sectors, optimizer)
         metrics[stage] = train(module, out / stage, "cpu")
     metrics["poses"] = dict.fromkeys(recipe.sources, "exact")

@@ -83,6 +83,7 @@ PARTS: dict[str, Part] = {
         },
         needs=INTENSITY,
     ),
+    "corruptions": Part({"augment.corrupt": {}}),
     "PolarMix": Part({"mix.polar": 0.0}),
     "LaserMix": Part({"mix.laser": 0.0}),
     "things": Part({"mix.things": 0}),

@@ -38,7 +38,7 @@ def command_page() -> str:
         lines += ["", f"## {name}", "", "```", " ".join(usage.split()), "```", ""]
         lines += [_escaped(line) for line in (command.help or "").splitlines()]
         records = [parameter.get_help_record(context) for parameter in command.get_params(context)]
-        rows = [(_code(r[0]), _escaped(r[1])) for r in records if r and not r[0].startswith("--h")]
+        rows = [(_code(r[0]), _escaped(r[1])) for r in records if r and not r[0].endswith("--help")]
         if rows:
             lines += ["", "| | |", "|---|---|", *(f"| {a} | {b} |" for a, b in rows)]
     return "\n".join(lines) + "\n"

@@ -3,15 +3,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from pcseg_core.cloud import PointCloud
 from pcseg_core.config import Section
+from pcseg_core.corruptions import CORRUPTIONS, SEVERITIES, LabeledCloud, find_corruption
+from pcseg_core.errors import InputError
 from pcseg_core.geometry import elevation, from_euler
-from pcseg_core.labels import IGNORE
+from pcseg_core.labels import IGNORE, LabelSpace
+from pcseg_core.learning.mixing import Cloud
 
 Array = npt.NDArray[Any]
 Bool = npt.NDArray[np.bool_]
@@ -89,6 +94,21 @@ class AugmentConfig(Section):
     intensity_drop: float = Field(
         0.0, ge=0, le=1, description="Share of the clouds whose intensities are all 0"
     )
+    corrupt: dict[str, float] = Field(
+        default_factory=dict,
+        description="Share of the clouds with a corruption, by its name; light, moderate and heavy "
+        "are drawn evenly",
+    )
+
+    @model_validator(mode="after")
+    def _one_corruption_per_cloud(self) -> AugmentConfig:
+        for name, share in self.corrupt.items():
+            find_corruption(name)
+            if not 0 <= share <= 1:
+                raise ValueError(f"corrupt.{name} is {share:g}; expected a share in 0..1")
+        if sum(self.corrupt.values()) > 1:
+            raise ValueError("corrupt: a cloud has one corruption; expected a sum up to 1")
+        return self
 
 
 class PairAugmentConfig(Section):
@@ -282,6 +302,53 @@ def _bent(values: Array, share: float, rng: Rng) -> Array:
     curve = np.interp(values, np.linspace(0, 1, len(knots)), knots / knots[-1])
     bent: Array = ((1 - share) * values + share * curve).astype(np.float32)
     return bent
+
+
+def check_corruptions(shares: Mapping[str, float], space: LabelSpace | None) -> None:
+    """Check that the classes of a training allow its corruptions.
+
+    Raises:
+        InputError: one chooses points by classes that are not there.
+    """
+    names = () if space is None else space.names
+    for name in shares:
+        if (needed := CORRUPTIONS[name].classes) and not needed & set(names):
+            raise InputError(
+                f"augment.corrupt: {name} needs one of the classes {', '.join(sorted(needed))}; "
+                f"the labels have {', '.join(names) or 'none'}"
+            )
+
+
+def corrupt_some(
+    cloud: Cloud, shares: Mapping[str, float], space: LabelSpace | None, rng: Rng
+) -> Cloud:
+    """A cloud with one of the corruptions, or as it is.
+
+    Points that a corruption invents have no label and no features.
+
+    Args:
+        cloud: points in the frame of the sensor, before other changes.
+        shares: share of the clouds with each corruption.
+        space: classes of the labels, which `check_corruptions` has accepted.
+        rng: random numbers; not used without corruptions.
+    """
+    if not shares:
+        return cloud
+    place = np.searchsorted(np.cumsum(list(shares.values())), rng.random(), side="right")
+    if place == len(shares):
+        return cloud
+    corruption = CORRUPTIONS[list(shares)[place]]
+    severity = SEVERITIES[rng.integers(len(SEVERITIES))]
+    scene = LabeledCloud(PointCloud(cloud.xyz, cloud.intensity), cloud.label, space)
+    found = corruption.apply(scene, severity, rng)
+    assert found.cloud.intensity is not None
+    return Cloud(
+        found.cloud.xyz,
+        found.cloud.intensity,
+        found.carry(cloud.label),
+        np.where(found.invented, np.float32(0), cloud.confidence[found.source]),
+        found.carry(cloud.origin),
+    )
 
 
 def draw_members(ids: Array, limit: int, rng: Rng) -> Array:

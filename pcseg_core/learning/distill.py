@@ -266,7 +266,7 @@ def new_module(
     text, lidar = teachers.text, teachers.lidar
     if recipe.optimizer.heads_only:
         loss = loss.model_copy(update={"cross_entropy": 0.0, "lovasz": 0.0})
-    sectors = LabeledSectors(sweeps, recipe)
+    sectors = LabeledSectors(sweeps, recipe, teachers.space)
     counts = label_counts(sweeps, classes, sectors.required)
     found: list[Objective] = []
     if teachers.space == NO_CLASSES:

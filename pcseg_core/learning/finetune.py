@@ -197,7 +197,7 @@ def finetune(
         InputError: no labeled point, or the run has another network.
         KeyboardInterrupt: a signal ended the training.
     """
-    sectors = LabeledSectors(sweeps, recipe)
+    sectors = LabeledSectors(sweeps, recipe, space)
     counts = label_counts(sweeps, len(space), sectors.required)
     if not counts.any():
         raise InputError("the sweeps to train on have no labeled point of these classes")

@@ -346,6 +346,8 @@ class Recipe(TrainingRecipe):
         for name in ("text", "supervision", "alignment", "self_training"):
             if getattr(self, name) and not self.teacher:
                 raise ValueError(f"'{name}' needs a 'teacher'")
+        if self.encoder and self.augment.corrupt:
+            raise ValueError("augment.corrupt is for training with labels: give a 'teacher'")
         if self.supervision and not self.text:
             raise ValueError("'supervision' needs the words of the classes: give 'text'")
         words = self.text.regression + self.text.cross_entropy if self.text else 0.0

@@ -15,11 +15,13 @@ from pcseg_core.distill.cache import Stored
 from pcseg_core.distill.lidar_teacher import LidarTargets
 from pcseg_core.distill.losses import required_confidence
 from pcseg_core.distill.pixels import PointPixels
-from pcseg_core.labels import IGNORE
+from pcseg_core.labels import IGNORE, LabelSpace
 from pcseg_core.learning.augment import (
     ScenePicker,
     augment_intensity,
     augment_points,
+    check_corruptions,
+    corrupt_some,
     keep_some,
     labeled_azimuth,
     sector_mask,
@@ -42,13 +44,23 @@ class LabeledSectors:
     Args:
         sweeps: labeled sweeps.
         recipe: optimizer, augmentation, mixing, least confidence and seed.
+        space: classes of the labels; some corruptions of the augmentation need them.
 
     Attributes:
         required: least confidence of the labels, see `required_confidence`.
+
+    Raises:
+        InputError: a corruption needs classes that are not there.
     """
 
-    def __init__(self, sweeps: Sequence[TrainingSweep], recipe: TrainingRecipe) -> None:
-        self.sweeps, self.recipe = sweeps, recipe
+    def __init__(
+        self,
+        sweeps: Sequence[TrainingSweep],
+        recipe: TrainingRecipe,
+        space: LabelSpace | None = None,
+    ) -> None:
+        self.sweeps, self.recipe, self.space = sweeps, recipe, space
+        check_corruptions(recipe.augment.corrupt, space)
         labels = ((sweep.label, sweep.confidence) for sweep in sweeps)
         self.required = required_confidence(labels, recipe.loss)
         self.scenes = ScenePicker([sweep.scene for sweep in sweeps])
@@ -63,6 +75,7 @@ class LabeledSectors:
         config, sweep = self.recipe.augment, self.sweeps[self.scenes.draw(rng)]
         cloud, azimuth = self._cloud(sweep, rng)
         cloud = self._mixed(cloud, azimuth, sweep.scene, rng)
+        cloud = corrupt_some(cloud, config.corrupt, self.space, rng)
         cloud = cloud.take(thin(cloud.xyz, config, rng))
         xyz = augment_points(cloud.xyz, config, rng)
         intensity = augment_intensity(cloud.intensity, config, rng)

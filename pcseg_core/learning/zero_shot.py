@@ -218,7 +218,7 @@ def new_module(
     hidden = torch.from_numpy(split.mask)
     # Classes without examples are not negatives either: they compete in the test only.
     excluded = hidden if recipe.supervision == "seen" else torch.zeros_like(hidden)
-    sectors = LabeledSectors(sweeps, recipe)
+    sectors = LabeledSectors(sweeps, recipe, split.space)
     counts = label_counts(sweeps, len(vectors), sectors.required)
     objectives: list[Objective] = [
         WordSegmentation(recipe.loss, counts, vectors, recipe.text.temperature, excluded)

@@ -3,14 +3,26 @@
 
 import numpy as np
 import pytest
+from small_runs import STREET
 
+from pcseg_core.config import parse_section
+from pcseg_core.corruptions import CORRUPTIONS
+from pcseg_core.distill.pixels import PointPixels
+from pcseg_core.errors import InputError
+from pcseg_core.labels import IGNORE
 from pcseg_core.learning.augment import (
     AugmentConfig,
     augment_intensity,
     augment_points,
+    corrupt_some,
     elevation_bands,
     thin,
 )
+from pcseg_core.learning.dataset import TrainingSweep
+from pcseg_core.learning.finetune import FinetuneRecipe
+from pcseg_core.learning.mixing import Cloud
+from pcseg_core.learning.recipe import Recipe
+from pcseg_core.learning.sectors import LabeledSectors
 
 STILL = AugmentConfig(
     rotate=False, flip=False, scale=0, shift_z_m=0, tilt_deg=0, jitter_m=0, intensity_gain=0
@@ -105,3 +117,79 @@ def test_a_random_curve_of_intensities_rises_and_noise_has_its_deviation() -> No
     found = augment_intensity(flat, noisy, np.random.default_rng(0))
     assert found.std() == pytest.approx(0.05, rel=0.05)
     assert (flat == 0.5).all()  # the sweep itself stays
+
+
+def labeled(points: int = 6000) -> Cloud:
+    """Ground and walls around the sensor; the confidence tells the point, the class its kind."""
+    rng = np.random.default_rng(0)
+    angle, far = rng.uniform(-np.pi, np.pi, points), rng.uniform(5, 60, points)
+    height = np.where(np.arange(points) % 2, rng.uniform(-1, 3, points), -1.7)
+    xyz = np.stack([far * np.cos(angle), far * np.sin(angle), height], axis=1)
+    label = np.where(height < -1.5, STREET.index("road"), STREET.index("vehicle"))
+    number = np.arange(points)
+    sure = ((number + 1) / points).astype(np.float32)
+    return Cloud(xyz.astype(np.float32), np.full(points, 0.3, np.float32), label, sure, number)
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_corrupted_points_keep_their_labels_and_invented_ones_have_none(name: str) -> None:
+    before = labeled()
+    after = [corrupt_some(before, {name: 1.0}, STREET, np.random.default_rng(s)) for s in (1, 2, 3)]
+    moved = 0
+    for cloud in after:
+        assert len(cloud.xyz) == len(cloud.intensity) == len(cloud.label) == len(cloud.origin)
+        assert cloud.xyz.dtype == cloud.intensity.dtype == cloud.confidence.dtype == np.float32
+        own = cloud.origin != IGNORE
+        np.testing.assert_array_equal(cloud.label[own], before.label[cloud.origin[own]])
+        np.testing.assert_array_equal(cloud.confidence[own], before.confidence[cloud.origin[own]])
+        assert (cloud.label[~own] == IGNORE).all() and (cloud.confidence[~own] == 0).all()
+        same = before.xyz[cloud.origin[own]] == cloud.xyz[own]
+        moved += len(before.xyz) - int(own.sum()) + int((~same).any(axis=1).sum())
+        moved += int((before.intensity[cloud.origin[own]] != cloud.intensity[own]).sum())
+    assert moved > 0
+    few = before.take(np.arange(3))
+    assert len(corrupt_some(few, {name: 1.0}, STREET, np.random.default_rng(0)).xyz) <= 3
+
+
+def test_a_share_of_the_clouds_has_each_corruption() -> None:
+    before, shares = labeled(600), {"motion-blur": 0.25, "beam-missing": 0.5}
+    after = [corrupt_some(before, shares, None, np.random.default_rng(s)) for s in range(200)]
+    clean = np.mean([cloud is before for cloud in after])
+    fewer = np.mean([len(cloud.xyz) < 600 for cloud in after])
+    assert clean == pytest.approx(0.25, abs=0.08) and fewer == pytest.approx(0.5, abs=0.1)
+    rng = np.random.default_rng(0)
+    assert corrupt_some(before, {}, None, rng) is before
+    assert rng.random() == np.random.default_rng(0).random()  # other augmentation stays the same
+
+
+def test_features_stay_with_the_points_of_corrupted_sectors() -> None:
+    cloud = labeled()
+    pixels = PointPixels(cloud.origin, image=cloud.confidence[:, None].astype(np.float16))
+    sweep = TrainingSweep(
+        cloud.xyz, cloud.intensity, cloud.label.astype(np.int16), cloud.confidence, "a", pixels
+    )
+    recipe = FinetuneRecipe(
+        augment={"corrupt": {"crosstalk": 1.0}}, optimizer={"batch_size": 2, "sector_deg": 360}
+    )
+    for batch in LabeledSectors([sweep], recipe).draw(0):
+        assert batch.pixels is not None and batch.pixels.image is not None
+        sure = batch.confidence[batch.pixels.point].numpy()
+        np.testing.assert_allclose(batch.pixels.image[:, 0].numpy(), sure, atol=1e-3)
+        assert len(batch.pixels.point) == (batch.confidence > 0).sum() < len(batch.points.xyz)
+
+
+def test_wrong_corruptions_are_refused() -> None:
+    for shares, expected in (
+        ({"hail": 0.1}, "no corruption 'hail'; expected one of fog"),
+        ({"fog": -0.1}, "corrupt.fog is -0.1; expected a share in 0..1"),
+        ({"fog": 0.6, "snow": 0.6}, "expected a sum up to 1"),
+    ):
+        with pytest.raises(InputError, match=expected):
+            parse_section({"augment": {"corrupt": shares}}, FinetuneRecipe, "own.yaml")
+    recipe = FinetuneRecipe(augment={"corrupt": {"wet-ground": 0.1}})
+    with pytest.raises(InputError, match=r"wet-ground needs one of .*road.*; the labels have none"):
+        LabeledSectors([], recipe)
+    assert LabeledSectors([], recipe, STREET).space is STREET
+    encoder = {"encoder": {"name": "resnet50"}, "augment": {"corrupt": {"fog": 0.1}}}
+    with pytest.raises(InputError, match=r"augment\.corrupt is for training with labels"):
+        parse_section(encoder, Recipe, "own.yaml")

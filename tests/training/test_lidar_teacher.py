@@ -122,7 +122,7 @@ def test_voxels_of_the_student_take_the_mean_of_their_points(run: Path) -> None:
     sweep = TrainingSweep(xyz, intensity, label, confidence, "a", lidar=targets)
     settings = recipe(
         {"run": run},
-        augment=dict.fromkeys(AugmentConfig.model_fields, 0) | {"beam_deg": 1},
+        augment=dict.fromkeys(AugmentConfig.model_fields, 0) | {"beam_deg": 1, "corrupt": {}},
         optimizer={"batch_size": 2, "sector_deg": 360},
     )
     batch = StepDataset(LabeledSectors([sweep], settings), 0, 1)[0]

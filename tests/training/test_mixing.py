@@ -18,7 +18,7 @@ from pcseg_core.learning.things import Things, find_things, occlusion, paste, sc
 
 GROUND_M = -1.7
 ROAD, PERSON, WALL = 0, 1, 2
-STILL = dict.fromkeys(AugmentConfig.model_fields, 0) | {"beam_deg": 1}
+STILL = dict.fromkeys(AugmentConfig.model_fields, 0) | {"beam_deg": 1, "corrupt": {}}
 
 
 def cloud(xyz: np.ndarray, label: int) -> Cloud:

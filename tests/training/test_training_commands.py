@@ -90,6 +90,9 @@ def test_a_run_resumes_and_starts_over(tmp_path: Path, monkeypatch: pytest.Monke
     assert refused.exit_code == 2 and "notes.txt" in refused.output
     assert load_checkpoint(tmp_path / "run")[0].keys() == weights.keys()
     (tmp_path / "run" / "notes.txt").unlink()
+    log = (tmp_path / "run" / "logs" / "pcseg.log").read_text().splitlines()
+    assert [line.rpartition(": ")[2] for line in log] == ["done", log[1].rpartition(": ")[2]]
+    assert ": failed: run holds a run with another recipe" in log[1]
     fresh = pcseg(*command, "--steps", 3, "--fresh")
     assert fresh.exit_code == 0 and "2 sweeps, 3 steps" in fresh.output
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,7 @@ from pcseg_core.data.corrections import read_corrections
 from pcseg_core.distill.consolidation import moving_points
 from pcseg_core.distill.evidence import world_keys
 from pcseg_core.distill.labeling import Labels
+from pcseg_core.distill.lidar_teacher import LidarTargets
 from pcseg_core.distill.observation import Observation
 from pcseg_core.distill.pseudo_labels import PseudoLabelConfig
 from pcseg_core.geometry import invert
@@ -138,6 +139,13 @@ class CorrectedSweeps:
             return list(labels)
         carried = self._carried(sweeps, given, config)
         return [self._joined(*parts) for parts in zip(labels, given, carried)]
+
+    def without_targets(self, sweep: Observation, targets: LidarTargets) -> LidarTargets:
+        """Targets of a 3D teacher for a sweep, without those of its corrected points."""
+        given = self.labels.get((sweep.scene, sweep.index))
+        if given is None:
+            return targets
+        return replace(targets, voxel=np.where(given != IGNORE, IGNORE, targets.voxel))
 
     def _joined(self, labels: Labels, given: Int64 | None, carried: Float64 | None) -> Labels:
         """Labels of one sweep, with its own corrections and shares (N, C) of those around."""

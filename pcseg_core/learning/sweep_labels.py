@@ -147,8 +147,11 @@ class Labeling:
             pixels = replace(pixels, text=_agreed(pixels, sure, self.teachers.groups))
         labeled = TrainingSweep(sweep.xyz, sweep.intensity, label, confidence, sweep.scene, pixels)
         if self.targets is not None:
-            labeled.lidar = read_targets(self.targets[number])
-            _add_labels(labeled, labeled.lidar, recipe)
+            lidar = read_targets(self.targets[number])
+            if self.corrected is not None:
+                lidar = self.corrected.without_targets(sweep, lidar)
+            labeled.lidar = lidar
+            _add_labels(labeled, lidar, recipe)
         return labeled
 
 

@@ -92,8 +92,10 @@ class SemanticKittiExport:
             for name in ("velodyne", "labels", "image_2"):
                 (folder / name).mkdir(parents=True)
             posed = sweep.sample.trajectory is not None
-            self._sequences[scene] = _Sequence(folder, front_view(sweep.sample), posed)
-        return self._sequences[scene]
+            self._sequences[scene] = _Sequence(folder, None, posed)
+        sequence = self._sequences[scene]
+        sequence.view = sequence.view or front_view(sweep.sample)
+        return sequence
 
     @staticmethod
     def _pose(sequence: _Sequence, sweep: ExportSweep) -> Float64:

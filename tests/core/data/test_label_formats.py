@@ -225,6 +225,19 @@ def test_laspy_reads_las(out: Path) -> None:
     np.testing.assert_allclose(cloud.gps_time, seconds, atol=1e-6)
 
 
+def test_a_first_sweep_without_images_does_not_cost_the_camera(out: Path) -> None:
+    class Late(Drive):
+        def __getitem__(self, index: int) -> Sample:
+            sample = super().__getitem__(index)
+            sample.cameras = sample.cameras if index != 0 else []
+            return sample
+
+    root = export_labels(Late(), out, "semantic-kitti").folder / "sequences" / "00"
+    assert [path.name for path in (root / "image_2").iterdir()] == ["000001.png"]
+    rows = dict(line.split(": ") for line in (root / "calib.txt").read_text().splitlines())
+    np.testing.assert_allclose(np.array(rows["Tr"].split(), float).reshape(3, 4), AXES[:3])
+
+
 def test_only_chosen_sweeps_are_written(out: Path) -> None:
     root = export_labels(Drive(), out, "semantic-kitti", only={3, 0}).folder
     rows = json.loads((root / "export.json").read_text())["sweeps"]

@@ -8,6 +8,7 @@ import pytest
 
 from pcseg_core.distill.consolidation import ConsolidationConfig
 from pcseg_core.distill.corrected import CorrectedSweeps
+from pcseg_core.distill.lidar_teacher import LidarTargets
 from pcseg_core.distill.observation import Observation
 from pcseg_core.distill.pseudo_labels import PseudoLabelConfig
 from pcseg_core.geometry import from_euler, invert, transform
@@ -96,6 +97,15 @@ def test_nothing_is_carried_without_poses_or_from_what_moves(
     assert (found[0][0][:50] == ROAD).all()
     for own, other in zip(labels[1:], found[1:]):
         np.testing.assert_array_equal(own[0], other[0])
+
+
+def test_a_3d_teacher_is_not_asked_about_corrected_points(ground: np.ndarray) -> None:
+    given = np.where(ground[:, 1] > 0, ROAD, IGNORE)
+    corrected = CorrectedSweeps({("a", 1): given}, 20.0)
+    targets = LidarTargets(np.arange(len(ground), dtype=np.int32))
+    other, own = (corrected.without_targets(observation(k, ground), targets) for k in (0, 1))
+    assert other is targets
+    np.testing.assert_array_equal(own.voxel == IGNORE, ground[:, 1] > 0)
 
 
 def test_contradictions_of_corrected_sweeps_are_counted(ground: np.ndarray) -> None:

@@ -101,7 +101,7 @@ def estimate(alignment: Alignment, change: Float64) -> Estimate:
     """A change of the best score with its covariance, drawn to 0 where the drive cannot tell."""
     slopes = alignment.parts(change, -1)[1] * _UNIT
     information = _information(slopes, _curvature(alignment, change))
-    covariance: Float64 = np.linalg.inv(information + np.diag(_PRIOR**-2.0))
+    covariance = np.linalg.inv(information + np.diag(_PRIOR**-2.0)).astype(np.float64)
     likely = covariance @ information @ (change / _UNIT)
     covariance = (covariance + np.diag(_FLOOR**2)) * np.outer(_UNIT, _UNIT)
     return _scored(alignment, likely * _UNIT, covariance)

@@ -7,11 +7,12 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 NO_ROS := $(VENV)/.no-ros
 
-.PHONY: help install demo test lint clean
+.PHONY: help install demo test lint docs clean
 
 help:
 	@sed -n '1,4p' Makefile | sed 's/^# \{0,1\}//'
-	@echo "  make lint   ruff, mypy, import-linter and codespell"
+	@echo "  make lint   ruff, mypy, import-linter, codespell, and linters of images and workflows"
+	@echo "  make docs   the documentation site, in build/site"
 
 install: $(READY)
 
@@ -19,7 +20,7 @@ $(READY): setup.cfg setup.py pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "pcseg needs Python 3.10 or newer; set PYTHON=")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -e '.[vision,teachers,cluster,odometry,viewer,export,test,lint]'
+	$(BIN)/python -m pip install --quiet -e '.[vision,teachers,cluster,odometry,viewer,export,test,lint,docs]'
 	@rm -f $(NO_ROS)
 	$(BIN)/python -m pip install --quiet -e '.[ros]' || { touch $(NO_ROS); \
 	  echo "No ROS wheels for this Python version; everything except the node works."; }
@@ -37,6 +38,12 @@ lint: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/codespell
+	$(BIN)/hadolint docker/Dockerfile docker/Dockerfile.cuda
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec compose.yaml
+
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean:
 	rm -rf build dist *.egg-info demo .pytest_cache .mypy_cache .ruff_cache

@@ -31,7 +31,8 @@ from pcseg_core.geometry import transform
 from pcseg_core.labels import IGNORE, truth_of
 from pcseg_core.metrics.confusion import Confusion
 from pcseg_core.metrics.flicker import Flicker, Pairing
-from pcseg_core.online.pipeline import MotionConfig, PipelineConfig, SmoothingConfig, Sweep
+from pcseg_core.online.pipeline import Sweep
+from pcseg_core.online.pipeline_config import MotionConfig, PipelineConfig, SmoothingConfig
 from pcseg_core.online.segmenter import Segmenter
 from pcseg_core.progress import tracked
 from pcseg_core.simulation.recording import SimulatedDrive

@@ -22,13 +22,8 @@ if TYPE_CHECKING:
     from pcseg_core.evaluation import evaluate
     from pcseg_core.geometry import Trajectory
     from pcseg_core.labels import LabelSpace
-    from pcseg_core.online.pipeline import (
-        ImmediateCameras,
-        LabeledSweep,
-        Pipeline,
-        PipelineConfig,
-        Sweep,
-    )
+    from pcseg_core.online.pipeline import ImmediateCameras, LabeledSweep, Pipeline, Sweep
+    from pcseg_core.online.pipeline_config import PipelineConfig
     from pcseg_core.online.segmenter import Segmentation, Segmenter
 
 __all__ = [
@@ -63,7 +58,8 @@ _NAMES_OF = {
     "pcseg_core.evaluation": "evaluate",
     "pcseg_core.geometry": "Trajectory",
     "pcseg_core.labels": "LabelSpace",
-    "pcseg_core.online.pipeline": "ImmediateCameras LabeledSweep Pipeline PipelineConfig Sweep",
+    "pcseg_core.online.pipeline": "ImmediateCameras LabeledSweep Pipeline Sweep",
+    "pcseg_core.online.pipeline_config": "PipelineConfig",
     "pcseg_core.online.segmenter": "Segmentation Segmenter",
 }
 _MODULE_OF = {name: module for module, names in _NAMES_OF.items() for name in names.split()}

@@ -183,6 +183,16 @@ class CameraModel:
         P = None if self.P is None else view @ self.P
         return replace(self, width=width, height=height, K=view @ self.K, P=P)
 
+    def without_distortion(self) -> tuple[CameraModel, Float64]:
+        """The pinhole camera of the undistorted image, and (4, 4) camera frame to its frame.
+
+        Its camera matrix is `K`: the image has about the same content. `undistort` of
+        `pcseg_core.data.images` makes the image.
+        """
+        T_view_cam = np.eye(4)
+        T_view_cam[:3, :3], T_view_cam[:3, 3] = self.R.T, self._offset
+        return CameraModel(self.width, self.height, self.K), T_view_cam
+
     @cached_property
     def _distortion(self) -> Distortion:
         return create_distortion(self.distortion_model, self.D)

@@ -23,6 +23,9 @@ IGNORE = -1
 WIRE_UNLABELED = 65535
 """The same in ROS messages, in the uint32 field `label` of a cloud."""
 
+UNKNOWN, STATIC, MOVING = 0, 1, 2
+"""Values that tell whether a point moves, in every array and in the field `moving` of a cloud."""
+
 MAX_CLASSES = 4096
 
 _FOLDER = Path(__file__).parent / "label_spaces"

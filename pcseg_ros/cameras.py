@@ -51,6 +51,7 @@ class Camera:
         self.topic = topic
         self._rectified = "rect" in topic.removesuffix("/compressed").rpartition("/")[2]
         self._model = model
+        self.time_offset_ns = 0  # of the calibration, added to the stamps of the images
         self._info: CameraInfo | None = None
         self._problem = f"no CameraInfo on {info_topic}"
         kind = CompressedImage if topic.endswith("/compressed") else Image
@@ -88,7 +89,7 @@ class Camera:
         model = self._model
         if model is None:
             raise InputError(self._problem)
-        frame, stamp = msg.header.frame_id, conversions.stamp_ns(msg.header)
+        frame, stamp = msg.header.frame_id, conversions.stamp_ns(msg.header) + self.time_offset_ns
         T = poses.wait(
             lambda: poses.T_cam_lidar(
                 self.name, self.topic, frame, stamp, cloud.frame_id, cloud.stamp_ns
@@ -134,10 +135,10 @@ def create_cameras(
     infos = config.info_topics or tuple(info_topic(topic) for topic in images)
     cameras = {}
     for name, topic, info in zip(camera_names(images), images, infos):
-        known = {} if calibration is None else calibration.cameras
-        calibrated = known.get(name) or known.get(topic)
+        calibrated = None if calibration is None else calibration.camera(name, topic)
         model = None if calibrated is None else calibrated.model()
         cameras[name] = Camera(node, name, topic, info, model, on_image, statistics)
+        cameras[name].time_offset_ns = 0 if calibrated is None else calibrated.time_offset_ns
     return cameras
 
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from typing import Any, Protocol
 
 from rcl_interfaces.msg import ParameterDescriptor, SetParametersResult
@@ -13,8 +12,14 @@ from rclpy.parameter import Parameter
 from std_msgs.msg import Header
 
 from pcseg_core.errors import PcsegError
-from pcseg_core.labels import LabelSpace
+from pcseg_core.labels import WIRE_UNLABELED, LabelSpace
+from pcseg_core.online.class_maps import autoware_ids, require_classes
+from pcseg_core.online.grid import read_costs
+from pcseg_core.online.label_images import unlabeled_pixel
+from pcseg_core.online.output_clouds import check_clouds
 from pcseg_ros import conversions, qos, topics
+from pcseg_ros.config import NodeConfig
+from pcseg_ros.message_types import message_class
 from pcseg_ros.parameter_file import ANNOUNCED
 
 _DESCRIPTIONS = (
@@ -25,11 +30,11 @@ _ACCEPTED = SetParametersResult(successful=True)
 
 
 class ClassAnnouncer:
-    """Announces the classes as parameters and, if vision_msgs is installed, as a latched topic."""
+    """Announces the classes as parameters and, if vision_msgs is installed, as latched topics."""
 
     def __init__(self, node: Node) -> None:
         self._node = node
-        self._publisher: Any = None
+        self._publishers: list[Any] = []
         node.add_on_set_parameters_callback(self._refuse)
 
     def announce(self, space: LabelSpace) -> None:
@@ -43,22 +48,24 @@ class ClassAnnouncer:
                 description=description, additional_constraints=constraint
             )
             self._node.declare_parameter(name, value, descriptor, ignore_override=True)
-        if find_spec("vision_msgs") is not None:
-            header = Header(stamp=self._node.get_clock().now().to_msg())
-            message = conversions.label_info(space, header)
-            self._publisher = self._node.create_publisher(
-                type(message), topics.LABEL_INFO, qos.latched()
-            )
-            self._publisher.publish(message)
+        if message_class("vision_msgs/msg/LabelInfo") is not None:
+            self._publish(topics.LABEL_INFO, space, WIRE_UNLABELED)
+            self._publish(topics.LABEL_IMAGE_INFO, space, unlabeled_pixel(len(space)))
 
     def withdraw(self) -> None:
-        """Remove the parameters and the topic."""
+        """Remove the parameters and the topics."""
         for name in ANNOUNCED:
             if self._node.has_parameter(name):
                 self._node.undeclare_parameter(name)
-        if self._publisher is not None:
-            self._node.destroy_publisher(self._publisher)
-            self._publisher = None
+        while self._publishers:
+            self._node.destroy_publisher(self._publishers.pop())
+
+    def _publish(self, topic: str, space: LabelSpace, unlabeled: int) -> None:
+        header = Header(stamp=self._node.get_clock().now().to_msg())
+        message = conversions.label_info(space, header, unlabeled)
+        publisher = self._node.create_publisher(type(message), topic, qos.latched())
+        publisher.publish(message)
+        self._publishers.append(publisher)
 
     def _refuse(self, parameters: list[Parameter]) -> SetParametersResult:
         for parameter in parameters:
@@ -79,12 +86,15 @@ class ClassOwner(Protocol):
     def prompted(self) -> bool:
         """The classes come from `prompts`."""
 
-    def set_prompts(self, prompts: Sequence[str]) -> LabelSpace:
+    def changed(self, parameters: Sequence[Parameter]) -> NodeConfig:
+        """The parameters after a change; raises InputError if they do not fit."""
+
+    def set_prompts(self, prompts: Sequence[str], config: NodeConfig) -> LabelSpace:
         """Change the classes; if this raises PcsegError, they stay."""
 
 
 class ClassParameters:
-    """Applies changes of the parameters `prompts` and `filter_classes`.
+    """Refuses changes of parameters that name classes which are not there, and applies `prompts`.
 
     Create it before all other parameter callbacks: rclpy asks the one that was added last first,
     and a change that any of them refuses must not reach the segmenter.
@@ -107,39 +117,35 @@ class ClassParameters:
         before = self._owner.label_space
         if before is None:
             return _ACCEPTED  # checked when the node is configured
-        given = {p.name: [word for word in p.value or () if word] for p in parameters if _named(p)}
         try:
-            if "prompts" in given:
-                self._set_prompts(given["prompts"])
-            elif "filter_classes" in given:
-                check_filter(given["filter_classes"], before)
+            config = self._owner.changed(parameters)
+            if any(parameter.name == "prompts" for parameter in parameters):
+                self._set_prompts(config)
+            else:
+                check_classes(config, before)
         except PcsegError as error:
             return SetParametersResult(successful=False, reason=str(error))
         return _ACCEPTED
 
-    def _set_prompts(self, prompts: list[str]) -> None:
-        if not prompts:
+    def _set_prompts(self, config: NodeConfig) -> None:
+        if not config.prompts:
             if not self._owner.prompted:
                 return
             raise PcsegError(
                 "prompts is empty: name at least one class. For the classes of the checkpoint, "
                 "clean the node up, empty prompts and configure it again"
             )
-        space = self._owner.set_prompts(prompts)
+        space = self._owner.set_prompts(config.prompts, config)
         # Not here: the parameters with the class names cannot change inside this change.
         assert self._node.executor is not None
         self._node.executor.create_task(self._announce, space)
 
 
-def _named(parameter: Parameter) -> bool:
-    return parameter.name in ("prompts", "filter_classes")
-
-
-def check_filter(names: Sequence[str], space: LabelSpace) -> None:
-    """Raise PcsegError if `filter_classes` names a class that the space does not have."""
-    unknown = [name for name in names if name not in space.names]
-    if unknown:
-        raise PcsegError(
-            f"filter_classes: unknown class '{unknown[0]}'; expected one of "
-            f"{', '.join(space.names)}"
-        )
+def check_classes(config: NodeConfig, space: LabelSpace) -> None:
+    """Raise InputError if a parameter or a file names a class that the space does not have."""
+    check_clouds(config.clouds.rules, space)
+    require_classes(config.output.probabilities, space, "output.probabilities")
+    if config.output.profile == "autoware" or config.output.class_map:
+        autoware_ids(config.output.class_map, space)
+    if config.grid.costs:
+        read_costs(config.grid.costs, space)

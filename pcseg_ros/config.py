@@ -6,26 +6,27 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias
+import functools
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field, create_model, model_validator
 
-from pcseg_core.config import LIVE, Section
+from pcseg_core.config import LIVE, Section, parse_section
 from pcseg_core.errors import InputError
-from pcseg_core.online.pipeline import CameraUseConfig, MotionConfig, PipelineConfig
+from pcseg_core.online.grid import GridConfig
+from pcseg_core.online.pipeline_config import CameraUseConfig, MotionConfig, PipelineConfig
+from pcseg_ros.output_parameters import (
+    CloudsParameters,
+    DefaultClouds,
+    MovingParameters,
+    OutputParameters,
+    Words,
+    clouds_section,
+)
 
 if TYPE_CHECKING:
     from pcseg_core.vision.pixel_classes import TeacherConfig
-
-
-def _without_empty(values: Any) -> Any:
-    if not isinstance(values, (list, tuple)):
-        raise ValueError(f"expected a list of texts, such as ['{values}']")
-    return [value for value in values if value != ""]
-
-
-# ROS parameter files cannot hold an empty array because its type is unknown; [""] stands for it.
-Words: TypeAlias = Annotated[tuple[str, ...], BeforeValidator(_without_empty)]
 
 
 class CameraParameters(Section):
@@ -43,8 +44,8 @@ class CameraParameters(Section):
     )
     calibration: str = Field(
         "",
-        description="Calibration file (YAML) with the extrinsics, and the intrinsics if there is "
-        "no CameraInfo; empty takes the extrinsics from TF",
+        description="Calibration file (YAML) with the extrinsics and time offsets, and the "
+        "intrinsics if there is no CameraInfo; empty takes the extrinsics from TF",
     )
     sync: Literal["nearest", "exact", "approximate"] = Field(
         "nearest",
@@ -128,7 +129,9 @@ class TeacherParameters(CameraUseConfig):
 
 
 class NodeConfig(PipelineConfig):
-    """Parameters of `segment_node`."""
+    """Parameters of `segment_node`; see `node_section` for clouds of other names."""
+
+    renamed: ClassVar[dict[str, str]] = {"filter_classes": "clouds.filtered_points.classes"}
 
     checkpoint: str = Field(
         "",
@@ -204,17 +207,32 @@ class NodeConfig(PipelineConfig):
     instance_min_points: int = Field(
         10, ge=1, description="Minimum number of points of an instance", json_schema_extra=LIVE
     )
-    filter_classes: Words = Field(
-        (),
-        description="Classes of the points on filtered_points; empty takes all labeled points",
-        json_schema_extra=LIVE,
-    )
     only_when_subscribed: bool = Field(
         True, description="Skip inference without subscribers", json_schema_extra=LIVE
     )
+    output: OutputParameters = Field(OutputParameters(), description="Fields of the clouds")
+    clouds: DefaultClouds = Field(DefaultClouds(), description="Named clouds")
+    moving: MovingParameters = Field(MovingParameters(), description="What moves")
+    grid: GridConfig = Field(GridConfig(), description="Occupancy grid")
     cameras: CameraParameters = Field(CameraParameters(), description="Cameras")
     motion: MotionParameters = Field(MotionParameters(), description="Motion of the platform")
     teacher: TeacherParameters = Field(TeacherParameters(), description="Camera teacher")
+
+    @model_validator(mode="after")
+    def _check_profile(self) -> NodeConfig:
+        wanted = {
+            "publish_rgb": self.publish_rgb,
+            "publish_instances": self.publish_instances,
+            "output.entropy": self.output.entropy,
+            "output.probabilities": self.output.probabilities,
+        }
+        further = [name for name, value in wanted.items() if value]
+        if self.output.profile == "autoware" and further:
+            raise ValueError(
+                f"output.profile autoware has exactly six fields; turn off {', '.join(further)}, "
+                "or take the profile append or minimal"
+            )
+        return self
 
     def recording_options(self) -> dict[str, Any]:
         """Arguments of `BagRecording` that open a bag with the inputs that the node would have.
@@ -232,3 +250,32 @@ class NodeConfig(PipelineConfig):
             "stamp_reference": motion.stamp_reference,
             "intensity_scale": self.intensity_scale,
         }
+
+
+class _Named(Section):
+    clouds: CloudsParameters = Field(CloudsParameters(), description="Named clouds")
+
+
+def node_section(given: Mapping[str, Any], source: str = "parameters") -> type[NodeConfig]:
+    """The section of the node with the clouds that its parameters name.
+
+    Args:
+        given: parameters by their dotted names.
+        source: of the parameters, for messages.
+
+    Raises:
+        InputError: the names cannot be those of clouds.
+    """
+    if "clouds.names" not in given:
+        return NodeConfig
+    named = {"clouds": {"names": given["clouds.names"]}}
+    return _section(parse_section(named, _Named, source).clouds.names)
+
+
+@functools.cache
+def _section(names: tuple[str, ...]) -> type[NodeConfig]:
+    if names == DefaultClouds().names:
+        return NodeConfig
+    section = clouds_section(names)
+    clouds = (section, Field(section(), description="Named clouds"))
+    return create_model("NodeConfig", __base__=NodeConfig, clouds=clouds)

@@ -4,28 +4,24 @@
 from __future__ import annotations
 
 import array
+import sys
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from builtin_interfaces.msg import Time
 from geometry_msgs.msg import Point, Quaternion, Transform, Vector3
-from nav_msgs.msg import Odometry
+from nav_msgs.msg import OccupancyGrid, Odometry
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2, PointField
 from std_msgs.msg import Header
 
 from pcseg_core.camera import CameraModel
-from pcseg_core.cloud import (
-    EncodedCloud,
-    IntensityScale,
-    PointCloud,
-    append_fields,
-    pack_rgb,
-    read_cloud,
-    structured,
-)
+from pcseg_core.cloud import EncodedCloud, IntensityScale, PointCloud, read_cloud, structured
 from pcseg_core.data.images import decode_image, image_from_message
+from pcseg_core.errors import InputError
 from pcseg_core.geometry import from_quaternion
-from pcseg_core.labels import WIRE_UNLABELED, LabelSpace, from_wire, to_wire
+from pcseg_core.labels import WIRE_UNLABELED, LabelSpace, from_wire
+from pcseg_core.online.grid import Grid
 
 
 def read_sweep(
@@ -68,8 +64,17 @@ def read_camera(msg: CameraInfo, rectified: bool) -> CameraModel:
 
 
 def read_labels(msg: PointCloud2) -> npt.NDArray[np.int32]:
-    """(N,) class ids of a labeled sweep, -1 where unlabeled."""
-    return from_wire(structured(msg)["label"]).ravel()
+    """(N,) class ids of a labeled sweep, -1 where unlabeled.
+
+    Raises:
+        InputError: the cloud has no field `label`, as with `output.profile` autoware.
+    """
+    points = structured(msg)
+    if "label" not in (points.dtype.names or ()):
+        raise InputError(
+            "labeled cloud: it has no field label; set output.profile to append or minimal"
+        )
+    return from_wire(points["label"]).ravel()
 
 
 def read_transform(msg: Transform) -> npt.NDArray[np.float64]:
@@ -90,34 +95,6 @@ def _pose(t: Point | Vector3, q: Quaternion) -> npt.NDArray[np.float64]:
     return from_quaternion((q.x, q.y, q.z, q.w), (t.x, t.y, t.z))
 
 
-def labeled_message(
-    msg: PointCloud2,
-    labels: npt.NDArray[Any],
-    confidence: npt.NDArray[Any],
-    *,
-    instances: npt.NDArray[Any] | None = None,
-    space: LabelSpace | None = None,
-) -> PointCloud2:
-    """The sweep with the fields `label`, `confidence`, and optionally `instance` and `rgb`.
-
-    Header, other fields, order and organization are those of `msg`.
-
-    Args:
-        msg: the sweep.
-        labels: (N,) integers, -1 where unlabeled (uint32 65535 in the message).
-        confidence: (N,) float32 in 0..1.
-        instances: (N,) uint32, 0 for no instance; None adds no such field.
-        space: gives the colors of `rgb` (float32); None adds no such field.
-    """
-    confidence = np.asarray(confidence, dtype=np.float32)
-    fields: dict[str, npt.NDArray[Any]] = {"label": to_wire(labels), "confidence": confidence}
-    if instances is not None:
-        fields["instance"] = np.asarray(instances, dtype=np.uint32)
-    if space is not None:
-        fields["rgb"] = pack_rgb(space.colorize(labels))
-    return cloud_message(msg.header, append_fields(msg, fields))
-
-
 def filtered_message(msg: PointCloud2, chosen: npt.NDArray[np.bool_]) -> PointCloud2:
     """The chosen points of a cloud with all their fields, unorganized.
 
@@ -125,10 +102,11 @@ def filtered_message(msg: PointCloud2, chosen: npt.NDArray[np.bool_]) -> PointCl
         msg: the cloud.
         chosen: (N,) bool in the order of its points.
     """
-    # As bytes: fields may overlap or leave gaps.
+    # As points of bytes: fields may overlap or leave gaps.
     rows = np.frombuffer(msg.data, np.uint8)[: msg.height * msg.row_step]
     points = rows.reshape(msg.height, msg.row_step)[:, : msg.width * msg.point_step]
-    kept = points.reshape(-1, msg.point_step)[chosen]
+    whole = np.dtype((np.void, max(msg.point_step, 1)))
+    kept = np.ascontiguousarray(points).reshape(-1).view(whole)[chosen]
     return PointCloud2(
         header=msg.header,
         height=1,
@@ -137,22 +115,47 @@ def filtered_message(msg: PointCloud2, chosen: npt.NDArray[np.bool_]) -> PointCl
         is_bigendian=msg.is_bigendian,
         point_step=msg.point_step,
         row_step=len(kept) * msg.point_step,
-        data=_bytes(kept),
+        data=_bytes(kept.view(np.uint8)),
         is_dense=msg.is_dense,
     )
 
 
 def image_message(pixels: npt.NDArray[np.uint8], header: Header) -> Image:
     """(H, W, 3) RGB as a message."""
+    return _image(pixels, header, "rgb8")
+
+
+def mono_message(pixels: npt.NDArray[Any], header: Header) -> Image:
+    """(H, W) uint8 or uint16 as a message."""
+    return _image(pixels, header, f"mono{8 * pixels.itemsize}")
+
+
+def _image(pixels: npt.NDArray[Any], header: Header, encoding: str) -> Image:
     height, width = pixels.shape[:2]
+    data = _bytes(pixels.view(np.uint8))
+    big, step = sys.byteorder == "big", pixels[0].nbytes
     return Image(
         header=header,
         height=height,
         width=width,
-        encoding="rgb8",
-        step=3 * width,
-        data=_bytes(pixels),
+        encoding=encoding,
+        is_bigendian=big,
+        step=step,
+        data=data,
     )
+
+
+def grid_message(drawn: Grid, stamp: Time, frame_id: str) -> OccupancyGrid:
+    """An occupancy grid as a message."""
+    message = OccupancyGrid(header=Header(stamp=stamp, frame_id=frame_id))
+    message.info.map_load_time = stamp
+    message.info.resolution = drawn.resolution_m
+    message.info.height, message.info.width = drawn.costs.shape
+    origin = message.info.origin.position
+    origin.x, origin.y = drawn.origin_m
+    origin.z = drawn.height_m
+    message.data = array.array("b", drawn.costs.tobytes())
+    return message
 
 
 def cloud_message(header: Header, cloud: EncodedCloud) -> PointCloud2:
@@ -195,8 +198,8 @@ def class_colors(space: LabelSpace) -> list[str]:
     return ["#{:02x}{:02x}{:02x}".format(*color) for color in space.palette]
 
 
-def label_info(space: LabelSpace, header: Header) -> Any:
-    """The classes as a vision_msgs/LabelInfo; 65535 is listed as `unlabeled`.
+def label_info(space: LabelSpace, header: Header, unlabeled: int = WIRE_UNLABELED) -> Any:
+    """The classes as a vision_msgs/LabelInfo, with `unlabeled` as the id of what has no class.
 
     Raises:
         ImportError: vision_msgs is not installed.
@@ -204,5 +207,5 @@ def label_info(space: LabelSpace, header: Header) -> Any:
     from vision_msgs.msg import LabelInfo, VisionClass
 
     classes = [VisionClass(class_id=c.id, class_name=c.name) for c in space.classes]
-    classes.append(VisionClass(class_id=WIRE_UNLABELED, class_name="unlabeled"))
+    classes.append(VisionClass(class_id=unlabeled, class_name="unlabeled"))
     return LabelInfo(header=header, class_map=classes)

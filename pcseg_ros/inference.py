@@ -6,7 +6,7 @@ from __future__ import annotations
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ from rclpy.lifecycle import LifecycleNode
 from sensor_msgs.msg import PointCloud2
 
 from pcseg_core.data.sample import CameraFrame
+from pcseg_core.errors import InputError
 from pcseg_core.labels import LabelSpace
 from pcseg_core.online.pipeline import NO_MOTION, MotionError, Pipeline
 from pcseg_ros import conversions, diagnostics
@@ -22,7 +23,8 @@ from pcseg_ros.config import NodeConfig
 from pcseg_ros.diagnostics import SweepStatistics
 from pcseg_ros.inputs import Inputs, MalformedError
 from pcseg_ros.loading import NodeSegmenter, usual_sweep
-from pcseg_ros.outputs import Drawing, OverlayThread, SweepOutputs
+from pcseg_ros.outputs import SweepOutputs
+from pcseg_ros.overlays import Drawing, OverlayThread
 from pcseg_ros.parameters import SectionParameters
 from pcseg_ros.synchronization import ReceivedSweep
 from pcseg_ros.worker import LatestWorker
@@ -69,7 +71,10 @@ class Inference:
         self.device, self.engine = str(segmenter.device), segmenter.engine
         config = settings.current()
         self.inputs = Inputs(node, config, statistics, self._offer, self._forget)
-        self._outputs = SweepOutputs(node, list(self.inputs.cameras), teacher is not None)
+        cameras, clouds = list(self.inputs.cameras), config.clouds.names
+        self._outputs = SweepOutputs(
+            node, cameras, teacher is not None, clouds, config.moving.enabled
+        )
         if teacher is not None:
             wanted = self._outputs.teacher_wanted
             self._teacher = CameraTeacher(
@@ -82,6 +87,7 @@ class Inference:
         self._pipeline = Pipeline(segmenter, config, self._teacher)
         self.inputs.use_training(self._pipeline.trained_on)
         self._match_logged = False
+        self._prompts: list[str] | None = None  # None: the classes of the checkpoint
 
     @property
     def running(self) -> bool:
@@ -100,14 +106,27 @@ class Inference:
             filter(None, (str(self.inputs.intensity), str(self._pipeline.intensities)))
         )
 
-    def set_prompts(self, prompts: Sequence[str]) -> LabelSpace:
+    def set_prompts(
+        self, prompts: Sequence[str], check: Callable[[LabelSpace], None]
+    ) -> LabelSpace:
         """Change the classes from the next sweep on; waits for the sweep in process.
 
+        Args:
+            prompts: the classes in words.
+            check: raises InputError for classes that do not fit the outputs.
+
         Raises:
-            InputError: words that the checkpoint does not know; the classes stay.
+            InputError: words that the checkpoint does not know, or the check; the classes stay.
         """
         with self._busy:
-            return self._pipeline.set_prompts(list(prompts))
+            space = self._pipeline.set_prompts(list(prompts))
+            try:
+                check(space)
+            except InputError:
+                self._pipeline.set_prompts(self._prompts)
+                raise
+            self._prompts = list(prompts)
+            return space
 
     def warm_up(self) -> None:
         """Label a simulated sweep, so that the first real one is not late."""
@@ -170,6 +189,7 @@ class Inference:
     def _label(self, received: ReceivedSweep) -> None:
         begin = time.monotonic()
         config = self._settings.current()
+        self._outputs.show_legend(received.msg.header.frame_id, self.label_space)
         if reason := self._reason_to_skip(received.msg, config):
             self._statistics.drop(reason)
             return
@@ -177,12 +197,20 @@ class Inference:
             sweep = self.inputs.decode(received)
             decoded = time.monotonic()
             self._pipeline.config = config
-            labeled = self._pipeline.process(sweep)
+            outputs, pipeline = self._outputs, self._pipeline
+            labeled = pipeline.process(
+                sweep,
+                probabilities=outputs.needs_probabilities(config),
+                located=outputs.needs_pose(config),
+                moving=outputs.needs_moving(),
+            )
             self._report_match()
             processed = time.monotonic()
-            self._outputs.publish_clouds(received.msg, labeled, config)
+            remembered = partial(pipeline.remembered, labeled)
+            frame = self.inputs.fixed_frame
+            problems = outputs.publish(received.msg, labeled, config, frame, remembered)
         end = time.monotonic()
-        for event, why in labeled.problems:
+        for event, why in labeled.problems + problems:
             self._statistics.complain(self._node, event, why)
         stages_ms = {
             "wait": 1e3 * (received.matched_s - received.received_s),

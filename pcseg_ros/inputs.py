@@ -120,6 +120,11 @@ class Inputs:
         self.intensity = IntensityScale(self._config.intensity_scale, trained.intensity_scale)
         self._times = trained.time_options(motion.time_field, motion.stamp_reference)
 
+    @property
+    def fixed_frame(self) -> str:
+        """Frame of the poses of sweeps; empty before the first Odometry."""
+        return self._pose_inputs.fixed_frame
+
     def destroy(self) -> None:
         """End all subscriptions."""
         self._jumps.unregister()

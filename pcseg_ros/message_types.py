@@ -9,6 +9,8 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+from pcseg_ros.topics import TOPICS
+
 _INTERFACES = "share/ament_index/resource_index/rosidl_interfaces"
 
 
@@ -26,6 +28,16 @@ def message_class(msgtype: str) -> type | None:
         return found
     except ImportError:
         return None
+
+
+def absent_outputs() -> dict[str, list[str]]:
+    """Outputs of the node whose message package is not installed, by the package."""
+    absent: dict[str, list[str]] = {}
+    for topic in TOPICS:
+        package, _, name = topic.kind.partition("/")
+        if topic.direction == "out" and message_class(f"{package}/msg/{name}") is None:
+            absent.setdefault(package, []).append(topic.name)
+    return absent
 
 
 def _is_registered(package: str) -> bool:

@@ -4,30 +4,39 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from rclpy.lifecycle import LifecycleNode, LifecyclePublisher
-from rclpy.publisher import Publisher
-from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import Image, PointCloud2
 from std_msgs.msg import Float64, Header
 
+from pcseg_core.cloud import pack_rgb
 from pcseg_core.data.sample import CameraFrame
-from pcseg_core.labels import LabelSpace
+from pcseg_core.labels import MOVING, STATIC, UNKNOWN, LabelSpace
+from pcseg_core.online.class_maps import autoware_ids
 from pcseg_core.online.instances import cluster_instances
+from pcseg_core.online.output_clouds import (
+    ExtraFields,
+    append_labels,
+    autoware_cloud,
+    choose_points,
+    minimal_cloud,
+)
 from pcseg_core.online.overlay import draw_labels
-from pcseg_core.online.pipeline import LabeledSweep
+from pcseg_core.online.pipeline import LabeledSweep, Voxels
 from pcseg_core.projection import project_cloud
 from pcseg_ros import conversions, qos, topics
 from pcseg_ros.config import NodeConfig
-from pcseg_ros.synchronization import ReceivedSweep
-from pcseg_ros.worker import LatestWorker
+from pcseg_ros.grids import GridOutput
+from pcseg_ros.label_images import LabelImages
+from pcseg_ros.legend import Legend
 
-Message = TypeVar("Message")
 _UNLABELED_COLOR = (200, 200, 200)
+
+
+MOVING_LEFT_OUT = "moving points left out"
 
 
 class SweepOutputs:
@@ -37,19 +46,38 @@ class SweepOutputs:
         node: owner; clouds and overlays are published while it is active.
         cameras: names; each has an overlay.
         teacher: there is a teacher whose labels are published.
+        clouds: names; each is a topic.
+        moving: there are clouds of what is static and of what moves.
 
     Raises:
         InputError: a parameter in `qos_overrides` is wrong.
     """
 
-    def __init__(self, node: LifecycleNode, cameras: Sequence[str], teacher: bool) -> None:
+    def __init__(
+        self,
+        node: LifecycleNode,
+        cameras: Sequence[str],
+        teacher: bool,
+        clouds: Sequence[str],
+        moving: bool,
+    ) -> None:
         self._node = node
-        self._labeled = self._create(PointCloud2, topics.LABELED)
-        self._filtered = self._create(PointCloud2, topics.FILTERED)
-        self._teacher = self._create(PointCloud2, topics.TEACHER) if teacher else None
-        self._overlays = {
-            name: self._create(Image, topics.OVERLAY.format(camera=name)) for name in cameras
+        self._labeled = qos.create_output(node, PointCloud2, topics.LABELED)
+        self._clouds = {name: qos.create_output(node, PointCloud2, name) for name in clouds}
+        kinds = {topics.STATIC: STATIC, topics.MOVING: MOVING} if moving else {}
+        self._moving = {
+            kind: qos.create_output(node, PointCloud2, name) for name, kind in kinds.items()
         }
+        self._teacher = qos.create_output(node, PointCloud2, topics.TEACHER) if teacher else None
+        self._autoware_ids = np.zeros(0, np.uint8)
+        self._autoware_of: LabelSpace | None = None
+        self._overlays = {
+            name: qos.create_output(node, Image, topics.OVERLAY.format(camera=name))
+            for name in cameras
+        }
+        self._images = LabelImages(node)
+        self._grid = GridOutput(node)
+        self._legend = Legend(node)
         self._times = {
             stage: node.create_publisher(Float64, topics.TIMES.format(stage=stage), qos.result())
             for stage in topics.STAGES
@@ -57,35 +85,113 @@ class SweepOutputs:
 
     def destroy(self) -> None:
         """End all topics."""
-        for publisher in (self._labeled, self._filtered, self._teacher, *self._overlays.values()):
-            if publisher is not None:
-                self._node.destroy_lifecycle_publisher(publisher)
+        for publisher in (
+            *self._all_clouds(),
+            *self._overlays.values(),
+            *([self._teacher] if self._teacher else []),
+        ):
+            self._node.destroy_lifecycle_publisher(publisher)
+        self._images.destroy()
+        self._grid.destroy()
+        self._legend.destroy()
         for times in self._times.values():
             self._node.destroy_publisher(times)
 
     def wanted(self) -> bool:
         """There are subscribers of the labels."""
-        publishers = (self._labeled, self._filtered, *self._overlays.values())
-        return any(_has_subscribers(publisher) for publisher in publishers)
+        publishers = (*self._all_clouds(), *self._overlays.values())
+        others = self._images.wanted() or self._grid.wanted()
+        return others or any(map(qos.has_subscribers, publishers))
+
+    def needs_pose(self, config: NodeConfig) -> bool:
+        """The grid is subscribed and drawn in the fixed frame."""
+        return config.grid.frame == "fixed" and self._grid.wanted()
+
+    def needs_moving(self) -> bool:
+        """The clouds of what is static and what moves, or clouds with the field, are subscribed."""
+        return bool(self._moving) and any(map(qos.has_subscribers, self._all_clouds()))
+
+    def show_legend(self, frame_id: str, space: LabelSpace) -> None:
+        """Publish the legend of the classes where the sweeps are."""
+        self._legend.show(frame_id, space)
+
+    def needs_probabilities(self, config: NodeConfig) -> bool:
+        """The clouds that are subscribed have fields that need the probabilities of all classes."""
+        output = config.output
+        fields = output.profile == "autoware" or output.entropy or output.probabilities
+        return bool(fields) and any(map(qos.has_subscribers, self._all_clouds()))
+
+    def _all_clouds(self) -> list[LifecyclePublisher[PointCloud2]]:
+        return [self._labeled, *self._clouds.values(), *self._moving.values()]
 
     def teacher_wanted(self) -> bool:
         """There are subscribers of the teacher's labels."""
-        return self._teacher is not None and _has_subscribers(self._teacher)
+        return self._teacher is not None and qos.has_subscribers(self._teacher)
 
     def wanted_overlays(self) -> list[str]:
         """Cameras whose overlay has subscribers."""
-        return [name for name, out in self._overlays.items() if _has_subscribers(out)]
+        return [name for name, out in self._overlays.items() if qos.has_subscribers(out)]
 
-    def publish_clouds(self, msg: PointCloud2, labeled: LabeledSweep, config: NodeConfig) -> None:
-        """Publish the labeled and the filtered cloud."""
-        filtered = _has_subscribers(self._filtered)
-        if not (filtered or _has_subscribers(self._labeled) or not config.only_when_subscribed):
-            return
-        cloud = labeled_message(msg, labeled, config)
+    def publish(
+        self,
+        msg: PointCloud2,
+        labeled: LabeledSweep,
+        config: NodeConfig,
+        fixed_frame: str,
+        remembered: Callable[[float], Voxels | None],
+    ) -> list[tuple[str, str]]:
+        """Publish the clouds, images and the grid of a sweep.
+
+        Args:
+            msg: the sweep.
+            labeled: its labels.
+            config: parameters.
+            fixed_frame, remembered: see `GridOutput.publish`.
+
+        Returns:
+            (event, reason) of what cannot be made.
+        """
+        problems = self._publish_clouds(msg, labeled, config)
+        problems += self._images.publish(msg, labeled)
+        return problems + self._grid.publish(msg, labeled, config.grid, fixed_frame, remembered)
+
+    def _publish_clouds(
+        self, msg: PointCloud2, labeled: LabeledSweep, config: NodeConfig
+    ) -> list[tuple[str, str]]:
+        wanted = any(map(qos.has_subscribers, self._all_clouds()))
+        if not wanted and config.only_when_subscribed:
+            return []
+        cloud = self.labeled_message(msg, labeled, config)
         self._labeled.publish(cloud)
-        if filtered:
-            chosen = _of_classes(labeled.labels, config.filter_classes, labeled.label_space)
-            self._filtered.publish(conversions.filtered_message(cloud, chosen))
+        for name, publisher in self._clouds.items():
+            if qos.has_subscribers(publisher):
+                chosen = choose_points(config.clouds.rules, name, labeled)
+                publisher.publish(conversions.filtered_message(cloud, chosen))
+        if labeled.moving is None:
+            return []
+        if labeled.pose is None:
+            return [(MOVING_LEFT_OUT, "the motion of the platform is not known")]
+        for kind, publisher in self._moving.items():
+            if qos.has_subscribers(publisher):
+                chosen = labeled.moving == kind
+                publisher.publish(conversions.filtered_message(cloud, chosen))
+        return []
+
+    def labeled_message(
+        self, msg: PointCloud2, labeled: LabeledSweep, config: NodeConfig
+    ) -> PointCloud2:
+        """The sweep in the profile, and with the fields, that the parameters select."""
+        output, space = config.output, labeled.label_space
+        if output.profile == "autoware":
+            if self._autoware_of is not space:
+                self._autoware_ids = autoware_ids(output.class_map, space)
+                self._autoware_of = space
+            cloud = autoware_cloud(msg, labeled, self._autoware_ids)
+        else:
+            extra = ExtraFields(output.entropy, output.probabilities, _fields(labeled, config))
+            encode = minimal_cloud if output.profile == "minimal" else append_labels
+            cloud = encode(msg, labeled, extra)
+        return conversions.cloud_message(msg.header, cloud)
 
     def publish_overlay(self, header: Header, frame: CameraFrame, labeled: LabeledSweep) -> None:
         """Publish the labels of a sweep drawn over an image, with the header of the image."""
@@ -97,99 +203,32 @@ class SweepOutputs:
     def publish_teacher(self, msg: PointCloud2, labeled: LabeledSweep, config: NodeConfig) -> None:
         """Publish the sweep with the labels of the camera teacher."""
         if self._teacher is not None:
-            self._teacher.publish(labeled_message(msg, labeled, config))
+            self._teacher.publish(self.labeled_message(msg, labeled, config))
 
     def publish_times(self, stages: Mapping[str, float]) -> None:
         """Publish the durations of a sweep's stages, ms."""
         for stage, duration in stages.items():
             publisher = self._times.get(stage)
-            if publisher is not None and _has_subscribers(publisher):
+            if publisher is not None and qos.has_subscribers(publisher):
                 publisher.publish(Float64(data=float(duration)))
 
-    def _create(self, kind: type[Message], topic: str) -> LifecyclePublisher[Message]:
-        overrides = QoSOverridingOptions.with_default_policies()
-        with qos.creating(topic):
-            return self._node.create_lifecycle_publisher(
-                kind, topic, qos.result(), qos_overriding_options=overrides
-            )
 
-
-@dataclass
-class Drawing:
-    """A labeled sweep to be drawn over its images."""
-
-    labeled: LabeledSweep
-    received: ReceivedSweep
-
-
-FramesOf: TypeAlias = Callable[[Drawing, Sequence[str]], Sequence[CameraFrame]]
-
-
-class OverlayThread:
-    """Draws the overlays of the newest sweep; inference does not wait for them.
-
-    Args:
-        outputs: publishes them.
-        frames: decoded images of a sweep's cameras.
-        on_error: called in the thread with an error of a drawing.
-    """
-
-    def __init__(
-        self, outputs: SweepOutputs, frames: FramesOf, on_error: Callable[[Exception], None]
-    ) -> None:
-        self._outputs = outputs
-        self._frames = frames
-        self._worker = LatestWorker[Drawing](
-            self._draw, lambda _, error: on_error(error), name="overlays"
-        )
-
-    def offer(self, drawing: Drawing) -> None:
-        """Draw a sweep if there are subscribers; it replaces one that still waits."""
-        if drawing.received.images and self._outputs.wanted_overlays():
-            self._worker.offer(drawing)
-
-    def stop(self, timeout_s: float) -> bool:
-        """End the thread; False if it still runs after `timeout_s`."""
-        return self._worker.stop(timeout_s)
-
-    def _draw(self, drawing: Drawing) -> None:
-        images = drawing.received.images
-        wanted = [name for name in self._outputs.wanted_overlays() if name in images]
-        for frame in self._frames(drawing, wanted):
-            header = images[frame.name].header
-            self._outputs.publish_overlay(header, frame, drawing.labeled)
-
-
-def labeled_message(msg: PointCloud2, labeled: LabeledSweep, config: NodeConfig) -> PointCloud2:
-    """The sweep's message with the fields that the parameters select."""
-    instances = None
+def _fields(labeled: LabeledSweep, config: NodeConfig) -> dict[str, npt.NDArray[Any]]:
+    """The fields `instance` (uint32), `moving` (uint8) and `rgb` (float32), if selected."""
+    fields: dict[str, npt.NDArray[Any]] = {}
     space = labeled.label_space
     if config.publish_instances:
         things = [space.index(name) for name in config.instance_classes if name in space.names]
-        instances = cluster_instances(
+        fields["instance"] = cluster_instances(
             labeled.cloud.xyz,
             labeled.labels,
             things,
             cell_m=config.instance_cell_m,
             min_points=config.instance_min_points,
         )
-    return conversions.labeled_message(
-        msg,
-        labeled.labels,
-        labeled.confidence,
-        instances=instances,
-        space=space if config.publish_rgb else None,
-    )
-
-
-def _of_classes(
-    labels: npt.NDArray[Any], names: Sequence[str], space: LabelSpace
-) -> npt.NDArray[np.bool_]:
-    """(N,) bool: labeled, and of one of these classes if any are named."""
-    if not names:
-        return np.asarray(labels >= 0)
-    return np.isin(labels, [space.index(name) for name in names if name in space.names])
-
-
-def _has_subscribers(publisher: Publisher[Any]) -> bool:
-    return bool(publisher.get_subscription_count())
+    if config.moving.enabled:
+        unknown = np.full(len(labeled.labels), UNKNOWN, np.uint8)
+        fields["moving"] = unknown if labeled.moving is None else labeled.moving
+    if config.publish_rgb:
+        fields["rgb"] = pack_rgb(space.colorize(labeled.labels))
+    return fields

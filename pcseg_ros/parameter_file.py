@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 
 from pcseg_core.config import Section, parse_section, read_yaml
 from pcseg_core.errors import InputError
-from pcseg_ros.config import NodeConfig
+from pcseg_ros.config import NodeConfig, node_section
 
 NODE_NAME = "segment_node"
 # Parameters that the node sets: they announce the classes. Files of `ros2 param dump` hold them.
@@ -166,7 +166,7 @@ def read(path: str | os.PathLike[str]) -> NodeConfig:
     for values in chosen:
         given |= _flat(values)
     own = {name: value for name, value in given.items() if not is_no_setting(name)}
-    return parse_section(nested(own, str(path)), NodeConfig, source=str(path))
+    return parse_section(nested(own, str(path)), node_section(own, str(path)), source=str(path))
 
 
 def _own_first(section: type[Section]) -> list[str]:

@@ -87,6 +87,16 @@ class SectionParameters(Generic[AnySection]):
             self._cache = values, self._parse(dict(zip(self._specs, values)))
         return self._cache[1]
 
+    def changed(self, parameters: Iterable[Parameter]) -> AnySection:
+        """The section after a change.
+
+        Raises:
+            InputError: it does not accept the change.
+        """
+        changed = {p.name: _plain(p.value) for p in parameters if p.name in self._specs}
+        present = {name: _plain(self._node.get_parameter(name).value) for name in self._specs}
+        return self._parse({**present, **changed})
+
     def _declare(self, given: Mapping[str, Any]) -> None:
         section = self._parse(given)
         for name, spec in self._specs.items():
@@ -106,12 +116,10 @@ class SectionParameters(Generic[AnySection]):
 
     def _check(self, parameters: list[Parameter]) -> SetParametersResult:
         """Accept a change of live parameters only if the section as a whole accepts it."""
-        changed = {p.name: _plain(p.value) for p in parameters if p.name in self._specs}
-        if not changed:
+        if not any(parameter.name in self._specs for parameter in parameters):
             return SetParametersResult(successful=True)
-        present = {name: _plain(self._node.get_parameter(name).value) for name in self._specs}
         try:
-            self._parse({**present, **changed})
+            self.changed(parameters)
         except InputError as error:
             return SetParametersResult(successful=False, reason=str(error))
         return SetParametersResult(successful=True)

@@ -32,6 +32,8 @@ class PoseInputs:
 
     Attributes:
         poses: poses of the sensors.
+        fixed_frame: name of the frame of the poses; that of Odometry is known with its first
+            message.
     """
 
     def __init__(
@@ -47,7 +49,8 @@ class PoseInputs:
         self._odometry: OdometryMotion | None = None
         self._subscription: SensorSubscription[Odometry] | None = None
         self.poses = SensorPoses(None, None, None)
-        moves = config.temporal.enabled or config.motion.deskew
+        self.fixed_frame = config.motion.fixed_frame
+        moves = needs_motion(config)
         if not (moves or config.cameras.topics):
             return
         source = _source(config, moves, calibrated=calibration is not None)
@@ -99,15 +102,25 @@ class PoseInputs:
             self._statistics.complain(self._node, "Odometry refused", error)
             return
         assert self._odometry is not None
+        self.fixed_frame = msg.header.frame_id
         self._odometry.add(msg.child_frame_id, conversions.stamp_ns(msg.header), pose)
         self.poses.notify()
+
+
+def needs_motion(config: NodeConfig) -> bool:
+    """A parameter needs the motion of the platform."""
+    smoothed = config.temporal.enabled or config.motion.deskew
+    return smoothed or config.moving.enabled or config.grid.frame == "fixed"
 
 
 def _source(config: NodeConfig, moves: bool, calibrated: bool) -> str:
     """Source of the motion: "tf", "odometry" or "none"."""
     source: str = config.motion.source
     if source == "none" and moves:
-        raise InputError("temporal.enabled and motion.deskew need motion.source")
+        raise InputError(
+            "temporal.enabled, motion.deskew, moving.enabled and grid.frame fixed need "
+            "motion.source"
+        )
     if source == "auto":
         source = "tf" if has_tf2() else "odometry"
     if source == "tf" and not has_tf2():

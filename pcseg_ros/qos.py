@@ -9,7 +9,9 @@ from typing import Generic, Literal, TypeVar
 
 from rclpy.clock import Clock, ClockType
 from rclpy.exceptions import NameValidationException
+from rclpy.lifecycle import LifecycleNode, LifecyclePublisher
 from rclpy.node import Node
+from rclpy.publisher import Publisher
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSPolicyKind, QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.subscription import Subscription
@@ -76,6 +78,32 @@ def creating(topic: str) -> Iterator[None]:
         raise InputError(
             f"topic '{topic}': {reason}; check its name and the parameters qos_overrides.*"
         ) from error
+
+
+def create_output(
+    node: LifecycleNode, kind: type[Message], topic: str, profile: QoSProfile | None = None
+) -> LifecyclePublisher[Message]:
+    """Publisher of results, whose profile the parameters `qos_overrides` may change.
+
+    Args:
+        node: owner.
+        kind: type of the messages.
+        topic: name.
+        profile: delivery; None takes `result`.
+
+    Raises:
+        InputError: the name of the topic or a parameter in `qos_overrides` is wrong.
+    """
+    overrides = QoSOverridingOptions.with_default_policies()
+    with creating(topic):
+        return node.create_lifecycle_publisher(
+            kind, topic, profile or result(), qos_overriding_options=overrides
+        )
+
+
+def has_subscribers(publisher: Publisher) -> bool:
+    """Somebody subscribes the topic."""
+    return bool(publisher.get_subscription_count())
 
 
 class SensorSubscription(Generic[Message]):

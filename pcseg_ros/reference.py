@@ -2,7 +2,8 @@
 """Generator of the tables of parameters, topics and limits, and of config/segment.yaml.
 
 `python -m pcseg_ros.reference table` prints the parameters for the documentation, `topics` the
-topics and services, `limits` the bounds of the inputs, `file` the parameter file.
+topics and services, `limits` the bounds of the inputs, `file` the parameter file. `update` writes
+all of them into the files of the repository in the current folder.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 import sys
 import textwrap
+from pathlib import Path
 from typing import Any
 
 from pcseg_core.config import Section
@@ -61,7 +63,7 @@ def limit_table() -> str:
         text_table,
     )
     from pcseg_core.data import bag_reader, bag_storage, images, messages
-    from pcseg_core.online import prompts, synchronizer
+    from pcseg_core.online import grid, prompts, synchronizer
 
     cloud = (
         f"{cloud_layout.MAX_POINTS:,} points of at most {cloud_layout.MAX_POINT_STEP:,} bytes and "
@@ -94,6 +96,7 @@ def limit_table() -> str:
         ("checkpoint", weights, "refused"),
         ("label space", f"{labels.MAX_CLASSES:,} classes", "refused"),
         ("file of words", f"{text_table.MAX_BYTES >> 30} GiB when unpacked", "refused"),
+        ("occupancy grid", f"{grid.MAX_CELLS:,} cells", "refused"),
         ("prompts", f"{prompts.MAX_WORDS:,} words", "refused, the classes stay"),
         ("message or chunk of a bag", chunk, "left out, counted"),
         ("definition of a message type in a bag", definition, "topic left out, counted"),
@@ -152,13 +155,38 @@ def _literal(value: Any) -> str:
     return json.dumps((list(value) or [""]) if isinstance(value, tuple) else value)
 
 
+DOCUMENTS = {
+    "table": parameter_table,
+    "file": parameter_file,
+    "topics": topic_table,
+    "limits": limit_table,
+}
+BLOCKS = (
+    ("docs/node.md", "topics", "topics"),
+    ("docs/node.md", "parameters", "table"),
+    ("docs/vehicle.md", "limits", "limits"),
+)
+"""File, name between its markers, and key of `DOCUMENTS` of each generated block."""
+
+
+def block(text: str, name: str) -> tuple[int, int]:
+    """Where a generated block of a document begins and ends."""
+    return text.index("\n", text.index(f"<!-- {name}:")) + 1, text.index(f"<!-- /{name} -->")
+
+
+def update(root: Path) -> None:
+    """Write the parameter file and the generated blocks of the documents of a repository."""
+    (root / "config" / "segment.yaml").write_text(parameter_file(), encoding="utf-8")
+    for file, name, key in BLOCKS:
+        text = (root / file).read_text(encoding="utf-8")
+        start, end = block(text, name)
+        (root / file).write_text(text[:start] + DOCUMENTS[key]() + text[end:], encoding="utf-8")
+
+
 if __name__ == "__main__":
-    documents = {
-        "table": parameter_table,
-        "file": parameter_file,
-        "topics": topic_table,
-        "limits": limit_table,
-    }
-    if sys.argv[1:] not in [[name] for name in documents]:
-        sys.exit(f"usage: python -m pcseg_ros.reference {' | '.join(documents)}")
-    print(documents[sys.argv[1]](), end="")
+    if sys.argv[1:] == ["update"]:
+        update(Path.cwd())
+    elif sys.argv[1:] in [[name] for name in DOCUMENTS]:
+        print(DOCUMENTS[sys.argv[1]](), end="")
+    else:
+        sys.exit(f"usage: python -m pcseg_ros.reference update | {' | '.join(DOCUMENTS)}")

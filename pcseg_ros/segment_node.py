@@ -10,18 +10,20 @@ from typing import Any, NoReturn
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
+from rclpy.parameter import Parameter
 from std_srvs.srv import SetBool, Trigger
 
 from pcseg_core.bundled import BUNDLED
 from pcseg_core.errors import InputError, PcsegError
 from pcseg_core.labels import LabelSpace
 from pcseg_ros import diagnostics, topics
-from pcseg_ros.classes import ClassAnnouncer, ClassParameters, check_filter
-from pcseg_ros.config import NodeConfig
+from pcseg_ros.classes import ClassAnnouncer, ClassParameters, check_classes
+from pcseg_ros.config import NodeConfig, node_section
 from pcseg_ros.diagnostics import SweepStatistics, process_values
 from pcseg_ros.inference import Inference
 from pcseg_ros.lifecycle_node import TolerantLifecycleNode
 from pcseg_ros.loading import NodeSegmenter, load_segmenter, load_teacher
+from pcseg_ros.message_types import absent_outputs
 from pcseg_ros.parameter_file import NODE_NAME
 from pcseg_ros.parameters import SectionParameters
 from pcseg_ros.process import leave, serve
@@ -56,7 +58,8 @@ class SegmentNode(TolerantLifecycleNode):
         self._inference: Inference | None = None
         self._announcer = ClassAnnouncer(self)
         self._class_parameters = ClassParameters(self, self, self._announcer.announce)
-        self._settings = SectionParameters(self, NodeConfig)
+        given = {name: p.value for name, p in self.get_parameters_by_prefix("").items()}
+        self._settings = SectionParameters(self, node_section(given))
         self._statistics = SweepStatistics()
         self._enabled = True
         self._fault = ""
@@ -88,15 +91,20 @@ class SegmentNode(TolerantLifecycleNode):
         """The classes come from the parameter `prompts`."""
         return bool(self.config.prompts)
 
-    def set_prompts(self, prompts: Sequence[str]) -> LabelSpace:
+    def changed(self, parameters: Sequence[Parameter]) -> NodeConfig:
+        """The parameters after a change; raises InputError if they do not fit."""
+        return self._settings.changed(parameters)
+
+    def set_prompts(self, prompts: Sequence[str], config: NodeConfig) -> LabelSpace:
         """Change the classes from the next sweep on.
 
         Raises:
-            InputError: no checkpoint, or words that it does not know; the classes stay.
+            InputError: no checkpoint, words that it does not know, or a parameter of `config` that
+                names another class; the classes stay.
         """
         if self._inference is None:
             raise InputError("prompts need a configured node")
-        return self._inference.set_prompts(prompts)
+        return self._inference.set_prompts(prompts, lambda space: check_classes(config, space))
 
     def start(self) -> None:
         """Configure and activate, if `autostart` is set."""
@@ -124,8 +132,8 @@ class SegmentNode(TolerantLifecycleNode):
             inference.enabled = self._enabled
             self._inference = inference
             if config.prompts:
-                inference.set_prompts(config.prompts)
-            check_filter(config.filter_classes, inference.label_space)
+                self.set_prompts(config.prompts, config)
+            check_classes(config, inference.label_space)
             inference.warm_up()
             self._announcer.announce(inference.label_space)
         except Exception as error:
@@ -172,6 +180,11 @@ class SegmentNode(TolerantLifecycleNode):
         self.get_logger().info(f"runs on {inference.device} by {inference.engine}")
         output = self.resolve_topic_name(topics.LABELED)
         self.get_logger().info(f"{', '.join(inference.inputs.topic_names)} -> {output}")
+        for package, outputs in absent_outputs().items():
+            self.get_logger().info(
+                f"not published without {package}: {', '.join(outputs)}; install the package of "
+                f"your ROS distribution: ros-$ROS_DISTRO-{package.replace('_', '-')}"
+            )
 
     def _explain_failure(self, error: Exception) -> None:
         self._fault = f"not configured: {error}"

@@ -8,10 +8,17 @@ from dataclasses import dataclass
 POINTS = "points"
 ODOMETRY = "odometry"
 LABELED = "labeled_points"
-FILTERED = "filtered_points"
 TEACHER = "teacher_points"
 OVERLAY = "overlay/{camera}"
 LABEL_INFO = "label_info"
+LABEL_IMAGE = "label_image"
+CONFIDENCE_IMAGE = "confidence_image"
+LABEL_IMAGE_INFO = "label_image_info"
+GRID = "grid"
+STATIC = "static_points"
+MOVING = "moving_points"
+LEGEND = "legend"
+LEGEND_SCENE = "legend_scene"
 TIMES = "~/debug/{stage}_ms"
 DIAGNOSTICS = "/diagnostics"
 RESET = "~/reset"
@@ -43,6 +50,7 @@ class Topic:
 _ADAPTS = "reliable if the publisher is, else best effort"
 _SENSOR = f"{_ADAPTS}; newest only"
 _LAZY = "reliable; computed only while subscribed"
+_LATCHED = "reliable, latched"
 
 TOPICS = (
     Topic(POINTS, "sensor_msgs/PointCloud2", "in", _SENSOR, "Sweeps: any fields with x, y, z"),
@@ -56,12 +64,52 @@ TOPICS = (
         "out",
         _LAZY,
         "The sweep: its fields, order, organization and header, with `label` (uint32, 65535 is "
-        "unlabeled), `confidence` (float32), optionally `instance` (uint32) and `rgb`",
+        "unlabeled), `confidence` (float32), optionally `instance` (uint32), `moving` (uint8), "
+        "`rgb`, `entropy` and `p_CLASS`; or the fields of another `output.profile`",
     ),
-    Topic(FILTERED, "sensor_msgs/PointCloud2", "out", _LAZY, "Its points of `filter_classes`"),
+    Topic(
+        "(`clouds.names`)",
+        "sensor_msgs/PointCloud2",
+        "out",
+        _LAZY,
+        "Its points of some classes, unorganized; `filtered_points` by default",
+    ),
+    Topic(STATIC, "sensor_msgs/PointCloud2", "out", _LAZY, "Its static points; `moving.enabled`"),
+    Topic(MOVING, "sensor_msgs/PointCloud2", "out", _LAZY, "Its moving points; `moving.enabled`"),
     Topic(TEACHER, "sensor_msgs/PointCloud2", "out", _LAZY, "Labels of the camera teacher"),
     Topic(OVERLAY, "sensor_msgs/Image", "out", _LAZY, "Labels drawn over the camera's image"),
-    Topic(LABEL_INFO, "vision_msgs/LabelInfo", "out", "reliable, latched", "Classes of `label`"),
+    Topic(LABEL_INFO, "vision_msgs/LabelInfo", "out", _LATCHED, "Classes of `label`"),
+    Topic(
+        LABEL_IMAGE,
+        "sensor_msgs/Image",
+        "out",
+        _LAZY,
+        "Class ids of an organized cloud, pixel by pixel (mono8, 255 is unlabeled; mono16 and "
+        "65535 for more than 255 classes)",
+    ),
+    Topic(CONFIDENCE_IMAGE, "sensor_msgs/Image", "out", _LAZY, "Its confidences (mono8, 0 to 255)"),
+    Topic(LABEL_IMAGE_INFO, "vision_msgs/LabelInfo", "out", _LATCHED, "Classes of `label_image`"),
+    Topic(
+        GRID,
+        "nav_msgs/OccupancyGrid",
+        "out",
+        "reliable, latched; computed only while subscribed",
+        "Costs around the sensor: 0 free to 100 occupied, -1 unknown",
+    ),
+    Topic(
+        LEGEND,
+        "visualization_msgs/MarkerArray",
+        "out",
+        _LATCHED,
+        "Class names in their colors above the sensor, if visualization_msgs is installed",
+    ),
+    Topic(
+        LEGEND_SCENE,
+        "foxglove_msgs/SceneUpdate",
+        "out",
+        _LATCHED,
+        "The same, if foxglove_msgs is installed",
+    ),
     Topic(TIMES, "std_msgs/Float64", "out", _LAZY, "Stages: " + ", ".join(STAGES)),
     Topic(
         DIAGNOSTICS,

@@ -18,6 +18,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from pcseg_core.cli import (
     bag,
+    calibrate,
     demo,
     distill,
     doctor,
@@ -34,6 +35,7 @@ from pcseg_core.cli import (
     recipe,
     robustness,
     segment,
+    select,
     superpixels,
     teacher,
     view,
@@ -41,10 +43,13 @@ from pcseg_core.cli import (
     words,
     zero_shot,
 )
+from pcseg_core.cli.help import EXIT_CODES, GROUPS, examples
 from pcseg_core.errors import PcsegError, Terminated
 
 # Entry points of this group add commands: `bag-play = package.module:function` is `pcseg bag play`.
 PLUGIN_GROUP = "pcseg.commands"
+_EVERYWHERE = ("--debug", "--quiet", "--verbose")
+"""Options of all commands, before or after the command."""
 _PLAY_HINT = "Publish a bag over ROS 2."
 
 
@@ -61,7 +66,7 @@ class PluginCommand(TyperCommand):
         plugin = typer.Typer(add_completion=False, rich_markup_mode=None)
         plugin.command(name=self.name)(_load(self._entry))
         command = typer.main.get_command(plugin)
-        command.name = self.name
+        command.name, command.epilog = self.name, self.epilog
         return command.make_context(*args, **kwargs)
 
 
@@ -90,10 +95,30 @@ class PcsegGroup(TyperGroup):
                 self.add_command(PluginCommand(entry.name, entry))
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Accept `--debug` after the command as well as before it."""
-        if "--debug" in args:
-            args = ["--debug", *(argument for argument in args if argument != "--debug")]
-        return super().parse_args(ctx, args)
+        """Accept `--debug` and the like after the command as well as before it."""
+        given = [option for option in _EVERYWHERE if option in args]
+        others = [argument for argument in args if argument not in given]
+        return super().parse_args(ctx, [*given, *others])
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command, with examples at the end of its help."""
+        command = super().get_command(ctx, cmd_name)
+        for name, inner in getattr(command, "commands", {}).items():
+            inner.epilog = examples(f"{cmd_name} {name}")
+        if command is not None:
+            command.epilog = examples(cmd_name)
+        return command
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """List the commands by what a user wants."""
+        left = self.list_commands(ctx)
+        for title, names in (*GROUPS, ("More", tuple(left))):
+            shown = [name for name in names if name in left]
+            left = [name for name in left if name not in shown]
+            width = formatter.width - 6 - max(map(len, shown), default=0)
+            if shown:
+                with formatter.section(title):
+                    formatter.write_dl([(n, _summary(self, ctx, n, width)) for n in shown])
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command. User errors print one line and exit with code 2."""
@@ -118,6 +143,11 @@ class PcsegGroup(TyperGroup):
             raise typer.Exit(1) from None
 
 
+def _summary(group: TyperGroup, ctx: Any, name: str, width: int) -> str:
+    command = group.get_command(ctx, name)
+    return "" if command is None else command.get_short_help_str(width)
+
+
 def _complain(message: str) -> None:
     typer.secho("error: ", fg="red", bold=True, nl=False, err=True)
     typer.echo(message, err=True)
@@ -135,7 +165,13 @@ class BagGroup(TyperGroup):
             self.add_command(PluginCommand("play", None))
 
 
-app = typer.Typer(cls=PcsegGroup, no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(
+    cls=PcsegGroup,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    epilog=EXIT_CODES,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 app.add_typer(bag.app, name="bag", cls=BagGroup)
 app.add_typer(recipe.app, name="recipe")
 app.add_typer(teacher.app, name="teacher")
@@ -144,6 +180,7 @@ for _command in (  # in the order of the help
     distill.distill,
     evaluate.evaluate,
     robustness.robustness,
+    calibrate.calibrate,
     images.images,
     superpixels.superpixels,
     pretrain.pretrain,
@@ -155,6 +192,7 @@ for _command in (  # in the order of the help
     words.words,
     quantize.quantize,
     label.label,
+    select.select,
     segment.segment,
     export.export,
     view.view,
@@ -175,14 +213,34 @@ def _print_version(requested: bool) -> None:
         raise typer.Exit
 
 
+def _set_volume(quiet: bool, verbose: bool) -> None:
+    """Hide progress and notes, or log everything."""
+    if quiet:
+        from pcseg_core.progress import console
+
+        console.quiet = True
+    if verbose:
+        import logging
+
+        logging.basicConfig(format="%(name)s: %(message)s")
+        logging.getLogger("pcseg_core").setLevel(logging.DEBUG)
+
+
 @app.callback()
 def _root(
     debug: bool = typer.Option(False, "--debug", help="Show tracebacks of errors."),
+    quiet: bool = typer.Option(False, "--quiet", help="Show no progress and no notes."),
+    verbose: bool = typer.Option(False, "--verbose", help="Log what happens inside."),
     version: bool = typer.Option(
         False, "--version", is_eager=True, callback=_print_version, help="Print the version."
     ),
 ) -> None:
-    """From a recording of LiDAR and cameras to a LiDAR segmenter that runs live."""
+    """From a recording of LiDAR and cameras to a LiDAR segmenter that runs live.
+
+    --debug, --quiet and --verbose may also stand after the command. `--json -` writes JSON to the
+    standard output, and what the command prints to the standard error.
+    """
+    _set_volume(quiet, verbose)
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

@@ -89,6 +89,9 @@ def info(
             "each class from a few images."
         ),
     ] = None,
+    check_calibration: Annotated[
+        bool, typer.Option(help="Compare edges of a few images with depth edges of the LiDAR.")
+    ] = True,
 ) -> None:
     """Check whether a bag can train a segmenter, for which places, and list what is missing.
 
@@ -109,6 +112,8 @@ def info(
     report, recording = inspect_bag(bag, **options)
     if teacher is not None:
         report = _with_classes(report, recording, teacher)
+    if check_calibration and recording is not None and report.cameras:
+        report = report.with_findings(_about_calibration(recording))
     _print(report, text_console(json_))
     if json_ is not None:
         write_atomic(json_, report.model_dump_json(indent=2) + "\n")
@@ -128,6 +133,17 @@ def _with_classes(report: BagReport, recording: Any, teacher: str) -> BagReport:
         note(f"{config.title} was not asked: no camera can be used")
         return report
     return report.with_classes(seen_classes(recording, load_teacher(config)))
+
+
+def _about_calibration(recording: Any) -> list[Any]:
+    """Findings of a quick check of the calibration."""
+    from pcseg_core.calibration.calibrate import QUICK_SWEEPS, check_calibration
+
+    try:
+        return check_calibration(recording, QUICK_SWEEPS, whole=False).report.findings()
+    except InputError as error:
+        note(f"the calibration was not checked: {error}")
+        return []
 
 
 def _draw(recording: Any, picture: Path) -> None:

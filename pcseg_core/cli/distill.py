@@ -56,17 +56,43 @@ def distill(
             "example to add words."
         ),
     ] = None,
+    corrected: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Corrected labels of some sweeps: an export of `pcseg label --format`, or a "
+            "folder of .label files.",
+        ),
+    ] = None,
+    corrected_weight: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            help="Weight of a corrected label where poses carry it to other sweeps, relative to a "
+            "label of the teacher.",
+        ),
+    ] = 20.0,
     device: Device = "auto",
 ) -> None:
     """Train a LiDAR segmenter from recordings, without labels.
 
     The teacher of the recipe labels the images, the labels are projected onto the points, and a
     network learns to predict them from the points alone. With --teacher-3d a LiDAR network labels
-    all points; no camera is needed then. Interrupted runs resume: run the same command again.
+    all points; no camera is needed then. With --corrected, labels that people corrected override
+    those of the teachers. Interrupted runs resume: run the same command again.
     """
     taken = recipe or (SMALL_RECIPE if teacher_3d else DEFAULT_RECIPE)
     command = described(
-        taken, sources, out, cache, seed=seed, steps=steps, start=start, teacher_3d=teacher_3d
+        taken,
+        sources,
+        out,
+        cache,
+        seed=seed,
+        steps=steps,
+        start=start,
+        teacher_3d=teacher_3d,
+        corrected=corrected,
+        corrected_weight=corrected_weight if corrected else None,
     )
 
     def train(fresh: bool) -> dict[str, Any]:
@@ -76,7 +102,8 @@ def distill(
 
         chosen = adjusted(load_recipe(recipe_file(taken)), seed, steps).taught_by(teacher_3d)
         note(f"recipe {taken}; {chosen.teachers_title}")
-        return run(sources, chosen, out, cache, device, start, fresh)
+        fixed = (corrected, corrected_weight)
+        return run(sources, chosen, out, cache, device, start, fresh, *fixed)
 
     _summarize(run_once(out, resume, command, train), out)
 

@@ -118,7 +118,7 @@ def evaluate_recording(
 def _setup(options: ReplayOptions, recipe: Recipe | None) -> NodeSetup:
     """The settings of the node whose labels are measured."""
     from pcseg_core.evaluation.live import NodeSetup, read_parameters
-    from pcseg_core.online.pipeline import (
+    from pcseg_core.online.pipeline_config import (
         CameraUseConfig,
         MotionConfig,
         PipelineConfig,

@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pcseg_core.cli.options import Device, Out, Resume, Seed, Steps, adjusted, described, run_once
+from pcseg_core.cli.options import (
+    Device,
+    Out,
+    Resume,
+    Seed,
+    Steps,
+    adjusted,
+    described,
+    expanded,
+    run_once,
+)
 from pcseg_core.errors import InputError
 
 if TYPE_CHECKING:
@@ -25,7 +35,11 @@ def finetune(
     run: Annotated[Path, typer.Argument(help="Run directory or checkpoint to start from.")],
     sources: Annotated[
         list[str],
-        typer.Argument(help="Labeled recordings: SemanticKITTI folders, bags, or reader:path."),
+        typer.Argument(
+            help="Labeled recordings: SemanticKITTI folders, bags, or reader:path; patterns and "
+            "@FILE as for `pcseg distill`.",
+            callback=expanded,
+        ),
     ],
     out: Out,
     labels: Annotated[
@@ -33,6 +47,14 @@ def finetune(
         typer.Option(
             help="Folder of .label files for the sweeps of SOURCES, such as `pcseg label` writes; "
             "for one source."
+        ),
+    ] = None,
+    corrected: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Corrected labels of some sweeps of SOURCES, as for `pcseg distill`; only these "
+            "sweeps are learned.",
         ),
     ] = None,
     test: Annotated[
@@ -60,6 +82,8 @@ def finetune(
     """
     if labels is not None and len(sources) > 1:
         raise InputError(f"--labels belongs to one source, got {len(sources)}; run one at a time")
+    if labels is not None and corrected is not None:
+        raise InputError("give --labels or --corrected, not both")
     command = described(
         recipe,
         sources,
@@ -68,6 +92,7 @@ def finetune(
         tested=[test] if test else [],
         start=run,
         labels=labels,
+        corrected=corrected,
         classes=label_space,
         seed=seed,
         steps=steps,
@@ -75,7 +100,8 @@ def finetune(
 
     def train(fresh: bool) -> dict[str, Any]:
         chosen = _recipe(recipe, seed, steps)
-        return _train(run, sources, labels, test, chosen, label_space, out, device, fresh)
+        given = (labels, corrected)
+        return _train(run, sources, given, test, chosen, label_space, out, device, fresh)
 
     _summarize(run_once(out, resume, command, train), out)
 
@@ -83,7 +109,7 @@ def finetune(
 def _train(
     run: Path,
     sources: list[str],
-    labels: Path | None,
+    given: tuple[Path | None, Path | None],
     test: str | None,
     recipe: FinetuneRecipe,
     label_space: str | None,
@@ -91,20 +117,25 @@ def _train(
     device: str,
     fresh: bool,
 ) -> dict[str, Any]:
-    """Read the sweeps, claim the run directory and train."""
+    """Read the sweeps, claim the run directory and train; `given` labels, and corrected ones."""
     from pcseg_core.checkpoint import load_checkpoint
     from pcseg_core.cli.probe import open_labeled, read
     from pcseg_core.data import open_recording
-    from pcseg_core.learning.finetune import finetune
+    from pcseg_core.learning.finetune import finetune, read_corrected
     from pcseg_core.learning.run_folder import check_claim, claim, identity, named
 
     meta = load_checkpoint(run)[1]
     space, reach = _label_space(label_space, meta), meta.student.get("max_range_m", 80.0)
     parts = [*(identity(source, (out,)) for source in sources), *named("start", run)]
-    parts += [*named("labels", labels), f"classes {space.name}"]
+    labels, corrected = given
+    parts += [*named("labels", labels), *named("corrected", corrected), f"classes {space.name}"]
     check_claim(out, recipe, parts, fresh)
-    opened = [open_recording(source) if labels else open_labeled(source) for source in sources]
-    sweeps = [s for recording in opened for s in labeled_sweeps(recording, space, reach, labels)]
+    foreign = labels or corrected
+    opened = [open_recording(source) if foreign else open_labeled(source) for source in sources]
+    if corrected is not None:
+        sweeps = read_corrected(corrected, dict(zip(sources, opened)), space, reach)
+    else:
+        sweeps = [s for one in opened for s in labeled_sweeps(one, space, reach, labels)]
     scans = read(test, space, reach) if test else []
     claim(out, recipe, parts, fresh)
     return finetune(run, sweeps, scans, space, recipe, out, device, recordings=opened)

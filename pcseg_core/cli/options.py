@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
+import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeVar
@@ -17,8 +20,23 @@ from pcseg_core.errors import InputError
 if TYPE_CHECKING:
     from pcseg_core.learning.recipe import OptimizerConfig
 
+
+def expanded(sources: list[str] | None) -> list[str] | None:
+    """Callback of options: sources with patterns and lists replaced, see `expand_sources`."""
+    if not sources:
+        return sources
+    from pcseg_core.data.source_list import expand_sources
+
+    return expand_sources(sources)
+
+
 Sources = Annotated[
-    list[str], typer.Argument(help="Recordings: bags, or reader:path (kitti-raw:PATH, ...).")
+    list[str],
+    typer.Argument(
+        help="Recordings: bags, or reader:path (kitti-raw:PATH, ...); 'drives/2026-*' for "
+        "several, @FILE for a list of them.",
+        callback=expanded,
+    ),
 ]
 RecipeName = Annotated[
     str,
@@ -148,6 +166,8 @@ def run_once(
     Raises:
         InputError: `out` holds something else than a run.
         KeyboardInterrupt: a signal ended the work; the message says how to resume.
+
+    The command, its duration and its outcome are added to logs/pcseg.log of the run.
     """
     from pcseg_core.config import read_yaml
     from pcseg_core.files import check_new_folder, claim_folder, write_atomic
@@ -159,12 +179,32 @@ def run_once(
         same = read_yaml(out / COMMAND) == command
         if same and (figures := finished(out)) is not None:
             return figures
+    start, outcome = time.monotonic(), "failed"
     try:
         figures = train(not resume)
+        outcome = "done"
     except KeyboardInterrupt as error:
+        outcome = "interrupted"
         if error.args:
             raise  # of the training, with the step
         raise type(error)("interrupted; run the same command again to resume") from None
+    except Exception as error:
+        outcome = f"failed: {' '.join(str(error).split())}"
+        raise
+    finally:
+        if (out / RECIPE).is_file() and is_first_process():
+            _log(out / "logs" / "pcseg.log", time.monotonic() - start, outcome)
     if (out / RECIPE).is_file() and is_first_process():
         write_atomic(out / COMMAND, yaml.safe_dump(command, sort_keys=False))
     return figures
+
+
+def _log(file: Path, seconds: float, outcome: str) -> None:
+    """Add a line about this command to a log file."""
+    from pcseg_core import __version__
+
+    file.parent.mkdir(exist_ok=True)
+    with file.open("a", encoding="utf-8") as log:
+        now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        words = shlex.join(sys.argv[1:])
+        log.write(f"{now} pcseg {__version__} after {seconds:.0f} s: {words}: {outcome}\n")

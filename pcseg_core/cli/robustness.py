@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pcseg_core.cli.evaluate import Backend, Device, Picture, PrecisionName
+from pcseg_core.cli.options import expanded
 from pcseg_core.cli.outputs import PICTURES, check_file, text_console
 from pcseg_core.progress import bar, note
 
@@ -25,7 +26,12 @@ def robustness(
         typer.Argument(help='Run directory of `pcseg distill`, a checkpoint file, or "bundled".'),
     ],
     sources: Annotated[
-        list[str], typer.Argument(help="Drives: bags, or reader:path (semantic-kitti:PATH, ...).")
+        list[str],
+        typer.Argument(
+            help="Drives: bags, or reader:path (semantic-kitti:PATH, ...); patterns and @FILE as "
+            "for `pcseg distill`.",
+            callback=expanded,
+        ),
     ],
     corruptions: Annotated[
         str | None,

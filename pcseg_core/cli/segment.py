@@ -34,6 +34,13 @@ def segment(
     rgb: Annotated[
         bool, typer.Option("--rgb", help="Add the field rgb with the colors of the classes.")
     ] = False,
+    moving: Annotated[
+        bool,
+        typer.Option(
+            "--moving",
+            help="Also tell what moves, by poses: moving/NAME.label, or a field of --bag.",
+        ),
+    ] = False,
     compress: Annotated[bool, typer.Option("--compress", help="Compress the bag.")] = False,
     time_field: TimeField = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier result.")] = False,
@@ -48,8 +55,9 @@ def segment(
     The labels of a bag go to a new bag: clouds get the fields label (uint32, 65535 for none) and
     confidence (float32), all other topics are copied. Those of any other source go to
     labels/NAME.label, or SCENE/labels/NAME.label if it has several scenes, one uint32 per point
-    as in SemanticKITTI. labels.yaml in the folder gives the classes. Interrupted runs resume: run
-    the same command again.
+    as in SemanticKITTI. labels.yaml in the folder gives the classes. moving/NAME.label has 9 for
+    static points, 251 for moving ones and 0 for unknown ones. Interrupted runs resume: run the
+    same command again.
     """
     from pcseg_core.bundled import checkpoint_file
     from pcseg_core.data import find_source
@@ -58,9 +66,16 @@ def segment(
     reader, place = find_source(source)
     if reader != "bag" and (cloud_topic or compress or time_field):
         raise InputError("--cloud-topic, --compress and --time-field are for bags")
+    if reader == "bag" and moving:
+        raise InputError(
+            "--moving is for other recordings than bags; play a bag to the node with "
+            "moving.enabled (replay.launch.py), which adds the field moving"
+        )
     file = checkpoint_file(checkpoint)
     replay.check_output(out, bag=bag or reader == "bag", force=force)
-    request = _Request(reader, place, out, bag, rgb, compress, force, cloud_topic, time_field)
+    request = _Request(
+        reader, place, out, bag, rgb, moving, compress, force, cloud_topic, time_field
+    )
     _summarize(_label(request, file, device, backend, max_entropy))
 
 
@@ -73,6 +88,7 @@ class _Request:
     out: Path
     bag: bool
     rgb: bool
+    moving: bool
     compress: bool
     force: bool
     cloud_topic: str | None
@@ -124,10 +140,17 @@ def _write(request: _Request, pipeline: Pipeline, store: LabelStore, progress: B
     recording = open_recording(f"{request.reader}:{request.place}")
     if request.bag:
         return replay.segment_recording_to_bag(
-            pipeline, recording, out, rgb=request.rgb, force=force, store=store, progress=progress
+            pipeline,
+            recording,
+            out,
+            rgb=request.rgb,
+            moving=request.moving,
+            force=force,
+            store=store,
+            progress=progress,
         )
     return replay.segment_recording(
-        pipeline, recording, out, force=force, store=store, progress=progress
+        pipeline, recording, out, moving=request.moving, force=force, store=store, progress=progress
     )
 
 

@@ -31,7 +31,9 @@ def view(
     checkpoint: Annotated[
         Path | None, typer.Option(help="Labels the sweeps; default for a run: its own.")
     ] = None,
-    save: Annotated[Path | None, typer.Option(help="Write a Rerun recording (.rrd).")] = None,
+    save: Annotated[
+        Path | None, typer.Option("--out", "--save", help="Write a Rerun recording (.rrd).")
+    ] = None,
     picture: Annotated[Path | None, typer.Option(help="Draw one sweep into a PNG.")] = None,
     sweep: Annotated[
         int | None, typer.Option(help="Only this sweep, counted from 0; -1 is the last.")
@@ -42,12 +44,12 @@ def view(
     """Show a bag, a training run or one sample: Rerun recording or picture.
 
     Clouds are colored by class, by confidence and, with known labels, by error; images show the
-    points in view. Without --save and --picture the Rerun viewer opens.
+    points in view. Without --out and --picture the Rerun viewer opens.
     """
     check_file(save, (".rrd",))
     check_file(picture, PICTURES)
     if save is None and picture is None and not _has_display():
-        raise InputError("no display for the viewer; give --save FILE.rrd or --picture PNG")
+        raise InputError("no display for the viewer; give --out FILE.rrd or --picture PNG")
     _check_inputs(source, checkpoint)
     scene = _Scene(source, checkpoint, device)
     if picture is not None:

@@ -18,13 +18,19 @@ from pcseg_core.cli.options import (
     Steps,
     adjusted,
     described,
+    expanded,
     run_once,
 )
 
 
 def zero_shot(
     sources: Annotated[
-        list[str], typer.Argument(help="Labeled recordings with cameras: bags, or reader:path.")
+        list[str],
+        typer.Argument(
+            help="Labeled recordings with cameras: bags, or reader:path; patterns and @FILE as for "
+            "`pcseg distill`.",
+            callback=expanded,
+        ),
     ],
     test: Annotated[
         list[str], typer.Option(help="Labeled recordings to measure on; repeat for several.")

@@ -78,6 +78,9 @@ READERS: dict[str, str] = {
 }
 
 
+_CALIBRATION = "calibration="
+
+
 def open_recording(
     source: str | Path, *, trained: InputStatistics | None = None, **options: Any
 ) -> Recording:
@@ -85,7 +88,8 @@ def open_recording(
 
     Options of the reader are given as keywords or as a query in the source, for example
     "bag:drive?cloud_topic=/points&poses=kiss-icp". "simulated:" takes options instead of a path:
-    "simulated:seed=3,sweeps=20".
+    "simulated:seed=3,sweeps=20". Every reader takes `calibration`: a file whose extrinsics and
+    time offsets replace those of the recording, as in "kitti-raw:drive?calibration=rig.yaml".
 
     Args:
         source: the recording.
@@ -99,7 +103,11 @@ def open_recording(
     """
     reader, place = find_source(source)
     if reader == "simulated":
-        return _reader(reader)(place, **options)
+        items = place.split(",")
+        drive = ",".join(item for item in items if not item.startswith(_CALIBRATION))
+        rigs = [item.removeprefix(_CALIBRATION) for item in items if item.startswith(_CALIBRATION)]
+        file = options.pop("calibration", rigs[-1] if rigs else None)
+        return _recalibrated(_reader(reader)(drive, **options), file)
     path, query = split_query(place)
     chosen = {**dict(parse_qsl(query)), **options}
     if reader == "bag" and trained is not None:
@@ -108,7 +116,18 @@ def open_recording(
         times = {k: str(chosen[k]) for k in ("time_field", "stamp_reference") if k in chosen}
         chosen |= trained.time_options(**times)
     opener = _reader(reader)
-    return opener(path, **_checked(opener, chosen, str(source)))
+    file = None if reader == "bag" else chosen.pop("calibration", None)
+    return _recalibrated(opener(path, **_checked(opener, chosen, str(source))), file)
+
+
+def _recalibrated(recording: Recording, file: str | Path | None) -> Recording:
+    """The recording with the calibration of a file, if one is given."""
+    if file is None:
+        return recording
+    from pcseg_core.data.calibration import load_calibration
+    from pcseg_core.data.recalibrated import Recalibrated
+
+    return Recalibrated(recording, load_calibration(file))
 
 
 def find_source(source: str | Path) -> tuple[str, str]:

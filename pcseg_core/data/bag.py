@@ -48,6 +48,7 @@ class BagCamera:
     index: TopicIndex
     model: CameraModel
     T_cam_lidar: npt.NDArray[np.float64]
+    time_offset_ns: int = 0  # added to the stamps of the images
 
 
 class BagRecording:
@@ -67,6 +68,7 @@ class BagRecording:
         lidar_frame: their frame.
         cameras: the usable cameras.
         trajectory: T_world_lidar, or None.
+        T_body_lidar: (4, 4) of the given calibration, or None.
         tree: the transforms of the bag.
     """
 
@@ -95,8 +97,8 @@ class BagRecording:
             poses: "auto": /tf, else Odometry, else kiss-icp if it is installed; "recorded": the
                 same without kiss-icp; "tf", "odometry", "kiss-icp": this source or an error;
                 "none"; or the path of a TUM file with T_world_lidar.
-            calibration: extrinsics (and intrinsics) that replace the bag's, or their file; its
-                `T_body_lidar` is used with Odometry.
+            calibration: extrinsics (and intrinsics and time offsets) that replace the bag's, or
+                their file; its `T_body_lidar` is used with Odometry.
             max_image_offset_s: maximum stamp difference between a sweep and its image [s].
             label_space: space of the field `label` of the clouds, if they have one; None takes the
                 space in the bag's `labels.yaml`, as written by `pcseg segment`.
@@ -126,8 +128,8 @@ class BagRecording:
         if isinstance(calibration, (str, Path)):
             calibration = load_calibration(calibration)
         self.cameras = self._find_cameras(camera_topics, calibration)
-        body = None if calibration is None else calibration.body()
-        self.pose_source, self.trajectory = self._find_poses(poses, fixed_frame, body)
+        self.T_body_lidar = None if calibration is None else calibration.body()
+        self.pose_source, self.trajectory = self._find_poses(poses, fixed_frame)
         self._drop_uncovered()
         self.cameras = self._readable_cameras(camera_topics is not None)
         self._pairs = [self._pair(camera, float(max_image_offset_s)) for camera in self.cameras]
@@ -244,8 +246,10 @@ class BagRecording:
     ) -> list[BagCamera]:
         topics = wanted.split(",") if isinstance(wanted, str) else wanted
         frames = {topic: index.frame_id for topic, index in self.indices.items()}
-        cameras = []
-        for camera in find_cameras(self.bag, frames, topics):
+        found, cameras = find_cameras(self.bag, frames, topics), []
+        if known is not None:
+            known.check([n for camera in found for n in (camera.name, camera.image)], self.name)
+        for camera in found:
             if camera.image not in self.indices:
                 continue  # no message deserializes; counted
             try:
@@ -258,14 +262,12 @@ class BagRecording:
 
     def _camera(self, camera: CameraTopics, known: Calibration | None) -> BagCamera:
         index = self._ordered(self.indices[camera.image])
-        given = None
-        if known is not None:
-            given = known.cameras.get(camera.name) or known.cameras.get(camera.image)
+        given = None if known is None else known.camera(camera.name, camera.image)
         model = given.model() if given is not None else None
         if model is None:
             model = self._intrinsics(camera)
         if given is not None:
-            return BagCamera(camera, index, model, given.extrinsic())
+            return BagCamera(camera, index, model, given.extrinsic(), given.time_offset_ns)
         if not index.frame_id:
             raise InputError("its images have no frame_id; give a calibration file")
         try:
@@ -323,11 +325,10 @@ class BagRecording:
                 return ""
         return fault
 
-    def _find_poses(
-        self, mode: str, fixed_frame: str | None, T_body_lidar: npt.NDArray[np.float64] | None
-    ) -> tuple[str, Trajectory | None]:
+    def _find_poses(self, mode: str, fixed_frame: str | None) -> tuple[str, Trajectory | None]:
         inputs = (self.bag, self.indices, self.tree, self.clouds)
-        found = find_poses(mode, *inputs, fixed_frame, self._estimate, T_body_lidar, self.skipped)
+        body = self.T_body_lidar
+        found = find_poses(mode, *inputs, fixed_frame, self._estimate, body, self.skipped)
         if found.problem:
             self.problems.append(found.problem)
         return found.source, found.trajectory
@@ -360,9 +361,10 @@ class BagRecording:
         for sweep, stamp in enumerate(self.clouds.stamps_ns.tolist()):
             position = nearest(stamps, stamp)
             image_stamp = int(stamps[position])
+            taken = image_stamp + camera.time_offset_ns
             if abs(image_stamp - stamp) > max_offset_s * 1e9:
                 self.skipped[f"{camera.topics.image}: no image near the sweep"] += 1
-            elif self.trajectory is not None and not self.trajectory.covers(image_stamp):
+            elif self.trajectory is not None and not self.trajectory.covers(taken):
                 self.skipped[f"{camera.topics.image}: image outside the time of the poses"] += 1
             else:
                 pairs[sweep] = position
@@ -371,7 +373,7 @@ class BagRecording:
     def _frame(self, camera: BagCamera, position: int) -> CameraFrame:
         size = (camera.model.width, camera.model.height)
         loader = partial(_load_image, self.bag, camera.index, position, size)
-        stamp = int(camera.index.stamps_ns[position])
+        stamp = int(camera.index.stamps_ns[position]) + camera.time_offset_ns
         return CameraFrame(camera.topics.name, stamp, camera.model, camera.T_cam_lidar, loader)
 
 

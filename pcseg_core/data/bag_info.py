@@ -84,8 +84,11 @@ class BagReport(Section):
         if self.diversity is None:
             return self
         diverse = self.diversity.model_copy(update={"classes": shares})
-        findings = _sorted([*self.findings, *about_classes(shares)])
-        return self.model_copy(update={"diversity": diverse, "findings": findings})
+        return self.with_findings(about_classes(shares)).model_copy(update={"diversity": diverse})
+
+    def with_findings(self, findings: list[Finding]) -> BagReport:
+        """The report with more findings."""
+        return self.model_copy(update={"findings": _sorted([*self.findings, *findings])})
 
 
 def inspect_bag(path: str | Path, **options: Any) -> tuple[BagReport, BagRecording | None]:

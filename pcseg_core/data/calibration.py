@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A calibration file: poses of the cameras relative to the LiDAR, for recordings without TF.
+"""A calibration file: poses of the cameras relative to the LiDAR, instead of those of a recording.
 
 cameras:
   camera_2:                       # camera name, or image topic
@@ -12,6 +12,7 @@ cameras:
     K: [721.5, 0.0, 609.6, 0.0, 721.5, 172.9, 0.0, 0.0, 1.0]
     distortion_model: plumb_bob   # none, plumb_bob, rational_polynomial or equidistant
     D: [-0.3, 0.1, 0.0, 0.0, 0.0]
+    time_offset_s: 0.02           # added to the stamps of the images [s]; default 0
 T_body_lidar:                     # only if the poses are of another frame, as in Odometry
   - [1.0, 0.0, 0.0, 0.8]          # LiDAR frame into the frame of the poses
   - [0.0, 1.0, 0.0, 0.0]
@@ -20,6 +21,7 @@ T_body_lidar:                     # only if the poses are of another frame, as i
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +32,7 @@ from pydantic import Field, field_validator, model_validator
 from pcseg_core.camera import CameraModel
 from pcseg_core.config import Section, load_yaml
 from pcseg_core.data.sample import CameraFrame
+from pcseg_core.errors import InputError
 from pcseg_core.files import write_atomic
 
 Float64 = npt.NDArray[np.float64]
@@ -53,6 +56,9 @@ class CameraCalibration(Section):
         default=None, description="3x3 rectification, row by row; raw images only"
     )
     P: Numbers | None = Field(default=None, description="3x4 projection, row by row")
+    time_offset_s: float = Field(
+        default=0.0, ge=-1, le=1, description="added to the stamps of the images [s]"
+    )
 
     @field_validator("T_cam_lidar")
     @classmethod
@@ -74,6 +80,11 @@ class CameraCalibration(Section):
     def extrinsic(self) -> Float64:
         """T_cam_lidar (4, 4)."""
         return _matrix(self.T_cam_lidar)
+
+    @property
+    def time_offset_ns(self) -> int:
+        """Added to the stamps of the images [ns]."""
+        return round(self.time_offset_s * 1e9)
 
     def model(self) -> CameraModel | None:
         """The camera model, or None if only the extrinsics are given."""
@@ -105,6 +116,18 @@ class Calibration(Section):
     def _rigid(cls, rows: tuple[Numbers, ...] | None) -> tuple[Numbers, ...] | None:
         return None if rows is None else _check_rigid(rows)
 
+    def camera(self, *names: str) -> CameraCalibration | None:
+        """The camera with the first known of several names; None if there is none."""
+        return next((self.cameras[name] for name in names if name in self.cameras), None)
+
+    def check(self, names: Collection[str], source: str) -> None:
+        """Raise InputError if it has cameras, and none of those in a recording by these names."""
+        if self.cameras and not set(self.cameras) & set(names):
+            raise InputError(
+                f"{source}: the calibration is of other cameras ({', '.join(self.cameras)}); "
+                f"expected some of: {', '.join(names) or 'none, the recording has no images'}"
+            )
+
     def body(self) -> Float64 | None:
         """T_body_lidar (4, 4), or None."""
         return None if self.T_body_lidar is None else _matrix(self.T_body_lidar)
@@ -119,10 +142,27 @@ def load_calibration(path: str | Path) -> Calibration:
     return load_yaml(path, Calibration)
 
 
-def save_calibration(path: str | Path, frames: list[CameraFrame]) -> None:
-    """Write the calibration of the cameras of a sample, for another recording."""
-    cameras = {frame.name: _describe(frame) for frame in frames}
-    text = yaml.safe_dump({"cameras": cameras}, sort_keys=False, default_flow_style=None)
+def save_calibration(
+    path: str | Path,
+    frames: list[CameraFrame],
+    time_offsets: Mapping[str, float] | None = None,
+    T_body_lidar: Float64 | None = None,
+) -> None:
+    """Write the calibration of the cameras of a sample, for another recording.
+
+    Args:
+        path: the file.
+        frames: one image of each camera.
+        time_offsets: seconds to add to the stamps of the images, by camera.
+        T_body_lidar: (4, 4) see `Calibration`.
+    """
+    offsets = time_offsets or {}
+    content: dict[str, object] = {
+        "cameras": {frame.name: _describe(frame, offsets.get(frame.name, 0.0)) for frame in frames}
+    }
+    if T_body_lidar is not None:
+        content["T_body_lidar"] = T_body_lidar.tolist()
+    text = yaml.safe_dump(content, sort_keys=False, default_flow_style=None)
     write_atomic(path, text)
 
 
@@ -143,7 +183,7 @@ def _matrix(rows: tuple[Numbers, ...]) -> Float64:
     return T
 
 
-def _describe(frame: CameraFrame) -> dict[str, object]:
+def _describe(frame: CameraFrame, time_offset_s: float) -> dict[str, object]:
     model = frame.camera
     described: dict[str, object] = {
         "T_cam_lidar": frame.T_cam_lidar.tolist(),
@@ -157,4 +197,6 @@ def _describe(frame: CameraFrame) -> dict[str, object]:
         described["R"] = model.R.reshape(-1).tolist()
     if model.P is not None:
         described["P"] = model.P.reshape(-1).tolist()
+    if time_offset_s:
+        described["time_offset_s"] = time_offset_s
     return described

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,6 +13,7 @@ import numpy.typing as npt
 from PIL import Image
 from scipy import ndimage
 
+from pcseg_core.camera import CameraModel
 from pcseg_core.errors import InputError
 
 RGB = npt.NDArray[np.uint8]
@@ -129,6 +131,30 @@ def decode_image(
             f"{name}: the image does not decode ({error}); expected a whole PNG or JPEG of "
             f"{len(content)} bytes"
         ) from error
+
+
+def undistort(image: RGB, camera: CameraModel) -> RGB:
+    """The image of `camera.without_distortion()`; black where the lens shows nothing.
+
+    Args:
+        image: (H, W, 3) uint8, as recorded.
+        camera: its model.
+    """
+    if camera.distortion_model != "equidistant" and not any(camera.D):
+        return image
+    view, _ = camera.without_distortion()
+    height, width = image.shape[:2]
+    v, u = np.mgrid[:height, :width]
+    rays = view.unproject(np.stack([u.ravel(), v.ravel()], axis=1), depth=1.0)
+    lens = replace(camera, R=np.eye(3), P=None)
+    pixels, seen = lens.project(rays)
+    seen &= lens.contains(pixels)
+    at = np.where(seen[:, None], pixels, 0)[:, ::-1].T
+    channels = [
+        ndimage.map_coordinates(image[..., k], at, order=1, mode="nearest") for k in range(3)
+    ]
+    found: RGB = np.where(seen[:, None], np.stack(channels, axis=1), 0).reshape(image.shape)
+    return found.astype(np.uint8)
 
 
 def _check_numbers(width: int, height: int, size: tuple[int, int] | None, name: str) -> None:

@@ -14,7 +14,7 @@ import yaml
 from pcseg_core.config import read_yaml
 from pcseg_core.errors import InputError
 from pcseg_core.files import FolderKind
-from pcseg_core.labels import LabelSpace
+from pcseg_core.labels import MOVING, STATIC, LabelSpace
 
 if TYPE_CHECKING:
     from pcseg_core.data import Recording, Sample
@@ -95,6 +95,27 @@ def check_labels_file(marker: Path) -> None:
     LabelSpace.load(marker)
 
 
+def moving_path(path: str) -> str:
+    """Path of the file that tells what moves, beside a label file: moving/NAME.label."""
+    folder, _, name = path.rpartition("/")
+    return f"{folder.removesuffix('labels')}moving/{name}"
+
+
+def encode_moving(moving: npt.NDArray[np.uint8]) -> bytes:
+    """Content of such a file for (N,) UNKNOWN, STATIC or MOVING.
+
+    The numbers are those of the moving object segmentation of SemanticKITTI: 0 for unlabeled, 9
+    for static, 251 for moving.
+    """
+    numbers = np.zeros(3, "<u4")
+    numbers[[STATIC, MOVING]] = 9, 251
+    return numbers[moving].tobytes()
+
+
+MOVING_FILES = ("moving/*.label", "*/moving/*.label")
 LABEL_FILES = FolderKind(
-    "folder of label files", LABELS_FILE, check_labels_file, ("labels/*.label", "*/labels/*.label")
+    "folder of label files",
+    LABELS_FILE,
+    check_labels_file,
+    ("labels/*.label", "*/labels/*.label", *MOVING_FILES),
 )

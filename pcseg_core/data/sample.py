@@ -165,6 +165,8 @@ class Sample:
         labels: (N,) int16 class ids of `label_space`, -1 if unlabeled; None without labels.
         label_space: classes of `labels`.
         instances: (N,) int32 instance ids, -1 (or 0 in SemanticKITTI) for none.
+        moving: (N,) uint8 UNKNOWN, STATIC or MOVING of `pcseg_core.labels`; None if the source does
+            not tell what moves.
         boxes: 3D boxes in the LiDAR frame; None if the source has no boxes.
         name: unique in its recording.
         scene: samples of one scene share the world frame of their trajectories.
@@ -176,6 +178,7 @@ class Sample:
     labels: npt.NDArray[np.int16] | None = None
     label_space: LabelSpace | None = None
     instances: npt.NDArray[np.int32] | None = None
+    moving: npt.NDArray[np.uint8] | None = None
     boxes: list[Box] | None = None
     name: str = ""
     scene: str = ""

@@ -21,7 +21,7 @@ from pcseg_core.data.images import read_image
 from pcseg_core.data.sample import CameraFrame, Sample
 from pcseg_core.errors import InputError
 from pcseg_core.geometry import Trajectory, invert
-from pcseg_core.labels import LabelSpace
+from pcseg_core.labels import MOVING, STATIC, UNKNOWN, LabelSpace
 
 Float64 = npt.NDArray[np.float64]
 NOMINAL_PERIOD_S = 0.1  # of the scanner, for sequences without times.txt
@@ -74,14 +74,16 @@ class SemanticKittiRecording:
         sequence, frame = self._index[index]
         sweep = sequence.folder / "velodyne" / f"{frame}.bin"
         cloud = files.read_sweep(sweep, sequence.stamp_ns(frame))
-        labels, instances = self._labels(sequence.folder / "labels" / f"{frame}.label", len(cloud))
+        path = sequence.folder / "labels" / f"{frame}.label"
+        raw, instances = read_labels(path, len(cloud)) if path.is_file() else (None, None)
         return Sample(
             cloud=cloud,
             cameras=sequence.cameras(frame),
             trajectory=sequence.trajectory_at(frame),
-            labels=labels,
+            labels=None if raw is None else self._ids[raw],
             label_space=self.label_space,
             instances=instances,
+            moving=None if raw is None else _moving(raw),
             name=f"{sequence.name}/{frame}",
             scene=sequence.name,
         )
@@ -91,14 +93,6 @@ class SemanticKittiRecording:
         if names.count(folder.name) == 1:
             return folder.name
         return folder.relative_to(self.path).as_posix()
-
-    def _labels(
-        self, path: Path, count: int
-    ) -> tuple[npt.NDArray[np.int16] | None, npt.NDArray[np.int32] | None]:
-        if not path.is_file():
-            return None, None
-        raw, instances = read_labels(path, count)
-        return self._ids[raw], instances
 
 
 class _SequenceFolder:
@@ -212,6 +206,12 @@ def read_labels(path: Path, count: int) -> tuple[npt.NDArray[np.uint16], npt.NDA
     instances = (packed >> 16).astype(np.int32)
     instances[instances == 0] = -1
     return (packed & 0xFFFF).astype(np.uint16), instances
+
+
+def _moving(raw: npt.NDArray[np.uint16]) -> npt.NDArray[np.uint8]:
+    """(N,) whether points move, by their raw ids (N,): 252 to 259 move, 0 and 1 are no class."""
+    found = np.where(raw > 1, STATIC, UNKNOWN)
+    return np.where((raw >= 252) & (raw <= 259), MOVING, found).astype(np.uint8)
 
 
 def raw_id_table(space: LabelSpace) -> npt.NDArray[np.int16]:

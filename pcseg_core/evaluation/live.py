@@ -18,7 +18,8 @@ from pcseg_core.data import open_recording
 from pcseg_core.errors import InputError, MissingDependency
 from pcseg_core.evaluation.methods import Prediction
 from pcseg_core.labels import LabelSpace
-from pcseg_core.online.pipeline import Pipeline, PipelineConfig, Sweep
+from pcseg_core.online.pipeline import Pipeline, Sweep
+from pcseg_core.online.pipeline_config import PipelineConfig
 from pcseg_core.online.segmenter import Precision, Segmenter
 from pcseg_core.progress import tracked
 

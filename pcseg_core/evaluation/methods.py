@@ -19,10 +19,10 @@ from pcseg_core.online.pipeline import (
     ImmediateCameras,
     MotionError,
     Pipeline,
-    PipelineConfig,
     SegmenterLike,
     Sweep,
 )
+from pcseg_core.online.pipeline_config import PipelineConfig
 
 if TYPE_CHECKING:
     from pcseg_core.cloud import PointCloud

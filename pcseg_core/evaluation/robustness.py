@@ -33,7 +33,8 @@ from pcseg_core.evaluation.robustness_report import (
 from pcseg_core.evaluation.robustness_tally import ConditionTally
 from pcseg_core.labels import LabelSpace, grouping, regroup, truth_of
 from pcseg_core.metrics.robustness import normalized_entropy
-from pcseg_core.online.pipeline import Pipeline, PipelineConfig, SmoothingConfig, Sweep
+from pcseg_core.online.pipeline import Pipeline, Sweep
+from pcseg_core.online.pipeline_config import PipelineConfig, SmoothingConfig
 
 if TYPE_CHECKING:
     from pcseg_core.cloud import PointCloud

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from copy import deepcopy
 from itertools import compress
 from pathlib import Path
 from typing import Any
@@ -18,20 +18,10 @@ from torch import Tensor
 from pcseg_core.bundled import FILE_NAME, checkpoint_file
 from pcseg_core.data import Recording
 from pcseg_core.data.diversity import diversity
-from pcseg_core.distill.cache import is_whole
-from pcseg_core.distill.labeling import LabelModel, Labels, fit_label_model, label_scene
-from pcseg_core.distill.lidar_teacher import LidarTargets, LidarTeacher, read_targets, store_targets
-from pcseg_core.distill.observation import (
-    ClassEvidence,
-    Observation,
-    Observer,
-    StoredObservation,
-    scenes,
-)
-from pcseg_core.distill.pixels import PixelSampler, PointPixels
+from pcseg_core.distill.lidar_teacher import LidarTeacher
+from pcseg_core.distill.observation import Observer
 from pcseg_core.errors import InputError
-from pcseg_core.files import slug
-from pcseg_core.labels import IGNORE, NO_CLASSES, LabelSpace
+from pcseg_core.labels import NO_CLASSES, LabelSpace
 from pcseg_core.learning.confidence import calibrate, held_out
 from pcseg_core.learning.dataset import TrainingSweep
 from pcseg_core.learning.module import TrainingModule
@@ -55,9 +45,10 @@ from pcseg_core.learning.runs import (
     torch_device,
 )
 from pcseg_core.learning.sectors import LabeledSectors
-from pcseg_core.learning.self_labels import SelfLabeler
+from pcseg_core.learning.self_labels import SelfLabeler, load_beside
 from pcseg_core.learning.simulated import labeled_sweeps
 from pcseg_core.learning.start import check_start, take_over
+from pcseg_core.learning.sweep_labels import Labeling, class_shares, new_observer, read_corrected
 from pcseg_core.learning.teachers import (
     Teachers,
     TextTeacher,
@@ -67,8 +58,7 @@ from pcseg_core.learning.teachers import (
 )
 from pcseg_core.learning.trainer import train
 from pcseg_core.models.student import Student
-from pcseg_core.progress import bar, note
-from pcseg_core.vision.class_to_text import agree_with_labels
+from pcseg_core.progress import note
 
 Array = npt.NDArray[Any]
 
@@ -81,6 +71,8 @@ def distill(
     device: str = "auto",
     start: Path | None = None,
     fresh: bool = False,
+    corrected: Path | None = None,
+    corrected_weight: float = 20.0,
 ) -> dict[str, Any]:
     """Label recordings with the recipe's teachers and train a student on the labels.
 
@@ -95,6 +87,9 @@ def distill(
         device: "auto", "cpu" or "cuda".
         start: run whose student, or pretrained backbone, is trained further.
         fresh: delete an earlier run in `out`, once everything is known to be usable.
+        corrected: folder of corrected labels of some sweeps, see `read_corrections`.
+        corrected_weight: of a corrected label where it is carried to other sweeps, relative to a
+            label of the teacher.
 
     Raises:
         InputError: unusable sources, weights or recipe, or a run directory of another recipe.
@@ -103,47 +98,51 @@ def distill(
     check_recipe(recipe, out, start)
     folder, started, on = cache or out / "cache", time.monotonic(), torch_device(device)
     names = [identity(source, (out, cache or out)) for source in sources]
-    parts = [*names, *named("start", start), *named("teacher-3d", recipe.run_3d)]
+    others = {"start": start, "teacher-3d": recipe.run_3d, "beside": recipe.rounds.beside}
+    parts = [*names, *(part for name, path in others.items() for part in named(name, path))]
+    if corrected is not None:
+        parts += [*named("corrected", corrected), f"corrected weight {corrected_weight:g}"]
     if (figures := resumed(out, recipe, parts, fresh)) is not None:
         return figures
     # Check everything that can be wrong before the run directory is claimed.
     lidar = load_lidar(recipe, on)
     space = student_space(recipe, lidar)
     licenses = [None if start is None else check_start(start, recipe, space)]
-    licenses += [lidar.license] if lidar else []
+    beside = load_beside(recipe.rounds, space, on)
+    licenses += [network.license for network in (lidar, beside) if network]
     recordings = open_recordings(sources, names, lidar.inputs if lidar else None)
     if recipe.teacher is not None:
         check_cameras(recordings.values(), required=lidar is None)
+    fixed = None
+    if corrected is not None:
+        fixed = read_corrected(corrected, recordings, space, corrected_weight)
     note(diversity(recordings.values()).summary())
     teachers = load_teachers(recipe, lidar, space, on)
     observer = new_observer(recipe, teachers, folder)
     claim(out, recipe, parts, fresh)
     # Observe every sweep once: the classes of its points by the images, targets by a 3D teacher.
     observations = observe(observer, recordings, "labeling sweeps")
-    targets = observe_targets(lidar, observations, folder) if lidar else None
-
-    model = label_model(observations, recipe)
-
+    labeling = Labeling.of(observations, recipe, teachers, folder, fixed)
     # Fuse the evidence of each scene over time, into labels also of points that no camera sees.
-    def label(place: Path, labeler: SelfLabeler | None = None) -> list[TrainingSweep]:
-        folder = place / "pseudo_labels"
-        return label_sweeps(observations, recipe, teachers, model, folder, targets, labeler)
-
-    given = label(out)
+    given = labeling.label(out)
+    found = deepcopy(fixed.conflicts) if fixed else None
+    for line in found.lines(space) if found else ():
+        note(line)
     exact = list(simulated_sweeps(recipe, space, folder))
     labeling_s = time.monotonic() - started
     held = held_out(given, recipe.confidence.held_out)
 
-    def module(sweeps: Sequence[TrainingSweep]) -> TrainingModule:
+    def module(sweeps: Sequence[TrainingSweep], recipe: Recipe) -> TrainingModule:
         chosen = list(compress(sweeps, ~held))
         student = new_student(recipe, chosen, space, teachers.text, start)
         return new_module(student, chosen + exact, recipe, teachers)
 
     # Train a student to predict the labels from the points alone.
-    student, sweeps, training = train_in_rounds(recipe, given, label, module, out, device)
+    student, sweeps, training = train_in_rounds(labeling, given, module, out, device, beside)
     metrics = {
         **_account(recordings, observer, list(compress(sweeps, ~held)), teachers),
         "held_out": int(held.sum()),
+        **({"corrected": found.figures(space)} if found else {}),
         "labeling_s": round(labeling_s, 1),
         **training,
     }
@@ -156,35 +155,40 @@ def distill(
 
 
 def train_in_rounds(
-    recipe: Recipe,
+    labeling: Labeling,
     sweeps: list[TrainingSweep],
-    label: Callable[[Path, SelfLabeler], list[TrainingSweep]],
-    module: Callable[[Sequence[TrainingSweep]], TrainingModule],
+    module: Callable[[Sequence[TrainingSweep], Recipe], TrainingModule],
     out: Path,
     device: str,
+    beside: LidarTeacher | None = None,
 ) -> tuple[Student, list[TrainingSweep], dict[str, Any]]:
-    """Train a student; let it label, and train a new one, as often as the recipe says.
+    """Train a student; let it label, and train on these labels, as often as the recipe says.
 
     The student labels what no camera saw, and outvotes errors. Interrupted rounds resume.
 
     Args:
-        recipe: number of rounds, views of a sweep, and seed.
+        labeling: labels the sweeps of the run again, with the help of a student; its recipe tells
+            about rounds.
         sweeps: labeled by the teachers.
-        label: labels the sweeps of the run again, into a folder, with the help of a student.
-        module: a new student with its objectives, for labeled sweeps.
+        module: a new student with its objectives, for labeled sweeps and a recipe.
         out: run directory.
         device: "auto", "cpu" or "cuda".
+        beside: a network that labels with the student.
 
     Returns:
         The last student, the sweeps that it learned from, and the figures of its training.
     """
-    training = train(own := module(sweeps), out, device)
+    recipe = labeling.recipe
+    training = train(own := module(sweeps, recipe), out, device)
     seconds = training["training_s"]
     for number in range(1, recipe.rounds.count + 1):
         place = out / f"round-{number}"
-        labeler = SelfLabeler(own.student, recipe.rounds, recipe.seed + number)
-        sweeps = label(place, labeler)
-        training = train(own := module(sweeps), place, device)
+        labeler = SelfLabeler(own.student, recipe.rounds, recipe.seed + number, beside)
+        sweeps = labeling.label(place, labeler)
+        next_ = module(sweeps, recipe.of_round())
+        if recipe.rounds.further:
+            next_.student.load_state_dict(own.student.state_dict())
+        training = train(own := next_, place, device)
         seconds += training["training_s"]
     return own.student, sweeps, {**training, "training_s": round(seconds, 1)}
 
@@ -226,126 +230,6 @@ def _account(
         "class_shares": class_shares(sweeps, teachers.space),
         **({"teacher_3d": teachers.lidar.summary} if teachers.lidar else {}),
     }
-
-
-def observe_targets(
-    teacher: LidarTeacher, observations: Sequence[StoredObservation], folder: Path
-) -> list[Path]:
-    """Files of the targets of a 3D teacher, with a progress bar; prints their size."""
-    lacking = [name for name, known in zip(teacher.space.names, teacher.knows) if not known]
-    if teacher.has_classes and lacking:
-        note(f"3D teacher {teacher.name}: no class for {', '.join(lacking)}")
-    with bar("targets of the 3D teacher") as progress:
-        paths = store_targets(observations, teacher, folder, progress)
-    size = sum(path.stat().st_size for path in paths) / 1e6
-    note(f"targets of the 3D teacher: {size:.0f} MB, {size / len(paths):.1f} MB per sweep")
-    return paths
-
-
-def new_observer(recipe: Recipe, teachers: Teachers, folder: Path) -> Observer:
-    """Observes what the objectives of a recipe need: class evidence, image features, words."""
-    teacher, text = teachers.camera, teachers.text
-    if teacher is None:
-        return Observer(folder)
-    known = recipe.required_teacher().identity
-    aligned = recipe.alignment is not None and recipe.alignment.active
-    pixels = None
-    if recipe.loss.regression or text or aligned:
-        pixels = PixelSampler(
-            recipe.labels,
-            {"teacher": known, "words": text.identity if text else None},
-            image=teacher.features if recipe.loss.regression or aligned else None,
-            text=text.source.features if text else None,
-            patch_px=recipe.alignment.patch_px if recipe.alignment and aligned else None,
-        )
-    alone = teachers.lidar is None
-    evidence = ClassEvidence(teacher, recipe.labels, known, required=alone)
-    return Observer(folder, evidence=evidence, pixels=pixels)
-
-
-def label_model(observations: Sequence[StoredObservation], recipe: Recipe) -> LabelModel:
-    """What labeling estimates from all observations; nothing without a camera teacher."""
-    if recipe.teacher is None:
-        return LabelModel()
-    loaded = ([stored.load() for stored in members] for _, members in scenes(observations))
-    return fit_label_model(loaded, recipe.labels)
-
-
-def label_sweeps(
-    observations: Sequence[StoredObservation],
-    recipe: Recipe,
-    teachers: Teachers,
-    model: LabelModel,
-    folder: Path,
-    targets: Sequence[Path] | None = None,
-    labeler: SelfLabeler | None = None,
-) -> list[TrainingSweep]:
-    """Label observations scene by scene, and store points and labels.
-
-    Args:
-        observations: with class evidence, if there is a camera teacher.
-        recipe: how evidence becomes labels.
-        teachers: of the recipe.
-        model: estimated from the observations, see `label_model`.
-        folder: gets an npz per sweep, which baselines are fitted to.
-        targets: file of the 3D teacher for each observation, if there is one.
-        labeler: a student of an earlier round, which adds its evidence for all points.
-    """
-    sweeps: list[TrainingSweep] = []
-    for _, members in scenes(observations):
-        seen = [stored.load() for stored in members]
-        own = None
-        if labeler is not None:
-            own = [labeler.probabilities(s.xyz, s.intensity, s.name) for s in seen]
-        labels = _camera_labels(seen, recipe, model, own)
-        for sweep, (label, confidence) in zip(seen, labels):
-            pixels = sweep.pixels
-            if pixels is not None and recipe.text and recipe.text.source == "classes":
-                sure = np.where(confidence >= recipe.loss.min_confidence, label, IGNORE)
-                pixels = replace(pixels, text=_agreed(pixels, sure, teachers.groups))
-            labeled = TrainingSweep(
-                sweep.xyz, sweep.intensity, label, confidence, sweep.scene, pixels
-            )
-            if targets is not None:
-                labeled.lidar = read_targets(targets[len(sweeps)])
-                _add_labels(labeled, labeled.lidar, recipe)
-            path = folder / f"{len(sweeps):05d}-{slug(sweep.name)}.npz"
-            if not is_whole(path):
-                labeled.save(path)
-            sweeps.append(labeled)
-    return sweeps
-
-
-def _camera_labels(
-    sweeps: Sequence[Observation],
-    recipe: Recipe,
-    model: LabelModel,
-    student: Sequence[Array] | None,
-) -> list[Labels]:
-    """Labels of the sweeps of a scene by the camera teacher; none without one."""
-    if recipe.teacher is not None:
-        if student is not None:
-            student = [recipe.rounds.weight * probabilities for probabilities in student]
-        return label_scene(sweeps, recipe.labels, model, student)
-    counts = [len(sweep.xyz) for sweep in sweeps]
-    return [(np.full(n, IGNORE, np.int16), np.zeros(n, np.float32)) for n in counts]
-
-
-def _add_labels(sweep: TrainingSweep, targets: LidarTargets, recipe: Recipe) -> None:
-    """Label the points without a confident camera label by the 3D teacher."""
-    assert recipe.teacher_3d is not None
-    if recipe.teacher_3d.labels:
-        label, confidence = targets.labels()
-        open_ = (sweep.confident(recipe.loss.min_confidence) == IGNORE) & (label != IGNORE)
-        sweep.label = np.where(open_, label, sweep.label)
-        sweep.confidence = np.where(open_, confidence, sweep.confidence)
-
-
-def _agreed(pixels: PointPixels, labels: Array, groups: Array) -> Array:
-    """Class probabilities of pixels, corrected by the labels that many sweeps agreed on."""
-    assert pixels.text is not None
-    kept = agree_with_labels(pixels.text[:], labels[pixels.point], groups)
-    return kept.astype(np.float16)
 
 
 def new_student(
@@ -425,9 +309,3 @@ def self_training(recipe: Recipe, open_classes: Tensor) -> SelfTraining | None:
     if recipe.self_training is None:
         return None
     return SelfTraining(recipe.self_training, open_classes, recipe.optimizer.steps, recipe.seed)
-
-
-def class_shares(sweeps: Sequence[TrainingSweep], space: LabelSpace) -> dict[str, float]:
-    """Share of each class among all labels."""
-    counts = label_counts(sweeps, len(space), 0.0).sum(1)
-    return dict(zip(space.names, (counts / max(1, counts.sum())).round(5).tolist()))

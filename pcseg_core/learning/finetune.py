@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from pydantic import Field
 
 from pcseg_core.checkpoint import CheckpointMeta, load_checkpoint
 from pcseg_core.data import Recording, readable
+from pcseg_core.data.corrections import Correction, read_corrections
 from pcseg_core.data.sample import Sample
 from pcseg_core.errors import InputError
 from pcseg_core.labels import LabelSpace
@@ -73,6 +75,7 @@ def read_labeled(
     space: LabelSpace,
     max_range_m: float,
     relabel: Callable[[int, Sample], Sample] = lambda _, sample: sample,
+    indices: Iterable[int] | None = None,
 ) -> Iterator[TrainingSweep]:
     """The labeled sweeps of a recording; others are counted in its `skipped`.
 
@@ -81,8 +84,9 @@ def read_labeled(
         space: label space of the result.
         max_range_m: points beyond are left out [m].
         relabel: gives a sample (index, sample) other labels.
+        indices: of the sweeps to read; None reads all.
     """
-    for index, found in readable(recording):
+    for index, found in readable(recording, indices):
         scan = labeled_scan(recording, relabel(index, found), space, max_range_m)
         if scan is not None:
             yield TrainingSweep(
@@ -92,6 +96,31 @@ def read_labeled(
                 np.ones(len(scan.xyz), np.float32),
                 f"{recording.name}/{recording.scenes[index]}",
             )
+
+
+def read_corrected(
+    folder: Path, recordings: Mapping[str, Recording], space: LabelSpace, max_range_m: float
+) -> list[TrainingSweep]:
+    """The corrected sweeps of recordings, with the corrected labels alone.
+
+    Args:
+        folder: see `read_corrections`.
+        recordings: by any key.
+        space: label space of the result.
+        max_range_m: points beyond are left out [m].
+
+    Raises:
+        InputError: see `read_corrections`.
+    """
+    found: list[TrainingSweep] = []
+    for one in read_corrections(folder, recordings, space):
+        recording = recordings[one.recording]
+
+        def relabel(_: int, sample: Sample, one: Correction = one) -> Sample:
+            return replace(sample, labels=one.labels.astype(np.int16), label_space=space)
+
+        found += read_labeled(recording, space, max_range_m, relabel, [one.index])
+    return found
 
 
 def start(run: Path | None, config: StudentConfig, space: LabelSpace, seed: int) -> Student:

@@ -27,6 +27,7 @@ from pcseg_core.distill.temporal import TemporalConfig
 from pcseg_core.errors import InputError
 from pcseg_core.learning.augment import AugmentConfig, PairAugmentConfig
 from pcseg_core.learning.mixing import MixConfig
+from pcseg_core.learning.self_labels import RoundsConfig
 from pcseg_core.learning.simulated import SimulatedConfig
 from pcseg_core.models.student import StudentConfig
 from pcseg_core.vision.encoder_kinds import AnyEncoder
@@ -187,24 +188,6 @@ class SelfTrainingConfig(Section):
     )
 
 
-class RoundsConfig(Section):
-    """Rounds after the first training: the student labels all points, and is trained again."""
-
-    count: int = Field(0, ge=0, le=5, description="Rounds; 0 trains once, on the teacher's labels")
-    views: int = Field(4, ge=1, le=16, description="Turned and thinned copies of a sweep, averaged")
-    thin_m: tuple[float, float] = Field(
-        (12.0, 24.0),
-        description="Smallest and largest range [m] that a copy is thinned to: nearer surfaces "
-        "keep as many points as they would have at this range",
-    )
-    weight: float = Field(
-        0.3,
-        gt=0,
-        description="Weight of the student's probabilities relative to one camera's; with 1 it "
-        "outvotes the cameras on rare classes",
-    )
-
-
 class StackingConfig(Section):
     """Calibrated stacking against the bias toward seen classes."""
 
@@ -296,6 +279,13 @@ class Recipe(TrainingRecipe):
             return self
         section = (self.teacher_3d or LidarTeacherConfig()).model_copy(update={"run": run})
         return parse_section({**dict(self), "teacher_3d": section}, Recipe, "--teacher-3d")
+
+    def of_round(self) -> Recipe:
+        """The recipe of the trainings after the first one."""
+        steps = self.rounds.steps or self.optimizer.steps
+        return self.model_copy(
+            update={"optimizer": self.optimizer.model_copy(update={"steps": steps})}
+        )
 
     @property
     def run_3d(self) -> Path | None:
@@ -392,5 +382,6 @@ def _with_files(recipe: Recipe, base: Path) -> Recipe:
         "teacher_3d": recipe.teacher_3d and recipe.teacher_3d.relative_to(base),
         "encoder": recipe.encoder and recipe.encoder.relative_to(base),
         "superpixels": recipe.superpixels.relative_to(base),
+        "rounds": recipe.rounds.relative_to(base),
     }
     return recipe.model_copy(update=changes)

@@ -139,7 +139,9 @@ def identity(source: str, exclude: Collection[Path] = ()) -> str:
     except InputError:
         return source
     if reader == "simulated":
-        return source
+        given = [item.partition("=")[2] for item in place.split(",")]
+        prints = [fingerprint(value)[:12] for value in given if value and Path(value).is_file()]
+        return f"{source} (files {'-'.join(prints)})" if prints else source
     path, query = split_query(place)
     options = [value for _, value in parse_qsl(query) if Path(value).is_file()]
     files = "-".join(fingerprint(place, exclude)[:12] for place in (path, *options))

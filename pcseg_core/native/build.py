@@ -167,8 +167,25 @@ def setup_arguments() -> dict[str, Any]:
         def has_ext_modules(self) -> bool:
             return True  # the wheel holds machine code
 
-    commands = {"build_py": BuildWithNative, "develop": DevelopWithNative}
+    commands = {"build_py": BuildWithNative, "develop": DevelopWithNative, **_wheel_command()}
     return {"cmdclass": commands, "distclass": PlatformDistribution}
+
+
+def _wheel_command() -> dict[str, Any]:
+    """The command that names the wheel: one serves every Python 3 of the platform."""
+    try:
+        from setuptools.command.bdist_wheel import bdist_wheel
+    except ImportError:  # before setuptools 70.1
+        try:
+            from wheel.bdist_wheel import bdist_wheel
+        except ImportError:
+            return {}  # colcon and `setup.py develop` build no wheel
+
+    class WheelOfAnyPython(bdist_wheel):
+        def get_tag(self) -> tuple[str, str, str]:
+            return "py3", "none", super().get_tag()[2]
+
+    return {"bdist_wheel": WheelOfAnyPython}
 
 
 def main() -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,24 +19,31 @@ from pcseg_core.config import Section, load_yaml
 from pcseg_core.data.account import UNREADABLE, grouped
 from pcseg_core.data.label_files import (
     LABELS_FILE,
+    MOVING_FILES,
     encode_labels,
+    encode_moving,
     label_paths,
     labels_yaml,
+    moving_path,
     raw_ids_of,
 )
+from pcseg_core.data.label_formats import FORMATS
 from pcseg_core.distill.labeling import Labels, label_scene
 from pcseg_core.distill.observation import ClassEvidence, Observer, scenes
 from pcseg_core.distill.pseudo_labels import PseudoLabelConfig
 from pcseg_core.errors import InputError
 from pcseg_core.files import FolderKind, claim_folder, write_atomic
 from pcseg_core.labels import LabelSpace
+from pcseg_core.online.moving import Placed, with_moving
 from pcseg_core.online.pipeline import Pipeline, Sweep
+from pcseg_core.online.replay import check_poses, placed
 from pcseg_core.progress import note
 from pcseg_core.vision.pixel_classes import PixelClasses, Teacher
 
 if TYPE_CHECKING:
     from pcseg_core.data import Recording, Sample
 
+Int64 = npt.NDArray[np.int64]
 Progress = Callable[[int, int], None]
 
 SETTINGS_FILE = "label.yaml"
@@ -56,6 +63,7 @@ class LabelSettings(Section):
     min_confidence: float = Field(
         0.0, ge=0, le=1, description="Points labeled with less confidence become unlabeled"
     )
+    moving: bool = Field(False, description="Also tell what moves, by poses")
     checkpoint: str = Field("", description="Student that labels the sweeps too; empty for none")
     files: str = Field("", description="Fingerprint of the files of recording and checkpoint")
 
@@ -162,6 +170,8 @@ def label_recording(
     """
     settings = labeler.settings
     check_output(out, settings)
+    if settings.moving:
+        check_poses(recording)
     stored = yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
     write_atomic(out / SETTINGS_FILE, stored)
     space = LabelSpace.load(settings.labels.label_space)
@@ -236,9 +246,9 @@ class _Writer:
         before = Counter(window.skipped)
         labeled = _by_index(observer, settings, window, tell)
         self.result.skipped.update(observer.skipped)
-        written: list[str] = []
-        for index in range(len(window)):
-            written += self._write_sweep(window, index, labeled.get(index))
+        sweeps = self._sweeps(window, labeled)
+        pairs = with_moving(sweeps) if settings.moving else ((item, None) for item, _ in sweeps)
+        written = [self._write_sweep(window, *item, found) for item, found in pairs]
         unreadable = dict(Counter(window.skipped) - before)
         done = {"files": written, "skipped": dict(observer.skipped), "unreadable": unreadable}
         write_atomic(mark, json.dumps(done))
@@ -264,26 +274,42 @@ class _Writer:
             self._count(np.array([np.count_nonzero(raw == number) for number in self.raw_ids]), raw)
         return True
 
-    def _write_sweep(self, window: _Window, index: int, labeled: Labels | None) -> list[str]:
-        """Write the files of a sweep; names of the teacher's files, none if it cannot be read."""
-        try:
-            sample = window[index]
-        except InputError as error:
-            window.skipped[f"{UNREADABLE}{error}"] += 1
-            return []
-        labels = np.full(len(sample.cloud), -1, np.int64)
-        if labeled is not None:
-            found, confidence = labeled
-            sure = confidence >= self.labeler.settings.min_confidence
-            labels[sample.cloud.finite] = np.where(sure, found, -1)
+    def _sweeps(
+        self, window: _Window, labeled: dict[int, Labels]
+    ) -> Iterator[tuple[tuple[int, Sample, Int64], Placed]]:
+        """The sweeps that can be read, with the teacher's labels."""
+        for index in range(len(window)):
+            try:
+                sample = window[index]
+            except InputError as error:
+                window.skipped[f"{UNREADABLE}{error}"] += 1
+                continue
+            labels = np.full(len(sample.cloud), -1, np.int64)
+            if index in labeled:
+                found, confidence = labeled[index]
+                sure = confidence >= self.labeler.settings.min_confidence
+                labels[sample.cloud.finite] = np.where(sure, found, -1)
+            yield (index, sample, labels), placed(sample, labels, self.space)
+
+    def _write_sweep(
+        self,
+        window: _Window,
+        index: int,
+        sample: Sample,
+        labels: Int64,
+        moving: npt.NDArray[np.uint8] | None,
+    ) -> str:
+        """Write the files of a sweep; the name of that of the teacher's labels."""
         name = label_paths(window.recording)(sample, window.start + index)
         write_atomic(self.out / name, encode_labels(labels, self.raw_ids))
+        if moving is not None:
+            write_atomic(self.out / moving_path(name), encode_moving(moving))
         if self.labeler.student is not None:
             given = self.labeler.student.process(Sweep.of(sample))
             ids = raw_ids_of(given.label_space)
             write_atomic(self.out / _STUDENT / name, encode_labels(given.labels, ids))
         self._count(np.bincount(labels[labels >= 0], minlength=len(self.space)), labels)
-        return [name]
+        return name
 
     def _count(self, counts: npt.NDArray[np.int64], labels: npt.NDArray[np.integer]) -> None:
         """Add a sweep with points (C,) of each class to the result."""
@@ -322,8 +348,10 @@ AUTO_LABELS = FolderKind(
         LABELS_FILE,
         "labels/*.label",
         "*/labels/*.label",
+        *MOVING_FILES,
         f"{_STUDENT}/{LABELS_FILE}",
         f"{_CACHE}/done-*",
         f"{_CACHE}/*.npz",
+        *(f"{name}/*" for name in FORMATS),
     ),
 )

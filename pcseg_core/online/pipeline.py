@@ -11,22 +11,22 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
 
 from pcseg_core.cloud import TIME_PROBLEM, PointCloud
-from pcseg_core.config import LIVE, Section
 from pcseg_core.data import evenly_spaced
 from pcseg_core.distill.evidence import PixelEvidence
 from pcseg_core.errors import InputError, PcsegError
 from pcseg_core.geometry import undo_motion
 from pcseg_core.input_check import SWEEPS_TO_MATCH, InputCheck, InputStatistics, IntensityMatch
-from pcseg_core.labels import IGNORE, LabelSpace
+from pcseg_core.labels import IGNORE, UNKNOWN, LabelSpace
 from pcseg_core.online.camera_fusion import CameraFusionConfig, CameraLabeler, fuse_cameras
-from pcseg_core.online.temporal import TemporalBuffer, TemporalBufferConfig
+from pcseg_core.online.moving import MovingThings
+from pcseg_core.online.pipeline_config import PipelineConfig
+from pcseg_core.online.temporal import TemporalBuffer
 from pcseg_core.point_time import possible_time_fields
 from pcseg_core.progress import note
 
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 Float64 = npt.NDArray[np.float64]
 Evidence: TypeAlias = "Sequence[PixelEvidence] | None"
+Voxels: TypeAlias = "tuple[npt.NDArray[np.float32], npt.NDArray[np.int32], npt.NDArray[np.float32]]"
 
 NO_MOTION = "motion not known"
 NO_EVIDENCE = "camera evidence late"
@@ -48,65 +49,6 @@ NOT_FINITE = "confidence not finite"
 UNLIKE_TRAINING = "input unlike the training"
 # Share of the returns beyond the range of the checkpoint that is reported.
 _FAR_SHARE = 0.5
-
-
-class MotionConfig(Section):
-    """Motion of the platform within and between sweeps."""
-
-    required: bool = Field(
-        False,
-        description="Drop sweeps whose motion is unknown instead of labeling them without "
-        "deskewing and smoothing",
-    )
-    deskew: bool = Field(
-        False, description="Correct the points for the motion within the sweep by their times"
-    )
-    time_field: str = Field(
-        "auto", description="Field with the time of each point; auto knows the usual names"
-    )
-    stamp_reference: Literal["auto", "start", "mid", "end"] = Field(
-        "auto", description="Moment of the sweep that its stamp refers to"
-    )
-
-
-class SmoothingConfig(TemporalBufferConfig):
-    """Labels smoothed over time."""
-
-    enabled: bool = Field(
-        False, description="Smooth labels over the last seconds; needs the motion of the platform"
-    )
-
-
-class CameraUseConfig(Section):
-    """The camera teacher at run time."""
-
-    fuse: bool = Field(False, description="Fuse the teacher's pixel classes with the labels")
-    camera_weight: float = Field(
-        1.0,
-        ge=0.0,
-        le=4.0,
-        description="Weight of a pixel's class relative to the point's; 1 trusts both equally",
-    )
-
-
-class PipelineConfig(Section):
-    """Settings that decide the labels of a sweep, given the checkpoint and the teacher."""
-
-    min_confidence: float = Field(
-        0.0,
-        ge=0.0,
-        le=1.0,
-        description="Points labeled with less confidence become unlabeled (65535)",
-        json_schema_extra=LIVE,
-    )
-    match_intensity: bool = Field(
-        True,
-        description="Map the intensities of another sensor than the training's to those of the "
-        "training, by rank over the first sweeps",
-    )
-    motion: MotionConfig = Field(MotionConfig(), description="Motion of the platform")
-    temporal: SmoothingConfig = Field(SmoothingConfig(), description="Smoothing over time")
-    teacher: CameraUseConfig = Field(CameraUseConfig(), description="Camera teacher")
 
 
 class MotionError(PcsegError):
@@ -163,8 +105,13 @@ class LabeledSweep:
             without it. Events: NO_MOTION, NO_EVIDENCE, NO_TIMES, OUT_OF_RANGE, NOT_FINITE
             and UNLIKE_TRAINING of this module, `pcseg_core.cloud.TIME_PROBLEM`.
         out_of_range: number of returns beyond the range of the checkpoint, unlabeled.
+        probabilities: (N, C) float32 of all classes after fusion and smoothing, rows of 0 for
+            points without a label; None if they were not requested.
+        pose: (4, 4) T_fixed_lidar at the stamp; None if it is unknown or was not needed.
         uncalibrated: (N,) float32 confidence of the network before calibration, if the segmenter
             was asked to keep it, else None.
+        moving: (N,) uint8 UNKNOWN, STATIC or MOVING of `pcseg_core.labels`, all UNKNOWN
+            without a pose; None if it was not requested.
     """
 
     cloud: PointCloud
@@ -175,7 +122,10 @@ class LabeledSweep:
     inference_ms: dict[str, float] = field(default_factory=dict)
     problems: list[tuple[str, str]] = field(default_factory=list)
     out_of_range: int = 0
+    probabilities: npt.NDArray[np.float32] | None = None
+    pose: Float64 | None = None
     uncalibrated: npt.NDArray[np.float32] | None = None
+    moving: npt.NDArray[np.uint8] | None = None
 
 
 class SegmenterLike(Protocol):
@@ -245,6 +195,8 @@ class Pipeline:
         self.intensities = IntensityMatch(self.trained_on if self.config.match_intensity else None)
         self._buffer: TemporalBuffer | None = None
         self._forget = False
+        self._moving = MovingThings()
+        self._forget_moving = False
 
     @property
     def label_space(self) -> LabelSpace:
@@ -264,7 +216,7 @@ class Pipeline:
 
     def reset(self) -> None:
         """Forget earlier sweeps before the next one."""
-        self._forget = True
+        self._forget = self._forget_moving = True
 
     def match_intensities(self, recording: Recording) -> None:
         """Fit the map of the intensities to sweeps of a whole recording, hold it, and report it.
@@ -292,8 +244,27 @@ class Pipeline:
         self._check_input, self.intensities = check, match
         self.reset()
 
-    def process(self, sweep: Sweep) -> LabeledSweep:
+    def remembered(self, labeled: LabeledSweep, span_s: float) -> Voxels | None:
+        """What the temporal buffer saw in the last seconds; see `TemporalBuffer.remembered`.
+
+        Args:
+            labeled: the newest sweep; None is returned if it was not smoothed.
+            span_s: seconds.
+        """
+        if self._buffer is None or labeled.pose is None or not self.config.temporal.enabled:
+            return None
+        return self._buffer.remembered(span_s)
+
+    def process(
+        self, sweep: Sweep, probabilities: bool = False, located: bool = False, moving: bool = False
+    ) -> LabeledSweep:
         """Label one sweep.
+
+        Args:
+            sweep: with its images and poses.
+            probabilities: also return the probabilities of all classes.
+            located: also return the pose, if there are poses.
+            moving: also find what moves, compared with the earlier sweeps of such calls.
 
         Raises:
             MotionError: the motion is unknown and required.
@@ -309,19 +280,20 @@ class Pipeline:
         matched = self.intensities(sweep.cloud)
         if difference := self._check_input(matched):
             problems.append((UNLIKE_TRAINING, difference))
-        cloud, pose = self._locate(sweep, problems)
+        cloud, pose = self._locate(sweep, problems, located or moving)
         clock.stop("motion")
         evidence_of = self._observe(sweep, cloud)
         smooth = self.config.temporal.enabled and pose is not None
         mapped = matched is not sweep.cloud
         seen = replace(cloud, intensity=matched.intensity) if mapped else cloud
-        result = self.segmenter.segment(seen, probabilities=smooth or evidence_of is not None)
+        wanted = probabilities or smooth or evidence_of is not None
+        result = self.segmenter.segment(seen, probabilities=wanted)
         clock.stop("inference")
         not_finite, out_of_range = result.not_finite, result.out_of_range
         result = self._fuse(result, cloud, evidence_of, problems)
         labels, confidence = result.labels, result.confidence
         if smooth and pose is not None:
-            labels, confidence = self._smooth(result, cloud, pose)
+            labels, confidence = self._smooth(result, cloud, pose, probabilities)
         finite = np.isfinite(confidence)
         if not finite.all():
             not_finite += int(np.count_nonzero(~finite))
@@ -332,18 +304,32 @@ class Pipeline:
         problems += _check_result(cloud, not_finite, out_of_range)
         space = result.label_space or self.label_space
         times = clock.stages_ms, result.timings_ms
-        found = LabeledSweep(cloud, labels, confidence, space, *times, problems, out_of_range)
+        likely = result.probabilities if probabilities else None
+        found = LabeledSweep(
+            cloud, labels, confidence, space, *times, problems, out_of_range, likely, pose
+        )
         found.uncalibrated = result.uncalibrated
+        if moving:
+            found.moving = self._find_moving(found)
         return found
 
+    def _find_moving(self, labeled: LabeledSweep) -> npt.NDArray[np.uint8]:
+        if self._forget_moving:
+            self._forget_moving = False
+            self._moving.reset()
+        if labeled.pose is None:
+            return np.full(len(labeled.labels), UNKNOWN, np.uint8)
+        return self._moving.update(labeled.cloud, labeled.labels, labeled.label_space, labeled.pose)
+
     def _locate(
-        self, sweep: Sweep, problems: list[tuple[str, str]]
+        self, sweep: Sweep, problems: list[tuple[str, str]], located: bool
     ) -> tuple[PointCloud, Float64 | None]:
         """The cloud, deskewed if configured, and T_fixed_lidar at its stamp if it is needed."""
         cloud, motion = sweep.cloud, self.config.motion
         if motion.deskew:
             problems += _check_times(cloud)
-        if sweep.poses is None or not (self.config.temporal.enabled or motion.deskew):
+        needed = located or self.config.temporal.enabled or motion.deskew
+        if sweep.poses is None or not needed:
             return cloud, None
         try:
             pose = sweep.poses(np.array([cloud.stamp_ns], np.int64))[0]
@@ -379,17 +365,18 @@ class Pipeline:
         return replace(result, labels=labels, confidence=fused.max(1), probabilities=fused)
 
     def _smooth(
-        self, result: Segmentation, cloud: PointCloud, pose: Float64
+        self, result: Segmentation, cloud: PointCloud, pose: Float64, overwrite: bool
     ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
-        probabilities = result.probabilities
-        assert probabilities is not None
-        classes = probabilities.shape[1]
+        """Labels and confidence; the probabilities of the result become the smoothed ones."""
+        observed = result.probabilities
+        assert observed is not None
+        classes = observed.shape[1]
         if self._buffer is None or self._buffer.classes != classes:
             self._buffer = TemporalBuffer(self.config.temporal, classes)
         elif self._forget:
             self._buffer.reset()  # reuses its large tables; a new buffer would allocate them again
         self._forget = False
-        return self._buffer.update(cloud.xyz, probabilities, pose, cloud.stamp_ns)
+        return self._buffer.update(cloud.xyz, observed, pose, cloud.stamp_ns, overwrite)
 
 
 def _check_times(cloud: PointCloud) -> list[tuple[str, str]]:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,18 +24,21 @@ from pcseg_core.data.label_files import (
     LABEL_FILES,
     LABELS_FILE,
     encode_labels,
+    encode_moving,
     label_paths,
     labels_yaml,
+    moving_path,
     raw_ids_of,
 )
-from pcseg_core.errors import InputError
+from pcseg_core.errors import InputError, PcsegError
 from pcseg_core.files import check_new_folder, new_folder
 from pcseg_core.labels import LabelSpace, to_wire
 from pcseg_core.online.label_store import LabelStore
+from pcseg_core.online.moving import Placed, with_moving
 from pcseg_core.online.pipeline import LabeledSweep, Pipeline, Sweep
 
 if TYPE_CHECKING:
-    from pcseg_core.data import Recording
+    from pcseg_core.data import Recording, Sample
 
 Progress = Callable[[int, int], None]
 Array = npt.NDArray[Any]
@@ -222,6 +225,7 @@ def segment_recording(
     recording: Recording,
     out: Path,
     *,
+    moving: bool = False,
     force: bool = False,
     store: LabelStore | None = None,
     progress: Progress | None = None,
@@ -236,6 +240,7 @@ def segment_recording(
         pipeline: labels the sweeps.
         recording: any recording.
         out: folder of the files; appears when it is complete.
+        moving: also write what moves; see `encode_moving`. Needs poses.
         force: replace an earlier result at `out`.
         store: opened for `out`; keeps the labels for a call that resumes.
         progress: called with (sweeps done, sweeps in all).
@@ -243,20 +248,64 @@ def segment_recording(
     Raises:
         InputError: `out` is taken, or no sweep could be read.
     """
+    if moving:
+        check_poses(recording)
     replay = Replay(out, pipeline.label_space, store=store)
     pipeline.match_intensities(recording)
     path_of, raw_ids = label_paths(recording), raw_ids_of(pipeline.label_space)
     with new_folder(out, LABEL_FILES, force=force) as folder:
-        for index, sample in readable(recording):
-            labels = replay.process(pipeline, index, Sweep.of(sample)).labels
-            path = folder / path_of(sample, index)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(encode_labels(labels, raw_ids))
+        for index, sample, labeled, found in _labeled(pipeline, recording, replay, moving):
+            name = path_of(sample, index)
+            _write(folder / name, encode_labels(labeled.labels, raw_ids))
+            if found is not None:
+                _write(folder / moving_path(name), encode_moving(found))
             if progress:
                 progress(index + 1, len(recording))
         _check_any(replay, recording)
         (folder / LABELS_FILE).write_text(labels_yaml(pipeline.label_space, raw_ids))
     return replay
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+def _labeled(
+    pipeline: Pipeline, recording: Recording, replay: Replay, moving: bool
+) -> Iterator[tuple[int, Sample, LabeledSweep, npt.NDArray[np.uint8] | None]]:
+    """The sweeps with their index and labels and, if asked, what moves."""
+
+    def sweeps() -> Iterator[tuple[tuple[int, Sample, LabeledSweep], Placed]]:
+        for index, sample in readable(recording):
+            labeled = replay.process(pipeline, index, Sweep.of(sample))
+            yield (index, sample, labeled), placed(sample, labeled.labels, labeled.label_space)
+
+    if moving:
+        yield from ((*item, found) for item, found in with_moving(sweeps()))
+        return
+    for index, sample in readable(recording):
+        yield index, sample, replay.process(pipeline, index, Sweep.of(sample)), None
+
+
+def check_poses(recording: Recording) -> None:
+    """Check that a recording has poses to find with what moves.
+
+    Raises:
+        InputError: it has none.
+    """
+    if recording.pose_source == "none":
+        raise InputError(f"{recording.name}: what moves is found by poses, and it has none")
+
+
+def placed(sample: Sample, labels: Array, space: LabelSpace) -> Placed:
+    """A labeled sample for `with_moving`, deskewed and with its pose, if it is known."""
+    try:
+        return Placed(
+            Sweep.of(sample).deskewed(), labels, space, sample.T_world_lidar, sample.scene
+        )
+    except PcsegError:
+        return Placed(sample.cloud, labels, space, None, sample.scene)
 
 
 def segment_recording_to_bag(
@@ -265,23 +314,28 @@ def segment_recording_to_bag(
     out: Path,
     *,
     rgb: bool = False,
+    moving: bool = False,
     force: bool = False,
     store: LabelStore | None = None,
     progress: Progress | None = None,
 ) -> Replay:
     """Label any recording into a bag with one topic, /points: x, y, z, intensity and labels.
 
-    See `segment_recording`; with `rgb` the clouds have the field `rgb` too.
+    See `segment_recording`; with `rgb` and `moving` the clouds have these fields too.
     """
+    if moving:
+        check_poses(recording)
     replay = Replay(out, pipeline.label_space, store=store)
     pipeline.match_intensities(recording)
     with BagWriter(out, force=force) as writer:
-        for index, sample in readable(recording):
+        for index, sample, labeled, found in _labeled(pipeline, recording, replay, moving):
             cloud = sample.cloud
             fields: dict[str, Array] = dict(zip("xyz", cloud.xyz.T))
             if cloud.intensity is not None:
                 fields["intensity"] = cloud.intensity
-            fields |= labeled_fields(replay.process(pipeline, index, Sweep.of(sample)), rgb)
+            fields |= labeled_fields(labeled, rgb)
+            if found is not None:
+                fields["moving"] = found
             encoded = encode_cloud(fields, cloud.height, cloud.width)
             message = messages.cloud(encoded, cloud.frame_id or "lidar", cloud.stamp_ns)
             writer.write_message("/points", CLOUD, message, cloud.stamp_ns)

@@ -16,7 +16,7 @@ from pcseg_core.geometry import invert, transform
 from pcseg_core.labels import IGNORE
 from pcseg_core.online import row_reductions
 from pcseg_core.online.free_space import FreeSpace
-from pcseg_core.online.voxel_table import VoxelTable, voxel_keys
+from pcseg_core.online.voxel_table import VoxelTable, voxel_centers, voxel_keys
 
 Array = npt.NDArray[Any]
 Float32 = npt.NDArray[np.float32]
@@ -102,7 +102,12 @@ class TemporalBuffer:
         self._free: FreeSpace | None = None
 
     def update(
-        self, xyz: Array, observed: Observations, T_odom_lidar: Array, stamp_ns: int
+        self,
+        xyz: Array,
+        observed: Observations,
+        T_odom_lidar: Array,
+        stamp_ns: int,
+        overwrite: bool = False,
     ) -> tuple[npt.NDArray[np.int32], Float32]:
         """Add a sweep and label its points from all sweeps of the buffer.
 
@@ -113,6 +118,8 @@ class TemporalBuffer:
             T_odom_lidar: (4, 4) pose in a frame without jumps.
             stamp_ns: of the sweep. A step back, or ahead by more than `max_gap_s`, clears the
                 buffer.
+            overwrite: replace the rows of `observed`, a float32 array, by the probabilities of the
+                buffer; rows of points that it does not hold stay.
 
         Returns:
             Labels (N,) int32, IGNORE for points without a label, and their probabilities (N,)
@@ -145,16 +152,34 @@ class TemporalBuffer:
         labels[others], confidence[others] = row_reductions.top(probabilities[others])
         if len(used):
             mean = row_reductions.means(probabilities, used, voxel, len(hit))
-            winner, share = self._fuse(hit, mean, points[:, first], before, now)
+            winner, likely = self._fuse(hit, mean, points[:, first], before, now)
+            share = np.reciprocal(likely @ np.ones(self.classes, np.float32), dtype=np.float32)
             labels[used] = winner.take(voxel)
             confidence[used] = share.take(voxel)
+            if overwrite:
+                likely *= share[:, None]
+                probabilities[used] = likely.take(voxel, axis=0)
         self._free = self._free_space(points)
         return labels, confidence
+
+    def remembered(self, span_s: float) -> tuple[Float32, npt.NDArray[np.int32], Float32]:
+        """The voxels that were seen in the last seconds, around the newest sweep.
+
+        Returns:
+            Centers (3, M) in the LiDAR frame of the newest sweep [m], class (M,), and time since
+            the voxel was seen (M,) [s].
+        """
+        start = self._last_ns if self._start_ns is None else self._start_ns
+        now = (self._last_ns - start) * 1e-9
+        keys, rows = self._table.used_since(now - span_s)
+        centers = voxel_centers(keys, self._last_pose, self.config.voxel_m)
+        labels = self._table.rows[rows, -1].astype(np.int32)
+        return centers, labels, np.float32(now) - self._table.seen[rows]
 
     def _fuse(
         self, hit: Array, observed: Float32, points: Array, before: FreeSpace | None, now: float
     ) -> tuple[npt.NDArray[np.int32], Float32]:
-        """Class (M,) and probability of each voxel of the sweep.
+        """Class (M,) of each voxel of the sweep, and (M, C) probabilities relative to its own.
 
         Args:
             hit: (M,) rows of the voxels.
@@ -174,8 +199,7 @@ class TemporalBuffer:
         winner, below = row_reductions.accumulate(
             table.rows, hit, fade, observed, 1.0 - self.config.correlation
         )
-        total = np.exp(below, out=below) @ np.ones(self.classes, np.float32)
-        return winner, np.reciprocal(total, dtype=np.float32)
+        return winner, np.exp(below, out=below)
 
     def _arrived(self, hit: Array, observed: Float32, points: Array, before: FreeSpace) -> Array:
         """Voxels that the previous sweep saw free and whose class differs from the new one."""

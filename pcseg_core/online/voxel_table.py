@@ -15,6 +15,7 @@ from pcseg_core.native.library import check, optional_library
 
 Array = npt.NDArray[Any]
 Int64 = npt.NDArray[np.int64]
+Float32 = npt.NDArray[np.float32]
 
 _BITS = 21  # per coordinate: keys repeat after 2 million voxels
 _MASK = np.int64((1 << _BITS) - 1)
@@ -51,6 +52,26 @@ def voxel_keys(points: Array, T_world_lidar: Array, edge_m: float) -> Int64:
     return key
 
 
+def voxel_centers(keys: Int64, T_world_lidar: Array, edge_m: float) -> Float32:
+    """(3, N) centers of voxels in the LiDAR frame [m], for keys within 200 km of the sensor.
+
+    Args:
+        keys: (N,) from `voxel_keys`, at any pose.
+        T_world_lidar: (4, 4) float64.
+        edge_m: edge of a voxel [m].
+    """
+    offset = T_world_lidar[:3, 3] / edge_m
+    whole = np.floor(offset).astype(np.int64)
+    half = np.int64(1 << (_BITS - 1))
+    grid = np.empty((3, len(keys)), np.float32)
+    for axis in range(3):
+        cell = (keys >> np.int64(_BITS * (2 - axis))) & _MASK
+        grid[axis] = ((cell - whole[axis] + half) & _MASK) - half
+    grid += (0.5 - (offset - whole)).astype(np.float32)[:, None]
+    centers: Float32 = (T_world_lidar[:3, :3].T * edge_m).astype(np.float32) @ grid
+    return centers
+
+
 class VoxelTable:
     """A hash table of bounded size: old rows make room for new ones.
 
@@ -83,6 +104,11 @@ class VoxelTable:
     def __len__(self) -> int:
         """Number of rows in use since the last clear."""
         return int(np.count_nonzero(self._keys != _EMPTY))
+
+    def used_since(self, time_s: float) -> tuple[Int64, npt.NDArray[np.intp]]:
+        """Keys (M,) and rows (M,) of the voxels that were last written at this time or later."""
+        rows = np.flatnonzero(self.seen >= time_s)
+        return self._keys[rows], rows
 
     def clear(self) -> None:
         """Remove all voxels."""

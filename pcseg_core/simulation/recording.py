@@ -149,6 +149,7 @@ class SimulatedDrive:
             labels=sweep.label,
             label_space=self.label_space,
             instances=sweep.instance,
+            moving=self.world.moving(stamp_ns, sweep),
             name=f"{self.name}/{number:06d}",
             scene=self.name,
         )

@@ -37,9 +37,20 @@ class Mover:
     times: Array
     poses: Array
 
+    @property
+    def ids(self) -> Array:
+        """Instances of the parts."""
+        return np.unique(self.parts["instance"])
+
+    def speed_mps(self, time_s: float) -> float:
+        """Speed at a time."""
+        k = self._step(time_s)
+        way = float(np.linalg.norm(self.poses[k + 1, :3, 3] - self.poses[k, :3, 3]))
+        return way / float(self.times[k + 1] - self.times[k])
+
     def at(self, time_s: float) -> Array:
         """Parts in world axes at a time, with velocities."""
-        k = int(np.clip(np.searchsorted(self.times, time_s) - 1, 0, len(self.times) - 2))
+        k = self._step(time_s)
         step = self.times[k + 1] - self.times[k]
         share = (time_s - self.times[k]) / step
         pose = self.poses[k].copy()
@@ -48,6 +59,9 @@ class Mover:
         moved = place(self.parts, pose)
         moved["velocity"] = (end - start) / step
         return moved
+
+    def _step(self, time_s: float) -> int:
+        return int(np.clip(np.searchsorted(self.times, time_s) - 1, 0, len(self.times) - 2))
 
     def near(self, time_s: float, point: Array, radius_m: float) -> bool:
         """Whether the object is within a distance of a point (3,) at a time."""

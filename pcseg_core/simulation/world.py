@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pcseg_core.geometry import Trajectory, from_euler, invert
+from pcseg_core.labels import MOVING, STATIC, UNKNOWN
 from pcseg_core.simulation.cameras import Camera, CameraSpec, Picture
 from pcseg_core.simulation.ground import Ground
 from pcseg_core.simulation.lidar import FRAME, Lidar, LidarSpec, Sweep
@@ -33,6 +34,7 @@ from pcseg_core.simulation.variety import style_of
 
 Array = npt.NDArray[Any]
 
+_MOVES_MPS = 0.1
 _START_M = 25.0  # distance on the route at time 0
 
 
@@ -135,6 +137,14 @@ class World:
         """Measure a sweep that starts at a stamp; see `Lidar.sweep`."""
         noise = _seed(self.seed, 6, number)
         return self._lidar.sweep(self.scene, self.trajectory, stamp_ns, number, noise, frozen)
+
+    def moving(self, stamp_ns: int, sweep: Sweep) -> Array:
+        """(N,) uint8 UNKNOWN, STATIC or MOVING for the points of a sweep."""
+        time_s = drive_time(stamp_ns)
+        ids = [mover.ids for mover in self.scene.movers if mover.speed_mps(time_s) > _MOVES_MPS]
+        moves = np.isin(sweep.instance, np.concatenate([np.empty(0, int), *ids]))
+        found = np.where(moves, MOVING, STATIC)
+        return np.where(sweep.label < 0, UNKNOWN, found).astype(np.uint8)
 
     def picture(self, camera: int, stamp_ns: int) -> Picture:
         """Render an image of a camera at a stamp."""

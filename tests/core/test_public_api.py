@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 import subprocess
 import sys
@@ -11,8 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pydantic.fields import FieldInfo
 
 import pcseg_core as pcseg
+from pcseg_core.config import Section
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -95,3 +98,24 @@ def test_python_of_the_readme_runs() -> None:
     assert blocks, "README.md has no Python"
     for block in blocks:
         subprocess.run([sys.executable, "-c", block], cwd=ROOT, check=True, timeout=120)
+
+
+def test_every_public_name_and_its_parts_are_documented() -> None:
+    for name in set(pcseg.__all__) - {"__version__"}:
+        value = getattr(pcseg, name)
+        assert (value.__doc__ or "").strip(), name
+        if not inspect.isclass(value):
+            continue
+        for part, member in vars(value).items():
+            function = member.fget if isinstance(member, property) else member
+            function = getattr(function, "__func__", function)
+            if inspect.isfunction(function) and not part.startswith("_"):
+                assert function.__doc__, f"{name}.{part}"
+        fields = getattr(value, "model_fields", {})
+        assert all(field.description or is_section(field) for field in fields.values()), name
+        for field in getattr(value, "__dataclass_fields__", {}):
+            assert re.search(rf"\b{field}\b", value.__doc__), f"{name}.{field}"
+
+
+def is_section(field: FieldInfo) -> bool:
+    return inspect.isclass(field.annotation) and issubclass(field.annotation, Section)

@@ -246,7 +246,8 @@ def segmenter() -> Any:
 
 def check_segment(case: bytes, folder: Path) -> None:
     """Every point has a class of the table or none, and a confidence of 0..1."""
-    from pcseg_core.online.pipeline import Pipeline, PipelineConfig, Sweep
+    from pcseg_core.online.pipeline import Pipeline, Sweep
+    from pcseg_core.online.pipeline_config import PipelineConfig
 
     cloud = read_cloud(message(case))
     config = PipelineConfig.model_validate(

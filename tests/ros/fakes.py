@@ -66,6 +66,7 @@ class FakeSegmenter:
         fail_every: int = 0,
         trained: bool = False,
         damaged: bool = False,
+        painted: bool = False,
     ) -> None:
         self.label_space = LabelSpace.load("street")
         self.device = "fake"
@@ -74,10 +75,14 @@ class FakeSegmenter:
         self._fail_every = fail_every
         self.trained_on = _TRAINED_ON if trained else None
         self._damaged = damaged
+        self._painted = painted
         self._count = -1  # the sweep that warms up is not counted
 
-    def set_prompts(self, prompts: list[str]) -> LabelSpace:
-        """As the real one: groups before a colon, '*' for everything else."""
+    def set_prompts(self, prompts: list[str] | None) -> LabelSpace:
+        """As the real one: groups before a colon, '*' for everything else, None for its own."""
+        if prompts is None:
+            self.label_space = LabelSpace.load("street")
+            return self.label_space
         names = [entry.partition(":")[0].strip() for entry in prompts]
         words = [w.strip() for e in prompts for w in e.rpartition(":")[2].split(",")]
         unknown = [word for word in words if word not in (*self.KNOWN, "*")]
@@ -95,6 +100,8 @@ class FakeSegmenter:
             raise RuntimeError("CUDA out of memory (simulated)")
         classes = len(self.label_space)
         labels = expected_labels(cloud.xyz)
+        if self._painted and cloud.intensity is not None:
+            labels = np.where(labels < 0, -1, np.round(10 * cloud.intensity)).astype(np.int32)
         labels = np.where(labels < 0, -1, labels % classes).astype(np.int32)
         confidence = expected_confidence(cloud.xyz)
         if self._damaged:
@@ -113,7 +120,7 @@ def make_fake(config: Any) -> FakeSegmenter:
     """`fake`, `fake:delay=0.2,fail_every=2,load=3`; anything else is a missing checkpoint.
 
     With `trained=1` it knows the distribution of its training, with `damaged=1` it gives a point
-    a confidence of NaN.
+    a confidence of NaN, with `painted=1` the class of a point is ten times its intensity.
     """
     kind, _, options = config.checkpoint.partition(":")
     if kind != "fake":
@@ -122,7 +129,7 @@ def make_fake(config: Any) -> FakeSegmenter:
     if "load" in values:
         print("loading", flush=True)
         time.sleep(float(values["load"]))
-    flags = "trained" in values, "damaged" in values
+    flags = ("trained" in values, "damaged" in values, "painted" in values)
     return FakeSegmenter(float(values.get("delay", 0)), int(values.get("fail_every", 0)), *flags)
 
 

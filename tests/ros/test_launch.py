@@ -191,8 +191,17 @@ def test_replay_plays_a_bag_and_records_the_answers(client: Client, tmp_path: Pa
             xyz = rng.uniform(-20, 20, (3, 2000)).astype(np.float32)
             encoded = encode_cloud(dict(zip("xyz", xyz)))
             writer.write_cloud("/lidar", encoded, "lidar", 10**18 + number * 200_000_000)
-    space = f"/replayed_{os.getpid()}"
+    space, params = f"/replayed_{os.getpid()}", tmp_path / "params.yaml"
+    pair = (
+        "{names: [ground_points, rest], ground_points: {classes: [road]}, rest: {classes: ['*']}}"
+    )
+    params.write_text(
+        f"/**:\n  ros__parameters:\n    grid: {{rate_hz: 50.0}}\n    clouds: {pair}\n"
+    )
     arguments = [f"bag:={bag}", f"out:={out}", "cloud_topic:=/lidar", f"namespace:={space}"]
+    outputs = ("grid", "ground_points", "rest", "legend")
+    arguments.append("record:=" + "; ".join((*launching.RECORDED, *outputs)))
+    arguments.append(f"params_file:={params}")
     command = ["ros2", "launch", "pcseg_ros", "replay.launch.py", *arguments]
     with subprocess.Popen(command, stdout=log, stderr=log) as process:
         try:
@@ -204,6 +213,7 @@ def test_replay_plays_a_bag_and_records_the_answers(client: Client, tmp_path: Pa
     recorded = BagFile(out)
     assert recorded.counts[f"{space}/labeled_points"] >= 5, text
     assert recorded.counts["/diagnostics"] >= 1
+    assert all(recorded.counts[f"{space}/{name}"] for name in outputs), recorded.counts
     assert f"{space}/filtered_points" not in recorded.counts
     for _, bag_ns, _ in recorded.messages([f"{space}/labeled_points"]):
         assert 10**18 <= bag_ns < 10**18 + 10**11  # the time of the played bag

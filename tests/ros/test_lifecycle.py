@@ -82,7 +82,10 @@ def test_missing_checkpoint_leaves_the_node_unconfigured_and_says_why(client: Cl
         ("motion.stamp_is:=end", "'motion.stamp_is' is now called 'stamp_reference'"),
         ("temporal.new_evidence:=0.1", "'temporal.new_evidence' is now called 'correlation"),
         ("teacher.trust:=1.0", "'teacher.trust' is now called 'camera_weight'"),
-        ("filter_classes:=vehicle", "expected a list of texts, such as ['vehicle']"),
+        ("instance_classes:=vehicle", "expected a list, such as ['vehicle']"),
+        ("filter_classes:=['vehicle']", "is now called 'clouds.filtered_points.classes'"),
+        ("clouds.names:=['points']", "'points' cannot be the name of a cloud"),
+        ("clouds.filtered_points.min_confidence:=[0.5, 2.0]", "expected numbers from 0 to 1"),
         ("motion.fixed_frame:=''", "'motion.fixed_frame' is ''"),
     ],
 )
@@ -96,16 +99,14 @@ def test_wrong_parameters_end_the_start_with_one_line(parameter: str, words: str
 
 def test_empty_lists_of_a_parameter_file_are_defaults(client: Client, tmp_path: Path) -> None:
     file = tmp_path / "params.yaml"
-    file.write_text(
-        "/**: {ros__parameters: {checkpoint: fake, filter_classes: [], instance_classes: []}}"
-    )
+    file.write_text("/**: {ros__parameters: {checkpoint: fake, prompts: [], instance_classes: []}}")
     with NodeProcess(params=file) as process:
         node = client.attach(process)
         assert list(node.get_parameter("instance_classes").string_array_value) == [
             "vehicle",
             "person",
         ]
-        assert "parameter 'filter_classes' is empty: its default is used" in process.output
+        assert "parameter 'prompts' is empty: its default is used" in process.output
 
 
 def test_dumped_parameters_can_be_loaded(client: Client, tmp_path: Path) -> None:
@@ -126,10 +127,14 @@ def test_dumped_parameters_can_be_loaded(client: Client, tmp_path: Path) -> None
 
 
 def test_unknown_class_of_the_filter_is_refused_at_configuring(client: Client) -> None:
-    with NodeProcess("checkpoint:=fake", "filter_classes:=['vehicle', 'unicorn']") as process:
-        node = client.attach(process, active=False)
-        wait_for(lambda: "filter_classes: unknown class 'unicorn'" in process.output, "the reason")
-        assert node.state() == "unconfigured"
+    for given, why in (
+        ("clouds.filtered_points.classes:=['vehicle', 'unicorn']", "classes: unknown class"),
+        ("output.probabilities:=['unicorn']", "output.probabilities: unknown class"),
+    ):
+        with NodeProcess("checkpoint:=fake", given) as process:
+            node = client.attach(process, active=False)
+            wait_for(lambda why=why: f"{why} 'unicorn'" in process.output, "the reason")
+            assert node.state() == "unconfigured"
 
 
 def test_a_node_without_autostart_says_what_to_do(client: Client) -> None:

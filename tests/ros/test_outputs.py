@@ -20,8 +20,9 @@ from std_srvs.srv import SetBool, Trigger
 
 from pcseg_core.labels import WIRE_UNLABELED, LabelSpace
 from pcseg_core.online.instances import cluster_instances
-from pcseg_ros.topics import DIAGNOSTICS, FILTERED, LABELED, POINTS, TIMES, TOPICS
+from pcseg_ros.topics import DIAGNOSTICS, LABELED, POINTS, TIMES, TOPICS
 
+FILTER = "clouds.filtered_points.classes"
 NAMES = LabelSpace.load("street").names
 
 
@@ -64,7 +65,7 @@ def test_filtered_cloud_has_the_chosen_points_with_all_their_fields(node: Attach
         (["vehicle", "pole"], np.isin(labels, [NAMES.index("vehicle"), NAMES.index("pole")])),
         ([], labels >= 0),
     ):
-        assert node.set_parameter("filter_classes", names).successful
+        assert node.set_parameter(FILTER, names).successful
         answer = node.exchange(sent)
         part = filtered.get(timeout=5)
         assert part.header == sent.header
@@ -74,9 +75,9 @@ def test_filtered_cloud_has_the_chosen_points_with_all_their_fields(node: Attach
 
 
 def test_filter_of_an_unknown_class_is_refused_by_name(node: Attachment) -> None:
-    result = node.set_parameter("filter_classes", ["vehicle", "unicorn"])
+    result = node.set_parameter(FILTER, ["vehicle", "unicorn"])
     assert not result.successful
-    assert "'unicorn'" in result.reason and "vegetation" in result.reason
+    assert f"{FILTER}: unknown class 'unicorn'" in result.reason and "vegetation" in result.reason
 
 
 def test_instances_follow_the_labels(node: Attachment) -> None:
@@ -113,7 +114,7 @@ def test_topics_and_services_are_those_of_the_table(
         full = full if full.startswith("/") else f"{space}/{full}"
         if topic.direction == "service":
             assert [t.replace("/srv", "") for t in services[full]] == [topic.kind]
-        elif topic.name in (POINTS, LABELED, FILTERED, TIMES, DIAGNOSTICS):
+        elif topic.name in (POINTS, LABELED, TIMES, DIAGNOSTICS):
             find = client.node.get_publishers_info_by_topic
             if topic.direction == "in":
                 find = client.node.get_subscriptions_info_by_topic
@@ -140,8 +141,8 @@ def test_prompts_change_the_classes_of_the_next_sweep(node: Attachment) -> None:
         "class names",
     )
     assert len(node.get_parameter("class_colors").string_array_value) == 3
-    assert node.set_parameter("filter_classes", ["bäume"]).successful
-    assert node.set_parameter("filter_classes", []).successful
+    assert node.set_parameter(FILTER, ["bäume"]).successful
+    assert node.set_parameter(FILTER, []).successful
 
 
 @pytest.mark.parametrize(

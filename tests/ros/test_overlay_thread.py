@@ -17,7 +17,7 @@ from harness import wait_for
 
 from pcseg_core.camera import CameraModel
 from pcseg_core.data.sample import CameraFrame
-from pcseg_ros.outputs import OverlayThread
+from pcseg_ros.overlays import OverlayThread
 
 
 def test_sweeps_do_not_wait_for_overlays() -> None:

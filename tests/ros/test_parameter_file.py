@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pcseg_core.errors import InputError
-from pcseg_core.online.pipeline import PipelineConfig
+from pcseg_core.online.pipeline_config import PipelineConfig
 from pcseg_ros.config import NodeConfig
 from pcseg_ros.parameter_file import parameter_specs, read, renamed_parameters
 
@@ -19,6 +19,7 @@ RENAMED = {
     "motion.stamp_is": "stamp_reference",
     "temporal.new_evidence": "correlation",
     "teacher.trust": "camera_weight",
+    "filter_classes": "clouds.filtered_points.classes",
 }
 
 
@@ -94,6 +95,24 @@ def test_mistakes_are_named(file: Path, content: str, words: str) -> None:
 def test_renamed_parameters_are_refused_with_the_new_name(file: Path, old: str, new: str) -> None:
     file.write_text(f"/**: {{ros__parameters: {{{old}: auto}}}}")
     with pytest.raises(InputError, match=f"'{old}' is now called '{new}"):
+        read(file)
+
+
+def test_every_named_cloud_has_its_parameters(file: Path) -> None:
+    rules = "ground_points: {classes: [road], min_confidence: [0.5]}, obstacles: {max_range_m: 20}"
+    names = "names: [ground_points, obstacles]"
+    file.write_text(f"/**: {{ros__parameters: {{clouds: {{{names}, {rules}}}}}}}")
+    config = read(file)
+    assert isinstance(config, NodeConfig)
+    assert list(config.clouds.rules) == ["ground_points", "obstacles"]
+    ground, obstacles = config.clouds.rules.values()
+    assert (ground.classes, ground.min_confidence) == (("road",), (0.5,))
+    assert (obstacles.classes, obstacles.max_range_m) == ((), 20.0)
+    file.write_text("/**: {ros__parameters: {clouds: {names: [a], b: {classes: [road]}}}}")
+    with pytest.raises(InputError, match=r"unknown key 'clouds\.b'"):
+        read(file)
+    file.write_text("/**: {ros__parameters: {clouds: {names: [a, a]}}}")
+    with pytest.raises(InputError, match=r"'clouds\.names' is .*: expected different names"):
         read(file)
 
 

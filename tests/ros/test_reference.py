@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ from pydantic import Field
 from pcseg_core.config import Section, parse_section
 from pcseg_ros.config import NodeConfig
 from pcseg_ros.parameter_file import parameter_specs
-from pcseg_ros.reference import limit_table, parameter_file, parameter_table, topic_table
+from pcseg_ros.reference import BLOCKS, DOCUMENTS, block, parameter_file, parameter_table, update
+from pcseg_ros.topics import TOPICS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -53,18 +55,30 @@ def test_table_has_a_row_for_every_parameter() -> None:
     assert '| `camera.names` | string array | `["a", "b"]` |' in parameter_table(Nested)
 
 
-@pytest.mark.parametrize(
-    "file, name, table, command",
-    [
-        ("README.md", "parameters", parameter_table(), "table"),
-        ("README.md", "topics", topic_table(), "topics"),
-        ("docs/vehicle.md", "limits", limit_table(), "limits"),
-    ],
-)
-def test_tables_of_the_documents_are_the_generated_ones(
-    file: str, name: str, table: str, command: str
-) -> None:
+@pytest.mark.parametrize("file, name, key", BLOCKS)
+def test_tables_of_the_documents_are_the_generated_ones(file: str, name: str, key: str) -> None:
     text = (ROOT / file).read_text()
-    start = text.index("\n", text.index(f"<!-- {name}:")) + 1
-    found = text[start : text.index(f"<!-- /{name} -->")]
-    assert found == table, f"paste: python -m pcseg_ros.reference {command}"
+    start, end = block(text, name)
+    assert text[start:end] == DOCUMENTS[key](), "run: python -m pcseg_ros.reference update"
+
+
+def test_update_repairs_every_generated_file(tmp_path: Path) -> None:
+    files = {"config/segment.yaml", *(file for file, _, _ in BLOCKS)}
+    for file in files:
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        text = (ROOT / file).read_text()
+        for of, name, _ in BLOCKS:
+            if of == file:
+                start, end = block(text, name)
+                text = text[:start] + "old\n" + text[end:]
+        (tmp_path / file).write_text("old" if file.endswith(".yaml") else text)
+    update(tmp_path)
+    assert all((tmp_path / file).read_text() == (ROOT / file).read_text() for file in files)
+
+
+def test_topics_of_the_readme_exist() -> None:
+    rows = re.findall(
+        r"^\| `([\w/]+)` \| (\S+) \| (in|out) \|", (ROOT / "README.md").read_text(), re.M
+    )
+    known = {(topic.name, topic.kind, topic.direction) for topic in TOPICS}
+    assert len(rows) == 6 and set(rows) <= known

@@ -17,6 +17,7 @@ pytest.importorskip("tf2_msgs", reason="needs a ROS distribution (tf2_msgs)")
 import rclpy
 from geometry_msgs.msg import TransformStamped
 from harness import Client, NodeProcess, sweep, value_of, wait_for
+from nav_msgs.msg import OccupancyGrid
 from rclpy.context import Context
 from sensor_msgs.msg import Image, PointCloud2
 from tf2_msgs.msg import TFMessage
@@ -221,6 +222,39 @@ def test_tf_stops_and_comes_back_over_dds(client: Client) -> None:
         node.report(lambda s: value_of(s, "dropped: motion not known") == "2")
         drive(13, 14)
         assert node.exchange(sweep(13, stamp=(13, 950_000_000))).width == 13
+
+
+def test_the_grid_in_a_fixed_frame_waits_for_the_frame(client: Client) -> None:
+    with NodeProcess(
+        "checkpoint:=fake",
+        "diagnostics_period_s:=0.1",
+        "grid.frame:=fixed",
+        "grid.rate_hz:=50.0",
+        "motion.source:=tf",
+        "motion.timeout_s:=1.0",
+    ) as process:
+        node = client.attach(process)
+        grids = node.listen(OccupancyGrid, "grid", qos.latched())
+        moving = client.node.create_publisher(TFMessage, "/tf", 10)
+        static = client.node.create_publisher(TFMessage, "/tf_static", qos.latched())
+        wait_for(moving.get_subscription_count, "a subscriber of /tf")
+        wait_for(static.get_subscription_count, "a subscriber of /tf_static")
+
+        def left_out() -> bool:
+            node.exchange(sweep(100, stamp=(10, 0)))  # no transform at all
+            status = node.report(lambda _: True)
+            return "the motion is not known" in value_of(status, "reason: grid left out")
+
+        wait_for(left_out, "the reason")
+        static.publish(message("base_link", "os_sensor", T_BASE_LIDAR))
+        for stamp in range(10 * S, 12 * S + 1, S // 10):
+            moving.publish(message("odom", "base_link", pose_at(stamp), stamp))
+        node.exchange(sweep(100, stamp=(11, 0)))
+        grid = grids.get(timeout=20)
+        assert (grid.header.frame_id, grid.header.stamp.sec) == ("odom", 11)
+        place = (pose_at(11 * S) @ T_BASE_LIDAR)[:3, 3]
+        middle = grid.info.origin.position.x + 20, grid.info.origin.position.y + 20
+        np.testing.assert_allclose(middle, place[:2], atol=0.21)
 
 
 def stamped(kind: type, stamp_ns: int) -> Any:

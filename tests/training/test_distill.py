@@ -17,9 +17,11 @@ from pcseg_core.checkpoint import load_checkpoint
 from pcseg_core.confidence import ConfidenceConfig
 from pcseg_core.config import read_yaml
 from pcseg_core.data import open_recording
+from pcseg_core.data.label_files import labels_yaml, raw_ids_of
 from pcseg_core.data.sample import CameraFrame, Sample
 from pcseg_core.distill.cache import read_arrays
 from pcseg_core.errors import InputError, PcsegError
+from pcseg_core.labels import LabelSpace
 from pcseg_core.learning.distill import distill
 from pcseg_core.learning.pretrain import pretrain
 from pcseg_core.learning.recipe import LossConfig, OptimizerConfig, Recipe, TextConfig, load_recipe
@@ -34,6 +36,7 @@ from pcseg_core.vision.espnetv2 import ESPNetv2
 from pcseg_core.vision.teachers.espnetv2 import ESPNetv2Config
 from pcseg_core.vision.text_space import TextSpaceConfig
 
+STREET = LabelSpace.load("street")
 SOURCE = "simulated:seed=5,sweeps=3,beams=16,columns=256,cameras=1,width=96,height=64"
 
 
@@ -102,6 +105,31 @@ def test_the_confidence_is_calibrated_on_sweeps_that_are_held_out(
     scaling = load_checkpoint(tmp_path / "run")[1].confidence
     assert scaling is not None and (scaling.sweeps, scaling.held_out) == (1, True)
     assert load_checkpoint(whole)[1].metrics["held_out"] == 0  # of three sweeps
+
+
+def test_corrected_labels_are_taught(recipe: Recipe, whole: Path, tmp_path: Path) -> None:
+    points = len(open_recording(SOURCE)[1].cloud)
+    file = tmp_path / "corrected" / "000001.label"
+    file.parent.mkdir()
+    (file.parent / "labels.yaml").write_text(labels_yaml(STREET, raw_ids_of(STREET)))
+    file.write_bytes(np.full(points, 1 + STREET.index("terrain"), "<u4").tobytes())
+    short = recipe.model_copy(update={"optimizer": OptimizerConfig(steps=1, batch_size=1)})
+
+    def run() -> dict[str, object]:
+        where = (tmp_path / "run", whole / "cache", "cpu")
+        return distill([SOURCE], short, *where, corrected=file.parent)
+
+    figures = run()["corrected"]
+    assert figures["sweeps"] == 1 and figures["carried"] > 0
+    taught = [read_arrays(path) for path in sorted((tmp_path / "run/pseudo_labels").glob("*.npz"))]
+    assert set(taught[1]["label"].tolist()) == {STREET.index("terrain")}
+    assert (taught[1]["confidence"] == 1).all()
+    assert len(set(taught[0]["label"].tolist())) > 1
+    shutil.rmtree(tmp_path / "run")
+    file.write_bytes(b"\0" * 40)
+    with pytest.raises(InputError, match=r"000001\.label: 10 labels for a sweep of"):
+        run()
+    assert not (tmp_path / "run").exists()
 
 
 def test_all_files_of_a_run_follow_the_umask_and_are_known(whole: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,12 +15,17 @@ from pcseg_core.checkpoint import load_checkpoint
 from pcseg_core.distill.cache import read_arrays
 from pcseg_core.distill.evidence import Evidence
 from pcseg_core.distill.labeling import joined
+from pcseg_core.distill.lidar_teacher import LidarTeacher, LidarTeacherConfig
+from pcseg_core.distill.observation import Observation
+from pcseg_core.labels import LabelSpace
 from pcseg_core.learning import distill as distilling
 from pcseg_core.learning.augment import thinned
 from pcseg_core.learning.distill import distill
-from pcseg_core.learning.recipe import Recipe, RoundsConfig
-from pcseg_core.learning.self_labels import SelfLabeler
+from pcseg_core.learning.module import TrainingModule
+from pcseg_core.learning.recipe import Recipe
+from pcseg_core.learning.self_labels import RoundsConfig, SelfLabeler
 from pcseg_core.models.student import Student
+from pcseg_core.sparse.tensor import SparseTensor
 from pcseg_core.vision.espnetv2 import ESPNetv2
 from tests.small_runs import SMALL
 
@@ -37,9 +43,13 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
             "student": SMALL.model_dump(),
             "optimizer": {"steps": 2, "batch_size": 1},
             "loss": {"min_confidence": 0.0},
-            "rounds": {"count": 1, "views": 1},
+            "rounds": {"count": 1, "views": 1, "beside": "bundled"},
         }
     )
+
+
+def sweep_of(xyz: np.ndarray) -> Observation:
+    return Observation("a", "a", 0, xyz, xyz, np.zeros(len(xyz), np.float32), np.eye(4))
 
 
 def test_near_surfaces_are_thinned_to_the_density_of_a_range() -> None:
@@ -68,10 +78,37 @@ def test_a_student_labels_every_point_in_range_the_same_way_each_time() -> None:
     xyz = rng.uniform(-12, 12, (3000, 3)).astype(np.float32) * [1, 1, 0.1]
     xyz = np.concatenate([xyz, [[500, 0, 0]]]).astype(np.float32)
     labeler = SelfLabeler(student, RoundsConfig(views=2, thin_m=(8, 12)), 0)
-    found = labeler.probabilities(xyz, np.zeros(len(xyz), np.float32), "a")
+    sweep = sweep_of(xyz)
+    (found,) = labeler.scene([sweep])
     assert found[:-1].sum(1) == pytest.approx(1, abs=1e-4) and not found[-1].any()
-    again = labeler.probabilities(xyz, np.zeros(len(xyz), np.float32), "a")
-    np.testing.assert_array_equal(found, again)
+    np.testing.assert_array_equal(labeler.scene([sweep])[0], found)
+
+
+class Fixed(torch.nn.Module):
+    """A network that gives every voxel the same probabilities."""
+
+    def __init__(self, probabilities: list[float]) -> None:
+        super().__init__()
+        self.logits = torch.tensor(probabilities).log()
+
+    def forward(self, x: SparseTensor) -> SparseTensor:
+        return x.replace(self.logits.expand(len(x.feats), -1))
+
+
+def test_a_network_beside_the_student_has_a_say_in_the_classes_that_it_knows() -> None:
+    space = LabelSpace.from_dict(
+        {"name": "own", "classes": [{"name": n, "color": [0, 0, 0]} for n in "abc"]}
+    )
+    student, other = Student(SMALL, 3), Student(SMALL, 2)
+    config = LidarTeacherConfig()
+    beside = LidarTeacher(other, space, np.array([0, 2]), space, config, "other")
+    labeler = SelfLabeler(student, RoundsConfig(views=1, thin_m=(1, 1)), 0, beside)
+    labeler._student.network = Fixed([0.5, 0.4, 0.1])
+    labeler._beside.network = Fixed([0.2, 0.8])  # type: ignore[union-attr]
+    xyz = np.random.default_rng(0).uniform(-5, 5, (50, 3)).astype(np.float32)
+    (found,) = labeler.scene([sweep_of(xyz)])
+    expected = np.array([(0.5 + 0.2) / 2, 0.4, (0.1 + 0.8) / 2])
+    np.testing.assert_allclose(found, np.tile(expected / expected.sum(), (50, 1)), atol=1e-5)
 
 
 def test_a_round_labels_points_that_no_camera_saw_and_resumes(
@@ -102,3 +139,27 @@ def test_a_round_labels_points_that_no_camera_saw_and_resumes(
     for name, tensor in load_checkpoint(tmp_path / "killed")[0].items():
         assert torch.allclose(whole[name], tensor, atol=1e-6), name
     distill([SOURCE], recipe, tmp_path / "killed", device="cpu", fresh=True)  # knows its files
+
+
+def test_a_round_trains_the_student_further_for_steps_of_its_own(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, begun, ended, steps = distilling.train, [], [], []
+
+    def state(module: TrainingModule) -> dict[str, torch.Tensor]:
+        return {k: v.clone() for k, v in module.student.state_dict().items()}
+
+    def recorded(module: TrainingModule, out: Path, device: str) -> dict[str, Any]:
+        begun.append(state(module))
+        figures = real(module, out, device)
+        ended.append(state(module))
+        steps.append(figures["steps"])
+        return figures
+
+    monkeypatch.setattr(distilling, "train", recorded)
+    rounds = recipe.rounds.model_copy(update={"further": True, "steps": 1, "beside": None})
+    distill([SOURCE], recipe.model_copy(update={"rounds": rounds}), tmp_path / "run", device="cpu")
+    assert steps == [2, 1]
+    for name, tensor in ended[0].items():
+        assert torch.equal(begun[1][name], tensor), name
+    assert any(not torch.equal(ended[1][name], tensor) for name, tensor in ended[0].items())

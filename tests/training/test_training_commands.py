@@ -16,7 +16,9 @@ from typer.testing import CliRunner, Result
 from pcseg_core.checkpoint import load_checkpoint
 from pcseg_core.cli import app
 from pcseg_core.cli.options import adjusted
+from pcseg_core.data import open_recording
 from pcseg_core.errors import Terminated
+from pcseg_core.learning.finetune import read_corrected
 from pcseg_core.learning.recipe import load_recipe
 from pcseg_core.recipes import available_recipes, recipe_file
 
@@ -88,6 +90,9 @@ def test_a_run_resumes_and_starts_over(tmp_path: Path, monkeypatch: pytest.Monke
     assert refused.exit_code == 2 and "notes.txt" in refused.output
     assert load_checkpoint(tmp_path / "run")[0].keys() == weights.keys()
     (tmp_path / "run" / "notes.txt").unlink()
+    log = (tmp_path / "run" / "logs" / "pcseg.log").read_text().splitlines()
+    assert [line.rpartition(": ")[2] for line in log] == ["done", log[1].rpartition(": ")[2]]
+    assert ": failed: run holds a run with another recipe" in log[1]
     fresh = pcseg(*command, "--steps", 3, "--fresh")
     assert fresh.exit_code == 0 and "2 sweeps, 3 steps" in fresh.output
 
@@ -136,6 +141,26 @@ def test_fine_tuning_takes_labels_of_another_folder(tmp_path: Path) -> None:
     assert not out.exists()
     result = pcseg(*command, "--labels", tmp_path / "labels")
     assert result.exit_code == 0 and "2 sweeps, 1 steps" in result.output, result.output
+
+
+def test_fine_tuning_learns_the_corrected_sweeps_alone(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", classes=STREET)
+    drive = semantic_kitti(tmp_path / "drive", 3)
+    corrected = tmp_path / "corrected"
+    corrected.mkdir()
+    walls = np.full(2000, 50, "<u4")
+    (corrected / "000001.label").write_bytes(walls.tobytes())
+    options = ["--corrected", corrected, "--out", tmp_path / "tuned", "--steps", 1]
+    both = pcseg("finetune", run, drive, *options, "--labels", corrected)
+    assert both.exit_code == 2 and "--labels or --corrected, not both" in both.output
+    result = pcseg("finetune", run, drive, *options)
+    assert result.exit_code == 0, result.output
+    assert load_checkpoint(tmp_path / "tuned")[1].metrics["sweeps"] == 1
+    (sweep,) = read_corrected(corrected, {"drive": open_recording(drive)}, STREET, 80.0)
+    assert set(sweep.label.tolist()) == {STREET.index("structure")}
+    (corrected / "000001.label").write_bytes(walls[1:].tobytes())
+    cut = pcseg("finetune", run, drive, *options, "--fresh")
+    assert cut.exit_code == 2 and "000001.label: 1999 labels for a sweep of 2000" in cut.output
 
 
 @pytest.mark.parametrize("kind, status", [(KeyboardInterrupt, 130), (Terminated, 143)])

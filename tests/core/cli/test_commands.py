@@ -352,4 +352,4 @@ def test_doctor_survives_what_is_missing_or_broken(monkeypatch: pytest.MonkeyPat
     assert found["sparse backends"].state == "missing"
     assert "another machine" in found["sparse backends"].detail
     assert found["ROS 2 (rclpy)"].state == "missing"
-    assert "pip install rerun-sdk" in found["rerun"].detail
+    assert "pip install 'pcseg_ros[viewer]'" in found["rerun"].detail

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import logging
+import shlex
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -14,6 +16,8 @@ import typer
 from typer.testing import CliRunner
 
 import pcseg_core.cli as cli
+from pcseg_core import progress
+from pcseg_core.cli.help import EXAMPLES, GROUPS
 from pcseg_core.errors import InputError
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -63,6 +67,48 @@ def test_each_command_explains_itself(command: str) -> None:
     result = runner.invoke(cli.app, [*command.split(), "--help"])
     assert result.exit_code == 0, result.output
     assert f" {command} [OPTIONS]" in result.output
+
+
+def leaves(group: typer.core.TyperGroup, words: str = "") -> Iterator[tuple[str, object]]:
+    for name in group.list_commands(typer.Context(group)):
+        command = group.get_command(typer.Context(group), name)
+        if hasattr(command, "list_commands"):
+            yield from leaves(command, f"{words}{name} ")
+        else:
+            yield words + name, command
+
+
+def test_each_command_is_in_one_group_of_the_help_and_has_examples_that_parse() -> None:
+    group = typer.main.get_command(cli.app)
+    found = dict(leaves(group))
+    grouped = [name for _, names in GROUPS for name in names]
+    assert sorted(grouped) == sorted(group.list_commands(typer.Context(group)))
+    assert "More:" not in runner.invoke(cli.app, ["-h"]).output
+    assert set(EXAMPLES) == set(found), "add an example to pcseg_core/cli/help.py"
+    for name, command in found.items():
+        for example in EXAMPLES[name]:
+            assert example.startswith(name)
+            words = shlex.split(example.partition(" >")[0])[len(name.split()) :]
+            command.make_context(name, words)  # raises for an option that does not exist
+
+
+def test_examples_and_exit_codes_are_in_the_help() -> None:
+    text = runner.invoke(cli.app, ["distill", "-h"]).output
+    assert "Examples:\n    pcseg distill drive --out runs/first\n    pcseg distill drive1" in text
+    assert "pcseg bag info drive --json - " in runner.invoke(cli.app, ["bag", "info", "-h"]).output
+    assert "130  interrupted by Ctrl-C" in runner.invoke(cli.app, ["-h"]).output
+
+
+def test_quiet_hides_progress_and_verbose_logs(monkeypatch: pytest.MonkeyPatch) -> None:
+    log = logging.getLogger("pcseg_core")
+    monkeypatch.setattr(progress.console, "quiet", False)
+    monkeypatch.setattr(log, "level", logging.WARNING)
+    monkeypatch.setattr("pcseg_core.cli.doctor.findings", lambda: progress.note("a note") or ())
+    assert "a note" in runner.invoke(cli.app, ["doctor"]).stderr
+    assert "a note" not in runner.invoke(cli.app, ["doctor", "--quiet"]).stderr
+    assert not log.isEnabledFor(logging.DEBUG)
+    assert runner.invoke(cli.app, ["--verbose", "doctor"]).exit_code == 0
+    assert log.level == logging.DEBUG
 
 
 def test_no_arguments_show_the_help() -> None:

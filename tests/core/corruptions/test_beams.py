@@ -6,9 +6,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from pcseg_core.beams import beams_of
 from pcseg_core.cloud import PointCloud
 from pcseg_core.corruptions import SEVERITIES, LabeledCloud, Severity, corrupt
-from pcseg_core.corruptions.beams import beams_of
 
 
 def turning(beams: int, columns: int, by_beam: bool = True) -> PointCloud:

@@ -66,3 +66,15 @@ def test_unknown_distortion_model(tmp_path) -> None:
     )
     with pytest.raises(InputError, match="fancy"):
         load_calibration(path).cameras["front"].model()
+
+
+def test_time_offsets_and_the_frame_of_the_poses_are_kept(tmp_path) -> None:
+    model = CameraModel.pinhole(100, 100, 31.5, 23.5, 64, 48)
+    image = np.zeros((48, 64, 3), np.uint8)
+    frames = [CameraFrame(name, 0, model, T_CAM_LIDAR, image) for name in ("front", "back")]
+    body = from_euler(0.0, 0.1, 0.2, (1, 2, 3))
+    save_calibration(tmp_path / "rig.yaml", frames, {"back": -0.02}, body)
+    read = load_calibration(tmp_path / "rig.yaml")
+    assert read.cameras["back"].time_offset_ns == -20_000_000
+    assert read.cameras["front"].time_offset_ns == 0
+    np.testing.assert_allclose(read.body(), body)

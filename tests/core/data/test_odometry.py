@@ -93,7 +93,7 @@ def test_missing_kiss_icp_names_the_pip_command(monkeypatch) -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] == "kiss_icp"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "kiss_icp", None)
-    with pytest.raises(MissingDependency, match=r"pip install 'pcseg.*\[odometry\]'"):
+    with pytest.raises(MissingDependency, match=r"pip install 'pcseg_ros\[odometry\]'"):
         estimate_trajectory([PointCloud(xyz=np.ones((5, 3)))])
 
 

@@ -1,9 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
+import pickle
+
+import numpy as np
 import pytest
 from recordings import bag, kitti_object, kitti_raw, nuscenes, semantic_kitti
 
+from pcseg_core.camera import CameraModel
 from pcseg_core.data import READERS, find_source, fingerprint, open_recording
+from pcseg_core.data.calibration import save_calibration
+from pcseg_core.data.sample import CameraFrame
 from pcseg_core.errors import InputError
+from pcseg_core.geometry import from_euler
 
 
 @pytest.mark.parametrize(
@@ -69,3 +76,36 @@ def test_a_stray_bag_in_a_recording_of_files_hides_no_change(tmp_path) -> None:
     file = next(sequence.rglob("*.bin"))
     file.write_bytes(file.read_bytes() + b"0")
     assert fingerprint(sequence) != before
+
+
+@pytest.mark.parametrize("make", [kitti_raw, lambda path: bag(path / "drive")])
+def test_a_calibration_file_replaces_that_of_any_recording(tmp_path, make) -> None:
+    path, rig = make(tmp_path), tmp_path / "rig.yaml"
+    given = open_recording(path)
+    frame = given[1].cameras[0]
+    turned = from_euler(0.0, 0.02, 0.01, (0.1, 0.0, 0.0)) @ frame.T_cam_lidar
+    save_calibration(rig, [frame.placed(turned)], {frame.name: 0.004})
+    drive = open_recording(f"{path}?calibration={rig}")
+    moved = drive[1].cameras[0]
+    np.testing.assert_allclose(moved.T_cam_lidar, turned)
+    assert moved.stamp_ns == frame.stamp_ns + 4_000_000
+    assert len(drive) == len(given) and drive.name == given.name
+    np.testing.assert_array_equal(moved.image, frame.image)
+    assert len(pickle.loads(pickle.dumps(drive))[1].cameras) == len(drive[1].cameras)
+    small = frame.placed(turned)
+    small.camera = small.camera.scaled(16, 16)
+    save_calibration(rig, [small])
+    with pytest.raises(InputError, match=r"16x16"):
+        open_recording(f"{path}?calibration={rig}")[1].cameras[0].image  # noqa: B018
+    rig.write_text(rig.read_text().replace(frame.name, "other_camera"))
+    with pytest.raises(InputError, match=r"the calibration is of other cameras \(other_camera\)"):
+        open_recording(f"{path}?calibration={rig}")
+
+
+def test_a_calibration_file_of_a_simulated_drive(tmp_path) -> None:
+    text = "simulated:seed=3,sweeps=1,beams=4,columns=16,cameras=1,width=16,height=16"
+    model = CameraModel.pinhole(8, 8, 7.5, 7.5, 16, 16)
+    frame = CameraFrame("camera_0", 0, model, np.eye(4), np.zeros((16, 16, 3), np.uint8))
+    save_calibration(tmp_path / "rig.yaml", [frame])
+    drive = open_recording(f"{text},calibration={tmp_path / 'rig.yaml'}")
+    np.testing.assert_array_equal(drive[0].cameras[0].T_cam_lidar, np.eye(4))

@@ -14,6 +14,7 @@ def test_sequence(tmp_path) -> None:
     names = [drive.label_space.names[i] if i >= 0 else None for i in sample.labels[:5]]
     # 40 road, 10 car, 252 moving car, 0 unlabeled, 99 other object (ignored)
     assert names == ["road", "car", "car", None, None]
+    assert sample.moving[:5].tolist() == [1, 1, 2, 0, 1] and sample.moving.dtype == np.uint8
     assert sample.labels.dtype == np.int16 and (sample.instances == 7).all()
     # The camera moves 0.5 m a frame along its z axis, which is the LiDAR's x axis.
     np.testing.assert_allclose(sample.T_world_lidar[:3, 3], [1.0, 0.0, 0.0], atol=1e-12)

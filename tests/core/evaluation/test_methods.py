@@ -13,16 +13,12 @@ from pcseg_core.data import Sample, open_recording
 from pcseg_core.evaluation.methods import PipelineMethod, variants
 from pcseg_core.evaluation.replay import evaluate_replay, recorded_labels
 from pcseg_core.labels import LabelSpace
-from pcseg_core.online.pipeline import (
+from pcseg_core.online.pipeline import ImmediateCameras, LabeledSweep, MotionError, Pipeline, Sweep
+from pcseg_core.online.pipeline_config import (
     CameraUseConfig,
-    ImmediateCameras,
-    LabeledSweep,
     MotionConfig,
-    MotionError,
-    Pipeline,
     PipelineConfig,
     SmoothingConfig,
-    Sweep,
 )
 from pcseg_core.online.segmenter import Segmentation, Segmenter
 from pcseg_core.vision.pixel_classes import load_teacher

@@ -23,7 +23,7 @@ from pcseg_core.evaluation.live import LiveMethod, ReplayResult
 from pcseg_core.evaluation.replay import evaluate_replay, recorded_labels
 from pcseg_core.labels import LabelSpace, truth_of
 from pcseg_core.metrics.flicker import Flicker, Pairing
-from pcseg_core.online.pipeline import (
+from pcseg_core.online.pipeline_config import (
     CameraUseConfig,
     MotionConfig,
     PipelineConfig,

@@ -202,6 +202,20 @@ def content(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): b"" if p.is_dir() else p.read_bytes() for p in files}
 
 
+def test_what_moves_is_written_beside_the_labels(tmp_path: Path) -> None:
+    drive = Remembered.of(remembered())
+    settings = SETTINGS.model_copy(update={"moving": True})
+    label_recording(AutoLabeler(ExactTeacher(), settings), drive, tmp_path, window=3)
+    labels, moving = (
+        [np.fromfile(p, "<u4") for p in sorted((tmp_path / folder).glob("*.label"))]
+        for folder in ("labels", "moving")
+    )
+    assert len(labels) == len(moving) == len(drive)
+    for one, other in zip(labels, moving):
+        assert len(one) == len(other) and (other[one == 0] == 0).all()
+        assert set(np.unique(other)) <= {0, 9, 251} and (other == 9).any()
+
+
 def test_scenes_keep_their_folders(tmp_path: Path) -> None:
     drive = Remembered.of(remembered(), scenes=["00", "00", "01", "01", "01"])
     out = tmp_path / "out"
@@ -298,7 +312,16 @@ def test_the_command(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(RECIPE)
     arguments = ["label", DRIVE, "--recipe", recipe, "--out", tmp_path / "out"]
-    result = CliRunner().invoke(app, [*map(str, arguments), "--checkpoint", "bundled"])
+    arguments += ["--checkpoint", "bundled", "--format"]
+    result = CliRunner().invoke(app, [*map(str, arguments), "semantic-kitti"])
     assert result.exit_code == 0, result.output
     assert "5 sweeps labeled" in result.output and "road" in result.output
-    assert len(labels_in(tmp_path / "out")) == len(labels_in(tmp_path / "out" / "student")) == 5
+    out = tmp_path / "out"
+    assert len(labels_in(out)) == len(labels_in(out / "student")) == 5
+    exported = labels_in(out / "semantic-kitti" / "sequences" / "00")
+    assert all((a == b).all() for a, b in zip(labels_in(out), exported, strict=True))
+    again = CliRunner().invoke(app, [*map(str, arguments), "semantic-kitti"])
+    assert again.exit_code == 2 and "may have been corrected" in again.output
+    other = CliRunner().invoke(app, [*map(str, arguments), "pcd"])
+    assert "5 of them by an earlier run" in other.output
+    assert len(list((out / "pcd").glob("*.pcd"))) == 5

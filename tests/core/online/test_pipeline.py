@@ -23,15 +23,17 @@ from pcseg_core.online.pipeline import (
     NOT_FINITE,
     OUT_OF_RANGE,
     UNLIKE_TRAINING,
-    CameraUseConfig,
     Evidence,
     ImmediateCameras,
-    MotionConfig,
     MotionError,
     Pipeline,
+    Sweep,
+)
+from pcseg_core.online.pipeline_config import (
+    CameraUseConfig,
+    MotionConfig,
     PipelineConfig,
     SmoothingConfig,
-    Sweep,
 )
 from pcseg_core.online.segmenter import Segmenter
 from pcseg_core.online.temporal import TemporalBuffer
@@ -170,6 +172,25 @@ def test_the_default_is_the_network_alone(samples: list[Sample], segmenter: Segm
     assert np.array_equal(result.labels, expected.labels)
     assert np.array_equal(result.confidence, expected.confidence)
     assert result.cloud is samples[0].cloud and result.label_space is expected.label_space
+
+
+@pytest.mark.parametrize("smooth", [False, True])
+def test_probabilities_on_request_are_those_of_the_labels(
+    samples: list[Sample], segmenter: Segmenter, smooth: bool
+) -> None:
+    config = PipelineConfig(temporal=SmoothingConfig(enabled=smooth))
+    plain, asked = Pipeline(segmenter, config), Pipeline(segmenter, config)
+    for sample in samples[:2]:
+        expected = plain.process(Sweep.of(sample))
+        found = asked.process(Sweep.of(sample), probabilities=True)
+        np.testing.assert_array_equal(found.labels, expected.labels)
+        np.testing.assert_array_equal(found.confidence, expected.confidence)
+        assert expected.probabilities is None and found.probabilities is not None
+        known = found.labels != IGNORE
+        likely = found.probabilities
+        np.testing.assert_array_equal(likely[known].argmax(1), found.labels[known])
+        np.testing.assert_allclose(likely[known].max(1), found.confidence[known], rtol=1e-5)
+        assert (likely[~known] == 0).all()
 
 
 class Lost:

@@ -35,6 +35,7 @@ from pcseg_core.evaluation.live import NodeSetup
 from pcseg_core.input_check import InputStatistics
 from pcseg_core.labels import WIRE_UNLABELED, LabelSpace, from_wire
 from pcseg_core.online import replay
+from pcseg_core.online.moving import with_moving
 from pcseg_core.online.pipeline import OUT_OF_RANGE, Pipeline, Sweep
 from pcseg_core.online.segmenter import Segmenter
 
@@ -211,6 +212,29 @@ def test_label_files_follow_the_sweeps(
         expected = pipeline.process(Sweep(drive[index].cloud)).labels
         assert np.array_equal(space.from_raw(raw), expected)
     assert result.sweeps == 2
+
+
+def test_what_moves_is_written_for_recordings_with_poses(
+    pipeline: Pipeline, sequence: Callable[..., Path], tmp_path: Path
+) -> None:
+    drive = open_recording("simulated:seed=100004,sweeps=3,cameras=0,beams=16,columns=300")
+    replay.segment_recording(pipeline, drive, tmp_path / "files", moving=True)
+    replay.segment_recording_to_bag(pipeline, drive, tmp_path / "bag", moving=True)
+    files = sorted((tmp_path / "files" / "moving").iterdir())
+    bag = open_recording(str(tmp_path / "bag"))
+    placed = [
+        (k, replay.placed(s, pipeline.process(Sweep.of(s)).labels, pipeline.label_space))
+        for k, s in enumerate(drive)
+    ]
+    for (index, expected), file in zip(with_moving(placed), files):
+        raw = np.fromfile(file, "<u4")
+        np.testing.assert_array_equal(raw, np.array([0, 9, 251])[expected])
+        np.testing.assert_array_equal(bag[index].cloud.extra["moving"], expected)
+    assert len(files) == len(drive) and placed[0][1].pose is not None
+    still = open_recording(f"semantic-kitti:{sequence(scans=2)}")
+    with pytest.raises(InputError, match="what moves is found by poses, and it has none"):
+        replay.segment_recording(pipeline, still, tmp_path / "none", moving=True)
+    assert not (tmp_path / "none").exists()
 
 
 def test_sequences_keep_their_folders(

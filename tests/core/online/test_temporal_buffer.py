@@ -44,6 +44,20 @@ def test_two_looks_fuse_as_by_hand() -> None:
     assert confidence[0] == pytest.approx(1 / (1 + np.exp(-odds)), abs=1e-4)
 
 
+def test_the_probabilities_of_the_buffer_replace_those_observed_on_request() -> None:
+    points = np.vstack([POINT, [[90.0, 0.0, 0.0]]]).astype(np.float32)  # the last one is far
+    fused = buffer(3)
+    for k, overwrite in enumerate((False, True)):
+        observed = looks((0.6, 0.3, 0.1), (0.2, 0.3, 0.5))
+        before = observed.copy()
+        labels, confidence = fused.update(points, observed, np.eye(4), k * STEP, overwrite)
+        assert (observed[0] == before[0]).all() == (not overwrite)
+        assert (observed[1] == before[1]).all()
+    assert observed.argmax(1).tolist() == labels.tolist() == [0, 2]
+    np.testing.assert_allclose(observed.max(1), confidence, rtol=1e-6)
+    np.testing.assert_allclose(observed.sum(1), 1, rtol=1e-6)
+
+
 def test_the_first_look_is_kept_as_it_is() -> None:
     labels, confidence = buffer().update(POINT, looks((0.2, 0.8)), np.eye(4), 0)
     assert labels.tolist() == [1] and confidence[0] == pytest.approx(0.8, abs=1e-5)

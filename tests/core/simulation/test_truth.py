@@ -135,6 +135,17 @@ def _label_agreement(sample, found) -> float:
     return float((frame.labels[row, column] == sample.labels[keep])[away].mean())
 
 
+def test_what_moves_is_told(drive: SimulatedDrive) -> None:
+    sample = drive[0]
+    assert sample.moving is not None and sample.instances is not None
+    movers = [mover for mover in drive.world.scene.movers if mover.speed_mps(0.0) > 0.1]
+    ids = [part for mover in movers for part in mover.parts["instance"].tolist()]
+    own = np.isin(sample.instances, ids)
+    assert own.any() and (sample.moving[own] == 2).all()
+    assert np.array_equal(sample.moving == 0, sample.labels < 0)
+    assert (sample.moving[~own & (sample.labels >= 0)] == 1).all()
+
+
 def test_moving_things_are_measured_where_they_are(drive: SimulatedDrive, seconds: Seconds):
     """Each point on a moving vehicle lies on it at that point's own time."""
     moving = {

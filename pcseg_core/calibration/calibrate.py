@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Check the calibration of all cameras of a recording."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pcseg_core.calibration.alignment import View, sweep_edges, view_of
+from pcseg_core.calibration.estimate import GROUPS
+from pcseg_core.calibration.verdict import UNITS, CameraVerdict, judge
+from pcseg_core.config import Section
+from pcseg_core.data import Recording, evenly_spaced, readable
+from pcseg_core.data.bag_findings import Finding
+from pcseg_core.data.sample import CameraFrame, Sample
+from pcseg_core.errors import InputError
+from pcseg_core.geometry import Trajectory
+
+SWEEPS = 24
+QUICK_SWEEPS = 8
+_STANDING_M = 1.0  # a shorter path tells nothing about time
+
+
+class CalibrationReport(Section):
+    """Report of `pcseg calibrate`."""
+
+    recording: str
+    sweeps: int
+    poses: str
+    cameras: tuple[CameraVerdict, ...]
+
+    def lines(self) -> list[str]:
+        """What was compared, and why something cannot be told, in sentences."""
+        found = [f"{self.recording}: {self.sweeps} sweeps compared, poses: {self.poses}"]
+        for camera in self.cameras:
+            if camera.reason:
+                found.append(f"{camera.camera}: cannot tell: {camera.reason}")
+                continue
+            for group in GROUPS:
+                error = camera.error(group)
+                if error is not None and error.reason:
+                    found.append(f"{camera.camera}, {group}: cannot tell: {error.reason}")
+        return found
+
+    def findings(self) -> list[Finding]:
+        """The verdicts of a quick check, for `pcseg bag info`."""
+        return [_finding(camera) for camera in self.cameras]
+
+
+def _finding(camera: CameraVerdict) -> Finding:
+    what = f"calibration of {camera.camera}, quick check: {camera.verdict}"
+    if camera.verdict == "off":
+        errors = [(group, camera.error(group)) for group in GROUPS]
+        parts = [
+            f"{group} by {error.size:.2g} ± {error.interval:.1g} {UNITS[group]}"
+            for group, error in errors
+            if error is not None and error.verdict == "off"
+        ]
+        do = "run `pcseg calibrate` on the recording, with --out for a corrected calibration"
+        return Finding(level="warning", what=f"{what}: {', '.join(parts)}", do=do)
+    if camera.verdict == "cannot tell":
+        return Finding(level="note", what=f"{what}: {camera.reason}")
+    return Finding(level="note", what=what)
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A report, and the views of each camera that it is made of."""
+
+    report: CalibrationReport
+    views: dict[str, list[View]]
+
+    def frames(self) -> list[CameraFrame]:
+        """One image of each camera that has one, with the corrected extrinsic."""
+        frames = []
+        for verdict in self.report.cameras:
+            frame = self.views[verdict.camera][0].frame
+            frames.append(frame.placed(verdict.corrected(frame.T_cam_lidar)))
+        return frames
+
+    def time_offsets(self) -> dict[str, float]:
+        """Seconds to add to the stamps of the images of each camera that needs it."""
+        found = {verdict.camera: float(verdict.change[6]) for verdict in self.report.cameras}
+        return {name: offset for name, offset in found.items() if offset}
+
+
+def check_calibration(recording: Recording, sweeps: int = SWEEPS, whole: bool = True) -> Checked:
+    """Compare depth edges of sweeps with edges of images, and search the errors of calibration.
+
+    Args:
+        recording: a drive with cameras.
+        sweeps: number of sweeps to compare, evenly over the drive.
+        whole: see `judge`.
+
+    Raises:
+        InputError: no camera has an image that can be compared.
+    """
+    chosen = [sample for _, sample in readable(recording, evenly_spaced(len(recording), sweeps))]
+    views = collect_views(chosen)
+    if not views:
+        raise InputError(
+            f"{recording.name}: no camera has an image near a sweep, with a calibration; "
+            "record images and their calibration, see `pcseg bag info`"
+        )
+    still = _standing(chosen)
+    cameras = tuple(_judge(name, found, whole, still) for name, found in views.items())
+    report = CalibrationReport(
+        recording=recording.name, sweeps=len(chosen), poses=recording.pose_source, cameras=cameras
+    )
+    return Checked(report, views)
+
+
+def collect_views(samples: Iterable[Sample]) -> dict[str, list[View]]:
+    """Views of each camera; images that cannot be used, or are of another model, are left out."""
+    views: defaultdict[str, list[View]] = defaultdict(list)
+    for sample in samples:
+        try:
+            edges = sweep_edges(sample)
+        except InputError:
+            continue
+        for k, frame in enumerate(sample.cameras):
+            known = views.get(frame.name)
+            if known and not _same_camera(known[0].frame, frame):
+                continue
+            try:
+                view = view_of(sample, k, edges)
+            except InputError:
+                continue
+            views[frame.name].append(view)
+    return dict(views)
+
+
+def _same_camera(one: CameraFrame, other: CameraFrame) -> bool:
+    a, b = one.camera, other.camera
+    return (a.width, a.height) == (b.width, b.height) and np.array_equal(a.K, b.K)
+
+
+def _judge(name: str, views: Sequence[View], whole: bool, still: str) -> CameraVerdict:
+    verdict = judge(name, views, whole)
+    if still and verdict.time is not None and verdict.time.verdict == "cannot tell":
+        time = verdict.time.model_copy(update={"reason": still})
+        return verdict.model_copy(update={"time": time})
+    return verdict
+
+
+def _standing(samples: Sequence[Sample]) -> str:
+    """Why the drive cannot tell anything about time; empty if it moves."""
+    trajectories: list[tuple[Trajectory, int]] = [
+        (sample.trajectory, sample.stamp_ns) for sample in samples if sample.trajectory is not None
+    ]
+    if not trajectories:
+        return "the recording has no poses"
+    places = np.array([trajectory.at(stamp)[:3, 3] for trajectory, stamp in trajectories])
+    moved = float(np.linalg.norm(places - places[0], axis=1).max())
+    return "" if moved > _STANDING_M else "the vehicle stands still"

@@ -1,0 +1,303 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What moves: instances of things against the free space of sweeps before, or after, theirs.
+
+An instance moves if the places of its points were seen free (it has come), or if a thing of another
+sweep, whose place is seen free now, was right beside it (it has gone on). What stays covers the
+places that it covered before.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from pcseg_core.cloud import PointCloud
+from pcseg_core.geometry import invert
+from pcseg_core.labels import IGNORE, MOVING, STATIC, UNKNOWN, LabelSpace
+from pcseg_core.online.free_space import FreeSpace
+from pcseg_core.online.instances import cluster_instances
+
+Array = npt.NDArray[Any]
+Float32 = npt.NDArray[np.float32]
+UInt8 = npt.NDArray[np.uint8]
+Item = TypeVar("Item")
+
+THINGS = frozenset(
+    (
+        *("vehicle", "car", "truck", "bus", "van", "trailer", "other-vehicle", "train"),
+        *("construction_vehicle", "bicycle", "motorcycle", "rider", "bicyclist", "cyclist"),
+        *("motorcyclist", "person", "pedestrian", "animal"),
+    )
+)
+"""Names of the classes of which instances can move; all others are taken for static."""
+
+SPACING_S = 0.09
+"""Least time between the sweeps that are compared."""
+NEIGHBORS = 5
+"""Number of sweeps before, or after, that a sweep is compared with."""
+
+_MARGIN_M = 0.4  # by which beams must reach beyond a place that they passed
+_SWEEPS_FREE = 0.4  # share of the sweeps that must have seen the place of a point free, at least 2
+_SHARE_FREE = 0.25  # of such points of an instance that has come
+_SHARE_GONE = 0.4  # of the points of an instance that has gone on
+_NEXT_S = 0.25  # to the sweeps in which what has gone on is looked for
+_NEXT_CELL_M = 2.0  # in a neighboring cell of which it is found
+_SAME_CELL_M = 0.15  # the same for points of an instance that stays
+_SHARE_SAME = 0.5
+_STAY_S = 0.24  # least time in which what moves leaves its place
+_MOST_POINTS = 3000  # of all things of a sweep that are compared
+_GAP_S = 1.0  # between sweeps: with more, or a step back, the comparison starts anew
+_JUMP_MPS = 70.0
+_ROW = 1 << 24  # cells along y
+_AROUND = np.add.outer(np.array([-_ROW, 0, _ROW]), np.array([-1, 0, 1])).ravel()
+
+
+@dataclass(frozen=True)
+class Things:
+    """The instances of things of a sweep, and what its beams passed.
+
+    Attributes:
+        points: (3, M) float32 points of instances, thinned, LiDAR frame [m].
+        ids: (M,) instance of each, from 1.
+        size: (I + 1,) number of the points of each, at least 1.
+        free: free space of the sweep.
+        pose: (4, 4) T_world_lidar.
+        stamp_ns: of the sweep.
+    """
+
+    points: Float32
+    ids: npt.NDArray[np.int64]
+    size: Array
+    free: FreeSpace
+    pose: Array
+    stamp_ns: int
+
+    @classmethod
+    def of(cls, cloud: PointCloud, instances: Array, pose: Array) -> Things:
+        """Those of a cloud with the instance (N,) of each point, 0 for none."""
+        things = np.flatnonzero(instances)
+        things = things[:: max(1, -(-len(things) // _MOST_POINTS))]
+        ids = instances[things].astype(np.int64)
+        size = np.maximum(np.bincount(ids, minlength=int(instances.max(initial=0)) + 1), 1)
+        half = np.ascontiguousarray(cloud.xyz[::2].T, np.float32)  # covers every cell too
+        known = np.isfinite(half.sum(0))
+        free = FreeSpace(half if known.all() else half[:, known])
+        return cls(_columns(cloud.xyz, things), ids, size, free, pose, cloud.stamp_ns)
+
+    def share(self, chosen: Array) -> Array:
+        """(I + 1,) share of the points of each instance that are chosen, a mask (M,)."""
+        result: Array = np.bincount(self.ids, chosen, len(self.size)) / self.size
+        return result
+
+    def seen_from(self, other: Things) -> Float32:
+        """(3, M) the points in the LiDAR frame of another sweep."""
+        T = invert(other.pose) @ self.pose
+        moved: Float32 = T[:3, :3].astype(np.float32) @ self.points
+        moved += T[:3, 3:].astype(np.float32)
+        return moved
+
+
+def instances_of(cloud: PointCloud, labels: Array, space: LabelSpace) -> npt.NDArray[np.uint32]:
+    """(N,) instance of each point of `THINGS`, 0 for none; see `cluster_instances`."""
+    return cluster_instances(cloud.xyz, labels, _things(space))
+
+
+def _things(space: LabelSpace) -> list[int]:
+    return [number for number, name in enumerate(space.names) if name in THINGS]
+
+
+def compare(now: Things, *sides: Sequence[Things]) -> UInt8:
+    """(I + 1,) UNKNOWN, STATIC or MOVING for each instance of a sweep; UNKNOWN for 0.
+
+    Args:
+        now: the sweep.
+        sides: sweeps before it, and sweeps after it. An instance moves if one side tells so, and
+            is static if no side tells so and one tells that it stays.
+    """
+    verdict = np.full(len(now.size), UNKNOWN, np.uint8)
+    moves = np.zeros(len(now.size), bool)
+    for others in sides:
+        if not len(now.ids) or not others:
+            continue
+        free = np.zeros(len(now.ids), np.int64)
+        for other in others:
+            free += other.free.passed(now.seen_from(other), _MARGIN_M)
+            if _apart_s(now, other) <= _NEXT_S:
+                moves |= _gone_on(now, other)
+        enough = max(2, _SWEEPS_FREE * len(others))
+        moves |= now.share(free >= enough) >= _SHARE_FREE
+        farthest = max(others, key=lambda other: _apart_s(now, other))
+        if _apart_s(now, farthest) >= _STAY_S:
+            verdict[_stays(now, farthest.seen_from(now)) >= _SHARE_SAME] = STATIC
+    verdict[moves] = MOVING
+    verdict[0] = UNKNOWN
+    return verdict
+
+
+def _apart_s(one: Things, other: Things) -> float:
+    return 1e-9 * abs(one.stamp_ns - other.stamp_ns)
+
+
+def _gone_on(now: Things, other: Things) -> npt.NDArray[np.bool_]:
+    """(I + 1,) bool: near a thing of another sweep whose place is seen free, and not staying."""
+    there = other.seen_from(now)
+    gone = other.share(now.free.passed(there, _MARGIN_M)) >= _SHARE_GONE
+    left = gone[other.ids]
+    if not left.any():
+        return np.zeros(len(now.size), bool)
+    near = now.share(_near(now.points, there[:, left], _NEXT_CELL_M)) > 0
+    found: npt.NDArray[np.bool_] = near & (_stays(now, there) < _SHARE_SAME)
+    return found
+
+
+def _stays(now: Things, there: Float32) -> Array:
+    """(I + 1,) share of the points of each instance beside a thing of another sweep."""
+    return now.share(_near(now.points, there, _SAME_CELL_M))
+
+
+def _near(points: Float32, others: Float32, cell_m: float) -> npt.NDArray[np.bool_]:
+    """(M,) bool: one of the other points is in the same cell of the ground plane, or beside it."""
+    around = (_AROUND + np.unique(_cells(others, cell_m))[:, None]).ravel()
+    return np.isin(_cells(points, cell_m), around)
+
+
+def _cells(points: Float32, cell_m: float) -> npt.NDArray[np.int64]:
+    cell = np.floor(points[:2] / np.float32(cell_m)).astype(np.int64)
+    keys: npt.NDArray[np.int64] = cell[0] * _ROW + cell[1]
+    return keys
+
+
+class MovingThings:
+    """Finds what moves in sweeps one by one."""
+
+    def __init__(self) -> None:
+        self._before: deque[Things] = deque(maxlen=NEIGHBORS)
+
+    def reset(self) -> None:
+        """Forget earlier sweeps."""
+        self._before.clear()
+
+    def update(self, cloud: PointCloud, labels: Array, space: LabelSpace, pose: Array) -> UInt8:
+        """Add a sweep.
+
+        Args:
+            cloud: deskewed, LiDAR frame.
+            labels: (N,) class ids, IGNORE for none.
+            space: their meaning.
+            pose: (4, 4) T_world_lidar in a frame without jumps.
+
+        Returns:
+            (N,) UNKNOWN, STATIC or MOVING; see `field_of`.
+        """
+        instances = instances_of(cloud, labels, space)
+        now = Things.of(cloud, instances, pose)
+        if self._before and _jumped(self._before[-1], now):
+            self.reset()
+        verdict = compare(now, self._before)
+        if not self._before or now.stamp_ns - self._before[-1].stamp_ns >= SPACING_S * 1e9:
+            self._before.append(now)
+        return field_of(labels, space, instances, verdict)
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A labeled sweep and its pose.
+
+    Attributes:
+        cloud: deskewed, LiDAR frame.
+        labels: (N,) class ids, IGNORE for none.
+        space: their meaning.
+        pose: (4, 4) T_world_lidar; None if it is unknown.
+        scene: sweeps of one scene share the world frame.
+    """
+
+    cloud: PointCloud
+    labels: Array
+    space: LabelSpace
+    pose: Array | None
+    scene: str = ""
+
+
+def with_moving(sweeps: Iterable[tuple[Item, Placed]]) -> Iterator[tuple[Item, UInt8]]:
+    """Each item with the field `moving` of its sweep, from sweeps before and after it.
+
+    Args:
+        sweeps: items and their sweeps in the order of time; a few are held in memory.
+    """
+    window: deque[_Waiting[Item]] = deque()
+    begun = 0  # position in the window of the first item that was not given out
+    for item, sweep in sweeps:
+        waiting = _Waiting.of(item, sweep)
+        if window and not waiting.follows(window[-1]):
+            yield from (one.judged(window) for one in list(window)[begun:])
+            window.clear()
+            begun = 0
+        window.append(waiting)
+        if len(window) - begun > NEIGHBORS:
+            yield window[begun].judged(window)
+            begun += 1
+        if begun > NEIGHBORS:
+            window.popleft()
+            begun -= 1
+    yield from (one.judged(window) for one in list(window)[begun:])
+
+
+@dataclass(frozen=True)
+class _Waiting(Generic[Item]):
+    """An item whose following sweeps are awaited."""
+
+    item: Item
+    sweep: Placed
+    instances: Array
+    things: Things | None
+
+    @classmethod
+    def of(cls, item: Item, sweep: Placed) -> _Waiting[Item]:
+        instances = instances_of(sweep.cloud, sweep.labels, sweep.space)
+        pose = sweep.pose
+        things = None if pose is None else Things.of(sweep.cloud, instances, pose)
+        return cls(item, sweep, instances, things)
+
+    def follows(self, before: _Waiting[Item]) -> bool:
+        if self.things is None or before.things is None or self.sweep.scene != before.sweep.scene:
+            return False
+        return not _jumped(before.things, self.things)
+
+    def judged(self, window: Iterable[_Waiting[Item]]) -> tuple[Item, UInt8]:
+        if self.things is None:
+            return self.item, np.full(len(self.sweep.labels), UNKNOWN, np.uint8)
+        known = [other.things for other in window if other.things is not None]
+        at = next(k for k, things in enumerate(known) if things is self.things)
+        verdict = compare(self.things, known[:at], known[at + 1 :])
+        return self.item, field_of(self.sweep.labels, self.sweep.space, self.instances, verdict)
+
+
+def field_of(labels: Array, space: LabelSpace, instances: Array, verdict: UInt8) -> UInt8:
+    """(N,) the value of each point from the verdict on its instance, and its class.
+
+    Points of classes other than `THINGS` are static. Without such classes all is unknown.
+    """
+    movable = _things(space)
+    by_class = np.full(len(space) + 1, STATIC if movable else UNKNOWN, np.uint8)
+    by_class[[IGNORE, *movable]] = UNKNOWN
+    found: UInt8 = by_class.take(labels, mode="wrap")
+    things = np.flatnonzero(instances)
+    found[things] = verdict[instances[things]]
+    return found
+
+
+def _jumped(before: Things, now: Things) -> bool:
+    step_s = 1e-9 * (now.stamp_ns - before.stamp_ns)
+    if not 0 < step_s <= _GAP_S:
+        return True
+    return float(np.linalg.norm(now.pose[:3, 3] - before.pose[:3, 3])) > _JUMP_MPS * step_s
+
+
+def _columns(xyz: Array, rows: Array) -> Float32:
+    """(3, M) float32 of chosen points."""
+    return np.stack([axis.take(rows) for axis in xyz.T]).astype(np.float32, copy=False)

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Errors of a calibration that a drive finds, and what it cannot tell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from pcseg_core.calibration.alignment import View, camera_poses, pose_error
+from pcseg_core.calibration.calibrate import check_calibration, collect_views
+from pcseg_core.calibration.verdict import judge
+from pcseg_core.data import Recording
+from pcseg_core.data.sample import Sample
+from pcseg_core.errors import InputError
+
+AsDrive = Callable[[list[Sample]], Recording]
+
+
+def _disturbed(samples: list[Sample], views: list[View], change: np.ndarray) -> list[View]:
+    """The views with an error of the calibration and of the stamps."""
+    moved = []
+    for sample, view in zip(samples, views):
+        frame = view.frame.placed(pose_error(change) @ view.frame.T_cam_lidar)
+        frame.stamp_ns += round(change[6] * 1e9)
+        poses = camera_poses(frame, sample.trajectory, sample.stamp_ns)
+        moved.append(replace(view, poses=poses, frame=frame))
+    return moved
+
+
+def test_an_exact_calibration_is_consistent(samples: list[Sample], as_drive: AsDrive) -> None:
+    checked = check_calibration(as_drive(samples), whole=False)
+    (camera,) = checked.report.cameras
+    assert camera.verdict == "consistent" and camera.correction is None
+    assert camera.rotation is not None and camera.rotation.size < 0.2
+    (frame,) = checked.frames()
+    np.testing.assert_array_equal(frame.T_cam_lidar, samples[0].cameras[0].T_cam_lidar)
+    assert not checked.time_offsets()
+
+
+def test_an_error_of_rotation_and_time_is_found(samples: list[Sample], views: list[View]) -> None:
+    change = np.array([1.0, -1.2, 0.8, 0.0, 0.0, 0.0, 0.06])
+    camera = judge("front", _disturbed(samples, views, change), whole=False)
+    assert camera.verdict == "off" and camera.rotation is not None and camera.time is not None
+    assert camera.rotation.verdict == camera.time.verdict == "off"
+    left = pose_error(camera.change) @ pose_error(change)
+    assert np.degrees(np.arccos((np.trace(left[:3, :3]) - 1) / 2)) < 0.3
+    assert camera.change[6] == pytest.approx(-0.06, abs=0.015)
+    assert camera.score is not None and camera.score_corrected is not None
+    assert camera.score < 0.5 * camera.score_corrected
+
+
+def test_images_of_other_places_tell_nothing(views: list[View]) -> None:
+    swapped = [replace(a, maps=b.maps) for a, b in zip(views, views[3:] + views[:3])]
+    camera = judge("front", swapped)
+    assert camera.verdict == "cannot tell" and camera.correction is None
+    assert "edges" in camera.reason or "differ" in camera.reason
+
+
+def test_a_drive_without_poses_tells_nothing_about_time(
+    samples: list[Sample], as_drive: AsDrive
+) -> None:
+    standing = [replace(sample, trajectory=None) for sample in samples]
+    (camera,) = check_calibration(as_drive(standing), whole=False).report.cameras
+    assert camera.time is not None and camera.time.verdict == "cannot tell"
+    assert "no poses" in camera.time.reason
+
+
+def test_too_little_to_compare(samples: list[Sample], views: list[View], as_drive: AsDrive) -> None:
+    one = judge("front", views[:1])
+    assert one.verdict == "cannot tell" and "1 images with a sweep, expected 5" in one.reason
+    nine = slice(0, 9)
+    few = [
+        replace(view, edges=view.edges.select(nine), horizontal=view.horizontal[nine])
+        for view in views
+    ]
+    assert "54 depth edges" in judge("front", few).reason
+    blind = [replace(sample, cameras=[]) for sample in samples]
+    with pytest.raises(InputError, match="no camera has an image near a sweep"):
+        check_calibration(as_drive(blind))
+
+
+def test_images_of_another_size_are_left_out(samples: list[Sample]) -> None:
+    small = samples[1].cameras[0].placed(samples[1].cameras[0].T_cam_lidar)
+    small.camera = small.camera.scaled(160, 96)
+    (found,) = collect_views([samples[0], replace(samples[1], cameras=[small])]).values()
+    assert len(found) == 1

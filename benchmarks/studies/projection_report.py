@@ -148,8 +148,15 @@ def draw(content: Mapping[str, Any], path: Path) -> None:
         _dress(ax, f"{OWN}, by {kind}")
     for row, place, columns in zip(axes, (0.03, 0.62), (3, 2)):
         handles, names = row[0].get_legend_handles_labels()
-        options = {"loc": "lower left", "frameon": False, "fontsize": 9, "ncols": columns}
-        figure.legend(handles, names, bbox_to_anchor=(place, 0.01), **options)
+        figure.legend(
+            handles,
+            names,
+            loc="lower left",
+            bbox_to_anchor=(place, 0.01),
+            frameon=False,
+            fontsize=9,
+            ncols=columns,
+        )
     pictures.save(figure, path)
 
 

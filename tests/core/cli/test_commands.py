@@ -237,7 +237,7 @@ def test_view_without_a_display_says_what_to_do(
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
     result = pcseg("view", f"semantic-kitti:{sequence()}")
     assert result.exit_code == 2
-    assert "--save" in result.output
+    assert "--out" in result.output
 
 
 def test_view_without_rerun_names_the_package(

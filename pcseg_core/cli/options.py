@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeVar
 import typer
 import yaml
 
-from pcseg_core.bundled import bundled_file
+from pcseg_core.bundled import FILE_NAME, bundled_file
 from pcseg_core.errors import InputError
 
 if TYPE_CHECKING:
@@ -167,7 +167,8 @@ def run_once(
         InputError: `out` holds something else than a run.
         KeyboardInterrupt: a signal ended the work; the message says how to resume.
 
-    The command, its duration and its outcome are added to logs/pcseg.log of the run.
+    The command, its duration and its outcome are added to logs/pcseg.log of a run that had not
+    finished.
     """
     from pcseg_core.config import read_yaml
     from pcseg_core.files import check_new_folder, claim_folder, write_atomic
@@ -180,6 +181,7 @@ def run_once(
         if same and (figures := finished(out)) is not None:
             return figures
     start, outcome = time.monotonic(), "failed"
+    unchanged = resume and (out / FILE_NAME).is_file()  # a finished run stays as it is
     try:
         figures = train(not resume)
         outcome = "done"
@@ -192,7 +194,7 @@ def run_once(
         outcome = f"failed: {' '.join(str(error).split())}"
         raise
     finally:
-        if (out / RECIPE).is_file() and is_first_process():
+        if (out / RECIPE).is_file() and is_first_process() and not unchanged:
             _log(out / "logs" / "pcseg.log", time.monotonic() - start, outcome)
     if (out / RECIPE).is_file() and is_first_process():
         write_atomic(out / COMMAND, yaml.safe_dump(command, sort_keys=False))

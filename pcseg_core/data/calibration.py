@@ -121,11 +121,16 @@ class Calibration(Section):
         return next((self.cameras[name] for name in names if name in self.cameras), None)
 
     def check(self, names: Collection[str], source: str) -> None:
-        """Raise InputError if it has cameras, and none of those in a recording by these names."""
-        if self.cameras and not set(self.cameras) & set(names):
+        """Raise InputError if both have cameras, but none in common.
+
+        Args:
+            names: of the cameras that are read; none if only sweeps are.
+            source: the recording, for the message.
+        """
+        if self.cameras and names and not set(self.cameras) & set(names):
             raise InputError(
                 f"{source}: the calibration is of other cameras ({', '.join(self.cameras)}); "
-                f"expected some of: {', '.join(names) or 'none, the recording has no images'}"
+                f"expected some of: {', '.join(names)}"
             )
 
     def body(self) -> Float64 | None:

@@ -61,7 +61,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("setuptools", "70.1", reason="needs a setuptools that builds wheels")
     folder = tmp_path_factory.mktemp("sdist")
     with tarfile.open(build(folder, "sdist")) as file:
-        file.extractall(folder, filter="data")
+        file.extractall(folder)
     return next(path for path in folder.glob("pcseg_ros-*") if path.is_dir())
 
 

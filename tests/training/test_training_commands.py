@@ -91,8 +91,7 @@ def test_a_run_resumes_and_starts_over(tmp_path: Path, monkeypatch: pytest.Monke
     assert load_checkpoint(tmp_path / "run")[0].keys() == weights.keys()
     (tmp_path / "run" / "notes.txt").unlink()
     log = (tmp_path / "run" / "logs" / "pcseg.log").read_text().splitlines()
-    assert [line.rpartition(": ")[2] for line in log] == ["done", log[1].rpartition(": ")[2]]
-    assert ": failed: run holds a run with another recipe" in log[1]
+    assert [line.rpartition(": ")[2] for line in log] == ["done"]  # it was not changed
     fresh = pcseg(*command, "--steps", 3, "--fresh")
     assert fresh.exit_code == 0 and "2 sweeps, 3 steps" in fresh.output
 
@@ -136,7 +135,8 @@ def test_fine_tuning_takes_labels_of_another_folder(tmp_path: Path) -> None:
     command = ("finetune", run, fit, "--out", out, "--steps", 1, "--device", "cpu")
     refused = pcseg(*command)
     assert refused.exit_code == 2 and "none of its 2 sweeps has labels" in refused.output
-    refused = pcseg(*command, fit, "--labels", tmp_path / "labels")
+    other = semantic_kitti(tmp_path / "01", 2)
+    refused = pcseg(*command, other, "--labels", tmp_path / "labels")
     assert refused.exit_code == 2 and "one source" in refused.output
     assert not out.exists()
     result = pcseg(*command, "--labels", tmp_path / "labels")

@@ -25,6 +25,7 @@ from pcseg_core.cli import (
     evaluate,
     export,
     finetune,
+    hub,
     images,
     import_weights,
     label,
@@ -176,6 +177,7 @@ app.add_typer(bag.app, name="bag", cls=BagGroup)
 app.add_typer(recipe.app, name="recipe")
 app.add_typer(teacher.app, name="teacher")
 app.add_typer(weights.app, name="weights")
+app.add_typer(hub.app, name="hub")
 for _command in (  # in the order of the help
     distill.distill,
     evaluate.evaluate,

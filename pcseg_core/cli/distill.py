@@ -13,6 +13,7 @@ from pcseg_core.cli.options import (
     SMALL_RECIPE,
     Cache,
     Device,
+    Log,
     Out,
     Resume,
     Seed,
@@ -72,6 +73,7 @@ def distill(
             "label of the teacher.",
         ),
     ] = 20.0,
+    log: Log = None,
     device: Device = "auto",
 ) -> None:
     """Train a LiDAR segmenter from recordings, without labels.
@@ -103,7 +105,7 @@ def distill(
         chosen = adjusted(load_recipe(recipe_file(taken)), seed, steps).taught_by(teacher_3d)
         note(f"recipe {taken}; {chosen.teachers_title}")
         fixed = (corrected, corrected_weight)
-        return run(sources, chosen, out, cache, device, start, fresh, *fixed)
+        return run(sources, chosen, out, cache, device, start, fresh, *fixed, log or ())
 
     _summarize(run_once(out, resume, command, train), out)
 

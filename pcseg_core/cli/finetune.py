@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +12,7 @@ import typer
 
 from pcseg_core.cli.options import (
     Device,
+    Log,
     Out,
     Resume,
     Seed,
@@ -72,6 +74,7 @@ def finetune(
             help="Label space to learn.  [default: that of RUN, or street after `pcseg pretrain`]"
         ),
     ] = None,
+    log: Log = None,
     device: Device = "auto",
 ) -> None:
     """Train a checkpoint on labeled sweeps.
@@ -101,7 +104,7 @@ def finetune(
     def train(fresh: bool) -> dict[str, Any]:
         chosen = _recipe(recipe, seed, steps)
         given = (labels, corrected)
-        return _train(run, sources, given, test, chosen, label_space, out, device, fresh)
+        return _train(run, sources, given, test, chosen, label_space, out, device, fresh, log or ())
 
     _summarize(run_once(out, resume, command, train), out)
 
@@ -116,6 +119,7 @@ def _train(
     out: Path,
     device: str,
     fresh: bool,
+    log: Sequence[str],
 ) -> dict[str, Any]:
     """Read the sweeps, claim the run directory and train; `given` labels, and corrected ones."""
     from pcseg_core.checkpoint import load_checkpoint
@@ -138,7 +142,7 @@ def _train(
         sweeps = [s for one in opened for s in labeled_sweeps(one, space, reach, labels)]
     scans = read(test, space, reach) if test else []
     claim(out, recipe, parts, fresh)
-    return finetune(run, sweeps, scans, space, recipe, out, device, recordings=opened)
+    return finetune(run, sweeps, scans, space, recipe, out, device, recordings=opened, log=log)
 
 
 def _recipe(path: Path | None, seed: int | None, steps: int | None) -> FinetuneRecipe:

@@ -12,7 +12,7 @@ GROUPS = (
     ("Train on labels, or go on from published weights", ("finetune", "import")),
     ("Recipes, teachers and their weights", ("recipe", "teacher", "weights")),
     ("Measure", ("evaluate", "robustness", "probe")),
-    ("Use", ("segment", "prompt", "words", "quantize", "export")),
+    ("Use", ("segment", "prompt", "words", "quantize", "export", "hub")),
     ("Installation", ("doctor",)),
 )
 """Commands by what a user wants; others are listed as "More"."""
@@ -75,6 +75,11 @@ EXAMPLES = {
         "export runs/first --out deploy",
         "export runs/first --precision int8 --calibration drive --out deploy8",
     ),
+    "hub push": (
+        "hub push runs/first ./shared",
+        "hub push runs/first me/street --data-license 'own recordings'",
+    ),
+    "hub pull": ("hub pull me/street runs/street", "hub pull ./shared runs/street"),
     "view": ("view labeled", "view runs/first --picture labels.png"),
     "demo": ("demo --out demo",),
     "doctor": ("doctor",),

@@ -78,6 +78,26 @@ MaxEntropy = Annotated[
         help="Points whose classes have a higher entropy, 0 to 1, become unlabeled; 1 labels all.",
     ),
 ]
+
+
+def installed(trackers: list[str] | None) -> list[str]:
+    """Callback of --log: the trackers, all of them known and installed."""
+    from pcseg_core.learning.trackers import check_trackers
+
+    check_trackers(trackers or [])
+    return trackers or []
+
+
+Log = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--log",
+        metavar="csv|tensorboard|mlflow|wandb",
+        help="Where to log the losses and the learning rate, in OUT/logs; repeat for several. "
+        "logs/metrics.csv is always written.",
+        callback=installed,
+    ),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 
 

@@ -11,6 +11,7 @@ import typer
 from pcseg_core.cli.options import (
     Cache,
     Device,
+    Log,
     Out,
     RecipeName,
     Resume,
@@ -32,6 +33,7 @@ def pretrain(
     resume: Resume = True,
     cache: Cache = None,
     workers: Annotated[int, typer.Option(min=0, help="Processes that prepare batches.")] = 0,
+    log: Log = None,
     device: Device = "auto",
 ) -> None:
     """Pretrain a LiDAR network on recordings with cameras, without labels or classes.
@@ -49,7 +51,7 @@ def pretrain(
         from pcseg_core.recipes import recipe_file
 
         chosen = adjusted(load_recipe(recipe_file(recipe)), seed, steps)
-        return run(sources, chosen, out, cache, device, workers, fresh)
+        return run(sources, chosen, out, cache, device, workers, fresh, log or ())
 
     _summarize(run_once(out, resume, command, train), out)
 

@@ -11,6 +11,7 @@ import typer
 from pcseg_core.cli.options import (
     Cache,
     Device,
+    Log,
     Out,
     RecipeName,
     Resume,
@@ -45,6 +46,7 @@ def zero_shot(
     resume: Resume = True,
     every: Annotated[int, typer.Option(min=1, help="Train on every k-th sweep only.")] = 1,
     cache: Cache = None,
+    log: Log = None,
     device: Device = "auto",
 ) -> None:
     """Train a LiDAR segmenter for classes of which some have no labels, and measure it.
@@ -63,7 +65,8 @@ def zero_shot(
         from pcseg_core.recipes import recipe_file
 
         chosen = adjusted(load_recipe(recipe_file(recipe)), seed, steps)
-        return run(sources, test, load_split(split), chosen, out, cache, device, every, fresh)
+        unseen = load_split(split)
+        return run(sources, test, unseen, chosen, out, cache, device, every, fresh, log or ())
 
     _show(run_once(out, resume, command, train), out)
 

@@ -73,6 +73,7 @@ def distill(
     fresh: bool = False,
     corrected: Path | None = None,
     corrected_weight: float = 20.0,
+    log: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Label recordings with the recipe's teachers and train a student on the labels.
 
@@ -90,6 +91,7 @@ def distill(
         corrected: folder of corrected labels of some sweeps, see `read_corrections`.
         corrected_weight: of a corrected label where it is carried to other sweeps, relative to a
             label of the teacher.
+        log: trackers of the losses besides logs/metrics.csv, see `trackers.Trackers`.
 
     Raises:
         InputError: unusable sources, weights or recipe, or a run directory of another recipe.
@@ -138,7 +140,7 @@ def distill(
         return new_module(student, chosen + exact, recipe, teachers)
 
     # Train a student to predict the labels from the points alone.
-    student, sweeps, training = train_in_rounds(labeling, given, module, out, device, beside)
+    student, sweeps, training = train_in_rounds(labeling, given, module, out, device, beside, log)
     metrics = {
         **_account(recordings, observer, list(compress(sweeps, ~held)), teachers),
         "held_out": int(held.sum()),
@@ -161,6 +163,7 @@ def train_in_rounds(
     out: Path,
     device: str,
     beside: LidarTeacher | None = None,
+    log: Sequence[str] = (),
 ) -> tuple[Student, list[TrainingSweep], dict[str, Any]]:
     """Train a student; let it label, and train on these labels, as often as the recipe says.
 
@@ -174,12 +177,13 @@ def train_in_rounds(
         out: run directory.
         device: "auto", "cpu" or "cuda".
         beside: a network that labels with the student.
+        log: trackers of the losses besides logs/metrics.csv, see `trackers.Trackers`.
 
     Returns:
         The last student, the sweeps that it learned from, and the figures of its training.
     """
     recipe = labeling.recipe
-    training = train(own := module(sweeps, recipe), out, device)
+    training = train(own := module(sweeps, recipe), out, device, log)
     seconds = training["training_s"]
     for number in range(1, recipe.rounds.count + 1):
         place = out / f"round-{number}"
@@ -188,7 +192,7 @@ def train_in_rounds(
         next_ = module(sweeps, recipe.of_round())
         if recipe.rounds.further:
             next_.student.load_state_dict(own.student.state_dict())
-        training = train(own := next_, place, device)
+        training = train(own := next_, place, device, log)
         seconds += training["training_s"]
     return own.student, sweeps, {**training, "training_s": round(seconds, 1)}
 

@@ -174,6 +174,7 @@ def finetune(
     *,
     scratch: bool = False,
     recordings: Sequence[Recording] = (),
+    log: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Train a checkpoint on labeled sweeps and measure it on others.
 
@@ -189,6 +190,7 @@ def finetune(
         device: "auto", "cpu" or "cuda".
         scratch: train the network of `run` from random weights, for comparison.
         recordings: where the sweeps are from; they give the intensity scale.
+        log: trackers of the losses besides logs/metrics.csv, see `trackers.Trackers`.
 
     Returns:
         Figures of the run, also written to metrics.json.
@@ -214,7 +216,7 @@ def finetune(
         recipe.optimizer,
         groups=rate_groups(student, rates, pretrained=not scratch),
     )
-    metrics = train(module, out, device)
+    metrics = train(module, out, device, log)
     metrics["sweeps"] = len(sweeps)
     if test:
         confusion = measure(student, test, len(space), torch_device(device))

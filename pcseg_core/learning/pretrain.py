@@ -50,6 +50,7 @@ def pretrain(
     device: str = "auto",
     workers: int = 0,
     fresh: bool = False,
+    log: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Train a student to agree with a frozen image network, without labels.
 
@@ -65,6 +66,7 @@ def pretrain(
         device: "auto", "cpu" or "cuda".
         workers: processes that prepare batches in parallel to the training; 0 for none.
         fresh: delete an earlier run in `out`, once everything is known to be usable.
+        log: trackers of the losses besides logs/metrics.csv, see `trackers.Trackers`.
 
     Raises:
         InputError: unusable sources, weights or recipe, or a run directory of another recipe.
@@ -92,7 +94,7 @@ def pretrain(
     student = Student(recipe.student, len(NO_CLASSES))
     channels = observations[0].load().images[0].features.shape[0]
     module = new_module(student, channels, observations, segments, recipe, workers)
-    training = train(module, out, device)
+    training = train(module, out, device, log)
     metrics = {
         "sweeps": len(observations),
         "skipped": all_skipped(named, observer),

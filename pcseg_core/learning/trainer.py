@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -26,13 +26,16 @@ from pcseg_core.files import atomic_path, write_atomic
 from pcseg_core.learning.module import TrainingModule
 from pcseg_core.learning.run_folder import LAST, is_first_process
 from pcseg_core.learning.runs import on_gpu
+from pcseg_core.learning.trackers import Trackers
 from pcseg_core.progress import bar, note
 
 CURVE = Path("logs", "metrics.csv")
 CURVE_EVERY = 10  # steps between two rows of the curve
 
 
-def train(module: TrainingModule, out: Path, device: str) -> dict[str, Any]:
+def train(
+    module: TrainingModule, out: Path, device: str, log: Sequence[str] = ()
+) -> dict[str, Any]:
     """Train to the last step. Resumes from the last stored state.
 
     The state is stored every 50 steps, and on SIGINT and SIGTERM after the step that is running.
@@ -42,6 +45,7 @@ def train(module: TrainingModule, out: Path, device: str) -> dict[str, Any]:
         module: student, objectives and data.
         out: run directory; gets logs/metrics.csv and last.ckpt.
         device: "auto", "cpu" or "cuda".
+        log: trackers of the losses besides logs/metrics.csv, see `Trackers`.
 
     Returns:
         Figures: "steps", "training_s" (of all pieces of the run) and "final" (the last losses).
@@ -55,7 +59,7 @@ def train(module: TrainingModule, out: Path, device: str) -> dict[str, Any]:
     steps, curve = module.optimizer.steps, Curve(out / CURVE)
     with StopRequest() as stop, _quiet():
         states = _States(out / LAST, stop)
-        shown = [TrainingBar(steps), _CurveWriter(curve, steps)] if first_rank else []
+        shown = [TrainingBar(steps), _CurveWriter(curve, steps, log, out)] if first_rank else []
         trainer = lightning.Trainer(
             accelerator="gpu" if on_gpu(device) else "cpu",
             devices=local,
@@ -133,10 +137,10 @@ class Curve:
         found = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1]))
         self.rows: list[dict[str, str]] = [row for row in found if row.get("step", "").isdigit()]
 
-    def add(self, step: int, figures: Mapping[str, float]) -> None:
-        """Add a row and write the file."""
+    def add(self, step: int, figures: Mapping[str, float]) -> bool:
+        """Add a row and write the file; False for a step that is there already."""
         if self.rows and step <= int(self.rows[-1]["step"]):
-            return
+            return False
         self.rows.append({"step": str(step)} | {k: str(float(v)) for k, v in figures.items()})
         names = dict.fromkeys(name for row in self.rows for name in row)
         lines = io.StringIO()
@@ -144,6 +148,7 @@ class Curve:
         writer.writeheader()
         writer.writerows(self.rows)
         write_atomic(self._path, lines.getvalue())
+        return True
 
     def final(self) -> dict[str, float]:
         """Figures of the last row."""
@@ -152,16 +157,44 @@ class Curve:
 
 
 class _CurveWriter(callbacks.Callback):
-    """Adds a row to the curve every few steps and at the last one."""
+    """Adds a row to the curve every few steps and at the last one; trackers get it as well.
 
-    def __init__(self, curve: Curve, steps: int) -> None:
-        self.curve, self.steps = curve, steps
+    Args:
+        curve: the file.
+        steps: of the whole training.
+        log, out: see `Trackers`.
+    """
+
+    def __init__(self, curve: Curve, steps: int, log: Sequence[str], out: Path) -> None:
+        self.curve, self.steps, self._chosen = curve, steps, (log, out)
+        self._trackers: Trackers | None = None
+        self._rates: dict[str, float] = {}
+
+    def on_train_start(self, *_: Any) -> None:
+        self._trackers = Trackers(*self._chosen)
+
+    def on_train_batch_start(self, trainer: lightning.Trainer, *_: Any) -> None:
+        groups = trainer.optimizers[0].param_groups
+        rates = {f"learning_rate_{i}" if i else "learning_rate": g for i, g in enumerate(groups)}
+        self._rates = {name: float(group["lr"]) for name, group in rates.items()}
 
     def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
         done = trainer.global_step
         if done % CURVE_EVERY == 0 or done == self.steps:
             figures = {k: float(v) for k, v in trainer.progress_bar_metrics.items()}
-            self.curve.add(done - 1, figures)
+            if self.curve.add(done - 1, figures) and self._trackers is not None:
+                self._trackers.add(done - 1, figures | self._rates)
+
+    def on_train_end(self, trainer: lightning.Trainer, *_: Any) -> None:
+        self._close(trainer.global_step >= self.steps)
+
+    def on_exception(self, *_: Any) -> None:
+        self._close(False)
+
+    def _close(self, finished: bool) -> None:
+        if self._trackers is not None:
+            self._trackers.close(finished)
+        self._trackers = None
 
 
 class _States(callbacks.Callback):

@@ -62,6 +62,7 @@ def zero_shot(
     device: str = "auto",
     every: int = 1,
     fresh: bool = False,
+    log: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Train on true labels of seen classes and image labels of unseen ones, and measure both.
 
@@ -78,6 +79,7 @@ def zero_shot(
         device: "auto", "cpu" or "cuda".
         every: only every k-th sweep is trained on.
         fresh: delete an earlier run in `out`, once everything is known to be usable.
+        log: trackers of the losses besides logs/metrics.csv, see `trackers.Trackers`.
 
     Raises:
         InputError: unusable sources, weights, words or recipe, or a directory of another run.
@@ -103,7 +105,7 @@ def zero_shot(
     # Train a student whose classifier is the cosine with the words of the classes.
     vectors = torch.from_numpy(class_matrix(space, words))
     module = new_module(sweeps, vectors, split, recipe)
-    training = train(module, out, device)
+    training = train(module, out, device, log)
     # Measure, also with the bias toward seen classes calibrated on the held-out scenes.
     classifier = CosineClassifier(module.student, vectors, torch_device(device))
     metrics = {

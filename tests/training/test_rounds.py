@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -149,9 +150,11 @@ def test_a_round_trains_the_student_further_for_steps_of_its_own(
     def state(module: TrainingModule) -> dict[str, torch.Tensor]:
         return {k: v.clone() for k, v in module.student.state_dict().items()}
 
-    def recorded(module: TrainingModule, out: Path, device: str) -> dict[str, Any]:
+    def recorded(
+        module: TrainingModule, out: Path, device: str, log: Sequence[str]
+    ) -> dict[str, Any]:
         begun.append(state(module))
-        figures = real(module, out, device)
+        figures = real(module, out, device, log)
         ended.append(state(module))
         steps.append(figures["steps"])
         return figures

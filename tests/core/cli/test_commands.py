@@ -267,7 +267,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
 
     def distill(sources: Any, recipe: Any, out: Path, *arguments: Any) -> dict[str, Any]:
         calls.append((sources, recipe, out, *arguments))
-        claim(out, recipe, sources, fresh=arguments[-1])
+        claim(out, recipe, sources, fresh=arguments[3])
         shares = {"road": 0.75, "person": 0.25}
         times = {"labeling_s": 1.0, "training_s": 2.0}
         return {"sweeps": 3, "steps": 9, "class_shares": shares, **times}

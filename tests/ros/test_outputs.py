@@ -108,7 +108,7 @@ def test_topics_and_services_are_those_of_the_table(
     node: Attachment, client: Client, process: NodeProcess
 ) -> None:
     space, name = process.namespace, f"{process.namespace}/segment_node"
-    services = dict(client.node.get_service_names_and_types_by_node("segment_node", space))
+    services = dict(client.node.get_service_names_and_types())  # of its namespace, by their names
     for topic in TOPICS:
         full = topic.name.replace("~", name).format(camera="none", stage="latency")
         full = full if full.startswith("/") else f"{space}/{full}"
@@ -118,7 +118,7 @@ def test_topics_and_services_are_those_of_the_table(
             find = client.node.get_publishers_info_by_topic
             if topic.direction == "in":
                 find = client.node.get_subscriptions_info_by_topic
-            kinds = {i.topic_type for i in find(full) if i.node_namespace == space}
+            kinds = {endpoint.topic_type for endpoint in find(full)}
             assert kinds == {topic.kind.replace("/", "/msg/")}
 
 

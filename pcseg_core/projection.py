@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pcseg_core.camera import CameraModel
-from pcseg_core.geometry import deskew, transform
+from pcseg_core.geometry import transform
 from pcseg_core.native.library import HighestArgs, check, optional_library
 
 if TYPE_CHECKING:
@@ -142,11 +142,8 @@ def project_sample(sample: Sample, camera_index: int, **options: Any) -> Project
     Raises:
         InputError: the trajectory does not cover the sweep or the image.
     """
-    cloud, frame = sample.cloud, sample.cameras[camera_index]
-    xyz: Array = cloud.xyz
-    if sample.trajectory is not None and cloud.time is not None:
-        xyz = deskew(xyz, cloud.time, sample.trajectory, cloud.stamp_ns)
-    return project_cloud(xyz, sample.T_cam_lidar(camera_index), frame.camera, **options)
+    camera = sample.cameras[camera_index].camera
+    return project_cloud(sample.deskewed(), sample.T_cam_lidar(camera_index), camera, **options)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from pcseg_core.calibration.depth_edges import DepthEdges, depth_edges
 from pcseg_core.calibration.image_edges import band, contrast, gray
 from pcseg_core.camera import CameraModel
 from pcseg_core.data.sample import CameraFrame, Sample
-from pcseg_core.geometry import Trajectory, deskew, from_rotation, invert, transform
+from pcseg_core.geometry import Trajectory, from_rotation, invert, transform
 
 Array = npt.NDArray[Any]
 Float64 = npt.NDArray[np.float64]
@@ -67,10 +67,7 @@ def sweep_edges(sample: Sample) -> DepthEdges:
     Raises:
         InputError: the poses do not cover the sweep.
     """
-    cloud = sample.cloud
-    if sample.trajectory is None or cloud.time is None:
-        return depth_edges(cloud)
-    return depth_edges(cloud, deskew(cloud.xyz, cloud.time, sample.trajectory, cloud.stamp_ns))
+    return depth_edges(sample.cloud, sample.deskewed())
 
 
 def view_of(sample: Sample, k: int, edges: DepthEdges) -> View:

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pcseg_core.errors import InputError
+from pcseg_core.geometry import deskew
 
 if TYPE_CHECKING:
     from pcseg_core.camera import CameraModel
@@ -217,6 +218,17 @@ class Sample:
     def T_world_lidar(self) -> npt.NDArray[np.float64] | None:
         """(4, 4) pose of the LiDAR at the sweep's stamp; None without a trajectory."""
         return None if self.trajectory is None else self.trajectory.at(self.stamp_ns)
+
+    def deskewed(self) -> npt.NDArray[np.float32]:
+        """(N, 3) points at the sweep's stamp [m]; as recorded without poses or times of points.
+
+        Raises:
+            InputError: the trajectory does not cover the sweep.
+        """
+        cloud = self.cloud
+        if self.trajectory is None or cloud.time is None:
+            return cloud.xyz
+        return deskew(cloud.xyz, cloud.time, self.trajectory, cloud.stamp_ns)
 
     def camera_names(self) -> Sequence[str]:
         """Names of the cameras that have an image in this sample, in order."""

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from pcseg_core.data.corrections import read_corrections
 from pcseg_core.distill.consolidation import moving_points
-from pcseg_core.distill.evidence import world_keys
+from pcseg_core.distill.evidence import places_of, world_keys
 from pcseg_core.distill.labeling import Labels
 from pcseg_core.distill.lidar_teacher import LidarTargets
 from pcseg_core.distill.observation import Observation
@@ -196,8 +196,8 @@ class CorrectedSweeps:
             return [None] * len(sweeps)
         found: list[Float64 | None] = []
         for own in keys:
-            at = np.minimum(np.searchsorted(voxels, own), len(voxels) - 1)
-            found.append(np.where((voxels[at] == own)[:, None], shares[at], 0.0))
+            at, there = places_of(own, voxels)
+            found.append(np.where(there[:, None], shares[at], 0.0))
         return found
 
     def _voxels(self, keys: Sequence[Int64], given: Given, classes: int) -> tuple[Int64, Float64]:

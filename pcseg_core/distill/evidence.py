@@ -42,6 +42,12 @@ class Evidence:
     sums: np.ndarray
 
 
+def places_of(keys: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(N,) place of each key in sorted keys (at least one), and (N,) bool whether it is there."""
+    place = np.minimum(np.searchsorted(known, keys), len(known) - 1)
+    return place, known[place] == keys
+
+
 def world_keys(xyz: np.ndarray, pose: np.ndarray, voxel: float) -> np.ndarray:
     """(N,) int64 packed world voxel of each point; -1 for non-finite points."""
     finite = np.isfinite(xyz).all(1)

@@ -216,19 +216,24 @@ class LidarTeacher:
 def grouped_log_probabilities(
     logits: Tensor, table: Array, classes: int
 ) -> npt.NDArray[np.float16]:
-    """Log-probabilities (V, classes) of groups of classes, from logits (V, K).
+    """Logarithm of `grouped_probabilities`, at least log(1e-9)."""
+    likely = grouped_probabilities(logits, table, classes)
+    found: npt.NDArray[np.float16] = likely.clamp_min(_LEAST).log().cpu().numpy().astype("f2")
+    return found
+
+
+def grouped_probabilities(logits: Tensor, table: Array, classes: int) -> Tensor:
+    """Probabilities (V, classes) of groups of classes, from logits (V, K).
 
     Args:
         logits: of the teacher.
         table: (K,) class of each, IGNORE for none.
-        classes: number of groups; those without a member get log(1e-9).
+        classes: number of groups; those without a member get 0.
     """
     likely = logits.float().softmax(1)
     used = torch.from_numpy(np.flatnonzero(table != IGNORE)).to(likely.device)
     target = torch.from_numpy(table[table != IGNORE]).to(likely.device)
-    grouped = likely.new_zeros(len(likely), classes).index_add_(1, target, likely[:, used])
-    found: npt.NDArray[np.float16] = grouped.clamp_min(_LEAST).log().cpu().numpy().astype("f2")
-    return found
+    return likely.new_zeros(len(likely), classes).index_add_(1, target, likely[:, used])
 
 
 def load_lidar_teacher(

@@ -12,7 +12,7 @@ from pydantic import Field
 from pcseg_core.config import Section
 from pcseg_core.data.sample import Sample
 from pcseg_core.distill.consolidation import ConsolidationConfig, likeliest
-from pcseg_core.distill.evidence import Evidence, PixelEvidence, world_keys
+from pcseg_core.distill.evidence import Evidence, PixelEvidence, places_of, world_keys
 from pcseg_core.distill.see_through import SeeThrough, SeeThroughConfig
 from pcseg_core.distill.shape_model import ShapeConfig
 from pcseg_core.labels import LabelSpace, group_probabilities
@@ -273,8 +273,8 @@ def _with_voxels(
     weights: np.ndarray,
     config: PseudoLabelConfig,
 ) -> np.ndarray:
-    position = np.minimum(np.searchsorted(voxels, keys), len(voxels) - 1)
-    known = (voxels[position] == keys) & (keys >= 0)
+    position, known = places_of(keys, voxels)
+    known &= keys >= 0
     known &= weights[position] >= config.propagate_min_weight
     total = np.zeros((len(keys), sums.shape[1]), np.float32)
     weight = np.zeros(len(keys), np.float32)

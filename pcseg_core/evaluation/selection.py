@@ -17,8 +17,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from pcseg_core.confidence import entropy
 from pcseg_core.data import Recording, Sample, readable
-from pcseg_core.distill.evidence import world_keys
+from pcseg_core.distill.evidence import places_of, world_keys
 from pcseg_core.distill.observation import ClassEvidence
 from pcseg_core.distill.pseudo_labels import label_points
 from pcseg_core.errors import InputError
@@ -76,8 +77,8 @@ class Opinion:
         votes = np.zeros((len(voxels), int(before.label.max()) + 1), np.int32)
         np.add.at(votes, (place, before.label), 1)
         own = world_keys(self.xyz, start @ self.pose, VOXEL_M)
-        at = np.minimum(np.searchsorted(voxels, own), len(voxels) - 1)
-        both: Bool = (voxels[at] == own) & (own >= 0)
+        at, both = places_of(own, voxels)
+        both &= own >= 0
         return both & (votes.argmax(axis=1)[at] != self.label), both
 
 
@@ -106,8 +107,7 @@ class Analyst:
         xyz = np.ascontiguousarray(cloud.xyz[near], np.float32)
         intensity = np.zeros(len(cloud)) if cloud.intensity is None else cloud.intensity
         output = run_student(self.student, xyz, np.nan_to_num(intensity[near]))
-        logs = torch.log_softmax(output.logits.float(), dim=1)
-        entropy = -(logs.exp() * logs).sum(1) / np.log(max(logs.shape[1], 2))
+        likely = output.logits.float().softmax(1)
         features = output.features.float()
         found = torch.cat([features.mean(0), features.std(0)]).cpu().numpy().astype(np.float64)
         teacher = None
@@ -116,8 +116,8 @@ class Analyst:
         return Opinion(
             xyz,
             sample.T_world_lidar,
-            by_point(logs.argmax(1), output),
-            by_point(entropy, output),
+            by_point(likely.argmax(1), output),
+            by_point(entropy(likely), output),
             teacher,
             found,
         )

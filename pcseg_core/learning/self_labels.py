@@ -23,11 +23,16 @@ from scipy.spatial import cKDTree
 from pcseg_core.bundled import bundled_file, find_file
 from pcseg_core.cloud import PointCloud
 from pcseg_core.config import Section
-from pcseg_core.distill.lidar_teacher import LidarTeacher, LidarTeacherConfig, load_lidar_teacher
+from pcseg_core.distill.lidar_teacher import (
+    LidarTeacher,
+    LidarTeacherConfig,
+    grouped_probabilities,
+    load_lidar_teacher,
+)
 from pcseg_core.distill.observation import Observation
 from pcseg_core.geometry import from_euler
 from pcseg_core.input_check import IntensityMatch
-from pcseg_core.labels import IGNORE, LabelSpace
+from pcseg_core.labels import LabelSpace
 from pcseg_core.learning.augment import thinned
 from pcseg_core.models.inference import compile_inference
 from pcseg_core.models.minkunet import MinkUNet
@@ -169,10 +174,8 @@ class _Network:
         sweep = sweep_input(self.student, xyz, intensity, self.device, self.backend)
         if sweep.sparse is None:
             return found
-        likely = self.network(sweep.sparse).feats.float().softmax(1).cpu().numpy()
+        logits = self.network(sweep.sparse).feats
+        likely = grouped_probabilities(logits, self.table, self.classes).cpu().numpy()
         inverse = sweep.inverse.cpu().numpy()
-        own = likely[inverse[inverse >= 0]]
-        for column, target in enumerate(self.table):
-            if target != IGNORE:
-                found[inverse >= 0, target] += own[:, column]
+        found[inverse >= 0] = likely[inverse[inverse >= 0]]
         return found

@@ -276,16 +276,15 @@ def _labeled(
 ) -> Iterator[tuple[int, Sample, LabeledSweep, npt.NDArray[np.uint8] | None]]:
     """The sweeps with their index and labels and, if asked, what moves."""
 
-    def sweeps() -> Iterator[tuple[tuple[int, Sample, LabeledSweep], Placed]]:
-        for index, sample in readable(recording):
-            labeled = replay.process(pipeline, index, Sweep.of(sample))
-            yield (index, sample, labeled), placed(sample, labeled.labels, labeled.label_space)
-
-    if moving:
-        yield from ((*item, found) for item, found in with_moving(sweeps()))
+    items = (
+        (index, sample, replay.process(pipeline, index, Sweep.of(sample)))
+        for index, sample in readable(recording)
+    )
+    if not moving:
+        yield from ((*item, None) for item in items)
         return
-    for index, sample in readable(recording):
-        yield index, sample, replay.process(pipeline, index, Sweep.of(sample)), None
+    sweeps = ((item, placed(item[1], item[2].labels, item[2].label_space)) for item in items)
+    yield from ((*item, found) for item, found in with_moving(sweeps))
 
 
 def check_poses(recording: Recording) -> None:

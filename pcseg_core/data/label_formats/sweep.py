@@ -13,7 +13,6 @@ from PIL import Image
 from pcseg_core.camera import CameraModel
 from pcseg_core.data.images import undistort
 from pcseg_core.data.sample import CameraFrame, Sample
-from pcseg_core.geometry import deskew
 
 Float64 = npt.NDArray[np.float64]
 
@@ -42,10 +41,8 @@ class ExportSweep:
         Raises:
             InputError: the trajectory does not cover the sweep.
         """
-        cloud, trajectory = self.sample.cloud, self.sample.trajectory
-        xyz = cloud.xyz
-        if deskewed and trajectory is not None and cloud.time is not None:
-            xyz = deskew(xyz, cloud.time, trajectory, cloud.stamp_ns)
+        cloud = self.sample.cloud
+        xyz = self.sample.deskewed() if deskewed else cloud.xyz
         points = np.zeros((len(cloud), 4), np.float32)
         points[:, :3] = np.where(cloud.finite[:, None], xyz, 0)
         if cloud.intensity is not None:

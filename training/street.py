@@ -2,9 +2,10 @@
 """Train the bundled LiDAR segmenter on simulated sweeps and their exact labels.
 
     python training/street.py --out runs/bundled
+    python training/street.py --out runs/bundled --recipe FILE --device cuda --workers 12
 
-Every town and every LiDAR is drawn by a seed (`pcseg_core/simulation/variety.py`). No real data is
-used.
+FILE has fields of `StreetRecipe`. Every town and every LiDAR is drawn by a seed
+(`pcseg_core/simulation/variety.py`). No real data is used.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
+import yaml
 from pydantic import Field
 
+from pcseg_core.config import parse_section
 from pcseg_core.distill.losses import LabelLossConfig
 from pcseg_core.labels import LabelSpace
 from pcseg_core.learning.augment import AugmentConfig
@@ -25,7 +28,7 @@ from pcseg_core.learning.dataset import TrainingSweep
 from pcseg_core.learning.module import TrainingModule
 from pcseg_core.learning.objectives.segmentation import Segmentation, label_counts
 from pcseg_core.learning.recipe import OptimizerConfig, TrainingRecipe
-from pcseg_core.learning.runs import finish, input_statistics
+from pcseg_core.learning.runs import finish, input_statistics, on_gpu
 from pcseg_core.learning.sectors import LabeledSectors
 from pcseg_core.learning.simulated import SimulatedConfig, labeled_sweeps
 from pcseg_core.learning.trainer import train
@@ -84,11 +87,24 @@ def drive_of(source: str) -> SimulatedDrive:
     return SimulatedDrive.from_text(source.partition(":")[2])
 
 
-def fit(data: Sequence[TrainingSweep], recipe: StreetRecipe, out: Path) -> None:
+def fit(
+    data: Sequence[TrainingSweep],
+    recipe: StreetRecipe,
+    out: Path,
+    device: str = "cpu",
+    workers: int = 0,
+) -> None:
     """Train on the labeled sweeps of `recipe.sources`; the run directory gets the checkpoint.
 
     The first stage has drawn towns and LiDARs alone, the second one fewer of them and the plain
     drives.
+
+    Args:
+        data: the sweeps, in the order of the sources.
+        recipe: of the training.
+        out: run directory.
+        device: "auto", "cpu" or "cuda".
+        workers: processes that prepare batches; 0 prepares them between the steps.
     """
     space = LabelSpace.load(SPACE)
     torch.manual_seed(recipe.seed)
@@ -103,8 +119,9 @@ def fit(data: Sequence[TrainingSweep], recipe: StreetRecipe, out: Path) -> None:
     ):
         own = recipe.model_copy(update={"optimizer": optimizer})
         sectors = LabeledSectors([data[k] for k in chosen], own, space)
-        module = TrainingModule(student, [Segmentation(recipe.loss, counts)], sectors, optimizer)
-        metrics[stage] = train(module, out / stage, "cpu")
+        objectives = [Segmentation(recipe.loss, counts)]
+        module = TrainingModule(student, objectives, sectors, optimizer, workers=workers)
+        metrics[stage] = train(module, out / stage, device)
     metrics["poses"] = dict.fromkeys(recipe.sources, "exact")
     beams = [drive_of(source).world.lidar.beams for source in recipe.sources]
     inputs = input_statistics(data, ()).model_copy(update={"rings": (min(beams), max(beams))})
@@ -116,12 +133,20 @@ def main(
     cache: Annotated[Path, typer.Option(help="Folder of rendered sweeps.")] = Path(
         "runs/street_sweeps"
     ),
-    workers: Annotated[int, typer.Option(help="Processes that render.")] = 2,
+    workers: Annotated[
+        int, typer.Option(help="Processes that render and, on a GPU, prepare batches.")
+    ] = 2,
+    recipe: Annotated[
+        Path | None, typer.Option(help="YAML file with fields of `StreetRecipe`.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="Of the training: auto, cpu or cuda.")] = "cpu",
 ) -> None:
     """Render and train; OUT gets the checkpoint."""
-    recipe = StreetRecipe()
-    space, reach = LabelSpace.load(SPACE), recipe.student.max_range_m
-    fit(list(labeled_sweeps(recipe.sources, space, reach, cache, workers)), recipe, out)
+    given = {} if recipe is None else yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    chosen = parse_section(given, StreetRecipe, str(recipe))
+    space, reach = LabelSpace.load(SPACE), chosen.student.max_range_m
+    data = list(labeled_sweeps(chosen.sources, space, reach, cache, workers))
+    fit(data, chosen, out, device, workers if on_gpu(device) else 0)
 
 
 if __name__ == "__main__":

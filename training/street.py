@@ -41,7 +41,7 @@ SPACE = "street"
 class StreetRecipe(TrainingRecipe):
     """Data and training of the segmenter."""
 
-    towns: int = Field(default=160, ge=1, description="Drawn towns, each with a drawn LiDAR")
+    towns: int = Field(default=900, ge=1, description="Drawn towns, each with a drawn LiDAR")
     first_seed: int = Field(default=20_000, ge=0, description="Seed of the first town")
     plain: int = Field(
         default=16,
@@ -59,11 +59,15 @@ class StreetRecipe(TrainingRecipe):
         default_factory=lambda: AugmentConfig(beam_drop=0.7, intensity_gain=0.3)
     )
     optimizer: OptimizerConfig = Field(
-        default_factory=lambda: OptimizerConfig(steps=1500, learning_rate=6e-3)
+        default_factory=lambda: OptimizerConfig(
+            steps=1900, batch_size=8, learning_rate=6e-3, average=0.995
+        )
     )
-    again: int = Field(default=48, ge=0, description="Drawn towns in the second stage")
+    again: int = Field(default=96, ge=0, description="Drawn towns in the second stage")
     refine: OptimizerConfig = Field(
-        default_factory=lambda: OptimizerConfig(steps=250, learning_rate=2e-3, average=0.98),
+        default_factory=lambda: OptimizerConfig(
+            steps=200, batch_size=8, learning_rate=2e-3, average=0.98
+        ),
         description="Second stage",
     )
     loss: LabelLossConfig = Field(default_factory=LabelLossConfig)

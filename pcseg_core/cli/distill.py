@@ -54,7 +54,7 @@ def distill(
         Path | None,
         typer.Option(
             help="Run to start from: one of `pcseg pretrain`, or one of the same classes, for "
-            "example to add words."
+            "example to add words; or bundled.  [default: that of the recipe]"
         ),
     ] = None,
     corrected: Annotated[

@@ -86,7 +86,8 @@ def distill(
         out: run directory; gets recipe.yaml, pseudo_labels/, logs/, last.ckpt and the checkpoint.
         cache: folder of observations and targets that several runs may share; default inside `out`.
         device: "auto", "cpu" or "cuda".
-        start: run whose student, or pretrained backbone, is trained further.
+        start: run whose student, or pretrained backbone, is trained further; that of the recipe
+            if not given.
         fresh: delete an earlier run in `out`, once everything is known to be usable.
         corrected: folder of corrected labels of some sweeps, see `read_corrections`.
         corrected_weight: of a corrected label where it is carried to other sweeps, relative to a
@@ -97,6 +98,7 @@ def distill(
         InputError: unusable sources, weights or recipe, or a run directory of another recipe.
         KeyboardInterrupt: a signal ended the training.
     """
+    start = start or recipe.start
     check_recipe(recipe, out, start)
     folder, started, on = cache or out / "cache", time.monotonic(), torch_device(device)
     names = [identity(source, (out, cache or out)) for source in sources]

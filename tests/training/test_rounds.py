@@ -73,7 +73,7 @@ def test_cameras_and_the_student_add_up() -> None:
 
 
 def test_the_student_splits_what_cameras_take_for_each_other() -> None:
-    # Classes road, sidewalk, wall. Points 0, 2 and 3 are seen; of point 3 the student knows nothing.
+    # Classes road, sidewalk, wall. Points 0, 2 and 3 are seen; the student does not know point 3.
     sums = np.array([[0.7, 0.2, 0.1], [0.6, 0.4, 0.0], [0.5, 0.5, 1.0]], np.float32)
     seen = Evidence(np.array([0, 2, 3]), np.array([1, 1, 2], np.float32), sums)
     student = np.array([[0.1, 0.8, 0.1], [1, 0, 0], [0.5, 0.5, 0.0], [0, 0, 0]], np.float32)

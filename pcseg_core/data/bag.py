@@ -223,13 +223,16 @@ class BagRecording:
                 raise InputError(f"{self.path}: no message of {topic} deserializes")
         indices = [self._ordered(self.indices[topic]) for topic in self.cloud_topics]
         self.lidar_frame = indices[0].frame_id
-        place = partial(self._place_lidar, known)
-        return BagClouds(self.bag, indices, place, self.scale, reading, tolerance_s)
+        self._calibration = known
+        return BagClouds(self.bag, indices, self.place_lidar, self.scale, reading, tolerance_s)
 
-    def _place_lidar(
-        self, known: Calibration | None, topic: str, frame: str
-    ) -> npt.NDArray[np.float64]:
-        """T_united_lidar (4, 4) of a further LiDAR."""
+    def place_lidar(self, topic: str, frame: str) -> npt.NDArray[np.float64]:
+        """T_united_lidar (4, 4) of a further LiDAR in the frame of the sweeps.
+
+        Raises:
+            InputError: it is unknown, or moves.
+        """
+        known = self._calibration
         given = None if known is None else known.lidar(topic, frame)
         if given is not None:
             return given

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from pcseg_core.cloud import IntensityScale, PointCloud, read_cloud
 from pcseg_core.data.bag_account import points_elsewhere
 from pcseg_core.data.bag_reader import CLOUD, BagFile, TopicIndex
-from pcseg_core.data.lidar_sets import LidarSet, join_stamps
+from pcseg_core.data.lidar_sets import OTHER_CLOCK_S, LidarSet, join_stamps
 from pcseg_core.errors import InputError
 from pcseg_core.labels import WIRE_UNLABELED, LabelSpace
 from pcseg_core.uniting import Part, unite
@@ -80,6 +80,9 @@ class BagClouds:
         reading: further options of `read_cloud`.
         tolerance_s: maximum time between sweeps that are united [s].
 
+    Raises:
+        InputError: a topic has no place, or stamps of another clock.
+
     Attributes:
         topics: of the sweeps; the first gives the frame.
         index: one entry per sweep; of several topics only stamps and frame have a meaning.
@@ -108,6 +111,8 @@ class BagClouds:
         self.index = indices[0]
         self._sets: list[LidarSet[int]] | None = None
         if len(indices) > 1:
+            for index in indices[1:]:
+                _check_clock(indices[0], index)
             stamps = {index.topic: index.stamps_ns for index in indices}
             self._sets = join_stamps(stamps, tolerance_s)
             self.index = _index_of(self._sets, indices[0])
@@ -160,6 +165,21 @@ class BagClouds:
             except InputError:
                 continue  # reported when the sweep itself is read
         return scale.factor
+
+
+def clock_ahead_s(first: TopicIndex, other: TopicIndex) -> float:
+    """By how much the stamps of a topic are ahead of those of another, by recording times [s]."""
+    delays = [float(np.median(index.bag_ns - index.stamps_ns)) for index in (first, other)]
+    return 1e-9 * (delays[0] - delays[1])
+
+
+def _check_clock(first: TopicIndex, other: TopicIndex) -> None:
+    ahead_s = clock_ahead_s(first, other)
+    if abs(ahead_s) > OTHER_CLOCK_S:
+        raise InputError(
+            f"{other.topic} cannot be united with {first.topic}: by the recording times its stamps "
+            f"are {ahead_s:+.3f} s ahead, of another clock; expected one clock (PTP or the host's)"
+        )
 
 
 def _index_of(sets: Sequence[LidarSet[int]], first: TopicIndex) -> TopicIndex:

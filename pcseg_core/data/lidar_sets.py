@@ -76,7 +76,7 @@ class LidarState:
     period_s: float | None = None
     offset_s: float = 0.0
     _delays: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=64))
-    _pace_s: float = 0.0  # between arrivals
+    _pace_s: float | None = None  # between arrivals
 
     def note(self, stamp_ns: int, now_s: float) -> bool:
         """A sweep has arrived. False if its stamp repeats or goes a little backwards."""
@@ -86,9 +86,8 @@ class LidarState:
         elif self.received and step_s <= 0:
             return False
         if self.received and 0 < step_s < 2.0:
-            known = self.period_s
-            self.period_s = step_s if known is None else known + 0.2 * (step_s - known)
-            self._pace_s += 0.2 * (min(now_s - self.arrived_s, 2.0) - self._pace_s)
+            self.period_s = _shorter(self.period_s, step_s)
+            self._pace_s = _shorter(self._pace_s, now_s - self.arrived_s)
         self.received += 1
         self.stamp_ns, self.arrived_s = stamp_ns, now_s
         self._delays.append((now_s, now_s - 1e-9 * stamp_ns))
@@ -103,7 +102,7 @@ class LidarState:
 
     def silent(self, now_s: float) -> bool:
         """No sweep has come for long."""
-        return now_s - self.arrived_s > max(_SILENT_S, _SILENT_PERIODS * self._pace_s)
+        return now_s - self.arrived_s > max(_SILENT_S, _SILENT_PERIODS * (self._pace_s or 0.0))
 
     def may_reach(self, stamp_ns: int, now_s: float) -> bool:
         """Its next sweep may have a stamp up to this one."""
@@ -111,6 +110,11 @@ class LidarState:
             return False
         ahead_s = 1e-9 * (stamp_ns - self.stamp_ns)
         return not self.received or ahead_s >= _EARLY * (self.period_s or 0.0)
+
+
+def _shorter(known_s: float | None, step_s: float) -> float:
+    """A period that shrinks at once and grows slowly: gaps are no periods."""
+    return step_s if known_s is None else min(step_s, known_s * 17 / 16 + 1e-3)
 
 
 @dataclass
@@ -129,8 +133,9 @@ class LidarSets(Generic[Item]):
 
     A set waits for a LiDAR as long as a sweep of it can still come that fits, and at most until
     the deadline after the arrival of its first sweep. Silent LiDARs are not waited for, and belong
-    again with their next sweep. Each sweep is in one set at most; sets leave in the order of their
-    stamps. A LiDAR whose stamps come from another clock than those of the first one is left out.
+    again with their next sweep. A sweep that comes shortly after its set is one by itself, a later
+    one is dropped. Each sweep is in one set at most; sets leave in the order of their stamps. A
+    LiDAR whose stamps come from another clock than those of the first one is left out.
 
     The current time is passed in, from any clock. Not thread-safe.
 
@@ -177,7 +182,7 @@ class LidarSets(Generic[Item]):
             self.reset()
         if (place := self._place(lidar, stamp_ns)) is not None:
             place.items[lidar], place.stamps_ns[lidar] = item, stamp_ns
-        elif self._given_ns is not None and stamp_ns <= self._given_ns:
+        elif self._given_ns is not None and stamp_ns <= self._given_ns - self._tolerance_ns:
             return self._leave_out(state, LATE)
         else:
             self._open.append(_Open({lidar: item}, {lidar: stamp_ns}, now_s))

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pcseg_core.cloud import PointCloud
-from pcseg_core.returns import last_returns
+from pcseg_core.returns import beam_source, last_returns
 
 Array = npt.NDArray[Any]
 Float32 = npt.NDArray[np.float32]
@@ -24,8 +24,8 @@ class Beams:
     """Where the beams of a cloud start, and which of their returns are the last.
 
     Attributes:
-        source: (N,) LiDAR of each point; None if all start at the origin.
-        origins: (S, 3) place of each LiDAR [m].
+        source: (N,) place of the LiDAR of each point; None if all start at the origin.
+        origins: (S, 3) these places [m].
         last: (N,) bool; None if each beam has one return.
     """
 
@@ -37,13 +37,10 @@ class Beams:
     def of(cls, cloud: PointCloud) -> Beams | None:
         """Those of a cloud; None if each starts at the origin and has one return."""
         last = last_returns(cloud)
-        united = cloud.source is not None and cloud.origins is not None
-        if last is None and not united:
-            return None
-        if not united:
-            return cls(None, np.zeros((1, 3), np.float32), last)
-        assert cloud.origins is not None
-        return cls(cloud.source, cloud.origins, last)
+        if cloud.source is None or cloud.origins is None:
+            return None if last is None else cls(None, np.zeros((1, 3), np.float32), last)
+        places = np.unique(cloud.origins, axis=0)
+        return cls(beam_source(cloud), places, last)
 
     def take(self, rows: Array) -> Beams:
         """Those of some of the points."""

@@ -117,6 +117,33 @@ def test_the_last_return_is_the_farthest_whatever_its_number(numbers: tuple[int,
     assert np.mean(found == last) > 0.999 and found[last].all()
 
 
+def test_returns_of_one_laser_and_time() -> None:
+    """The returns of lasers that are not in the middle differ in direction, not in ring and time.
+
+    The last two points are of different firings that the driver gives one time.
+    """
+    xyz = np.array([[10, 0, 0], [30, 0.15, 0], [10, 1, 0], [12, 5, 0], [30, -5, 0]], np.float32)
+    cloud = PointCloud(
+        xyz,
+        time=np.array([0, 0, 1e-3, 2e-3, 2e-3]),
+        ring=np.array([3, 3, 3, 4, 4]),
+        extra={"echo": np.array([0, 1, 0, 0, 0])},
+    )
+    assert last_returns(cloud).tolist() == [False, True, True, True, True]
+
+
+def test_a_topic_for_each_return() -> None:
+    """Two clouds of one place and frame, as of an Ouster, are returns of the same beams."""
+    cloud, last = two_returns((0, 0))
+    both = [PointCloud(cloud.xyz[~last]), PointCloud(cloud.xyz[last])]
+    united = unite([Part(one, np.eye(4), k) for k, one in enumerate(both)], 0, "os_lidar")
+    found = last_returns(united)
+    assert np.mean(found == (united.source == 1)) > 0.99
+    fence = np.array([[10, 0, 0], [20, 0, 0]], np.float32).T
+    free = FreeSpace(np.ascontiguousarray(united.xyz.T), Beams.of(united))
+    assert free.passed(fence, 0.5).tolist() == [False, True]
+
+
 def test_one_return_per_beam_needs_no_search() -> None:
     cloud, _ = two_returns((1, 1))
     assert last_returns(cloud) is None

@@ -7,7 +7,7 @@ GROUPS = (
     ("Look at recordings", ("bag", "calibrate", "view", "images", "demo")),
     (
         "Train without labels",
-        ("distill", "pretrain", "zero-shot", "superpixels", "label", "select"),
+        ("distill", "pretrain", "zero-shot", "superpixels", "label", "select", "estimate"),
     ),
     ("Train on labels, or go on from published weights", ("finetune", "import")),
     ("Recipes, teachers and their weights", ("recipe", "teacher", "weights")),
@@ -43,6 +43,7 @@ EXAMPLES = {
     ),
     "evaluate": (
         "evaluate runs/first --semantic-kitti DIR --picture report.png",
+        "evaluate runs/first --source drive1 --source drive2 --json report.json",
         "evaluate drive --checkpoint runs/first --compare runs/second",
         "evaluate drive --checkpoint runs/first --teacher kitti --json -",
     ),
@@ -72,6 +73,7 @@ EXAMPLES = {
         "label drive1 drive2 --recipe kitti --out labels --ray head:6379",
     ),
     "select": ("select drive --checkpoint runs/first --budget 20 --out chosen.csv",),
+    "estimate": ("estimate drive1 drive2 --recipe kitti",),
     "segment": (
         "segment drive --checkpoint runs/first --out labeled",
         "segment semantic-kitti:08 --checkpoint bundled --out labels",

@@ -12,6 +12,7 @@ from pathlib import Path
 from pcseg_core.cluster.job import Plan, Stretch, Summary, stretches
 from pcseg_core.data import Recording
 from pcseg_core.distill.lidar_teacher import LidarTeacher, store_targets
+from pcseg_core.distill.observation import StoredObservation
 from pcseg_core.learning.recipe import Recipe
 from pcseg_core.learning.run_folder import identity
 from pcseg_core.learning.runs import open_recordings, torch_device
@@ -67,27 +68,36 @@ class ObserveWorker:
 
     def plan(self, source: str) -> Plan:
         """Parts of a recording. The teachers look at one sweep at a time."""
-        recording = self._open(source)[1]
+        recording = self.open(source)[1]
         count = len(recording)
         return Plan(count, stretches(count, _PART), recording.pose_source == "kiss-icp")
 
     def run(self, source: str, stretch: Stretch) -> Counter[str]:
         """Store what the teachers say about the sweeps of a part; number of skipped ones."""
-        name, recording = self._open(source)
+        skipped = Counter[str]()
+        self.observe(source, stretch, skipped)
+        return skipped
+
+    def observe(
+        self, source: str, stretch: Stretch, skipped: Counter[str]
+    ) -> list[StoredObservation]:
+        """As `run`, with the observations; counts the skipped sweeps."""
+        name, recording = self.open(source)
         observer = new_observer(self.job.recipe, self.teachers, self.job.out)
         found = observer.observe_sweeps(name, recording, range(*stretch))
-        if self.lidar is not None:
+        if self.lidar is not None and found:
             store_targets(found, self.lidar, self.job.out, lambda done, total: None)
-        return observer.skipped
+        skipped.update(observer.skipped)
+        return found
 
     def finish(self, source: str, results: Sequence[Counter[str]]) -> Summary:
         """The sum of the parts."""
-        recording = self._open(source)[1]
+        recording = self.open(source)[1]
         skipped = sum(results, Counter(recording.skipped))
         self._opened.pop(source)
         return Summary(len(recording), skipped=skipped)
 
-    def _open(self, source: str) -> tuple[str, Recording]:
+    def open(self, source: str) -> tuple[str, Recording]:
         """What identifies the recording in the cache, and the recording."""
         if source not in self._opened:
             self._opened.clear()  # one at a time

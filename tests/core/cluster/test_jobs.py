@@ -3,15 +3,19 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from recordings import bag
 from typer.testing import CliRunner, Result
 
 from pcseg_core.cli import app
 from pcseg_core.cluster import label as label_job
+from pcseg_core.cluster.estimate import Estimate, Times, hours
 from pcseg_core.cluster.job import check_place
 from pcseg_core.cluster.label import label_folders
 from pcseg_core.errors import InputError
@@ -112,3 +116,58 @@ def test_what_cannot_work_is_refused_before_the_work(
     one = pcseg("label", *drives[::2], *out, "--format", "pcd", "--only", tmp_path / "list")
     assert "give one source" in one.output
     assert not (tmp_path / "out").exists()
+
+
+def test_figures_of_many(
+    sequence: Callable[..., Path], tiny_run: Path, drives: list[Path], tmp_path: Path
+) -> None:
+    labeled = [sequence("one", 2), sequence("two", 3)]
+    out = tmp_path / "all.json"
+    command = ("evaluate", tiny_run, "--source", labeled[0], "--source", labeled[1], "--json", out)
+    result = pcseg(*command, "--source", drives[0])
+    assert result.exit_code == 2 and "drive0 has no labels to measure against" in result.output
+    found = json.loads(out.read_text())
+    assert found["scans"] == 5 and list(found["left_out"]) == [str(drives[0])]
+    reports = []
+    for source in labeled:
+        alone = tmp_path / "alone.json"
+        pcseg("evaluate", tiny_run, "--source", source, "--json", alone, "--no-baselines")
+        reports.append(json.loads(alone.read_text()))
+        assert found["recordings"][str(source)]["miou"] == reports[-1]["miou"]
+    total = np.sum([report["confusion"] for report in reports], axis=0)
+    assert found["confusion"] == total.tolist() and found["points"] == int(total.sum())
+    again = pcseg(*command)
+    assert again.exit_code == 0 and "2 recordings: 5 scans" in again.output
+    refused = pcseg(*command[:-2])
+    assert refused.exit_code == 2 and "need --json FILE" in refused.output
+
+
+def test_an_estimate_follows_its_formula(drives: list[Path], recipe: Path, tmp_path: Path) -> None:
+    out = tmp_path / "estimate.json"
+    options = ("--sweeps", 1, "--json", out, "--device", "cpu")
+    text = recipe.read_text() + "student: {depth: 14, width: 0.25, voxel_size_m: 0.5}\n"
+    (tmp_path / "recipe.yaml").write_text(text)
+    result = pcseg("estimate", *drives, "--recipe", tmp_path / "recipe.yaml", *options)
+    assert result.exit_code == 0, result.output
+    assert f"left out: {drives[1]}" in result.output and "hours of the whole" in result.output
+    found = Estimate.model_validate_json(out.read_text())
+    assert (found.recordings, found.opened, found.sweeps, found.measured) == (3, 2, 9, 2)
+    assert found.cameras == 1 and found.times.labels == 4 * 200
+    assert found.times.recording == pytest.approx(
+        np.mean([sum(f.stat().st_size for f in drive.iterdir()) for drive in drives[::2]])
+    )
+    times = Times(
+        loading=0,
+        opening=360,
+        reading=1,
+        teachers=2,
+        fusing=0.5,
+        step=36,
+        cache=1,
+        labels=1,
+        recording=1,
+    )
+    one, ten = (hours(times, 10, 3600, 100, workers, gpu=True) for workers in (1, 10))
+    assert one.teachers_h == pytest.approx(1 + 3) and ten.teachers_h == pytest.approx(0.4)
+    assert one.rest_h == ten.rest_h == pytest.approx(0.5 + 1)
+    assert one.label_h == pytest.approx(4.5) and one.gpu_h == ten.gpu_h == pytest.approx(5)

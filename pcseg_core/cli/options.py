@@ -18,6 +18,7 @@ from pcseg_core.bundled import FILE_NAME, bundled_file
 from pcseg_core.errors import InputError
 
 if TYPE_CHECKING:
+    from pcseg_core.cluster.run import RayOptions
     from pcseg_core.learning.recipe import OptimizerConfig
 
 
@@ -34,7 +35,7 @@ Sources = Annotated[
     list[str],
     typer.Argument(
         help="Recordings: bags, or reader:path (kitti-raw:PATH, ...); 'drives/2026-*' for "
-        "several, @FILE for a list of them.",
+        "several, @FILE for a list of them, s3://BUCKET/PATH and other URLs.",
         callback=expanded,
     ),
 ]
@@ -46,6 +47,7 @@ RecipeName = Annotated[
         help="Recipe: a name from `pcseg recipe list`, or a YAML file.",
     ),
 ]
+_CLUSTER = "Cluster"
 DEFAULT_RECIPE = "kitti"
 """Recipe of `pcseg distill` where none is given: streets, by ESPNetv2 of Cityscapes."""
 SMALL_RECIPE = "small"
@@ -99,6 +101,50 @@ Log = Annotated[
     ),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+
+
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        metavar="[ADDRESS]",
+        help="Work on a Ray cluster: HOST:PORT, or the one of this machine, which is started if "
+        "there is none.",
+        rich_help_panel=_CLUSTER,
+    ),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        "--workers",
+        min=1,
+        help="With --ray: number of workers.  [default: one per GPU, else as many as fit]",
+        rich_help_panel=_CLUSTER,
+    ),
+]
+WorkerCpus = Annotated[
+    int,
+    typer.Option(
+        "--worker-cpus", min=1, help="With --ray: cores of a worker.", rich_help_panel=_CLUSTER
+    ),
+]
+
+
+def ray_options(
+    address: str | None, workers: int | None, cpus: int, device: str = "auto"
+) -> RayOptions | None:
+    """How a command uses a cluster; None without --ray.
+
+    Raises:
+        InputError: options of --ray without it.
+    """
+    if address is None:
+        if workers is not None or cpus != 1:
+            raise InputError("--workers and --worker-cpus are for work on a cluster: give --ray")
+        return None
+    from pcseg_core.cluster.run import RayOptions
+
+    return RayOptions(address, workers or 0, cpus, gpu=device != "cpu")
 
 
 class TrainingRecipe(Protocol):

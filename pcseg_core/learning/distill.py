@@ -74,6 +74,7 @@ def distill(
     corrected: Path | None = None,
     corrected_weight: float = 20.0,
     log: Sequence[str] = (),
+    prepare: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
     """Label recordings with the recipe's teachers and train a student on the labels.
 
@@ -93,6 +94,7 @@ def distill(
         corrected_weight: of a corrected label where it is carried to other sweeps, relative to a
             label of the teacher.
         log: trackers of the losses besides logs/metrics.csv, see `trackers.Trackers`.
+        prepare: called when everything was checked; may fill `cache`, such as on other machines.
 
     Raises:
         InputError: unusable sources, weights or recipe, or a run directory of another recipe.
@@ -124,6 +126,8 @@ def distill(
     teachers = load_teachers(recipe, lidar, space, on)
     observer = new_observer(recipe, teachers, folder)
     claim(out, recipe, parts, fresh)
+    if prepare is not None:
+        prepare()
     # Observe every sweep once: the classes of its points by the images, targets by a 3D teacher.
     observations = observe(observer, recordings, "labeling sweeps")
     labeling = Labeling.of(observations, recipe, teachers, folder, fixed)

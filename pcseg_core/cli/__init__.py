@@ -220,7 +220,7 @@ def _set_volume(quiet: bool, verbose: bool) -> None:
     if quiet:
         from pcseg_core.progress import console
 
-        console.quiet = True
+        console().quiet = True
     if verbose:
         import logging
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pcseg_core.cli.options import RecipeName
+from pcseg_core.cli.options import Device, RecipeName
 from pcseg_core.errors import InputError
 from pcseg_core.progress import bar, note
 
@@ -47,7 +47,7 @@ def label(
             metavar="LIST", help="With --format: write the sweeps of a list of `pcseg select` only."
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    device: Device = "auto",
 ) -> None:
     """Label a recording from its cameras: labels/NAME.label, one uint32 per point.
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pcseg_core.cli.options import Device
 from pcseg_core.errors import InputError
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def superpixels(
     label_space: Annotated[
         str, typer.Option(help="Label space of the semantic weights.")
     ] = "cityscapes",
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda (sam, semantic).")] = "auto",
+    device: Device = "auto",
 ) -> None:
     """Segment the images of a recording for contrastive pretraining.
 

@@ -107,10 +107,10 @@ def distill(
         fixed = (corrected, corrected_weight)
         return run(sources, chosen, out, cache, device, start, fresh, *fixed, log or ())
 
-    _summarize(run_once(out, resume, command, train), out)
+    _summarize(run_once(out, resume, command, train), sources[0], out)
 
 
-def _summarize(metrics: dict[str, Any], out: Path) -> None:
+def _summarize(metrics: dict[str, Any], source: str, out: Path) -> None:
     from rich.console import Console
 
     console = Console(highlight=False, soft_wrap=True)
@@ -121,4 +121,4 @@ def _summarize(metrics: dict[str, Any], out: Path) -> None:
         console.print(f"no classes; next: pcseg finetune {out}, or pcseg distill --start {out}")
         return
     console.print("pseudo labels: " + ", ".join(f"{name} {100 * s:.1f} %" for name, s in shares))
-    console.print(f"next: pcseg evaluate {out} --semantic-kitti DIR, or pcseg view {out}")
+    console.print(f"next: pcseg evaluate {source} --checkpoint {out}, or pcseg view {out}")

@@ -158,20 +158,22 @@ def described(
         others: further options; paths are identified by their files.
 
     Raises:
-        InputError: a recipe or path does not exist, or the recipe is not YAML.
+        InputError: a recipe or path does not exist, the recipe is not YAML, or known weights that
+            it names are not on this machine.
     """
     from hashlib import sha256
 
     from pcseg_core.config import read_yaml
     from pcseg_core.data import find_source
+    from pcseg_core.known_weights import check_named
     from pcseg_core.learning.run_folder import identity, named
     from pcseg_core.recipes import recipe_file
 
     file = recipe_file(recipe) if isinstance(recipe, str) else recipe
-    if file is not None:
-        read_yaml(file)
+    content = {} if file is None else read_yaml(file)
     for source in (*sources, *tested):
         find_source(source)
+    check_named(content, str(recipe))
     for name, value in others.items():
         if isinstance(value, Path):
             if not value.exists() and not bundled_file(value):

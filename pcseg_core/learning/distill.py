@@ -112,6 +112,7 @@ def distill(
     licenses = [None if start is None else check_start(start, recipe, space)]
     beside = load_beside(recipe.rounds, space, on)
     licenses += [network.license for network in (lidar, beside) if network]
+    teachers = load_teachers(recipe, lidar, space, on)
     recordings = open_recordings(sources, names, lidar.inputs if lidar else None)
     if recipe.teacher is not None:
         check_cameras(recordings.values(), required=lidar is None)
@@ -119,7 +120,6 @@ def distill(
     if corrected is not None:
         fixed = read_corrected(corrected, recordings, space, corrected_weight)
     note(diversity(recordings.values()).summary())
-    teachers = load_teachers(recipe, lidar, space, on)
     observer = new_observer(recipe, teachers, folder)
     claim(out, recipe, parts, fresh)
     # Observe every sweep once: the classes of its points by the images, targets by a 3D teacher.

@@ -147,6 +147,7 @@ def test_without_a_recipe_the_command_says_which_teacher_it_takes(
     words = ["distill", ONE_SWEEP, "--out", str(tmp_path / "run"), "--steps", "1"]
     missing = CliRunner().invoke(app, words)
     assert missing.exit_code == 2 and "pcseg weights get espnetv2-cityscapes" in missing.output
+    assert "pcseg weights get deeplab-cityscapes" in missing.output
     for name, entry in KNOWN.items():
         monkeypatch.setitem(KNOWN, name, replace(entry, sums=()))
     torch.manual_seed(0)

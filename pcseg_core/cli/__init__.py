@@ -51,14 +51,14 @@ from pcseg_core.errors import PcsegError, Terminated
 PLUGIN_GROUP = "pcseg.commands"
 _EVERYWHERE = ("--debug", "--quiet", "--verbose")
 """Options of all commands, before or after the command."""
-_PLAY_HINT = "Publish a bag over ROS 2."
+_HINTS = {"play": "Publish a bag over ROS 2.", "record": "Record topics of ROS 2 in a bag."}
 
 
 class PluginCommand(TyperCommand):
     """A command of another package, which is imported when the command runs."""
 
     def __init__(self, name: str, entry: EntryPoint | None) -> None:
-        summary = _PLAY_HINT if name == "play" or entry is None else f"From {entry.value}."
+        summary = _HINTS.get(name) or (f"From {entry.value}." if entry else "")
         super().__init__(name=name, help=summary, short_help=summary)
         self._entry = entry
 

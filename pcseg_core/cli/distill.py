@@ -20,6 +20,7 @@ from pcseg_core.cli.options import (
     Sources,
     Steps,
     adjusted,
+    complete_recipe,
     described,
     run_once,
 )
@@ -33,6 +34,7 @@ def distill(
         str | None,
         typer.Option(
             metavar="NAME|FILE",
+            autocompletion=complete_recipe,
             help="Recipe: a name from `pcseg recipe list`, or a YAML file.  [default: "
             f"{DEFAULT_RECIPE}; {SMALL_RECIPE} with --teacher-3d]",
         ),

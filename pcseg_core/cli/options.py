@@ -36,12 +36,22 @@ Sources = Annotated[
         callback=expanded,
     ),
 ]
+
+
+def complete_recipe(incomplete: str) -> list[str]:
+    """Recipes of the package, for the completion of shells."""
+    from pcseg_core.recipes import available_recipes
+
+    return [name for name in available_recipes() if name.startswith(incomplete)]
+
+
 RecipeName = Annotated[
     str,
     typer.Option(
         "--recipe",
         metavar="NAME|FILE",
         help="Recipe: a name from `pcseg recipe list`, or a YAML file.",
+        autocompletion=complete_recipe,
     ),
 ]
 DEFAULT_RECIPE = "kitti"
@@ -54,7 +64,10 @@ Seed = Annotated[int, typer.Option(min=0, help=_SEED)]
 RecipeSeed = Annotated[
     int | None, typer.Option("--seed", min=0, help=_SEED, show_default="of the recipe")
 ]
-Steps = Annotated[int | None, typer.Option(min=1, help="Optimizer steps, instead of the recipe's.")]
+Steps = Annotated[
+    int | None,
+    typer.Option(min=1, help="Optimizer steps, instead of the recipe's; rounds take no more."),
+]
 Resume = Annotated[
     bool,
     typer.Option(
@@ -136,6 +149,9 @@ def adjusted(recipe: AnyRecipe, seed: int | None = None, steps: int | None = Non
         changes["seed"] = seed
     if steps is not None:
         changes["optimizer"] = recipe.optimizer.model_copy(update={"steps": steps})
+        rounds = getattr(recipe, "rounds", None)
+        if rounds is not None and rounds.steps is not None:
+            changes["rounds"] = rounds.model_copy(update={"steps": min(rounds.steps, steps)})
     return recipe.model_copy(update=changes)
 
 

@@ -75,13 +75,12 @@ def _measure(
     from pcseg_core.checkpoint import load_checkpoint
     from pcseg_core.learning.probe import probe as run_probe
     from pcseg_core.learning.probe import summary
-    from pcseg_core.learning.runs import on_gpu
+    from pcseg_core.learning.runs import torch_device
 
     reach = min(load_checkpoint(run)[1].student.get("max_range_m", 80.0) for run in runs)
     fitted, tested = read(fit, space, reach), read(test, space, reach)
-    place = "cuda" if on_gpu(device) else "cpu"
     with bar("probing") as progress:
-        results = run_probe(runs, fitted, tested, space, place, max_points, progress)
+        results = run_probe(runs, fitted, tested, space, torch_device(device), max_points, progress)
     return {
         "runs": [str(run) for run in runs],
         "fit": fit,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pcseg_core.cli.options import Device, Picture, Sources
+from pcseg_core.cli.options import Device, Picture, Sources, complete_recipe
 from pcseg_core.cli.outputs import PICTURES, check_file
 from pcseg_core.progress import bar, note
 
@@ -30,7 +30,9 @@ def select(
     recipe: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME|FILE", help="Recipe whose camera teacher is compared with the student."
+            metavar="NAME|FILE",
+            help="Recipe whose camera teacher is compared with the student.",
+            autocompletion=complete_recipe,
         ),
     ] = None,
     every: Annotated[int, typer.Option(min=1, help="Look at every so many sweeps.")] = 1,

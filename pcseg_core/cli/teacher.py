@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pcseg_core.cli.options import Device, Json, Picture
+from pcseg_core.cli.options import Device, Json, Picture, complete_recipe
 from pcseg_core.cli.outputs import check_file, text_console, write_json
 from pcseg_core.errors import InputError
 
@@ -32,7 +32,10 @@ def _group() -> None:
 def check(
     image: Annotated[Path, typer.Option(help="Image file: PNG, JPEG, WebP or TIFF.")],
     recipe: Annotated[
-        str | None, typer.Option(metavar="NAME|FILE", help="Recipe with the teacher.")
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE", help="Recipe with the teacher.", autocompletion=complete_recipe
+        ),
     ] = None,
     teacher: Annotated[
         str | None,

@@ -85,7 +85,7 @@ def distill(
         recipe: of the run, with a camera teacher, a 3D teacher or both.
         out: run directory; gets recipe.yaml, pseudo_labels/, logs/, last.ckpt and the checkpoint.
         cache: folder of observations and targets that several runs may share; default inside `out`.
-        device: "auto", "cpu" or "cuda".
+        device: "auto", "cpu", "cuda" or "cuda:N".
         start: run whose student, or pretrained backbone, is trained further.
         fresh: delete an earlier run in `out`, once everything is known to be usable.
         corrected: folder of corrected labels of some sweeps, see `read_corrections`.
@@ -175,7 +175,7 @@ def train_in_rounds(
         sweeps: labeled by the teachers.
         module: a new student with its objectives, for labeled sweeps and a recipe.
         out: run directory.
-        device: "auto", "cpu" or "cuda".
+        device: "auto", "cpu", "cuda" or "cuda:N".
         beside: a network that labels with the student.
         log: trackers of the losses besides logs/metrics.csv, see `trackers.Trackers`.
 

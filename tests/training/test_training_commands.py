@@ -51,6 +51,7 @@ def test_seed_and_steps_replace_those_of_the_recipe() -> None:
     changed = adjusted(recipe, seed=3, steps=7)
     assert (changed.seed, changed.optimizer.steps) == (3, 7)
     assert changed.optimizer.batch_size == recipe.optimizer.batch_size
+    assert adjusted(load_recipe(recipe_file("kitti")), steps=7).rounds.steps == 7
 
 
 @pytest.mark.parametrize("command", ["distill", "pretrain", "zero-shot", "label"])

@@ -123,6 +123,25 @@ def test_quiet_hides_progress_and_verbose_logs(monkeypatch: pytest.MonkeyPatch) 
     assert log.level == logging.DEBUG
 
 
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("pcseg dis", "distill"),
+        ("pcseg bag from", "from-kitti"),
+        ("pcseg distill --recipe zero-shot-sim", "zero-shot-simulated"),
+        ("pcseg weights get deep", "deeplab-cityscapes"),
+    ],
+)
+def test_bash_completes_commands_and_names(line: str, found: str) -> None:
+    variables = {
+        "_PCSEG_COMPLETE": "complete_bash",
+        "COMP_WORDS": line,
+        "COMP_CWORD": str(len(line.split()) - 1),
+    }
+    result = runner.invoke(cli.app, [], prog_name="pcseg", env=variables)
+    assert result.output.strip() == found
+
+
 def test_no_arguments_show_the_help() -> None:
     assert "Usage:" in runner.invoke(cli.app, []).output
 

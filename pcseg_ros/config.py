@@ -268,7 +268,8 @@ class NodeConfig(PipelineConfig):
         """
         cameras, motion, points = self.cameras, self.motion, self.points
         lidars = ",".join(f"/{topic.lstrip('/')}" for topic in points.topics)
-        chosen = {"cloud_topic": lidars, "max_lidar_offset_s": points.tolerance_s}
+        chosen: dict[str, Any] = {"cloud_topic": lidars, "united_frame": points.frame}
+        chosen["max_lidar_offset_s"] = points.tolerance_s
         return {
             **(chosen if lidars else {}),
             "camera_topics": [f"/{topic.lstrip('/')}" for topic in cameras.topics],

@@ -55,14 +55,14 @@ _EVERYWHERE = ("--debug", "--quiet", "--verbose")
 """Options of all commands, before or after the command."""
 _ADDRESS = re.compile(r"auto|local|(ray://)?(\[[0-9a-f:]+\]|[\w.-]+):\d+")
 """What may follow `--ray`."""
-_PLAY_HINT = "Publish a bag over ROS 2."
+_HINTS = {"play": "Publish a bag over ROS 2.", "record": "Record topics of ROS 2 in a bag."}
 
 
 class PluginCommand(TyperCommand):
     """A command of another package, which is imported when the command runs."""
 
     def __init__(self, name: str, entry: EntryPoint | None) -> None:
-        summary = _PLAY_HINT if name == "play" or entry is None else f"From {entry.value}."
+        summary = _HINTS.get(name) or (f"From {entry.value}." if entry else "")
         super().__init__(name=name, help=summary, short_help=summary)
         self._entry = entry
 
@@ -235,7 +235,7 @@ def _set_volume(quiet: bool, verbose: bool) -> None:
     if quiet:
         from pcseg_core.progress import console
 
-        console.quiet = True
+        console().quiet = True
     if verbose:
         import logging
 

@@ -17,13 +17,14 @@ from pcseg_core.cli.options import (
     Log,
     Out,
     Ray,
+    RecipeSeed,
     Resume,
-    Seed,
     Sources,
     Steps,
     WorkerCpus,
     Workers,
     adjusted,
+    complete_recipe,
     described,
     ray_options,
     run_once,
@@ -43,6 +44,7 @@ def distill(
         str | None,
         typer.Option(
             metavar="NAME|FILE",
+            autocompletion=complete_recipe,
             help="Recipe: a name from `pcseg recipe list`, or a YAML file.  [default: "
             f"{DEFAULT_RECIPE}; {SMALL_RECIPE} with --teacher-3d]",
         ),
@@ -56,7 +58,7 @@ def distill(
             "the recipe if it has one.",
         ),
     ] = None,
-    seed: Seed = None,
+    seed: RecipeSeed = None,
     steps: Steps = None,
     resume: Resume = True,
     cache: Cache = None,
@@ -64,7 +66,7 @@ def distill(
         Path | None,
         typer.Option(
             help="Run to start from: one of `pcseg pretrain`, or one of the same classes, for "
-            "example to add words."
+            "example to add words; or bundled.  [default: that of the recipe]"
         ),
     ] = None,
     corrected: Annotated[
@@ -128,7 +130,7 @@ def distill(
         fixed = (corrected, corrected_weight)
         return run(sources, chosen, out, cache, device, start, fresh, *fixed, log or (), prepare)
 
-    _summarize(run_once(out, resume, command, train), out)
+    _summarize(run_once(out, resume, command, train), sources[0], out)
 
 
 def _observe(
@@ -146,7 +148,7 @@ def _observe(
     report(run_on_ray(job, sources, cluster), len(sources))
 
 
-def _summarize(metrics: dict[str, Any], out: Path) -> None:
+def _summarize(metrics: dict[str, Any], source: str, out: Path) -> None:
     from rich.console import Console
 
     console = Console(highlight=False, soft_wrap=True)
@@ -157,4 +159,4 @@ def _summarize(metrics: dict[str, Any], out: Path) -> None:
         console.print(f"no classes; next: pcseg finetune {out}, or pcseg distill --start {out}")
         return
     console.print("pseudo labels: " + ", ".join(f"{name} {100 * s:.1f} %" for name, s in shares))
-    console.print(f"next: pcseg evaluate {out} --semantic-kitti DIR, or pcseg view {out}")
+    console.print(f"next: pcseg evaluate {source} --checkpoint {out}, or pcseg view {out}")

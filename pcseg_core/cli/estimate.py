@@ -3,12 +3,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pcseg_core.cli.options import Device, RecipeName, Sources
+from pcseg_core.cli.options import Device, Json, RecipeName, Sources
 from pcseg_core.cli.outputs import check_file, text_console
 
 if TYPE_CHECKING:
@@ -23,9 +22,7 @@ def estimate(
     sweeps: Annotated[
         int, typer.Option(min=1, help="Number of sweeps that are measured, besides one to warm up.")
     ] = 5,
-    json_: Annotated[
-        Path | None, typer.Option("--json", help="Write all figures to this JSON file.")
-    ] = None,
+    json_: Json = None,
     device: Device = "auto",
 ) -> None:
     """Tell what labeling and training on recordings costs, before it starts.

@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from pcseg_core.cli.options import MaxEntropy, Ray, WorkerCpus, Workers, expanded, ray_options
+from pcseg_core.cli.options import (
+    Backend,
+    Device,
+    Json,
+    MaxEntropy,
+    Picture,
+    Ray,
+    WorkerCpus,
+    Workers,
+    expanded,
+    ray_options,
+)
 from pcseg_core.cli.outputs import PICTURES, check_file, text_console
 from pcseg_core.errors import InputError
 from pcseg_core.progress import bar, note
@@ -52,14 +63,8 @@ Boxes = Annotated[
     str | None,
     typer.Option(help="A source with 3D boxes, for recall of vehicle and person points."),
 ]
-Json = Annotated[Path | None, typer.Option("--json", help="Write all figures to this JSON file.")]
-Picture = Annotated[Path | None, typer.Option(help="Draw figures and one scan into this PNG.")]
 Space = Annotated[str, typer.Option(help="Label space to measure in.")]
 Baselines = Annotated[bool, typer.Option(help="Also fit and measure baselines (majority, linear).")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-Backend = Annotated[
-    str, typer.Option(envvar="PCSEG_BACKEND", help="Backend of the sparse convolutions.")
-]
 PrecisionName = Annotated[
     Literal["auto", "fp32", "fp16", "bf16", "int8"],
     typer.Option(help="Arithmetic of the network; int8 needs a checkpoint of `pcseg quantize`."),

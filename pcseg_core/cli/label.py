@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pcseg_core.cli.options import Ray, RecipeName, Sources, WorkerCpus, Workers, ray_options
+from pcseg_core.cli.options import (
+    Device,
+    Ray,
+    RecipeName,
+    Sources,
+    WorkerCpus,
+    Workers,
+    ray_options,
+)
 from pcseg_core.errors import InputError
 from pcseg_core.progress import bar, note
 
@@ -50,7 +58,7 @@ def label(
             metavar="LIST", help="With --format: write the sweeps of a list of `pcseg select` only."
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    device: Device = "auto",
     ray: Ray = None,
     workers: Workers = None,
     worker_cpus: WorkerCpus = 1,

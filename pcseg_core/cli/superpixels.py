@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pcseg_core.cli.options import Ray, Sources, WorkerCpus, Workers, ray_options
+from pcseg_core.cli.options import Device, Ray, Sources, WorkerCpus, Workers, ray_options
 from pcseg_core.errors import InputError
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def superpixels(
     label_space: Annotated[
         str, typer.Option(help="Label space of the semantic weights.")
     ] = "cityscapes",
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda (sam, semantic).")] = "auto",
+    device: Device = "auto",
     ray: Ray = None,
     workers: Workers = None,
     worker_cpus: WorkerCpus = 1,

@@ -227,6 +227,7 @@ class SegmentNode(TolerantLifecycleNode):
         if inference is not None:
             values["engine"] = inference.engine
             values["intensity"] = inference.intensity
+            values |= inference.inputs.lidar_values()
             values |= {f"counted: {k}": str(v) for k, v in inference.counters().items()}
         name = self.get_fully_qualified_name().lstrip("/")
         report = diagnostics.report(f"{name}: segmentation", level, message, values)

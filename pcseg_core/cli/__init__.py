@@ -8,6 +8,7 @@ quick. Commands of other packages are imported when they run.
 from __future__ import annotations
 
 import os
+import re
 import signal
 from importlib.metadata import EntryPoint, entry_points
 from types import FrameType
@@ -22,6 +23,7 @@ from pcseg_core.cli import (
     demo,
     distill,
     doctor,
+    estimate,
     evaluate,
     export,
     finetune,
@@ -51,6 +53,8 @@ from pcseg_core.errors import PcsegError, Terminated
 PLUGIN_GROUP = "pcseg.commands"
 _EVERYWHERE = ("--debug", "--quiet", "--verbose")
 """Options of all commands, before or after the command."""
+_ADDRESS = re.compile(r"auto|local|(ray://)?(\[[0-9a-f:]+\]|[\w.-]+):\d+")
+"""What may follow `--ray`."""
 _HINTS = {"play": "Publish a bag over ROS 2.", "record": "Record topics of ROS 2 in a bag."}
 
 
@@ -99,7 +103,7 @@ class PcsegGroup(TyperGroup):
         """Accept `--debug` and the like after the command as well as before it."""
         given = [option for option in _EVERYWHERE if option in args]
         others = [argument for argument in args if argument not in given]
-        return super().parse_args(ctx, [*given, *others])
+        return super().parse_args(ctx, [*given, *_with_address(others)])
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """The command, with examples at the end of its help."""
@@ -142,6 +146,16 @@ class PcsegGroup(TyperGroup):
             kind = type(error).__name__
             _complain(f"{kind}: {error}; this is a bug, `pcseg --debug ...` shows where")
             raise typer.Exit(1) from None
+
+
+def _with_address(args: list[str]) -> list[str]:
+    """Arguments with the default address after a `--ray` that no address follows."""
+    found: list[str] = []
+    for argument, after in zip(args, [*args[1:], ""]):
+        found.append(argument)
+        if argument == "--ray" and not _ADDRESS.fullmatch(after):
+            found.append("auto")
+    return found
 
 
 def _summary(group: TyperGroup, ctx: Any, name: str, width: int) -> str:
@@ -195,6 +209,7 @@ for _command in (  # in the order of the help
     quantize.quantize,
     label.label,
     select.select,
+    estimate.estimate,
     segment.segment,
     export.export,
     view.view,

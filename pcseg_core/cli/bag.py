@@ -68,7 +68,10 @@ def info(
     json_: Json = None,
     picture: Picture = None,
     cloud_topic: Annotated[
-        str | None, typer.Option(help="PointCloud2 topic, if the bag has several.")
+        str | None,
+        typer.Option(
+            help="PointCloud2 topic, if the bag has several; or several, comma-separated, united."
+        ),
     ] = None,
     camera_topics: Annotated[
         str | None, typer.Option(help="Image topics, comma-separated; default: all cameras.")
@@ -166,6 +169,19 @@ def _print(report: BagReport, console: Console) -> None:
         cells = (str(row.messages), rate, str(row.missing), str(row.backward), delay)
         topics.add_row(row.topic, row.type.rpartition("/")[2], *cells)
     console.print(topics)
+    if report.lidars:
+        lidars = Table("LiDAR", "overlap", "paired", "offset ms", "clock ms", "united", box=None)
+        lidars.columns[0].overflow = "fold"
+        for lidar in report.lidars:
+            lidars.add_row(
+                lidar.topic,
+                "-" if lidar.overlap is None else f"{lidar.overlap:.0%}",
+                f"{lidar.paired:.0%}",
+                _number(lidar.offset_ms),
+                _number(lidar.clock_ms),
+                "no" if lidar.problem else "possible",
+            )
+        console.print(lidars)
     if report.cameras:
         cameras = Table("camera", "size", "model", "sees", "paired", "offset ms", "± ms", box=None)
         for camera in report.cameras:

@@ -42,8 +42,10 @@ _OPTIONAL = (
     ("segment_anything", "segment-anything", "vision", "SAM superpixels"),
     ("timm", "timm", "vision", "DINO and other image features"),
     ("transformers", "transformers", "teachers", "teachers: Mask2Former, SegFormer, SAM 3, ..."),
-    ("hdbscan", "hdbscan", "cluster", "clusters of points across frames"),
-    ("pypatchworkpp", "pypatchworkpp", "cluster", "ground removal"),
+    ("hdbscan", "hdbscan", "segments", "clusters of points across frames"),
+    ("pypatchworkpp", "pypatchworkpp", "segments", "ground removal"),
+    ("ray", "ray", "cluster", "--ray: work on several machines"),
+    ("s3fs", "s3fs", "cluster", "recordings on s3://"),
 )
 _OF_DISTRIBUTIONS = (
     ("tf2_ros", "poses from TF"),

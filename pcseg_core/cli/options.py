@@ -16,6 +16,7 @@ from pcseg_core.bundled import FILE_NAME, bundled_file
 from pcseg_core.errors import InputError
 
 if TYPE_CHECKING:
+    from pcseg_core.cluster.run import RayOptions
     from pcseg_core.learning.recipe import OptimizerConfig
 
 
@@ -32,7 +33,7 @@ Sources = Annotated[
     list[str],
     typer.Argument(
         help="Recordings: bags, or reader:path (kitti-raw:PATH, ...); 'drives/2026-*' for "
-        "several, @FILE for a list of them.",
+        "several, @FILE for a list of them, s3://BUCKET/PATH and other URLs.",
         callback=expanded,
     ),
 ]
@@ -54,6 +55,7 @@ RecipeName = Annotated[
         autocompletion=complete_recipe,
     ),
 ]
+_CLUSTER = "Cluster"
 DEFAULT_RECIPE = "kitti"
 """Recipe of `pcseg distill` where none is given: streets, by ESPNetv2 of Cityscapes."""
 SMALL_RECIPE = "small"
@@ -126,6 +128,50 @@ Json = Annotated[
 Picture = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Draw the result into a picture, such as PNG.")
 ]
+
+
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        metavar="[ADDRESS]",
+        help="Work on a Ray cluster: HOST:PORT, or the one of this machine, which is started if "
+        "there is none.",
+        rich_help_panel=_CLUSTER,
+    ),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        "--workers",
+        min=1,
+        help="With --ray: number of workers.  [default: one per GPU, else as many as fit]",
+        rich_help_panel=_CLUSTER,
+    ),
+]
+WorkerCpus = Annotated[
+    int,
+    typer.Option(
+        "--worker-cpus", min=1, help="With --ray: cores of a worker.", rich_help_panel=_CLUSTER
+    ),
+]
+
+
+def ray_options(
+    address: str | None, workers: int | None, cpus: int, device: str = "auto"
+) -> RayOptions | None:
+    """How a command uses a cluster; None without --ray.
+
+    Raises:
+        InputError: options of --ray without it.
+    """
+    if address is None:
+        if workers is not None or cpus != 1:
+            raise InputError("--workers and --worker-cpus are for work on a cluster: give --ray")
+        return None
+    from pcseg_core.cluster.run import RayOptions
+
+    return RayOptions(address, workers or 0, cpus, gpu=device != "cpu")
 
 
 class TrainingRecipe(Protocol):

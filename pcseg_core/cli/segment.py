@@ -26,7 +26,11 @@ def segment(
     ],
     out: Annotated[Path, typer.Option(help="Folder to write; appears when it is complete.")],
     cloud_topic: Annotated[
-        str | None, typer.Option(help="PointCloud2 topic to label, for a bag with several.")
+        str | None,
+        typer.Option(
+            help="PointCloud2 topic to label, for a bag with several; or several, comma-separated, "
+            "to label them united."
+        ),
     ] = None,
     bag: Annotated[
         bool, typer.Option("--bag", help="Write a bag even if the source is not a bag.")

@@ -74,6 +74,7 @@ def distill(
     corrected: Path | None = None,
     corrected_weight: float = 20.0,
     log: Sequence[str] = (),
+    prepare: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
     """Label recordings with the recipe's teachers and train a student on the labels.
 
@@ -86,17 +87,20 @@ def distill(
         out: run directory; gets recipe.yaml, pseudo_labels/, logs/, last.ckpt and the checkpoint.
         cache: folder of observations and targets that several runs may share; default inside `out`.
         device: "auto", "cpu", "cuda" or "cuda:N".
-        start: run whose student, or pretrained backbone, is trained further.
+        start: run whose student, or pretrained backbone, is trained further; that of the recipe
+            if not given.
         fresh: delete an earlier run in `out`, once everything is known to be usable.
         corrected: folder of corrected labels of some sweeps, see `read_corrections`.
         corrected_weight: of a corrected label where it is carried to other sweeps, relative to a
             label of the teacher.
         log: trackers of the losses besides logs/metrics.csv, see `trackers.Trackers`.
+        prepare: called when everything was checked; may fill `cache`, such as on other machines.
 
     Raises:
         InputError: unusable sources, weights or recipe, or a run directory of another recipe.
         KeyboardInterrupt: a signal ended the training.
     """
+    start = start or recipe.start
     check_recipe(recipe, out, start)
     folder, started, on = cache or out / "cache", time.monotonic(), torch_device(device)
     names = [identity(source, (out, cache or out)) for source in sources]
@@ -122,6 +126,8 @@ def distill(
     note(diversity(recordings.values()).summary())
     observer = new_observer(recipe, teachers, folder)
     claim(out, recipe, parts, fresh)
+    if prepare is not None:
+        prepare()
     # Observe every sweep once: the classes of its points by the images, targets by a 3D teacher.
     observations = observe(observer, recordings, "labeling sweeps")
     labeling = Labeling.of(observations, recipe, teachers, folder, fixed)

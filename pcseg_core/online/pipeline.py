@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -24,11 +24,13 @@ from pcseg_core.geometry import undo_motion
 from pcseg_core.input_check import SWEEPS_TO_MATCH, InputCheck, InputStatistics, IntensityMatch
 from pcseg_core.labels import IGNORE, UNKNOWN, LabelSpace
 from pcseg_core.online.camera_fusion import CameraFusionConfig, CameraLabeler, fuse_cameras
+from pcseg_core.online.free_space import Beams
 from pcseg_core.online.moving import MovingThings
 from pcseg_core.online.pipeline_config import PipelineConfig
 from pcseg_core.online.temporal import TemporalBuffer
 from pcseg_core.point_time import possible_time_fields
 from pcseg_core.progress import note
+from pcseg_core.returns import last_returns
 
 if TYPE_CHECKING:
     from pcseg_core.data import Recording
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from pcseg_core.online.segmenter import Segmentation
     from pcseg_core.vision.pixel_classes import PixelClasses
 
+Array = npt.NDArray[Any]
 Float64 = npt.NDArray[np.float64]
 Evidence: TypeAlias = "Sequence[PixelEvidence] | None"
 Voxels: TypeAlias = "tuple[npt.NDArray[np.float32], npt.NDArray[np.int32], npt.NDArray[np.float32]]"
@@ -87,7 +90,9 @@ class Sweep:
         cloud = self.cloud
         if self.poses is None or cloud.time is None:
             return cloud
-        return replace(cloud, xyz=undo_motion(cloud.xyz, cloud.time, self.poses, cloud.stamp_ns))
+        xyz = undo_motion(cloud.xyz, cloud.time, self.poses, cloud.stamp_ns)
+        # Moved to one moment, the returns of a beam are no longer in one direction.
+        return replace(cloud, xyz=xyz, last=last_returns(cloud))
 
 
 @dataclass
@@ -126,6 +131,24 @@ class LabeledSweep:
     pose: Float64 | None = None
     uncalibrated: npt.NDArray[np.float32] | None = None
     moving: npt.NDArray[np.uint8] | None = None
+
+    def part(self, rows: slice) -> LabeledSweep:
+        """Some of the points with their labels; of the cloud the positions alone."""
+
+        def own(values: Array | None) -> Array | None:
+            return None if values is None else values[rows]
+
+        return replace(
+            self,
+            cloud=PointCloud(
+                self.cloud.xyz[rows], frame_id=self.cloud.frame_id, stamp_ns=self.cloud.stamp_ns
+            ),
+            labels=self.labels[rows],
+            confidence=self.confidence[rows],
+            probabilities=own(self.probabilities),
+            uncalibrated=own(self.uncalibrated),
+            moving=own(self.moving),
+        )
 
 
 class SegmenterLike(Protocol):
@@ -328,12 +351,13 @@ class Pipeline:
         cloud, motion = sweep.cloud, self.config.motion
         if motion.deskew:
             problems += _check_times(cloud)
-        needed = located or self.config.temporal.enabled or motion.deskew
+        deskew = motion.deskew or cloud.source is not None  # united sweeps are of several times
+        needed = located or self.config.temporal.enabled or deskew
         if sweep.poses is None or not needed:
             return cloud, None
         try:
             pose = sweep.poses(np.array([cloud.stamp_ns], np.int64))[0]
-            return (sweep.deskewed() if motion.deskew else cloud), pose
+            return (sweep.deskewed() if deskew else cloud), pose
         except PcsegError as error:
             if motion.required:
                 raise MotionError(f"{NO_MOTION}: {error}") from None
@@ -376,7 +400,8 @@ class Pipeline:
         elif self._forget:
             self._buffer.reset()  # reuses its large tables; a new buffer would allocate them again
         self._forget = False
-        return self._buffer.update(cloud.xyz, observed, pose, cloud.stamp_ns, overwrite)
+        beams = Beams.of(cloud)
+        return self._buffer.update(cloud.xyz, observed, pose, cloud.stamp_ns, overwrite, beams)
 
 
 def _check_times(cloud: PointCloud) -> list[tuple[str, str]]:

@@ -117,7 +117,7 @@ TOPICS = (
         "out",
         "reliable",
         "Rates, latency p50 and p95, age, drops by reason, faults, memory, device, engine "
-        "(backend, instruction set, precision), checkpoint, intensity scale",
+        "(backend, instruction set, precision), checkpoint, intensity scale, calibration",
     ),
     Topic(RESET, "std_srvs/Trigger", "service", "", "Forget past sweeps, images, transforms"),
     Topic(ENABLE, "std_srvs/SetBool", "service", "", "Label sweeps, or ignore them"),

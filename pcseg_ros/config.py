@@ -55,6 +55,28 @@ class PointsParameters(Section):
     )
 
 
+class MonitorParameters(Section):
+    """Checks the calibration of the cameras while the node runs."""
+
+    period_s: float = Field(
+        2.0,
+        ge=0.0,
+        le=60.0,
+        description="Time between two sweeps whose images are compared with their depth edges, s; "
+        "0 turns the monitor off",
+    )
+    images: int = Field(
+        8, ge=3, le=64, description="Number of the newest images of a camera compared together"
+    )
+    max_rotation_deg: float = Field(
+        0.5,
+        gt=0.0,
+        le=5.0,
+        description="Warn if a camera seems turned by more than this since the first images, "
+        "degrees; where the first estimates scatter, by more than twice their scatter",
+    )
+
+
 class CameraParameters(Section):
     """Image topics and how they are matched to sweeps."""
 
@@ -85,6 +107,7 @@ class CameraParameters(Section):
     deadline_s: float = Field(
         0.05, ge=0.0, le=10.0, description="Maximum time that a sweep waits for its images, s"
     )
+    monitor: MonitorParameters = Field(MonitorParameters(), description="Calibration monitor")
 
 
 class MotionParameters(MotionConfig):

@@ -133,8 +133,8 @@ TOPICS = (
         "out",
         "reliable",
         "Rates, latency p50 and p95, age, drops by reason, faults, memory, device, engine "
-        "(backend, instruction set, precision), checkpoint, intensity scale; of several LiDARs "
-        "rate, age, missed sweeps and clock offset",
+        "(backend, instruction set, precision), checkpoint, intensity scale, calibration; of "
+        "several LiDARs rate, age, missed sweeps and clock offset",
     ),
     Topic(RESET, "std_srvs/Trigger", "service", "", "Forget past sweeps, images, transforms"),
     Topic(ENABLE, "std_srvs/SetBool", "service", "", "Label sweeps, or ignore them"),

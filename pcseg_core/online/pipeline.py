@@ -26,6 +26,7 @@ from pcseg_core.labels import IGNORE, UNKNOWN, LabelSpace
 from pcseg_core.online.camera_fusion import CameraFusionConfig, CameraLabeler, fuse_cameras
 from pcseg_core.online.free_space import Beams
 from pcseg_core.online.moving import MovingThings
+from pcseg_core.online.output_clouds import entropy
 from pcseg_core.online.pipeline_config import PipelineConfig
 from pcseg_core.online.temporal import TemporalBuffer
 from pcseg_core.point_time import possible_time_fields
@@ -101,7 +102,8 @@ class LabeledSweep:
 
     Attributes:
         cloud: the points, deskewed if the configuration says so; intensities as measured.
-        labels: (N,) int32 class ids; IGNORE for points without a label or with too low confidence.
+        labels: (N,) int32 class ids; IGNORE for points without a label, with too low confidence or
+            too high entropy.
         confidence: (N,) float32 in 0..1; 0 for points that the network gave no label.
         label_space: meaning of the ids.
         stages_ms: wall time of each stage: motion, inference, fusion [ms].
@@ -309,19 +311,22 @@ class Pipeline:
         smooth = self.config.temporal.enabled and pose is not None
         mapped = matched is not sweep.cloud
         seen = replace(cloud, intensity=matched.intensity) if mapped else cloud
-        wanted = probabilities or smooth or evidence_of is not None
+        limited = self.config.max_entropy < 1
+        wanted = probabilities or smooth or limited or evidence_of is not None
         result = self.segmenter.segment(seen, probabilities=wanted)
         clock.stop("inference")
         not_finite, out_of_range = result.not_finite, result.out_of_range
         result = self._fuse(result, cloud, evidence_of, problems)
         labels, confidence = result.labels, result.confidence
         if smooth and pose is not None:
-            labels, confidence = self._smooth(result, cloud, pose, probabilities)
+            labels, confidence = self._smooth(result, cloud, pose, probabilities or limited)
         finite = np.isfinite(confidence)
         if not finite.all():
             not_finite += int(np.count_nonzero(~finite))
             confidence = np.where(finite, confidence, np.float32(0))
         keep = finite & (confidence >= self.config.min_confidence)
+        if limited and result.probabilities is not None:
+            keep &= entropy(result.probabilities, len(labels)) <= self.config.max_entropy
         labels = np.where(keep, labels, IGNORE).astype(np.int32, copy=False)
         clock.stop("fusion")
         problems += _check_result(cloud, not_finite, out_of_range)

@@ -16,6 +16,7 @@ from pcseg_core.errors import InputError
 from pcseg_core.geometry import Trajectory, deskew
 from pcseg_core.labels import IGNORE, LabelSpace
 from pcseg_core.online.camera_fusion import CameraFusionConfig, CameraLabeler, fuse_cameras
+from pcseg_core.online.output_clouds import entropy
 from pcseg_core.online.pipeline import (
     NO_EVIDENCE,
     NO_MOTION,
@@ -64,6 +65,24 @@ def teacher() -> PixelClasses:
         weights="bundled:simulation_teacher", label_space="simulation", scales=(2.0,), flip=False
     )
     return load_teacher(config)
+
+
+def test_points_of_a_high_entropy_become_unlabeled(
+    samples: list[Sample], segmenter: Segmenter, teacher: PixelClasses
+) -> None:
+    """As the segmenter's own limit does; with cameras, of the fused probabilities."""
+    sample, limited = samples[0], PipelineConfig(max_entropy=0.4)
+    result = Pipeline(segmenter, limited).process(Sweep.of(sample))
+    strict = Segmenter.load("bundled", device="cpu", max_entropy=0.4)
+    expected = strict.segment(sample.cloud).labels
+    assert 0.1 < np.mean(result.labels == IGNORE) < 0.9
+    assert np.mean(result.labels == expected) > 0.999
+    both = PipelineConfig(max_entropy=0.4, teacher=FUSE, temporal=SMOOTH)
+    pipeline = Pipeline(segmenter, both, ImmediateCameras(teacher))
+    fused = pipeline.process(Sweep.of(sample), probabilities=True)
+    unsure = entropy(fused.probabilities, len(fused.labels)) > 0.4
+    assert (fused.labels[unsure] == IGNORE).all() and (fused.labels[~unsure] >= 0).any()
+    assert 0.1 < unsure.mean() < 0.9
 
 
 @pytest.mark.parametrize("deskewed", [False, True])

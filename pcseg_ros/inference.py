@@ -71,10 +71,8 @@ class Inference:
         self.device, self.engine = str(segmenter.device), segmenter.engine
         config = settings.current()
         self.inputs = Inputs(node, config, statistics, self._offer, self._forget)
-        cameras, clouds = list(self.inputs.cameras), config.clouds.names
-        self._outputs = SweepOutputs(
-            node, cameras, teacher is not None, clouds, config.moving.enabled
-        )
+        cameras = list(self.inputs.cameras)
+        self._outputs = SweepOutputs(node, cameras, teacher is not None, config)
         if teacher is not None:
             wanted = self._outputs.teacher_wanted
             self._teacher = CameraTeacher(
@@ -164,11 +162,13 @@ class Inference:
         self._forget()
 
     def counters(self) -> dict[str, int]:
-        """Events of the synchronizer and of the smoothing, in words."""
+        """Events of the synchronizer and of the smoothing, and tracks, in words."""
         smoothing = self._pipeline.counters.items()
-        return self.inputs.counters() | {
-            f"smoothing {k.replace('_', ' ')}": v for k, v in smoothing
-        }
+        return (
+            self.inputs.counters()
+            | {f"smoothing {k.replace('_', ' ')}": v for k, v in smoothing}
+            | self._pipeline.track_counters
+        )
 
     # --- executor --------------------------------------------------------------------------------
 
@@ -203,6 +203,7 @@ class Inference:
                 probabilities=outputs.needs_probabilities(config),
                 located=outputs.needs_pose(config),
                 moving=outputs.needs_moving(),
+                tracks=config.thing_rules() if outputs.needs_tracks() else None,
             )
             self._report_match()
             processed = time.monotonic()

@@ -17,11 +17,13 @@ from pcseg_core.data.lidar_sets import MAX_LIDAR_OFFSET_S
 from pcseg_core.errors import InputError
 from pcseg_core.online.grid import GridConfig
 from pcseg_core.online.pipeline_config import CameraUseConfig, MotionConfig, PipelineConfig
+from pcseg_core.online.tracks import TrackRules
 from pcseg_ros.output_parameters import (
     CloudsParameters,
     DefaultClouds,
     MovingParameters,
     OutputParameters,
+    TrackParameters,
     Words,
     clouds_section,
 )
@@ -240,7 +242,8 @@ class NodeConfig(PipelineConfig):
     publish_instances: bool = Field(
         False,
         description="Add the field instance, which numbers connected points of one of "
-        "instance_classes from 1; 0 is no instance; numbers are not tracked over sweeps",
+        "instance_classes from 1; 0 is no instance; numbers change from sweep to sweep without "
+        "tracks.enabled",
         json_schema_extra=LIVE,
     )
     instance_classes: Words = Field(
@@ -262,6 +265,7 @@ class NodeConfig(PipelineConfig):
     output: OutputParameters = Field(OutputParameters(), description="Fields of the clouds")
     clouds: DefaultClouds = Field(DefaultClouds(), description="Named clouds")
     moving: MovingParameters = Field(MovingParameters(), description="What moves")
+    tracks: TrackParameters = Field(TrackParameters(), description="Tracks of things")
     grid: GridConfig = Field(GridConfig(), description="Occupancy grid")
     points: PointsParameters = Field(PointsParameters(), description="Several LiDARs")
     cameras: CameraParameters = Field(CameraParameters(), description="Cameras")
@@ -283,6 +287,15 @@ class NodeConfig(PipelineConfig):
                 "or take the profile append or minimal"
             )
         return self
+
+    def thing_rules(self) -> TrackRules:
+        """What has instances, and how it is tracked."""
+        return TrackRules(
+            self.instance_classes,
+            self.instance_cell_m,
+            self.instance_min_points,
+            self.tracks.coast_s,
+        )
 
     def recording_options(self) -> dict[str, Any]:
         """Arguments of `BagRecording` that open a bag with the inputs that the node would have.

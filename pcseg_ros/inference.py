@@ -73,9 +73,8 @@ class Inference:
         self.device, self.engine = str(segmenter.device), segmenter.engine
         config = settings.current()
         self.inputs = Inputs(node, config, statistics, self._offer, self._forget)
-        cameras, clouds = list(self.inputs.cameras), config.clouds.names
-        lidars, moving = self.inputs.lidar_names, config.moving.enabled
-        self._outputs = SweepOutputs(node, cameras, teacher is not None, clouds, moving, lidars)
+        cameras, lidars = list(self.inputs.cameras), self.inputs.lidar_names
+        self._outputs = SweepOutputs(node, cameras, teacher is not None, config, lidars)
         if teacher is not None:
             wanted = self._outputs.teacher_wanted
             self._teacher = CameraTeacher(
@@ -169,11 +168,13 @@ class Inference:
         self._forget()
 
     def counters(self) -> dict[str, int]:
-        """Events of the synchronizer and of the smoothing, in words."""
+        """Events of the synchronizer and of the smoothing, and tracks, in words."""
         smoothing = self._pipeline.counters.items()
-        return self.inputs.counters() | {
-            f"smoothing {k.replace('_', ' ')}": v for k, v in smoothing
-        }
+        return (
+            self.inputs.counters()
+            | {f"smoothing {k.replace('_', ' ')}": v for k, v in smoothing}
+            | self._pipeline.track_counters
+        )
 
     def warnings(self) -> list[str]:
         """What is wrong with the cameras."""
@@ -216,6 +217,7 @@ class Inference:
                 probabilities=outputs.needs_probabilities(config),
                 located=outputs.needs_pose(config),
                 moving=outputs.needs_moving(),
+                tracks=config.thing_rules() if outputs.needs_tracks() else None,
             )
             self._report_match()
             processed = time.monotonic()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, create_model, model_validator
 
 from pcseg_core.config import LIVE, Section, parse_section
+from pcseg_core.data.lidar_sets import MAX_LIDAR_OFFSET_S
 from pcseg_core.errors import InputError
 from pcseg_core.online.grid import GridConfig
 from pcseg_core.online.pipeline_config import CameraUseConfig, MotionConfig, PipelineConfig
@@ -29,6 +30,53 @@ from pcseg_ros.output_parameters import (
 
 if TYPE_CHECKING:
     from pcseg_core.vision.pixel_classes import TeacherConfig
+
+
+class PointsParameters(Section):
+    """Topics of several LiDARs, and how their sweeps are united."""
+
+    topics: Words = Field(
+        (),
+        description="Topics of several LiDARs (sensor_msgs/PointCloud2), whose sweeps are united; "
+        "empty takes the topic points",
+    )
+    frame: str = Field(
+        "", description="Frame of the united sweeps; empty takes that of the first LiDAR"
+    )
+    tolerance_s: float = Field(
+        MAX_LIDAR_OFFSET_S,
+        ge=0.0,
+        le=1.0,
+        description="Maximum time between the stamps of sweeps that are united, s",
+    )
+    deadline_s: float = Field(
+        0.08,
+        ge=0.0,
+        le=10.0,
+        description="Maximum time that a sweep waits for those of other LiDARs, s",
+    )
+
+
+class MonitorParameters(Section):
+    """Checks the calibration of the cameras while the node runs."""
+
+    period_s: float = Field(
+        2.0,
+        ge=0.0,
+        le=60.0,
+        description="Time between two sweeps whose images are compared with their depth edges, s; "
+        "0 turns the monitor off",
+    )
+    images: int = Field(
+        8, ge=3, le=64, description="Number of the newest images of a camera compared together"
+    )
+    max_rotation_deg: float = Field(
+        0.5,
+        gt=0.0,
+        le=5.0,
+        description="Warn if a camera seems turned by more than this since the first images, "
+        "degrees; where the first estimates scatter, by more than twice their scatter",
+    )
 
 
 class CameraParameters(Section):
@@ -61,6 +109,7 @@ class CameraParameters(Section):
     deadline_s: float = Field(
         0.05, ge=0.0, le=10.0, description="Maximum time that a sweep waits for its images, s"
     )
+    monitor: MonitorParameters = Field(MonitorParameters(), description="Calibration monitor")
 
 
 class MotionParameters(MotionConfig):
@@ -138,7 +187,7 @@ class NodeConfig(PipelineConfig):
     checkpoint: str = Field(
         "",
         description="Run directory of `pcseg distill`, or a checkpoint file; empty loads the "
-        "bundled checkpoint, trained on simulated drives (49 % mIoU on real sweeps)",
+        "bundled checkpoint, trained on simulated drives (57 % mIoU on real sweeps)",
     )
     device: str = Field(
         "auto",
@@ -218,6 +267,7 @@ class NodeConfig(PipelineConfig):
     moving: MovingParameters = Field(MovingParameters(), description="What moves")
     tracks: TrackParameters = Field(TrackParameters(), description="Tracks of things")
     grid: GridConfig = Field(GridConfig(), description="Occupancy grid")
+    points: PointsParameters = Field(PointsParameters(), description="Several LiDARs")
     cameras: CameraParameters = Field(CameraParameters(), description="Cameras")
     motion: MotionParameters = Field(MotionParameters(), description="Motion of the platform")
     teacher: TeacherParameters = Field(TeacherParameters(), description="Camera teacher")
@@ -252,8 +302,12 @@ class NodeConfig(PipelineConfig):
 
         Topics are those of the bag: remappings of the node are not known here.
         """
-        cameras, motion = self.cameras, self.motion
+        cameras, motion, points = self.cameras, self.motion, self.points
+        lidars = ",".join(f"/{topic.lstrip('/')}" for topic in points.topics)
+        chosen: dict[str, Any] = {"cloud_topic": lidars, "united_frame": points.frame}
+        chosen["max_lidar_offset_s"] = points.tolerance_s
         return {
+            **(chosen if lidars else {}),
             "camera_topics": [f"/{topic.lstrip('/')}" for topic in cameras.topics],
             "calibration": cameras.calibration or None,
             "max_image_offset_s": cameras.tolerance_s,

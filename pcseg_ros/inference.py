@@ -18,10 +18,12 @@ from pcseg_core.errors import InputError
 from pcseg_core.labels import LabelSpace
 from pcseg_core.online.pipeline import NO_MOTION, MotionError, Pipeline
 from pcseg_ros import conversions, diagnostics
+from pcseg_ros.calibration_monitor import CalibrationThread
 from pcseg_ros.camera_teacher import CameraTeacher, PendingEvidence
 from pcseg_ros.config import NodeConfig
 from pcseg_ros.diagnostics import SweepStatistics
 from pcseg_ros.inputs import Inputs, MalformedError
+from pcseg_ros.lidars import UnplacedError, united
 from pcseg_ros.loading import NodeSegmenter, usual_sweep
 from pcseg_ros.outputs import SweepOutputs
 from pcseg_ros.overlays import Drawing, OverlayThread
@@ -71,8 +73,8 @@ class Inference:
         self.device, self.engine = str(segmenter.device), segmenter.engine
         config = settings.current()
         self.inputs = Inputs(node, config, statistics, self._offer, self._forget)
-        cameras = list(self.inputs.cameras)
-        self._outputs = SweepOutputs(node, cameras, teacher is not None, config)
+        cameras, lidars = list(self.inputs.cameras), self.inputs.lidar_names
+        self._outputs = SweepOutputs(node, cameras, teacher is not None, config, lidars)
         if teacher is not None:
             wanted = self._outputs.teacher_wanted
             self._teacher = CameraTeacher(
@@ -82,6 +84,11 @@ class Inference:
                 self._publish_teacher,
                 partial(self._complain, "teacher failed"),
             )
+        self._monitor = CalibrationThread(
+            config.cameras.monitor,
+            node.get_logger(),
+            partial(self._complain, "calibration monitor failed"),
+        )
         self._pipeline = Pipeline(segmenter, config, self._teacher)
         self.inputs.use_training(self._pipeline.trained_on)
         self._match_logged = False
@@ -100,9 +107,7 @@ class Inference:
     @property
     def intensity(self) -> str:
         """Scale of the intensities, and how they are mapped to those of the training."""
-        return "; ".join(
-            filter(None, (str(self.inputs.intensity), str(self._pipeline.intensities)))
-        )
+        return "; ".join(filter(None, (self.inputs.intensities, str(self._pipeline.intensities))))
 
     def set_prompts(
         self, prompts: Sequence[str], check: Callable[[LabelSpace], None]
@@ -137,6 +142,7 @@ class Inference:
         if self.inputs.cameras:
             on_error = partial(self._complain, "overlay failed")
             self._overlays = OverlayThread(self._outputs, self._frames, on_error)
+            self._monitor.start()
         self._worker = LatestWorker(self._label, self._give_up, name="inference")
         self.inputs.enabled = True
 
@@ -145,7 +151,7 @@ class Inference:
         self.inputs.enabled = False
         worker, overlays = self._worker, self._overlays
         self._worker = self._overlays = None
-        parts = (worker, self._teacher, overlays)
+        parts = (worker, self._teacher, overlays, self._monitor)
         ended = [part.stop(timeout_s) for part in parts if part is not None]
         return all(ended)
 
@@ -169,6 +175,14 @@ class Inference:
             | {f"smoothing {k.replace('_', ' ')}": v for k, v in smoothing}
             | self._pipeline.track_counters
         )
+
+    def warnings(self) -> list[str]:
+        """What is wrong with the cameras."""
+        return self._monitor.warnings()
+
+    def calibration(self) -> dict[str, str]:
+        """What is known of the calibration of the cameras, as keys and values of a status."""
+        return self._monitor.values()
 
     # --- executor --------------------------------------------------------------------------------
 
@@ -209,7 +223,9 @@ class Inference:
             processed = time.monotonic()
             remembered = partial(pipeline.remembered, labeled)
             frame = self.inputs.fixed_frame
-            problems = outputs.publish(received.msg, labeled, config, frame, remembered)
+            needed = outputs.united_wanted(config)
+            msg = united(received, labeled.cloud) if received.parts and needed else received.msg
+            problems = outputs.publish(msg, labeled, config, frame, remembered, received.parts)
         end = time.monotonic()
         for event, why in labeled.problems + problems:
             self._statistics.complain(self._node, event, why)
@@ -226,6 +242,7 @@ class Inference:
         self._outputs.publish_times(stages_ms)
         if self._overlays is not None:
             self._overlays.offer(Drawing(labeled, received))
+        self._monitor.offer(sweep, labeled.cloud)
 
     def _report_match(self) -> None:
         """Log once how the intensities of the sensor are mapped."""
@@ -266,6 +283,8 @@ class Inference:
             return NO_MOTION
         if isinstance(error, MalformedError):
             return diagnostics.MALFORMED
+        if isinstance(error, UnplacedError):
+            return diagnostics.UNPLACED
         if "out of memory" not in str(error):  # torch raises RuntimeError or a subclass
             return diagnostics.FAILED
         if self.device.startswith("cuda"):
@@ -282,8 +301,9 @@ class Inference:
 
     def _publish_teacher(self, pending: PendingEvidence) -> None:
         if self._outputs.teacher_wanted():
-            msg = pending.sweep.received.msg
-            self._outputs.publish_teacher(msg, pending.labels(), self._settings.current())
+            received, labels = pending.sweep.received, pending.labels()
+            msg = united(received, labels.cloud) if received.parts else received.msg
+            self._outputs.publish_teacher(msg, labels, self._settings.current())
 
     def _frames(self, drawing: Drawing, cameras: Sequence[str]) -> Sequence[CameraFrame]:
         return self.inputs.frames(drawing.received, drawing.labeled.cloud, cameras)

@@ -47,16 +47,26 @@ class SweepOutputs:
         cameras: names; each has an overlay.
         teacher: there is a teacher whose labels are published.
         config: parameters; they name the clouds, and say if there is what moves, and tracks.
+        lidars: names of several LiDARs, whose sweeps are published each by itself too.
 
     Raises:
         InputError: a parameter in `qos_overrides` is wrong.
     """
 
     def __init__(
-        self, node: LifecycleNode, cameras: Sequence[str], teacher: bool, config: NodeConfig
+        self,
+        node: LifecycleNode,
+        cameras: Sequence[str],
+        teacher: bool,
+        config: NodeConfig,
+        lidars: Sequence[str] = (),
     ) -> None:
         self._node = node
         self._labeled = qos.create_output(node, PointCloud2, topics.LABELED)
+        self._parts = {
+            name: qos.create_output(node, PointCloud2, topics.LABELED_PART.format(lidar=name))
+            for name in lidars
+        }
         self._clouds = {
             name: qos.create_output(node, PointCloud2, name) for name in config.clouds.names
         }
@@ -99,8 +109,16 @@ class SweepOutputs:
     def wanted(self) -> bool:
         """There are subscribers of the labels."""
         publishers = (*self._all_clouds(), *self._overlays.values())
-        others = self._images.wanted() or self._grid.wanted() or self._tracks_wanted()
-        return others or any(map(qos.has_subscribers, publishers))
+        return self.others_wanted() or any(map(qos.has_subscribers, publishers))
+
+    def united_wanted(self, config: NodeConfig) -> bool:
+        """An output of the united sweep, not of one LiDAR, is published."""
+        clouds = any(map(qos.has_subscribers, self._united_clouds()))
+        return clouds or self.others_wanted() or not config.only_when_subscribed
+
+    def others_wanted(self) -> bool:
+        """There are subscribers of label images, the grid or tracks."""
+        return self._images.wanted() or self._grid.wanted() or self._tracks_wanted()
 
     def needs_pose(self, config: NodeConfig) -> bool:
         """The grid is subscribed and drawn in the fixed frame."""
@@ -129,6 +147,9 @@ class SweepOutputs:
         return bool(fields) and any(map(qos.has_subscribers, self._all_clouds()))
 
     def _all_clouds(self) -> list[LifecyclePublisher[PointCloud2]]:
+        return [*self._united_clouds(), *self._parts.values()]
+
+    def _united_clouds(self) -> list[LifecyclePublisher[PointCloud2]]:
         return [self._labeled, *self._clouds.values(), *self._moving.values()]
 
     def teacher_wanted(self) -> bool:
@@ -146,31 +167,41 @@ class SweepOutputs:
         config: NodeConfig,
         fixed_frame: str,
         remembered: Callable[[float], Voxels | None],
+        parts: Mapping[str, PointCloud2] | None = None,
     ) -> list[tuple[str, str]]:
         """Publish the clouds, images and the grid of a sweep.
 
         Args:
-            msg: the sweep.
+            msg: the sweep; of a united one only the header is needed unless `united_wanted`.
             labeled: its labels.
             config: parameters.
             fixed_frame, remembered: see `GridOutput.publish`.
+            parts: LiDAR -> its sweep as it came, in the order of the points of a united sweep.
 
         Returns:
             (event, reason) of what cannot be made.
         """
-        problems = self._publish_clouds(msg, labeled, config)
+        problems = self._publish_clouds(msg, labeled, config, parts or {})
         problems += self._images.publish(msg, labeled)
         if self._tracks is not None:
             problems += self._tracks.publish(msg.header, labeled)
         return problems + self._grid.publish(msg, labeled, config.grid, fixed_frame, remembered)
 
     def _publish_clouds(
-        self, msg: PointCloud2, labeled: LabeledSweep, config: NodeConfig
+        self,
+        msg: PointCloud2,
+        labeled: LabeledSweep,
+        config: NodeConfig,
+        parts: Mapping[str, PointCloud2],
     ) -> list[tuple[str, str]]:
         wanted = any(map(qos.has_subscribers, self._all_clouds()))
         if not wanted and config.only_when_subscribed:
             return []
-        cloud = self.labeled_message(msg, labeled, config)
+        fields = _fields(labeled, config)
+        self._publish_parts(parts, labeled, config, fields)
+        if parts and not self.united_wanted(config):
+            return []
+        cloud = self._encode(msg, labeled, config, fields)
         self._labeled.publish(cloud)
         for name, publisher in self._clouds.items():
             if qos.has_subscribers(publisher):
@@ -186,10 +217,35 @@ class SweepOutputs:
                 publisher.publish(conversions.filtered_message(cloud, chosen))
         return []
 
+    def _publish_parts(
+        self,
+        parts: Mapping[str, PointCloud2],
+        labeled: LabeledSweep,
+        config: NodeConfig,
+        fields: Mapping[str, npt.NDArray[Any]],
+    ) -> None:
+        """Publish the sweep of each LiDAR with its part of the labels."""
+        first = 0
+        for name, msg in parts.items():
+            rows = slice(first, first + msg.height * msg.width)
+            first = rows.stop
+            if qos.has_subscribers(self._parts[name]):
+                own = {field: values[rows] for field, values in fields.items()}
+                self._parts[name].publish(self._encode(msg, labeled.part(rows), config, own))
+
     def labeled_message(
         self, msg: PointCloud2, labeled: LabeledSweep, config: NodeConfig
     ) -> PointCloud2:
         """The sweep in the profile, and with the fields, that the parameters select."""
+        return self._encode(msg, labeled, config, _fields(labeled, config))
+
+    def _encode(
+        self,
+        msg: PointCloud2,
+        labeled: LabeledSweep,
+        config: NodeConfig,
+        fields: Mapping[str, npt.NDArray[Any]],
+    ) -> PointCloud2:
         output, space = config.output, labeled.label_space
         if output.profile == "autoware":
             if self._autoware_of is not space:
@@ -197,7 +253,7 @@ class SweepOutputs:
                 self._autoware_of = space
             cloud = autoware_cloud(msg, labeled, self._autoware_ids)
         else:
-            extra = ExtraFields(output.entropy, output.probabilities, _fields(labeled, config))
+            extra = ExtraFields(output.entropy, output.probabilities, fields)
             encode = minimal_cloud if output.profile == "minimal" else append_labels
             cloud = encode(msg, labeled, extra)
         return conversions.cloud_message(msg.header, cloud)

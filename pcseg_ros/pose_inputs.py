@@ -51,7 +51,8 @@ class PoseInputs:
         self.poses = SensorPoses(None, None, None)
         self.fixed_frame = config.motion.fixed_frame
         moves = needs_motion(config)
-        if not (moves or config.cameras.topics):
+        united = len(config.points.topics) > 1
+        if not (moves or united or config.cameras.topics):
             return
         source = _source(config, moves, calibrated=calibration is not None)
         if has_tf2():
@@ -128,4 +129,6 @@ def _source(config: NodeConfig, moves: bool, calibrated: bool) -> str:
         raise InputError("motion.source is tf, but tf2_ros is not installed; use odometry")
     if config.cameras.topics and not calibrated and not has_tf2():
         raise InputError("cameras need cameras.calibration if tf2_ros is not installed")
+    if len(config.points.topics) > 1 and not calibrated and not has_tf2():
+        raise InputError("points.topics need cameras.calibration if tf2_ros is not installed")
     return source

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 POINTS = "points"
 ODOMETRY = "odometry"
 LABELED = "labeled_points"
+LABELED_PART = "labeled_points/{lidar}"
 TEACHER = "teacher_points"
 OVERLAY = "overlay/{camera}"
 LABEL_INFO = "label_info"
@@ -36,7 +37,7 @@ class Topic:
     """One topic or service.
 
     Attributes:
-        name: as given to rclpy; {camera} and {stage} are placeholders.
+        name: as given to rclpy; {camera}, {lidar} and {stage} are placeholders.
         kind: message or service type.
         direction: "in", "out" or "service".
         qos: delivery.
@@ -57,6 +58,13 @@ _LATCHED = "reliable, latched"
 
 TOPICS = (
     Topic(POINTS, "sensor_msgs/PointCloud2", "in", _SENSOR, "Sweeps: any fields with x, y, z"),
+    Topic(
+        "(`points.topics`)",
+        "sensor_msgs/PointCloud2",
+        "in",
+        _SENSOR,
+        "Sweeps of several LiDARs instead, which are united",
+    ),
     Topic("(`cameras.topics`)", "sensor_msgs/Image or CompressedImage", "in", _SENSOR, "Images"),
     Topic("(`cameras.info_topics`)", "sensor_msgs/CameraInfo", "in", "best effort", "Calibration"),
     Topic("/tf, /tf_static", "tf2_msgs/TFMessage", "in", "reliable", "If tf2_ros is installed"),
@@ -70,6 +78,14 @@ TOPICS = (
         "unlabeled), `confidence` (float32), optionally `instance` (uint32, the track with "
         "`tracks.enabled`), `moving` (uint8), `rgb`, `entropy` and `p_CLASS`; or the fields of "
         "another `output.profile`",
+    ),
+    Topic(
+        LABELED_PART,
+        "sensor_msgs/PointCloud2",
+        "out",
+        _LAZY,
+        "The sweep of one of several LiDARs as it came, with the same fields; `labeled_points` is "
+        "then the united sweep, with `source` (uint8), the number of the LiDAR",
     ),
     Topic(
         "(`clouds.names`)",
@@ -143,7 +159,8 @@ TOPICS = (
         "out",
         "reliable",
         "Rates, latency p50 and p95, age, drops by reason, faults, memory, device, engine "
-        "(backend, instruction set, precision), checkpoint, intensity scale",
+        "(backend, instruction set, precision), checkpoint, intensity scale, calibration; of "
+        "several LiDARs rate, age, missed sweeps and clock offset",
     ),
     Topic(RESET, "std_srvs/Trigger", "service", "", "Forget past sweeps, images, transforms"),
     Topic(ENABLE, "std_srvs/SetBool", "service", "", "Label sweeps, or ignore them"),

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -24,11 +24,14 @@ from pcseg_core.geometry import undo_motion
 from pcseg_core.input_check import SWEEPS_TO_MATCH, InputCheck, InputStatistics, IntensityMatch
 from pcseg_core.labels import IGNORE, LabelSpace
 from pcseg_core.online.camera_fusion import CameraFusionConfig, CameraLabeler, fuse_cameras
+from pcseg_core.online.free_space import Beams
+from pcseg_core.online.output_clouds import entropy
 from pcseg_core.online.over_time import OverTime
 from pcseg_core.online.pipeline_config import PipelineConfig
 from pcseg_core.online.temporal import TemporalBuffer
 from pcseg_core.point_time import possible_time_fields
 from pcseg_core.progress import note
+from pcseg_core.returns import last_returns
 
 if TYPE_CHECKING:
     from pcseg_core.data import Recording
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
     from pcseg_core.online.tracks import Tracked, TrackRules
     from pcseg_core.vision.pixel_classes import PixelClasses
 
+Array = npt.NDArray[Any]
 Float64 = npt.NDArray[np.float64]
 Evidence: TypeAlias = "Sequence[PixelEvidence] | None"
 Voxels: TypeAlias = "tuple[npt.NDArray[np.float32], npt.NDArray[np.int32], npt.NDArray[np.float32]]"
@@ -88,7 +92,9 @@ class Sweep:
         cloud = self.cloud
         if self.poses is None or cloud.time is None:
             return cloud
-        return replace(cloud, xyz=undo_motion(cloud.xyz, cloud.time, self.poses, cloud.stamp_ns))
+        xyz = undo_motion(cloud.xyz, cloud.time, self.poses, cloud.stamp_ns)
+        # Moved to one moment, the returns of a beam are no longer in one direction.
+        return replace(cloud, xyz=xyz, last=last_returns(cloud))
 
 
 @dataclass
@@ -97,7 +103,8 @@ class LabeledSweep:
 
     Attributes:
         cloud: the points, deskewed if the configuration says so; intensities as measured.
-        labels: (N,) int32 class ids; IGNORE for points without a label or with too low confidence.
+        labels: (N,) int32 class ids; IGNORE for points without a label, with too low confidence or
+            too high entropy.
         confidence: (N,) float32 in 0..1; 0 for points that the network gave no label.
         label_space: meaning of the ids.
         stages_ms: wall time of each stage: motion, inference, fusion [ms].
@@ -129,6 +136,28 @@ class LabeledSweep:
     uncalibrated: npt.NDArray[np.float32] | None = None
     moving: npt.NDArray[np.uint8] | None = None
     tracked: Tracked | None = None
+
+    def part(self, rows: slice) -> LabeledSweep:
+        """Some of the points with their labels; of the cloud the positions alone."""
+
+        def own(values: Array | None) -> Array | None:
+            return None if values is None else values[rows]
+
+        tracked = self.tracked
+        if tracked is not None:
+            tracked = replace(tracked, instances=tracked.instances[rows])
+        return replace(
+            self,
+            cloud=PointCloud(
+                self.cloud.xyz[rows], frame_id=self.cloud.frame_id, stamp_ns=self.cloud.stamp_ns
+            ),
+            labels=self.labels[rows],
+            confidence=self.confidence[rows],
+            probabilities=own(self.probabilities),
+            uncalibrated=own(self.uncalibrated),
+            moving=own(self.moving),
+            tracked=tracked,
+        )
 
 
 class SegmenterLike(Protocol):
@@ -300,19 +329,22 @@ class Pipeline:
         smooth = self.config.temporal.enabled and pose is not None
         mapped = matched is not sweep.cloud
         seen = replace(cloud, intensity=matched.intensity) if mapped else cloud
-        wanted = probabilities or smooth or evidence_of is not None
+        limited = self.config.max_entropy < 1
+        wanted = probabilities or smooth or limited or evidence_of is not None
         result = self.segmenter.segment(seen, probabilities=wanted)
         clock.stop("inference")
         not_finite, out_of_range = result.not_finite, result.out_of_range
         result = self._fuse(result, cloud, evidence_of, problems)
         labels, confidence = result.labels, result.confidence
         if smooth and pose is not None:
-            labels, confidence = self._smooth(result, cloud, pose, probabilities)
+            labels, confidence = self._smooth(result, cloud, pose, probabilities or limited)
         finite = np.isfinite(confidence)
         if not finite.all():
             not_finite += int(np.count_nonzero(~finite))
             confidence = np.where(finite, confidence, np.float32(0))
         keep = finite & (confidence >= self.config.min_confidence)
+        if limited and result.probabilities is not None:
+            keep &= entropy(result.probabilities, len(labels)) <= self.config.max_entropy
         labels = np.where(keep, labels, IGNORE).astype(np.int32, copy=False)
         clock.stop("fusion")
         problems += _check_result(cloud, not_finite, out_of_range)
@@ -333,12 +365,13 @@ class Pipeline:
         cloud, motion = sweep.cloud, self.config.motion
         if motion.deskew:
             problems += _check_times(cloud)
-        needed = located or self.config.temporal.enabled or motion.deskew
+        deskew = motion.deskew or cloud.source is not None  # united sweeps are of several times
+        needed = located or self.config.temporal.enabled or deskew
         if sweep.poses is None or not needed:
             return cloud, None
         try:
             pose = sweep.poses(np.array([cloud.stamp_ns], np.int64))[0]
-            return (sweep.deskewed() if motion.deskew else cloud), pose
+            return (sweep.deskewed() if deskew else cloud), pose
         except PcsegError as error:
             if motion.required:
                 raise MotionError(f"{NO_MOTION}: {error}") from None
@@ -381,7 +414,8 @@ class Pipeline:
         elif self._forget:
             self._buffer.reset()  # reuses its large tables; a new buffer would allocate them again
         self._forget = False
-        return self._buffer.update(cloud.xyz, observed, pose, cloud.stamp_ns, overwrite)
+        beams = Beams.of(cloud)
+        return self._buffer.update(cloud.xyz, observed, pose, cloud.stamp_ns, overwrite, beams)
 
 
 def _check_times(cloud: PointCloud) -> list[tuple[str, str]]:

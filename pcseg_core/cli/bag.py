@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pcseg_core.cli.options import TimeField
+from pcseg_core.cli.options import Json, Picture, TimeField
 from pcseg_core.cli.outputs import check_file, text_console
 from pcseg_core.cli.simulate import simulate
 from pcseg_core.errors import InputError
@@ -65,10 +65,8 @@ def from_kitti(
 @app.command("info")
 def info(
     bag: Annotated[Path, typer.Argument(help="Bag folder, .mcap or .db3 file.")],
-    json_: Annotated[Path | None, typer.Option("--json", help="Write the report as JSON.")] = None,
-    picture: Annotated[
-        Path | None, typer.Option(help="Draw the points of a sweep over its images into this PNG.")
-    ] = None,
+    json_: Json = None,
+    picture: Picture = None,
     cloud_topic: Annotated[
         str | None,
         typer.Option(
@@ -98,7 +96,7 @@ def info(
 ) -> None:
     """Check whether a bag can train a segmenter, for which places, and list what is missing.
 
-    The exit code is 1 if it cannot.
+    The exit code is 1 if it cannot. --picture draws the points of a sweep over its images.
     """
     check_file(json_)
     check_file(picture, (".png",))

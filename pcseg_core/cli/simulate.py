@@ -8,12 +8,13 @@ from typing import Annotated
 
 import typer
 
+from pcseg_core.cli.options import Seed
 from pcseg_core.errors import InputError
 
 
 def simulate(
     out: Annotated[Path, typer.Option(help="Folder of the new bag.")],
-    seed: Annotated[int, typer.Option(help="Seed of town, streets, traffic and light.")] = 0,
+    seed: Seed = 0,
     sweeps: Annotated[int, typer.Option(help="Number of LiDAR sweeps.")] = 100,
     town: Annotated[
         str | None,

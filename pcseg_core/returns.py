@@ -107,7 +107,8 @@ def _directions(
     row = np.floor(np.arctan2(z, np.hypot(x, y)) / _STEP_RAD + shift).astype(np.int64) % _ROW
     if ring is not None:
         row = ring.astype(np.int64)
-    return row * _ROW + column
+    cell: npt.NDArray[np.int64] = row * _ROW + column
+    return cell
 
 
 def _ends(group: npt.NDArray[np.int64], distance: Array) -> npt.NDArray[np.int64]:

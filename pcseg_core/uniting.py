@@ -113,7 +113,8 @@ def _common(points: Sequence[Array]) -> list[str]:
 
 
 def _kind(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    return dtype.newbyteorder("=")
+    native: np.dtype[Any] = dtype.newbyteorder("=")
+    return native
 
 
 def _native(values: Array) -> Array:

@@ -17,11 +17,13 @@ from pcseg_core.data.lidar_sets import MAX_LIDAR_OFFSET_S
 from pcseg_core.errors import InputError
 from pcseg_core.online.grid import GridConfig
 from pcseg_core.online.pipeline_config import CameraUseConfig, MotionConfig, PipelineConfig
+from pcseg_core.online.tracks import TrackRules
 from pcseg_ros.output_parameters import (
     CloudsParameters,
     DefaultClouds,
     MovingParameters,
     OutputParameters,
+    TrackParameters,
     Words,
     clouds_section,
 )
@@ -55,6 +57,28 @@ class PointsParameters(Section):
     )
 
 
+class MonitorParameters(Section):
+    """Checks the calibration of the cameras while the node runs."""
+
+    period_s: float = Field(
+        2.0,
+        ge=0.0,
+        le=60.0,
+        description="Time between two sweeps whose images are compared with their depth edges, s; "
+        "0 turns the monitor off",
+    )
+    images: int = Field(
+        8, ge=3, le=64, description="Number of the newest images of a camera compared together"
+    )
+    max_rotation_deg: float = Field(
+        0.5,
+        gt=0.0,
+        le=5.0,
+        description="Warn if a camera seems turned by more than this since the first images, "
+        "degrees; where the first estimates scatter, by more than twice their scatter",
+    )
+
+
 class CameraParameters(Section):
     """Image topics and how they are matched to sweeps."""
 
@@ -85,6 +109,7 @@ class CameraParameters(Section):
     deadline_s: float = Field(
         0.05, ge=0.0, le=10.0, description="Maximum time that a sweep waits for its images, s"
     )
+    monitor: MonitorParameters = Field(MonitorParameters(), description="Calibration monitor")
 
 
 class MotionParameters(MotionConfig):
@@ -217,7 +242,8 @@ class NodeConfig(PipelineConfig):
     publish_instances: bool = Field(
         False,
         description="Add the field instance, which numbers connected points of one of "
-        "instance_classes from 1; 0 is no instance; numbers are not tracked over sweeps",
+        "instance_classes from 1; 0 is no instance; numbers change from sweep to sweep without "
+        "tracks.enabled",
         json_schema_extra=LIVE,
     )
     instance_classes: Words = Field(
@@ -239,6 +265,7 @@ class NodeConfig(PipelineConfig):
     output: OutputParameters = Field(OutputParameters(), description="Fields of the clouds")
     clouds: DefaultClouds = Field(DefaultClouds(), description="Named clouds")
     moving: MovingParameters = Field(MovingParameters(), description="What moves")
+    tracks: TrackParameters = Field(TrackParameters(), description="Tracks of things")
     grid: GridConfig = Field(GridConfig(), description="Occupancy grid")
     points: PointsParameters = Field(PointsParameters(), description="Several LiDARs")
     cameras: CameraParameters = Field(CameraParameters(), description="Cameras")
@@ -261,6 +288,15 @@ class NodeConfig(PipelineConfig):
             )
         return self
 
+    def thing_rules(self) -> TrackRules:
+        """What has instances, and how it is tracked."""
+        return TrackRules(
+            self.instance_classes,
+            self.instance_cell_m,
+            self.instance_min_points,
+            self.tracks.coast_s,
+        )
+
     def recording_options(self) -> dict[str, Any]:
         """Arguments of `BagRecording` that open a bag with the inputs that the node would have.
 
@@ -268,7 +304,8 @@ class NodeConfig(PipelineConfig):
         """
         cameras, motion, points = self.cameras, self.motion, self.points
         lidars = ",".join(f"/{topic.lstrip('/')}" for topic in points.topics)
-        chosen = {"cloud_topic": lidars, "max_lidar_offset_s": points.tolerance_s}
+        chosen: dict[str, Any] = {"cloud_topic": lidars, "united_frame": points.frame}
+        chosen["max_lidar_offset_s"] = points.tolerance_s
         return {
             **(chosen if lidars else {}),
             "camera_topics": [f"/{topic.lstrip('/')}" for topic in cameras.topics],

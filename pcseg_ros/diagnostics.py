@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -151,13 +151,16 @@ class SweepStatistics:
             return result
 
 
-def judge(state: str, fault: str, summary: Summary) -> tuple[bytes, str]:
+def judge(
+    state: str, fault: str, summary: Summary, warnings: Sequence[str] = ()
+) -> tuple[bytes, str]:
     """Level and message of the status.
 
     Args:
         state: lifecycle state.
         fault: why the node could not be configured, or "".
         summary: counters since the last report.
+        warnings: what is wrong besides, while sweeps are labeled.
     """
     drops = {r: n for r, n in summary.recent_drops.items() if r not in _INTENDED}
     if fault:
@@ -178,8 +181,8 @@ def judge(state: str, fault: str, summary: Summary) -> tuple[bytes, str]:
         reasons = ", ".join(f"{reason}: {count}" for reason, count in drops.items())
         return DiagnosticStatus.WARN, f"sweeps dropped ({reasons})"
     events = [f"{event}: {n}" for event, n in summary.recent_events.items() if n > frequent]
-    if events:
-        return DiagnosticStatus.WARN, "; ".join(events)
+    if events or warnings:
+        return DiagnosticStatus.WARN, "; ".join([*events, *warnings])
     if UNSUBSCRIBED in summary.recent_drops:
         return DiagnosticStatus.OK, f"idle: {UNSUBSCRIBED}"
     return DiagnosticStatus.OK, "labeling"

@@ -18,6 +18,7 @@ from pcseg_core.errors import InputError
 from pcseg_core.labels import LabelSpace
 from pcseg_core.online.pipeline import NO_MOTION, MotionError, Pipeline
 from pcseg_ros import conversions, diagnostics
+from pcseg_ros.calibration_monitor import CalibrationThread
 from pcseg_ros.camera_teacher import CameraTeacher, PendingEvidence
 from pcseg_ros.config import NodeConfig
 from pcseg_ros.diagnostics import SweepStatistics
@@ -72,9 +73,8 @@ class Inference:
         self.device, self.engine = str(segmenter.device), segmenter.engine
         config = settings.current()
         self.inputs = Inputs(node, config, statistics, self._offer, self._forget)
-        cameras, clouds = list(self.inputs.cameras), config.clouds.names
-        lidars, moving = self.inputs.lidar_names, config.moving.enabled
-        self._outputs = SweepOutputs(node, cameras, teacher is not None, clouds, moving, lidars)
+        cameras, lidars = list(self.inputs.cameras), self.inputs.lidar_names
+        self._outputs = SweepOutputs(node, cameras, teacher is not None, config, lidars)
         if teacher is not None:
             wanted = self._outputs.teacher_wanted
             self._teacher = CameraTeacher(
@@ -84,6 +84,11 @@ class Inference:
                 self._publish_teacher,
                 partial(self._complain, "teacher failed"),
             )
+        self._monitor = CalibrationThread(
+            config.cameras.monitor,
+            node.get_logger(),
+            partial(self._complain, "calibration monitor failed"),
+        )
         self._pipeline = Pipeline(segmenter, config, self._teacher)
         self.inputs.use_training(self._pipeline.trained_on)
         self._match_logged = False
@@ -137,6 +142,7 @@ class Inference:
         if self.inputs.cameras:
             on_error = partial(self._complain, "overlay failed")
             self._overlays = OverlayThread(self._outputs, self._frames, on_error)
+            self._monitor.start()
         self._worker = LatestWorker(self._label, self._give_up, name="inference")
         self.inputs.enabled = True
 
@@ -145,7 +151,7 @@ class Inference:
         self.inputs.enabled = False
         worker, overlays = self._worker, self._overlays
         self._worker = self._overlays = None
-        parts = (worker, self._teacher, overlays)
+        parts = (worker, self._teacher, overlays, self._monitor)
         ended = [part.stop(timeout_s) for part in parts if part is not None]
         return all(ended)
 
@@ -162,11 +168,21 @@ class Inference:
         self._forget()
 
     def counters(self) -> dict[str, int]:
-        """Events of the synchronizer and of the smoothing, in words."""
+        """Events of the synchronizer and of the smoothing, and tracks, in words."""
         smoothing = self._pipeline.counters.items()
-        return self.inputs.counters() | {
-            f"smoothing {k.replace('_', ' ')}": v for k, v in smoothing
-        }
+        return (
+            self.inputs.counters()
+            | {f"smoothing {k.replace('_', ' ')}": v for k, v in smoothing}
+            | self._pipeline.track_counters
+        )
+
+    def warnings(self) -> list[str]:
+        """What is wrong with the cameras."""
+        return self._monitor.warnings()
+
+    def calibration(self) -> dict[str, str]:
+        """What is known of the calibration of the cameras, as keys and values of a status."""
+        return self._monitor.values()
 
     # --- executor --------------------------------------------------------------------------------
 
@@ -201,6 +217,7 @@ class Inference:
                 probabilities=outputs.needs_probabilities(config),
                 located=outputs.needs_pose(config),
                 moving=outputs.needs_moving(),
+                tracks=config.thing_rules() if outputs.needs_tracks() else None,
             )
             self._report_match()
             processed = time.monotonic()
@@ -225,6 +242,7 @@ class Inference:
         self._outputs.publish_times(stages_ms)
         if self._overlays is not None:
             self._overlays.offer(Drawing(labeled, received))
+        self._monitor.offer(sweep, labeled.cloud)
 
     def _report_match(self) -> None:
         """Log once how the intensities of the sensor are mapped."""

@@ -159,8 +159,10 @@ class Inputs:
         """End all subscriptions."""
         self._jumps.unregister()
         self._node.destroy_timer(self._deadline)
-        for clouds in filter(None, (self._points, self._lidars)):
-            clouds.destroy()
+        if self._points is not None:
+            self._points.destroy()
+        if self._lidars is not None:
+            self._lidars.destroy()
         for camera in self.cameras.values():
             camera.destroy()
         self._pose_inputs.destroy()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -81,7 +82,7 @@ class Lidars:
                 node,
                 PointCloud2,
                 topic,
-                lambda msg, name=name: self._on_points(name, msg),
+                partial(self._on_points, name),
                 statistics,
                 f"sweeps of {name}",
                 config.input_reliability,

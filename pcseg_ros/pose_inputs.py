@@ -111,7 +111,8 @@ class PoseInputs:
 def needs_motion(config: NodeConfig) -> bool:
     """A parameter needs the motion of the platform."""
     smoothed = config.temporal.enabled or config.motion.deskew
-    return smoothed or config.moving.enabled or config.grid.frame == "fixed"
+    followed = config.moving.enabled or config.tracks.enabled
+    return smoothed or followed or config.grid.frame == "fixed"
 
 
 def _source(config: NodeConfig, moves: bool, calibrated: bool) -> str:
@@ -119,8 +120,8 @@ def _source(config: NodeConfig, moves: bool, calibrated: bool) -> str:
     source: str = config.motion.source
     if source == "none" and moves:
         raise InputError(
-            "temporal.enabled, motion.deskew, moving.enabled and grid.frame fixed need "
-            "motion.source"
+            "temporal.enabled, motion.deskew, moving.enabled, tracks.enabled and grid.frame fixed "
+            "need motion.source"
         )
     if source == "auto":
         source = "tf" if has_tf2() else "odometry"

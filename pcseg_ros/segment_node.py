@@ -219,7 +219,8 @@ class SegmentNode(TolerantLifecycleNode):
     def _report(self) -> None:
         """Publish the state of the node."""
         summary, config, inference = self._statistics.summary(), self.config, self._inference
-        level, message = diagnostics.judge(self.state, self._fault, summary)
+        warnings = [] if inference is None else inference.warnings()
+        level, message = diagnostics.judge(self.state, self._fault, summary, warnings)
         device = config.device if inference is None else inference.device
         values = {"state": self.state, "checkpoint": config.checkpoint or BUNDLED, "device": device}
         values |= diagnostics.values_of(summary)
@@ -229,6 +230,7 @@ class SegmentNode(TolerantLifecycleNode):
             values["intensity"] = inference.intensity
             values |= inference.inputs.lidar_values()
             values |= {f"counted: {k}": str(v) for k, v in inference.counters().items()}
+            values |= inference.calibration()
         name = self.get_fully_qualified_name().lstrip("/")
         report = diagnostics.report(f"{name}: segmentation", level, message, values)
         report.header.stamp = self.get_clock().now().to_msg()

@@ -18,6 +18,9 @@ LABEL_IMAGE_INFO = "label_image_info"
 GRID = "grid"
 STATIC = "static_points"
 MOVING = "moving_points"
+TRACKS = "tracks"
+TRACK_BOXES = "track_boxes"
+TRACK_MARKERS = "track_markers"
 LEGEND = "legend"
 LEGEND_SCENE = "legend_scene"
 TIMES = "~/debug/{stage}_ms"
@@ -72,8 +75,9 @@ TOPICS = (
         "out",
         _LAZY,
         "The sweep: its fields, order, organization and header, with `label` (uint32, 65535 is "
-        "unlabeled), `confidence` (float32), optionally `instance` (uint32), `moving` (uint8), "
-        "`rgb`, `entropy` and `p_CLASS`; or the fields of another `output.profile`",
+        "unlabeled), `confidence` (float32), optionally `instance` (uint32, the track with "
+        "`tracks.enabled`), `moving` (uint8), `rgb`, `entropy` and `p_CLASS`; or the fields of "
+        "another `output.profile`",
     ),
     Topic(
         LABELED_PART,
@@ -92,6 +96,28 @@ TOPICS = (
     ),
     Topic(STATIC, "sensor_msgs/PointCloud2", "out", _LAZY, "Its static points; `moving.enabled`"),
     Topic(MOVING, "sensor_msgs/PointCloud2", "out", _LAZY, "Its moving points; `moving.enabled`"),
+    Topic(
+        TRACKS,
+        "sensor_msgs/PointCloud2",
+        "out",
+        _LAZY,
+        "A point for each tracked vehicle and person: its box, velocity, id and class; "
+        "`tracks.enabled`",
+    ),
+    Topic(
+        TRACK_BOXES,
+        "vision_msgs/Detection3DArray",
+        "out",
+        _LAZY,
+        "The boxes of those that the sweep sees, if vision_msgs is installed",
+    ),
+    Topic(
+        TRACK_MARKERS,
+        "visualization_msgs/MarkerArray",
+        "out",
+        _LAZY,
+        "Outlines, ids and velocities of all, if visualization_msgs is installed",
+    ),
     Topic(TEACHER, "sensor_msgs/PointCloud2", "out", _LAZY, "Labels of the camera teacher"),
     Topic(OVERLAY, "sensor_msgs/Image", "out", _LAZY, "Labels drawn over the camera's image"),
     Topic(LABEL_INFO, "vision_msgs/LabelInfo", "out", _LATCHED, "Classes of `label`"),
@@ -133,8 +159,8 @@ TOPICS = (
         "out",
         "reliable",
         "Rates, latency p50 and p95, age, drops by reason, faults, memory, device, engine "
-        "(backend, instruction set, precision), checkpoint, intensity scale; of several LiDARs "
-        "rate, age, missed sweeps and clock offset",
+        "(backend, instruction set, precision), checkpoint, intensity scale, calibration; of "
+        "several LiDARs rate, age, missed sweeps and clock offset",
     ),
     Topic(RESET, "std_srvs/Trigger", "service", "", "Forget past sweeps, images, transforms"),
     Topic(ENABLE, "std_srvs/SetBool", "service", "", "Label sweeps, or ignore them"),

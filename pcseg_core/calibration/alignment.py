@@ -77,17 +77,38 @@ def view_of(sample: Sample, k: int, edges: DepthEdges) -> View:
         InputError: the image does not decode, or the poses do not cover it.
     """
     frame = sample.cameras[k]
-    poses = camera_poses(frame, sample.trajectory, sample.stamp_ns)
+    return frame_view(frame, edges, camera_poses(frame, sample.trajectory, sample.stamp_ns))
+
+
+def frame_view(
+    frame: CameraFrame,
+    edges: DepthEdges,
+    poses: Float64,
+    pixel_deg: float = _PIXEL_DEG,
+    most_edges: int = _MAX_EDGES,
+) -> View:
+    """The view of an image.
+
+    Args:
+        frame: the image.
+        edges: of a sweep near it.
+        poses: see `View`.
+        pixel_deg: smaller pixels are reduced up to this [deg].
+        most_edges: more are thinned.
+
+    Raises:
+        InputError: the image does not decode.
+    """
     T_cam_lidar = poses[_TIME_STEPS // 2]
     near = _around(edges, T_cam_lidar, frame.camera)
-    if len(near) > _MAX_EDGES:
-        chosen = np.random.default_rng(0).choice(len(near), _MAX_EDGES, replace=False)
+    if len(near) > most_edges:
+        chosen = np.random.default_rng(0).choice(len(near), most_edges, replace=False)
         near = near.select(np.sort(chosen))
-    pixel_deg = _pixel_deg(frame.camera)
-    reduce = max(1, int(_PIXEL_DEG / pixel_deg))
-    strength = contrast(gray(frame.image, reduce), pixel_deg * reduce)
+    own_deg = _pixel_deg(frame.camera)
+    reduce = max(1, int(pixel_deg / own_deg))
+    strength = contrast(gray(frame.image, reduce), own_deg * reduce)
     finest = _FINEST_PX * reduce
-    bands = [band(strength, max(sigma / pixel_deg, finest) / reduce) for sigma in SIGMAS_DEG]
+    bands = [band(strength, max(sigma / own_deg, finest) / reduce) for sigma in SIGMAS_DEG]
     return View(
         near,
         _is_horizontal(near, T_cam_lidar, frame.camera),
@@ -96,6 +117,12 @@ def view_of(sample: Sample, k: int, edges: DepthEdges) -> View:
         poses,
         frame,
     )
+
+
+def same_camera(one: CameraFrame, other: CameraFrame) -> bool:
+    """Whether two images are of the same size and intrinsics."""
+    a, b = one.camera, other.camera
+    return (a.width, a.height) == (b.width, b.height) and np.array_equal(a.K, b.K)
 
 
 def camera_poses(frame: CameraFrame, trajectory: Trajectory | None, sweep_ns: int) -> Float64:

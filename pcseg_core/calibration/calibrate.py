@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pcseg_core.calibration.alignment import View, sweep_edges, view_of
+from pcseg_core.calibration.alignment import View, same_camera, sweep_edges, view_of
 from pcseg_core.calibration.estimate import GROUPS
 from pcseg_core.calibration.verdict import UNITS, CameraVerdict, judge
 from pcseg_core.config import Section
@@ -123,7 +123,7 @@ def collect_views(samples: Iterable[Sample]) -> dict[str, list[View]]:
             continue
         for k, frame in enumerate(sample.cameras):
             known = views.get(frame.name)
-            if known and not _same_camera(known[0].frame, frame):
+            if known and not same_camera(known[0].frame, frame):
                 continue
             try:
                 view = view_of(sample, k, edges)
@@ -131,11 +131,6 @@ def collect_views(samples: Iterable[Sample]) -> dict[str, list[View]]:
                 continue
             views[frame.name].append(view)
     return dict(views)
-
-
-def _same_camera(one: CameraFrame, other: CameraFrame) -> bool:
-    a, b = one.camera, other.camera
-    return (a.width, a.height) == (b.width, b.height) and np.array_equal(a.K, b.K)
 
 
 def _judge(name: str, views: Sequence[View], whole: bool, still: str) -> CameraVerdict:

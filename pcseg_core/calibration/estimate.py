@@ -97,14 +97,24 @@ def search(
     return change
 
 
-def estimate(alignment: Alignment, change: Float64) -> Estimate:
-    """A change of the best score with its covariance, drawn to 0 where the drive cannot tell."""
-    slopes = alignment.parts(change, -1)[1] * _UNIT
-    information = _information(slopes, _curvature(alignment, change))
-    covariance = np.linalg.inv(information + np.diag(_PRIOR**-2.0)).astype(np.float64)
-    likely = covariance @ information @ (change / _UNIT)
-    covariance = (covariance + np.diag(_FLOOR**2)) * np.outer(_UNIT, _UNIT)
-    return _scored(alignment, likely * _UNIT, covariance)
+def estimate(alignment: Alignment, change: Float64, free: Sequence[int] = range(7)) -> Estimate:
+    """A change of the best score with its covariance, drawn to 0 where the drive cannot tell.
+
+    Args:
+        alignment: the views of a camera.
+        change: see `search`.
+        free: places of the change that were searched; the others are taken as exact.
+    """
+    free = list(free)
+    unit = _UNIT[free]
+    slopes = alignment.parts(change, -1)[1][:, free] * unit
+    information = _information(slopes, _curvature(alignment, change, free))
+    covariance = np.linalg.inv(information + np.diag(_PRIOR[free] ** -2.0))
+    likely = change.copy()
+    likely[free] = unit * (covariance @ information @ (change[free] / unit))
+    whole = np.zeros((7, 7))
+    whole[np.ix_(free, free)] = (covariance + np.diag(_FLOOR[free] ** 2)) * np.outer(unit, unit)
+    return _scored(alignment, likely, whole)
 
 
 def restricted(alignment: Alignment, whole: Estimate, free: Sequence[int]) -> Estimate:
@@ -127,25 +137,26 @@ def _scored(alignment: Alignment, change: Float64, covariance: Float64) -> Estim
     return Estimate(change, covariance, before, alignment.score(change, -1))
 
 
-def _curvature(alignment: Alignment, change: Float64) -> Float64:
-    """(7, 7) second derivative of the score, over steps as wide as its finest peak."""
+def _curvature(alignment: Alignment, change: Float64, free: Sequence[int]) -> Float64:
+    """(K, K) second derivative of the score, over steps as wide as its finest peak."""
     rows = []
-    for k in range(7):
+    for k in free:
         step = np.zeros(7)
         step[k] = 0.3 * _UNIT[k]
         up, down = (alignment.parts(change + sign * step, -1)[1].sum(axis=0) for sign in (1, -1))
-        rows.append((up - down) * _UNIT / 0.6)
+        rows.append(((up - down) * _UNIT / 0.6)[list(free)])
     matrix = np.stack(rows)
     result: Float64 = (matrix + matrix.T) / 2
     return result
 
 
 def _information(slopes: Float64, curvature: Float64) -> Float64:
-    """(7, 7) inverse covariance from the slopes (V, 7) of views; neighbors are not independent."""
+    """(K, K) inverse covariance from the slopes (V, K) of views; neighbors are not independent."""
     pairs = np.add.reduceat(slopes, np.arange(0, len(slopes), 2), axis=0)
     pairs = pairs - pairs.mean(axis=0)
     scatter = pairs.T @ pairs * len(pairs) / max(len(pairs) - 1, 1)
-    scatter += np.eye(7) * (1e-2 * np.trace(scatter) / 7 + 1e-12)
+    places = len(scatter)
+    scatter += np.eye(places) * (1e-2 * np.trace(scatter) / places + 1e-12)
     values, vectors = np.linalg.eigh(-curvature)
     peaked = vectors @ np.diag(np.maximum(values, 0.0)) @ vectors.T
     result: Float64 = peaked @ np.linalg.inv(scatter) @ peaked

@@ -21,7 +21,7 @@ Word = Literal["consistent", "off", "cannot tell"]
 
 LEAST_VIEWS = 5
 _LEAST_EDGES = 500  # of all views together
-_LEAST_SCORE = 0.18  # images of other places reach 0.07
+LEAST_SCORE = 0.18  # images of other places reach 0.07
 _PARTS = 3  # of the drive that are searched by themselves
 _MAX_SPREAD_DEG = 0.8  # between the rotations that parts of the drive find
 # Errors up to these are consistent: exact calibrations seem off by up to 0.15 deg and 9 cm.
@@ -101,7 +101,7 @@ def judge(camera: str, views: Sequence[View], whole: bool = True) -> CameraVerdi
     best = estimate(alignment, change)
     scores = {"score": best.before, "score_corrected": best.after}
     nothing = nothing.model_copy(update=scores)
-    if best.after < _LEAST_SCORE:
+    if best.after < LEAST_SCORE:
         return _because(nothing, "edges of images and depth do not meet under any calibration")
     if whole and (problem := _disagreement(views, change)):
         return _because(nothing, problem)

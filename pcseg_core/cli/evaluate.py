@@ -342,13 +342,15 @@ def _against_boxes(segmenter: Segmenter, source: str) -> BoxReport:
 
 def _write(request: _Request, report: Report | None, boxes: BoxReport | None) -> None:
     from pcseg_core.evaluation import render
-    from pcseg_core.evaluation.report import box_table
+    from pcseg_core.evaluation.report import box_table, panoptic_table
     from pcseg_core.files import write_atomic
 
     console = text_console(request.json)
     if report:
         report = report.model_copy(update={"boxes": boxes})
         console.print(report.table())
+        if report.panoptic:
+            console.print(panoptic_table(report.panoptic))
     if boxes:
         console.print(box_table(boxes))
     if request.json and report:

@@ -90,6 +90,7 @@ class BagRecording:
         time_unit: str = "auto",
         stamp_reference: str = "auto",
         max_lidar_offset_s: float = MAX_LIDAR_OFFSET_S,
+        united_frame: str | None = None,
     ) -> None:
         """Scan the bag once for stamps, transforms and calibrations.
 
@@ -110,6 +111,7 @@ class BagRecording:
             intensity_scale: see `read_cloud`; None or 0 guesses one scale for the whole bag.
             time_field, time_unit, stamp_reference: see `read_cloud`.
             max_lidar_offset_s: maximum stamp difference between sweeps that are united [s].
+            united_frame: frame of united sweeps; None or "" takes that of the first topic.
 
         Raises:
             InputError: the bag is unreadable, has no usable sweep, or lacks what is requested by
@@ -123,6 +125,7 @@ class BagRecording:
         self.bag = BagFile(path)
         if isinstance(calibration, (str, Path)):
             calibration = load_calibration(calibration)
+        self._united_frame = united_frame or ""
         self._scan(cloud_topic)
         if not isinstance(intensity_scale, IntensityScale):
             intensity_scale = IntensityScale(float(intensity_scale or 0))
@@ -222,9 +225,9 @@ class BagRecording:
             if topic not in self.indices:
                 raise InputError(f"{self.path}: no message of {topic} deserializes")
         indices = [self._ordered(self.indices[topic]) for topic in self.cloud_topics]
-        self.lidar_frame = indices[0].frame_id
-        self._calibration = known
-        return BagClouds(self.bag, indices, self.place_lidar, self.scale, reading, tolerance_s)
+        self.lidar_frame = (len(indices) > 1 and self._united_frame) or indices[0].frame_id
+        self._calibration, where = known, (self.lidar_frame, self.place_lidar)
+        return BagClouds(self.bag, indices, *where, self.scale, reading, tolerance_s)
 
     def place_lidar(self, topic: str, frame: str) -> npt.NDArray[np.float64]:
         """T_united_lidar (4, 4) of a further LiDAR in the frame of the sweeps.
@@ -232,6 +235,8 @@ class BagRecording:
         Raises:
             InputError: it is unknown, or moves.
         """
+        if frame.lstrip("/") == self.lidar_frame.lstrip("/"):
+            return np.eye(4)
         known = self._calibration
         given = None if known is None else known.lidar(topic, frame)
         if given is not None:
@@ -240,7 +245,7 @@ class BagRecording:
             return self.tree.static(self.lidar_frame, frame)
         except InputError as error:
             raise InputError(
-                f"{self.path}: {topic} cannot be united with {self.cloud_topic}: {error}; record "
+                f"{self.path}: {topic} cannot be united in '{self.lidar_frame}': {error}; record "
                 "/tf_static or give a calibration file with `lidars`"
             ) from error
 

@@ -75,6 +75,7 @@ class BagClouds:
     Args:
         bag: the bag.
         indices: messages of the topics, in their order, with increasing stamps.
+        frame: of the sweeps; that of the clouds if there is one topic.
         place: gives T_united_lidar (4, 4) of a topic and its frame, or raises InputError.
         scale: of the intensities; each topic gets one like it.
         reading: further options of `read_cloud`.
@@ -84,7 +85,7 @@ class BagClouds:
         InputError: a topic has no place, or stamps of another clock.
 
     Attributes:
-        topics: of the sweeps; the first gives the frame.
+        topics: of the sweeps.
         index: one entry per sweep; of several topics only stamps and frame have a meaning.
         lidars: by topic.
     """
@@ -93,6 +94,7 @@ class BagClouds:
         self,
         bag: BagFile,
         indices: Sequence[TopicIndex],
+        frame: str,
         place: Callable[[str, str], Float64],
         scale: IntensityScale,
         reading: Mapping[str, Any],
@@ -103,7 +105,7 @@ class BagClouds:
         self.lidars: dict[str, LidarTopic] = {}
         for index in indices:
             own = scale if not self.lidars else copy.deepcopy(scale)
-            T = np.eye(4) if not self.lidars else place(index.topic, index.frame_id)
+            T = place(index.topic, index.frame_id)
             factor = self._guess_scale(index, own)
             self.lidars[index.topic] = LidarTopic(
                 index, T, own, {**reading, "intensity_scale": factor}
@@ -115,7 +117,7 @@ class BagClouds:
                 _check_clock(indices[0], index)
             stamps = {index.topic: index.stamps_ns for index in indices}
             self._sets = join_stamps(stamps, tolerance_s)
-            self.index = _index_of(self._sets, indices[0])
+            self.index = _index_of(self._sets, indices[0], frame)
 
     def take(self, kept: npt.NDArray[np.int64]) -> None:
         """Keep some of the sweeps."""
@@ -182,10 +184,10 @@ def _check_clock(first: TopicIndex, other: TopicIndex) -> None:
         )
 
 
-def _index_of(sets: Sequence[LidarSet[int]], first: TopicIndex) -> TopicIndex:
+def _index_of(sets: Sequence[LidarSet[int]], first: TopicIndex, frame: str) -> TopicIndex:
     stamps = np.array([one.stamp_ns for one in sets], np.int64)
     none = np.zeros(len(stamps), np.int64)
-    return TopicIndex(first.topic, first.msgtype, first.frame_id, stamps, stamps, none)
+    return TopicIndex(first.topic, first.msgtype, frame, stamps, stamps, none)
 
 
 def read_labels(

@@ -99,7 +99,8 @@ def _overlap(recording: BagRecording, first: TopicIndex, other: TopicIndex) -> f
         own = recording.sweeps.read_own(first.topic, position)
         message = recording.bag.read(other, nearest(other.stamps_ns, stamp))
         cloud = read_cloud(message, **{**recording.reading, "intensity_scale": None})
-        united = unite([Part(own, np.eye(4), 0), Part(cloud, T, 1)], stamp, first.frame_id)
+        own_T = recording.sweeps.lidars[first.topic].T_united_lidar
+        united = unite([Part(own, own_T, 0), Part(cloud, T, 1)], stamp, recording.lidar_frame)
         xyz = Sample(united, trajectory=recording.trajectory).deskewed()
         assert united.source is not None
         theirs = np.flatnonzero(united.finite & (united.source == 1))

@@ -42,7 +42,7 @@ class Beams:
         places = np.unique(cloud.origins, axis=0)
         return cls(beam_source(cloud), places, last)
 
-    def take(self, rows: Array) -> Beams:
+    def take(self, rows: Array | slice) -> Beams:
         """Those of some of the points."""
         source = None if self.source is None else self.source[rows]
         return Beams(source, self.origins, None if self.last is None else self.last[rows])

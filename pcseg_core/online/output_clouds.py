@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,9 @@ import numpy.typing as npt
 from pcseg_core.cloud import EncodedCloud, PointCloud2Like, append_fields, encode_cloud, structured
 from pcseg_core.labels import IGNORE, LabelSpace, to_wire
 from pcseg_core.online.class_maps import require_classes
-from pcseg_core.online.pipeline import LabeledSweep
+
+if TYPE_CHECKING:
+    from pcseg_core.online.pipeline import LabeledSweep
 
 Array = npt.NDArray[Any]
 Float32 = npt.NDArray[np.float32]

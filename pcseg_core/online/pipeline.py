@@ -22,10 +22,11 @@ from pcseg_core.distill.evidence import PixelEvidence
 from pcseg_core.errors import InputError, PcsegError
 from pcseg_core.geometry import undo_motion
 from pcseg_core.input_check import SWEEPS_TO_MATCH, InputCheck, InputStatistics, IntensityMatch
-from pcseg_core.labels import IGNORE, UNKNOWN, LabelSpace
+from pcseg_core.labels import IGNORE, LabelSpace
 from pcseg_core.online.camera_fusion import CameraFusionConfig, CameraLabeler, fuse_cameras
 from pcseg_core.online.free_space import Beams
-from pcseg_core.online.moving import MovingThings
+from pcseg_core.online.output_clouds import entropy
+from pcseg_core.online.over_time import OverTime
 from pcseg_core.online.pipeline_config import PipelineConfig
 from pcseg_core.online.temporal import TemporalBuffer
 from pcseg_core.point_time import possible_time_fields
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from pcseg_core.data.sample import CameraFrame, Sample
     from pcseg_core.geometry import Poses
     from pcseg_core.online.segmenter import Segmentation
+    from pcseg_core.online.tracks import Tracked, TrackRules
     from pcseg_core.vision.pixel_classes import PixelClasses
 
 Array = npt.NDArray[Any]
@@ -101,7 +103,8 @@ class LabeledSweep:
 
     Attributes:
         cloud: the points, deskewed if the configuration says so; intensities as measured.
-        labels: (N,) int32 class ids; IGNORE for points without a label or with too low confidence.
+        labels: (N,) int32 class ids; IGNORE for points without a label, with too low confidence or
+            too high entropy.
         confidence: (N,) float32 in 0..1; 0 for points that the network gave no label.
         label_space: meaning of the ids.
         stages_ms: wall time of each stage: motion, inference, fusion [ms].
@@ -117,6 +120,7 @@ class LabeledSweep:
             was asked to keep it, else None.
         moving: (N,) uint8 UNKNOWN, STATIC or MOVING of `pcseg_core.labels`, all UNKNOWN
             without a pose; None if it was not requested.
+        tracked: tracks of things, empty without a pose; None if they were not requested.
     """
 
     cloud: PointCloud
@@ -131,6 +135,7 @@ class LabeledSweep:
     pose: Float64 | None = None
     uncalibrated: npt.NDArray[np.float32] | None = None
     moving: npt.NDArray[np.uint8] | None = None
+    tracked: Tracked | None = None
 
     def part(self, rows: slice) -> LabeledSweep:
         """Some of the points with their labels; of the cloud the positions alone."""
@@ -138,6 +143,9 @@ class LabeledSweep:
         def own(values: Array | None) -> Array | None:
             return None if values is None else values[rows]
 
+        tracked = self.tracked
+        if tracked is not None:
+            tracked = replace(tracked, instances=tracked.instances[rows])
         return replace(
             self,
             cloud=PointCloud(
@@ -148,6 +156,7 @@ class LabeledSweep:
             probabilities=own(self.probabilities),
             uncalibrated=own(self.uncalibrated),
             moving=own(self.moving),
+            tracked=tracked,
         )
 
 
@@ -218,8 +227,7 @@ class Pipeline:
         self.intensities = IntensityMatch(self.trained_on if self.config.match_intensity else None)
         self._buffer: TemporalBuffer | None = None
         self._forget = False
-        self._moving = MovingThings()
-        self._forget_moving = False
+        self._over_time = OverTime()
 
     @property
     def label_space(self) -> LabelSpace:
@@ -231,6 +239,11 @@ class Pipeline:
         """Counts of the events of the temporal buffer; see `TemporalBuffer.counters`."""
         return {} if self._buffer is None else dict(self._buffer.counters)
 
+    @property
+    def track_counters(self) -> dict[str, int]:
+        """Number of tracks; see `OverTime.counters`."""
+        return self._over_time.counters
+
     def set_prompts(self, prompts: Sequence[str] | None) -> LabelSpace:
         """Set the classes of the next sweeps; see `Segmenter.set_prompts`."""
         space = self.segmenter.set_prompts(prompts)
@@ -239,7 +252,8 @@ class Pipeline:
 
     def reset(self) -> None:
         """Forget earlier sweeps before the next one."""
-        self._forget = self._forget_moving = True
+        self._forget = True
+        self._over_time.reset()
 
     def match_intensities(self, recording: Recording) -> None:
         """Fit the map of the intensities to sweeps of a whole recording, hold it, and report it.
@@ -279,7 +293,12 @@ class Pipeline:
         return self._buffer.remembered(span_s)
 
     def process(
-        self, sweep: Sweep, probabilities: bool = False, located: bool = False, moving: bool = False
+        self,
+        sweep: Sweep,
+        probabilities: bool = False,
+        located: bool = False,
+        moving: bool = False,
+        tracks: TrackRules | None = None,
     ) -> LabeledSweep:
         """Label one sweep.
 
@@ -288,6 +307,7 @@ class Pipeline:
             probabilities: also return the probabilities of all classes.
             located: also return the pose, if there are poses.
             moving: also find what moves, compared with the earlier sweeps of such calls.
+            tracks: also track these things, from the earlier sweeps of such calls.
 
         Raises:
             MotionError: the motion is unknown and required.
@@ -303,25 +323,28 @@ class Pipeline:
         matched = self.intensities(sweep.cloud)
         if difference := self._check_input(matched):
             problems.append((UNLIKE_TRAINING, difference))
-        cloud, pose = self._locate(sweep, problems, located or moving)
+        cloud, pose = self._locate(sweep, problems, located or moving or tracks is not None)
         clock.stop("motion")
         evidence_of = self._observe(sweep, cloud)
         smooth = self.config.temporal.enabled and pose is not None
         mapped = matched is not sweep.cloud
         seen = replace(cloud, intensity=matched.intensity) if mapped else cloud
-        wanted = probabilities or smooth or evidence_of is not None
+        limited = self.config.max_entropy < 1
+        wanted = probabilities or smooth or limited or evidence_of is not None
         result = self.segmenter.segment(seen, probabilities=wanted)
         clock.stop("inference")
         not_finite, out_of_range = result.not_finite, result.out_of_range
         result = self._fuse(result, cloud, evidence_of, problems)
         labels, confidence = result.labels, result.confidence
         if smooth and pose is not None:
-            labels, confidence = self._smooth(result, cloud, pose, probabilities)
+            labels, confidence = self._smooth(result, cloud, pose, probabilities or limited)
         finite = np.isfinite(confidence)
         if not finite.all():
             not_finite += int(np.count_nonzero(~finite))
             confidence = np.where(finite, confidence, np.float32(0))
         keep = finite & (confidence >= self.config.min_confidence)
+        if limited and result.probabilities is not None:
+            keep &= entropy(result.probabilities, len(labels)) <= self.config.max_entropy
         labels = np.where(keep, labels, IGNORE).astype(np.int32, copy=False)
         clock.stop("fusion")
         problems += _check_result(cloud, not_finite, out_of_range)
@@ -332,17 +355,8 @@ class Pipeline:
             cloud, labels, confidence, space, *times, problems, out_of_range, likely, pose
         )
         found.uncalibrated = result.uncalibrated
-        if moving:
-            found.moving = self._find_moving(found)
+        self._over_time.add(found, moving, tracks)
         return found
-
-    def _find_moving(self, labeled: LabeledSweep) -> npt.NDArray[np.uint8]:
-        if self._forget_moving:
-            self._forget_moving = False
-            self._moving.reset()
-        if labeled.pose is None:
-            return np.full(len(labeled.labels), UNKNOWN, np.uint8)
-        return self._moving.update(labeled.cloud, labeled.labels, labeled.label_space, labeled.pose)
 
     def _locate(
         self, sweep: Sweep, problems: list[tuple[str, str]], located: bool

@@ -60,6 +60,14 @@ class PipelineConfig(Section):
         description="Points labeled with less confidence become unlabeled (65535)",
         json_schema_extra=LIVE,
     )
+    max_entropy: float = Field(
+        1.0,
+        gt=0.0,
+        le=1.0,
+        description="Points whose class probabilities have a higher entropy, 0 to 1, become "
+        "unlabeled (65535); 1 keeps all",
+        json_schema_extra=LIVE,
+    )
     match_intensity: bool = Field(
         True,
         description="Map the intensities of another sensor than the training's to those of the "

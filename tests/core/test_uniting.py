@@ -151,7 +151,7 @@ def test_one_return_per_beam_needs_no_search() -> None:
 
 
 def test_deskewed_returns_keep_which_is_the_last() -> None:
-    """Moved by metres, the two returns of a beam are no longer in one direction."""
+    """Moved by meters, the two returns of a beam are no longer in one direction."""
     cloud, last = two_returns((3, 4))
     cloud.time = np.linspace(0, 0.1, len(cloud))
     deskewed = Sweep(cloud, poses=lambda stamps: body(stamps + STAMP)).deskewed()

@@ -96,13 +96,17 @@ def test_united_sweeps_are_at_one_moment(tmp_path: Path) -> None:
     assert sample.labels is not None
     assert sample.labels[:400].tolist() == [k % 8 for k in range(400)]
     assert (sample.labels[400:] == -1).all()  # the rear one has no labels
+    base = BagRecording(tmp_path / "drive", BOTH, united_frame="base_link")[2]
+    expected = transform(invert(pose(cloud.stamp_ns)), WORLD)
+    np.testing.assert_allclose(base.deskewed(), np.tile(expected, (2, 1)), atol=1e-3)
+    assert base.cloud.frame_id == "base_link"
     used = {topic: drive.account.used[topic] for topic in ("/front", "/rear")}
     assert used == {"/front": 5, "/rear": 5} and not drive.account.unexplained()
 
 
 def test_a_lidar_needs_a_place(tmp_path: Path) -> None:
     path = rig(tmp_path / "drive", place=False)
-    with pytest.raises(InputError, match="/rear cannot be united with /front: no transform"):
+    with pytest.raises(InputError, match="/rear cannot be united in 'front': no transform"):
         BagRecording(path, cloud_topic=BOTH)
     place = compose(invert(T_BASE_LIDAR), T_BASE_REAR)
     for name in ("/rear", "rear"):  # its topic or its frame

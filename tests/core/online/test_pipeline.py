@@ -16,6 +16,7 @@ from pcseg_core.errors import InputError
 from pcseg_core.geometry import Trajectory, deskew
 from pcseg_core.labels import IGNORE, LabelSpace
 from pcseg_core.online.camera_fusion import CameraFusionConfig, CameraLabeler, fuse_cameras
+from pcseg_core.online.output_clouds import entropy
 from pcseg_core.online.pipeline import (
     NO_EVIDENCE,
     NO_MOTION,
@@ -25,6 +26,7 @@ from pcseg_core.online.pipeline import (
     UNLIKE_TRAINING,
     Evidence,
     ImmediateCameras,
+    LabeledSweep,
     MotionError,
     Pipeline,
     Sweep,
@@ -37,6 +39,7 @@ from pcseg_core.online.pipeline_config import (
 )
 from pcseg_core.online.segmenter import Segmenter
 from pcseg_core.online.temporal import TemporalBuffer
+from pcseg_core.online.tracks import Tracked
 from pcseg_core.simulation.recording import SimulatedDrive
 from pcseg_core.vision.pixel_classes import PixelClasses, load_teacher
 from pcseg_core.vision.teachers.espnetv2 import ESPNetv2Config
@@ -64,6 +67,24 @@ def teacher() -> PixelClasses:
         weights="bundled:simulation_teacher", label_space="simulation", scales=(2.0,), flip=False
     )
     return load_teacher(config)
+
+
+def test_points_of_a_high_entropy_become_unlabeled(
+    samples: list[Sample], segmenter: Segmenter, teacher: PixelClasses
+) -> None:
+    """As the segmenter's own limit does; with cameras, of the fused probabilities."""
+    sample, limited = samples[0], PipelineConfig(max_entropy=0.4)
+    result = Pipeline(segmenter, limited).process(Sweep.of(sample))
+    strict = Segmenter.load("bundled", device="cpu", max_entropy=0.4)
+    expected = strict.segment(sample.cloud).labels
+    assert 0.1 < np.mean(result.labels == IGNORE) < 0.9
+    assert np.mean(result.labels == expected) > 0.999
+    both = PipelineConfig(max_entropy=0.4, teacher=FUSE, temporal=SMOOTH)
+    pipeline = Pipeline(segmenter, both, ImmediateCameras(teacher))
+    fused = pipeline.process(Sweep.of(sample), probabilities=True)
+    unsure = entropy(fused.probabilities, len(fused.labels)) > 0.4
+    assert (fused.labels[unsure] == IGNORE).all() and (fused.labels[~unsure] >= 0).any()
+    assert 0.1 < unsure.mean() < 0.9
 
 
 @pytest.mark.parametrize("deskewed", [False, True])
@@ -345,3 +366,17 @@ def test_confidences_that_are_not_finite_are_no_labels(
 def test_a_cloud_is_refused_with_the_right_call(segmenter: Segmenter) -> None:
     with pytest.raises(InputError, match=r"got PointCloud.*pcseg_core\.Sweep\("):
         Pipeline(segmenter).process(PointCloud(np.ones((2, 3))))  # type: ignore[arg-type]
+
+
+def test_a_part_of_a_sweep_keeps_what_is_known_of_its_points() -> None:
+    space = LabelSpace.load("street")
+    cloud = PointCloud(np.arange(12, dtype=np.float32).reshape(4, 3), stamp_ns=5)
+    ids = np.arange(4)
+    whole = LabeledSweep(cloud, ids.astype(np.int32), np.ones(4, np.float32), space, {}, {})
+    whole.moving = ids.astype(np.uint8)
+    whole.tracked = Tracked(ids.astype(np.uint32), ())
+    part = whole.part(slice(1, 3))
+    np.testing.assert_array_equal(part.cloud.xyz, cloud.xyz[1:3])
+    assert part.tracked is not None and part.moving is not None and part.probabilities is None
+    for values in (part.labels, part.moving, part.tracked.instances):
+        assert values.tolist() == [1, 2]

@@ -269,4 +269,7 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 def main() -> None:
     """Entry point of the `pcseg` command."""
     signal.signal(signal.SIGTERM, _terminate)
-    app(prog_name="pcseg")
+    try:
+        app(prog_name="pcseg")
+    finally:  # what runs at exit must not be interrupted by an exception
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)

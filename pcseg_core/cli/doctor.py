@@ -19,7 +19,7 @@ from pcseg_core.cli.outputs import check_file, text_console, write_json
 
 
 class Finding(NamedTuple):
-    """One line: state is "ok", "missing" or "info"."""
+    """One line: state is "ok", "missing", "info", or "optional" for what few need."""
 
     subject: str
     state: str
@@ -57,7 +57,7 @@ _WITHOUT_NATIVE = (
     "without it plain torch computes the same labels, and networks take 2 to 3 times as long "
     "(Intel Xeon with AMX, float32)"
 )
-_STYLES = {"ok": "green", "missing": "yellow", "info": "cyan"}
+_STYLES = {"ok": "green", "missing": "yellow", "optional": "cyan", "info": "cyan"}
 
 
 def doctor(json_: Json = None) -> None:
@@ -189,7 +189,8 @@ def _ros() -> Iterator[Finding]:
 def _optional() -> Iterator[Finding]:
     for module, distribution, extra, purpose in _OPTIONAL:
         if find_spec(module) is None:
-            yield Finding(module, "missing", f"{purpose}: {_command(extra)}")
+            state = "optional" if extra else "missing"
+            yield Finding(module, state, f"{purpose}: {_command(extra)}")
             continue
         try:
             release = version(distribution)

@@ -149,6 +149,14 @@ def test_the_wheel_holds_the_library_that_the_compiler_made(sources: Path, tmp_p
     assert "-shared" in linked and linked.count(".o ") >= len(list(SOURCES.glob("*.cpp")))
 
 
+def test_linters_before_a_commit_are_those_of_make_lint() -> None:
+    recipe = (ROOT / "Makefile").read_text().partition("\nlint:")[2].partition("\n\n")[0]
+    linters = set(re.findall(r"\$\(BIN\)/([\w-]+)", recipe))
+    hooks = (ROOT / ".pre-commit-config.yaml").read_text()
+    assert len(linters) >= 6
+    assert linters == set(re.findall(r"entry: \.venv/bin/([\w-]+)", hooks))
+
+
 # --- one name ---------------------------------------------------------------------------------
 
 

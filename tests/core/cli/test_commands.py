@@ -346,6 +346,8 @@ def test_doctor_as_json_names_optional_packages_and_how_to_install_them() -> Non
     found = {f["subject"]: f for f in json.loads(pcseg("doctor", "--json", "-").stdout)["findings"]}
     assert {"huggingface_hub", "tensorboard", "mlflow", "wandb"} <= set(found)
     assert all(f["state"] == "ok" or f["detail"] for f in found.values())
+    absent = [f for f in found.values() if f["state"] == "optional"]
+    assert all("pip install 'pcseg_ros[" in f["detail"] for f in absent)
 
 
 def test_doctor_names_requirements_that_are_missing_or_too_old(

@@ -202,6 +202,15 @@ def test_exit_codes_reach_the_shell(tmp_path: Path) -> None:
     assert done.stderr.startswith("error: no checkpoint at")
 
 
+def test_a_signal_at_exit_shows_no_traceback() -> None:
+    done = run_python(
+        "import atexit, os, signal, sys\nfrom pcseg_core.cli import main\n"
+        "atexit.register(lambda: os.kill(os.getpid(), signal.SIGTERM))\n"
+        "sys.argv = ['pcseg', '--version']\nmain()"
+    )
+    assert done.returncode == -15 and done.stderr == ""
+
+
 WRONG = """
 segment nowhere --checkpoint bundled --out out
 segment {source} --checkpoint nowhere --out out

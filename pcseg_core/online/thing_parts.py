@@ -147,7 +147,8 @@ def _gaps(boxes: Rectangles) -> Float64:
     if not len(boxes):
         return np.zeros((0, 0))
     gap = boxes.outside(boxes.corners.reshape(-1, 2)).reshape(len(boxes), -1, 4).min(2)
-    return np.minimum(gap, gap.T)
+    nearer: Float64 = np.minimum(gap, gap.T)
+    return nearer
 
 
 def _one_behind_other(boxes: Rectangles, sensor: Array) -> Mask:

@@ -20,7 +20,7 @@ $(READY): setup.cfg setup.py pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "pcseg needs Python 3.10 or newer; set PYTHON=")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -e '.[vision,teachers,cluster,odometry,viewer,export,test,lint,docs]'
+	$(BIN)/python -m pip install --quiet -e '.[vision,teachers,segments,odometry,viewer,export,test,lint,docs]'
 	@rm -f $(NO_ROS)
 	$(BIN)/python -m pip install --quiet -e '.[ros]' || { touch $(NO_ROS); \
 	  echo "No ROS wheels for this Python version; everything except the node works."; }

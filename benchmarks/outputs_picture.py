@@ -4,7 +4,7 @@
     python -m benchmarks.outputs_picture simulated:seed=100010,sweeps=20,cameras=0 --picture OUT
 
 The last sweep of a recording with poses, labeled as the node does it with smoothing: ground and
-other points as two named clouds, those that move, and the grid.
+other points as two named clouds, those that move, the tracks of vehicles and people, and the grid.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 
 from pcseg_core.data import open_recording
 from pcseg_core.errors import InputError, PcsegError
@@ -34,11 +35,15 @@ from pcseg_core.online.output_clouds import choose_points
 from pcseg_core.online.pipeline import LabeledSweep, Pipeline, Sweep
 from pcseg_core.online.pipeline_config import MotionConfig, PipelineConfig, SmoothingConfig
 from pcseg_core.online.segmenter import Segmenter
+from pcseg_core.online.tracks import TrackRules
 from pcseg_core.progress import tracked
 from pcseg_ros.output_parameters import CloudParameters
 
 _POINTS = {"ground": "#2f9e5c", "other": "#7b5ea7", "moving": "#f76707"}
 _GROUND_CLASSES = ("road", "sidewalk", "terrain")
+_TRACK_COLOR = "#0b3d91"
+_AHEAD_S = 1.0  # a velocity is drawn as the way in this time
+_SHOWN_MPS = 0.5  # from which it is drawn
 _COLORS = {"unknown": "#c9d1d9", "free": "#b7e4c7", "low cost": "#ffe8a3", "occupied": "#1b1f24"}
 
 
@@ -51,7 +56,7 @@ def label_all(source: str, checkpoint: str) -> tuple[LabeledSweep, Pipeline]:
     recording = open_recording(source)
     labeled = None
     for sample in tracked(recording, recording.name, len(recording)):
-        labeled = pipeline.process(Sweep.of(sample), moving=True)
+        labeled = pipeline.process(Sweep.of(sample), moving=True, tracks=TrackRules())
     if labeled is None or labeled.pose is None:
         raise InputError(f"{source}: a recording with poses is needed")
     return labeled, pipeline
@@ -87,6 +92,25 @@ def grid_colors(grid: Grid) -> np.ndarray:
     return _bytes(*_COLORS.values())[level]
 
 
+def draw_tracks(axes: Axes, labeled: LabeledSweep, center: np.ndarray, half: float) -> None:
+    """Outlines, ids and velocities of the tracks that are seen, in a view from above."""
+    assert labeled.tracked is not None and labeled.pose is not None
+    corners = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1), (-1, -1)]) / 2
+    for track in (track for track in labeled.tracked.tracks if track.seen):
+        box = labeled.pose @ track.T_lidar_box
+        outline = (corners * track.size[:2]) @ box[:2, :2].T + box[:2, 3] - center[:2]
+        if np.abs(outline).max() > half:
+            continue
+        axes.plot(-outline[:, 1], outline[:, 0], color=_TRACK_COLOR, linewidth=1.4, zorder=6)
+        x, y = outline[:4].mean(0)
+        label = {"color": _TRACK_COLOR, "fontsize": 8, "zorder": 8, "clip_on": True}
+        axes.annotate(str(track.id), (-y, x), (6, 4), textcoords="offset points", **label)
+        way = _AHEAD_S * (labeled.pose[:2, :3] @ track.velocity)
+        if np.linalg.norm(track.velocity) >= _SHOWN_MPS:
+            arrow = {"arrowstyle": "-|>", "color": _TRACK_COLOR, "linewidth": 1.2}
+            axes.annotate("", (-y - way[1], x + way[0]), (-y, x), arrowprops=arrow, zorder=7)
+
+
 def _bytes(*colors: str) -> np.ndarray:
     return np.array([tuple(bytes.fromhex(color[1:])) for color in colors], np.uint8)
 
@@ -100,14 +124,15 @@ def draw(labeled: LabeledSweep, grid: Grid, path: Path) -> None:
     returns = np.flatnonzero(labeled.cloud.finite)
     xyz = transform(labeled.pose, labeled.cloud.xyz[returns]) - center
     left, right = figure.add_axes((0.02, 0.1, 0.47, 0.84)), figure.add_axes((0.51, 0.1, 0.47, 0.84))
-    title = "ground_points, nonground_points and moving_points"
+    title = "ground_points, nonground_points, moving_points and tracks"
     colors = cloud_colors(labeled)[returns]
     pictures.bev(left, xyz, colors, extent_m=half, title=title, point_size=2.0)
+    draw_tracks(left, labeled, center, half)
     pictures.bev(right, xyz[:0], colors[:0], extent_m=half, title="grid")
     # The view has +x up and +y to the left.
     image = grid_colors(grid).transpose(1, 0, 2)[::-1, ::-1]
     right.imshow(image, extent=(-half, half, -half, half), zorder=2, interpolation="nearest")
-    shades = _POINTS | _COLORS
+    shades = _POINTS | {"tracks": _TRACK_COLOR} | _COLORS
     pictures.legend(figure, list(shades), list(shades.values()), anchor=(0.5, 0.015))
     pictures.save(figure, path)
 

@@ -7,7 +7,8 @@ Stages of every sweep: `deserialize` (bytes from DDS to a message), `read` (mess
 `encode` (labels and confidence to a message) and `publish` (message to DDS, with a subscriber in
 this process). Then the outputs that are computed on request, each by itself, without publishing;
 `at once` is the most that one node has: the profile autoware, two named clouds, both images, what
-moves (a twentieth of the points are things), and the grid at 2 Hz for sweeps at 10 Hz.
+moves (a twentieth of the points are things), the tracks of 40 vehicles that these points make up,
+with their states and markers, and the grid at 2 Hz for sweeps at 10 Hz.
 Judge by the CPU time of the thread; the wall time depends on the load of the machine.
 """
 
@@ -45,6 +46,7 @@ from pcseg_core.online.output_clouds import (
     minimal_cloud,
 )
 from pcseg_core.online.pipeline import LabeledSweep
+from pcseg_core.online.tracks import Tracker, TrackRules
 from pcseg_ros.output_parameters import CloudParameters
 from pcseg_ros.process import keep_freed_memory
 
@@ -58,6 +60,8 @@ AT_ONCE = {
     "label image": 1.0,
     "confidence image": 1.0,
     "moving": 1.0,
+    "tracks": 1.0,
+    "track markers": 1.0,
     "grid": 0.2,
 }
 """Outputs on request that one sweep can have together, with the share of the sweeps."""
@@ -125,9 +129,23 @@ def labels_of(points: np.ndarray, message: Any) -> LabeledSweep:
     return LabeledSweep(cloud, labels, confidence, space, probabilities=likely)
 
 
+def traffic(xyz: np.ndarray, things: np.ndarray, number: int) -> np.ndarray:
+    """The points (N, 3) with those of `things` on two sides of 40 vehicles, half of which drive."""
+    rows = np.arange(len(things))
+    thing, place = rows % 40, rows // 40 / (len(things) / 40)
+    moved = xyz.copy()
+    along = np.minimum(place, 0.7) / 0.7
+    across = np.maximum(place - 0.7, 0) / 0.3
+    moved[things, 0] = 12.0 * (thing % 8) - 42 + 4.4 * along + 0.5 * number * (thing % 2)
+    moved[things, 1] = 9.0 * (thing // 8) - 18 + 1.8 * across
+    moved[things, 2] = -1.6 + 1.5 * (rows % 7) / 6
+    return moved
+
+
 def outputs_of(message: Any, labeled: LabeledSweep) -> dict[str, Callable[[], Any]]:
     """The outputs on request by name."""
     from pcseg_ros.conversions import cloud_message, filtered_message, grid_message, mono_message
+    from pcseg_ros.tracks import confidence_of, markers, states
 
     space, header = labeled.label_space, message.header
     encoded = cloud_message(header, append_labels(message, labeled, ExtraFields()))
@@ -155,6 +173,21 @@ def outputs_of(message: Any, labeled: LabeledSweep) -> dict[str, Callable[[], An
         cloud = replace(labeled.cloud, stamp_ns=next(drive) * 100_000_000)
         things.update(cloud, labels, space, np.eye(4))
 
+    tracker, street = Tracker(), itertools.count(1)
+    vehicles = np.flatnonzero(labels == space.index("vehicle"))
+    result = replace(labeled, labels=labels, pose=np.eye(4))
+
+    def track() -> None:
+        number = next(street)
+        xyz = traffic(labeled.cloud.xyz, vehicles, number % 20)
+        cloud = replace(labeled.cloud, xyz=xyz, stamp_ns=number * 100_000_000)
+        result.tracked = tracker.update(cloud, labels, space, np.eye(4), TrackRules())
+        states(header, result.tracked.tracks, space, confidence_of(result))
+
+    def mark() -> None:
+        assert result.tracked is not None
+        markers(header, result.tracked.tracks, space, {})
+
     fields = ExtraFields(probabilities=("road", "person"))
     return {
         "entropy": lambda: entropy(labeled.probabilities, len(labeled.labels)),
@@ -164,6 +197,8 @@ def outputs_of(message: Any, labeled: LabeledSweep) -> dict[str, Callable[[], An
         "autoware": lambda: cloud_message(header, autoware_cloud(message, labeled, ids)),
         "label image": lambda: mono_message(label_image(labeled, height, width), header),
         "moving": move,
+        "tracks": track,
+        "track markers": mark,
         "grid": draw,
         "confidence image": lambda: mono_message(confidence_image(labeled, height, width), header),
     }

@@ -61,6 +61,10 @@ class PointCloud:
         height, width: organization, row-major, height * width = N; default 1 and N.
         extra: further fields by name, (N,) or (N, count).
         problems: (event, reason) of each part of the message that was left out.
+        source: (N,) uint8, the LiDAR of each point of several united sweeps, or None.
+        origins: (S, 3) float32, place of each LiDAR `source` in this frame [m], or None.
+        last: (N,) bool, the last return of its beam; None if that is not known before it is asked
+            for (`pcseg_core.returns.last_returns`).
 
     Arrays may be read-only views of a message: copy before writing into them.
 
@@ -81,6 +85,9 @@ class PointCloud:
     width: int = 0
     extra: Mapping[str, Array] = field(default_factory=dict)
     problems: list[tuple[str, str]] = field(default_factory=list)
+    source: npt.NDArray[np.uint8] | None = None
+    origins: npt.NDArray[np.float32] | None = None
+    last: npt.NDArray[np.bool_] | None = None
 
     def __post_init__(self) -> None:
         self.xyz = _numbers("xyz", self.xyz, np.float32)
@@ -96,7 +103,9 @@ class PointCloud:
         self._convert("intensity", np.float32)
         self._convert("time", np.float64)
         self._convert("ring", np.uint16)
-        if isinstance(self.extra, MessageFields):
+        self._convert("source", np.uint8)
+        self._convert("last", np.bool_)
+        if isinstance(self.extra, LazyFields):
             return
         for name, values in self.extra.items():
             if len(values) != len(self):
@@ -140,10 +149,17 @@ class PointCloud:
             width=len(chosen),
             extra={name: values[index] for name, values in self.extra.items()},
             problems=self.problems,
+            source=None if self.source is None else self.source[index],
+            origins=self.origins,
+            last=None if self.last is None else self.last[index],
         )
 
 
-class MessageFields(Mapping[str, Array]):
+class LazyFields(Mapping[str, Array]):
+    """Fields of the right lengths, which are made when they are asked for."""
+
+
+class MessageFields(LazyFields):
     """Fields of a message by name, converted to native arrays when they are asked for.
 
     Args:

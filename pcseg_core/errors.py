@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import signal
 from types import ModuleType
@@ -30,12 +31,36 @@ class InputError(PcsegError, ValueError):
     """An input (file, message, parameter) is invalid."""
 
 
+class Unavailable(InputError):  # noqa: N818
+    """Storage, or a machine, does not answer for a while; the same call may succeed later."""
+
+
 class MissingDependency(PcsegError, ImportError):  # noqa: N818
     """An optional package is needed and not installed."""
 
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM asks the command to end; handled like Ctrl-C, with another exit code."""
+
+
+_PASSING = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT),
+    *(errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EHOSTDOWN, errno.ENOTCONN),
+)
+
+
+def may_pass(error: BaseException | None) -> bool:
+    """Whether an error may be gone later or on another machine: a full disk, silent storage.
+
+    Errors that it was raised from count too.
+    """
+    while error is not None:
+        if isinstance(error, (Unavailable, MemoryError)):
+            return True
+        if isinstance(error, OSError) and error.errno in _PASSING:
+            return True
+        error = error.__cause__
+    return False
 
 
 def interruption(number: int, message: str) -> KeyboardInterrupt:

@@ -147,11 +147,11 @@ def claim_folder(out: Path, kind: FolderKind, *, fresh: bool = False) -> bool:
         InputError: it is a file or holds something else; or `fresh`, and it also holds files that
             we did not write. Nothing is deleted in either case.
     """
-    _remove_abandoned(out)
+    remove_abandoned(out)
     if not _is_ours(out, kind):
         return False
     for folder in [path for path in out.rglob("*") if path.is_dir()]:
-        _remove_abandoned(folder)
+        remove_abandoned(folder)
     if not fresh:
         return True
     for path in _own_files(out, kind):
@@ -169,7 +169,7 @@ def check_new_folder(out: Path, kind: FolderKind, *, force: bool) -> None:
     Raises:
         InputError: see `new_folder`.
     """
-    _remove_abandoned(out.parent, out.name)
+    remove_abandoned(out.parent, out.name)
     if not _is_ours(out, kind):
         return
     if not force:
@@ -294,7 +294,7 @@ def _lock(folder: Path) -> int | None:
     return descriptor
 
 
-def _remove_abandoned(folder: Path, name: str = "") -> None:
+def remove_abandoned(folder: Path, name: str = "") -> None:
     """Delete temporary folders in a folder, for a target or all, whose process was killed."""
     pattern = f".{glob.escape(name[:100]) or '*'}{_TEMPORARY}????????"
     for path in folder.glob(pattern):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -133,6 +134,38 @@ def known_file(name: str) -> Path:
         f"the folders of {WEIGHTS_VARIABLE}); run `pcseg weights get {name}`, or without a network "
         f"download {entry.url} elsewhere and run `pcseg weights add {entry.published}` here"
     )
+
+
+def check_named(content: object, recipe: str) -> None:
+    """Check that all known weights that a recipe names are on this machine, before long work.
+
+    Args:
+        content: of a YAML file: any value of it may be the name of known weights.
+        recipe: name of the recipe, for the message.
+
+    Raises:
+        InputError: some are not; the message names all of them.
+    """
+    named = {text for text in _texts(content) if text in KNOWN}
+    missing = [name for name in KNOWN if name in named and stored_file(name) is None]
+    if missing:
+        commands = " and ".join(f"`pcseg weights get {name}`" for name in missing)
+        files = ", ".join(KNOWN[name].url for name in missing)
+        raise InputError(
+            f"recipe {recipe} needs weights that are not on this machine, in {cache_folder()} or "
+            f"the folders of {WEIGHTS_VARIABLE}: run {commands}; or without a network download "
+            f"{files} elsewhere and run `pcseg weights add FILE` here"
+        )
+
+
+def _texts(content: object) -> Iterator[str]:
+    if isinstance(content, str):
+        yield content
+    elif isinstance(content, Mapping):
+        yield from _texts(list(content.values()))
+    elif isinstance(content, list):
+        for value in content:
+            yield from _texts(value)
 
 
 def check_sum(name: str, path: Path) -> None:

@@ -10,26 +10,28 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
+from functools import cache
 from types import TracebackType
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.table import Column
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
+    from rich.table import Column
 
 T = TypeVar("T")
 
-console = Console(stderr=True)
 LINE_EVERY_S = 20.0
 """Time between two lines of a bar where there is no terminal [s]."""
 _DESCRIPTION_WIDTH, _BAR_WIDTH = 28, 16  # leave room for count and time on 80 columns
+
+
+@cache
+def console() -> Console:
+    """The console on stderr. Imports rich, which takes longer than the help of a command."""
+    from rich.console import Console
+
+    return Console(stderr=True)
 
 
 class Bar:
@@ -58,7 +60,7 @@ class Bar:
     def start(self) -> None:
         """Show the bar."""
         self._printed_s = self._clock()
-        if not console.is_terminal:
+        if not console().is_terminal:
             self._ended.clear()
             threading.Thread(target=self._repeat, daemon=True).start()
             return
@@ -117,7 +119,7 @@ class Bar:
                 description=self.description,
                 figures=figures,
             )
-        elif not console.is_terminal:
+        elif not console().is_terminal:
             self._print_if_due()
 
     def advance(self, steps: int = 1) -> None:
@@ -137,24 +139,34 @@ class Bar:
         self._printed_s, self._has_printed = self._clock(), True
         total = "?" if self.total is None else self.total
         line = f"{self.description}: {self.done}/{total} {self._figures}".rstrip()
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console().print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _new_display() -> Progress:
     """Rows of description, bar, count, remaining time and figures; the last are cut off."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
     return Progress(
         TextColumn("{task.description}", table_column=_column(max_width=_DESCRIPTION_WIDTH)),
         BarColumn(_BAR_WIDTH),
         MofNCompleteColumn(table_column=_column()),
         TimeRemainingColumn(table_column=_column()),
         TextColumn("{task.fields[figures]}", table_column=_column(ratio=1)),
-        console=console,
+        console=console(),
         refresh_per_second=4,
         expand=True,
     )
 
 
 def _column(max_width: int | None = None, ratio: int | None = None) -> Column:
+    from rich.table import Column
+
     return Column(max_width=max_width, ratio=ratio, no_wrap=True, overflow="ellipsis")
 
 
@@ -181,4 +193,4 @@ def tracked(items: Iterable[T], description: str, total: int | None = None) -> I
 
 def note(message: str) -> None:
     """Print a remark, such as what was skipped."""
-    console.print(message, style="yellow", highlight=False, markup=False, soft_wrap=True)
+    console().print(message, style="yellow", highlight=False, markup=False, soft_wrap=True)

@@ -13,20 +13,48 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, create_model, model_validator
 
 from pcseg_core.config import LIVE, Section, parse_section
+from pcseg_core.data.lidar_sets import MAX_LIDAR_OFFSET_S
 from pcseg_core.errors import InputError
 from pcseg_core.online.grid import GridConfig
 from pcseg_core.online.pipeline_config import CameraUseConfig, MotionConfig, PipelineConfig
+from pcseg_core.online.tracks import TrackRules
 from pcseg_ros.output_parameters import (
     CloudsParameters,
     DefaultClouds,
     MovingParameters,
     OutputParameters,
+    TrackParameters,
     Words,
     clouds_section,
 )
 
 if TYPE_CHECKING:
     from pcseg_core.vision.pixel_classes import TeacherConfig
+
+
+class PointsParameters(Section):
+    """Topics of several LiDARs, and how their sweeps are united."""
+
+    topics: Words = Field(
+        (),
+        description="Topics of several LiDARs (sensor_msgs/PointCloud2), whose sweeps are united; "
+        "empty takes the topic points",
+    )
+    frame: str = Field(
+        "", description="Frame of the united sweeps; empty takes that of the first LiDAR"
+    )
+    tolerance_s: float = Field(
+        MAX_LIDAR_OFFSET_S,
+        ge=0.0,
+        le=1.0,
+        description="Maximum time between the stamps of sweeps that are united, s",
+    )
+    deadline_s: float = Field(
+        0.08,
+        ge=0.0,
+        le=10.0,
+        description="Maximum time that a sweep waits for those of other LiDARs, s",
+    )
 
 
 class MonitorParameters(Section):
@@ -159,7 +187,7 @@ class NodeConfig(PipelineConfig):
     checkpoint: str = Field(
         "",
         description="Run directory of `pcseg distill`, or a checkpoint file; empty loads the "
-        "bundled checkpoint, trained on simulated drives (49 % mIoU on real sweeps)",
+        "bundled checkpoint, trained on simulated drives (57 % mIoU on real sweeps)",
     )
     device: str = Field(
         "auto",
@@ -214,7 +242,8 @@ class NodeConfig(PipelineConfig):
     publish_instances: bool = Field(
         False,
         description="Add the field instance, which numbers connected points of one of "
-        "instance_classes from 1; 0 is no instance; numbers are not tracked over sweeps",
+        "instance_classes from 1; 0 is no instance; numbers change from sweep to sweep without "
+        "tracks.enabled",
         json_schema_extra=LIVE,
     )
     instance_classes: Words = Field(
@@ -236,7 +265,9 @@ class NodeConfig(PipelineConfig):
     output: OutputParameters = Field(OutputParameters(), description="Fields of the clouds")
     clouds: DefaultClouds = Field(DefaultClouds(), description="Named clouds")
     moving: MovingParameters = Field(MovingParameters(), description="What moves")
+    tracks: TrackParameters = Field(TrackParameters(), description="Tracks of things")
     grid: GridConfig = Field(GridConfig(), description="Occupancy grid")
+    points: PointsParameters = Field(PointsParameters(), description="Several LiDARs")
     cameras: CameraParameters = Field(CameraParameters(), description="Cameras")
     motion: MotionParameters = Field(MotionParameters(), description="Motion of the platform")
     teacher: TeacherParameters = Field(TeacherParameters(), description="Camera teacher")
@@ -257,13 +288,26 @@ class NodeConfig(PipelineConfig):
             )
         return self
 
+    def thing_rules(self) -> TrackRules:
+        """What has instances, and how it is tracked."""
+        return TrackRules(
+            self.instance_classes,
+            self.instance_cell_m,
+            self.instance_min_points,
+            self.tracks.coast_s,
+        )
+
     def recording_options(self) -> dict[str, Any]:
         """Arguments of `BagRecording` that open a bag with the inputs that the node would have.
 
         Topics are those of the bag: remappings of the node are not known here.
         """
-        cameras, motion = self.cameras, self.motion
+        cameras, motion, points = self.cameras, self.motion, self.points
+        lidars = ",".join(f"/{topic.lstrip('/')}" for topic in points.topics)
+        chosen: dict[str, Any] = {"cloud_topic": lidars, "united_frame": points.frame}
+        chosen["max_lidar_offset_s"] = points.tolerance_s
         return {
+            **(chosen if lidars else {}),
             "camera_topics": [f"/{topic.lstrip('/')}" for topic in cameras.topics],
             "calibration": cameras.calibration or None,
             "max_image_offset_s": cameras.tolerance_s,

@@ -22,6 +22,7 @@ from pcseg_core.online.pipeline import NOT_FINITE
 REPLACED = "replaced by a newer sweep"
 TOO_OLD = "too old"
 MALFORMED = "malformed"
+UNPLACED = "no LiDAR has a transform"
 FAILED = "inference failed"
 OUT_OF_MEMORY = "out of memory"
 DISABLED = "disabled"

@@ -76,7 +76,8 @@ class GridOutput:
         voxels = remembered(grid.memory_s(config.decay_s))
         newest = grid.sweep_evidence(labeled)
         evidence = newest if voxels is None else grid.voxel_evidence(voxels, config.decay_s)
-        drawn = grid.draw_grid(evidence, newest.points, pose, costs, config)
+        beams = grid.sweep_beams(labeled)
+        drawn = grid.draw_grid(evidence, newest.points, pose, costs, config, beams)
         frame = fixed_frame if fixed else msg.header.frame_id
         self._publisher.publish(conversions.grid_message(drawn, msg.header.stamp, frame))
         return []

@@ -23,6 +23,7 @@ from pcseg_ros.camera_teacher import CameraTeacher, PendingEvidence
 from pcseg_ros.config import NodeConfig
 from pcseg_ros.diagnostics import SweepStatistics
 from pcseg_ros.inputs import Inputs, MalformedError
+from pcseg_ros.lidars import UnplacedError, united
 from pcseg_ros.loading import NodeSegmenter, usual_sweep
 from pcseg_ros.outputs import SweepOutputs
 from pcseg_ros.overlays import Drawing, OverlayThread
@@ -72,10 +73,8 @@ class Inference:
         self.device, self.engine = str(segmenter.device), segmenter.engine
         config = settings.current()
         self.inputs = Inputs(node, config, statistics, self._offer, self._forget)
-        cameras, clouds = list(self.inputs.cameras), config.clouds.names
-        self._outputs = SweepOutputs(
-            node, cameras, teacher is not None, clouds, config.moving.enabled
-        )
+        cameras, lidars = list(self.inputs.cameras), self.inputs.lidar_names
+        self._outputs = SweepOutputs(node, cameras, teacher is not None, config, lidars)
         if teacher is not None:
             wanted = self._outputs.teacher_wanted
             self._teacher = CameraTeacher(
@@ -108,9 +107,7 @@ class Inference:
     @property
     def intensity(self) -> str:
         """Scale of the intensities, and how they are mapped to those of the training."""
-        return "; ".join(
-            filter(None, (str(self.inputs.intensity), str(self._pipeline.intensities)))
-        )
+        return "; ".join(filter(None, (self.inputs.intensities, str(self._pipeline.intensities))))
 
     def set_prompts(
         self, prompts: Sequence[str], check: Callable[[LabelSpace], None]
@@ -171,11 +168,13 @@ class Inference:
         self._forget()
 
     def counters(self) -> dict[str, int]:
-        """Events of the synchronizer and of the smoothing, in words."""
+        """Events of the synchronizer and of the smoothing, and tracks, in words."""
         smoothing = self._pipeline.counters.items()
-        return self.inputs.counters() | {
-            f"smoothing {k.replace('_', ' ')}": v for k, v in smoothing
-        }
+        return (
+            self.inputs.counters()
+            | {f"smoothing {k.replace('_', ' ')}": v for k, v in smoothing}
+            | self._pipeline.track_counters
+        )
 
     def warnings(self) -> list[str]:
         """What is wrong with the cameras."""
@@ -218,12 +217,15 @@ class Inference:
                 probabilities=outputs.needs_probabilities(config),
                 located=outputs.needs_pose(config),
                 moving=outputs.needs_moving(),
+                tracks=config.thing_rules() if outputs.needs_tracks() else None,
             )
             self._report_match()
             processed = time.monotonic()
             remembered = partial(pipeline.remembered, labeled)
             frame = self.inputs.fixed_frame
-            problems = outputs.publish(received.msg, labeled, config, frame, remembered)
+            needed = outputs.united_wanted(config)
+            msg = united(received, labeled.cloud) if received.parts and needed else received.msg
+            problems = outputs.publish(msg, labeled, config, frame, remembered, received.parts)
         end = time.monotonic()
         for event, why in labeled.problems + problems:
             self._statistics.complain(self._node, event, why)
@@ -281,6 +283,8 @@ class Inference:
             return NO_MOTION
         if isinstance(error, MalformedError):
             return diagnostics.MALFORMED
+        if isinstance(error, UnplacedError):
+            return diagnostics.UNPLACED
         if "out of memory" not in str(error):  # torch raises RuntimeError or a subclass
             return diagnostics.FAILED
         if self.device.startswith("cuda"):
@@ -297,8 +301,9 @@ class Inference:
 
     def _publish_teacher(self, pending: PendingEvidence) -> None:
         if self._outputs.teacher_wanted():
-            msg = pending.sweep.received.msg
-            self._outputs.publish_teacher(msg, pending.labels(), self._settings.current())
+            received, labels = pending.sweep.received, pending.labels()
+            msg = united(received, labels.cloud) if received.parts else received.msg
+            self._outputs.publish_teacher(msg, labels, self._settings.current())
 
     def _frames(self, drawing: Drawing, cameras: Sequence[str]) -> Sequence[CameraFrame]:
         return self.inputs.frames(drawing.received, drawing.labeled.cloud, cameras)

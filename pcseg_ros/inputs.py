@@ -23,6 +23,7 @@ from pcseg_ros import conversions, diagnostics, topics
 from pcseg_ros.cameras import AnyImage, create_cameras
 from pcseg_ros.config import NodeConfig
 from pcseg_ros.diagnostics import SweepStatistics
+from pcseg_ros.lidars import Lidars
 from pcseg_ros.pose_inputs import PoseInputs
 from pcseg_ros.qos import SensorSubscription
 from pcseg_ros.sensor_poses import JUMP_NS
@@ -57,9 +58,8 @@ class Inputs:
             tf2 or message_filters are needed and not installed.
 
     Attributes:
-        enabled: sweeps are taken.
         cameras: by name.
-        intensity: scale of the intensities, held for the topic.
+        intensity: scale of the intensities, held for the topic of one LiDAR.
     """
 
     def __init__(
@@ -75,8 +75,9 @@ class Inputs:
         self._statistics = statistics
         self._on_sweep = on_sweep
         self._on_jump = on_jump
-        self.enabled = False
+        self._enabled = False
         self.intensity = IntensityScale(config.intensity_scale)
+        self._lidars: Lidars | None = None
         motion = config.motion
         self._times = {"time_field": motion.time_field, "stamp_reference": motion.stamp_reference}
         self._newest_ns = 0
@@ -91,15 +92,14 @@ class Inputs:
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._deadline = node.create_timer(1.0, self._hand_on, clock=steady)
         self._deadline.cancel()
-        self._points = SensorSubscription(
-            node,
-            PointCloud2,
-            topics.POINTS,
-            self._on_points,
-            statistics,
-            "sweeps",
-            config.input_reliability,
-        )
+        self._points: SensorSubscription[PointCloud2] | None = None
+        if len(config.points.topics) > 1:
+            place = self._pose_inputs.poses.T_united_lidar
+            self._lidars = Lidars(node, config, statistics, self._take, place)
+        else:
+            topic = next(iter(config.points.topics), topics.POINTS)
+            arguments = (topic, self._on_points, statistics, "sweeps", config.input_reliability)
+            self._points = SensorSubscription(node, PointCloud2, *arguments)
         backwards = JumpThreshold(
             min_forward=None, min_backward=Duration(nanoseconds=-JUMP_NS), on_clock_change=False
         )
@@ -110,7 +110,35 @@ class Inputs:
     @property
     def topic_names(self) -> list[str]:
         """Topics of the sweeps and the images."""
-        return [self._points.topic_name, *(camera.topic for camera in self.cameras.values())]
+        clouds = [self._points.topic_name] if self._points else []
+        if self._lidars is not None:
+            clouds = self._lidars.topic_names
+        return [*clouds, *(camera.topic for camera in self.cameras.values())]
+
+    @property
+    def enabled(self) -> bool:
+        """Sweeps are taken."""
+        return self._enabled
+
+    @enabled.setter
+    def enabled(self, value: bool) -> None:
+        self._enabled = value
+        if self._lidars is not None:
+            self._lidars.enabled = value
+
+    @property
+    def lidar_names(self) -> list[str]:
+        """Names of several LiDARs; empty for one."""
+        return [] if self._lidars is None else self._lidars.names
+
+    def lidar_values(self) -> dict[str, str]:
+        """State of several LiDARs, for /diagnostics."""
+        return {} if self._lidars is None else self._lidars.values()
+
+    @property
+    def intensities(self) -> str:
+        """Scale of the intensities, in words."""
+        return str(self.intensity) if self._lidars is None else self._lidars.intensity
 
     def use_training(self, trained: InputStatistics | None) -> None:
         """Set the intensity scale and the times of the training; parameters come first."""
@@ -119,6 +147,8 @@ class Inputs:
         motion = self._config.motion
         self.intensity = IntensityScale(self._config.intensity_scale, trained.intensity_scale)
         self._times = trained.time_options(motion.time_field, motion.stamp_reference)
+        if self._lidars is not None:
+            self._lidars.use_scale(self._config.intensity_scale, trained.intensity_scale)
 
     @property
     def fixed_frame(self) -> str:
@@ -129,7 +159,10 @@ class Inputs:
         """End all subscriptions."""
         self._jumps.unregister()
         self._node.destroy_timer(self._deadline)
-        self._points.destroy()
+        if self._points is not None:
+            self._points.destroy()
+        if self._lidars is not None:
+            self._lidars.destroy()
         for camera in self.cameras.values():
             camera.destroy()
         self._pose_inputs.destroy()
@@ -137,6 +170,8 @@ class Inputs:
     def reset(self) -> None:
         """Forget all messages."""
         self._synchronizer.reset()
+        if self._lidars is not None:
+            self._lidars.reset()
         self._newest_ns = 0
         self._pose_inputs.reset()
 
@@ -152,23 +187,25 @@ class Inputs:
         Raises:
             MalformedError: the message cannot be read.
         """
-        motion = self._config.motion
         try:
-            cloud = conversions.read_sweep(
-                received.msg,
-                self.intensity,
-                time_field=self._times["time_field"] if motion.deskew else "none",
-                stamp_reference=self._times["stamp_reference"],
-            )
+            cloud = self._read(received)
         except InputError as error:
             raise MalformedError(str(error)) from None
         if self.intensity.final and not self._scale_logged:
             self._scale_logged = True
-            self._node.get_logger().info(f"{self._points.topic_name}: {self.intensity}")
+            self._node.get_logger().info(f"{self.topic_names[0]}: {self.intensity}")
         frames = None
         if received.images:
             frames = lambda: self.frames(received, cloud, received.images)  # noqa: E731
         return NodeSweep(cloud, frames, self._poses(cloud), received=received)
+
+    def _read(self, received: ReceivedSweep) -> PointCloud:
+        if self._lidars is not None:
+            return self._lidars.unite(received, self._times)
+        times = dict(self._times)
+        if not self._config.motion.deskew:
+            times["time_field"] = "none"
+        return conversions.read_sweep(received.msg, self.intensity, **times)
 
     def frames(
         self, received: ReceivedSweep, cloud: PointCloud, cameras: Iterable[str]
@@ -196,10 +233,14 @@ class Inputs:
     # --- executor --------------------------------------------------------------------------------
 
     def _on_points(self, msg: PointCloud2) -> None:
-        if not self.enabled:
-            return
+        if self.enabled:
+            now = time.monotonic()
+            self._take(ReceivedSweep(msg, now, matched_s=now))
+
+    def _take(self, sweep: ReceivedSweep) -> None:
+        """Take a sweep of one LiDAR, or of several."""
         self._statistics.receive()
-        stamp, now = conversions.stamp_ns(msg.header), time.monotonic()
+        msg, stamp = sweep.msg, conversions.stamp_ns(sweep.msg.header)
         if stamp < self._newest_ns - JUMP_NS:
             self._jump("stamps of the sweeps jumped back")
         self._newest_ns = max(stamp, self._newest_ns)
@@ -207,11 +248,10 @@ class Inputs:
             change = f"from '{self._frame}' to '{msg.header.frame_id}'; expected one sensor"
             self._statistics.complain(self._node, "frame of the sweeps changed", change)
         self._frame = msg.header.frame_id
-        sweep = ReceivedSweep(msg, now, matched_s=now)
         if not self.cameras:
             self._on_sweep(sweep)
             return
-        self._synchronizer.add_sweep(stamp, sweep, now)
+        self._synchronizer.add_sweep(stamp, sweep, time.monotonic())
         self._count_drops()
         self._hand_on()
 

@@ -31,6 +31,7 @@ PARAMETERS = {
     "prompts": "prompts",
     "min_confidence": "min_confidence",
     "publish_rgb": "publish_rgb",
+    "lidars": "points.topics",
     "cameras": "cameras.topics",
     "calibration": "cameras.calibration",
     "motion": "motion.source",

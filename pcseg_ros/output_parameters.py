@@ -24,6 +24,9 @@ _TAKEN = (
     topics.TEACHER,
     topics.STATIC,
     topics.MOVING,
+    topics.TRACKS,
+    topics.TRACK_BOXES,
+    topics.TRACK_MARKERS,
     topics.LABEL_INFO,
     topics.LABEL_IMAGE,
     topics.CONFIDENCE_IMAGE,
@@ -122,6 +125,24 @@ class MovingParameters(Section):
         description="Find which vehicles and persons move: adds the field moving (0 unknown, 1 "
         "static, 2 moving) and the topics static_points and moving_points; needs the motion of "
         "the platform",
+    )
+
+
+class TrackParameters(Section):
+    """Tracks of things."""
+
+    enabled: bool = Field(
+        False,
+        description="Track the things of instance_classes: adds the field instance, with ids that "
+        "stay over sweeps, and the topics tracks, track_boxes and track_markers; needs the motion "
+        "of the platform",
+    )
+    coast_s: float = Field(
+        1.0,
+        ge=0.0,
+        le=10.0,
+        description="Maximum time that a track is predicted without being seen, s",
+        json_schema_extra=LIVE,
     )
 
 

@@ -16,7 +16,6 @@ from pcseg_core.cloud import pack_rgb
 from pcseg_core.data.sample import CameraFrame
 from pcseg_core.labels import MOVING, STATIC, UNKNOWN, LabelSpace
 from pcseg_core.online.class_maps import autoware_ids
-from pcseg_core.online.instances import cluster_instances
 from pcseg_core.online.output_clouds import (
     ExtraFields,
     append_labels,
@@ -32,6 +31,7 @@ from pcseg_ros.config import NodeConfig
 from pcseg_ros.grids import GridOutput
 from pcseg_ros.label_images import LabelImages
 from pcseg_ros.legend import Legend
+from pcseg_ros.tracks import TrackOutputs
 
 _UNLABELED_COLOR = (200, 200, 200)
 
@@ -46,8 +46,8 @@ class SweepOutputs:
         node: owner; clouds and overlays are published while it is active.
         cameras: names; each has an overlay.
         teacher: there is a teacher whose labels are published.
-        clouds: names; each is a topic.
-        moving: there are clouds of what is static and of what moves.
+        config: parameters; they name the clouds, and say if there is what moves, and tracks.
+        lidars: names of several LiDARs, whose sweeps are published each by itself too.
 
     Raises:
         InputError: a parameter in `qos_overrides` is wrong.
@@ -58,13 +58,19 @@ class SweepOutputs:
         node: LifecycleNode,
         cameras: Sequence[str],
         teacher: bool,
-        clouds: Sequence[str],
-        moving: bool,
+        config: NodeConfig,
+        lidars: Sequence[str] = (),
     ) -> None:
         self._node = node
         self._labeled = qos.create_output(node, PointCloud2, topics.LABELED)
-        self._clouds = {name: qos.create_output(node, PointCloud2, name) for name in clouds}
-        kinds = {topics.STATIC: STATIC, topics.MOVING: MOVING} if moving else {}
+        self._parts = {
+            name: qos.create_output(node, PointCloud2, topics.LABELED_PART.format(lidar=name))
+            for name in lidars
+        }
+        self._clouds = {
+            name: qos.create_output(node, PointCloud2, name) for name in config.clouds.names
+        }
+        kinds = {topics.STATIC: STATIC, topics.MOVING: MOVING} if config.moving.enabled else {}
         self._moving = {
             kind: qos.create_output(node, PointCloud2, name) for name, kind in kinds.items()
         }
@@ -77,6 +83,7 @@ class SweepOutputs:
         }
         self._images = LabelImages(node)
         self._grid = GridOutput(node)
+        self._tracks = TrackOutputs(node) if config.tracks.enabled else None
         self._legend = Legend(node)
         self._times = {
             stage: node.create_publisher(Float64, topics.TIMES.format(stage=stage), qos.result())
@@ -93,6 +100,8 @@ class SweepOutputs:
             self._node.destroy_lifecycle_publisher(publisher)
         self._images.destroy()
         self._grid.destroy()
+        if self._tracks is not None:
+            self._tracks.destroy()
         self._legend.destroy()
         for times in self._times.values():
             self._node.destroy_publisher(times)
@@ -100,8 +109,16 @@ class SweepOutputs:
     def wanted(self) -> bool:
         """There are subscribers of the labels."""
         publishers = (*self._all_clouds(), *self._overlays.values())
-        others = self._images.wanted() or self._grid.wanted()
-        return others or any(map(qos.has_subscribers, publishers))
+        return self.others_wanted() or any(map(qos.has_subscribers, publishers))
+
+    def united_wanted(self, config: NodeConfig) -> bool:
+        """An output of the united sweep, not of one LiDAR, is published."""
+        clouds = any(map(qos.has_subscribers, self._united_clouds()))
+        return clouds or self.others_wanted() or not config.only_when_subscribed
+
+    def others_wanted(self) -> bool:
+        """There are subscribers of label images, the grid or tracks."""
+        return self._images.wanted() or self._grid.wanted() or self._tracks_wanted()
 
     def needs_pose(self, config: NodeConfig) -> bool:
         """The grid is subscribed and drawn in the fixed frame."""
@@ -110,6 +127,14 @@ class SweepOutputs:
     def needs_moving(self) -> bool:
         """The clouds of what is static and what moves, or clouds with the field, are subscribed."""
         return bool(self._moving) and any(map(qos.has_subscribers, self._all_clouds()))
+
+    def needs_tracks(self) -> bool:
+        """The tracks, or clouds with the field, are subscribed."""
+        clouds = self._tracks is not None and any(map(qos.has_subscribers, self._all_clouds()))
+        return clouds or self._tracks_wanted()
+
+    def _tracks_wanted(self) -> bool:
+        return self._tracks is not None and self._tracks.wanted()
 
     def show_legend(self, frame_id: str, space: LabelSpace) -> None:
         """Publish the legend of the classes where the sweeps are."""
@@ -122,6 +147,9 @@ class SweepOutputs:
         return bool(fields) and any(map(qos.has_subscribers, self._all_clouds()))
 
     def _all_clouds(self) -> list[LifecyclePublisher[PointCloud2]]:
+        return [*self._united_clouds(), *self._parts.values()]
+
+    def _united_clouds(self) -> list[LifecyclePublisher[PointCloud2]]:
         return [self._labeled, *self._clouds.values(), *self._moving.values()]
 
     def teacher_wanted(self) -> bool:
@@ -139,29 +167,41 @@ class SweepOutputs:
         config: NodeConfig,
         fixed_frame: str,
         remembered: Callable[[float], Voxels | None],
+        parts: Mapping[str, PointCloud2] | None = None,
     ) -> list[tuple[str, str]]:
         """Publish the clouds, images and the grid of a sweep.
 
         Args:
-            msg: the sweep.
+            msg: the sweep; of a united one only the header is needed unless `united_wanted`.
             labeled: its labels.
             config: parameters.
             fixed_frame, remembered: see `GridOutput.publish`.
+            parts: LiDAR -> its sweep as it came, in the order of the points of a united sweep.
 
         Returns:
             (event, reason) of what cannot be made.
         """
-        problems = self._publish_clouds(msg, labeled, config)
+        problems = self._publish_clouds(msg, labeled, config, parts or {})
         problems += self._images.publish(msg, labeled)
+        if self._tracks is not None:
+            problems += self._tracks.publish(msg.header, labeled)
         return problems + self._grid.publish(msg, labeled, config.grid, fixed_frame, remembered)
 
     def _publish_clouds(
-        self, msg: PointCloud2, labeled: LabeledSweep, config: NodeConfig
+        self,
+        msg: PointCloud2,
+        labeled: LabeledSweep,
+        config: NodeConfig,
+        parts: Mapping[str, PointCloud2],
     ) -> list[tuple[str, str]]:
         wanted = any(map(qos.has_subscribers, self._all_clouds()))
         if not wanted and config.only_when_subscribed:
             return []
-        cloud = self.labeled_message(msg, labeled, config)
+        fields = _fields(labeled, config)
+        self._publish_parts(parts, labeled, config, fields)
+        if parts and not self.united_wanted(config):
+            return []
+        cloud = self._encode(msg, labeled, config, fields)
         self._labeled.publish(cloud)
         for name, publisher in self._clouds.items():
             if qos.has_subscribers(publisher):
@@ -177,10 +217,35 @@ class SweepOutputs:
                 publisher.publish(conversions.filtered_message(cloud, chosen))
         return []
 
+    def _publish_parts(
+        self,
+        parts: Mapping[str, PointCloud2],
+        labeled: LabeledSweep,
+        config: NodeConfig,
+        fields: Mapping[str, npt.NDArray[Any]],
+    ) -> None:
+        """Publish the sweep of each LiDAR with its part of the labels."""
+        first = 0
+        for name, msg in parts.items():
+            rows = slice(first, first + msg.height * msg.width)
+            first = rows.stop
+            if qos.has_subscribers(self._parts[name]):
+                own = {field: values[rows] for field, values in fields.items()}
+                self._parts[name].publish(self._encode(msg, labeled.part(rows), config, own))
+
     def labeled_message(
         self, msg: PointCloud2, labeled: LabeledSweep, config: NodeConfig
     ) -> PointCloud2:
         """The sweep in the profile, and with the fields, that the parameters select."""
+        return self._encode(msg, labeled, config, _fields(labeled, config))
+
+    def _encode(
+        self,
+        msg: PointCloud2,
+        labeled: LabeledSweep,
+        config: NodeConfig,
+        fields: Mapping[str, npt.NDArray[Any]],
+    ) -> PointCloud2:
         output, space = config.output, labeled.label_space
         if output.profile == "autoware":
             if self._autoware_of is not space:
@@ -188,7 +253,7 @@ class SweepOutputs:
                 self._autoware_of = space
             cloud = autoware_cloud(msg, labeled, self._autoware_ids)
         else:
-            extra = ExtraFields(output.entropy, output.probabilities, _fields(labeled, config))
+            extra = ExtraFields(output.entropy, output.probabilities, fields)
             encode = minimal_cloud if output.profile == "minimal" else append_labels
             cloud = encode(msg, labeled, extra)
         return conversions.cloud_message(msg.header, cloud)
@@ -217,15 +282,12 @@ def _fields(labeled: LabeledSweep, config: NodeConfig) -> dict[str, npt.NDArray[
     """The fields `instance` (uint32), `moving` (uint8) and `rgb` (float32), if selected."""
     fields: dict[str, npt.NDArray[Any]] = {}
     space = labeled.label_space
-    if config.publish_instances:
-        things = [space.index(name) for name in config.instance_classes if name in space.names]
-        fields["instance"] = cluster_instances(
-            labeled.cloud.xyz,
-            labeled.labels,
-            things,
-            cell_m=config.instance_cell_m,
-            min_points=config.instance_min_points,
-        )
+    if config.tracks.enabled:
+        tracked = labeled.tracked
+        nothing = np.zeros(len(labeled.labels), np.uint32)
+        fields["instance"] = nothing if tracked is None else tracked.instances
+    elif config.publish_instances:
+        fields["instance"] = config.thing_rules().cluster(labeled.cloud.xyz, labeled.labels, space)
     if config.moving.enabled:
         unknown = np.full(len(labeled.labels), UNKNOWN, np.uint8)
         fields["moving"] = unknown if labeled.moving is None else labeled.moving

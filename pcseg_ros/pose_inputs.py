@@ -51,7 +51,8 @@ class PoseInputs:
         self.poses = SensorPoses(None, None, None)
         self.fixed_frame = config.motion.fixed_frame
         moves = needs_motion(config)
-        if not (moves or config.cameras.topics):
+        united = len(config.points.topics) > 1
+        if not (moves or united or config.cameras.topics):
             return
         source = _source(config, moves, calibrated=calibration is not None)
         if has_tf2():
@@ -110,7 +111,8 @@ class PoseInputs:
 def needs_motion(config: NodeConfig) -> bool:
     """A parameter needs the motion of the platform."""
     smoothed = config.temporal.enabled or config.motion.deskew
-    return smoothed or config.moving.enabled or config.grid.frame == "fixed"
+    followed = config.moving.enabled or config.tracks.enabled
+    return smoothed or followed or config.grid.frame == "fixed"
 
 
 def _source(config: NodeConfig, moves: bool, calibrated: bool) -> str:
@@ -118,8 +120,8 @@ def _source(config: NodeConfig, moves: bool, calibrated: bool) -> str:
     source: str = config.motion.source
     if source == "none" and moves:
         raise InputError(
-            "temporal.enabled, motion.deskew, moving.enabled and grid.frame fixed need "
-            "motion.source"
+            "temporal.enabled, motion.deskew, moving.enabled, tracks.enabled and grid.frame fixed "
+            "need motion.source"
         )
     if source == "auto":
         source = "tf" if has_tf2() else "odometry"
@@ -127,4 +129,6 @@ def _source(config: NodeConfig, moves: bool, calibrated: bool) -> str:
         raise InputError("motion.source is tf, but tf2_ros is not installed; use odometry")
     if config.cameras.topics and not calibrated and not has_tf2():
         raise InputError("cameras need cameras.calibration if tf2_ros is not installed")
+    if len(config.points.topics) > 1 and not calibrated and not has_tf2():
+        raise InputError("points.topics need cameras.calibration if tf2_ros is not installed")
     return source

@@ -228,6 +228,7 @@ class SegmentNode(TolerantLifecycleNode):
         if inference is not None:
             values["engine"] = inference.engine
             values["intensity"] = inference.intensity
+            values |= inference.inputs.lidar_values()
             values |= {f"counted: {k}": str(v) for k, v in inference.counters().items()}
             values |= inference.calibration()
         name = self.get_fully_qualified_name().lstrip("/")

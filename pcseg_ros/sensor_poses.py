@@ -70,6 +70,7 @@ class SensorPoses:
         self._motion = motion
         self._extrinsics = extrinsics
         self._cameras = {} if calibration is None else calibration.cameras
+        self._calibration = calibration
         self._changed = threading.Condition()
 
     @property
@@ -136,6 +137,28 @@ class SensorPoses:
         image, sweep = self._pose(lidar, image_ns), self._pose(lidar, sweep_ns)
         moved: Float64 = extrinsic @ compose(invert(image), sweep)
         return moved
+
+    def T_united_lidar(self, united: str, topic: str, frame: str) -> Float64:
+        """(4, 4): frame of one of several LiDARs to that of the united sweep.
+
+        Args:
+            united: frame of the united sweep.
+            topic, frame: of the LiDAR.
+
+        Raises:
+            TransformError: it is unknown, or the frames move against each other.
+        """
+        if frame.lstrip("/") == united.lstrip("/"):
+            return np.eye(4)
+        given = None if self._calibration is None else self._calibration.lidar(topic, frame)
+        if given is not None:
+            return given
+        if self._extrinsics is None:
+            raise TransformError(f"cameras.calibration has no LiDAR '{topic}' or '{frame}'")
+        found = self._extrinsics.static(united, frame)
+        if found is None:
+            raise TransformError(f"'{frame}' moves against '{united}'; expected a fixed LiDAR")
+        return found
 
     def _pose(self, lidar: str, stamp_ns: int) -> Float64:
         pose: Float64 = self.poses(lidar, np.array([stamp_ns], np.int64))[0]

@@ -30,12 +30,14 @@ class ReceivedSweep:
         received_s: time of its arrival (monotonic clock, s).
         images: camera name -> its image.
         matched_s: time when the images were complete or no longer waited for.
+        parts: LiDAR -> its sweep, of several united ones; `msg` then has their header alone.
     """
 
     msg: PointCloud2
     received_s: float
     images: dict[str, AnyImage] = field(default_factory=dict)
     matched_s: float = 0.0
+    parts: dict[str, PointCloud2] = field(default_factory=dict)
 
 
 class FilteredSynchronizer:

@@ -2,9 +2,10 @@
 """Train the bundled LiDAR segmenter on simulated sweeps and their exact labels.
 
     python training/street.py --out runs/bundled
+    python training/street.py --out runs/bundled --recipe FILE --device cuda --workers 12
 
-Every town and every LiDAR is drawn by a seed (`pcseg_core/simulation/variety.py`). No real data is
-used.
+FILE has fields of `StreetRecipe`. Every town and every LiDAR is drawn by a seed
+(`pcseg_core/simulation/variety.py`). No real data is used.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
+import yaml
 from pydantic import Field
 
+from pcseg_core.config import parse_section
 from pcseg_core.distill.losses import LabelLossConfig
 from pcseg_core.labels import LabelSpace
 from pcseg_core.learning.augment import AugmentConfig
@@ -25,7 +28,7 @@ from pcseg_core.learning.dataset import TrainingSweep
 from pcseg_core.learning.module import TrainingModule
 from pcseg_core.learning.objectives.segmentation import Segmentation, label_counts
 from pcseg_core.learning.recipe import OptimizerConfig, TrainingRecipe
-from pcseg_core.learning.runs import finish, input_statistics
+from pcseg_core.learning.runs import finish, input_statistics, on_gpu
 from pcseg_core.learning.sectors import LabeledSectors
 from pcseg_core.learning.simulated import SimulatedConfig, labeled_sweeps
 from pcseg_core.learning.trainer import train
@@ -38,7 +41,7 @@ SPACE = "street"
 class StreetRecipe(TrainingRecipe):
     """Data and training of the segmenter."""
 
-    towns: int = Field(default=160, ge=1, description="Drawn towns, each with a drawn LiDAR")
+    towns: int = Field(default=900, ge=1, description="Drawn towns, each with a drawn LiDAR")
     first_seed: int = Field(default=20_000, ge=0, description="Seed of the first town")
     plain: int = Field(
         default=16,
@@ -56,11 +59,15 @@ class StreetRecipe(TrainingRecipe):
         default_factory=lambda: AugmentConfig(beam_drop=0.7, intensity_gain=0.3)
     )
     optimizer: OptimizerConfig = Field(
-        default_factory=lambda: OptimizerConfig(steps=1500, learning_rate=6e-3)
+        default_factory=lambda: OptimizerConfig(
+            steps=1900, batch_size=8, learning_rate=6e-3, average=0.995
+        )
     )
-    again: int = Field(default=48, ge=0, description="Drawn towns in the second stage")
+    again: int = Field(default=96, ge=0, description="Drawn towns in the second stage")
     refine: OptimizerConfig = Field(
-        default_factory=lambda: OptimizerConfig(steps=250, learning_rate=2e-3, average=0.98),
+        default_factory=lambda: OptimizerConfig(
+            steps=200, batch_size=8, learning_rate=2e-3, average=0.98
+        ),
         description="Second stage",
     )
     loss: LabelLossConfig = Field(default_factory=LabelLossConfig)
@@ -84,11 +91,24 @@ def drive_of(source: str) -> SimulatedDrive:
     return SimulatedDrive.from_text(source.partition(":")[2])
 
 
-def fit(data: Sequence[TrainingSweep], recipe: StreetRecipe, out: Path) -> None:
+def fit(
+    data: Sequence[TrainingSweep],
+    recipe: StreetRecipe,
+    out: Path,
+    device: str = "cpu",
+    workers: int = 0,
+) -> None:
     """Train on the labeled sweeps of `recipe.sources`; the run directory gets the checkpoint.
 
     The first stage has drawn towns and LiDARs alone, the second one fewer of them and the plain
     drives.
+
+    Args:
+        data: the sweeps, in the order of the sources.
+        recipe: of the training.
+        out: run directory.
+        device: "auto", "cpu" or "cuda".
+        workers: processes that prepare batches; 0 prepares them between the steps.
     """
     space = LabelSpace.load(SPACE)
     torch.manual_seed(recipe.seed)
@@ -103,8 +123,9 @@ def fit(data: Sequence[TrainingSweep], recipe: StreetRecipe, out: Path) -> None:
     ):
         own = recipe.model_copy(update={"optimizer": optimizer})
         sectors = LabeledSectors([data[k] for k in chosen], own, space)
-        module = TrainingModule(student, [Segmentation(recipe.loss, counts)], sectors, optimizer)
-        metrics[stage] = train(module, out / stage, "cpu")
+        objectives = [Segmentation(recipe.loss, counts)]
+        module = TrainingModule(student, objectives, sectors, optimizer, workers=workers)
+        metrics[stage] = train(module, out / stage, device)
     metrics["poses"] = dict.fromkeys(recipe.sources, "exact")
     beams = [drive_of(source).world.lidar.beams for source in recipe.sources]
     inputs = input_statistics(data, ()).model_copy(update={"rings": (min(beams), max(beams))})
@@ -116,12 +137,20 @@ def main(
     cache: Annotated[Path, typer.Option(help="Folder of rendered sweeps.")] = Path(
         "runs/street_sweeps"
     ),
-    workers: Annotated[int, typer.Option(help="Processes that render.")] = 2,
+    workers: Annotated[
+        int, typer.Option(help="Processes that render and, on a GPU, prepare batches.")
+    ] = 2,
+    recipe: Annotated[
+        Path | None, typer.Option(help="YAML file with fields of `StreetRecipe`.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="Of the training: auto, cpu or cuda.")] = "cpu",
 ) -> None:
     """Render and train; OUT gets the checkpoint."""
-    recipe = StreetRecipe()
-    space, reach = LabelSpace.load(SPACE), recipe.student.max_range_m
-    fit(list(labeled_sweeps(recipe.sources, space, reach, cache, workers)), recipe, out)
+    given = {} if recipe is None else yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    chosen = parse_section(given, StreetRecipe, str(recipe))
+    space, reach = LabelSpace.load(SPACE), chosen.student.max_range_m
+    data = list(labeled_sweeps(chosen.sources, space, reach, cache, workers))
+    fit(data, chosen, out, device, workers if on_gpu(device) else 0)
 
 
 if __name__ == "__main__":

@@ -63,11 +63,10 @@ def cases(machine: Machine) -> Iterator[Case]:
 def engines(machine: Machine) -> list[tuple[str, str]]:
     """Backend and precision of what is compared."""
     names = [("torch", "fp32")]
-    report = {row.name: row.available for row in backends.backends_report()}
-    if report["triton"] or triton_backend.interpreted():
+    if machine.usable("triton"):
         names += [("triton", "fp32"), ("triton", "fp16")]
         names += [] if triton_backend.interpreted() else [("triton", "tf32"), ("triton", "bf16")]
-    if report["torchsparse"]:
+    if machine.usable("torchsparse"):
         names += [("torchsparse", "fp32"), ("torchsparse", "fp16")]
     return names
 

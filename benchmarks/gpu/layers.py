@@ -13,7 +13,7 @@ from torch import Tensor
 from benchmarks.engine_cases import Grid, build_maps
 from benchmarks.gpu.inputs import VOXELS_M, grid
 from benchmarks.gpu.machine import Action, Machine, Row, in_turns, quantiles
-from benchmarks.gpu.networks import add_ratios, precision_of, usable
+from benchmarks.gpu.networks import add_ratios, precision_of
 from pcseg_core.sparse import mean_features, voxelize
 from pcseg_core.sparse.backends import torch_backend, torchsparse_backend, triton_backend
 from pcseg_core.sparse.maps import KernelMap
@@ -56,7 +56,7 @@ def _rows(
     rows: dict[str, Row] = {}
     for name in (*_ENGINES, *_PEERS):
         backend, precision, *rest = name.split()
-        if (backend != "torch" and not usable(backend)) or _left_out(machine, precision, label):
+        if not machine.usable(backend) or _left_out(machine, precision, label):
             continue
         rows[name] = {**label, "engine": name, "precision": precision}
         try:
@@ -136,7 +136,7 @@ def geometry(machine: Machine, points: np.ndarray) -> Iterator[Row]:
             "mean features": partial(mean_features, cloud, voxels),
             "kernel maps": build_maps(made, "auto"),
         }
-        if usable("triton"):
+        if machine.usable("triton"):
             actions["kernel maps, sorted for triton"] = partial(_sorted_maps, made)
         for name, times in in_turns(machine, actions, machine.rounds).items():
             row: Row = {"kind": "geometry", "engine": name, "voxel_m": voxel_m}

@@ -48,6 +48,13 @@ class Machine:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
+    def usable(self, backend: str) -> bool:
+        """True where a backend runs on the device; on the CPU, Triton only interpreted."""
+        if backend == "triton" and triton_backend.interpreted():
+            return True
+        on_gpu = {row.name: row.available for row in backends_report()}[backend]
+        return on_gpu and (self.device.type == "cuda" or backend not in ("triton", "torchsparse"))
+
     def wall_ms(self, action: Action) -> float:
         """Time of one call, from an idle GPU to an idle GPU."""
         self.synchronize()

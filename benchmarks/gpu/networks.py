@@ -21,8 +21,6 @@ from benchmarks.gpu.machine import Action, Machine, Row, importable, in_turns, q
 from benchmarks.measure import matmul_precision
 from pcseg_core.models.inference import Precision, compile_inference
 from pcseg_core.models.minkunet import MinkUNet
-from pcseg_core.sparse import backends
-from pcseg_core.sparse.backends import triton_backend
 
 _HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}
 _COPIES = 4  # sweeps per training step
@@ -39,12 +37,6 @@ class Engine:
 
     run: Callable[[], Tensor]
     known: Action | None = None
-
-
-def usable(name: str) -> bool:
-    """True where a backend runs here, interpreted or not."""
-    available = {row.name: row.available for row in backends.backends_report()}
-    return available[name] or (name == "triton" and triton_backend.interpreted())
 
 
 def precision_of(name: str) -> AbstractContextManager[object]:
@@ -81,9 +73,9 @@ def _engines(machine: Machine, net: MinkUNet, made: Grid) -> dict[str, Engine]:
     engines = {
         name: Engine(partial(_module, net, made, backend, precision))
         for name, backend, precision in plain
-        if backend == "torch" or usable(backend)
+        if machine.usable(backend)
     }
-    if usable("triton"):
+    if machine.usable("triton"):
         for precision in ("fp32", "tf32", "fp16", "bf16")[: 3 if machine.quick else 4]:
             engines[f"triton {precision}"] = _compiled(net, made, precision)
     if importable("spconv.pytorch"):
@@ -174,8 +166,8 @@ def training(machine: Machine, points: np.ndarray) -> Iterator[Row]:
 def _steps(machine: Machine, label: Row, net: MinkUNet, batch: Grid) -> Iterator[Row]:
     names = [f"torch {p}" for p in ("fp32", "tf32", "fp16")]
     for backend in ("triton", "torchsparse"):
-        names += [f"{backend} {p}" for p in ("fp32", "tf32", "fp16")] * usable(backend)
-    names += ["triton bf16"] * (usable("triton") and not machine.quick)
+        names += [f"{backend} {p}" for p in ("fp32", "tf32", "fp16")] * machine.usable(backend)
+    names += ["triton bf16"] * (machine.usable("triton") and not machine.quick)
     rows: dict[str, Row] = {}
     steps: dict[str, Action] = {}
     for name in names:

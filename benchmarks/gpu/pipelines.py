@@ -15,7 +15,7 @@ from torch import nn
 
 from benchmarks.gpu.inputs import VOXELS_M, networks
 from benchmarks.gpu.machine import Action, Machine, Row, in_turns, quantiles
-from benchmarks.gpu.networks import add_ratios, usable
+from benchmarks.gpu.networks import add_ratios
 from pcseg_core.bundled import BUNDLED
 from pcseg_core.checkpoint import CheckpointMeta
 from pcseg_core.cloud import PointCloud
@@ -36,7 +36,7 @@ def sweeps(machine: Machine, points: np.ndarray) -> Iterator[Row]:
     for label, student, space, meta in _students(machine, points):
         segmenters, rows = {}, {}
         for backend, precision in _ENGINES:
-            if (backend != "torch" and not usable(backend)) or _no_bfloat16(machine, precision):
+            if not machine.usable(backend) or _no_bfloat16(machine, precision):
                 continue
             name = f"{backend} {precision}"
             rows[name] = {**label, "engine": name, "precision": precision, "points": len(points)}
@@ -158,7 +158,7 @@ def profile(machine: Machine, points: np.ndarray) -> str:
     from torch.profiler import profile as record
 
     cloud = PointCloud(np.ascontiguousarray(points[:, :3]), np.ascontiguousarray(points[:, 3]))
-    backend = "triton" if usable("triton") else "auto"
+    backend = "triton" if machine.usable("triton") else "auto"
     segmenter = Segmenter.load(BUNDLED, str(machine.device), backend=backend)
     segmenter.segment(cloud)
     kinds = [ProfilerActivity.CPU]

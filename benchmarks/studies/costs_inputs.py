@@ -41,6 +41,7 @@ class Inputs:
         T_cam_lidar: (4, 4) for the first sweep.
         clouds: (N, 3) deskewed points of two sweeps in their LiDAR frames [m].
         poses: (4, 4) T_world_lidar of them.
+        device: "cpu" or "cuda".
     """
 
     folder: Path
@@ -50,9 +51,10 @@ class Inputs:
     T_cam_lidar: Array
     clouds: tuple[Array, Array]
     poses: tuple[Array, Array]
+    device: str = "cpu"
 
     @classmethod
-    def load(cls, folder: Path) -> Inputs:
+    def load(cls, folder: Path, device: str = "cpu") -> Inputs:
         """The inputs that `store` left in a folder."""
         found = read_arrays(folder / _FILE)
         return cls(
@@ -63,6 +65,7 @@ class Inputs:
             found["T_cam_lidar"],
             (found["now"], found["then"]),
             (found["pose_now"], found["pose_then"]),
+            device,
         )
 
     @property

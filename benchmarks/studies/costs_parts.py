@@ -54,16 +54,22 @@ class Part:
         make: (inputs, folder for files) -> the action that is measured.
         weights: NONE, REAL or RANDOM.
         slow: it is measured once, without warm-up.
+        gpu: it runs on a GPU where there is one.
     """
 
     per: str
     make: Make
     weights: str = NONE
     slow: bool = False
+    gpu: bool = False
 
 
 def _on_image(make: networks.Make) -> Make:
-    return lambda inputs, folder: partial(make(folder), inputs.image)
+    return lambda inputs, folder: partial(make(folder, inputs.device), inputs.image)
+
+
+def _network(make: networks.Make, weights: str = RANDOM, slow: bool = False) -> Part:
+    return Part("image", _on_image(make), weights, slow, gpu=True)
 
 
 def _project(inputs: Inputs, _: Path) -> Action:
@@ -101,8 +107,8 @@ def _draw(inputs: Inputs, _: Path) -> Action:
 def _student(inputs: Inputs, _: Path) -> Action:
     """Forward and backward of the student."""
     drawn = sectors(inputs.source, inputs.folder)
-    student = Student(drawn.recipe.student, len(NO_CLASSES)).train()
-    batch = collate(drawn.draw(0))
+    student = Student(drawn.recipe.student, len(NO_CLASSES)).train().to(inputs.device)
+    batch = collate(drawn.draw(0)).to(torch.device(inputs.device))
     return lambda: student(batch.points).features.square().mean().backward()
 
 
@@ -111,7 +117,8 @@ def _objective(name: str) -> Make:
 
     def make(inputs: Inputs, _: Path) -> Action:
         drawn = sectors(inputs.source, inputs.folder)
-        student, batch = Student(drawn.recipe.student, len(NO_CLASSES)), collate(drawn.draw(0))
+        student = Student(drawn.recipe.student, len(NO_CLASSES)).to(inputs.device)
+        batch = collate(drawn.draw(0)).to(torch.device(inputs.device))
         with torch.no_grad():
             output = student(batch.points)
         output = replace(output, features=output.features.clone().requires_grad_())
@@ -119,6 +126,7 @@ def _objective(name: str) -> Make:
         loss = drawn.recipe.loss.model_copy(update=alone)
         channels = drawn.observations[0].load().images[0].features.shape[0]
         term = _new_objective(loss, student, channels, drawn.recipe.views.min_points)
+        term = term.to(inputs.device)
 
         def run() -> None:
             torch.stack(list(term.losses(output, batch).values())).sum().backward()
@@ -143,17 +151,17 @@ def _cluster_config(name: str) -> TemporalConfig:
 
 PARTS: dict[str, Part] = {
     "superpixels: SLIC": Part("image", _on_image(networks.slic)),
-    "superpixels: semantic": Part("image", _on_image(networks.semantic), REAL),
-    "superpixels: SAM ViT-B": Part("image", _on_image(networks.sam), RANDOM, slow=True),
-    "teacher: bundled": Part("image", _on_image(networks.bundled), REAL),
-    "teacher: ESPNetv2, 4 views": Part("image", _on_image(networks.espnetv2), RANDOM),
-    "teacher: MaskCLIP ViT-B/16": Part("image", _on_image(networks.maskclip), RANDOM),
-    "teacher: SegFormer-B0": Part("image", _on_image(networks.segformer_b0), RANDOM),
-    "teacher: SegFormer-B5": Part("image", _on_image(networks.segformer_b5), RANDOM),
-    "teacher: Mask2Former Swin-T": Part("image", _on_image(networks.mask2former), RANDOM),
-    "encoder: EfficientNet-Lite0": Part("image", _on_image(networks.lite0), RANDOM),
-    "encoder: ResNet-50, stride 8": Part("image", _on_image(networks.resnet50), RANDOM),
-    "encoder: DINOv2 ViT-S/14": Part("image", _on_image(networks.dinov2), RANDOM),
+    "superpixels: semantic": _network(networks.semantic, REAL),
+    "superpixels: SAM ViT-B": _network(networks.sam, slow=True),
+    "teacher: bundled": _network(networks.bundled, REAL),
+    "teacher: ESPNetv2, 4 views": _network(networks.espnetv2),
+    "teacher: MaskCLIP ViT-B/16": _network(networks.maskclip),
+    "teacher: SegFormer-B0": _network(networks.segformer_b0),
+    "teacher: SegFormer-B5": _network(networks.segformer_b5),
+    "teacher: Mask2Former Swin-T": _network(networks.mask2former),
+    "encoder: EfficientNet-Lite0": _network(networks.lite0),
+    "encoder: ResNet-50, stride 8": _network(networks.resnet50),
+    "encoder: DINOv2 ViT-S/14": _network(networks.dinov2),
     "projection, occlusion test": Part("image", _project),
     "ground: RANSAC": Part("sweep", _ground("ransac")),
     "ground: Patchwork++": Part("sweep", _ground("patchwork")),
@@ -161,16 +169,16 @@ PARTS: dict[str, Part] = {
     "HDBSCAN: scikit-learn": Part("two sweeps", _clusters(_cluster_config("sklearn"))),
     "temporal segments": Part("two sweeps", _segments),
     "step: draw 4 sectors": Part("step", _draw),
-    "step: student": Part("step", _student, RANDOM),
-    "step: superpixel contrast": Part("step", _objective("superpixel")),
-    "step: point-pixel contrast": Part("step", _objective("point_pixel")),
-    "step: temporal consistency": Part("step", _objective("temporal")),
-    "step: point-to-segment": Part("step", _objective("point_to_segment")),
-    "step: regression": Part("step", _objective("regression")),
+    "step: student": Part("step", _student, RANDOM, gpu=True),
+    "step: superpixel contrast": Part("step", _objective("superpixel"), gpu=True),
+    "step: point-pixel contrast": Part("step", _objective("point_pixel"), gpu=True),
+    "step: temporal consistency": Part("step", _objective("temporal"), gpu=True),
+    "step: point-to-segment": Part("step", _objective("point_to_segment"), gpu=True),
+    "step: regression": Part("step", _objective("regression"), gpu=True),
 }
 
 
-def costs_of(name: str, folder: Path, rounds: int, threads: int) -> Row:
+def costs_of(name: str, folder: Path, rounds: int, threads: int, device: str) -> Row:
     """Costs of a part, measured in a process of its own.
 
     Args:
@@ -178,15 +186,17 @@ def costs_of(name: str, folder: Path, rounds: int, threads: int) -> Row:
         folder: of the inputs, see `costs_inputs.store`.
         rounds: runs after one that is not counted.
         threads: of torch.
+        device: "cpu" or "cuda".
 
     Returns:
         Medians "ms" (wall time) and "cpu_ms" (of all threads), and "memory_mb": the peak of the
-        process while it runs, above that with the inputs alone; or "error", why it cannot run.
+        process while it runs, above that with the inputs alone; on a GPU, the peak of its memory.
+        Or "error", why it cannot run.
     """
     context = get_context("forkserver")  # whose server has imported everything
     context.set_forkserver_preload([__name__])
     answer, end = context.Pipe(duplex=False)
-    process = context.Process(target=_answer, args=(end, name, folder, rounds, threads))
+    process = context.Process(target=_answer, args=(end, name, folder, rounds, threads, device))
     process.start()
     end.close()
     try:
@@ -198,13 +208,15 @@ def costs_of(name: str, folder: Path, rounds: int, threads: int) -> Row:
     return found
 
 
-def _answer(end: Connection, name: str, folder: Path, rounds: int, threads: int) -> None:
+def _answer(
+    end: Connection, name: str, folder: Path, rounds: int, threads: int, device: str
+) -> None:
     """Measure a part in this process, and send what `costs_of` returns."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     try:
-        end.send(measure(PARTS[name], Inputs.load(folder), rounds))
+        end.send(measure(PARTS[name], Inputs.load(folder, device), rounds))
     except Exception as error:  # of the libraries of networks, too
         end.send({"error": f"{type(error).__name__}: {error}".replace("\n", " ")[:300]})
 
@@ -217,9 +229,18 @@ def measure(part: Part, inputs: Inputs, rounds: int) -> Row:
     gc.collect()
     with suppress(OSError):  # forget the peak of the preparation
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    wall, cpu = wall_and_cpu({"": action}, 1 if part.slow else rounds, warmup=int(not part.slow))
+    on_gpu = inputs.device != "cpu"
+    run = partial(_to_the_end, action) if on_gpu else action
+    wall, cpu = wall_and_cpu({"": run}, 1 if part.slow else rounds, warmup=int(not part.slow))
     memory = max(0.0, _memory_mb("VmHWM") - before)
+    if on_gpu:
+        memory = torch.cuda.max_memory_allocated() / 2**20
     return {"ms": wall[""], "cpu_ms": cpu[""], "memory_mb": memory}
+
+
+def _to_the_end(action: Action) -> None:
+    action()
+    torch.cuda.synchronize()
 
 
 def _memory_mb(field: str) -> float:

@@ -8,6 +8,7 @@ quick. Commands of other packages are imported when they run.
 from __future__ import annotations
 
 import os
+import re
 import signal
 from importlib.metadata import EntryPoint, entry_points
 from types import FrameType
@@ -22,6 +23,7 @@ from pcseg_core.cli import (
     demo,
     distill,
     doctor,
+    estimate,
     evaluate,
     export,
     finetune,
@@ -51,14 +53,16 @@ from pcseg_core.errors import PcsegError, Terminated
 PLUGIN_GROUP = "pcseg.commands"
 _EVERYWHERE = ("--debug", "--quiet", "--verbose")
 """Options of all commands, before or after the command."""
-_PLAY_HINT = "Publish a bag over ROS 2."
+_ADDRESS = re.compile(r"auto|local|(ray://)?(\[[0-9a-f:]+\]|[\w.-]+):\d+")
+"""What may follow `--ray`."""
+_HINTS = {"play": "Publish a bag over ROS 2.", "record": "Record topics of ROS 2 in a bag."}
 
 
 class PluginCommand(TyperCommand):
     """A command of another package, which is imported when the command runs."""
 
     def __init__(self, name: str, entry: EntryPoint | None) -> None:
-        summary = _PLAY_HINT if name == "play" or entry is None else f"From {entry.value}."
+        summary = _HINTS.get(name) or (f"From {entry.value}." if entry else "")
         super().__init__(name=name, help=summary, short_help=summary)
         self._entry = entry
 
@@ -99,7 +103,7 @@ class PcsegGroup(TyperGroup):
         """Accept `--debug` and the like after the command as well as before it."""
         given = [option for option in _EVERYWHERE if option in args]
         others = [argument for argument in args if argument not in given]
-        return super().parse_args(ctx, [*given, *others])
+        return super().parse_args(ctx, [*given, *_with_address(others)])
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """The command, with examples at the end of its help."""
@@ -142,6 +146,16 @@ class PcsegGroup(TyperGroup):
             kind = type(error).__name__
             _complain(f"{kind}: {error}; this is a bug, `pcseg --debug ...` shows where")
             raise typer.Exit(1) from None
+
+
+def _with_address(args: list[str]) -> list[str]:
+    """Arguments with the default address after a `--ray` that no address follows."""
+    found: list[str] = []
+    for argument, after in zip(args, [*args[1:], ""]):
+        found.append(argument)
+        if argument == "--ray" and not _ADDRESS.fullmatch(after):
+            found.append("auto")
+    return found
 
 
 def _summary(group: TyperGroup, ctx: Any, name: str, width: int) -> str:
@@ -195,6 +209,7 @@ for _command in (  # in the order of the help
     quantize.quantize,
     label.label,
     select.select,
+    estimate.estimate,
     segment.segment,
     export.export,
     view.view,
@@ -220,7 +235,7 @@ def _set_volume(quiet: bool, verbose: bool) -> None:
     if quiet:
         from pcseg_core.progress import console
 
-        console.quiet = True
+        console().quiet = True
     if verbose:
         import logging
 
@@ -254,4 +269,7 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 def main() -> None:
     """Entry point of the `pcseg` command."""
     signal.signal(signal.SIGTERM, _terminate)
-    app(prog_name="pcseg")
+    try:
+        app(prog_name="pcseg")
+    finally:  # what runs at exit must not be interrupted by an exception
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)

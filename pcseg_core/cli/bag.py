@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pcseg_core.cli.options import TimeField
+from pcseg_core.cli.options import Json, Picture, TimeField
 from pcseg_core.cli.outputs import check_file, text_console
 from pcseg_core.cli.simulate import simulate
 from pcseg_core.errors import InputError
@@ -65,12 +65,13 @@ def from_kitti(
 @app.command("info")
 def info(
     bag: Annotated[Path, typer.Argument(help="Bag folder, .mcap or .db3 file.")],
-    json_: Annotated[Path | None, typer.Option("--json", help="Write the report as JSON.")] = None,
-    picture: Annotated[
-        Path | None, typer.Option(help="Draw the points of a sweep over its images into this PNG.")
-    ] = None,
+    json_: Json = None,
+    picture: Picture = None,
     cloud_topic: Annotated[
-        str | None, typer.Option(help="PointCloud2 topic, if the bag has several.")
+        str | None,
+        typer.Option(
+            help="PointCloud2 topic, if the bag has several; or several, comma-separated, united."
+        ),
     ] = None,
     camera_topics: Annotated[
         str | None, typer.Option(help="Image topics, comma-separated; default: all cameras.")
@@ -95,7 +96,7 @@ def info(
 ) -> None:
     """Check whether a bag can train a segmenter, for which places, and list what is missing.
 
-    The exit code is 1 if it cannot.
+    The exit code is 1 if it cannot. --picture draws the points of a sweep over its images.
     """
     check_file(json_)
     check_file(picture, (".png",))
@@ -168,6 +169,19 @@ def _print(report: BagReport, console: Console) -> None:
         cells = (str(row.messages), rate, str(row.missing), str(row.backward), delay)
         topics.add_row(row.topic, row.type.rpartition("/")[2], *cells)
     console.print(topics)
+    if report.lidars:
+        lidars = Table("LiDAR", "overlap", "paired", "offset ms", "clock ms", "united", box=None)
+        lidars.columns[0].overflow = "fold"
+        for lidar in report.lidars:
+            lidars.add_row(
+                lidar.topic,
+                "-" if lidar.overlap is None else f"{lidar.overlap:.0%}",
+                f"{lidar.paired:.0%}",
+                _number(lidar.offset_ms),
+                _number(lidar.clock_ms),
+                "no" if lidar.problem else "possible",
+            )
+        console.print(lidars)
     if report.cameras:
         cameras = Table("camera", "size", "model", "sees", "paired", "offset ms", "± ms", box=None)
         for camera in report.cameras:

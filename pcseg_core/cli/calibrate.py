@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pcseg_core.cli.options import Json, Picture
 from pcseg_core.cli.outputs import check_file, text_console
 from pcseg_core.progress import note
 
@@ -26,11 +27,8 @@ def calibrate(
             help="Write a calibration file (YAML) of all cameras, corrected where they are off."
         ),
     ] = None,
-    picture: Annotated[
-        Path | None,
-        typer.Option(help="Draw depth edges over images, before and after, into this PNG."),
-    ] = None,
-    json_: Annotated[Path | None, typer.Option("--json", help="Write the report as JSON.")] = None,
+    picture: Picture = None,
+    json_: Json = None,
     sweeps: Annotated[
         int, typer.Option(min=5, max=500, help="Sweeps to compare, evenly over the drive.")
     ] = 24,
@@ -39,7 +37,8 @@ def calibrate(
 
     Compares edges of the images with depth edges of the LiDAR, and searches the rotation,
     translation and time offset at which they meet. Each is "consistent", "off" or "cannot tell".
-    --out writes a calibration for SOURCE?calibration=FILE and for the node.
+    --out writes a calibration for SOURCE?calibration=FILE and for the node, --picture draws depth
+    edges over images, before and after.
     docs/calibration.md says what a drive must show.
     """
     check_file(out, (".yaml", ".yml"))

@@ -8,10 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
+from pcseg_core.cli.options import Seed
+
 
 def demo(
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("demo"),
-    seed: Annotated[int, typer.Option(min=0, help="Seed of towns, traffic and training.")] = 0,
+    seed: Seed = 0,
     steps: Annotated[int | None, typer.Option(min=1, help="Training steps.")] = None,
     ros: Annotated[
         bool, typer.Option("--ros/--no-ros", help="Replay over DDS through the ROS 2 node.")

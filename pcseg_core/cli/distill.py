@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,15 +16,25 @@ from pcseg_core.cli.options import (
     Device,
     Log,
     Out,
+    Ray,
+    RecipeSeed,
     Resume,
-    Seed,
     Sources,
     Steps,
+    WorkerCpus,
+    Workers,
     adjusted,
+    complete_recipe,
     described,
+    ray_options,
     run_once,
 )
+from pcseg_core.cluster.job import check_place
 from pcseg_core.progress import note
+
+if TYPE_CHECKING:
+    from pcseg_core.cluster.run import RayOptions
+    from pcseg_core.learning.recipe import Recipe
 
 
 def distill(
@@ -33,6 +44,7 @@ def distill(
         str | None,
         typer.Option(
             metavar="NAME|FILE",
+            autocompletion=complete_recipe,
             help="Recipe: a name from `pcseg recipe list`, or a YAML file.  [default: "
             f"{DEFAULT_RECIPE}; {SMALL_RECIPE} with --teacher-3d]",
         ),
@@ -46,7 +58,7 @@ def distill(
             "the recipe if it has one.",
         ),
     ] = None,
-    seed: Seed = None,
+    seed: RecipeSeed = None,
     steps: Steps = None,
     resume: Resume = True,
     cache: Cache = None,
@@ -54,7 +66,7 @@ def distill(
         Path | None,
         typer.Option(
             help="Run to start from: one of `pcseg pretrain`, or one of the same classes, for "
-            "example to add words."
+            "example to add words; or bundled.  [default: that of the recipe]"
         ),
     ] = None,
     corrected: Annotated[
@@ -75,14 +87,21 @@ def distill(
     ] = 20.0,
     log: Log = None,
     device: Device = "auto",
+    ray: Ray = None,
+    workers: Workers = None,
+    worker_cpus: WorkerCpus = 1,
 ) -> None:
     """Train a LiDAR segmenter from recordings, without labels.
 
     The teacher of the recipe labels the images, the labels are projected onto the points, and a
     network learns to predict them from the points alone. With --teacher-3d a LiDAR network labels
     all points; no camera is needed then. With --corrected, labels that people corrected override
-    those of the teachers. Interrupted runs resume: run the same command again.
+    those of the teachers. With --ray the teachers run on a cluster; the network is trained here.
+    Interrupted runs resume: run the same command again.
     """
+    check_place(out)
+    check_place(cache or out, "--cache")
+    cluster = ray_options(ray, workers, worker_cpus, device)
     taken = recipe or (SMALL_RECIPE if teacher_3d else DEFAULT_RECIPE)
     command = described(
         taken,
@@ -104,13 +123,32 @@ def distill(
 
         chosen = adjusted(load_recipe(recipe_file(taken)), seed, steps).taught_by(teacher_3d)
         note(f"recipe {taken}; {chosen.teachers_title}")
+        prepare = None
+        if cluster is not None:
+            folder = cache or out / "cache"
+            prepare = partial(_observe, chosen, sources, out, folder, device, cluster)
         fixed = (corrected, corrected_weight)
-        return run(sources, chosen, out, cache, device, start, fresh, *fixed, log or ())
+        return run(sources, chosen, out, cache, device, start, fresh, *fixed, log or (), prepare)
 
-    _summarize(run_once(out, resume, command, train), out)
+    _summarize(run_once(out, resume, command, train), sources[0], out)
 
 
-def _summarize(metrics: dict[str, Any], out: Path) -> None:
+def _observe(
+    recipe: Recipe, sources: list[str], out: Path, cache: Path, device: str, cluster: RayOptions
+) -> None:
+    """Fill the cache of prepared sweeps on a cluster.
+
+    Raises:
+        InputError: a recording was left out; training without it would give another network.
+    """
+    from pcseg_core.cluster.observe import ObserveJob
+    from pcseg_core.cluster.run import report, run_on_ray
+
+    job = ObserveJob(recipe, out.resolve(), cache.resolve(), device)
+    report(run_on_ray(job, sources, cluster), len(sources))
+
+
+def _summarize(metrics: dict[str, Any], source: str, out: Path) -> None:
     from rich.console import Console
 
     console = Console(highlight=False, soft_wrap=True)
@@ -121,4 +159,4 @@ def _summarize(metrics: dict[str, Any], out: Path) -> None:
         console.print(f"no classes; next: pcseg finetune {out}, or pcseg distill --start {out}")
         return
     console.print("pseudo labels: " + ", ".join(f"{name} {100 * s:.1f} %" for name, s in shares))
-    console.print(f"next: pcseg evaluate {out} --semantic-kitti DIR, or pcseg view {out}")
+    console.print(f"next: pcseg evaluate {source} --checkpoint {out}, or pcseg view {out}")

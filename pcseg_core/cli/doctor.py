@@ -8,16 +8,18 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
 from pcseg_core.children import code_command
+from pcseg_core.cli.options import Json
+from pcseg_core.cli.outputs import check_file, text_console, write_json
 
 
 class Finding(NamedTuple):
-    """One line: state is "ok", "missing" or "info"."""
+    """One line: state is "ok", "missing", "info", or "optional" for what few need."""
 
     subject: str
     state: str
@@ -29,6 +31,10 @@ _OPTIONAL = (
     ("rosbags", "rosbags", "", "read and write bags"),
     ("kiss_icp", "kiss-icp", "odometry", "poses for recordings without poses"),
     ("rerun", "rerun-sdk", "viewer", "pcseg view: interactive 3D view"),
+    ("huggingface_hub", "huggingface_hub", "hub", "pcseg hub with a hub; folders need nothing"),
+    ("tensorboard", "tensorboard", "tracking", "--log tensorboard"),
+    ("mlflow", "mlflow", "tracking", "--log mlflow"),
+    ("wandb", "wandb", "tracking", "--log wandb"),
     ("onnx", "onnx", "export", "pcseg export"),
     ("onnxruntime", "onnxruntime", "export", "teachers: ONNX files; pcseg export: comparison"),
     ("ai_edge_litert", "ai-edge-litert", "teachers", "teachers: TensorFlow Lite files"),
@@ -36,36 +42,47 @@ _OPTIONAL = (
     ("segment_anything", "segment-anything", "vision", "SAM superpixels"),
     ("timm", "timm", "vision", "DINO and other image features"),
     ("transformers", "transformers", "teachers", "teachers: Mask2Former, SegFormer, SAM 3, ..."),
-    ("hdbscan", "hdbscan", "cluster", "clusters of points across frames"),
-    ("pypatchworkpp", "pypatchworkpp", "cluster", "ground removal"),
+    ("hdbscan", "hdbscan", "segments", "clusters of points across frames"),
+    ("pypatchworkpp", "pypatchworkpp", "segments", "ground removal"),
+    ("ray", "ray", "cluster", "--ray: work on several machines"),
+    ("s3fs", "s3fs", "cluster", "recordings on s3://"),
+)
+_OF_DISTRIBUTIONS = (
+    ("tf2_ros", "poses from TF"),
+    ("launch_ros", "launch files"),
+    ("message_filters", "images synchronized by ROS"),
+    ("vision_msgs", "classes and boxes for other nodes"),
 )
 _WITHOUT_NATIVE = (
     "without it plain torch computes the same labels, and networks take 2 to 3 times as long "
     "(Intel Xeon with AMX, float32)"
 )
-_STYLES = {"ok": "green", "missing": "yellow", "info": "cyan"}
+_STYLES = {"ok": "green", "missing": "yellow", "optional": "cyan", "info": "cyan"}
 
 
-def doctor() -> None:
+def doctor(json_: Json = None) -> None:
     """List installed and missing packages and their purpose."""
-    from rich.console import Console
+    check_file(json_)
     from rich.markup import escape
     from rich.table import Table
 
     table = Table(show_header=False, box=None, pad_edge=False)
     for _ in range(3):
         table.add_column(overflow="fold")
-    for finding in findings():
+    found = list(findings())
+    for finding in found:
         color = _STYLES[finding.state]
         table.add_row(
             escape(finding.subject), f"[{color}]{finding.state}[/]", escape(finding.detail)
         )
-    Console().print(table)
+    text_console(json_).print(table)
+    write_json(json_, {"findings": [finding._asdict() for finding in found]})
 
 
 def findings() -> Iterator[Finding]:
     """Results of all checks; never raises."""
     yield from _base()
+    yield from _requirements()
     yield from _torch()
     yield from _ros()
     yield from _optional()
@@ -83,6 +100,29 @@ def _base() -> Iterator[Finding]:
     bundled = sorted(path.name for path in (folder / "checkpoints").glob("*.safetensors"))
     state = "ok" if bundled else "missing"
     yield Finding("bundled checkpoint", state, ", ".join(bundled) or "none in the package")
+
+
+def _requirements() -> Iterator[Finding]:
+    """What the package needs, where it was installed without it or over older packages."""
+    try:
+        from packaging.requirements import Requirement
+
+        needed = [Requirement(line) for line in requires("pcseg_ros") or ()]
+    except (ImportError, PackageNotFoundError):  # a checkout that is not installed
+        return
+    wrong = []
+    for one in needed:
+        if one.marker is not None and not one.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            release = version(one.name)
+        except PackageNotFoundError:
+            wrong.append(f"{one.name} is missing")
+            continue
+        if not one.specifier.contains(release, prereleases=True):
+            wrong.append(f"{one.name} is {release}, not {one.specifier}")
+    detail = f"{'; '.join(wrong)}; {_command('')}" if wrong else "all installed"
+    yield Finding("requirements", "missing" if wrong else "ok", detail)
 
 
 def _command(extra: str) -> str:
@@ -140,7 +180,7 @@ def _ros() -> Iterator[Finding]:
     source = os.environ.get("ROS_DISTRO") or "from pip"
     domain = os.environ.get("ROS_DOMAIN_ID", "0")
     yield Finding("ROS 2 (rclpy)", "ok", f"{source}, {done.stdout.strip()}, domain {domain}")
-    for module, purpose in (("tf2_ros", "poses from TF"), ("launch_ros", "launch files")):
+    for module, purpose in _OF_DISTRIBUTIONS:
         found = find_spec(module) is not None
         detail = purpose if found else f"{purpose}; part of ROS distributions only"
         yield Finding(module, "ok" if found else "info", detail)
@@ -149,7 +189,8 @@ def _ros() -> Iterator[Finding]:
 def _optional() -> Iterator[Finding]:
     for module, distribution, extra, purpose in _OPTIONAL:
         if find_spec(module) is None:
-            yield Finding(module, "missing", f"{purpose}: {_command(extra)}")
+            state = "optional" if extra else "missing"
+            yield Finding(module, state, f"{purpose}: {_command(extra)}")
             continue
         try:
             release = version(distribution)

@@ -10,12 +10,24 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from pcseg_core.cli.options import MaxEntropy
+from pcseg_core.cli.options import (
+    Backend,
+    Device,
+    Json,
+    MaxEntropy,
+    Picture,
+    Ray,
+    WorkerCpus,
+    Workers,
+    expanded,
+    ray_options,
+)
 from pcseg_core.cli.outputs import PICTURES, check_file, text_console
 from pcseg_core.errors import InputError
 from pcseg_core.progress import bar, note
 
 if TYPE_CHECKING:
+    from pcseg_core.cluster.run import RayOptions
     from pcseg_core.data import Recording
     from pcseg_core.evaluation import Report
     from pcseg_core.evaluation.evaluator import Baseline
@@ -40,20 +52,19 @@ SemanticKitti = Annotated[
     ),
 ]
 Source = Annotated[
-    str | None, typer.Option(help="Any other labeled source: a bag, or reader:path.")
+    list[str] | None,
+    typer.Option(
+        help="Any other labeled source: a bag, or reader:path; several, 'drives/2026-*' or @FILE "
+        "give figures of each and of all.",
+        callback=expanded,
+    ),
 ]
 Boxes = Annotated[
     str | None,
     typer.Option(help="A source with 3D boxes, for recall of vehicle and person points."),
 ]
-Json = Annotated[Path | None, typer.Option("--json", help="Write all figures to this JSON file.")]
-Picture = Annotated[Path | None, typer.Option(help="Draw figures and one scan into this PNG.")]
 Space = Annotated[str, typer.Option(help="Label space to measure in.")]
 Baselines = Annotated[bool, typer.Option(help="Also fit and measure baselines (majority, linear).")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-Backend = Annotated[
-    str, typer.Option(envvar="PCSEG_BACKEND", help="Backend of the sparse convolutions.")
-]
 PrecisionName = Annotated[
     Literal["auto", "fp32", "fp16", "bf16", "int8"],
     typer.Option(help="Arithmetic of the network; int8 needs a checkpoint of `pcseg quantize`."),
@@ -146,6 +157,9 @@ def evaluate(
     cameras: Cameras = False,
     labels: Labels = None,
     teacher: Teacher = None,
+    ray: Ray = None,
+    workers: Workers = None,
+    worker_cpus: WorkerCpus = 1,
 ) -> None:
     """Measure a checkpoint on labeled sweeps, or by the replay of a recording.
 
@@ -161,14 +175,23 @@ def evaluate(
     """
     check_file(json_)
     check_file(picture, PICTURES)
+    cluster = ray_options(ray, workers, worker_cpus, device)
+    if cluster is not None and (checkpoint or params or not source):
+        raise InputError("--ray measures on labeled recordings: pcseg evaluate RUN --source ...")
     if checkpoint is None and params is None:
         if compare or live or temporal or deskew or cameras or labels or teacher:
             raise InputError(
                 "--compare, --live, --temporal, --deskew, --cameras, --labels and --teacher are "
                 "for a replay: pcseg evaluate RECORDING --checkpoint RUN"
             )
-        request = _Request(Path(run), semantic_kitti, source, boxes, json_, picture)
-        _evaluate_run(request, label_space, baselines, (device, precision, backend, max_entropy))
+        engine = (device, precision, backend, max_entropy)
+        sources = source or []
+        one = sources[0] if sources else None
+        request = _Request(Path(run), semantic_kitti, one, boxes, json_, picture)
+        if cluster is not None or len(sources) > 1:
+            _evaluate_many(request, sources, label_space, engine, cluster)
+        else:
+            _evaluate_run(request, label_space, baselines, engine)
         return
     if semantic_kitti or source or boxes or max_entropy < 1:
         raise InputError(
@@ -215,6 +238,25 @@ class _Request:
         checkpoint_file(self.run)
         for source in filter(None, (self.source, self.boxes)):
             find_source(source)
+
+
+def _evaluate_many(
+    request: _Request,
+    sources: list[str],
+    label_space: str,
+    engine: tuple[str, Precision, str, float],
+    cluster: RayOptions | None,
+) -> None:
+    """Measure on several labeled recordings."""
+    request.check()
+    if request.boxes or request.picture:
+        raise InputError("--boxes and --picture are for one recording; give one --source")
+    from pcseg_core.cli.evaluate_many import evaluate_many
+    from pcseg_core.data import find_source
+
+    for source in sources:
+        find_source(source)
+    evaluate_many(str(request.run), sources, request.json, label_space, engine, cluster)
 
 
 def _evaluate_run(
@@ -300,13 +342,15 @@ def _against_boxes(segmenter: Segmenter, source: str) -> BoxReport:
 
 def _write(request: _Request, report: Report | None, boxes: BoxReport | None) -> None:
     from pcseg_core.evaluation import render
-    from pcseg_core.evaluation.report import box_table
+    from pcseg_core.evaluation.report import box_table, panoptic_table
     from pcseg_core.files import write_atomic
 
     console = text_console(request.json)
     if report:
         report = report.model_copy(update={"boxes": boxes})
         console.print(report.table())
+        if report.panoptic:
+            console.print(panoptic_table(report.panoptic))
     if boxes:
         console.print(box_table(boxes))
     if request.json and report:

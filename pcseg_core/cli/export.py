@@ -61,10 +61,10 @@ def export(
     )
     megabytes = exported.model.stat().st_size / 1e6
     classes = ", ".join(exported.label_space.names)
-    console.print(f"wrote {exported.model} ({megabytes:.1f} MB): {classes}", highlight=False)
+    console().print(f"wrote {exported.model} ({megabytes:.1f} MB): {classes}", highlight=False)
     if exported.agreement:
         share, count = exported.agreement["labels_changed"], exported.agreement["sweeps"]
-        console.print(
+        console().print(
             f"{precision} changes {100 * share:.2f} % of the voxels' labels in {count} sweeps",
             highlight=False,
         )

@@ -14,8 +14,8 @@ from pcseg_core.cli.options import (
     Device,
     Log,
     Out,
+    RecipeSeed,
     Resume,
-    Seed,
     Steps,
     adjusted,
     described,
@@ -65,7 +65,7 @@ def finetune(
     recipe: Annotated[
         Path | None, typer.Option(help="Settings of the training (YAML), instead of the defaults.")
     ] = None,
-    seed: Seed = None,
+    seed: RecipeSeed = None,
     steps: Steps = None,
     resume: Resume = True,
     label_space: Annotated[

@@ -7,7 +7,7 @@ GROUPS = (
     ("Look at recordings", ("bag", "calibrate", "view", "images", "demo")),
     (
         "Train without labels",
-        ("distill", "pretrain", "zero-shot", "superpixels", "label", "select"),
+        ("distill", "pretrain", "zero-shot", "superpixels", "label", "select", "estimate"),
     ),
     ("Train on labels, or go on from published weights", ("finetune", "import")),
     ("Recipes, teachers and their weights", ("recipe", "teacher", "weights")),
@@ -39,9 +39,11 @@ EXAMPLES = {
         "distill drive --out runs/first",
         "distill drive1 drive2 --recipe my.yaml --seed 1 --out runs/second",
         "distill drive --teacher-3d runs/large --out runs/small",
+        "distill drive1 drive2 --out runs/fleet --ray head:6379",
     ),
     "evaluate": (
         "evaluate runs/first --semantic-kitti DIR --picture report.png",
+        "evaluate runs/first --source drive1 --source drive2 --json report.json",
         "evaluate drive --checkpoint runs/first --compare runs/second",
         "evaluate drive --checkpoint runs/first --teacher kitti --json -",
     ),
@@ -50,6 +52,7 @@ EXAMPLES = {
     "superpixels": (
         "superpixels drive --generator slic --out superpixels",
         "superpixels drive --generator sam --weights sam_vit_h.pth --out superpixels",
+        "superpixels drive1 drive2 --out superpixels --ray head:6379",
     ),
     "pretrain": ("pretrain drive --recipe pretrain-kitti --out runs/pre",),
     "probe": ("probe runs/pre --fit semantic-kitti:00 --test semantic-kitti:08 --json probe.json",),
@@ -65,8 +68,12 @@ EXAMPLES = {
     ),
     "words": ("words runs/words --find tree",),
     "quantize": ("quantize runs/first drive --out runs/int8/checkpoint.safetensors",),
-    "label": ("label drive --recipe kitti --out labels",),
+    "label": (
+        "label drive --recipe kitti --out labels",
+        "label drive1 drive2 --recipe kitti --out labels --ray head:6379",
+    ),
     "select": ("select drive --checkpoint runs/first --budget 20 --out chosen.csv",),
+    "estimate": ("estimate drive1 drive2 --recipe kitti",),
     "segment": (
         "segment drive --checkpoint runs/first --out labeled",
         "segment semantic-kitti:08 --checkpoint bundled --out labels",

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shlex
 import sys
 import time
@@ -12,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeVar
 
 import typer
-import yaml
 
 from pcseg_core.bundled import FILE_NAME, bundled_file
 from pcseg_core.errors import InputError
 
 if TYPE_CHECKING:
+    from pcseg_core.cluster.run import RayOptions
     from pcseg_core.learning.recipe import OptimizerConfig
 
 
@@ -34,25 +33,43 @@ Sources = Annotated[
     list[str],
     typer.Argument(
         help="Recordings: bags, or reader:path (kitti-raw:PATH, ...); 'drives/2026-*' for "
-        "several, @FILE for a list of them.",
+        "several, @FILE for a list of them, s3://BUCKET/PATH and other URLs.",
         callback=expanded,
     ),
 ]
+
+
+def complete_recipe(incomplete: str) -> list[str]:
+    """Recipes of the package, for the completion of shells."""
+    from pcseg_core.recipes import available_recipes
+
+    return [name for name in available_recipes() if name.startswith(incomplete)]
+
+
 RecipeName = Annotated[
     str,
     typer.Option(
         "--recipe",
         metavar="NAME|FILE",
         help="Recipe: a name from `pcseg recipe list`, or a YAML file.",
+        autocompletion=complete_recipe,
     ),
 ]
+_CLUSTER = "Cluster"
 DEFAULT_RECIPE = "kitti"
 """Recipe of `pcseg distill` where none is given: streets, by ESPNetv2 of Cityscapes."""
 SMALL_RECIPE = "small"
 """The same with --teacher-3d: a small student, by the 3D teacher alone."""
+_SEED = "Seed of everything random."
 Out = Annotated[Path, typer.Option(help="Run directory, new or to resume.")]
-Seed = Annotated[int | None, typer.Option(min=0, help="Seed, instead of the recipe's.")]
-Steps = Annotated[int | None, typer.Option(min=1, help="Optimizer steps, instead of the recipe's.")]
+Seed = Annotated[int, typer.Option(min=0, help=_SEED)]
+RecipeSeed = Annotated[
+    int | None, typer.Option("--seed", min=0, help=_SEED, show_default="of the recipe")
+]
+Steps = Annotated[
+    int | None,
+    typer.Option(min=1, help="Optimizer steps, instead of the recipe's; rounds take no more."),
+]
 Resume = Annotated[
     bool,
     typer.Option(
@@ -98,7 +115,63 @@ Log = Annotated[
         callback=installed,
     ),
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Device = Annotated[str, typer.Option(help="Where networks run: auto, cpu, cuda or cuda:N.")]
+Backend = Annotated[
+    str, typer.Option(envvar="PCSEG_BACKEND", help="Backend of the sparse convolutions.")
+]
+Json = Annotated[
+    Path | None,
+    typer.Option(
+        "--json", metavar="FILE", help="Write the figures as JSON; - is the standard output."
+    ),
+]
+Picture = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Draw the result into a picture, such as PNG.")
+]
+
+
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        metavar="[ADDRESS]",
+        help="Work on a Ray cluster: HOST:PORT, or the one of this machine, which is started if "
+        "there is none.",
+        rich_help_panel=_CLUSTER,
+    ),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        "--workers",
+        min=1,
+        help="With --ray: number of workers.  [default: one per GPU, else as many as fit]",
+        rich_help_panel=_CLUSTER,
+    ),
+]
+WorkerCpus = Annotated[
+    int,
+    typer.Option(
+        "--worker-cpus", min=1, help="With --ray: cores of a worker.", rich_help_panel=_CLUSTER
+    ),
+]
+
+
+def ray_options(
+    address: str | None, workers: int | None, cpus: int, device: str = "auto"
+) -> RayOptions | None:
+    """How a command uses a cluster; None without --ray.
+
+    Raises:
+        InputError: options of --ray without it.
+    """
+    if address is None:
+        if workers is not None or cpus != 1:
+            raise InputError("--workers and --worker-cpus are for work on a cluster: give --ray")
+        return None
+    from pcseg_core.cluster.run import RayOptions
+
+    return RayOptions(address, workers or 0, cpus, gpu=device != "cpu")
 
 
 class TrainingRecipe(Protocol):
@@ -122,6 +195,9 @@ def adjusted(recipe: AnyRecipe, seed: int | None = None, steps: int | None = Non
         changes["seed"] = seed
     if steps is not None:
         changes["optimizer"] = recipe.optimizer.model_copy(update={"steps": steps})
+        rounds = getattr(recipe, "rounds", None)
+        if rounds is not None and rounds.steps is not None:
+            changes["rounds"] = rounds.model_copy(update={"steps": min(rounds.steps, steps)})
     return recipe.model_copy(update=changes)
 
 
@@ -144,18 +220,22 @@ def described(
         others: further options; paths are identified by their files.
 
     Raises:
-        InputError: a recipe or path does not exist, or the recipe is not YAML.
+        InputError: a recipe or path does not exist, the recipe is not YAML, or known weights that
+            it names are not on this machine.
     """
+    from hashlib import sha256
+
     from pcseg_core.config import read_yaml
     from pcseg_core.data import find_source
+    from pcseg_core.known_weights import check_named
     from pcseg_core.learning.run_folder import identity, named
     from pcseg_core.recipes import recipe_file
 
     file = recipe_file(recipe) if isinstance(recipe, str) else recipe
-    if file is not None:
-        read_yaml(file)
+    content = {} if file is None else read_yaml(file)
     for source in (*sources, *tested):
         find_source(source)
+    check_named(content, str(recipe))
     for name, value in others.items():
         if isinstance(value, Path):
             if not value.exists() and not bundled_file(value):
@@ -165,7 +245,7 @@ def described(
                 raise InputError(f"--out {out} is the run of {option}; choose another --out")
             others[name] = named(name, value)
     return {
-        "recipe": None if file is None else hashlib.sha256(file.read_bytes()).hexdigest(),
+        "recipe": None if file is None else sha256(file.read_bytes()).hexdigest(),
         "sources": [identity(source, (out, cache or out)) for source in sources],
         **({"tested": [identity(source) for source in tested]} if tested else {}),
         **others,
@@ -190,6 +270,8 @@ def run_once(
     The command, its duration and its outcome are added to logs/pcseg.log of a run that had not
     finished.
     """
+    import yaml
+
     from pcseg_core.config import read_yaml
     from pcseg_core.files import check_new_folder, claim_folder, write_atomic
     from pcseg_core.learning.run_folder import COMMAND, RECIPE, RUN, finished, is_first_process

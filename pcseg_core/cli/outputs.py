@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pcseg_core.errors import InputError
-from pcseg_core.files import STDOUT, is_special
+from pcseg_core.files import STDOUT, is_special, write_atomic
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,6 +33,12 @@ def check_file(path: Path | None, suffixes: tuple[str, ...] = ()) -> None:
     existing = next(p for p in path.absolute().parents if p.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise InputError(f"cannot write {path}: no permission to write in {existing}")
+
+
+def write_json(path: Path | None, content: Mapping[str, Any]) -> None:
+    """Write the figures of a command as JSON, if the user asked for it."""
+    if path is not None:
+        write_atomic(path, json.dumps(content, indent=1) + "\n")
 
 
 def text_console(json_: Path | None) -> Console:

@@ -3,19 +3,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pcseg_core.cli.options import Device
-from pcseg_core.cli.outputs import PICTURES, check_file
+from pcseg_core.cli.options import Device, Json, Picture
+from pcseg_core.cli.outputs import PICTURES, check_file, text_console, write_json
 from pcseg_core.errors import InputError
 from pcseg_core.progress import bar, note
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from pcseg_core.data import Recording
     from pcseg_core.labels import LabelSpace
     from pcseg_core.learning.probe import Scan
@@ -35,12 +36,8 @@ def probe(
         ),
     ],
     test: Annotated[str, typer.Option(help="Labeled recording of another place, to measure on.")],
-    json_: Annotated[
-        Path | None, typer.Option("--json", help="Write the figures to this JSON file.")
-    ] = None,
-    picture: Annotated[
-        Path | None, typer.Option(help="Draw IoU, confusion and curves into this picture.")
-    ] = None,
+    json_: Json = None,
+    picture: Picture = None,
     label_space: Annotated[str, typer.Option(help="Label space to measure in.")] = "street",
     max_points: Annotated[
         int, typer.Option(min=100, help="Points to fit to; of more, an even share is drawn.")
@@ -51,7 +48,7 @@ def probe(
 
     The same is done with an untrained network of that architecture (batch norms calibrated) and
     with the raw inputs (height, intensity, range): a network must beat both. Fractions in the JSON
-    are 0 to 1.
+    are 0 to 1. --picture draws IoU, confusion and the curves of the fits.
     """
     check_file(json_)
     check_file(picture, PICTURES)
@@ -62,14 +59,12 @@ def probe(
         checkpoint_file(run)
     for source in (fit, test):
         find_source(source)
-    from pcseg_core.files import write_atomic
     from pcseg_core.labels import LabelSpace
 
     space = LabelSpace.load(label_space)
     content = _measure(runs, fit, test, space, max_points, device)
-    show(content)
-    if json_:
-        write_atomic(json_, json.dumps(content, indent=1) + "\n")
+    show(content, text_console(json_))
+    write_json(json_, content)
     if picture:
         draw(content, space, picture)
 
@@ -80,13 +75,12 @@ def _measure(
     from pcseg_core.checkpoint import load_checkpoint
     from pcseg_core.learning.probe import probe as run_probe
     from pcseg_core.learning.probe import summary
-    from pcseg_core.learning.runs import on_gpu
+    from pcseg_core.learning.runs import torch_device
 
     reach = min(load_checkpoint(run)[1].student.get("max_range_m", 80.0) for run in runs)
     fitted, tested = read(fit, space, reach), read(test, space, reach)
-    place = "cuda" if on_gpu(device) else "cpu"
     with bar("probing") as progress:
-        results = run_probe(runs, fitted, tested, space, place, max_points, progress)
+        results = run_probe(runs, fitted, tested, space, torch_device(device), max_points, progress)
     return {
         "runs": [str(run) for run in runs],
         "fit": fit,
@@ -130,9 +124,8 @@ def open_labeled(source: str) -> Recording:
     return open_recording(source)
 
 
-def show(content: dict[str, Any]) -> None:
+def show(content: dict[str, Any], console: Console) -> None:
     """Table of a probe's figures."""
-    from rich.console import Console
     from rich.table import Table
 
     from pcseg_core.evaluation.report import percent
@@ -144,7 +137,7 @@ def show(content: dict[str, Any]) -> None:
     for name, figures in content["methods"].items():
         keys = ("miou", "miou_deviation", "accuracy", "miou_merged_ground")
         table.add_row(name, *(percent(figures[key]) for key in keys))
-    Console().print(table)
+    console.print(table)
 
 
 def draw(content: Mapping[str, Any], space: LabelSpace, path: Path) -> None:

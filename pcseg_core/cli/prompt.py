@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pcseg_core.cli.outputs import PICTURES, check_file, text_console
+from pcseg_core.cli.options import Backend, Device, Json, Picture
+from pcseg_core.cli.outputs import PICTURES, check_file, text_console, write_json
 from pcseg_core.errors import InputError
 from pcseg_core.progress import note
 
@@ -38,14 +39,10 @@ def prompt(
         ),
     ] = None,
     sweep: Annotated[int, typer.Option(help="Index of the sweep; -1 is the last.")] = 0,
-    picture: Annotated[Path | None, typer.Option(help="Draw the sweep into this PNG.")] = None,
-    json_: Annotated[
-        Path | None, typer.Option("--json", help="Write the share of each class to this JSON file.")
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    backend: Annotated[
-        str, typer.Option(envvar="PCSEG_BACKEND", help="Backend of the sparse convolutions.")
-    ] = "auto",
+    picture: Picture = None,
+    json_: Json = None,
+    device: Device = "auto",
+    backend: Backend = "auto",
 ) -> None:
     """Label a recorded sweep by words or example pictures, and print the share of each class."""
     if words and pictures:
@@ -79,10 +76,8 @@ def _try(
     segmenter: Segmenter, source: str, sweep: int, picture: Path | None, json_: Path | None
 ) -> None:
     import dataclasses
-    import json
 
     from pcseg_core.data import open_recording
-    from pcseg_core.files import write_atomic
 
     recording = open_recording(source, trained=segmenter.trained_on)
     if not -len(recording) <= sweep < len(recording):
@@ -90,8 +85,7 @@ def _try(
     sample = dataclasses.replace(recording[sweep % len(recording)], labels=None)
     shares = _shares(segmenter, sample.cloud)
     _print_shares(sample.name, shares, text_console(json_))
-    if json_:
-        write_atomic(json_, json.dumps({"sweep": sample.name, "classes": shares}, indent=1) + "\n")
+    write_json(json_, {"sweep": sample.name, "classes": shares})
     if picture is not None:
         from pcseg_core.online.pipeline import Pipeline
         from pcseg_core.viewer.picture import draw

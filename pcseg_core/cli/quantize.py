@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pcseg_core.cli.outputs import check_file
+from pcseg_core.cli.options import Json
+from pcseg_core.cli.outputs import check_file, text_console, write_json
 from pcseg_core.progress import bar, note
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from pcseg_core.checkpoint import IntegerScales
 
 
@@ -24,6 +27,7 @@ def quantize(
     sweeps: Annotated[
         int, typer.Option(min=1, help="Most sweeps of each half of the recording.")
     ] = 16,
+    json_: Json = None,
 ) -> None:
     """Calibrate a checkpoint for inference in 8-bit integers on a CPU.
 
@@ -38,20 +42,25 @@ def quantize(
     from pcseg_core.evaluation.quantization import quantize as calibrate
 
     check_file(out, (".safetensors",))
+    check_file(json_)
     recording = open_recording(source)
     with bar("calibrating and comparing") as progress:
         scales = calibrate(run, recording, out, sweeps, progress)
     for reason, times in grouped(recording.skipped):
         note(f"skipped: {reason} ({times})")
-    _summarize(out, scales)
+    _summarize(out, scales, text_console(json_))
+    write_json(json_, {**scales.model_dump(), "exact_enough": scales.exact_enough})
 
 
-def _summarize(out: Path, scales: IntegerScales) -> None:
-    typer.echo(
+def _summarize(out: Path, scales: IntegerScales, console: Console) -> None:
+    def say(line: str) -> None:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    say(
         f"{out}: {len(scales.tops)} layers calibrated on {scales.sweeps} sweeps; on "
         f"{scales.compared} others {scales.agreement:.2%} of the labels are those of float32"
     )
     if scales.miou_fp32 is not None and scales.miou_int8 is not None:
-        typer.echo(f"mIoU {scales.miou_fp32:.2%} in float32, {scales.miou_int8:.2%} in integers")
+        say(f"mIoU {scales.miou_fp32:.2%} in float32, {scales.miou_int8:.2%} in integers")
     may = "may take" if scales.exact_enough else "does not take"
-    typer.echo(f"precision 'auto' {may} int8")
+    say(f"precision 'auto' {may} int8")

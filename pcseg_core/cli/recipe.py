@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from pcseg_core.cli.options import complete_recipe
+
 app = recipe = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -28,7 +30,12 @@ def list_recipes() -> None:
 
 
 @app.command()
-def show(name: Annotated[str, typer.Argument(help="Name that `pcseg recipe list` shows.")]) -> None:
+def show(
+    name: Annotated[
+        str,
+        typer.Argument(help="Name that `pcseg recipe list` shows.", autocompletion=complete_recipe),
+    ],
+) -> None:
     """Print a recipe as YAML.
 
     To change a recipe, save and edit it: `pcseg recipe show kitti > mine.yaml`, then

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pcseg_core.cli.evaluate import Backend, Device, Picture, PrecisionName
-from pcseg_core.cli.options import expanded
+from pcseg_core.cli.evaluate import PrecisionName
+from pcseg_core.cli.options import Backend, Device, Json, Picture, Seed, expanded
 from pcseg_core.cli.outputs import PICTURES, check_file, text_console
 from pcseg_core.progress import bar, note
 
@@ -72,11 +72,8 @@ def robustness(
         ),
     ] = None,
     every: Annotated[int, typer.Option(min=1, help="Measure every so many sweeps.")] = 1,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the corruptions.")] = 1205,
-    json_: Annotated[
-        Path | None,
-        typer.Option("--json", help="Write all figures to this JSON file; the run can resume."),
-    ] = None,
+    seed: Seed = 1205,
+    json_: Json = None,
     picture: Picture = None,
     device: Device = "auto",
     backend: Backend = "auto",

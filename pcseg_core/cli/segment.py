@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pcseg_core.cli.options import MaxEntropy, TimeField
+from pcseg_core.cli.options import Backend, Device, MaxEntropy, TimeField
 from pcseg_core.errors import InputError
 from pcseg_core.progress import Bar, bar, note
 
@@ -26,7 +26,11 @@ def segment(
     ],
     out: Annotated[Path, typer.Option(help="Folder to write; appears when it is complete.")],
     cloud_topic: Annotated[
-        str | None, typer.Option(help="PointCloud2 topic to label, for a bag with several.")
+        str | None,
+        typer.Option(
+            help="PointCloud2 topic to label, for a bag with several; or several, comma-separated, "
+            "to label them united."
+        ),
     ] = None,
     bag: Annotated[
         bool, typer.Option("--bag", help="Write a bag even if the source is not a bag.")
@@ -45,10 +49,8 @@ def segment(
     time_field: TimeField = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier result.")] = False,
     max_entropy: MaxEntropy = 1.0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    backend: Annotated[
-        str, typer.Option(envvar="PCSEG_BACKEND", help="Backend of the sparse convolutions.")
-    ] = "auto",
+    device: Device = "auto",
+    backend: Backend = "auto",
 ) -> None:
     """Label the clouds of a bag or of any other recording.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pcseg_core.cli.options import Sources
+from pcseg_core.cli.options import Device, Picture, Sources, complete_recipe
 from pcseg_core.cli.outputs import PICTURES, check_file
 from pcseg_core.progress import bar, note
 
@@ -30,21 +30,21 @@ def select(
     recipe: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME|FILE", help="Recipe whose camera teacher is compared with the student."
+            metavar="NAME|FILE",
+            help="Recipe whose camera teacher is compared with the student.",
+            autocompletion=complete_recipe,
         ),
     ] = None,
     every: Annotated[int, typer.Option(min=1, help="Look at every so many sweeps.")] = 1,
-    picture: Annotated[
-        Path | None,
-        typer.Option(help="Contact sheet of the first sweeps that shows why they were chosen."),
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    picture: Picture = None,
+    device: Device = "auto",
 ) -> None:
     """Choose the sweeps of recordings that are worth correcting.
 
     Those where the student's classes have a high entropy and differ from the sweep before and,
     with --recipe, from the teacher; unlike each other by the features of the student; the same
     number of each recording. `pcseg label --only LIST --format F` writes them for a labeling tool.
+    --picture draws a contact sheet of the first, which shows why they were chosen.
     """
     from pcseg_core.data import open_recording
     from pcseg_core.evaluation import selection

@@ -8,12 +8,13 @@ from typing import Annotated
 
 import typer
 
+from pcseg_core.cli.options import Seed
 from pcseg_core.errors import InputError
 
 
 def simulate(
     out: Annotated[Path, typer.Option(help="Folder of the new bag.")],
-    seed: Annotated[int, typer.Option(help="Seed of town, streets, traffic and light.")] = 0,
+    seed: Seed = 0,
     sweeps: Annotated[int, typer.Option(help="Number of LiDAR sweeps.")] = 100,
     town: Annotated[
         str | None,
@@ -21,6 +22,9 @@ def simulate(
     ] = None,
     beams: Annotated[int, typer.Option(help="Beams of the LiDAR.")] = 64,
     columns: Annotated[int, typer.Option(help="Columns of a sweep.")] = 2048,
+    lidars: Annotated[
+        int, typer.Option(help="LiDARs, each with a topic: on the roof, and 1 or 2 at the bumper.")
+    ] = 1,
     cameras: Annotated[int, typer.Option(help="Number of cameras, evenly around the vehicle.")] = 2,
     width: Annotated[int, typer.Option(help="Image width [px].")] = 640,
     height: Annotated[int, typer.Option(help="Image height [px].")] = 384,
@@ -53,6 +57,7 @@ def simulate(
         "town": town,
         "beams": beams,
         "columns": columns,
+        "lidars": lidars,
         "cameras": cameras,
         "width": width,
         "height": height,

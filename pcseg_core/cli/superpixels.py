@@ -1,24 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`pcseg superpixels`: segment the images of a recording into files."""
+"""`pcseg superpixels`: segment the images of recordings into files."""
 
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pcseg_core.cli.options import Device, Ray, Sources, WorkerCpus, Workers, ray_options
 from pcseg_core.errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pcseg_core.cluster.run import RayOptions
     from pcseg_core.data import Recording
     from pcseg_core.vision.imported import ImportedMasks
     from pcseg_core.vision.superpixels import SuperpixelGenerator
 
+    Maker = Callable[[], SuperpixelGenerator | ImportedMasks]
+
 
 def superpixels(
-    source: Annotated[str, typer.Argument(help="Recording: bag, or reader:path.")],
+    sources: Sources,
     out: Annotated[
         Path | None, typer.Option(help="Folder of the maps; an existing one is completed.")
     ] = None,
@@ -48,28 +55,69 @@ def superpixels(
     label_space: Annotated[
         str, typer.Option(help="Label space of the semantic weights.")
     ] = "cityscapes",
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda (sam, semantic).")] = "auto",
+    device: Device = "auto",
+    ray: Ray = None,
+    workers: Workers = None,
+    worker_cpus: WorkerCpus = 1,
 ) -> None:
-    """Segment the images of a recording for contrastive pretraining.
+    """Segment the images of recordings for contrastive pretraining.
 
     Interrupted runs resume: run the same command again.
     """
+    if (out is None) == (images is None):
+        raise InputError("give --out for the maps, or --images to write only the images")
+    cluster = ray_options(ray, workers, worker_cpus, "cpu" if generator == "slic" else device)
+    if images is not None:
+        if cluster is not None or len(sources) > 1:
+            raise InputError("--images takes one recording, without --ray")
+        _write_images(sources[0], images)
+        return
+    assert out is not None
+    options = (generator, weights, masks, segments, compactness, min_area, label_space, device)
+    maker = partial(_maker, *options)
+    if cluster is None and len(sources) == 1:
+        _segment_one(sources[0], out, maker)
+    else:
+        _segment(sources, out, maker, cluster)
+
+
+def _write_images(source: str, folder: Path) -> None:
+    from pcseg_core.data import open_recording
+
+    report(_export(open_recording(source), folder), folder)
+
+
+def _segment_one(source: str, out: Path, maker: Maker) -> None:
     from pcseg_core.data import open_recording
     from pcseg_core.progress import bar
     from pcseg_core.vision.image_cache import SuperpixelCache
 
-    if (out is None) == (images is None):
-        raise InputError("give --out for the maps, or --images to write only the images")
     recording = open_recording(source)
-    if images is not None:
-        report(_export(recording, images), images)
-        return
-    assert out is not None
-    maker = _maker(generator, weights, masks, segments, compactness, min_area, label_space, device)
-    cache = SuperpixelCache(out, maker)
+    cache = SuperpixelCache(out, maker())
     with bar(f"superpixels of {recording.name}") as progress:
         counts = cache.fill(recording, progress)
     report(counts, out)
+
+
+def _segment(sources: list[str], out: Path, maker: Maker, cluster: RayOptions | None) -> None:
+    from pcseg_core.cluster.job import check_place
+    from pcseg_core.cluster.run import report as report_job
+    from pcseg_core.cluster.run import run_here, run_on_ray
+    from pcseg_core.cluster.superpixels import KEPT, MADE, SuperpixelJob
+    from pcseg_core.data import find_source
+
+    check_place(out)
+    for source in sources:
+        find_source(source)
+    job = SuperpixelJob(out, maker)
+    outcome = run_on_ray(job, sources, cluster) if cluster else run_here(job, sources)
+    made, kept = outcome.counts[MADE], outcome.counts[KEPT]
+    before = f", {outcome.earlier} of them by an earlier run" if outcome.earlier else ""
+    done = f"{out}: {made} images done, {kept} kept, of {outcome.recordings} recordings{before}"
+    typer.echo(done)
+    report_job(outcome, len(sources))
+    if not made and not kept:
+        raise InputError(f"{out}: no image could be used")
 
 
 def _maker(

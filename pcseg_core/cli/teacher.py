@@ -3,14 +3,19 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pcseg_core.cli.options import Device, Json, Picture, complete_recipe
+from pcseg_core.cli.outputs import check_file, text_console, write_json
 from pcseg_core.errors import InputError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from pcseg_core.vision.teacher_report import TeacherReport
 
 app = teacher = typer.Typer(
@@ -27,7 +32,10 @@ def _group() -> None:
 def check(
     image: Annotated[Path, typer.Option(help="Image file: PNG, JPEG, WebP or TIFF.")],
     recipe: Annotated[
-        str | None, typer.Option(metavar="NAME|FILE", help="Recipe with the teacher.")
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE", help="Recipe with the teacher.", autocompletion=complete_recipe
+        ),
     ] = None,
     teacher: Annotated[
         str | None,
@@ -39,13 +47,16 @@ def check(
         str | None,
         typer.Option(help="Label space of the student.  [default: the recipe's, street]"),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Picture of the labels (PNG).")] = Path("teacher.png"),
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    picture: Picture = Path("teacher.png"),
+    json_: Json = None,
+    device: Device = "auto",
 ) -> None:
     """Show the classes of a teacher, their mapping, its speed and its labels of an image.
 
     Exits with 1 if classes of the teacher have no class in its label space.
     """
+    check_file(picture, (".png",))
+    check_file(json_)
     from PIL import Image
 
     from pcseg_core.data.images import read_image
@@ -68,16 +79,18 @@ def check(
     pixels = read_image(image)
     space = LabelSpace.load(target)
     found = report_teacher(config, pixels, space, str(choose_device(device)))
-    with atomic_path(out) as temporary:
-        Image.fromarray(found.picture).save(temporary, format="PNG")
-    _print(found, f"{pixels.shape[1]} x {pixels.shape[0]}", config.label_space, target)
-    typer.echo(f"picture: {out}")
+    console = text_console(json_)
+    _print(console, found, f"{pixels.shape[1]} x {pixels.shape[0]}", config.label_space, target)
+    write_json(json_, found.figures())
+    if picture is not None:
+        with atomic_path(picture) as temporary:
+            Image.fromarray(found.picture).save(temporary, format="PNG")
+        console.print(f"picture: {picture}", soft_wrap=True)
     if found.unmapped:
         raise typer.Exit(1)
 
 
-def _print(found: TeacherReport, size: str, space: str, target: str) -> None:
-    from rich.console import Console
+def _print(console: Console, found: TeacherReport, size: str, space: str, target: str) -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
@@ -88,14 +101,14 @@ def _print(found: TeacherReport, size: str, space: str, target: str) -> None:
         mapped = near if row.mapped == "?" else row.mapped or "ignored"
         share = f"{100 * row.share:.1f} %" if row.share else ""
         table.add_row(row.name, mapped, row.target, share)
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(table)
-    console.print(
+    console.print(table, soft_wrap=True)
+    say = partial(console.print, highlight=False, soft_wrap=True)
+    say(
         f"{size} image in {1000 * found.seconds:.0f} ms, map of {found.map_size[0]} x "
         f"{found.map_size[1]}; {100 * found.undecided:.1f} % of the pixels have no class"
     )
     if found.unmapped:
-        console.print(
+        say(
             f"{len(found.unmapped)} classes have no class in {space}: give them one under "
             "'mapping' or list them under 'ignore'"
         )

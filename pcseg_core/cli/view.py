@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pcseg_core.cli.options import Device, Picture
 from pcseg_core.cli.outputs import PICTURES, check_file
 from pcseg_core.errors import InputError
 from pcseg_core.progress import bar, console
@@ -34,12 +35,12 @@ def view(
     save: Annotated[
         Path | None, typer.Option("--out", "--save", help="Write a Rerun recording (.rrd).")
     ] = None,
-    picture: Annotated[Path | None, typer.Option(help="Draw one sweep into a PNG.")] = None,
+    picture: Picture = None,
     sweep: Annotated[
         int | None, typer.Option(help="Only this sweep, counted from 0; -1 is the last.")
     ] = None,
     every: Annotated[int, typer.Option(min=1, help="Only every N-th sweep.")] = 1,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    device: Device = "auto",
 ) -> None:
     """Show a bag, a training run or one sample: Rerun recording or picture.
 
@@ -57,7 +58,7 @@ def view(
 
         middle = len(scene) // 2 if sweep is None else sweep
         draw(next(scene.views([scene.index(middle)])), scene.space, picture)
-        console.print(f"wrote {picture}", highlight=False)
+        console().print(f"wrote {picture}", highlight=False)
     if save is not None or picture is None:
         _record(scene, sweep, every, save)
 
@@ -91,7 +92,7 @@ def _record(scene: _Scene, sweep: int | None, every: int, save: Path | None) -> 
                 progress(done + 1, len(indices))
 
         count = record(counted(), scene.space, save, name=f"pcseg {scene.name}")
-    console.print(f"{count} sweeps in {save or 'the viewer'}", highlight=False)
+    console().print(f"{count} sweeps in {save or 'the viewer'}", highlight=False)
 
 
 class _Scene:

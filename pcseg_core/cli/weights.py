@@ -16,7 +16,19 @@ app = weights = typer.Typer(
     rich_markup_mode=None,
     help="Public weights by name: list, find, download, add and convert them.",
 )
-Name = Annotated[str, typer.Argument(help="Name that `pcseg weights list` shows.")]
+
+
+def complete_weights(incomplete: str) -> list[str]:
+    """Known weights, for the completion of shells."""
+    from pcseg_core.known_weights import KNOWN
+
+    return [name for name in KNOWN if name.startswith(incomplete)]
+
+
+Name = Annotated[
+    str,
+    typer.Argument(help="Name that `pcseg weights list` shows.", autocompletion=complete_weights),
+]
 File = Annotated[Path, typer.Argument(help="File of the weights, as published or converted.")]
 
 

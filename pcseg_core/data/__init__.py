@@ -8,6 +8,7 @@ import importlib
 import inspect
 import os
 import stat
+import weakref
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from urllib.parse import parse_qsl
 import numpy as np
 
 from pcseg_core.data.account import UNREADABLE, Account, account
+from pcseg_core.data.remote import FetchedFolder, is_url, listing
 from pcseg_core.data.sample import Box, CameraFrame, Sample
 from pcseg_core.errors import InputError
 from pcseg_core.files import exists
@@ -89,7 +91,8 @@ def open_recording(
     Options of the reader are given as keywords or as a query in the source, for example
     "bag:drive?cloud_topic=/points&poses=kiss-icp". "simulated:" takes options instead of a path:
     "simulated:seed=3,sweeps=20". Every reader takes `calibration`: a file whose extrinsics and
-    time offsets replace those of the recording, as in "kitti-raw:drive?calibration=rig.yaml".
+    time offsets replace those of the recording, as in "kitti-raw:drive?calibration=rig.yaml". A
+    path may be an fsspec URL, such as s3://bucket/drive: see `remote`.
 
     Args:
         source: the recording.
@@ -109,6 +112,8 @@ def open_recording(
         file = options.pop("calibration", rigs[-1] if rigs else None)
         return _recalibrated(_reader(reader)(drive, **options), file)
     path, query = split_query(place)
+    if is_url(path):
+        return _open_fetched(reader, path, query, trained, options)
     chosen = {**dict(parse_qsl(query)), **options}
     if reader == "bag" and trained is not None:
         given = float(chosen.get("intensity_scale") or 0)
@@ -118,6 +123,21 @@ def open_recording(
     opener = _reader(reader)
     file = None if reader == "bag" else chosen.pop("calibration", None)
     return _recalibrated(opener(path, **_checked(opener, chosen, str(source))), file)
+
+
+def _open_fetched(
+    reader: str, url: str, query: str, trained: InputStatistics | None, options: dict[str, Any]
+) -> Recording:
+    """A recording on object storage. Its local files stay as long as it is in use."""
+    entry = FetchedFolder().fetch(url)
+    try:
+        source = f"{reader}:{entry.path}{'?' if query else ''}{query}"
+        recording = open_recording(source, trained=trained, **options)
+    except BaseException:
+        entry.close()
+        raise
+    weakref.finalize(recording, entry.close)
+    return recording
 
 
 def _recalibrated(recording: Recording, file: str | Path | None) -> Recording:
@@ -139,6 +159,9 @@ def find_source(source: str | Path) -> tuple[str, str]:
     reader, colon, place = str(source).partition(":")
     if not colon or reader not in READERS:
         reader, place = "", str(source)
+    if is_url(split_query(place)[0]):
+        found = listing(split_query(place)[0])
+        return reader or _named(_kind_of_names(found.names), found.url), place
     path = Path(split_query(place)[0])
     if reader != "simulated" and not exists(path):
         what = "bag" if reader == "bag" else "recording"
@@ -163,7 +186,11 @@ def detect(path: Path) -> str:
     Raises:
         InputError: an unknown kind of recording.
     """
-    kind = _kind(path)
+    return _named(_kind(path), path)
+
+
+def _named(kind: str | None, path: str | Path) -> str:
+    """The kind of a recording at a path, or an error if it is not known."""
     if kind is None:
         raise InputError(
             f"{path}: cannot tell what kind of recording this is; name a reader, as in "
@@ -193,6 +220,21 @@ def _kind(path: Path) -> str | None:
     return None
 
 
+def _kind_of_names(names: Iterable[str]) -> str | None:
+    """As `_kind`, by the paths of the files."""
+    paths = [Path("/", name) for name in names]
+    folders = {part for path in paths for part in path.parts[:-1]}
+    if any(p.suffix in (".mcap", ".db3", ".bag") or str(p) == "/metadata.yaml" for p in paths):
+        return "bag"
+    if any(p.name in ("sample.json", "sample_data.json") for p in paths):
+        return "nuscenes"
+    if "velodyne_points" in folders:
+        return "kitti-raw"
+    if "velodyne" in folders:
+        return "kitti-object" if "calib" in folders else "semantic-kitti"
+    return None
+
+
 def evenly_spaced(count: int, wanted: int) -> list[int]:
     """At most `wanted` indices, evenly spaced over 0..count-1."""
     return sorted({int(i) for i in np.linspace(0, count - 1, min(count, wanted)).round()})
@@ -218,9 +260,11 @@ def fingerprint(path: str | Path, exclude: Collection[Path] = ()) -> str:
     earlier one. Of a bag only the files that the reader uses count.
 
     Args:
-        path: file or folder.
+        path: file, folder or URL.
         exclude: files and folders inside of it that do not count, such as results.
     """
+    if is_url(path):
+        return listing(str(path)).fingerprint
     root = Path(path)
     seen = {root.resolve(), *(place.resolve() for place in exclude)}
     bag = _kind(root) == "bag"

@@ -15,14 +15,14 @@ import numpy as np
 import numpy.typing as npt
 
 from pcseg_core.camera import CameraModel
-from pcseg_core.cloud import IntensityScale, PointCloud, read_cloud
+from pcseg_core.cloud import IntensityScale, PointCloud
 from pcseg_core.data import fingerprint
-from pcseg_core.data.bag_account import bag_account, points_elsewhere
+from pcseg_core.data.bag_account import bag_account
 from pcseg_core.data.bag_cameras import CameraTopics, find_cameras, in_own_frame
+from pcseg_core.data.bag_clouds import BagClouds, choose_topics, read_labels
 from pcseg_core.data.bag_poses import build_tree, find_poses
 from pcseg_core.data.bag_reader import (
     CAMERA_INFO,
-    CLOUD,
     COMPRESSED_IMAGE,
     IMAGE,
     ODOMETRY,
@@ -31,12 +31,13 @@ from pcseg_core.data.bag_reader import (
 )
 from pcseg_core.data.calibration import Calibration, load_calibration
 from pcseg_core.data.images import RGB, decode_image, image_from_message
+from pcseg_core.data.lidar_sets import MAX_LIDAR_OFFSET_S
 from pcseg_core.data.odometry import cached_trajectory
 from pcseg_core.data.sample import CameraFrame, Sample
 from pcseg_core.data.stamps import longest_increasing, nearest
 from pcseg_core.errors import InputError
 from pcseg_core.geometry import Trajectory
-from pcseg_core.labels import WIRE_UNLABELED, LabelSpace
+from pcseg_core.labels import LabelSpace
 from pcseg_core.progress import tracked
 
 
@@ -52,20 +53,22 @@ class BagCamera:
 
 
 class BagRecording:
-    """The sweeps of one cloud topic of a bag, in the order of their header stamps.
+    """The sweeps of a bag, in the order of their header stamps.
 
-    Sweeps are not deskewed; per-point times are kept. Every process that the recording is pickled
-    to or forked into opens the bag itself.
+    They are those of one cloud topic, or united ones of several. Sweeps are not deskewed; per-point
+    times are kept. Every process that the recording is pickled to or forked into opens the bag
+    itself.
 
     Attributes:
         name, label_space, pose_source, scenes, skipped: see `pcseg_core.data.Recording`.
         problems: sentences about missing parts (a calibration, poses).
         account: what the bag holds by topic, and what becomes of it.
         camera_faults: image topic -> why no inspected image of it can be used.
-        cloud_topic: the topic of the sweeps.
-        scale: scale of the intensities, one for the whole bag, with its source.
+        cloud_topic: the topic of the sweeps, or the first of several.
+        sweeps: reads the clouds.
+        scale: scale of its intensities, one for the whole bag, with its source.
         reading: options of `read_cloud` for its clouds.
-        lidar_frame: their frame.
+        lidar_frame: frame of the sweeps.
         cameras: the usable cameras.
         trajectory: T_world_lidar, or None.
         T_body_lidar: (4, 4) of the given calibration, or None.
@@ -86,12 +89,15 @@ class BagRecording:
         time_field: str = "auto",
         time_unit: str = "auto",
         stamp_reference: str = "auto",
+        max_lidar_offset_s: float = MAX_LIDAR_OFFSET_S,
+        united_frame: str | None = None,
     ) -> None:
         """Scan the bag once for stamps, transforms and calibrations.
 
         Args:
             path: bag folder, .mcap or .db3 file.
-            cloud_topic: PointCloud2 topic; None if the bag has only one.
+            cloud_topic: PointCloud2 topic; None if the bag has only one. Several with commas
+                between them are united, in the frame of the first.
             camera_topics: image topics (a list, or comma-separated); None finds the cameras.
             fixed_frame: world frame of the poses in /tf; None tries odom, map, world and the root.
             poses: "auto": /tf, else Odometry, else kiss-icp if it is installed; "recorded": the
@@ -104,6 +110,8 @@ class BagRecording:
                 space in the bag's `labels.yaml`, as written by `pcseg segment`.
             intensity_scale: see `read_cloud`; None or 0 guesses one scale for the whole bag.
             time_field, time_unit, stamp_reference: see `read_cloud`.
+            max_lidar_offset_s: maximum stamp difference between sweeps that are united [s].
+            united_frame: frame of united sweeps; None or "" takes that of the first topic.
 
         Raises:
             InputError: the bag is unreadable, has no usable sweep, or lacks what is requested by
@@ -115,18 +123,20 @@ class BagRecording:
         self.problems: list[str] = []
         self.label_space = self._label_space(label_space)
         self.bag = BagFile(path)
+        if isinstance(calibration, (str, Path)):
+            calibration = load_calibration(calibration)
+        self._united_frame = united_frame or ""
         self._scan(cloud_topic)
         if not isinstance(intensity_scale, IntensityScale):
             intensity_scale = IntensityScale(float(intensity_scale or 0))
         self.scale = intensity_scale
-        self.reading: dict[str, Any] = {
-            "intensity_scale": self._guess_scale(),
+        times = {
             "time_field": time_field,
             "time_unit": time_unit,
             "stamp_reference": stamp_reference,
         }
-        if isinstance(calibration, (str, Path)):
-            calibration = load_calibration(calibration)
+        self.sweeps = self._find_sweeps(calibration, times, float(max_lidar_offset_s))
+        self.reading = dict(self.sweeps.lidars[self.cloud_topic].reading)
         self.cameras = self._find_cameras(camera_topics, calibration)
         self.T_body_lidar = None if calibration is None else calibration.body()
         self.pose_source, self.trajectory = self._find_poses(poses, fixed_frame)
@@ -150,11 +160,16 @@ class BagRecording:
             cloud=cloud,
             cameras=frames,
             trajectory=self.trajectory,
-            labels=_labels(cloud, self.label_space, self.cloud_topic),
+            labels=read_labels(cloud, self.label_space, self.cloud_topic),
             label_space=self.label_space,
             name=f"{self.name}/{cloud.stamp_ns}",
             scene=self.name,
         )
+
+    @property
+    def clouds(self) -> TopicIndex:
+        """Stamps and frame of the sweeps."""
+        return self.sweeps.index
 
     def pairs(self, camera: BagCamera) -> npt.NDArray[np.int64]:
         """(sweeps,) int64: index of the camera's image of each sweep, -1 for none."""
@@ -178,9 +193,8 @@ class BagRecording:
         Raises:
             InputError: x, y or z is missing, or the sweep has no finite point.
         """
-        message = self.bag.read(self.clouds, index)
         try:
-            cloud = read_cloud(message, **self.reading)
+            cloud = self.sweeps.read(index)
             if not cloud.finite.any():
                 raise InputError(f"cloud: none of its {len(cloud)} points is finite")
         except InputError as error:
@@ -196,32 +210,44 @@ class BagRecording:
 
     def _scan(self, cloud_topic: str | None) -> None:
         """Index the topics in use and read all transforms."""
-        self.cloud_topic = self._choose_cloud_topic(cloud_topic)
+        self.cloud_topics = choose_topics(self.bag, cloud_topic)
+        self.cloud_topic = self.cloud_topics[0]
         kinds = (IMAGE, COMPRESSED_IMAGE, CAMERA_INFO, ODOMETRY)
         self.indices, transforms = self.bag.index(
-            [self.cloud_topic, *self.bag.of_type(*kinds)], self.skipped
+            [*self.cloud_topics, *self.bag.of_type(*kinds)], self.skipped
         )
         self.tree = build_tree(transforms, self.skipped)
-        self.clouds = self._ordered_clouds()
-        self.lidar_frame = self.clouds.frame_id
 
-    def _choose_cloud_topic(self, wanted: str | None) -> str:
-        topics = self.bag.of_type(CLOUD)
-        if wanted is not None and wanted not in topics:
-            known = ", ".join(topics) or "none"
-            raise InputError(f"{self.path}: no clouds on {wanted}; PointCloud2 topics: {known}")
-        if wanted is None and len(topics) != 1:
-            what = "several PointCloud2 topics, choose one" if topics else "no PointCloud2 topic"
-            listed = ", ".join(topics or sorted(self.bag.topics)) or "none at all"
-            hints = sorted(set(map(points_elsewhere, self.bag.topics.values())) - {""})
-            hints += self.bag.endings
-            raise InputError(f"{self.path}: {'; '.join([f'{what} (topics: {listed})', *hints])}")
-        return wanted or topics[0]
+    def _find_sweeps(
+        self, known: Calibration | None, reading: dict[str, Any], tolerance_s: float
+    ) -> BagClouds:
+        for topic in self.cloud_topics:
+            if topic not in self.indices:
+                raise InputError(f"{self.path}: no message of {topic} deserializes")
+        indices = [self._ordered(self.indices[topic]) for topic in self.cloud_topics]
+        self.lidar_frame = (len(indices) > 1 and self._united_frame) or indices[0].frame_id
+        self._calibration, where = known, (self.lidar_frame, self.place_lidar)
+        return BagClouds(self.bag, indices, *where, self.scale, reading, tolerance_s)
 
-    def _ordered_clouds(self) -> TopicIndex:
-        if self.cloud_topic not in self.indices:
-            raise InputError(f"{self.path}: no message of {self.cloud_topic} deserializes")
-        return self._ordered(self.indices[self.cloud_topic])
+    def place_lidar(self, topic: str, frame: str) -> npt.NDArray[np.float64]:
+        """T_united_lidar (4, 4) of a further LiDAR in the frame of the sweeps.
+
+        Raises:
+            InputError: it is unknown, or moves.
+        """
+        if frame.lstrip("/") == self.lidar_frame.lstrip("/"):
+            return np.eye(4)
+        known = self._calibration
+        given = None if known is None else known.lidar(topic, frame)
+        if given is not None:
+            return given
+        try:
+            return self.tree.static(self.lidar_frame, frame)
+        except InputError as error:
+            raise InputError(
+                f"{self.path}: {topic} cannot be united in '{self.lidar_frame}': {error}; record "
+                "/tf_static or give a calibration file with `lidars`"
+            ) from error
 
     def _ordered(self, index: TopicIndex) -> TopicIndex:
         """Messages with increasing stamps; the others are counted."""
@@ -230,16 +256,6 @@ class BagRecording:
             reason = f"{index.topic}: stamp that repeats or goes backwards"
             self.skipped[reason] += len(index) - len(kept)
         return index.take(kept)
-
-    def _guess_scale(self) -> float | None:
-        """One intensity scale for the whole bag, from sweeps spread over it."""
-        for index in np.unique(np.linspace(0, len(self.clouds) - 1, 5).astype(int)).tolist():
-            try:
-                message = self.bag.read(self.clouds, index)
-                read_cloud(message, intensity_scale=self.scale, time_field="none")
-            except InputError:
-                continue  # reported when the sweep itself is read
-        return self.scale.factor
 
     def _find_cameras(
         self, wanted: Sequence[str] | str | None, known: Calibration | None
@@ -335,7 +351,7 @@ class BagRecording:
 
     def _estimate(self) -> Trajectory:
         """Poses by LiDAR odometry."""
-        key = f"{self.path.resolve()} {fingerprint(self.path)} {self.cloud_topic} {self.reading}"
+        key = f"{self.path.resolve()} {fingerprint(self.path)} {self.cloud_topics} {self.reading}"
         return cached_trajectory(key, self._readable_clouds())
 
     def _readable_clouds(self) -> Iterator[PointCloud]:
@@ -352,7 +368,7 @@ class BagRecording:
         kept = np.flatnonzero([self.trajectory.covers(stamp) for stamp in stamps])
         if len(kept) < len(stamps):
             self.skipped["sweep outside the time of the poses"] += len(stamps) - len(kept)
-        self.clouds = self.clouds.take(kept)
+        self.sweeps.take(kept)
 
     def _pair(self, camera: BagCamera, max_offset_s: float) -> npt.NDArray[np.int64]:
         """(sweeps,) int64: position of the nearest image in the index of the camera, or -1."""
@@ -383,19 +399,3 @@ def _load_image(bag: BagFile, index: TopicIndex, position: int, size: tuple[int,
     if index.msgtype == COMPRESSED_IMAGE:
         return decode_image(message.data, name, size, message.format)
     return image_from_message(message, name, size)
-
-
-def _labels(
-    cloud: PointCloud, space: LabelSpace | None, topic: str
-) -> npt.NDArray[np.int16] | None:
-    """Class ids of the field `label`; 65535 in the message is -1 here."""
-    wire = cloud.extra.get("label")
-    if wire is None or wire.ndim != 1:
-        return None
-    unlabeled = (wire == WIRE_UNLABELED) | (wire < 0)
-    labels = np.where(unlabeled, -1, wire.astype(np.int64))
-    largest = int(labels.max(initial=-1))
-    if largest >= (len(space) if space is not None else WIRE_UNLABELED // 2):
-        name = f"label space '{space.name}'" if space is not None else "any label space"
-        raise InputError(f"{topic}: label {largest} is not in {name}; name the right space")
-    return labels.astype(np.int16)

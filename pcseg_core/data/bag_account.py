@@ -65,8 +65,11 @@ def _explain(found: Account, recording: BagRecording, topic: str, readable: int)
         (found.failed if why == _FAILED else found.left_out)[topic][why] += count
         explained += count
     camera = next((c for c in recording.cameras if c.topics.image == topic), None)
-    if topic == recording.cloud_topic:
-        found.used[topic] = len(recording)
+    if topic in recording.cloud_topics:
+        found.used[topic] = recording.sweeps.counts()[topic]
+        rest = readable - explained - found.used[topic]
+        if rest > 0 and len(recording.cloud_topics) > 1:
+            found.left_out[topic]["joins no sweep, or is outside the time of the poses"] = rest
     elif camera is None:
         found.used[topic] = readable - explained
     else:
@@ -86,8 +89,9 @@ def _skipped(recording: BagRecording, topic: str) -> Iterator[tuple[str, int]]:
     """(reason, count) of the messages of a topic that the reader skipped."""
     for text, count in recording.skipped.items():
         kind, _, why = text.partition(": ")
-        if text == _UNCOVERED and topic == recording.cloud_topic:
-            yield text, count
+        if text == _UNCOVERED:
+            if (topic,) == recording.cloud_topics:  # of several topics a sweep is several messages
+                yield text, count
         elif kind == topic and why not in _OF_SWEEPS and not why.startswith("transform"):
             yield why, count
 
@@ -95,7 +99,7 @@ def _skipped(recording: BagRecording, topic: str) -> Iterator[tuple[str, int]]:
 def _unused(recording: BagRecording, topic: str) -> str:
     """Why no message of a topic is used; empty if some are."""
     kind = recording.bag.topics.get(topic, "")
-    if topic == recording.cloud_topic or kind in (TF, CAMERA_INFO, ODOMETRY):
+    if topic in recording.cloud_topics or kind in (TF, CAMERA_INFO, ODOMETRY):
         return ""
     if kind in (IMAGE, COMPRESSED_IMAGE):
         if any(camera.topics.image == topic for camera in recording.cameras):

@@ -30,6 +30,7 @@ from pcseg_core.data.bag_findings import (
     about_poses,
     about_topics,
 )
+from pcseg_core.data.bag_lidars import LidarReport, about_lidars, compare_lidars, must_choose
 from pcseg_core.data.bag_reader import CLOUD, STAMPED, BagFile, TopicIndex
 from pcseg_core.data.diversity import Diversity, diversity
 from pcseg_core.data.sample import Sample
@@ -71,6 +72,9 @@ class BagReport(Section):
         default=None, description="streets, places, and what to expect; null without sweeps"
     )
     topics: tuple[TopicReport, ...] = ()
+    lidars: tuple[LidarReport, ...] = Field(
+        default=(), description="other LiDARs of the bag, compared with the first of the sweeps"
+    )
     cameras: tuple[CameraReport, ...] = ()
     skipped: dict[str, int] = Field(default_factory=dict, description="skipped items by reason")
     account: dict[str, Entry] = Field(
@@ -104,11 +108,17 @@ def inspect_bag(path: str | Path, **options: Any) -> tuple[BagReport, BagRecordi
     Raises:
         InputError: the bag is unreadable.
     """
+    options = {"poses": "recorded", **options}
     try:
-        recording = BagRecording(path, **{"poses": "recorded", **options})
+        recording = BagRecording(path, **options)
     except InputError as error:
         bag = BagFile(path)
-        if bag.of_type(CLOUD):
+        clouds = bag.of_type(CLOUD)
+        if len(clouds) > 1 and options.get("cloud_topic") is None:
+            recording = BagRecording(path, **{**options, "cloud_topic": clouds[0]})
+            report = report_on(recording).with_findings([must_choose(clouds)])
+            return report.model_copy(update={"trainable": False}), recording
+        if clouds:
             raise
         findings = [Finding(level="error", what=str(error), do="record a PointCloud2 topic")]
         indices, _ = bag.index(bag.of_type(*STAMPED))
@@ -153,6 +163,8 @@ def _report(
         seen, any_camera = _visibility(recording, samples, findings)
         cameras = tuple(_camera(recording, camera, seen) for camera in recording.cameras)
         content |= _about_sweeps(recording, samples) | {"visible": any_camera}
+        content["lidars"] = compare_lidars(recording)
+        findings += about_lidars(recording, content["lidars"])
         findings += (
             about_cloud(content, samples)
             + about_cameras(recording, cameras)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A calibration file: poses of the cameras relative to the LiDAR, instead of those of a recording.
+"""A calibration file: poses of the sensors relative to the LiDAR, instead of those of a recording.
 
 cameras:
   camera_2:                       # camera name, or image topic
@@ -17,6 +17,12 @@ T_body_lidar:                     # only if the poses are of another frame, as i
   - [1.0, 0.0, 0.0, 0.8]          # LiDAR frame into the frame of the poses
   - [0.0, 1.0, 0.0, 0.0]
   - [0.0, 0.0, 1.0, 1.7]
+lidars:                           # only for several LiDARs: all but the first
+  /left/points:                   # topic, or frame of its clouds
+    T_united_lidar:               # its frame into that of the first LiDAR (of the united sweep)
+      - [1.0, 0.0, 0.0, 0.5]
+      - [0.0, 1.0, 0.0, 0.8]
+      - [0.0, 0.0, 1.0, -1.0]
 """
 
 from __future__ import annotations
@@ -101,11 +107,27 @@ class CameraCalibration(Section):
         )
 
 
+class LidarCalibration(Section):
+    """One of several LiDARs."""
+
+    T_united_lidar: tuple[Numbers, ...] = Field(
+        description="3 or 4 rows of 4: frame of the LiDAR into that of the united sweep [m]"
+    )
+
+    @field_validator("T_united_lidar")
+    @classmethod
+    def _rigid(cls, rows: tuple[Numbers, ...]) -> tuple[Numbers, ...]:
+        return _check_rigid(rows)
+
+
 class Calibration(Section):
-    """Cameras of a platform, by camera name or image topic."""
+    """Sensors of a platform."""
 
     cameras: dict[str, CameraCalibration] = Field(
-        description="camera name or image topic: its calibration"
+        default_factory=dict, description="camera name or image topic: its calibration"
+    )
+    lidars: dict[str, LidarCalibration] = Field(
+        default_factory=dict, description="topic or frame of a LiDAR: its calibration"
     )
     T_body_lidar: tuple[Numbers, ...] | None = Field(
         default=None, description="LiDAR frame into the frame of the poses [m]"
@@ -119,6 +141,11 @@ class Calibration(Section):
     def camera(self, *names: str) -> CameraCalibration | None:
         """The camera with the first known of several names; None if there is none."""
         return next((self.cameras[name] for name in names if name in self.cameras), None)
+
+    def lidar(self, *names: str) -> Float64 | None:
+        """T_united_lidar (4, 4) of the LiDAR with the first known name; None if there is none."""
+        found = next((self.lidars[name] for name in names if name in self.lidars), None)
+        return None if found is None else _matrix(found.T_united_lidar)
 
     def check(self, names: Collection[str], source: str) -> None:
         """Raise InputError if both have cameras, but none in common.

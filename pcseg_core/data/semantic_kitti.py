@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
 
@@ -36,7 +37,7 @@ class SemanticKittiRecording:
 
         Args:
             path: a sequence, or a folder with sequences up to four levels below.
-            lidar_only: ignore calibration, poses and images.
+            lidar_only: ignore images, and calibration and poses that cannot be read.
 
         Raises:
             InputError: no velodyne/*.bin in or below `path`, or unreadable calibration or poses.
@@ -103,11 +104,16 @@ class _SequenceFolder:
         self.name = name
         self.sweeps = sorted((folder / "velodyne").glob("*.bin"), key=_by_number)
         self.order = {path.stem: position for position, path in enumerate(self.sweeps)}
-        calibration = folder / "calib.txt"
-        usable = calibration.is_file() and not lidar_only
-        self.calibration = files.read_calibration(calibration) if usable else None
+        self.images = not lidar_only
         self.times = _times(folder / "times.txt")
-        self.trajectory = self._trajectory()
+        self.calibration, self.trajectory = None, None
+        with suppress(InputError) if lidar_only else nullcontext():
+            self.calibration = self._read_calibration()
+            self.trajectory = self._trajectory()
+
+    def _read_calibration(self) -> dict[str, Float64] | None:
+        path = self.folder / "calib.txt"
+        return files.read_calibration(path) if path.is_file() else None
 
     def frames(self, skipped: Counter[str]) -> list[str]:
         """Names of the usable sweeps; the others are counted."""
@@ -140,7 +146,7 @@ class _SequenceFolder:
 
     def cameras(self, frame: str) -> list[CameraFrame]:
         """Color images of the frame, or gray ones; empty without a calibration."""
-        if self.calibration is None:
+        if self.calibration is None or not self.images:
             return []
         color = [self._camera(number, frame) for number in (2, 3)]
         found = [camera for camera in color if camera is not None]

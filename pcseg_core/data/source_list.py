@@ -8,6 +8,7 @@ from glob import glob
 from pathlib import Path
 
 from pcseg_core.data import READERS, split_query
+from pcseg_core.data.remote import is_url, matching
 from pcseg_core.errors import InputError
 from pcseg_core.files import exists
 
@@ -21,8 +22,8 @@ def expand_sources(sources: Sequence[str]) -> list[str]:
     """Sources with patterns and lists replaced by what they stand for, each once, in order.
 
     Args:
-        sources: bags or reader:path, with * and [...] in the path for several, and options after
-            a "?"; or @FILE, whose lines are such sources. Paths in a file are relative to its
+        sources: bags, reader:path or URLs, with * and [...] in the path for several, and options
+            after a "?"; or @FILE, whose lines are such sources. Paths in a file are relative to its
             folder; empty lines and those that begin with # do not count.
 
     Raises:
@@ -50,7 +51,8 @@ def _listed(file: Path) -> Iterator[str]:
         if line.startswith(LISTED):
             raise InputError(f"{LISTED}{file}: '{line}' is a list in a list; name its sources")
         reader, place = _parts(line)
-        yield from _matches(line if reader == "simulated:" else f"{reader}{file.parent / place}")
+        whole = reader == "simulated:" or is_url(place)
+        yield from _matches(line if whole else f"{reader}{file.parent / place}")
 
 
 def _matches(source: str) -> Iterator[str]:
@@ -60,7 +62,7 @@ def _matches(source: str) -> Iterator[str]:
     if reader == "simulated:" or exists(path) or not any(c in path for c in _WILD):
         yield source
         return
-    found = sorted(glob(path))  # noqa: PTH207 - that of Path takes no absolute pattern
+    found = matching(path) if is_url(path) else sorted(glob(path))  # noqa: PTH207 - that of Path takes no absolute pattern
     if not found:
         raise InputError(f"{source}: no file or folder matches this pattern")
     for name in found:

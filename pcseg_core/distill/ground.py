@@ -91,7 +91,7 @@ def _refine(points: Array) -> tuple[Array, float]:
 
 
 def _patchwork(xyz: Array) -> Bool:
-    patchwork = require("pypatchworkpp", "cluster")
+    patchwork = require("pypatchworkpp", "segments")
     parameters = patchwork.Parameters()
     parameters.verbose = False
     # It needs the height of the sensor: estimated from the low points around the vehicle.

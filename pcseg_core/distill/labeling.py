@@ -78,6 +78,7 @@ def label_scene(
     config: PseudoLabelConfig,
     model: LabelModel | None = None,
     student: Sequence[npt.NDArray[np.float32]] | None = None,
+    told_apart: Sequence[int] = (),
 ) -> list[Labels]:
     """Pseudo labels of the sweeps of one scene, in the order of time.
 
@@ -90,11 +91,15 @@ def label_scene(
         model: estimated from all scenes of the run; None estimates it from this scene alone.
         student: (N_i, C) class probabilities of all points of each sweep by a student, times their
             weight, where one camera's is 1; None for none.
+        told_apart: classes that cameras take for each other and the student tells apart, see
+            `split`.
     """
     scene = _Scene(sweeps, config)
     cameras = scene.evidence
     if student is not None:
-        scene.evidence = [joined(seen, own) for seen, own in zip(cameras, student)]
+        scene.evidence = [
+            joined(split(seen, own, told_apart), own) for seen, own in zip(cameras, student)
+        ]
     model = fit_label_model([sweeps], config) if model is None else model
     found = []
     for sweep, shares, own in zip(range(len(sweeps)), scene.fused(model), cameras):
@@ -179,6 +184,29 @@ def _reshaped(
     keep = np.divide(before, after, out=np.zeros_like(after), where=after > 0)
     result: npt.NDArray[np.float32] = (scaled * keep[:, None]).astype(np.float32)
     return result
+
+
+def split(seen: Evidence, student: npt.NDArray[np.float32], classes: Sequence[int]) -> Evidence:
+    """Evidence of cameras with its shares of some classes multiplied by a student's.
+
+    Cameras and student are independent witnesses of which of these classes it is; the total of
+    the classes stays. Points where the student says nothing keep their evidence.
+
+    Args:
+        seen: of the cameras.
+        student: (N, C) probabilities of all points, times any factor.
+        classes: at least two, or none.
+    """
+    if not len(classes):
+        return seen
+    own = seen.sums[:, classes]
+    product = own * student[seen.index][:, classes]
+    before, after = own.sum(1), product.sum(1)
+    known = after > 0
+    sums = seen.sums.copy()
+    rows = np.flatnonzero(known)
+    sums[np.ix_(rows, classes)] = product[rows] * (before[rows] / after[rows])[:, None]
+    return Evidence(seen.index, seen.weights, sums)
 
 
 def joined(seen: Evidence, student: npt.NDArray[np.float32]) -> Evidence:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -20,7 +20,7 @@ from pcseg_core.distill.evidence import Evidence
 from pcseg_core.distill.image_views import ImageView, ImageViewer
 from pcseg_core.distill.pixels import PixelSampler, PointPixels
 from pcseg_core.distill.pseudo_labels import PseudoLabelConfig, gather_evidence, pixel_evidence
-from pcseg_core.errors import InputError, PcsegError
+from pcseg_core.errors import InputError, PcsegError, may_pass
 from pcseg_core.geometry import deskew
 from pcseg_core.labels import IGNORE, LabelSpace, grouping, truth_of
 from pcseg_core.vision.pixel_classes import PixelClasses
@@ -193,21 +193,41 @@ class Observer:
             every: k; 1 takes all sweeps.
 
         Raises:
-            InputError: no sweep can be used; the message counts the reasons.
+            InputError: no sweep can be used; the message counts the reasons. Or the disk is full.
         """
-        cache = SweepCache(self.folder, self._identity())
         chosen = [(s, r, i) for s, r in recordings.items() for i in range(0, len(r), every)]
         found: list[StoredObservation] = []
         for done, (source, recording, index) in enumerate(chosen, start=1):
-            try:
-                found.append(self._stored(cache, source, recording, index))
-            except PcsegError as error:
-                self.skipped[str(error)] += 1
+            found += self.observe_sweeps(source, recording, range(index, index + 1))
             progress(done, len(chosen))
         if not found:
             shown = grouped(self.skipped)[:5]
             reasons = "; ".join(f"{n}x {reason}" for reason, n in shown)
             raise InputError(f"none of the {len(chosen)} sweeps can be used: {reasons}")
+        return found
+
+    def observe_sweeps(
+        self, source: str, recording: Recording, sweeps: Iterable[int]
+    ) -> list[StoredObservation]:
+        """Observe some sweeps of a recording; those that cannot be used are counted in `skipped`.
+
+        Args:
+            source: see `observe`.
+            recording: the recording.
+            sweeps: indices in it.
+
+        Raises:
+            InputError: the file of an observation cannot be written.
+        """
+        cache = SweepCache(self.folder, self._identity())
+        found: list[StoredObservation] = []
+        for index in sweeps:
+            try:
+                found.append(self._stored(cache, source, recording, index))
+            except PcsegError as error:
+                if may_pass(error):
+                    raise
+                self.skipped[str(error)] += 1
         return found
 
     def _identity(self) -> dict[str, Any]:

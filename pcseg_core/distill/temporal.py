@@ -133,11 +133,11 @@ def hdbscan_labels(points: Array, config: TemporalConfig) -> Int32:
     if config.clusterer == "sklearn" or (
         config.clusterer == "auto" and find_spec("hdbscan") is None
     ):
-        sklearn_cluster = require("sklearn.cluster", "cluster")
+        sklearn_cluster = require("sklearn.cluster", "segments")
         found = sklearn_cluster.HDBSCAN(min_cluster_size=size, n_jobs=1, copy=True)
         result: Int32 = found.fit_predict(points).astype(np.int32)
         return result
-    hdbscan = require("hdbscan", "cluster")
+    hdbscan = require("hdbscan", "segments")
     found = hdbscan.HDBSCAN(
         min_cluster_size=size, approx_min_span_tree=True, leaf_size=100, core_dist_n_jobs=1
     )
@@ -218,7 +218,7 @@ def segment_files(
     Returns:
         By position, a file for `read_segments`.
     """
-    joblib = require("joblib", "cluster")
+    joblib = require("joblib", "segments")
 
     pairs = partners(observations, config.gap)
     key = digest(config.model_dump(mode="json"))

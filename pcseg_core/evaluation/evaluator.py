@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pcseg_core.errors import InputError
+from pcseg_core.evaluation.panoptic import InstanceMeasure
 from pcseg_core.evaluation.report import ConfidenceFigures, Example, Report, ScanFigures
 from pcseg_core.labels import LabelSpace, grouping, regroup, truth_of
 from pcseg_core.metrics.confusion import Calibration, Confusion, ScanCalibration
@@ -81,6 +82,7 @@ class _Run:
         self.space, self.baselines = space, baselines
         self.merge = merge_of(space)
         self.to_space = grouping(pipeline.label_space, space)
+        self.instances = InstanceMeasure(pipeline.label_space, space)
         self.calibration = Calibration()
         self.confidence, self.uncalibrated = ScanCalibration(), ScanCalibration()
         self.scans: list[ScanFigures] = []
@@ -95,8 +97,11 @@ class _Run:
             self.skipped["sweep without labels"] += 1
             return
         truth = truth_of(sample, self.space)
-        labeled = self.pipeline.process(Sweep.of(sample))
+        rules = None if sample.instances is None else self.instances.rules
+        labeled = self.pipeline.process(Sweep.of(sample), tracks=rules)
         pred = regroup(labeled.labels, self.to_space)
+        if rules is not None:
+            self.instances.add(sample, labeled, pred, truth)
         confusion = Confusion(len(self.space))
         confusion.update(pred, truth)
         both = (truth >= 0) & (pred >= 0)
@@ -160,6 +165,7 @@ class _Run:
             },
             per_scan=self.scans,
             skipped=dict(self.skipped),
+            panoptic=self.instances.figures(),
             example=self._example(),
             palette=self.space.palette,
         )

@@ -97,6 +97,46 @@ class BoxReport(BaseModel):
     classes: dict[str, BoxFigures]
 
 
+class ClassQuality(BaseModel):
+    """Panoptic quality of one class."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    pq: float
+    sq: float
+    rq: float
+
+
+class PanopticFigures(BaseModel):
+    """Figures of instances; see `pcseg_core.metrics.panoptic`.
+
+    Attributes:
+        min_points: least points of an instance that counts.
+        sweeps: number of sweeps with true instances.
+        pq, sq, rq: means over the classes that occur.
+        pq_things: the same over the classes with instances.
+        classes: of each class that occurs.
+        lstq, s_assoc, s_cls: of tracks; None if no sweep has a pose.
+        id_switches: number of them; None without tracks.
+        instances: true ones with more than `min_points` points in a sweep; None without tracks.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    min_points: int
+    sweeps: int
+    pq: float
+    sq: float
+    rq: float
+    pq_things: float | None
+    classes: dict[str, ClassQuality]
+    lstq: float | None
+    s_assoc: float | None
+    s_cls: float | None
+    id_switches: int | None
+    instances: int | None
+
+
 @dataclass
 class Example:
     """A scan for the picture: xyz (N, 3) float32 [m], true and predicted class ids (N,)."""
@@ -152,6 +192,7 @@ class Report(Figures, JsonReport):
     baselines_note: str | None = None
     per_scan: list[ScanFigures]
     boxes: BoxReport | None = None
+    panoptic: PanopticFigures | None = None
     skipped: dict[str, int] = Field(default_factory=dict)
     example: Example | None = Field(default=None, exclude=True)
 
@@ -217,6 +258,28 @@ def box_table(boxes: BoxReport) -> Table:
     for name, figures in boxes.classes.items():
         shares = (figures.recall, figures.inside, figures.found)
         table.add_row(name, f"{figures.boxes}", f"{figures.points:,}", *map(percent, shares))
+    return table
+
+
+def panoptic_table(figures: PanopticFigures) -> Table:
+    """Table of the figures of instances, for a terminal."""
+    from rich.table import Table
+
+    table = Table(
+        title=f"instances of at least {figures.min_points} points, {figures.sweeps} sweeps"
+    )
+    for column in ("class", "PQ %", "SQ %", "RQ %"):
+        table.add_column(column, justify="left" if column == "class" else "right")
+    for name, quality in figures.classes.items():
+        table.add_row(name, *map(percent, (quality.pq, quality.sq, quality.rq)))
+    table.add_section()
+    table.add_row("mean", *map(percent, (figures.pq, figures.sq, figures.rq)))
+    table.add_row("mean of things", percent(figures.pq_things), "", "")
+    if figures.lstq is None:
+        table.caption = "no LSTQ: tracks need poses"
+    else:
+        parts = f"S_assoc {percent(figures.s_assoc)}, S_cls {percent(figures.s_cls)}"
+        table.caption = f"LSTQ {percent(figures.lstq)} ({parts}), {figures.id_switches} id switches"
     return table
 
 

@@ -74,6 +74,7 @@ def distill(
     corrected: Path | None = None,
     corrected_weight: float = 20.0,
     log: Sequence[str] = (),
+    prepare: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
     """Label recordings with the recipe's teachers and train a student on the labels.
 
@@ -85,18 +86,21 @@ def distill(
         recipe: of the run, with a camera teacher, a 3D teacher or both.
         out: run directory; gets recipe.yaml, pseudo_labels/, logs/, last.ckpt and the checkpoint.
         cache: folder of observations and targets that several runs may share; default inside `out`.
-        device: "auto", "cpu" or "cuda".
-        start: run whose student, or pretrained backbone, is trained further.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        start: run whose student, or pretrained backbone, is trained further; that of the recipe
+            if not given.
         fresh: delete an earlier run in `out`, once everything is known to be usable.
         corrected: folder of corrected labels of some sweeps, see `read_corrections`.
         corrected_weight: of a corrected label where it is carried to other sweeps, relative to a
             label of the teacher.
         log: trackers of the losses besides logs/metrics.csv, see `trackers.Trackers`.
+        prepare: called when everything was checked; may fill `cache`, such as on other machines.
 
     Raises:
         InputError: unusable sources, weights or recipe, or a run directory of another recipe.
         KeyboardInterrupt: a signal ended the training.
     """
+    start = start or recipe.start
     check_recipe(recipe, out, start)
     folder, started, on = cache or out / "cache", time.monotonic(), torch_device(device)
     names = [identity(source, (out, cache or out)) for source in sources]
@@ -112,6 +116,7 @@ def distill(
     licenses = [None if start is None else check_start(start, recipe, space)]
     beside = load_beside(recipe.rounds, space, on)
     licenses += [network.license for network in (lidar, beside) if network]
+    teachers = load_teachers(recipe, lidar, space, on)
     recordings = open_recordings(sources, names, lidar.inputs if lidar else None)
     if recipe.teacher is not None:
         check_cameras(recordings.values(), required=lidar is None)
@@ -119,9 +124,10 @@ def distill(
     if corrected is not None:
         fixed = read_corrected(corrected, recordings, space, corrected_weight)
     note(diversity(recordings.values()).summary())
-    teachers = load_teachers(recipe, lidar, space, on)
     observer = new_observer(recipe, teachers, folder)
     claim(out, recipe, parts, fresh)
+    if prepare is not None:
+        prepare()
     # Observe every sweep once: the classes of its points by the images, targets by a 3D teacher.
     observations = observe(observer, recordings, "labeling sweeps")
     labeling = Labeling.of(observations, recipe, teachers, folder, fixed)
@@ -175,7 +181,7 @@ def train_in_rounds(
         sweeps: labeled by the teachers.
         module: a new student with its objectives, for labeled sweeps and a recipe.
         out: run directory.
-        device: "auto", "cpu" or "cuda".
+        device: "auto", "cpu", "cuda" or "cuda:N".
         beside: a network that labels with the student.
         log: trackers of the losses besides logs/metrics.csv, see `trackers.Trackers`.
 

@@ -187,7 +187,7 @@ def finetune(
         space: label space of both.
         recipe: the training.
         out: run directory; gets logs/, last.ckpt, metrics.json and the checkpoint.
-        device: "auto", "cpu" or "cuda".
+        device: "auto", "cpu", "cuda" or "cuda:N".
         scratch: train the network of `run` from random weights, for comparison.
         recordings: where the sweeps are from; they give the intensity scale.
         log: trackers of the losses besides logs/metrics.csv, see `trackers.Trackers`.

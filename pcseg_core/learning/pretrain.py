@@ -63,7 +63,7 @@ def pretrain(
         recipe: of the run, with an encoder.
         out: run directory; gets recipe.yaml, cache/, logs/, last.ckpt and the checkpoint.
         cache: folder of observations, superpixels and segments that several runs may share.
-        device: "auto", "cpu" or "cuda".
+        device: "auto", "cpu", "cuda" or "cuda:N".
         workers: processes that prepare batches in parallel to the training; 0 for none.
         fresh: delete an earlier run in `out`, once everything is known to be usable.
         log: trackers of the losses besides logs/metrics.csv, see `trackers.Trackers`.

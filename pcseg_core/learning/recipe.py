@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from pcseg_core.bundled import bundled_file
+from pcseg_core.bundled import bundled_file, find_file
 from pcseg_core.confidence import ConfidenceConfig
 from pcseg_core.config import Section, load_yaml, parse_section
 from pcseg_core.distill.alignment import AlignmentConfig
@@ -224,6 +224,11 @@ class Recipe(TrainingRecipe):
     teacher_3d: LidarTeacherConfig | None = Field(
         None, description="Trained LiDAR network that teaches, by the path of its run or a section"
     )
+    start: Path | None = Field(
+        None,
+        description="Run or checkpoint that `pcseg distill` starts from, such as bundled, if the "
+        "command names none",
+    )
     labels: PseudoLabelConfig = Field(default_factory=PseudoLabelConfig)
     text: TextConfig | None = Field(None, description="Words; none without it")
     encoder: AnyEncoder | None = Field(
@@ -371,13 +376,16 @@ def load_recipe(path: Path) -> Recipe:
 
 def _with_files(recipe: Recipe, base: Path) -> Recipe:
     """The recipe with absolute paths."""
-    teacher, text = recipe.teacher, recipe.text
+    teacher, text, start = recipe.teacher, recipe.text, recipe.start
     if teacher is not None and not any(bundled_file(path) for _, path in teacher.paths()):
         teacher = teacher.relative_to(base)
     if text is not None:
         text = text.model_copy(update={"space": text.space.relative_to(base)})
+    if start is not None and not bundled_file(start):
+        start = find_file(start, base)
     changes = {
         "teacher": teacher,
+        "start": start,
         "text": text,
         "teacher_3d": recipe.teacher_3d and recipe.teacher_3d.relative_to(base),
         "encoder": recipe.encoder and recipe.encoder.relative_to(base),

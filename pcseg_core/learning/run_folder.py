@@ -18,6 +18,7 @@ import yaml
 from pcseg_core.bundled import FILE_NAME, bundled_file
 from pcseg_core.config import Section, read_yaml
 from pcseg_core.data import find_source, fingerprint, split_query
+from pcseg_core.data.remote import is_url
 from pcseg_core.errors import InputError
 from pcseg_core.files import FolderKind, check_new_folder, claim_folder, write_atomic
 from pcseg_core.progress import note
@@ -145,7 +146,8 @@ def identity(source: str, exclude: Collection[Path] = ()) -> str:
     path, query = split_query(place)
     options = [value for _, value in parse_qsl(query) if Path(value).is_file()]
     files = "-".join(fingerprint(place, exclude)[:12] for place in (path, *options))
-    return f"{reader}:{Path(path).resolve()}{'?' if query else ''}{query} (files {files})"
+    whole = path if is_url(path) else Path(path).resolve()
+    return f"{reader}:{whole}{'?' if query else ''}{query} (files {files})"
 
 
 def named(name: str, path: Path | None) -> list[str]:

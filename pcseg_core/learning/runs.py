@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -40,19 +41,21 @@ _MEASURED = 50  # sweeps at least, if there are as many, that stand for all of a
 
 
 def torch_device(device: str) -> str:
-    """ "cuda" or "cpu" for "auto", "cpu" or "cuda".
+    """ "cpu", "cuda" or "cuda:N" for these and "auto".
 
     Raises:
-        InputError: another word, or no such device on this machine.
+        InputError: another word, no such device on this machine, or one GPU for the processes of
+            torchrun.
     """
-    if device not in ("auto", "cpu", "cuda"):
-        raise InputError(f"device '{device}': training expects auto, cpu or cuda")
-    return choose_device(device).type
+    chosen = choose_device(device)
+    if chosen.index is not None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError(f"device '{device}': under torchrun each process has its GPU, give cuda")
+    return str(chosen)
 
 
 def on_gpu(device: str) -> bool:
-    """Whether "auto", "cpu" or "cuda" is a GPU on this machine; raises as `torch_device`."""
-    return torch_device(device) == "cuda"
+    """Whether a device is a GPU of this machine; raises as `torch_device`."""
+    return torch_device(device).startswith("cuda")
 
 
 def open_recordings(

@@ -72,6 +72,13 @@ class RoundsConfig(Section):
         "such as bundled: the next student learns from both",
     )
 
+    split_ground: bool = Field(
+        False,
+        description="Cameras tell what is ground; which ground it is, such as road or sidewalk, "
+        "they tell together with the student and the run beside, by the product of their "
+        "probabilities",
+    )
+
     def relative_to(self, folder: Path) -> RoundsConfig:
         """The same with an absolute path, see `find_file`.
 

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from pcseg_core.data import Recording
 from pcseg_core.distill.cache import is_whole
 from pcseg_core.distill.corrected import CorrectedSweeps
+from pcseg_core.distill.ground import ground_classes
 from pcseg_core.distill.labeling import LabelModel, Labels, fit_label_model, label_scene
 from pcseg_core.distill.lidar_teacher import LidarTargets, LidarTeacher, read_targets, store_targets
 from pcseg_core.distill.observation import (
@@ -165,7 +166,9 @@ def _camera_labels(
     if recipe.teacher is not None:
         if student is not None:
             student = [recipe.rounds.weight * probabilities for probabilities in student]
-        return label_scene(sweeps, recipe.labels, model, student)
+        ground = ground_classes(LabelSpace.load(recipe.labels.label_space))
+        told_apart = np.flatnonzero(ground) if recipe.rounds.split_ground else ()
+        return label_scene(sweeps, recipe.labels, model, student, told_apart)
     counts = [len(sweep.xyz) for sweep in sweeps]
     return [(np.full(n, IGNORE, np.int16), np.zeros(n, np.float32)) for n in counts]
 

@@ -18,6 +18,7 @@ from types import FrameType
 from typing import Any
 
 import lightning
+import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import callbacks
 
@@ -25,7 +26,7 @@ from pcseg_core.errors import interruption
 from pcseg_core.files import atomic_path, write_atomic
 from pcseg_core.learning.module import TrainingModule
 from pcseg_core.learning.run_folder import LAST, is_first_process
-from pcseg_core.learning.runs import on_gpu
+from pcseg_core.learning.runs import torch_device
 from pcseg_core.learning.trackers import Trackers
 from pcseg_core.progress import bar, note
 
@@ -44,7 +45,7 @@ def train(
     Args:
         module: student, objectives and data.
         out: run directory; gets logs/metrics.csv and last.ckpt.
-        device: "auto", "cpu" or "cuda".
+        device: "auto", "cpu", "cuda" or "cuda:N".
         log: trackers of the losses besides logs/metrics.csv, see `Trackers`.
 
     Returns:
@@ -56,13 +57,14 @@ def train(
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     world = int(os.environ.get("WORLD_SIZE", "1"))
     first_rank = is_first_process()
+    chosen = torch.device(torch_device(device))
     steps, curve = module.optimizer.steps, Curve(out / CURVE)
     with StopRequest() as stop, _quiet():
         states = _States(out / LAST, stop)
         shown = [TrainingBar(steps), _CurveWriter(curve, steps, log, out)] if first_rank else []
         trainer = lightning.Trainer(
-            accelerator="gpu" if on_gpu(device) else "cpu",
-            devices=local,
+            accelerator="gpu" if chosen.type == "cuda" else "cpu",
+            devices=local if chosen.index is None else [chosen.index],
             num_nodes=max(1, world // local),
             strategy="ddp" if world > 1 else "auto",
             plugins=[_AtomicCheckpoints()],

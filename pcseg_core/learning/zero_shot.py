@@ -76,7 +76,7 @@ def zero_shot(
         recipe: of the run, with supervision.
         out: run directory; gets recipe.yaml, logs/, last.ckpt, metrics.json and the checkpoint.
         cache: folder of observations that several runs may share; default inside `out`.
-        device: "auto", "cpu" or "cuda".
+        device: "auto", "cpu", "cuda" or "cuda:N".
         every: only every k-th sweep is trained on.
         fresh: delete an earlier run in `out`, once everything is known to be usable.
         log: trackers of the losses besides logs/metrics.csv, see `trackers.Trackers`.

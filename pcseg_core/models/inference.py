@@ -321,9 +321,13 @@ def choose_device(device: str) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        chosen = torch.device(device)
+        chosen: torch.device | None = torch.device(device)
     except RuntimeError:
-        raise InputError(f"device '{device}': expected auto, cpu, cuda or cuda:N") from None
+        chosen = None
+    if chosen is None or chosen.type not in ("cpu", "cuda"):
+        raise InputError(f"device '{device}': expected auto, cpu, cuda or cuda:N")
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise InputError(f"device '{device}': torch finds no CUDA GPU here; use cpu or auto")
+    if chosen.type == "cuda" and (chosen.index or 0) >= (count := torch.cuda.device_count()):
+        raise InputError(f"device '{device}': this machine has {count} GPUs, counted from cuda:0")
     return chosen

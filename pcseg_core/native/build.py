@@ -163,6 +163,13 @@ def setup_arguments() -> dict[str, Any]:
             if not is_current(SOURCES / LIBRARY):
                 build_for(self, SOURCES)
 
+        def write_script(self, name: str, contents: str, *args: Any) -> None:
+            """As setup.cfg says for other installations, but `develop` does not read it."""
+            option = self.distribution.get_option_dict("build_scripts").get("executable")
+            if option and contents.startswith("#!"):
+                contents = "\n".join([f"#!{option[1]}", *contents.split("\n")[1:]])
+            super().write_script(name, contents, *args)
+
     class PlatformDistribution(Distribution):
         def has_ext_modules(self) -> bool:
             return True  # the wheel holds machine code

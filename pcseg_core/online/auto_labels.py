@@ -168,21 +168,12 @@ def label_recording(
     Raises:
         InputError: `out` holds something else, or no point could be labeled.
     """
-    settings = labeler.settings
-    check_output(out, settings)
-    if settings.moving:
-        check_poses(recording)
-    stored = yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
-    write_atomic(out / SETTINGS_FILE, stored)
-    space = LabelSpace.load(settings.labels.label_space)
-    result = AutoLabels(out, space, counts=np.zeros(len(space), np.int64))
-    writer = _Writer(labeler, out, space, result)
-    if labeler.student is not None:
-        labeler.student.match_intensities(recording)
+    claim_output(labeler, recording, out)
+    writer = _writer(labeler, recording, out)
+    result = writer.result
     try:
-        for start in range(0, len(recording), window):
-            part = _Window(recording, start, min(start + window, len(recording)))
-            writer.write(part, progress)
+        for start, stop in windows(len(recording), window):
+            writer.write(_Window(recording, start, stop), progress)
     except KeyboardInterrupt:
         note(
             f"{result.sweeps} of {len(recording)} sweeps are labeled in {out}; run the same "
@@ -193,13 +184,64 @@ def label_recording(
     result.skipped.update(recording.skipped)
     if not result.counts.any():
         reasons = "; ".join(reason for reason, _ in grouped(result.skipped)[:3])
-        limit = settings.min_confidence
+        limit = labeler.settings.min_confidence
         unsure = f"; or no label reaches the confidence {limit:g}" if limit else ""
         raise InputError(
-            f"{settings.source}: no point could be labeled: {reasons or 'no camera sees one'}"
-            f"{unsure}"
+            f"{labeler.settings.source}: no point could be labeled: "
+            f"{reasons or 'no camera sees one'}{unsure}"
         )
     return result
+
+
+def windows(sweeps: int, window: int) -> list[tuple[int, int]]:
+    """(first, last + 1) of the windows of a recording of so many sweeps."""
+    return [(start, min(start + window, sweeps)) for start in range(0, sweeps, window)]
+
+
+def claim_output(labeler: AutoLabeler, recording: Recording, out: Path) -> None:
+    """Claim a folder for the labels of a recording, or resume those in it.
+
+    Raises:
+        InputError: it holds something else, or the recording lacks poses that are needed.
+    """
+    settings = labeler.settings
+    check_output(out, settings)
+    if settings.moving:
+        check_poses(recording)
+    stored = yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
+    write_atomic(out / SETTINGS_FILE, stored)
+
+
+def label_window(
+    labeler: AutoLabeler, recording: Recording, out: Path, window: tuple[int, int]
+) -> None:
+    """Write the label files of one of the `windows` of a recording, as `label_recording` does.
+
+    Several processes may label different windows of a recording at a time.
+
+    Args:
+        labeler, recording: see `label_recording`.
+        out: folder that `claim_output` claimed.
+        window: (first, last + 1) of its sweeps.
+    """
+    _writer(labeler, recording, out).write(_Window(recording, *window), None)
+
+
+def labels_exist(out: Path) -> bool:
+    """Whether the label files of all windows that were labeled in a folder are there."""
+    try:
+        done = [json.loads(mark.read_text()) for mark in (out / _CACHE).glob("done-[0-9]*")]
+        return all((out / name).is_file() for window in done for name in window["files"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _writer(labeler: AutoLabeler, recording: Recording, out: Path) -> _Writer:
+    space = LabelSpace.load(labeler.settings.labels.label_space)
+    result = AutoLabels(out, space, counts=np.zeros(len(space), np.int64))
+    if labeler.student is not None:
+        labeler.student.match_intensities(recording)
+    return _Writer(labeler, out, space, result)
 
 
 class _Window:
@@ -244,7 +286,7 @@ class _Writer:
         evidence = ClassEvidence(teacher, settings.labels, settings.teacher.identity)
         observer = Observer(self.out / _CACHE, evidence=evidence)
         before = Counter(window.skipped)
-        labeled = _by_index(observer, settings, window, tell)
+        labeled, files = _by_index(observer, settings, window, tell)
         self.result.skipped.update(observer.skipped)
         sweeps = self._sweeps(window, labeled)
         pairs = with_moving(sweeps) if settings.moving else ((item, None) for item, _ in sweeps)
@@ -252,10 +294,11 @@ class _Writer:
         unreadable = dict(Counter(window.skipped) - before)
         done = {"files": written, "skipped": dict(observer.skipped), "unreadable": unreadable}
         write_atomic(mark, json.dumps(done))
-        self.clean()
+        for file in files:
+            file.unlink(missing_ok=True)
 
     def clean(self) -> None:
-        """Delete the observations of windows that are done."""
+        """Delete the observations, once all windows are done."""
         for file in (self.out / _CACHE).glob("*.npz"):
             file.unlink()
 
@@ -320,20 +363,20 @@ class _Writer:
 
 def _by_index(
     observer: Observer, settings: LabelSettings, window: _Window, tell: Callable[[int], None]
-) -> dict[int, Labels]:
-    """Labels by index in the window; empty if none of its sweeps can be labeled."""
+) -> tuple[dict[int, Labels], list[Path]]:
+    """Labels by index in the window, and files of observations; empty if none can be labeled."""
     identity = f"{settings.source}@{window.start}"
     try:
         observations = observer.observe({identity: window}, lambda done, total: tell(done))
     except InputError:
         if not observer.skipped:
             raise
-        return {}
+        return {}, []
     found: dict[int, Labels] = {}
     for _, members in scenes(observations):
         labels = label_scene([stored.load() for stored in members], settings.labels)
         found |= {stored.index: one for stored, one in zip(members, labels)}
-    return found
+    return found, [stored.path for stored in observations]
 
 
 def _stored_settings(file: Path) -> LabelSettings:

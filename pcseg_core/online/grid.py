@@ -16,7 +16,7 @@ from pcseg_core.config import LIVE, Section
 from pcseg_core.errors import InputError
 from pcseg_core.labels import LabelSpace
 from pcseg_core.online.class_maps import read_class_map
-from pcseg_core.online.free_space import FreeSpace
+from pcseg_core.online.free_space import Beams, FreeSpace
 from pcseg_core.online.pipeline import LabeledSweep, Voxels
 
 Array = npt.NDArray[Any]
@@ -146,6 +146,12 @@ def sweep_evidence(labeled: LabeledSweep) -> Evidence:
     return Evidence(points, labeled.labels.take(returns), np.ones(len(returns), np.float32))
 
 
+def sweep_beams(labeled: LabeledSweep) -> Beams | None:
+    """The beams of the returns of one sweep; see `Beams.of`."""
+    beams = Beams.of(labeled.cloud)
+    return None if beams is None else beams.take(np.flatnonzero(labeled.cloud.finite))
+
+
 def memory_s(decay_s: float) -> float:
     """Age of voxels from which on they have nearly no weight [s]."""
     return -decay_s * float(np.log(_LEAST_WEIGHT))
@@ -158,7 +164,12 @@ def voxel_evidence(voxels: Voxels, decay_s: float) -> Evidence:
 
 
 def draw_grid(
-    evidence: Evidence, sweep: Float32, T_grid_lidar: Array, costs: Array, config: GridConfig
+    evidence: Evidence,
+    sweep: Float32,
+    T_grid_lidar: Array,
+    costs: Array,
+    config: GridConfig,
+    beams: Beams | None = None,
 ) -> Grid:
     """Draw the grid around the sensor.
 
@@ -172,11 +183,12 @@ def draw_grid(
         T_grid_lidar: (4, 4) pose of the LiDAR in the frame of the grid.
         costs: (C + 1,) from `read_costs`.
         config: size and resolution.
+        beams: of the returns, if they start elsewhere than at the origin or are several of a beam.
     """
     side, edge = config.cells, config.resolution_m
     place = T_grid_lidar[:3, 3]
     origin = np.floor(place[:2] / edge - side / 2) * edge
-    free = FreeSpace(sweep)
+    free = FreeSpace(sweep, beams)
     cost = costs.take(evidence.labels, mode="wrap")
     turned = _turned(T_grid_lidar, evidence.points)
     cell = _cells(turned, place[:2] - origin, side, edge)

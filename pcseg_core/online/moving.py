@@ -19,7 +19,7 @@ import numpy.typing as npt
 from pcseg_core.cloud import PointCloud
 from pcseg_core.geometry import invert
 from pcseg_core.labels import IGNORE, MOVING, STATIC, UNKNOWN, LabelSpace
-from pcseg_core.online.free_space import FreeSpace
+from pcseg_core.online.free_space import Beams, FreeSpace, half
 from pcseg_core.online.instances import cluster_instances
 
 Array = npt.NDArray[Any]
@@ -84,9 +84,12 @@ class Things:
         things = things[:: max(1, -(-len(things) // _MOST_POINTS))]
         ids = instances[things].astype(np.int64)
         size = np.maximum(np.bincount(ids, minlength=int(instances.max(initial=0)) + 1), 1)
-        half = np.ascontiguousarray(cloud.xyz[::2].T, np.float32)  # covers every cell too
-        known = np.isfinite(half.sum(0))
-        free = FreeSpace(half if known.all() else half[:, known])
+        beams = Beams.of(cloud)
+        rows = half(len(cloud), beams)
+        points = np.ascontiguousarray(cloud.xyz[rows].T, np.float32)
+        known = np.isfinite(points.sum(0))
+        seen = None if beams is None else beams.take(rows).take(known)
+        free = FreeSpace(points if known.all() else points[:, known], seen)
         return cls(_columns(cloud.xyz, things), ids, size, free, pose, cloud.stamp_ns)
 
     def share(self, chosen: Array) -> Array:

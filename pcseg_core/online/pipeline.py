@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -22,22 +22,26 @@ from pcseg_core.distill.evidence import PixelEvidence
 from pcseg_core.errors import InputError, PcsegError
 from pcseg_core.geometry import undo_motion
 from pcseg_core.input_check import SWEEPS_TO_MATCH, InputCheck, InputStatistics, IntensityMatch
-from pcseg_core.labels import IGNORE, UNKNOWN, LabelSpace
+from pcseg_core.labels import IGNORE, LabelSpace
 from pcseg_core.online.camera_fusion import CameraFusionConfig, CameraLabeler, fuse_cameras
-from pcseg_core.online.moving import MovingThings
+from pcseg_core.online.free_space import Beams
 from pcseg_core.online.output_clouds import entropy
+from pcseg_core.online.over_time import OverTime
 from pcseg_core.online.pipeline_config import PipelineConfig
 from pcseg_core.online.temporal import TemporalBuffer
 from pcseg_core.point_time import possible_time_fields
 from pcseg_core.progress import note
+from pcseg_core.returns import last_returns
 
 if TYPE_CHECKING:
     from pcseg_core.data import Recording
     from pcseg_core.data.sample import CameraFrame, Sample
     from pcseg_core.geometry import Poses
     from pcseg_core.online.segmenter import Segmentation
+    from pcseg_core.online.tracks import Tracked, TrackRules
     from pcseg_core.vision.pixel_classes import PixelClasses
 
+Array = npt.NDArray[Any]
 Float64 = npt.NDArray[np.float64]
 Evidence: TypeAlias = "Sequence[PixelEvidence] | None"
 Voxels: TypeAlias = "tuple[npt.NDArray[np.float32], npt.NDArray[np.int32], npt.NDArray[np.float32]]"
@@ -88,7 +92,9 @@ class Sweep:
         cloud = self.cloud
         if self.poses is None or cloud.time is None:
             return cloud
-        return replace(cloud, xyz=undo_motion(cloud.xyz, cloud.time, self.poses, cloud.stamp_ns))
+        xyz = undo_motion(cloud.xyz, cloud.time, self.poses, cloud.stamp_ns)
+        # Moved to one moment, the returns of a beam are no longer in one direction.
+        return replace(cloud, xyz=xyz, last=last_returns(cloud))
 
 
 @dataclass
@@ -114,6 +120,7 @@ class LabeledSweep:
             was asked to keep it, else None.
         moving: (N,) uint8 UNKNOWN, STATIC or MOVING of `pcseg_core.labels`, all UNKNOWN
             without a pose; None if it was not requested.
+        tracked: tracks of things, empty without a pose; None if they were not requested.
     """
 
     cloud: PointCloud
@@ -128,6 +135,29 @@ class LabeledSweep:
     pose: Float64 | None = None
     uncalibrated: npt.NDArray[np.float32] | None = None
     moving: npt.NDArray[np.uint8] | None = None
+    tracked: Tracked | None = None
+
+    def part(self, rows: slice) -> LabeledSweep:
+        """Some of the points with their labels; of the cloud the positions alone."""
+
+        def own(values: Array | None) -> Array | None:
+            return None if values is None else values[rows]
+
+        tracked = self.tracked
+        if tracked is not None:
+            tracked = replace(tracked, instances=tracked.instances[rows])
+        return replace(
+            self,
+            cloud=PointCloud(
+                self.cloud.xyz[rows], frame_id=self.cloud.frame_id, stamp_ns=self.cloud.stamp_ns
+            ),
+            labels=self.labels[rows],
+            confidence=self.confidence[rows],
+            probabilities=own(self.probabilities),
+            uncalibrated=own(self.uncalibrated),
+            moving=own(self.moving),
+            tracked=tracked,
+        )
 
 
 class SegmenterLike(Protocol):
@@ -197,8 +227,7 @@ class Pipeline:
         self.intensities = IntensityMatch(self.trained_on if self.config.match_intensity else None)
         self._buffer: TemporalBuffer | None = None
         self._forget = False
-        self._moving = MovingThings()
-        self._forget_moving = False
+        self._over_time = OverTime()
 
     @property
     def label_space(self) -> LabelSpace:
@@ -210,6 +239,11 @@ class Pipeline:
         """Counts of the events of the temporal buffer; see `TemporalBuffer.counters`."""
         return {} if self._buffer is None else dict(self._buffer.counters)
 
+    @property
+    def track_counters(self) -> dict[str, int]:
+        """Number of tracks; see `OverTime.counters`."""
+        return self._over_time.counters
+
     def set_prompts(self, prompts: Sequence[str] | None) -> LabelSpace:
         """Set the classes of the next sweeps; see `Segmenter.set_prompts`."""
         space = self.segmenter.set_prompts(prompts)
@@ -218,7 +252,8 @@ class Pipeline:
 
     def reset(self) -> None:
         """Forget earlier sweeps before the next one."""
-        self._forget = self._forget_moving = True
+        self._forget = True
+        self._over_time.reset()
 
     def match_intensities(self, recording: Recording) -> None:
         """Fit the map of the intensities to sweeps of a whole recording, hold it, and report it.
@@ -258,7 +293,12 @@ class Pipeline:
         return self._buffer.remembered(span_s)
 
     def process(
-        self, sweep: Sweep, probabilities: bool = False, located: bool = False, moving: bool = False
+        self,
+        sweep: Sweep,
+        probabilities: bool = False,
+        located: bool = False,
+        moving: bool = False,
+        tracks: TrackRules | None = None,
     ) -> LabeledSweep:
         """Label one sweep.
 
@@ -267,6 +307,7 @@ class Pipeline:
             probabilities: also return the probabilities of all classes.
             located: also return the pose, if there are poses.
             moving: also find what moves, compared with the earlier sweeps of such calls.
+            tracks: also track these things, from the earlier sweeps of such calls.
 
         Raises:
             MotionError: the motion is unknown and required.
@@ -282,7 +323,7 @@ class Pipeline:
         matched = self.intensities(sweep.cloud)
         if difference := self._check_input(matched):
             problems.append((UNLIKE_TRAINING, difference))
-        cloud, pose = self._locate(sweep, problems, located or moving)
+        cloud, pose = self._locate(sweep, problems, located or moving or tracks is not None)
         clock.stop("motion")
         evidence_of = self._observe(sweep, cloud)
         smooth = self.config.temporal.enabled and pose is not None
@@ -314,17 +355,8 @@ class Pipeline:
             cloud, labels, confidence, space, *times, problems, out_of_range, likely, pose
         )
         found.uncalibrated = result.uncalibrated
-        if moving:
-            found.moving = self._find_moving(found)
+        self._over_time.add(found, moving, tracks)
         return found
-
-    def _find_moving(self, labeled: LabeledSweep) -> npt.NDArray[np.uint8]:
-        if self._forget_moving:
-            self._forget_moving = False
-            self._moving.reset()
-        if labeled.pose is None:
-            return np.full(len(labeled.labels), UNKNOWN, np.uint8)
-        return self._moving.update(labeled.cloud, labeled.labels, labeled.label_space, labeled.pose)
 
     def _locate(
         self, sweep: Sweep, problems: list[tuple[str, str]], located: bool
@@ -333,12 +365,13 @@ class Pipeline:
         cloud, motion = sweep.cloud, self.config.motion
         if motion.deskew:
             problems += _check_times(cloud)
-        needed = located or self.config.temporal.enabled or motion.deskew
+        deskew = motion.deskew or cloud.source is not None  # united sweeps are of several times
+        needed = located or self.config.temporal.enabled or deskew
         if sweep.poses is None or not needed:
             return cloud, None
         try:
             pose = sweep.poses(np.array([cloud.stamp_ns], np.int64))[0]
-            return (sweep.deskewed() if motion.deskew else cloud), pose
+            return (sweep.deskewed() if deskew else cloud), pose
         except PcsegError as error:
             if motion.required:
                 raise MotionError(f"{NO_MOTION}: {error}") from None
@@ -381,7 +414,8 @@ class Pipeline:
         elif self._forget:
             self._buffer.reset()  # reuses its large tables; a new buffer would allocate them again
         self._forget = False
-        return self._buffer.update(cloud.xyz, observed, pose, cloud.stamp_ns, overwrite)
+        beams = Beams.of(cloud)
+        return self._buffer.update(cloud.xyz, observed, pose, cloud.stamp_ns, overwrite, beams)
 
 
 def _check_times(cloud: PointCloud) -> list[tuple[str, str]]:

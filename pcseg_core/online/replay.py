@@ -6,19 +6,21 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl
 
 import numpy as np
 import numpy.typing as npt
 
 from pcseg_core.cloud import append_fields, encode_cloud, pack_rgb, read_cloud
-from pcseg_core.data import messages, open_recording, readable
+from pcseg_core.data import messages, open_recording, readable, split_query
 from pcseg_core.data.account import Account, account, grouped
 from pcseg_core.data.bag import BagRecording
 from pcseg_core.data.bag_account import explain_files
 from pcseg_core.data.bag_folder import bag_folder
-from pcseg_core.data.bag_reader import CLOUD
+from pcseg_core.data.bag_reader import CLOUD, stamp_ns
 from pcseg_core.data.bag_writer import BagWriter
 from pcseg_core.data.label_files import (
     LABEL_FILES,
@@ -36,6 +38,7 @@ from pcseg_core.labels import LabelSpace, to_wire
 from pcseg_core.online.label_store import LabelStore
 from pcseg_core.online.moving import Placed, with_moving
 from pcseg_core.online.pipeline import LabeledSweep, Pipeline, Sweep
+from pcseg_core.online.replay_lidars import Fields, UnitedLabels
 
 if TYPE_CHECKING:
     from pcseg_core.data import Recording, Sample
@@ -123,14 +126,15 @@ def segment_bag(
 
     All fields, points and their order stay; all other topics are copied unchanged. A cloud that
     cannot be read is copied without labels and counted. `labels.yaml` in the bag's folder gives
-    the classes.
+    the classes. The clouds of several topics are labeled united and stay as they are.
 
     Args:
         pipeline: labels the clouds.
         source: bag folder, .mcap or .db3 file, and options of the reader as a query.
         out: folder of the new bag (mcap); appears when it is complete.
-        cloud_topic: the topic to label; None where the bag has one only.
-        time_field: see `read_cloud`; labels need no times, wrong ones are counted.
+        cloud_topic: the topic to label, or several with commas between them; None where the bag
+            has one only.
+        time_field: see `read_cloud`; the labels of one topic need no times, wrong ones are counted.
         rgb: also add the field `rgb` with the colors of the classes.
         compress, force: compress the new bag; replace a bag at `out`.
         store: opened for `out`; keeps the labels for a call that resumes.
@@ -139,23 +143,25 @@ def segment_bag(
     Raises:
         InputError: the source cannot be read, `out` is taken, or no cloud could be labeled.
     """
-    given = {} if cloud_topic is None else {"cloud_topic": cloud_topic}
-    read = {"camera_topics": [], "poses": "none", "time_field": time_field, **given}
-    recording = open_recording(f"bag:{source}", trained=pipeline.trained_on, **read)
-    assert isinstance(recording, BagRecording)
+    recording = _open_bag(pipeline, source, cloud_topic, time_field)
     if out.exists() and out.resolve() == recording.path.resolve():
         raise InputError(f"{out}: a bag cannot be labeled in place; choose another --out")
     scale = str(recording.scale)
     replay = Replay(out, pipeline.label_space, intensity_scale=scale, store=store)
     pipeline.match_intensities(recording)
+    united = _united_labels(pipeline, recording, replay, rgb)
+    labeled: Counter[str] = Counter()
     with BagWriter(out, compress=compress, force=force) as writer:
         for number, (connection, bag_ns, raw) in enumerate(recording.bag.messages()):
             topic, message = connection.topic, None
-            if topic == recording.cloud_topic:
+            if topic in recording.cloud_topics and united is not None:
+                message = _part_message(recording, raw, united.of(topic, bag_ns))
+            elif topic in recording.cloud_topics:
                 message = _labeled_message(pipeline, recording, (number, raw), replay, rgb)
             if message is not None:
                 writer.write_message(topic, CLOUD, message, bag_ns)
                 replay.account.used[topic] += 1
+                labeled[topic] += 1
             else:
                 _copy(writer, connection, bag_ns, raw, replay)
             if progress and topic == recording.cloud_topic:
@@ -163,10 +169,46 @@ def segment_bag(
         if not replay.sweeps:
             raise InputError(f"{source}: no cloud could be labeled: {_reasons(replay.skipped)}")
         explain_files(replay.account, recording.bag)
-        _move_unlabeled(replay, recording.cloud_topic)
+        for topic in recording.cloud_topics:
+            _move_unlabeled(replay, topic, labeled[topic])
         replay.account.check(str(source))
         writer.add_file(LABELS_FILE, labels_yaml(pipeline.label_space))
     return replay
+
+
+def _open_bag(
+    pipeline: Pipeline, source: str | Path, cloud_topic: str | None, time_field: str
+) -> BagRecording:
+    """A bag to be labeled. Only several LiDARs need motion and times, to be united."""
+    query = dict(parse_qsl(split_query(str(source))[1]))
+    several = "," in (cloud_topic or query.get("cloud_topic", ""))
+    read = {"camera_topics": [], "poses": "none", "time_field": time_field}
+    if several:
+        read["poses"] = query.get("poses", "recorded")
+        read["time_field"] = "auto" if time_field == "none" else time_field
+    given = {} if cloud_topic is None else {"cloud_topic": cloud_topic}
+    recording = open_recording(f"bag:{source}", trained=pipeline.trained_on, **read, **given)
+    assert isinstance(recording, BagRecording)
+    return recording
+
+
+def _united_labels(
+    pipeline: Pipeline, recording: BagRecording, replay: Replay, rgb: bool
+) -> UnitedLabels | None:
+    """The labels of several topics; None for one."""
+    if len(recording.cloud_topics) == 1:
+        return None
+    label = partial(replay.process, pipeline)
+    return UnitedLabels(recording, label, partial(labeled_fields, rgb=rgb), replay.skipped)
+
+
+def _part_message(recording: BagRecording, raw: bytes, fields: Fields | None) -> Any | None:
+    """The message of one of several LiDARs with its fields; None without."""
+    if fields is None:
+        return None
+    message = recording.bag.deserialize(raw, CLOUD)
+    encoded = append_fields(message, fields)
+    return messages.cloud(encoded, message.header.frame_id, stamp_ns(message.header))
 
 
 def _copy(writer: BagWriter, connection: Any, bag_ns: int, raw: bytes, replay: Replay) -> None:
@@ -180,9 +222,9 @@ def _copy(writer: BagWriter, connection: Any, bag_ns: int, raw: bytes, replay: R
         replay.account.used[topic] += 1
 
 
-def _move_unlabeled(replay: Replay, topic: str) -> None:
+def _move_unlabeled(replay: Replay, topic: str, labeled: int) -> None:
     """Clouds that were copied without labels are not used."""
-    unlabeled = replay.account.used[topic] - replay.sweeps
+    unlabeled = replay.account.used[topic] - labeled
     replay.account.used[topic] -= unlabeled
     if unlabeled:
         replay.account.failed[topic]["copied without labels"] = unlabeled

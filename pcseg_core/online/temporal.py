@@ -15,7 +15,7 @@ from pcseg_core.errors import InputError
 from pcseg_core.geometry import invert, transform
 from pcseg_core.labels import IGNORE
 from pcseg_core.online import row_reductions
-from pcseg_core.online.free_space import FreeSpace
+from pcseg_core.online.free_space import Beams, FreeSpace, half
 from pcseg_core.online.voxel_table import VoxelTable, voxel_centers, voxel_keys
 
 Array = npt.NDArray[Any]
@@ -108,6 +108,7 @@ class TemporalBuffer:
         T_odom_lidar: Array,
         stamp_ns: int,
         overwrite: bool = False,
+        beams: Beams | None = None,
     ) -> tuple[npt.NDArray[np.int32], Float32]:
         """Add a sweep and label its points from all sweeps of the buffer.
 
@@ -120,6 +121,8 @@ class TemporalBuffer:
                 buffer.
             overwrite: replace the rows of `observed`, a float32 array, by the probabilities of the
                 buffer; rows of points that it does not hold stay.
+            beams: of the points, if they start elsewhere than at the origin or have several
+                returns.
 
         Returns:
             Labels (N,) int32, IGNORE for points without a label, and their probabilities (N,)
@@ -138,7 +141,7 @@ class TemporalBuffer:
         now = self._advance(pose, stamp_ns)
         columns = np.ascontiguousarray(xyz.T, np.float32)
         used, others = self._split(columns, probabilities)
-        points = columns.take(used, axis=1)
+        points, near = columns.take(used, axis=1), used
         before, self._free = self._free, None
         keys = voxel_keys(points, pose, self.config.voxel_m)
         hit, voxel, first = self._table.locate(keys, now - _FORGOTTEN * self.config.memory_s)
@@ -159,7 +162,7 @@ class TemporalBuffer:
             if overwrite:
                 likely *= share[:, None]
                 probabilities[used] = likely.take(voxel, axis=0)
-        self._free = self._free_space(points)
+        self._free = self._free_space(points, None if beams is None else beams.take(near))
         return labels, confidence
 
     def remembered(self, span_s: float) -> tuple[Float32, npt.NDArray[np.int32], Float32]:
@@ -211,11 +214,12 @@ class TemporalBuffer:
         self.counters["gated"] += len(arrived)
         return arrived
 
-    def _free_space(self, points: Array) -> FreeSpace | None:
+    def _free_space(self, points: Array, beams: Beams | None) -> FreeSpace | None:
         """Free space seen by this sweep, for the gate of the next."""
         if not self.config.gate_m or not points.shape[1]:
             return None
-        return FreeSpace(points[:, ::2])  # half the points still cover every cell
+        rows = half(points.shape[1], beams)
+        return FreeSpace(points[:, rows], None if beams is None else beams.take(rows))
 
     def _advance(self, pose: Array, stamp_ns: int) -> float:
         """Time since the start [s]; clears the buffer at jumps of time or pose."""

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from pcseg_core.cloud import PointCloud
 from pcseg_core.config import Section
-from pcseg_core.geometry import Trajectory, invert
+from pcseg_core.geometry import Trajectory, from_euler, invert
 from pcseg_core.simulation.observe import Hits, observe
 from pcseg_core.simulation.raycast import Rays, Tiles, grid_tiles, sorted_tiles
 from pcseg_core.simulation.receiver import Receiver
@@ -30,6 +30,7 @@ _EDGE_M = 0.4  # step between neighboring returns that a beam may straddle
 class LidarSpec(Section):
     """A LiDAR. Spinning ones rotate clockwise seen from above and start at the rear."""
 
+    name: str = Field(default=FRAME, description="Frame of its clouds.")
     pattern: Literal["spinning", "solid-state"] = Field(
         default="spinning", description="Rotating beams, or a rosette that never repeats."
     )
@@ -67,6 +68,13 @@ class LidarSpec(Section):
     tilt_deg: tuple[float, float] = Field(
         default=(0.0, 0.0), description="Roll and pitch of the mounting [deg]."
     )
+    place_m: tuple[float, float] = Field(
+        default=(0.0, 0.0), description="Forward and left of the middle of the vehicle [m]."
+    )
+    yaw_deg: float = Field(default=0.0, description="Heading, counterclockwise from forward [deg].")
+    phase: float = Field(
+        default=0.0, ge=0, lt=1, description="Start of its sweeps, as a share of a sweep."
+    )
     mixed: float = Field(
         default=0.0,
         ge=0,
@@ -83,6 +91,45 @@ class LidarSpec(Section):
         if self.elevations_deg and len(self.elevations_deg) != self.beams:
             raise ValueError(f"{len(self.elevations_deg)} elevations for {self.beams} beams")
         return self
+
+    @property
+    def T_body_lidar(self) -> Array:
+        """(4, 4) LiDAR frame to vehicle."""
+        roll, pitch = np.radians(self.tilt_deg)
+        pose: Array = from_euler(roll, pitch, np.radians(self.yaw_deg))
+        pose[:3, 3] = *self.place_m, self.height_m
+        return pose
+
+
+def further_lidars(main: LidarSpec, count: int) -> tuple[LidarSpec, ...]:
+    """Smaller LiDARs at the bumper that see what is close to the vehicle, at other phases.
+
+    Args:
+        main: the LiDAR on the roof.
+        count: 1 in the middle, or 2 at the corners; 0 for none.
+    """
+    small = {
+        "beams": max(main.beams // 2, 1),
+        "columns": max(main.columns // 2, 16),
+        "sweep_s": main.sweep_s,
+        "fov_up_deg": 15.0,
+        "fov_down_deg": -40.0,
+        "height_m": 0.8,
+        "range_max_m": 60.0,
+        "range_noise_m": main.range_noise_m,
+        "organized": main.organized,
+    }
+    places = {
+        0: (),
+        1: (("lidar_front", (2.3, 0.0), 0.0, 0.3),),
+        2: (("lidar_left", (2.0, 0.85), 45.0, 0.3), ("lidar_right", (2.0, -0.85), -45.0, 0.4)),
+    }[count]
+    return tuple(
+        LidarSpec.model_validate(
+            {**small, "name": name, "place_m": place, "yaw_deg": yaw, "phase": phase}
+        )
+        for name, place, yaw, phase in places
+    )
 
 
 @dataclass(frozen=True)
@@ -214,7 +261,7 @@ class Lidar:
             intensity.astype(np.float32),
             time,
             self.ring,
-            FRAME,
+            spec.name,
             stamp_ns,
             spec.beams,
             spec.columns,

@@ -19,10 +19,11 @@ from pcseg_core.errors import InputError
 from pcseg_core.labels import LabelSpace
 from pcseg_core.simulation.cameras import CameraSpec, Picture, rig
 from pcseg_core.simulation.faults import Faults
-from pcseg_core.simulation.lidar import LidarSpec
+from pcseg_core.simulation.lidar import LidarSpec, Sweep, further_lidars
 from pcseg_core.simulation.route import EPOCH_NS
 from pcseg_core.simulation.variety import draw_lidar, style_of
 from pcseg_core.simulation.world import Course, World, town_of
+from pcseg_core.uniting import Part, unite
 
 Array = npt.NDArray[Any]
 
@@ -51,6 +52,12 @@ class DriveOptions(Section):
     )
     organized: bool = Field(
         default=False, description="Keep a point for every firing, NaN without a return."
+    )
+    lidars: int = Field(
+        default=1,
+        ge=1,
+        le=3,
+        description="LiDARs, united: one on the roof, and one or two smaller ones at the bumper.",
     )
     rate_hz: float = Field(default=10.0, ge=1, le=50, description="Sweeps per second [Hz].")
     cameras: int = Field(default=2, ge=0, le=12, description="Cameras, evenly around the vehicle.")
@@ -113,8 +120,14 @@ class SimulatedDrive:
         self.name = f"simulated-{town}-{seed}"
         self.scenes: Sequence[str] = [self.name] * self.options.sweeps
         self.skipped: Counter[str] = Counter()
+        main = lidar or self._lidar()
         self.world = World(
-            seed, town, self._course(), lidar or self._lidar(), tuple(rig or self._rig())
+            seed,
+            town,
+            self._course(),
+            main,
+            tuple(rig or self._rig()),
+            further_lidars(main, self.options.lidars - 1),
         )
 
     @classmethod
@@ -147,7 +160,7 @@ class SimulatedDrive:
             raise IndexError(f"{self.name} has {len(self)} samples, asked for {index}")
         number = (index % len(self)) * self.options.stride
         stamp_ns = self.stamp_ns(number)
-        sweep = self.world.sweep(stamp_ns, number)
+        sweep, moving = self._united(stamp_ns, number)
         return Sample(
             cloud=sweep.cloud,
             cameras=self._paired(stamp_ns),
@@ -155,10 +168,33 @@ class SimulatedDrive:
             labels=sweep.label,
             label_space=self.label_space,
             instances=sweep.instance,
-            moving=self.world.moving(stamp_ns, sweep),
+            moving=moving,
             name=f"{self.name}/{number:06d}",
             scene=self.name,
         )
+
+    def sweep_of(self, lidar: int, number: int) -> Sweep:
+        """Sweep `number` of one LiDAR, in its own frame, at its own stamp."""
+        spec = self.world.lidars[lidar]
+        stamp_ns = self.stamp_ns(number) + round(1e9 * spec.phase * spec.sweep_s)
+        return self.world.sweep(stamp_ns, number, lidar=lidar)
+
+    def _united(self, stamp_ns: int, number: int) -> tuple[Sweep, Array]:
+        """A sweep of all LiDARs, as a reader of several topics unites them, and what moves."""
+        sweeps = [self.sweep_of(k, number) for k in range(len(self.world.lidars))]
+        moving = [self.world.moving(sweep.cloud.stamp_ns, sweep) for sweep in sweeps]
+        if len(sweeps) == 1:
+            return sweeps[0], moving[0]
+        parts = [
+            Part(sweep.cloud, self.world.T_lidar_other(k), k) for k, sweep in enumerate(sweeps)
+        ]
+        united = Sweep(
+            unite(parts, stamp_ns, self.world.lidar_frame),
+            np.concatenate([sweep.label for sweep in sweeps]),
+            np.concatenate([sweep.instance for sweep in sweeps]),
+            np.concatenate([sweep.exact_range for sweep in sweeps]),
+        )
+        return united, np.concatenate(moving)
 
     def stamp_ns(self, number: int) -> int:
         """Start of LiDAR sweep `number` [ns]; a sample takes `stride` of them."""

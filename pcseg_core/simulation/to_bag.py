@@ -18,15 +18,16 @@ from PIL import Image
 
 from pcseg_core.cloud import EncodedCloud, encode_cloud
 from pcseg_core.data.bag_writer import BagWriter, Format
-from pcseg_core.data.sample import CameraFrame, Sample
+from pcseg_core.data.sample import CameraFrame
 from pcseg_core.errors import InputError
 from pcseg_core.files import write_atomic
 from pcseg_core.geometry import compose, invert
 from pcseg_core.labels import to_wire
 from pcseg_core.progress import tracked
+from pcseg_core.simulation.lidar import Sweep
 from pcseg_core.simulation.recording import SimulatedDrive
 
-CLOUD_TOPIC = "/lidar/points"
+CLOUD_TOPIC = "/lidar/points"  # of the first LiDAR
 ODOMETRY_TOPIC = "/odometry"
 BASE_FRAME, FIXED_FRAME = "base_link", "odom"
 _POSE_STRIDE = 2  # of the poses of the exact trajectory, at 100 Hz
@@ -35,10 +36,10 @@ _JPEG_QUALITY = 92
 
 @dataclass(frozen=True)
 class _Recorded:
-    """A sweep and the images from its start to the start of the next."""
+    """The sweeps, and the images from the start of the first to that of the next."""
 
-    sample: Sample
-    cloud: EncodedCloud
+    sweeps: list[Sweep]
+    clouds: list[EncodedCloud]
     frames: list[CameraFrame]
     images: list[npt.NDArray[np.uint8] | bytes]
 
@@ -54,10 +55,11 @@ def write_simulated_bag(
 ) -> BagWriter:
     """Write a drive as a bag: clouds, images with CameraInfo, /tf_static, /tf and Odometry.
 
-    Frames: odom -> base_link (moving), base_link -> lidar and -> each camera's optical frame
-    (static). Clouds have the fields x, y, z, intensity, ring, time (float32, s since the stamp),
-    label (uint32, ids of the label space in labels.yaml) and instance (int32). Calibration and
-    stamps are as reported by the drive, including faults.
+    Frames: odom -> base_link (moving), base_link -> each LiDAR and -> each camera's optical frame
+    (static). Each LiDAR has a topic, /lidar/points is the first. Clouds have the fields x, y, z,
+    intensity, ring, time (float32, s since the stamp), label (uint32, ids of the label space in
+    labels.yaml) and instance (int32). Calibration and stamps are as reported by the drive,
+    including faults.
 
     Args:
         drive: with a stride of 1, since a bag holds every sweep.
@@ -84,8 +86,9 @@ def write_simulated_bag(
         _write_poses(writer, drive)
         recorded = _record(drive, raw_images, workers)
         for moment in tracked(recorded, f"Writing {writer.path.name}", total=len(drive)):
-            cloud = moment.sample.cloud
-            writer.write_cloud(CLOUD_TOPIC, moment.cloud, cloud.frame_id, cloud.stamp_ns)
+            for sweep, encoded in zip(moment.sweeps, moment.clouds):
+                lidar, stamp = sweep.cloud.frame_id, sweep.cloud.stamp_ns
+                writer.write_cloud(f"/{lidar}/points", encoded, lidar, stamp)
             for frame, image in zip(moment.frames, moment.images):
                 _write_image(writer, frame, image)
     classes = yaml.safe_dump(drive.label_space.to_dict(), sort_keys=False)
@@ -112,16 +115,15 @@ def _record(drive: SimulatedDrive, raw_images: bool, workers: int) -> Iterator[_
 
 
 def _record_one(drive: SimulatedDrive, index: int, raw_images: bool) -> _Recorded:
-    sample = drive[index]
-    frames = drive.images_between(sample.stamp_ns, drive.stamp_ns(index + 1))
+    sweeps = [drive.sweep_of(k, index) for k in range(len(drive.world.lidars))]
+    frames = drive.images_between(drive.stamp_ns(index), drive.stamp_ns(index + 1))
     images = [frame.image if raw_images else _jpeg(frame.image) for frame in frames]
-    return _Recorded(sample, _encode(sample), frames, images)
+    return _Recorded(sweeps, [_encode(sweep) for sweep in sweeps], frames, images)
 
 
-def _encode(sample: Sample) -> EncodedCloud:
-    cloud = sample.cloud
+def _encode(sweep: Sweep) -> EncodedCloud:
+    cloud = sweep.cloud
     assert cloud.intensity is not None and cloud.ring is not None and cloud.time is not None
-    assert sample.labels is not None and sample.instances is not None
     columns: dict[str, npt.NDArray[Any]] = {
         "x": cloud.xyz[:, 0],
         "y": cloud.xyz[:, 1],
@@ -129,8 +131,8 @@ def _encode(sample: Sample) -> EncodedCloud:
         "intensity": cloud.intensity,
         "ring": cloud.ring,
         "time": cloud.time.astype(np.float32),
-        "label": to_wire(sample.labels.astype(np.int32)),
-        "instance": sample.instances,
+        "label": to_wire(sweep.label.astype(np.int32)),
+        "instance": sweep.instance,
     }
     return encode_cloud(columns, cloud.height, cloud.width)
 
@@ -155,7 +157,7 @@ def _write_image(
 def _write_static(writer: BagWriter, drive: SimulatedDrive) -> None:
     world = drive.world
     transforms: dict[tuple[str, str], npt.NDArray[Any]] = {
-        (BASE_FRAME, world.lidar_frame): world.T_body_lidar
+        (BASE_FRAME, spec.name): spec.T_body_lidar for spec in world.lidars
     }
     for k, spec in enumerate(world.cameras):
         reported = drive.faults.T_cam_lidar(world.T_cam_lidar(k), drive.options.seed, k)

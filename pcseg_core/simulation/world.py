@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pcseg_core.geometry import Trajectory, from_euler, invert
+from pcseg_core.geometry import Trajectory, invert
 from pcseg_core.labels import MOVING, STATIC, UNKNOWN
 from pcseg_core.simulation.cameras import Camera, CameraSpec, Picture
 from pcseg_core.simulation.ground import Ground
-from pcseg_core.simulation.lidar import FRAME, Lidar, LidarSpec, Sweep
+from pcseg_core.simulation.lidar import Lidar, LidarSpec, Sweep
 from pcseg_core.simulation.observe import Probe
 from pcseg_core.simulation.route import (
     EPOCH_NS,
@@ -62,6 +62,7 @@ class World:
         town: name of a style, see `towns.TOWNS`.
         course: motion of the vehicle.
         lidar, cameras: the sensors.
+        further: more LiDARs.
     """
 
     seed: int
@@ -69,24 +70,33 @@ class World:
     course: Course
     lidar: LidarSpec = field(default_factory=lambda: LidarSpec())
     cameras: Sequence[CameraSpec] = ()
+    further: Sequence[LidarSpec] = ()
 
     def __reduce__(self) -> Any:
         """Pickle the parameters; every process builds each world once."""
-        parts = (self.seed, self.town, self.course, self.lidar, tuple(self.cameras))
+        sensors = (self.lidar, tuple(self.cameras), tuple(self.further))
+        parts = (self.seed, self.town, self.course, *sensors)
         return _shared, parts
 
     @property
     def T_body_lidar(self) -> Array:
         """(4, 4) LiDAR frame to vehicle."""
-        roll, pitch = np.radians(self.lidar.tilt_deg)
-        pose: Array = from_euler(roll, pitch, 0.0)
-        pose[2, 3] = self.lidar.height_m
-        return pose
+        return self.lidar.T_body_lidar
+
+    @property
+    def lidars(self) -> tuple[LidarSpec, ...]:
+        """All LiDARs, that of the trajectory first."""
+        return (self.lidar, *self.further)
+
+    def T_lidar_other(self, number: int) -> Array:
+        """(4, 4) frame of one of the LiDARs to that of the first."""
+        other: Array = invert(self.T_body_lidar) @ self.lidars[number].T_body_lidar
+        return other
 
     @property
     def lidar_frame(self) -> str:
         """frame_id of the clouds."""
-        return FRAME
+        return self.lidar.name
 
     def T_cam_lidar(self, camera: int) -> Array:
         """(4, 4) exact extrinsic of a camera."""
@@ -98,8 +108,8 @@ class World:
         return [Camera(spec) for spec in self.cameras]
 
     @cached_property
-    def _lidar(self) -> Lidar:
-        return Lidar(self.lidar)
+    def _lidars(self) -> list[Lidar]:
+        return [Lidar(spec) for spec in self.lidars]
 
     @cached_property
     def _ground(self) -> Ground:
@@ -133,10 +143,11 @@ class World:
         weather = draw_weather(np.random.default_rng([self.seed, 5]))
         return build_scene(weather, self._ground, *self._way, seed=self.seed)
 
-    def sweep(self, stamp_ns: int, number: int, frozen: bool = False) -> Sweep:
-        """Measure a sweep that starts at a stamp; see `Lidar.sweep`."""
-        noise = _seed(self.seed, 6, number)
-        return self._lidar.sweep(self.scene, self.trajectory, stamp_ns, number, noise, frozen)
+    def sweep(self, stamp_ns: int, number: int, frozen: bool = False, lidar: int = 0) -> Sweep:
+        """Measure a sweep of a LiDAR that starts at a stamp; see `Lidar.sweep`."""
+        noise = _seed(self.seed, 6, number, *([lidar] if lidar else []))
+        path = self.trajectory.mounted(self.T_lidar_other(lidar)) if lidar else self.trajectory
+        return self._lidars[lidar].sweep(self.scene, path, stamp_ns, number, noise, frozen)
 
     def moving(self, stamp_ns: int, sweep: Sweep) -> Array:
         """(N,) uint8 UNKNOWN, STATIC or MOVING for the points of a sweep."""

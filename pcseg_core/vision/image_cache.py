@@ -12,7 +12,7 @@ import json
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pcseg_core.data import Recording, Sample, readable
-from pcseg_core.errors import InputError
+from pcseg_core.errors import InputError, may_pass
 from pcseg_core.files import atomic_path, is_unused, write_atomic
 from pcseg_core.vision.imported import ImportedMasks
 from pcseg_core.vision.superpixels import SegmentMap, SuperpixelGenerator
@@ -142,20 +142,24 @@ class SuperpixelCache:
         return value
 
     def fill(
-        self, recording: Recording, progress: Callable[[int, int], None] | None = None
+        self,
+        recording: Recording,
+        progress: Callable[[int, int], None] | None = None,
+        sweeps: Iterable[int] | None = None,
     ) -> Counter[str]:
         """Make the missing maps of all images of a recording.
 
         Args:
             recording: recording with cameras.
             progress: called with (samples done, samples in all).
+            sweeps: indices of the samples; None takes all.
 
         Returns:
             Number of images "made", "kept" (already stored), and skipped by reason. An unusable
             image is counted; it is not an error.
         """
         counts: Counter[str] = Counter()
-        for index, sample in readable(recording):
+        for index, sample in readable(recording, sweeps):
             for k, frame in enumerate(sample.cameras):
                 load = partial(getattr, frame, "image")
                 counts[self._fill_one(recording.name, image_key(sample, k), load)] += 1
@@ -170,6 +174,8 @@ class SuperpixelCache:
         try:
             self.write(source, image, self._make(load(), path.stem))
         except InputError as error:
+            if may_pass(error):
+                raise
             return f"skipped: {error}"
         return "made"
 

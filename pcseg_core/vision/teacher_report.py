@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -62,6 +63,15 @@ class TeacherReport:
     def unmapped(self) -> tuple[ClassRow, ...]:
         """Classes that have no class in the label space and are not ignored."""
         return tuple(row for row in self.rows if row.mapped == "?")
+
+    def figures(self) -> dict[str, Any]:
+        """Everything but the picture, for JSON."""
+        return {
+            "classes": [asdict(row) for row in self.rows],
+            "seconds": self.seconds,
+            "map_size": self.map_size,
+            "undecided": self.undecided,
+        }
 
 
 def report_teacher(

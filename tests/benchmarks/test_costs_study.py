@@ -63,7 +63,7 @@ def test_a_part_that_fails_tells_why(inputs: Inputs, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setitem(PARTS, "broken", Part("image", failing))
     answers = End()
-    costs_parts._answer(answers, "broken", inputs.folder, 1, 1)
+    costs_parts._answer(answers, "broken", inputs.folder, 1, 1, "cpu")
     assert answers == [{"error": "OSError: no weights"}]
 
 
@@ -90,6 +90,17 @@ def test_a_study_resumes_and_tries_failed_parts_again(
     assert [row["row"] for row in content["rows"]] == [first, second]
     assert content["image"] == [96, 64] and content["cpu"]
     assert (tmp_path / "costs.png").is_file()
+
+
+def test_a_gpu_takes_the_parts_that_run_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(costs, "torch_device", lambda name: name)
+    parts = costs.CostStudy(DRIVE, tmp_path / "rows.json", tmp_path, device="cuda").parts
+    assert "teacher: bundled" in parts and "step: student" in parts
+    assert "ground: RANSAC" not in parts and "step: draw 4 sectors" not in parts
+    with pytest.raises(InputError, match="no part ground: RANSAC"):
+        costs.CostStudy(DRIVE, tmp_path / "rows.json", tmp_path, ["ground: RANSAC"], device="cuda")
 
 
 def test_unknown_parts_and_recordings_without_images_are_refused(tmp_path: Path) -> None:

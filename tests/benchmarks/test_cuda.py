@@ -12,6 +12,7 @@ import torch
 
 from benchmarks import cuda
 from benchmarks.gpu import equality, machine, report
+from pcseg_core.sparse.backends import BackendReport
 
 
 def run(out: Path, monkeypatch: pytest.MonkeyPatch, *more: str) -> int:
@@ -52,6 +53,20 @@ def test_a_failing_part_is_reported_and_the_others_run(
     entries = json.loads((tmp_path / "cuda.json").read_text())["parts"]
     assert [("failed" in entry) for entry in entries] == [True, False, False]
     assert "the GPU is gone" in (tmp_path / "cuda.md").read_text()
+
+
+def test_triton_needs_a_gpu_or_its_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    reported = [BackendReport(name, True, "") for name in ("torch", "triton", "torchsparse")]
+    monkeypatch.setattr(machine, "backends_report", lambda: reported)  # of a machine with a GPU
+    for interpreted in (False, True):
+        monkeypatch.setattr(machine.triton_backend, "interpreted", lambda now=interpreted: now)
+        usable = {
+            device: [name for name in ("torch", "triton", "torchsparse") if here.usable(name)]
+            for device in ("cpu", "cuda")
+            for here in [machine.Machine(torch.device(device), True, 1, 1, 0.0, 1.0)]
+        }
+        assert usable["cuda"] == ["torch", "triton", "torchsparse"]
+        assert usable["cpu"] == (["torch", "triton"] if interpreted else ["torch"])
 
 
 def test_parts_without_time_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

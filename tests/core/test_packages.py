@@ -87,6 +87,18 @@ def test_the_source_distribution_holds_the_repository_and_nothing_built(sources:
     assert {"LICENSE", "CHANGELOG.rst", "package.xml", "resource/pcseg_ros"} <= packed
 
 
+def test_the_description_on_an_index_has_no_relative_link(sources: Path) -> None:
+    about = (sources / "PKG-INFO").read_text(encoding="utf-8")
+    head, _, text = about.partition("\n\n")
+    links = re.findall(r"\]\(([^)]*)\)", text)
+    url = re.findall(r"^Project-URL: Source, (.*)", head, re.MULTILINE)[0]
+    version = re.findall(r"^Version: (.*)", head, re.MULTILINE)[0]
+    assert len(links) > 20 and all(link.startswith(f"{url}/") for link in links)
+    assert f"![Labels from cameras, then labels from LiDAR alone]({url}/raw/v{version}/" in text
+    named = {link.partition(f"/v{version}/")[2].partition("#")[0] for link in links}
+    assert not [name for name in named if not (ROOT / name).exists()]
+
+
 def test_the_wheel_holds_what_commands_find_by_name(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as file:
         packed = set(file.namelist())
@@ -135,6 +147,14 @@ def test_the_wheel_holds_the_library_that_the_compiler_made(sources: Path, tmp_p
     with zipfile.ZipFile(made) as file:
         linked = file.read(f"pcseg_core/native/{LIBRARY}").decode()
     assert "-shared" in linked and linked.count(".o ") >= len(list(SOURCES.glob("*.cpp")))
+
+
+def test_linters_before_a_commit_are_those_of_make_lint() -> None:
+    recipe = (ROOT / "Makefile").read_text().partition("\nlint:")[2].partition("\n\n")[0]
+    linters = set(re.findall(r"\$\(BIN\)/([\w-]+)", recipe))
+    hooks = (ROOT / ".pre-commit-config.yaml").read_text()
+    assert len(linters) >= 6
+    assert linters == set(re.findall(r"entry: \.venv/bin/([\w-]+)", hooks))
 
 
 # --- one name ---------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ def screen(monkeypatch: pytest.MonkeyPatch) -> Screen:
     def replace(terminal: bool) -> io.StringIO:
         output = io.StringIO()
         console = Console(file=output, force_terminal=terminal, width=100)
-        monkeypatch.setattr(progress, "console", console)
+        monkeypatch.setattr(progress, "console", lambda: console)
         return output
 
     return replace
@@ -92,7 +92,8 @@ def test_bar_count_and_time_come_before_the_figures(columns: int) -> None:
                 os.environ.pop(name, None)
             os.environ["TERM"] = "xterm"
             fcntl.ioctl(1, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-            progress.console = Console(file=os.fdopen(2, "w", closefd=False))
+            stream = Console(file=os.fdopen(2, "w", closefd=False))
+            progress.console = lambda: stream
             clock = iter(range(1000))
             with bar("labeling the images of a very long recording", 1500) as long:
                 display = Bar._display

@@ -101,6 +101,27 @@ def test_develop_builds_the_native_library_unless_it_is_current(
     assert built == ([] if current else [tmp_path])
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_develop_writes_nodes_that_run_in_the_active_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As `colcon build --symlink-install` installs them, with the Python that runs colcon."""
+    pytest.importorskip("setuptools")
+    from setuptools import Distribution
+    from setuptools.command.develop import develop
+
+    native = runpy.run_path(str(ROOT / "pcseg_core" / "native" / "build.py"))
+    command = native["setup_arguments"]()["cmdclass"]["develop"]
+    written: list[str] = []
+    monkeypatch.setattr(
+        develop, "write_script", lambda self, name, text, mode: written.append(text), raising=False
+    )
+    distribution = Distribution()
+    distribution.parse_config_files([str(ROOT / "setup.cfg")])
+    command(distribution).write_script("segment_node", "#!/usr/bin/python3\nimport sys\n", "")
+    assert written == ["#!/usr/bin/env python3\nimport sys\n"]
+
+
 def test_colcon_reads_the_setup_cfg() -> None:
     # colcon-core takes setup.cfg alone only where this text stands in setup.py; otherwise it runs
     # setup.py and parses the repr of what it finds, which fails on version specifiers.

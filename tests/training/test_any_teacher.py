@@ -147,6 +147,7 @@ def test_without_a_recipe_the_command_says_which_teacher_it_takes(
     words = ["distill", ONE_SWEEP, "--out", str(tmp_path / "run"), "--steps", "1"]
     missing = CliRunner().invoke(app, words)
     assert missing.exit_code == 2 and "pcseg weights get espnetv2-cityscapes" in missing.output
+    assert "pcseg weights get deeplab-cityscapes" in missing.output
     for name, entry in KNOWN.items():
         monkeypatch.setitem(KNOWN, name, replace(entry, sums=()))
     torch.manual_seed(0)
@@ -167,11 +168,13 @@ def test_the_command_shows_a_teacher_before_the_work(tmp_path: Path) -> None:
     Image.fromarray(open_recording(SOURCE)[0].cameras[0].image).save(picture)
     block = json.dumps({**BUNDLED, "name": "espnetv2"})
     out = tmp_path / "labels.png"
-    words = ["teacher", "check", "--image", str(picture), "--teacher", block, "--out", str(out)]
+    words = ["teacher", "check", "--image", str(picture), "--teacher", block, "--picture", str(out)]
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, done.output
     assert "trunk" in done.output and "vegetation" in done.output and "96 x 64 image" in done.output
     assert Image.open(out).size[0] == 96
+    figures = json.loads(CliRunner().invoke(app, [*words, "--json", "-"]).stdout)
+    assert "trunk" in [row["name"] for row in figures["classes"]]
     both = CliRunner().invoke(app, [*words, "--recipe", "simulated"])
     assert both.exit_code == 2 and "--recipe or --teacher" in both.output
     images = CliRunner().invoke(app, ["images", SOURCE, "--out", str(tmp_path / "folder")])

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from pcseg_core.checkpoint import load_checkpoint
 from pcseg_core.distill.cache import read_arrays
 from pcseg_core.distill.evidence import Evidence
-from pcseg_core.distill.labeling import joined
+from pcseg_core.distill.labeling import joined, split
 from pcseg_core.distill.lidar_teacher import LidarTeacher, LidarTeacherConfig
 from pcseg_core.distill.observation import Observation
 from pcseg_core.labels import LabelSpace
@@ -44,7 +44,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
             "student": SMALL.model_dump(),
             "optimizer": {"steps": 2, "batch_size": 1},
             "loss": {"min_confidence": 0.0},
-            "rounds": {"count": 1, "views": 1, "beside": "bundled"},
+            "rounds": {"count": 1, "views": 1, "beside": "bundled", "split_ground": True},
         }
     )
 
@@ -70,6 +70,20 @@ def test_cameras_and_the_student_add_up() -> None:
     assert found.index.tolist() == [0, 1]  # the third is out of the student's range
     assert found.weights == pytest.approx([0.5, 1.5])
     np.testing.assert_allclose(found.sums, [[0.1, 0.4], [1.0, 0.5]], atol=1e-6)
+
+
+def test_the_student_splits_what_cameras_take_for_each_other() -> None:
+    # Classes road, sidewalk, wall. Points 0, 2 and 3 are seen; the student does not know point 3.
+    sums = np.array([[0.7, 0.2, 0.1], [0.6, 0.4, 0.0], [0.5, 0.5, 1.0]], np.float32)
+    seen = Evidence(np.array([0, 2, 3]), np.array([1, 1, 2], np.float32), sums)
+    student = np.array([[0.1, 0.8, 0.1], [1, 0, 0], [0.5, 0.5, 0.0], [0, 0, 0]], np.float32)
+    found = split(seen, 0.3 * student, [0, 1])
+    # 0.7 * 0.1 against 0.2 * 0.8, with the total 0.9 of both
+    expected = [[0.9 * 7 / 23, 0.9 * 16 / 23, 0.1], [0.6, 0.4, 0.0], [0.5, 0.5, 1.0]]
+    np.testing.assert_allclose(found.sums, expected, rtol=1e-6)
+    np.testing.assert_array_equal(found.weights, seen.weights)
+    assert split(seen, student, []) is seen
+    np.testing.assert_allclose(seen.sums, sums)  # is not changed
 
 
 def test_a_student_labels_every_point_in_range_the_same_way_each_time() -> None:

@@ -193,13 +193,18 @@ def test_a_bag_that_cannot_train_says_what_bag_info_knows(
     assert f"pcseg bag info {bag}" in str(error.value) and not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("named_by", ["command", "recipe"])
 def test_a_pretrained_backbone_is_taken_over(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    named_by: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pretrained = write_run(tmp_path / "pretrained")
     before = load_checkpoint(pretrained)[0]
     still = {"steps": 1, "batch_size": 1, "learning_rate": 1e-12, "average": 0.0}
-    distill([SOURCE], recipe(optimizer=still), tmp_path / "run", device="cpu", start=pretrained)
+    if named_by == "command":  # which replaces that of the recipe
+        chosen, start = recipe(optimizer=still, start="nowhere"), pretrained
+    else:
+        chosen, start = recipe(optimizer=still, start=pretrained), None
+    distill([SOURCE], chosen, tmp_path / "run", device="cpu", start=start)
     after = load_checkpoint(tmp_path / "run")[0]
     backbone = [name for name in before if not name.startswith("network.classifier.")]
     weights = [n for n in backbone if "running" not in n and "tracked" not in n]

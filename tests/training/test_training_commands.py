@@ -51,6 +51,8 @@ def test_seed_and_steps_replace_those_of_the_recipe() -> None:
     changed = adjusted(recipe, seed=3, steps=7)
     assert (changed.seed, changed.optimizer.steps) == (3, 7)
     assert changed.optimizer.batch_size == recipe.optimizer.batch_size
+    rounds = recipe.rounds.model_copy(update={"steps": 50})
+    assert adjusted(recipe.model_copy(update={"rounds": rounds}), steps=7).rounds.steps == 7
 
 
 @pytest.mark.parametrize("command", ["distill", "pretrain", "zero-shot", "label"])

@@ -342,6 +342,25 @@ def test_doctor_tells_and_succeeds() -> None:
         assert subject in result.output
 
 
+def test_doctor_as_json_names_optional_packages_and_how_to_install_them() -> None:
+    found = {f["subject"]: f for f in json.loads(pcseg("doctor", "--json", "-").stdout)["findings"]}
+    assert {"huggingface_hub", "tensorboard", "mlflow", "wandb"} <= set(found)
+    assert all(f["state"] == "ok" or f["detail"] for f in found.values())
+    absent = [f for f in found.values() if f["state"] == "optional"]
+    assert all("pip install 'pcseg_ros[" in f["detail"] for f in absent)
+
+
+def test_doctor_names_requirements_that_are_missing_or_too_old(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    needed = ["numpy>=999", "nowhere", "torch>=1", "alsonowhere; extra == 'x'"]
+    monkeypatch.setattr(doctor, "requires", lambda name: needed)
+    found = {finding.subject: finding for finding in findings()}["requirements"]
+    assert found.state == "missing"
+    assert "numpy is " in found.detail and "nowhere is missing" in found.detail
+    assert "torch" not in found.detail and "alsonowhere" not in found.detail
+
+
 def test_doctor_survives_what_is_missing_or_broken(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken() -> list[Any]:
         raise RuntimeError("the native library is of another machine")

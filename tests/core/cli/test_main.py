@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from importlib.metadata import EntryPoint
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,7 @@ def test_help_names_every_command_and_imports_nothing_heavy() -> None:
         "try: main()\n"
         "except SystemExit as end: code = end.code\n"
         "heavy = {'torch', 'numpy', 'matplotlib', 'lightning', 'rosbags', 'rclpy'}\n"
+        "heavy |= {'rich', 'yaml'}\n"
         "print('loaded', sorted(heavy & set(sys.modules)), 'code', code)"
     )
     assert "loaded [] code 0" in done.stdout, done.stderr
@@ -88,8 +90,21 @@ def test_each_command_is_in_one_group_of_the_help_and_has_examples_that_parse() 
     for name, command in found.items():
         for example in EXAMPLES[name]:
             assert example.startswith(name)
+            if isinstance(command, cli.PluginCommand) and find_spec("rclpy") is None:
+                continue  # it is imported for its options
             words = shlex.split(example.partition(" >")[0])[len(name.split()) :]
             command.make_context(name, words)  # raises for an option that does not exist
+
+
+@pytest.mark.parametrize("option", ["--device", "--json", "--picture", "--seed", "--backend"])
+def test_an_option_of_several_commands_has_one_help_text(option: str) -> None:
+    texts = [
+        parameter.help
+        for _, command in leaves(typer.main.get_command(cli.app))
+        for parameter in command.get_params(typer.Context(command))
+        if option in parameter.opts
+    ]
+    assert len(texts) >= 3 and len(set(texts)) == 1, texts
 
 
 def test_examples_and_exit_codes_are_in_the_help() -> None:
@@ -101,7 +116,7 @@ def test_examples_and_exit_codes_are_in_the_help() -> None:
 
 def test_quiet_hides_progress_and_verbose_logs(monkeypatch: pytest.MonkeyPatch) -> None:
     log = logging.getLogger("pcseg_core")
-    monkeypatch.setattr(progress.console, "quiet", False)
+    monkeypatch.setattr(progress.console(), "quiet", False)
     monkeypatch.setattr(log, "level", logging.WARNING)
     monkeypatch.setattr("pcseg_core.cli.doctor.findings", lambda: progress.note("a note") or ())
     assert "a note" in runner.invoke(cli.app, ["doctor"]).stderr
@@ -109,6 +124,25 @@ def test_quiet_hides_progress_and_verbose_logs(monkeypatch: pytest.MonkeyPatch) 
     assert not log.isEnabledFor(logging.DEBUG)
     assert runner.invoke(cli.app, ["--verbose", "doctor"]).exit_code == 0
     assert log.level == logging.DEBUG
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("pcseg dis", "distill"),
+        ("pcseg bag from", "from-kitti"),
+        ("pcseg distill --recipe zero-shot-sim", "zero-shot-simulated"),
+        ("pcseg weights get deep", "deeplab-cityscapes"),
+    ],
+)
+def test_bash_completes_commands_and_names(line: str, found: str) -> None:
+    variables = {
+        "_PCSEG_COMPLETE": "complete_bash",
+        "COMP_WORDS": line,
+        "COMP_CWORD": str(len(line.split()) - 1),
+    }
+    result = runner.invoke(cli.app, [], prog_name="pcseg", env=variables)
+    assert result.output.strip() == found
 
 
 def test_no_arguments_show_the_help() -> None:
@@ -166,6 +200,15 @@ def test_exit_codes_reach_the_shell(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.startswith("error: no checkpoint at")
+
+
+def test_a_signal_at_exit_shows_no_traceback() -> None:
+    done = run_python(
+        "import atexit, os, signal, sys\nfrom pcseg_core.cli import main\n"
+        "atexit.register(lambda: os.kill(os.getpid(), signal.SIGTERM))\n"
+        "sys.argv = ['pcseg', '--version']\nmain()"
+    )
+    assert done.returncode == -15 and done.stderr == ""
 
 
 WRONG = """

@@ -17,6 +17,8 @@ from pcseg_core.cloud import PointCloud
 from pcseg_core.data.sample import Sample
 from pcseg_core.errors import InputError
 from pcseg_core.evaluation import Report, evaluate, render
+from pcseg_core.evaluation.report import panoptic_table
+from pcseg_core.geometry import Trajectory
 from pcseg_core.labels import LabelSpace
 from pcseg_core.online.pipeline import Pipeline
 from pcseg_core.online.segmenter import Segmentation
@@ -202,3 +204,46 @@ def test_a_report_read_from_json_still_draws(tmp_path: Path) -> None:
     report = evaluate(reading(), Samples([sample([0, 1, -1], [0, 0, 0])]))
     render(Report.model_validate_json(report.model_dump_json()), tmp_path / "again.png")
     assert (tmp_path / "again.png").stat().st_size > 10_000
+
+
+def with_instances(number: int, posed: bool) -> Sample:
+    """A vehicle of 60 points that drives, one that stands, and road; the second is labeled road."""
+    side = np.stack([np.linspace(0, 4, 60), np.zeros(60), np.linspace(0, 1.5, 60)], 1)
+    places = np.array([(9 + number, 3, 0), (9, -6, 0), (30, 0, 0)])
+    xyz = (side + places[:, None]).reshape(-1, 3).astype(np.float32)
+    road, vehicle = STREET.index("road"), STREET.index("vehicle")
+    answers = np.repeat([vehicle, road, road], 60)
+    cloud = PointCloud(xyz, intensity=answers.astype(np.float32), stamp_ns=number * 10**8)
+    stamps = np.arange(-1, 10) * 10**8
+    trajectory = Trajectory(stamps, np.tile(np.eye(4), (11, 1, 1))) if posed else None
+    labels = np.repeat([vehicle, vehicle, road], 60).astype(np.int16)
+    ids = np.repeat([4, 0, -1], 60).astype(np.int32)
+    return Sample(cloud, trajectory=trajectory, labels=labels, label_space=STREET, instances=ids)
+
+
+@pytest.mark.parametrize("posed", [True, False])
+def test_instances_are_measured_where_the_labels_have_ids(posed: bool, tmp_path: Path) -> None:
+    drive = Samples([with_instances(number, posed) for number in range(4)])
+    report = evaluate(reading(), drive)
+    found = report.panoptic
+    assert found is not None and (found.sweeps, found.min_points) == (4, 50)
+    vehicle, road = found.classes["vehicle"], found.classes["road"]
+    assert (vehicle.pq, vehicle.sq, vehicle.rq) == pytest.approx((2 / 3, 1, 2 / 3))
+    assert road.pq == 0  # the IoU is 60 / 120
+    assert found.pq == pytest.approx(1 / 3) and found.pq_things == vehicle.pq
+    if posed:
+        assert found.s_assoc == pytest.approx(0.5) and found.id_switches == 0
+        assert found.s_cls == pytest.approx(0.5) and found.lstq == pytest.approx(0.5)
+    else:
+        assert (found.lstq, found.s_assoc, found.id_switches) == (None, None, None)
+    report.write_json(tmp_path / "report.json")
+    assert json.loads((tmp_path / "report.json").read_text())["panoptic"]["instances"] == (
+        2 if posed else None
+    )
+    caption = panoptic_table(found).caption
+    assert caption == (
+        "LSTQ 50.0 (S_assoc 50.0, S_cls 50.0), 0 id switches"
+        if posed
+        else "no LSTQ: tracks need poses"
+    )
+    assert evaluate(reading(), Samples([sample([0, 1], [0, 1])])).panoptic is None

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from pcseg_core.errors import InputError
-from pcseg_core.models.inference import compile_inference
+from pcseg_core.learning.runs import on_gpu, torch_device
+from pcseg_core.models.inference import choose_device, compile_inference
 from pcseg_core.models.minkunet import MinkUNet
 from pcseg_core.native import library
 from pcseg_core.sparse import SparseTensor
@@ -123,3 +124,20 @@ def test_bad_use_is_refused() -> None:
         compile_inference(net, "int8")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="expected 3 channels"):
         compile_inference(net)(random_input(50, channels=4))
+
+
+def test_devices_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [str(choose_device(name)) for name in ("auto", "cpu", "cuda:1")] == [
+        "cuda",
+        "cpu",
+        "cuda:1",
+    ]
+    for wrong, message in (("cuda:2", "has 2 GPUs"), ("mps", "expected auto"), ("gpu", "expected")):
+        with pytest.raises(InputError, match=message):
+            choose_device(wrong)
+    assert torch_device("cuda:1") == "cuda:1" and on_gpu("cuda:1") and not on_gpu("cpu")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="under torchrun"):
+        torch_device("cuda:1")

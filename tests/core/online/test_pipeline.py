@@ -26,6 +26,7 @@ from pcseg_core.online.pipeline import (
     UNLIKE_TRAINING,
     Evidence,
     ImmediateCameras,
+    LabeledSweep,
     MotionError,
     Pipeline,
     Sweep,
@@ -38,6 +39,7 @@ from pcseg_core.online.pipeline_config import (
 )
 from pcseg_core.online.segmenter import Segmenter
 from pcseg_core.online.temporal import TemporalBuffer
+from pcseg_core.online.tracks import Tracked
 from pcseg_core.simulation.recording import SimulatedDrive
 from pcseg_core.vision.pixel_classes import PixelClasses, load_teacher
 from pcseg_core.vision.teachers.espnetv2 import ESPNetv2Config
@@ -364,3 +366,17 @@ def test_confidences_that_are_not_finite_are_no_labels(
 def test_a_cloud_is_refused_with_the_right_call(segmenter: Segmenter) -> None:
     with pytest.raises(InputError, match=r"got PointCloud.*pcseg_core\.Sweep\("):
         Pipeline(segmenter).process(PointCloud(np.ones((2, 3))))  # type: ignore[arg-type]
+
+
+def test_a_part_of_a_sweep_keeps_what_is_known_of_its_points() -> None:
+    space = LabelSpace.load("street")
+    cloud = PointCloud(np.arange(12, dtype=np.float32).reshape(4, 3), stamp_ns=5)
+    ids = np.arange(4)
+    whole = LabeledSweep(cloud, ids.astype(np.int32), np.ones(4, np.float32), space, {}, {})
+    whole.moving = ids.astype(np.uint8)
+    whole.tracked = Tracked(ids.astype(np.uint32), ())
+    part = whole.part(slice(1, 3))
+    np.testing.assert_array_equal(part.cloud.xyz, cloud.xyz[1:3])
+    assert part.tracked is not None and part.moving is not None and part.probabilities is None
+    for values in (part.labels, part.moving, part.tracked.instances):
+        assert values.tolist() == [1, 2]

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Headings and extents of things in the ground plane, for all things of a sweep at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+Float32 = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
+
+_STEP = np.radians(5.0)  # between the headings that are tried
+_NEAREST_M = 0.05  # distance to an edge below which a point counts no more
+_MOST_POINTS = 40  # of a thing that choose its heading
+
+
+@dataclass(frozen=True)
+class Grouped:
+    """Points in the order of the thing that they belong to.
+
+    Attributes:
+        points: (M, 3) [m].
+        starts: (I,) row of the first point of each thing.
+        counts: (I,) number of its points, at least 1.
+    """
+
+    points: Float64
+    starts: npt.NDArray[np.int64]
+    counts: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(cls, points: Float64, numbers: Array) -> tuple[Grouped, npt.NDArray[np.int64]]:
+        """Points (M, 3) by their thing (M,), 0 to I - 1, each of which has a point.
+
+        Returns:
+            The points, and the order (M,) that they were brought into.
+        """
+        order = np.argsort(numbers, kind="stable")
+        counts = np.bincount(numbers)
+        starts = np.cumsum(counts) - counts
+        return cls(points[order], starts, counts), order
+
+    def thinned(self, most: int) -> Grouped:
+        """Every k-th point of the things that have more points than `most`."""
+        place = np.arange(len(self.points)) - np.repeat(self.starts, self.counts)
+        step = np.repeat(-(-self.counts // most), self.counts)
+        kept = place % step == 0
+        counts = np.add.reduceat(kept, self.starts, dtype=np.int64)
+        starts = np.cumsum(counts) - counts
+        return Grouped(self.points[kept], starts, counts)
+
+    def extents(self, yaws: Float64) -> tuple[Float64, Float64]:
+        """Lowest and highest coordinates (I, 3) along a heading (I,), across it, and upward."""
+        turned = self.points.copy()
+        cos, sin = (np.repeat(part(yaws), self.counts) for part in (np.cos, np.sin))
+        turned[:, 0] = self.points[:, 0] * cos + self.points[:, 1] * sin
+        turned[:, 1] = self.points[:, 1] * cos - self.points[:, 0] * sin
+        low = np.minimum.reduceat(turned, self.starts)
+        return low, np.maximum.reduceat(turned, self.starts)
+
+
+def fit_headings(things: Grouped) -> Float64:
+    """Heading (I,) of the rectangle around each thing, 0 to pi/2 [rad].
+
+    Search over the headings for the rectangle whose edges are nearest to the points, which also
+    holds for things of which one or two sides are seen: Zhang et al., "Efficient L-Shape Fitting
+    for Vehicle Detection Using Laser Scanners", IV 2017, algorithms 2 and 4 (closeness).
+    """
+    if not len(things.counts):
+        return np.zeros(0)
+    few = things.thinned(_MOST_POINTS)
+    tried = np.arange(0.0, np.pi / 2, _STEP)[:, None] + np.zeros(len(few.counts))
+    best = _best(few, tried)
+    near = _STEP * np.linspace(-0.5, 0.5, 7)[:, None] + best
+    return np.asarray(_best(few, near) % (np.pi / 2))
+
+
+def _best(things: Grouped, tried: Float64) -> Float64:
+    """The heading (I,) of those tried (A, I) with the highest closeness."""
+    plane = things.points[:, :2] - np.repeat(things.points[things.starts, :2], things.counts, 0)
+    x, y = plane.T.astype(np.float32)
+    cos, sin = (
+        np.repeat(part(tried).astype(np.float32), things.counts, axis=1)
+        for part in (np.cos, np.sin)
+    )
+    to_edge = np.minimum(
+        _to_nearer_edge(x * cos + y * sin, things), _to_nearer_edge(y * cos - x * sin, things)
+    )
+    weight = 1 / np.maximum(to_edge, np.float32(_NEAREST_M))
+    closeness = np.add.reduceat(weight, things.starts, axis=1)
+    found: Float64 = np.take_along_axis(tried, closeness.argmax(0)[None], 0)[0]
+    return found
+
+
+def _to_nearer_edge(along: Float32, things: Grouped) -> Float32:
+    """(A, M) distance to that end of each thing that its points are nearer to in all."""
+
+    def spread(values: Array) -> Array:
+        return np.repeat(values, things.counts, axis=1)
+
+    low = along - spread(np.minimum.reduceat(along, things.starts, axis=1))
+    high = spread(np.maximum.reduceat(along, things.starts, axis=1)) - along
+    nearer_low = np.add.reduceat(low - high, things.starts, axis=1) <= 0
+    return np.where(spread(nearer_low), low, high)

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is known of things from the sweeps before: what moves, and tracks. Labels do not need it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pcseg_core.labels import UNKNOWN
+from pcseg_core.online.moving import MovingThings
+from pcseg_core.online.tracks import Tracked, Tracker, TrackRules
+
+if TYPE_CHECKING:
+    from pcseg_core.online.pipeline import LabeledSweep
+
+
+class OverTime:
+    """Adds `moving` and `tracked` to labeled sweeps. `reset` may be called from any thread."""
+
+    def __init__(self) -> None:
+        self._moving, self._tracker = MovingThings(), Tracker()
+        self._forget = False
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """Number of tracks now, and since the start; empty without any."""
+        begun = self._tracker.begun
+        return {"tracks": self._tracker.count, "tracks begun": begun} if begun else {}
+
+    def reset(self) -> None:
+        """Forget earlier sweeps before the next one."""
+        self._forget = True
+
+    def add(self, labeled: LabeledSweep, moving: bool, tracks: TrackRules | None) -> None:
+        """Fill in `moving`, and `tracked` if there are rules of tracks.
+
+        Without a pose nothing is known: all points are UNKNOWN and in no track.
+        """
+        if self._forget:
+            self._forget = False
+            self._moving.reset()
+            self._tracker.reset()
+        arguments = labeled.cloud, labeled.labels, labeled.label_space
+        count, pose = len(labeled.labels), labeled.pose
+        if moving:
+            unknown = np.full(count, UNKNOWN, np.uint8)
+            labeled.moving = unknown if pose is None else self._moving.update(*arguments, pose)
+        if tracks is not None:
+            nothing = Tracked(np.zeros(count, np.uint32), ())
+            labeled.tracked = (
+                nothing if pose is None else self._tracker.update(*arguments, pose, tracks)
+            )

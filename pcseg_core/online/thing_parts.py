@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which clusters, and which tracks, are parts of one thing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+Float64 = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
+
+PEOPLE, TWO_WHEELERS, VEHICLES = range(3)
+"""Groups of classes that are taken for each other: parts of a thing may have labels of two."""
+
+GROUPS = {
+    PEOPLE: ("person", "pedestrian"),
+    TWO_WHEELERS: ("bicycle", "motorcycle", "rider", "bicyclist", "cyclist", "motorcyclist"),
+    VEHICLES: (
+        *("vehicle", "car", "truck", "bus", "van", "trailer", "other-vehicle", "train"),
+        "construction_vehicle",
+    ),
+}
+
+# Largest length and width of one thing [m], from a height on. People are small: parts of one are
+# not apart, and two who touch are no larger than one who strides.
+_LARGEST = {TWO_WHEELERS: ((0.0, 2.4, 1.1),), VEHICLES: ((0.0, 5.4, 2.4), (2.6, 13.0, 3.2))}
+_BEHIND_M = 1.3  # between parts of which one is behind the other: windshield behind bonnet
+_BESIDE_M = 0.5  # between others
+_LOW_M = 1.2  # height of bicycles
+_LONG_M = 1.1  # least length of a bicycle
+_STEP_M = 0.3  # between the lower ends of parts of a car that are as low
+_MOST_PAIRS = 200  # of clusters that are compared: the labels of a bad network have many
+_THIN_M = 0.2  # least extent of a box that points are compared with
+_TIE_M = 0.05  # how far beyond a box a point may be to be in it rather than at the edge of another
+_BEHIND_SHARE = 0.5  # of the smaller angle in which both are seen
+
+
+@dataclass(frozen=True)
+class Rectangles:
+    """Boxes from above.
+
+    Attributes:
+        center: (K, 2) fixed frame [m].
+        yaw: (K,) heading [rad].
+        size: (K, 2) along the heading, and across it [m].
+        bottom, top: (K,) heights [m].
+        groups: (K,) group of classes.
+    """
+
+    center: Float64
+    yaw: Float64
+    size: Float64
+    bottom: Float64
+    top: Float64
+    groups: Array
+
+    def __len__(self) -> int:
+        return len(self.yaw)
+
+    def rows(self, chosen: Array | list[int]) -> Rectangles:
+        """Some of the boxes."""
+        parts = self.center, self.yaw, self.size, self.bottom, self.top, self.groups
+        return Rectangles(*(part[chosen] for part in parts))
+
+    @property
+    def corners(self) -> Float64:
+        """(K, 4, 2) fixed frame."""
+        ends = np.array([[-0.5, -0.5], [0.5, -0.5], [0.5, 0.5], [-0.5, 0.5]])
+        x, y = np.moveaxis(ends * self.size[:, None], -1, 0)
+        cos, sin = np.cos(self.yaw)[:, None], np.sin(self.yaw)[:, None]
+        turned: Float64 = np.stack([x * cos - y * sin, x * sin + y * cos], -1)
+        return turned + self.center[:, None]
+
+    def _from_center(self, points: Array) -> tuple[Float64, Float64]:
+        """Distance (K, M) of points (M, 2 or 3) from the centers, along and across boxes [m]."""
+        x = points[:, 0] - self.center[:, :1]
+        y = points[:, 1] - self.center[:, 1:]
+        cos, sin = np.cos(self.yaw)[:, None], np.sin(self.yaw)[:, None]
+        return np.abs(x * cos + y * sin), np.abs(y * cos - x * sin)
+
+    def outside(self, points: Array) -> Float64:
+        """Distance (K, M) of points (M, 2 or 3) from the boxes, negative inside [m]."""
+        along, across = self._from_center(points)
+        along -= self.size[:, :1] / 2
+        across -= self.size[:, 1:] / 2
+        distance: Float64 = np.maximum(along, across, out=along)
+        return distance
+
+    def nearest(self, points: Array) -> npt.NDArray[np.int64]:
+        """The box (M,) that each point is in; of several, relative to their sizes, the nearest."""
+        half = np.maximum(self.size, _THIN_M)[:, None] / 2
+        along, across = self._from_center(points)
+        beyond = np.maximum(np.maximum(along - half[..., 0], across - half[..., 1]), 0)
+        relative = np.hypot(along / half[..., 0], across / half[..., 1])
+        found: npt.NDArray[np.int64] = (beyond + _TIE_M * relative).argmin(0)
+        return found
+
+
+def is_one(boxes: Rectangles, chosen: Array) -> bool:
+    """Boxes (rows) of one group are together not larger than one thing of that group."""
+    if _side_by_side(boxes, chosen):
+        return False
+    limits = _LARGEST.get(int(boxes.groups[chosen[0]]), ())
+    corners = boxes.corners[chosen].reshape(-1, 2)
+    height = boxes.top[chosen].max() - boxes.bottom[chosen].min()
+    for yaw in boxes.yaw[chosen]:
+        cos, sin = np.cos(yaw), np.sin(yaw)
+        width, length = np.sort(np.ptp(corners @ [[cos, -sin], [sin, cos]], axis=0))
+        if any(height >= h and length <= most and width <= wide for h, most, wide in limits):
+            return True
+    return False
+
+
+def join_parts(boxes: Rectangles, sensor: Array) -> npt.NDArray[np.int64]:
+    """Number (K,) of the thing that each cluster is a part of.
+
+    The parts of a vehicle are apart where beams graze it, pass its windows, or are blocked.
+    Clusters are joined if they are near each other and together not larger than one thing.
+    """
+    things = np.arange(len(boxes))
+    gap = _gaps(boxes)
+    near = np.where(_one_behind_other(boxes, sensor), _BEHIND_M, _BESIDE_M)
+    same = boxes.groups[:, None] == boxes.groups
+    pairs = np.argwhere(np.triu((gap < near) & same, 1))
+    for one, two in pairs[np.argsort(gap[tuple(pairs.T)])][:_MOST_PAIRS]:
+        if things[one] != things[two]:
+            both = np.flatnonzero((things == things[one]) | (things == things[two]))
+            if is_one(boxes, both):
+                things[both] = things[one]
+    numbers: npt.NDArray[np.int64] = np.unique(things, return_inverse=True)[1]
+    return numbers
+
+
+def _side_by_side(boxes: Rectangles, chosen: Array) -> bool:
+    """Low boxes that begin at one height: bicycles, rather than a bonnet and a windshield."""
+    low = boxes.top[chosen].max() - boxes.bottom[chosen].min() < _LOW_M
+    low &= boxes.size[chosen].max(1).min() > _LONG_M
+    return bool(low and np.ptp(boxes.bottom[chosen]) < _STEP_M)
+
+
+def _gaps(boxes: Rectangles) -> Float64:
+    """Distance (K, K) between boxes, by their corners [m]."""
+    if not len(boxes):
+        return np.zeros((0, 0))
+    gap = boxes.outside(boxes.corners.reshape(-1, 2)).reshape(len(boxes), -1, 4).min(2)
+    return np.minimum(gap, gap.T)
+
+
+def _one_behind_other(boxes: Rectangles, sensor: Array) -> Mask:
+    """(K, K) bool: a large part of the angle of one, seen from the sensor, is that of the other."""
+    rays = boxes.corners - sensor[:2]
+    middle = boxes.center - sensor[:2]
+    facing = np.arctan2(middle[:, 1], middle[:, 0])
+    spread = np.arctan2(rays[..., 1], rays[..., 0]) - facing[:, None]
+    spread = (spread + np.pi) % (2 * np.pi) - np.pi
+    low, high = spread.min(1), spread.max(1)
+    turn = (facing - facing[:, None] + np.pi) % (2 * np.pi) - np.pi
+    common = np.minimum(high[:, None], turn + high) - np.maximum(low[:, None], turn + low)
+    smaller = np.minimum((high - low)[:, None], high - low)
+    return np.asarray(common >= _BEHIND_SHARE * smaller)

@@ -1,0 +1,289 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Kalman filters of constant velocity for boxes in the ground plane, and their assignment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import linear_sum_assignment
+
+from pcseg_core.online.boxes import Grouped
+from pcseg_core.online.thing_parts import Rectangles
+
+Array = npt.NDArray[Any]
+Float64 = npt.NDArray[np.float64]
+
+STATE = np.dtype(
+    [
+        ("id", np.uint32),
+        ("group", np.int64),
+        ("label", np.int64),
+        ("agreed", np.int64),  # sweeps that agreed on the label, less those that did not
+        ("position", np.float64, 2),  # center in the fixed frame [m]
+        ("velocity", np.float64, 2),  # [m/s]
+        ("variance", np.float64, 3),  # of position, of both, of velocity; the same for x and y
+        ("yaw", np.float64),
+        ("size", np.float64, 3),
+        ("bottom", np.float64),
+        ("hits", np.int64),
+        ("missed_s", np.float64),
+        ("age_s", np.float64),
+    ]
+)
+
+_NOISE_M = 0.15  # of a measured edge
+_ACCELERATION = 2.0  # spectral density of the acceleration [m^2/s^3]
+_SPEED_MPS = 8.0  # standard deviation of the velocity of a new track
+_GATE = 11.0  # squared normalized distance
+_EXCESS_M = 0.5  # by which a thing may be longer than a track at no cost
+_MOST_EXCESS = 4.0  # the most that this costs: a side may be seen for the first time
+_MIDDLE_M = 0.1  # least room of a thing in its box in whose middle it tells nothing
+_GROW, _SHRINK = 0.4, 0.02  # per sweep, of the difference between measured and known extent
+_TURN = 0.3  # the same for the heading
+_TURN_M = 1.0  # least extent, and
+_TURN_POINTS = 15  # points, of a thing whose heading counts
+_HEADED_MPS = 2.0  # speed from which the heading is that of the velocity
+_COAST_PER_HIT_S = 0.2  # time that a track is predicted for each sweep it was seen in
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The things of a sweep.
+
+    Attributes:
+        grouped: their points in the fixed frame, (I) things.
+        yaws: (I,) headings of their edges, modulo a right angle [rad].
+        groups: (I,) group of classes.
+        labels: (I,) classes.
+    """
+
+    grouped: Grouped
+    yaws: Float64
+    groups: Array
+    labels: Array
+
+    def __len__(self) -> int:
+        return len(self.yaws)
+
+    def boxes(self) -> Rectangles:
+        """The boxes of the things."""
+        low, high = self.grouped.extents(self.yaws)
+        x, y = (low + high)[:, :2].T / 2
+        cos, sin = np.cos(self.yaws), np.sin(self.yaws)
+        center = np.stack([x * cos - y * sin, x * sin + y * cos], 1)
+        size = (high - low)[:, :2]
+        return Rectangles(center, self.yaws, size, low[:, 2], high[:, 2], self.groups)
+
+
+def none() -> Array:
+    """No tracks, (0,) of STATE."""
+    return np.zeros(0, STATE)
+
+
+def predict(tracks: Array, step_s: float) -> Array:
+    """The tracks after a time: white noise acceleration.
+
+    Bar-Shalom et al., "Estimation with Applications to Tracking and Navigation", 2001, 6.2.2.
+    """
+    tracks, t, q = tracks.copy(), step_s, _ACCELERATION
+    tracks["position"] += t * tracks["velocity"]
+    p, c, v = tracks["variance"].T
+    tracks["variance"] = np.stack(
+        [p + 2 * t * c + t * t * v + q * t**3 / 3, c + t * v + q * t * t / 2, v + q * t], axis=1
+    )
+    tracks["missed_s"] += t
+    tracks["age_s"] += t
+    return tracks
+
+
+def assign(tracks: Array, things: Measured) -> tuple[Array, Array]:
+    """Tracks and things that belong together, least total cost: rows (K,) of both."""
+    if not len(tracks) or not len(things):
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    boxes = things.boxes()
+    cost = np.minimum(
+        _distance(tracks, boxes, tracks["yaw"][:, None]), _distance(tracks, boxes, boxes.yaw)
+    )
+    cost[(tracks["group"][:, None] != things.groups) | (cost > _GATE)] = 1e6
+    rows, columns = linear_sum_assignment(cost)
+    near = cost[rows, columns] < 1e6
+    return rows[near], columns[near]
+
+
+def _distance(tracks: Array, boxes: Rectangles, yaw: Float64) -> Float64:
+    """Squared normalized distance (T, I) of things from predicted boxes, along given axes.
+
+    Args:
+        tracks: (T,).
+        boxes: of I things.
+        yaw: (T or 1, I or 1) heading of the axes [rad].
+    """
+    total = np.zeros((len(tracks), len(boxes)))
+    longer = np.zeros((len(tracks), len(boxes)))
+    odd = np.round((yaw - tracks["yaw"][:, None]) / (np.pi / 2)).astype(np.int64) % 2 == 1
+    along = np.abs(np.cos(boxes.yaw - yaw)), np.abs(np.sin(boxes.yaw - yaw))
+    apart = boxes.center - tracks["position"][:, None]
+    cos, sin = np.cos(yaw), np.sin(yaw)
+    for axis, way in enumerate(((cos, sin), (-sin, cos))):
+        known = np.where(odd, tracks["size"][:, None, 1 - axis], tracks["size"][:, None, axis])
+        seen = along[axis] * boxes.size[:, 0] + along[1 - axis] * boxes.size[:, 1]
+        shift, _ = _shift(apart[..., 0] * way[0] + apart[..., 1] * way[1], known, seen)
+        total += shift**2
+        longer += np.maximum(seen - known - _EXCESS_M, 0) ** 2
+    variance = tracks["variance"][:, :1] + _NOISE_M**2
+    return total / variance + np.minimum(longer, _MOST_EXCESS)
+
+
+def _shift(apart: Float64, known: Float64, seen: Float64) -> tuple[Float64, Float64]:
+    """How far a thing has moved along an axis, and which edge tells it; any shape.
+
+    Each edge of the thing may be hidden, and may be seen now for the first time. The one that is
+    nearer to its predicted place tells. Of a thing in the middle of its box nothing is known.
+
+    Args:
+        apart: center of what is seen from the predicted center [m].
+        known, seen: extents of the box and of what is seen [m].
+
+    Returns:
+        The shift [m]; 1 for the lower edge, -1 for the upper one, 0 for none.
+    """
+    slack = (known - seen) / 2
+    low, high = apart + slack, apart - slack
+    lower = np.abs(low) <= np.abs(high)
+    shift = np.where(lower, low, high)
+    middle = (slack > _MIDDLE_M) & (np.abs(shift) > slack / 2) & (np.abs(apart) < slack)
+    return np.where(middle, 0.0, shift), np.where(middle, 0.0, np.where(lower, 1.0, -1.0))
+
+
+def correct(tracks: Array, rows: Array, things: Measured, numbers: Array) -> None:
+    """Update tracks (K,) rows by the things that are assigned to them."""
+    if not len(rows):
+        return
+    old = tracks[rows]
+    old["yaw"] += _turn(old, things, numbers)
+    low, high = _extents(old, things, numbers)
+    seen, apart = high - low, (low + high)[:, :2] / 2
+    shift, edge = _shift(apart, old["size"][:, :2], seen[:, :2])
+    _filter(old, shift)
+    _resize(old, seen, edge)
+    old["bottom"] += np.maximum(0.3, 1 / (1 + old["hits"])) * (low[:, 2] - old["bottom"])
+    _head(old)
+    agree = old["label"] == things.labels[numbers]
+    old["agreed"] = np.where(agree, np.minimum(old["agreed"] + 1, 20), old["agreed"] - 1)
+    old["label"] = np.where(old["agreed"] < 0, things.labels[numbers], old["label"])
+    old["agreed"] = np.maximum(old["agreed"], 0)
+    old["hits"] += 1
+    old["missed_s"] = 0.0
+    tracks[rows] = old
+
+
+def _turn(old: Array, things: Measured, numbers: Array) -> Float64:
+    """Change (K,) of the headings: toward the nearest edge of the things [rad]."""
+    difference = (things.yaws[numbers] - old["yaw"] + np.pi / 4) % (np.pi / 2) - np.pi / 4
+    low, high = things.grouped.extents(things.yaws)
+    long = (high - low)[numbers, :2].max(1) >= _TURN_M
+    clear = long & (things.grouped.counts[numbers] >= _TURN_POINTS)
+    corner = (high - low)[numbers, :2].min(1) >= _TURN_M
+    gain = np.maximum(np.where(corner, 2 * _TURN, _TURN), 1 / (1 + old["hits"]))
+    return np.where(clear, gain * difference, 0.0)
+
+
+def _extents(old: Array, things: Measured, numbers: Array) -> tuple[Float64, Float64]:
+    """Lowest and highest coordinates (K, 3) of things in the frames of their tracks."""
+    yaws = np.zeros(len(things))
+    yaws[numbers] = old["yaw"]
+    low, high = (ends[numbers] for ends in things.grouped.extents(yaws))
+    cos, sin = np.cos(old["yaw"]), np.sin(old["yaw"])
+    x, y = old["position"].T
+    center = np.stack([x * cos + y * sin, y * cos - x * sin, np.zeros(len(x))], 1)
+    return low - center, high - center
+
+
+def _filter(old: Array, shift: Float64) -> None:
+    """Kalman update of position and velocity by a shift (K, 2) in the frames of the boxes [m]."""
+    p, c, v = old["variance"].T
+    gain, rate = p / (p + _NOISE_M**2), c / (p + _NOISE_M**2)
+    move = _to_fixed(old, shift)
+    old["position"] += gain[:, None] * move
+    old["velocity"] += rate[:, None] * move
+    old["variance"] = np.stack([(1 - gain) * p, (1 - gain) * c, v - rate * c], axis=1)
+
+
+def _to_fixed(old: Array, vector: Float64) -> Float64:
+    cos, sin = np.cos(old["yaw"]), np.sin(old["yaw"])
+    x, y = vector.T
+    return np.stack([x * cos - y * sin, x * sin + y * cos], 1)
+
+
+def _resize(old: Array, seen: Float64, edge: Float64) -> None:
+    """Adapt the extents to those seen (K, 3); the edges (K, 2) of `_shift` stay where they are."""
+    gap = seen - old["size"]
+    gain = np.where(gap > 0, np.maximum(_GROW, 1 / (1 + old["hits"]))[:, None], _SHRINK)
+    growth = gain * gap
+    old["position"] += _to_fixed(old, edge * growth[:, :2] / 2)
+    old["size"] += growth
+
+
+def _head(old: Array) -> None:
+    """Turn boxes by right angles: along the velocity, or at rest along their longer side."""
+    speed = np.linalg.norm(old["velocity"], axis=1)
+    course = np.arctan2(old["velocity"][:, 1], old["velocity"][:, 0])
+    headed = speed > _HEADED_MPS
+    quarter = np.round((course - old["yaw"]) / (np.pi / 2))
+    wide = old["size"][:, 1] > 1.2 * old["size"][:, 0]
+    quarter = np.where(headed, quarter, np.where(wide, 1, 0)).astype(np.int64)
+    old["yaw"] = (old["yaw"] + quarter * np.pi / 2 + np.pi) % (2 * np.pi) - np.pi
+    odd = quarter % 2 == 1
+    old["size"][odd, :2] = old["size"][odd, 1::-1]
+
+
+def begin(things: Measured, numbers: Array, first_id: int) -> Array:
+    """Tracks (K,) of things that have none."""
+    new = np.zeros(len(numbers), STATE)
+    if not len(numbers):
+        return new
+    low, high = (ends[numbers] for ends in things.grouped.extents(things.yaws))
+    new["id"] = first_id + np.arange(len(numbers))
+    new["group"], new["label"] = things.groups[numbers], things.labels[numbers]
+    new["yaw"] = things.yaws[numbers]
+    new["size"], new["bottom"] = high - low, low[:, 2]
+    new["position"] = _to_fixed(new, (low + high)[:, :2] / 2)
+    new["variance"] = _NOISE_M**2, 0.0, _SPEED_MPS**2
+    new["hits"] = 1
+    _head(new)
+    return new
+
+
+def survivors(tracks: Array, coast_s: float) -> Array:
+    """Tracks that were seen lately."""
+    longest = np.minimum(coast_s, _COAST_PER_HIT_S * tracks["hits"])
+    return tracks[tracks["missed_s"] <= longest]
+
+
+def without_copies(tracks: Array) -> tuple[Array, dict[int, int]]:
+    """Tracks whose center is not in an older one; and the older one of those that are left out."""
+    covered = boxes_of(tracks).outside(tracks["position"]) < 0
+    covered &= tracks["group"][:, None] == tracks["group"]
+    covered &= (tracks["missed_s"] == 0)[:, None] & (tracks["missed_s"] == 0)
+    covered &= (tracks["hits"][:, None] > tracks["hits"]) | (
+        (tracks["hits"][:, None] == tracks["hits"]) & (tracks["id"][:, None] < tracks["id"])
+    )
+    older = np.where(covered, tracks["hits"][:, None], -1).argmax(0) if len(tracks) else []
+    copies = covered.any(0)
+    instead = {int(tracks["id"][k]): int(tracks["id"][older[k]]) for k in np.flatnonzero(copies)}
+    return tracks[~copies], instead
+
+
+def boxes_of(tracks: Array) -> Rectangles:
+    """The boxes of tracks."""
+    return Rectangles(
+        tracks["position"],
+        tracks["yaw"],
+        tracks["size"][:, :2],
+        tracks["bottom"],
+        tracks["bottom"] + tracks["size"][:, 2],
+        tracks["group"],
+    )

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Work in a Ray cluster of two machines: the files of the plain run, also if workers are killed."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from recordings import bag
+from test_jobs import RECIPE, files, pcseg
+
+ray = pytest.importorskip("ray", reason="Ray is not installed; pip install 'pcseg_ros[cluster]'")
+
+from pcseg_core.cluster import ray_workers
+from pcseg_core.cluster.job import perform
+from pcseg_core.cluster.observe import ObserveJob
+from pcseg_core.cluster.run import RayOptions, run_on_ray
+from pcseg_core.errors import InputError
+
+MARK = "PCSEG_TEST_CLUSTER"
+SWEEPS = 4
+
+
+@pytest.fixture(scope="module")
+def storage() -> Iterator[str]:
+    """Address of a storage of the S3 protocol on this machine, as AWS's variables give it."""
+    server = pytest.importorskip(
+        "moto.server", reason="moto is not installed; pip install moto[s3]"
+    )
+    pytest.importorskip("s3fs", reason="s3fs is not installed")
+    running = server.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    running.start()
+    host, port = running.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            patch.setenv(name, "test")
+        yield f"http://{host}:{port}"
+    running.stop()
+
+
+@pytest.fixture(scope="module")
+def cluster(storage: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of a cluster of two machines of one core each, both on this one."""
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(MARK, uuid4().hex)
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("PCSEG_FETCHED", str(tmp_path_factory.mktemp("fetched")))
+        one = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 80_000_000}
+        found = Cluster(initialize_head=True, head_node_args=one)
+        found.add_node(num_cpus=1, object_store_memory=80_000_000)
+        yield found.address
+        ray.shutdown()
+        found.shutdown()
+
+
+@pytest.fixture(scope="module")
+def drives(storage: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Pattern of three bags in a bucket, the second of which is damaged."""
+    import s3fs
+
+    folder = tmp_path_factory.mktemp("drives")
+    for k in (0, 2):
+        bag(folder / f"drive{k}", SWEEPS, image_delay_ns=10_000_000 * k)
+    (folder / "drive1").mkdir()
+    (folder / "drive1" / "metadata.yaml").write_text("rosbag2_bagfile_information: {}\n")
+    system = s3fs.S3FileSystem()
+    system.mkdir("fleet")
+    system.put(f"{folder}/", "fleet/", recursive=True)
+    return "s3://fleet/drive*"
+
+
+def workers(title: bytes = b"ray::Process") -> list[int]:
+    """Processes of the workers of this test, by the start of their title."""
+    found = []
+    mark = f"{MARK}={os.environ[MARK]}".encode()
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            ours = mark in (folder / "environ").read_bytes().split(b"\0")
+            if ours and (folder / "cmdline").read_bytes().startswith(title):
+                found.append(int(folder.name))
+        except OSError:
+            continue
+    return found
+
+
+def kill_at(sign: Path, pattern: str, killed: list[int], ended: threading.Event) -> None:
+    """Kill a worker that does a task, once a file exists."""
+    while not killed and not ended.wait(0.02):
+        if any(sign.glob(pattern)) and (found := workers(b"ray::Process.do")):
+            os.kill(found[0], signal.SIGKILL)
+            killed.append(found[0])
+
+
+def test_labels_are_those_of_the_plain_run_even_if_a_worker_is_killed(
+    cluster: str, drives: str, tmp_path: Path
+) -> None:
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    options = ("--recipe", tmp_path / "recipe.yaml", "--window", 2)
+    plain = pcseg("label", drives, *options, "--out", tmp_path / "plain")
+    assert plain.exit_code == 2 and "8 sweeps of 2 recordings labeled" in plain.output
+    out, killed, ended = tmp_path / "ray", [], threading.Event()
+    killer = threading.Thread(target=kill_at, args=(out, "drive*/cache/done-0-2", killed, ended))
+    killer.start()
+    command = ("label", drives, *options, "--out", out, "--ray", cluster)
+    result = pcseg(*command)
+    ended.set()
+    killer.join()
+    assert killed and "its process ended" in result.output
+    assert "8 sweeps of 2 recordings labeled" in result.output, result.output
+    assert "1 of 3 recordings were left out (drive1)" in result.output
+    assert files(out) == files(tmp_path / "plain")
+    assert not workers()
+    again = pcseg(*command)
+    assert "8 of them by an earlier run" in again.output, again.output
+
+
+def test_teachers_fill_the_cache_of_a_training(cluster: str, drives: str, tmp_path: Path) -> None:
+    from pcseg_core.cluster.job import Task
+    from pcseg_core.learning.recipe import load_recipe
+
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    recipe, source = load_recipe(tmp_path / "recipe.yaml"), drives.replace("*", "0")
+    here, there = (ObserveJob(recipe, tmp_path, tmp_path / name, "cpu") for name in ("a", "b"))
+    (tmp_path / "a").mkdir()
+    perform(here.worker(), Task("run", source, (0, 2)))
+    outcome = run_on_ray(there, [source], RayOptions(cluster, workers=1))
+    assert outcome.sweeps == SWEEPS and not outcome.left_out
+    part = files(tmp_path / "a")
+    assert len(part) == 2 and part.items() <= files(tmp_path / "b").items()
+
+
+def test_no_work_starts_on_a_wrong_cluster(
+    cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pcseg_core.learning.recipe import Recipe
+
+    job = ObserveJob(Recipe(), tmp_path, tmp_path / "cache")
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        nobody = f"127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(InputError, match=f"--ray {nobody}: no Ray cluster answers there"):
+            run_on_ray(job, [], RayOptions(nobody))
+    with pytest.raises(InputError, match="expected auto, local or HOST:PORT"):
+        run_on_ray(job, [], RayOptions("somewhere"))
+    with pytest.raises(InputError, match="has 64 cores for a worker"):
+        run_on_ray(job, [], RayOptions(cluster, cpus=64))
+    monkeypatch.setattr(ray_workers, "versions", lambda: {"pcseg": "99"})
+    with pytest.raises(InputError, match=r"pcseg .* on this machine of the cluster, 99 here"):
+        run_on_ray(job, [], RayOptions(cluster))
+    assert not (tmp_path / "cache").exists()

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tracks through scenes made by hand: crossing, occlusion, contact, jumps of the clock."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+
+from pcseg_core.cloud import PointCloud
+from pcseg_core.geometry import from_euler, invert, transform
+from pcseg_core.labels import LabelSpace
+from pcseg_core.online.tracks import Tracked, Tracker, TrackRules
+
+SPACE = LabelSpace.load("street")
+ROAD, VEHICLE, PERSON = (SPACE.index(name) for name in ("road", "vehicle", "person"))
+RULES = TrackRules()
+PERIOD_NS = 100_000_000
+FAR = (4e5, -3e5, 30.0)  # of the fixed frame: coordinates as of a map
+
+Thing = tuple[int, float, float, float]
+"""Class, place (x, y) and heading."""
+
+
+def outline(thing: Thing) -> np.ndarray:
+    """(N, 3) all sides of a vehicle of 4.4 x 1.8 x 1.5 m or a person of 0.5 x 0.4 x 1.7 m."""
+    kind, x, y, yaw = thing
+    length, width, height = (4.4, 1.8, 1.5) if kind == VEHICLE else (0.5, 0.4, 1.7)
+    along, up = np.meshgrid(np.linspace(-0.5, 0.5, 24), np.linspace(0, height, 6))
+    sides = [(along, side) for side in (-0.5, 0.5)] + [(side, along) for side in (-0.5, 0.5)]
+    parts = [np.stack(np.broadcast_arrays(a * length, b * width, up), -1) for a, b in sides]
+    xyz = np.concatenate([part.reshape(-1, 3) for part in parts])
+    return transform(from_euler(0, 0, yaw, (x, y, -1.7)), xyz)
+
+
+class Scene:
+    """Feeds a tracker with sweeps of things; the sensor drives along x and turns."""
+
+    def __init__(self, rules: TrackRules = RULES) -> None:
+        self.tracker, self.rules = Tracker(), rules
+
+    def sweep(
+        self, things: Sequence[Thing], number: int, speed: float = 5.0
+    ) -> tuple[Tracked, list[set[int]]]:
+        """The result of a sweep, and the ids that each have a tenth of the points of a thing."""
+        clouds = [outline(thing) for thing in things]
+        road = np.stack([np.linspace(-30, 30, 500), np.full(500, 9.0), np.full(500, -1.7)], 1)
+        world = np.concatenate([*clouds, road])
+        labels = np.repeat([*(kind for kind, *_ in things), ROAD], list(map(len, [*clouds, road])))
+        local = from_euler(0, 0, 0.02 * number, (speed * 0.1 * number, 0, 0))
+        pose = local.copy()
+        pose[:3, 3] += FAR
+        cloud = PointCloud(transform(invert(local), world), stamp_ns=number * PERIOD_NS)
+        found = self.tracker.update(cloud, labels, SPACE, pose, self.rules)
+        parts = np.split(found.instances, np.cumsum(list(map(len, clouds))))
+        assert not parts[-1].any()
+        return found, [_most(part) for part in parts[:-1]]
+
+
+def _most(ids: np.ndarray) -> set[int]:
+    found, counts = np.unique(ids, return_counts=True)
+    return set(found[counts > 0.1 * len(ids)].tolist())
+
+
+def assert_ids_stay(things: Callable[[float], Sequence[Thing]], sweeps: int) -> None:
+    """All points of each thing have one id, which is another for each and the same over time."""
+    scene = Scene()
+    first = scene.sweep(things(0.0), 0)[1]
+    assert all(len(ids) == 1 for ids in first)
+    assert len(set.union(*first)) == len(first)
+    for number in range(1, sweeps):
+        assert scene.sweep(things(0.1 * number), number)[1] == first, number
+
+
+def test_boxes_velocities_and_ids_of_things_that_drive_stand_and_walk() -> None:
+    scene = Scene()
+    for number in range(15):
+        t = 0.1 * number
+        things = [(VEHICLE, 10 + 8 * t, 5.0, 0.0), (VEHICLE, 12.0, -6.0, 0.4)]
+        found, ids = scene.sweep([*things, (PERSON, 8.0, -2 + 1.3 * t, 0.0)], number)
+        assert ids == [{2}, {3}, {1}]
+    walking, driving, parked = found.tracks
+    assert [track.id for track in found.tracks] == [1, 2, 3]
+    assert [track.label for track in found.tracks] == [PERSON, VEHICLE, VEHICLE]
+    local = from_euler(0, 0, 0.02 * 14, (7.0, 0, 0))
+    for track, (x, y, yaw), velocity in (
+        (driving, (21.2, 5.0, 0.0), (8.0, 0.0, 0.0)),
+        (parked, (12.0, -6.0, 0.4), (0.0, 0.0, 0.0)),
+    ):
+        np.testing.assert_allclose(track.size, (4.4, 1.8, 1.5), atol=0.06)
+        box = local @ track.T_lidar_box
+        np.testing.assert_allclose(box[:3, 3], (x, y, -0.95), atol=0.06)
+        heading = np.arctan2(box[1, 0], box[0, 0])
+        assert abs((heading - yaw + np.pi / 2) % np.pi - np.pi / 2) < 0.02
+        np.testing.assert_allclose(local[:3, :3] @ track.velocity, velocity, atol=0.15)
+        assert track.seen and np.isclose(track.age_s, 1.4)
+    assert np.isclose(np.linalg.norm(walking.velocity), 1.3, atol=0.15)
+    assert np.allclose((local @ driving.T_lidar_box)[:2, 0], (1, 0), atol=0.02)  # ahead, not back
+
+
+def test_vehicles_that_pass_each_other_and_people_that_cross_keep_their_ids() -> None:
+    def things(t: float) -> list[Thing]:
+        return [
+            (VEHICLE, -5 + 9 * t, 4.0, 0.0),
+            (VEHICLE, 20 - 9 * t, 6.2, np.pi),
+            (PERSON, 6.0, -6 + 1.4 * t, 0.0),
+            (PERSON, 7.0, -3 - 1.4 * t, 0.0),
+        ]
+
+    assert_ids_stay(things, 25)
+
+
+def test_what_is_hidden_for_a_while_comes_back_with_its_id() -> None:
+    scene = Scene()
+    for number in range(8):
+        scene.sweep([(VEHICLE, 10 + 0.8 * number, 5.0, 0.0)], number)
+    for number in range(8, 14):
+        found, _ = scene.sweep([], number)
+        assert [(track.id, track.seen) for track in found.tracks] == [(1, False)]
+    found, ids = scene.sweep([(VEHICLE, 10 + 0.8 * 14, 5.0, 0.0)], 14)
+    assert ids == [{1}] and found.tracks[0].seen
+
+
+@pytest.mark.parametrize("coast_s, lasting", [(0.5, 5), (1.0, 10)])
+def test_what_stays_away_is_forgotten_after_the_time_given(coast_s: float, lasting: int) -> None:
+    scene = Scene(TrackRules(coast_s=coast_s))
+    for number in range(8):
+        scene.sweep([(VEHICLE, 10.0, 5.0, 0.0)], number)
+    counts = [len(scene.sweep([], number)[0].tracks) for number in range(8, 20)]
+    assert counts == [1] * lasting + [0] * (12 - lasting)
+    assert scene.sweep([(VEHICLE, 10.0, 5.0, 0.0)], 20)[1] == [{2}]  # ids are not used again
+
+
+def test_people_and_cars_that_touch_are_split_by_their_tracks() -> None:
+    def things(t: float) -> list[Thing]:
+        near = max(0.0, 1.2 - t)
+        return [
+            (PERSON, 8.0, 0.25 + near, 0.0),
+            (PERSON, 8.0, -0.25 - near, 0.0),
+            (VEHICLE, 15.0, 4.0, 0.0),
+            (VEHICLE, 15.0, 6.05 + 0.8 * near, 0.0),
+        ]
+
+    assert_ids_stay(things, 20)
+
+
+def test_a_part_of_a_car_that_a_pole_divides_has_the_id_of_the_car() -> None:
+    scene = Scene()
+    for number in range(6):
+        scene.sweep([(VEHICLE, 10.0, 6.0, 0.0)], number)
+    whole = outline((VEHICLE, 10.0, 6.0, 0.0))
+    seen = whole[np.abs(whole[:, 0] - 10.5) > 0.7]
+    pose = from_euler(0, 0, 0, FAR)
+    cloud = PointCloud(seen, stamp_ns=6 * PERIOD_NS)
+    found = scene.tracker.update(cloud, np.full(len(seen), VEHICLE), SPACE, pose, RULES)
+    assert set(found.instances.tolist()) == {1} and len(found.tracks) == 1
+
+
+@pytest.mark.parametrize("jump", [-3, 40])
+def test_a_clock_that_jumps_ends_all_tracks(jump: int) -> None:
+    scene = Scene()
+    things: list[Thing] = [(VEHICLE, 10.0, 5.0, 0.0)]
+    for number in range(5):
+        scene.sweep(things, number)
+    found, ids = scene.sweep(things, 5 + jump, speed=0.0)
+    assert ids == [{2}] and not found.tracks
+
+
+def test_a_platform_that_jumps_and_a_reset_end_all_tracks() -> None:
+    scene = Scene()
+    things: list[Thing] = [(VEHICLE, 10.0, 5.0, 0.0)]
+    for number in range(3):
+        scene.sweep(things, number)
+    assert scene.sweep(things, 3, speed=300.0)[1] == [{2}]
+    scene.tracker.reset()
+    assert scene.sweep(things, 4, speed=300.0)[1] == [{3}]
+    assert scene.tracker.begun == 3 and scene.tracker.count == 0
+
+
+def test_nothing_to_track() -> None:
+    scene = Scene(TrackRules(classes=("tram",)))
+    for number in range(3):
+        found, ids = scene.sweep([(VEHICLE, 10.0, 5.0, 0.0)], number)
+        assert ids == [{0}] and not found.tracks
+    empty = PointCloud(np.zeros((0, 3), np.float32), stamp_ns=10**10)
+    found = scene.tracker.update(empty, np.zeros(0, np.int32), SPACE, np.eye(4), RULES)
+    assert len(found.instances) == 0

@@ -5,17 +5,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from pcseg_core.calibration.depth_edges import depth_edges
-from pcseg_core.calibration.monitor import CalibrationMonitor, Reading, monitor_view
 from pcseg_core.cloud import PointCloud
 from pcseg_core.errors import PcsegError
 from pcseg_core.online.pipeline import Sweep
 from pcseg_ros.config import MonitorParameters
 from pcseg_ros.worker import LatestWorker
+
+if TYPE_CHECKING:
+    from pcseg_core.calibration.monitor import CalibrationMonitor, Reading
 
 
 class Logger(Protocol):
@@ -87,6 +88,9 @@ class CalibrationThread:
         ]
 
     def _compare(self, item: tuple[Sweep, PointCloud]) -> None:
+        from pcseg_core.calibration.depth_edges import depth_edges  # the node starts without
+        from pcseg_core.calibration.monitor import CalibrationMonitor, monitor_view
+
         sweep, cloud = item
         frames = sweep.frames() if sweep.frames else []
         pose = None

@@ -16,7 +16,15 @@ import typer
 
 from benchmarks.measure import cpu_name
 from benchmarks.studies import study
-from benchmarks.studies.projection_faults import EXACT, STILL, conditions, projected, title
+from benchmarks.studies.projection_faults import (
+    DARK,
+    EXACT,
+    MISSING,
+    STILL,
+    conditions,
+    projected,
+    title,
+)
 from benchmarks.studies.projection_labels import (
     VOTES,
     label_figures,
@@ -51,6 +59,8 @@ TAUGHT = (
     title("position", 0.2),
     title("time", 0.1),
     STILL,
+    MISSING,
+    DARK,
 )
 """Conditions that students are trained under."""
 
@@ -110,6 +120,8 @@ class ProjectionStudy(study.Study):
     ) -> None:
         self.setup, self.data, self.work, self.device = setup, data, work, device
         self.conditions = conditions()
+        if setup.pixels == "exact":  # no teacher sees the dark images
+            del self.conditions[DARK]
         self.chosen = study.chosen_rows(chosen, list(self.conditions), "condition")
         self.students = [name for name in TAUGHT if name in self.chosen] if students else []
         self.space = LabelSpace.load(setup.recipe.labels.label_space)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,7 @@ from pcseg_core.simulation.faults import Faults
 Array = npt.NDArray[Any]
 
 EXACT, STILL = "exact", "ego motion ignored"
+MISSING, DARK = "a camera missing", "a camera dark"
 KINDS: dict[str, tuple[str, str, tuple[float, ...]]] = {
     "rotation": ("camera_rotation_deg", "deg", (0.25, 0.5, 1.0, 2.0)),
     "position": ("camera_translation_m", "m", (0.05, 0.1, 0.2)),
@@ -34,6 +35,8 @@ KINDS: dict[str, tuple[str, str, tuple[float, ...]]] = {
 
 DISTANCES_M = (5.0, 10.0, 20.0, 40.0, 80.0)
 ANGLES_DEG = (0.0, 10.0, 20.0, 30.0, 40.0)
+DARKNESS = 0.03
+"""Brightness of the images of a dark camera."""
 _AROUND = 8  # directions around the optical axis
 _MOMENTS = 5  # times within a sweep
 _SWEEP_S = 0.1
@@ -41,15 +44,17 @@ _SWEEP_S = 0.1
 
 @dataclass(frozen=True)
 class Condition:
-    """What is wrong with the calibration, the stamps or the use of the poses.
+    """What is wrong with the calibration, the stamps, the use of the poses or the last camera.
 
     Attributes:
         faults: errors of the reported calibration and stamps.
         moving: whether the motion of the vehicle is taken into account.
+        last_camera: "missing" gives no images, "dark" images of `DARKNESS` of their brightness.
     """
 
     faults: Faults = field(default_factory=Faults)
     moving: bool = True
+    last_camera: Literal["right", "missing", "dark"] = "right"
 
     def reported(self, sample: Sample, seed: int) -> Sample:
         """A sample with exact calibration as a recording with the faults reports it.
@@ -69,12 +74,13 @@ class Condition:
 
 
 def conditions() -> dict[str, Condition]:
-    """No fault, every kind of fault with every size, and the motion ignored."""
+    """No fault, every kind of fault with every size, the motion ignored, and faults of a camera."""
     found = {EXACT: Condition()}
     for kind, (name, _, sizes) in KINDS.items():
         for size in sizes:
             found[title(kind, size)] = Condition(Faults.model_validate({name: size}))
-    return {**found, STILL: Condition(moving=False)}
+    cameras = {MISSING: Condition(last_camera="missing"), DARK: Condition(last_camera="dark")}
+    return {**found, STILL: Condition(moving=False), **cameras}
 
 
 def title(kind: str, size: float) -> str:

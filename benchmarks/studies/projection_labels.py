@@ -94,7 +94,7 @@ def observed(
     xyz = deskewed(sample)
     images = [
         PixelEvidence(classes, frame.camera, sample.T_cam_lidar(k))
-        for k, (frame, classes) in enumerate(zip(sample.cameras, view.classes))
+        for k, (frame, classes) in enumerate(zip(sample.cameras, view.seen(condition.last_camera)))
     ]
     gather = gather_evidence if occlusion else all_pixels
     evidence = gather(xyz, images, len(view.classes[0]), config)

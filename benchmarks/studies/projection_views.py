@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.studies.projection_faults import DARKNESS
 from pcseg_core.data.sample import CameraFrame, Sample
 from pcseg_core.geometry import deskew, invert, transform
 from pcseg_core.labels import IGNORE, LabelSpace, group_probabilities, grouping, regroup, truth_of
@@ -50,6 +51,7 @@ class View:
         classes: (C, h, w) float32 class probabilities of each image.
         truth: (N,) classes of the points, IGNORE for none.
         groups: factor -> (N,) group of each point, IGNORE for none.
+        dark: classes of the last image as a teacher sees it in the dark; None without a teacher.
     """
 
     seed: int
@@ -57,6 +59,16 @@ class View:
     classes: list[Array]
     truth: Array
     groups: dict[str, Array]
+    dark: Array | None = None
+
+    def seen(self, last_camera: str) -> list[Array]:
+        """Classes of the images with a fault of the last camera, see `Condition.last_camera`."""
+        if last_camera == "right" or not self.classes:
+            return self.classes
+        if last_camera == "missing":
+            return self.classes[:-1]
+        assert self.dark is not None
+        return [*self.classes[:-1], self.dark]
 
 
 def views_of(
@@ -85,7 +97,11 @@ def _view(
 ) -> View:
     classes = [pixel_classes(frame, drive.label_space, space, teacher) for frame in sample.cameras]
     groups = {**_by_place(drive, sample), "motion": _by_motion(drive, sample)}
-    return View(drive.options.seed, sample, classes, truth_of(sample, space), groups)
+    dark = None
+    if teacher is not None and sample.cameras:
+        image = (sample.cameras[-1].image * DARKNESS).astype(np.uint8)
+        dark = _grouped(teacher.probabilities(image), teacher.label_space, space)
+    return View(drive.options.seed, sample, classes, truth_of(sample, space), groups, dark)
 
 
 def pixel_classes(
@@ -93,12 +109,15 @@ def pixel_classes(
 ) -> Array:
     """(C, h, w) float32 class probabilities of an image: by a teacher, or exact ones, 0 or 1."""
     if teacher is not None:
-        groups = grouping(teacher.label_space, space)
-        return group_probabilities(teacher.probabilities(frame.image), groups, len(space))
+        return _grouped(teacher.probabilities(frame.image), teacher.label_space, space)
     assert frame.labels is not None
     exact = regroup(frame.labels, grouping(own, space))
     one_hot: Array = (exact == np.arange(len(space))[:, None, None]).astype(np.float32)
     return one_hot
+
+
+def _grouped(probabilities: Array, own: LabelSpace, space: LabelSpace) -> Array:
+    return group_probabilities(probabilities, grouping(own, space), len(space))
 
 
 def deskewed(sample: Sample) -> Array:

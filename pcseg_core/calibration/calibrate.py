@@ -11,7 +11,7 @@ import numpy as np
 
 from pcseg_core.calibration.alignment import View, same_camera, sweep_edges, view_of
 from pcseg_core.calibration.estimate import GROUPS
-from pcseg_core.calibration.verdict import UNITS, CameraVerdict, judge
+from pcseg_core.calibration.verdict import LEAST_VIEWS, UNITS, CameraVerdict, judge
 from pcseg_core.config import Section
 from pcseg_core.data import Recording, evenly_spaced, readable
 from pcseg_core.data.bag_findings import Finding
@@ -21,7 +21,8 @@ from pcseg_core.geometry import Trajectory
 
 SWEEPS = 24
 QUICK_SWEEPS = 8
-_STANDING_M = 1.0  # a shorter path tells nothing about time
+_STANDING_M = 1.0  # a shorter path shows one place only
+_STANDS = "the vehicle stands still"
 
 
 class CalibrationReport(Section):
@@ -134,6 +135,13 @@ def collect_views(samples: Iterable[Sample]) -> dict[str, list[View]]:
 
 
 def _judge(name: str, views: Sequence[View], whole: bool, still: str) -> CameraVerdict:
+    if (
+        still == _STANDS and len(views) >= LEAST_VIEWS
+    ):  # what one place seems to be off by is the same in all of its images
+        edges = sum(len(view.edges) for view in views)
+        return CameraVerdict(
+            camera=name, verdict="cannot tell", reason=_STANDS, images=len(views), edges=edges
+        )
     verdict = judge(name, views, whole)
     if still and verdict.time is not None and verdict.time.verdict == "cannot tell":
         time = verdict.time.model_copy(update={"reason": still})
@@ -142,7 +150,7 @@ def _judge(name: str, views: Sequence[View], whole: bool, still: str) -> CameraV
 
 
 def _standing(samples: Sequence[Sample]) -> str:
-    """Why the drive cannot tell anything about time; empty if it moves."""
+    """Why the motion of the drive cannot tell everything; empty if it moves."""
     trajectories: list[tuple[Trajectory, int]] = [
         (sample.trajectory, sample.stamp_ns) for sample in samples if sample.trajectory is not None
     ]
@@ -150,4 +158,4 @@ def _standing(samples: Sequence[Sample]) -> str:
         return "the recording has no poses"
     places = np.array([trajectory.at(stamp)[:3, 3] for trajectory, stamp in trajectories])
     moved = float(np.linalg.norm(places - places[0], axis=1).max())
-    return "" if moved > _STANDING_M else "the vehicle stands still"
+    return "" if moved > _STANDING_M else _STANDS

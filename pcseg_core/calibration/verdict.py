@@ -139,6 +139,10 @@ def _judged(
     verdict: CameraVerdict, found: Estimate, free: Sequence[int], alignment: Alignment
 ) -> CameraVerdict:
     errors = {group: _error(group, found, free) for group in GROUPS}
+    if errors["rotation"].verdict == "cannot tell":  # it would be taken for the others
+        unknown = {"verdict": "cannot tell", "reason": "the rotation is not known"}
+        known = {k: e.model_copy(update=unknown) for k, e in errors.items() if not e.reason}
+        errors |= known
     off = [group for group, error in errors.items() if error.verdict == "off"]
     told = [group for group, error in errors.items() if error.verdict != "cannot tell"]
     word: Word = "off" if off else "consistent" if "rotation" in told else "cannot tell"

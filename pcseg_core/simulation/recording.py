@@ -44,6 +44,12 @@ class DriveOptions(Section):
     range_noise_m: float = Field(
         default=0.02, ge=0, le=1, description="Standard deviation of the range [m]."
     )
+    lidar_height_m: float = Field(
+        default=1.85, ge=0.2, le=5, description="Height of a plain LiDAR above the road [m]."
+    )
+    lidar_pitch_deg: float = Field(
+        default=0.0, ge=-45, le=45, description="Pitch of a plain LiDAR, nose down [deg]."
+    )
     organized: bool = Field(
         default=False, description="Keep a point for every firing, NaN without a return."
     )
@@ -210,6 +216,8 @@ class SimulatedDrive:
             range_noise_m=o.range_noise_m,
             organized=o.organized,
             sweep_s=1 / o.rate_hz,
+            height_m=o.lidar_height_m,
+            tilt_deg=(0.0, o.lidar_pitch_deg),
         )
 
     def _rig(self) -> tuple[CameraSpec, ...]:

@@ -264,6 +264,26 @@ TOWNS: dict[str, Town] = {
     ),
 }
 
+OPEN_LAND: dict[str, Town] = {
+    "field": Town(
+        block_m=(150.0, 220.0),
+        setback_m=(200.0, 200.0),  # beyond the blocks: no buildings
+        parking=0.0,
+        crosswalks=0.0,
+        parks=0.0,
+        car_parks=0.0,
+        street_trees=0.0,
+        bushes=0.0,
+        lamps_m=400.0,
+        signs=0.05,
+        signals=0.0,
+        traffic=0.02,
+        people=0.0,
+        bicycles=0.0,
+    )
+}
+"""Styles that no drive gets by chance."""
+
 
 def find_town(name: str) -> Town:
     """Town by name.
@@ -271,9 +291,10 @@ def find_town(name: str) -> Town:
     Raises:
         InputError: no such town.
     """
-    if name not in TOWNS:
-        raise InputError(f"no town '{name}'; known towns: {', '.join(TOWNS)}")
-    return TOWNS[name]
+    known = TOWNS | OPEN_LAND
+    if name not in known:
+        raise InputError(f"no town '{name}'; known towns: {', '.join(known)}")
+    return known[name]
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from benchmarks.studies import projection
 from benchmarks.studies.projection_faults import (
+    DARK,
     EXACT,
     STILL,
     Condition,
@@ -22,7 +23,7 @@ from benchmarks.studies.projection_faults import (
     projected,
     title,
 )
-from benchmarks.studies.projection_labels import METHODS, OWN, VOTES, Tally, all_pixels
+from benchmarks.studies.projection_labels import METHODS, OWN, VOTES, Tally, all_pixels, observed
 from benchmarks.studies.projection_views import View, pixel_classes, views_of
 from pcseg_core.camera import CameraModel
 from pcseg_core.cloud import PointCloud
@@ -131,6 +132,35 @@ def test_classes_of_a_teacher_take_the_place_of_exact_ones(views: list[View]) ->
     assert found.shape == (len(STREET), 2, 3) and (found.argmax(0) == STREET.index("road")).all()
 
 
+def test_the_last_camera_is_missing_or_dark(views: list[View]) -> None:
+    drive, view = SimulatedDrive.from_text(OPTIONS), views[0]
+
+    class Bright:
+        label_space = drive.label_space
+
+        def probabilities(self, image: np.ndarray) -> np.ndarray:
+            found = np.zeros((len(self.label_space), 1, 1), np.float32)
+            found[self.label_space.index("road" if image.mean() > 20 else "person")] = 1
+            return found
+
+        def features(self, image: np.ndarray) -> np.ndarray:
+            raise NotImplementedError
+
+    (tried,) = views_of(
+        [f"simulated:{OPTIONS},sweeps=1".replace("sweeps=2,", "")], STREET, Bright()
+    )
+    kinds = {kind: tried.seen(kind) for kind in ("right", "missing", "dark")}
+    assert [classes.argmax() for classes in kinds["right"]] == [STREET.index("road")]
+    assert [classes.argmax() for classes in kinds["dark"]] == [STREET.index("person")]
+    assert kinds["missing"] == []
+    whole, none = (
+        observed(view, condition, 0, True, PseudoLabelConfig())
+        for condition in (Condition(), Condition(last_camera="missing"))
+    )
+    assert whole.evidence is not None and none.evidence is not None
+    assert len(whole.evidence.index) > 100 > len(none.evidence.index) == 0
+
+
 def run(*words: str) -> object:
     done = CliRunner().invoke(projection.app, words, catch_exceptions=False)
     return done.exit_code, done.output
@@ -176,6 +206,7 @@ def test_wrong_input_is_refused(tmp_path: Path) -> None:
         (("--pixels", "none"), "expected exact or teacher"),
         (("--data", "kitti-raw:DIR"), "expected a simulated drive"),
         (("--condition", "fog"), "no condition fog"),
+        (("--condition", DARK), "no condition a camera dark"),
         (("--split", "semantic_kitti"), "give a split of the latter"),
     ):
         code, told = run(*json_, *words)

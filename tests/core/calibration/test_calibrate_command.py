@@ -20,6 +20,7 @@ from pcseg_core.data.calibration import load_calibration
 from pcseg_core.data.sample import Sample
 
 Calibrate = Callable[..., Result]
+ERROR = pose_error(np.array([1.0, -1.2, 0.8, 0.0, 0.0, 0.0, 0.0]))
 
 
 @pytest.fixture
@@ -38,9 +39,8 @@ def calibrate(
 def test_a_turned_camera_is_reported_and_corrected(
     samples: list[Sample], calibrate: Calibrate, tmp_path: Path
 ) -> None:
-    error = pose_error(np.array([1.0, -1.2, 0.8, 0.0, 0.0, 0.0, 0.0]))
     turned = [
-        replace(s, cameras=[frame.placed(error @ frame.T_cam_lidar) for frame in s.cameras])
+        replace(s, cameras=[frame.placed(ERROR @ frame.T_cam_lidar) for frame in s.cameras])
         for s in samples
     ]
     rig, picture, report = (tmp_path / name for name in ("rig.yaml", "edges.png", "report.json"))
@@ -67,3 +67,8 @@ def test_what_cannot_be_calibrated_is_explained(
     one = calibrate(samples[:1], "--out", tmp_path / "one.yaml")
     assert one.exit_code == 0 and "1 images with a sweep, expected 5" in one.output
     assert "as given: nothing to correct" in one.output and (tmp_path / "one.yaml").is_file()
+    frames = [frame.placed(ERROR @ frame.T_cam_lidar) for frame in samples[0].cameras]
+    still = calibrate([replace(samples[0], cameras=frames)] * 6, "--out", tmp_path / "still.yaml")
+    words = " ".join(still.output.split())
+    assert "cannot tell: the vehicle stands still" in words
+    assert "as given: nothing to correct" in words

@@ -9,8 +9,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from pcseg_core.calibration import verdict
 from pcseg_core.calibration.alignment import View, camera_poses, pose_error
 from pcseg_core.calibration.calibrate import check_calibration, collect_views
+from pcseg_core.calibration.estimate import Estimate
 from pcseg_core.calibration.verdict import judge
 from pcseg_core.data import Recording
 from pcseg_core.data.sample import Sample
@@ -50,6 +52,23 @@ def test_an_error_of_rotation_and_time_is_found(samples: list[Sample], views: li
     assert camera.change[6] == pytest.approx(-0.06, abs=0.015)
     assert camera.score is not None and camera.score_corrected is not None
     assert camera.score < 0.5 * camera.score_corrected
+
+
+def test_nothing_is_corrected_while_the_rotation_is_unknown(
+    views: list[View], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In an open field, position and time reach their bounds."""
+    change = np.array([0.1, 0.0, 0.0, 0.6, 0.0, 0.0, 0.15])
+    covariance = np.diag([1.0, 0.01, 0.01, 1e-6, 1e-6, 1e-6, 1e-8])
+    found = Estimate(change, covariance, before=0.4, after=0.6)
+    monkeypatch.setattr(verdict, "search", lambda *given: change)
+    monkeypatch.setattr(verdict, "estimate", lambda *given: found)
+    monkeypatch.setattr(verdict, "restricted", lambda alignment, whole, free: whole)
+    camera = judge("front", views, whole=False)
+    assert camera.verdict == "cannot tell" and "interval of 2 deg" in camera.reason
+    assert camera.correction is None and camera.translation is not None
+    assert camera.translation.verdict == "cannot tell"
+    assert camera.translation.reason == "the rotation is not known"
 
 
 def test_images_of_other_places_tell_nothing(views: list[View]) -> None:

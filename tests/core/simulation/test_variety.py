@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -122,3 +123,14 @@ def test_height_and_tilt_of_the_mounting():
     assert pose[2, 3] == 2.4
     assert np.degrees(np.arctan2(pose[2, 1], pose[2, 2])) == pytest.approx(2.0)
     assert np.degrees(np.arcsin(-pose[2, 0])) == pytest.approx(-3.0)
+    options = {"lidar_height_m": 1.2, "lidar_pitch_deg": 5.0}
+    pose = SimulatedDrive(4, sweeps=1, cameras=0, **options).world.T_body_lidar
+    assert pose[2, 3] == 1.2 and np.degrees(np.arcsin(-pose[2, 0])) == pytest.approx(5.0)
+
+
+def test_open_land_has_few_things_and_comes_by_name_only():
+    assert find_town("field") not in TOWNS.values()
+    drive = {"sweeps": 1, "cameras": 0, "beams": 16, "columns": 256}
+    known = [SimulatedDrive(3, town=town, **drive)[0] for town in ("field", "suburb")]
+    labels = [Counter(np.array(sample.label_space.names)[sample.labels]) for sample in known]
+    assert labels[0]["building"] == 0 < labels[1]["building"]

@@ -4,11 +4,12 @@
     pip install 'pcseg_ros[cluster]' 'moto[s3]' flask flask-cors
     python -m benchmarks.cluster --json OUT
 
-Simulated recordings lie on a server of the S3 protocol on this machine (moto). They are labeled by
-the plain run, by one worker and by two workers of one thread each, and once more with a worker
-that is killed. The files are compared. Workers are loaded before the clock starts. Two workers need
-two free cores: judge by the CPU time of a sweep where other work runs. Then 40 and 400 recordings
-of one sweep get superpixels, each in a new process, whose peak memory is that of the driver.
+Copies of a simulated recording lie on a server of the S3 protocol on this machine (moto). They are
+labeled by the plain run, by one worker and by two workers of one thread each, and once more with a
+worker that is killed. The files are compared. Workers are loaded before the clock starts. Two
+workers need two free cores: judge by the CPU time of a sweep where other work runs. Then 40 and 400
+recordings of one sweep get superpixels, each number in a new process, whose peak memory is that of
+the driver.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ from pcseg_core.simulation.recording import SimulatedDrive
 from pcseg_core.simulation.to_bag import write_simulated_bag
 
 RECIPE = "teacher: {weights: 'bundled:simulation_teacher', label_space: simulation}\n"
-DRIVE = "seed={seed},sweeps={sweeps},beams=32,columns=512,cameras=2,width=320,height=192"
+DRIVE = "seed=1,sweeps={sweeps},beams=32,columns=512,cameras=2,width=320,height=192"
 BUCKET = "fleet"
 
 
@@ -123,24 +124,16 @@ def two_machines() -> Iterator[str]:
         cluster.shutdown()
 
 
-def write_drives(folder: Path, count: int, sweeps: int) -> list[str]:
-    """Bags of simulated drives; names of their folders."""
-    names = [f"drive{k:02d}" for k in range(count)]
-    for seed, name in enumerate(names):
-        drive = SimulatedDrive.from_text(DRIVE.format(seed=seed, sweeps=sweeps))
-        write_simulated_bag(drive, folder / name)
+def copies(folder: Path, count: int, sweeps: int) -> list[str]:
+    """So many copies of a bag of a simulated drive; their names. Existing ones are kept."""
+    names = [f"drive{k:03d}" for k in range(count)]
+    if not (folder / names[0]).exists():
+        drive = SimulatedDrive.from_text(DRIVE.format(sweeps=sweeps))
+        write_simulated_bag(drive, folder / names[0])
+    for name in names[1:]:
+        if not (folder / name).exists():
+            shutil.copytree(folder / names[0], folder / name)
     return names
-
-
-def copies(folder: Path, count: int) -> None:
-    """So many copies of a bag of one sweep, with names of their own."""
-    first = folder / "small000"
-    if not first.exists():
-        drive = SimulatedDrive.from_text(DRIVE.format(seed=0, sweeps=1))
-        write_simulated_bag(drive, first)
-    for k in range(1, count):
-        if not (folder / f"small{k:03d}").exists():
-            shutil.copytree(first, folder / f"small{k:03d}")
 
 
 def label_job(out: Path, recipe: Path, sources: Sequence[str], window: int) -> LabelJob:
@@ -200,7 +193,7 @@ def drive_many(address: str, drives: Path, count: int) -> None:
     with tempfile.TemporaryDirectory() as out:
         job: Job = SuperpixelJob(Path(out) / "maps", maker)
         job.out.mkdir()
-        sources = [str(drives / f"small{k:03d}") for k in range(count)]
+        sources = [str(drives / f"drive{k:03d}") for k in range(count)]
         with connected(address) as ray:
             workers = RayWorkers(ray, job, RayOptions(address, gpu=False))
             outcome = run_job(job, sources, workers)
@@ -212,7 +205,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """All figures."""
     recipe = folder / "recipe.yaml"
     recipe.write_text(RECIPE)
-    names = write_drives(folder / "drives", arguments.recordings, arguments.sweeps)
+    names = copies(folder / "drives", arguments.recordings, arguments.sweeps)
     os.environ["PCSEG_FETCHED"] = str(folder / "fetched")
     with ExitStack() as stack:
         url = stack.enter_context(bucket(folder / "drives"))
@@ -228,7 +221,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         memory = {}
         small = folder / "small"
         for count in arguments.many:
-            copies(small, count)
+            copies(small, count, 1)
             memory[f"{count}"] = driver_memory(address, small, count)
     return {**summary(found), "driver_mb": memory, "load": os.getloadavg(), "cpu": cpu_name()}
 

@@ -24,6 +24,7 @@ from pcseg_core.progress import note
 
 _ANSWER_S = 5.0  # an address answers in this time
 _READY_S = 120.0  # a machine starts a process and says what it has in this time
+_ALONE_S = 600.0  # a job without any worker ends after this time
 _COMPARED = ("torch", "numpy")
 
 
@@ -76,7 +77,12 @@ def _connect(ray: Any, address: str) -> None:
 def _check_answer(address: str) -> None:
     """Raise InputError if nothing listens at HOST:PORT."""
     given = os.environ.get("RAY_ADDRESS", "") if address == AUTO else address
-    host, colon, port = given.rpartition("://")[2].rpartition(":")
+    host, colon, port = given.rpartition(":")
+    if "://" in given:
+        raise InputError(
+            f"--ray {given}: Ray Client is not supported; run the command on a machine of the "
+            "cluster and give HOST:PORT of its head"
+        )
     if not colon or not port.isdigit():
         if address not in (AUTO, LOCAL):
             raise InputError(f"--ray {address}: expected auto, local or HOST:PORT")
@@ -90,7 +96,8 @@ def _check_answer(address: str) -> None:
 def _no_ray(address: str, reason: str) -> InputError:
     return InputError(
         f"--ray {address}: no Ray cluster answers there ({reason}); start one with `ray start "
-        "--head`, or give --ray local to use this machine alone"
+        "--head` and join it here with `ray start --address`, or give --ray local to use this "
+        "machine alone"
     )
 
 
@@ -207,6 +214,7 @@ class RayWorkers:
     _made: int = 0
     _deaths: int = 0
     _size: int = 0
+    _since: float = field(default_factory=time.monotonic)
     _needs: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -259,6 +267,13 @@ class RayWorkers:
 
     def wait(self, timeout_s: float) -> list[Done]:
         """Take the results that there are."""
+        if any(actor.ready for actor in self._actors.values()):
+            self._since = time.monotonic()
+        elif time.monotonic() - self._since > _ALONE_S:
+            raise InputError(
+                f"no worker could start for {_ALONE_S / 60:.0f} minutes: the cluster has no room, "
+                "or its machines are gone; run the same command again later"
+            )
         pending = {a.reference: name for name, a in self._actors.items() if a.reference is not None}
         if not pending:
             time.sleep(timeout_s)

@@ -15,12 +15,18 @@ from typer.testing import CliRunner, Result
 
 from pcseg_core.cli import app
 from pcseg_core.cluster import label as label_job
+from pcseg_core.cluster import run
 from pcseg_core.cluster.estimate import Estimate, Times, hours
-from pcseg_core.cluster.job import check_place
+from pcseg_core.cluster.job import Job, check_place
 from pcseg_core.cluster.label import label_folders
+from pcseg_core.cluster.run import RayOptions, run_here
+from pcseg_core.cluster.schedule import Outcome
+from pcseg_core.distill.observation import Observer
 from pcseg_core.errors import InputError
+from pcseg_core.learning import distill
 
 RECIPE = "teacher: {weights: 'bundled:simulation_teacher', label_space: simulation, scales: [1]}\n"
+STUDENT = "student: {depth: 14, width: 0.25, voxel_size_m: 0.5}\n"
 
 
 def pcseg(*arguments: object) -> Result:
@@ -118,6 +124,36 @@ def test_what_cannot_work_is_refused_before_the_work(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_training_takes_what_the_workers_prepared(
+    drives: list[Path], recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared: list[Path] = []
+
+    def on_workers(job: Job, sources: list[str], options: RayOptions) -> Outcome:
+        outcome = run_here(job, sources)
+        prepared.extend(job.out.glob("*.npz"))
+        return outcome
+
+    def without_teachers(observer: Observer, recordings: object, *args: object) -> object:
+        assert observer.evidence is not None
+        monkeypatch.setattr(observer.evidence, "evidence", None)
+        return observe(observer, recordings, *args)
+
+    observe = distill.observe
+    monkeypatch.setattr(run, "run_on_ray", on_workers)
+    monkeypatch.setattr(distill, "observe", without_teachers)
+    (tmp_path / "recipe.yaml").write_text(recipe.read_text() + STUDENT)
+    command = ("distill", drives[0], "--recipe", tmp_path / "recipe.yaml", "--steps", 1)
+    command += ("--out", tmp_path / "run", "--device", "cpu", "--ray", "local")
+    result = pcseg(*command)
+    assert result.exit_code == 0, result.output
+    assert len(prepared) == 3
+    monkeypatch.setattr(run, "run_on_ray", lambda *_: Outcome(left_out={"drive": "silent"}))
+    bad = pcseg(*command[:-4], "--fresh", *command[-4:])
+    assert bad.exit_code == 2 and "1 of 1 recordings were left out" in bad.output
+    assert not list((tmp_path / "run").glob("*.safetensors"))
+
+
 def test_figures_of_many(
     sequence: Callable[..., Path], tiny_run: Path, drives: list[Path], tmp_path: Path
 ) -> None:
@@ -145,8 +181,7 @@ def test_figures_of_many(
 def test_an_estimate_follows_its_formula(drives: list[Path], recipe: Path, tmp_path: Path) -> None:
     out = tmp_path / "estimate.json"
     options = ("--sweeps", 1, "--json", out, "--device", "cpu")
-    text = recipe.read_text() + "student: {depth: 14, width: 0.25, voxel_size_m: 0.5}\n"
-    (tmp_path / "recipe.yaml").write_text(text)
+    (tmp_path / "recipe.yaml").write_text(recipe.read_text() + STUDENT)
     result = pcseg("estimate", *drives, "--recipe", tmp_path / "recipe.yaml", *options)
     assert result.exit_code == 0, result.output
     assert f"left out: {drives[1]}" in result.output and "hours of the whole" in result.output

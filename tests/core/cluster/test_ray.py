@@ -153,6 +153,8 @@ def test_no_work_starts_on_a_wrong_cluster(
             run_on_ray(job, [], RayOptions(nobody))
     with pytest.raises(InputError, match="expected auto, local or HOST:PORT"):
         run_on_ray(job, [], RayOptions("somewhere"))
+    with pytest.raises(InputError, match="Ray Client is not supported"):
+        run_on_ray(job, [], RayOptions(f"ray://{nobody}"))
     with pytest.raises(InputError, match="has 64 cores for a worker"):
         run_on_ray(job, [], RayOptions(cluster, cpus=64))
     monkeypatch.setattr(ray_workers, "versions", lambda: {"pcseg": "99"})

@@ -33,6 +33,7 @@ _BESIDE_M = 0.5  # between others
 _LOW_M = 1.2  # height of bicycles
 _LONG_M = 1.1  # least length of a bicycle
 _STEP_M = 0.3  # between the lower ends of parts of a car that are as low
+_MOST_PAIRS = 200  # of clusters that are compared: the labels of a bad network have many
 _THIN_M = 0.2  # least extent of a box that points are compared with
 _TIE_M = 0.05  # how far beyond a box a point may be to be in it rather than at the edge of another
 _BEHIND_SHARE = 0.5  # of the smaller angle in which both are seen
@@ -125,7 +126,7 @@ def join_parts(boxes: Rectangles, sensor: Array) -> npt.NDArray[np.int64]:
     near = np.where(_one_behind_other(boxes, sensor), _BEHIND_M, _BESIDE_M)
     same = boxes.groups[:, None] == boxes.groups
     pairs = np.argwhere(np.triu((gap < near) & same, 1))
-    for one, two in pairs[np.argsort(gap[tuple(pairs.T)])]:
+    for one, two in pairs[np.argsort(gap[tuple(pairs.T)])][:_MOST_PAIRS]:
         if things[one] != things[two]:
             both = np.flatnonzero((things == things[one]) | (things == things[two]))
             if is_one(boxes, both):

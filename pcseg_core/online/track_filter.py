@@ -39,7 +39,7 @@ _ACCELERATION = 2.0  # spectral density of the acceleration [m^2/s^3]
 _SPEED_MPS = 8.0  # standard deviation of the velocity of a new track
 _GATE = 11.0  # squared normalized distance
 _EXCESS_M = 0.5  # by which a thing may be longer than a track at no cost
-_MOST_EXCESS = 4.0  # of which a hidden side that is seen now costs no more
+_MOST_EXCESS = 4.0  # the most that this costs: a side may be seen for the first time
 _MIDDLE_M = 0.1  # least room of a thing in its box in whose middle it tells nothing
 _GROW, _SHRINK = 0.4, 0.02  # per sweep, of the difference between measured and known extent
 _TURN = 0.3  # the same for the heading
@@ -58,14 +58,12 @@ class Measured:
         yaws: (I,) headings of their edges, modulo a right angle [rad].
         groups: (I,) group of classes.
         labels: (I,) classes.
-        sensor: (3,) place of the LiDAR.
     """
 
     grouped: Grouped
     yaws: Float64
     groups: Array
     labels: Array
-    sensor: Array
 
     def __len__(self) -> int:
         return len(self.yaws)

@@ -97,7 +97,7 @@ class Tracker:
     """Tracks the things of sweeps one by one.
 
     Clusters that cover several predicted boxes are split. Clusters and tracks are assigned to each
-    other by the distance of their near edges and by their extents, and each track is a Kalman
+    other by the distance of their edges and by their extents, and each track is a Kalman
     filter of constant velocity. What is not assigned is a part of a track whose box it lies in, or
     begins a track. Tracks that are not seen are predicted for a while.
     """
@@ -139,13 +139,13 @@ class Tracker:
         tracks = filter_.predict(self._tracks, step_s)
         things = _joined(_Things.of(cloud, labels, space, pose, rules), pose[:3, 3])
         things, tracks = _split(things, tracks, rules.min_points)
-        found = _Found.of(things, pose[:3, 3])
-        of_track, of_thing = filter_.assign(tracks, found.measured)
-        ids = np.zeros(len(found.labels), np.uint32)
+        found = _measured(things)
+        of_track, of_thing = filter_.assign(tracks, found)
+        ids = np.zeros(len(found), np.uint32)
         ids[of_thing] = tracks["id"][of_track]
-        filter_.correct(tracks, of_track, found.measured, of_thing)
-        _add_parts(ids, found, tracks, of_track)
-        born = filter_.begin(found.measured, np.flatnonzero(ids == 0), self._next_id)
+        filter_.correct(tracks, of_track, found, of_thing)
+        _add_parts(ids, found, tracks[of_track])
+        born = filter_.begin(found, np.flatnonzero(ids == 0), self._next_id)
         self._next_id += len(born)
         ids[ids == 0] = born["id"]
         tracks = filter_.survivors(np.concatenate([tracks, born]), rules.coast_s)
@@ -236,39 +236,23 @@ def _groups(space: LabelSpace, classes: Sequence[str]) -> npt.NDArray[np.int64]:
     return found
 
 
-@dataclass(frozen=True)
-class _Found:
-    """The things of a sweep, measured.
-
-    Attributes:
-        grouped: their points.
-        labels: (I,) most frequent class.
-        measured: boxes.
-    """
-
-    grouped: Grouped
-    labels: Array
-    measured: filter_.Measured
-
-    @classmethod
-    def of(cls, things: _Things, sensor: Array) -> _Found:
-        grouped, order = Grouped.of(things.points, things.numbers)
-        labels = things.labels[order]
-        first = labels[grouped.starts]
-        differs = np.flatnonzero(labels != np.repeat(first, grouped.counts))
-        numbers = np.repeat(np.arange(len(first)), grouped.counts)
-        for thing in np.unique(numbers[differs]):
-            start = grouped.starts[thing]
-            first[thing] = np.bincount(labels[start : start + grouped.counts[thing]]).argmax()
-        groups = things.groups[order][grouped.starts]
-        yaws = fit_headings(grouped)
-        return cls(grouped, first, filter_.Measured(grouped, yaws, groups, first, sensor))
+def _measured(things: _Things) -> filter_.Measured:
+    """Boxes of the things, and their most frequent classes."""
+    grouped, order = Grouped.of(things.points, things.numbers)
+    labels = things.labels[order]
+    classes = labels[grouped.starts]
+    differs = np.flatnonzero(labels != np.repeat(classes, grouped.counts))
+    numbers = np.repeat(np.arange(len(classes)), grouped.counts)
+    for thing in np.unique(numbers[differs]):
+        start = grouped.starts[thing]
+        classes[thing] = np.bincount(labels[start : start + grouped.counts[thing]]).argmax()
+    groups = things.groups[order][grouped.starts]
+    return filter_.Measured(grouped, fit_headings(grouped), groups, classes)
 
 
 def _joined(things: _Things, sensor: Array) -> _Things:
     """Clusters that are parts of one thing become one."""
-    found = _Found.of(things, sensor)
-    return replace(things, numbers=join_parts(found.measured.boxes(), sensor)[things.numbers])
+    return replace(things, numbers=join_parts(_measured(things).boxes(), sensor)[things.numbers])
 
 
 def _split(things: _Things, tracks: Array, least: int) -> tuple[_Things, Array]:
@@ -323,18 +307,13 @@ def _claims(boxes: Rectangles, grouped: Grouped, groups: Array) -> Float64:
     return counts / few.counts[:, None]
 
 
-def _add_parts(ids: Ids, found: _Found, tracks: Array, of_track: Array) -> None:
-    """Things that no track was assigned to, and that lie in the box of one, get its id."""
-    left = np.flatnonzero(ids == 0)
-    if not len(left) or not len(of_track):
+def _add_parts(ids: Ids, things: filter_.Measured, seen: Array) -> None:
+    """Things (I,) that no track was assigned to, and that lie in the box of one, get its id."""
+    if not len(seen) or ids.all():
         return
-    seen = tracks[of_track]
-    grouped, measured, boxes = found.grouped, found.measured, filter_.boxes_of(seen)
-    for thing in left:
-        start = grouped.starts[thing]
-        points = grouped.points[start : start + grouped.counts[thing]]
-        share = np.mean(boxes.outside(points) < _MARGIN_M, axis=1)
-        share[seen["group"] != measured.groups[thing]] = 0
-        best = int(share.argmax())
-        if share[best] >= _INSIDE_SHARE:
-            ids[thing] = seen["id"][best]
+    few = things.grouped.thinned(_FEW_POINTS)
+    inside = filter_.boxes_of(seen).outside(few.points) < _MARGIN_M
+    share = np.add.reduceat(inside, few.starts, axis=1, dtype=np.int64) / few.counts
+    share[seen["group"][:, None] != things.groups] = 0
+    parts = (ids == 0) & (share.max(0) >= _INSIDE_SHARE)
+    ids[parts] = seen["id"][share.argmax(0)][parts]

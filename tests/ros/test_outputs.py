@@ -110,7 +110,7 @@ def test_topics_and_services_are_those_of_the_table(
     space, name = process.namespace, f"{process.namespace}/segment_node"
     services = dict(client.node.get_service_names_and_types())  # of its namespace, by their names
     for topic in TOPICS:
-        full = topic.name.replace("~", name).format(camera="none", stage="latency")
+        full = topic.name.replace("~", name).format(camera="none", lidar="none", stage="latency")
         full = full if full.startswith("/") else f"{space}/{full}"
         if topic.direction == "service":
             assert [t.replace("/srv", "") for t in services[full]] == [topic.kind]

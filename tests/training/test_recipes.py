@@ -14,6 +14,7 @@ from pcseg_core.errors import InputError
 from pcseg_core.known_weights import KNOWN
 from pcseg_core.labels import LabelSpace
 from pcseg_core.learning.recipe import Recipe, load_recipe
+from pcseg_core.learning.start import check_start
 from pcseg_core.learning.zero_shot_split import load_split
 from pcseg_core.recipes import available_recipes, recipe_file, recipe_kind, recipe_summary
 
@@ -73,6 +74,13 @@ def test_zero_shot_recipes_are_complete(name: str, weights: Path) -> None:
     if name != "simulated":
         assert recipe.teacher.weights == recipe.text.space.weights == weights / FILES[1]
         assert recipe.teacher.label_space == load_split(name.replace("-", "_")).label_space
+
+
+def test_the_recipe_kitti_starts_from_a_network_like_its_own(weights: Path) -> None:
+    recipe = load_recipe(recipe_file("kitti"))
+    assert recipe.start is not None and recipe.rounds.beside is not None
+    check_start(recipe.start, recipe, LabelSpace.load("street"))
+    assert load_recipe(recipe_file("kitti-words")).student == recipe.student
 
 
 def test_the_recipe_of_words_names_its_files(weights: Path) -> None:

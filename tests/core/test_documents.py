@@ -109,6 +109,13 @@ def test_every_kind_of_teacher_has_a_section_and_valid_recipes() -> None:
         parse_section(yaml_mapping(block, "docs/teachers.md"), Recipe, block)
 
 
+def test_the_recipe_of_the_papers_is_valid() -> None:
+    text = (ROOT / "docs" / "tutorials" / "pretraining.md").read_text("utf-8")
+    (block,) = re.findall(r"^```yaml\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    recipe = parse_section(yaml_mapping(block, "pretraining.md"), Recipe, "pretraining.md")
+    assert recipe.encoder is not None and recipe.across_sweeps
+
+
 def test_keys_of_recipes_exist() -> None:
     text = (ROOT / "docs" / "training.md").read_text("utf-8")
     keys = re.findall(rf"`((?:{'|'.join(Recipe.model_fields)})(?:\.[a-z_]+)+)`", text)

@@ -8,7 +8,7 @@ differences are reported. Each comparison takes a few quantiles of a sample of t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -178,6 +178,67 @@ class IntensityMatch:
     def __str__(self) -> str:
         """Sentence for logs; "" without a map."""
         return "" if self._curve is None else self._text
+
+
+class IntensityMatches:
+    """An `IntensityMatch` for each LiDAR of united sweeps; one for other sweeps.
+
+    Args:
+        trained: see `IntensityMatch`.
+    """
+
+    def __init__(self, trained: InputStatistics | None) -> None:
+        self._trained = trained
+        self._ended = trained is None or trained.intensity is None
+        self._own: dict[int, IntensityMatch] = {}
+
+    @property
+    def held(self) -> bool:
+        """Further sweeps of the LiDARs so far do not change their maps."""
+        return self._ended or (bool(self._own) and all(own.held for own in self._own.values()))
+
+    def observe(self, cloud: PointCloud) -> None:
+        """See `IntensityMatch.observe`."""
+        if self._ended or cloud.intensity is None:
+            return
+        for number, part, _ in _by_source(cloud):
+            self._own.setdefault(number, IntensityMatch(self._trained)).observe(part)
+
+    def hold(self) -> None:
+        """Do not change the maps any more, nor make new ones."""
+        self._ended = True
+        for own in self._own.values():
+            own.hold()
+
+    def __call__(self, cloud: PointCloud) -> PointCloud:
+        """See `IntensityMatch.__call__`."""
+        if not str(self) or cloud.intensity is None:
+            return cloud
+        mapped = np.empty(len(cloud), np.float32)
+        for number, part, rows in _by_source(cloud):
+            own = self._own.get(number)
+            found = part if own is None else own(part)
+            assert found.intensity is not None
+            mapped[rows] = found.intensity
+        return replace(cloud, intensity=mapped)
+
+    def __str__(self) -> str:
+        """Sentences for logs; "" without a map."""
+        several = len(self._own) > 1
+        texts = {number: str(own) for number, own in sorted(self._own.items()) if str(own)}
+        return "; ".join(f"source {n}: {text}" if several else text for n, text in texts.items())
+
+
+def _by_source(cloud: PointCloud) -> Iterator[tuple[int, PointCloud, slice | Array]]:
+    """Number of each LiDAR, its points with their intensities alone, and their rows."""
+    if cloud.source is None or cloud.intensity is None:
+        yield 0, cloud, slice(None)
+        return
+    for number in np.unique(cloud.source).tolist():
+        rows = np.flatnonzero(cloud.source == number)
+        part = PointCloud(cloud.xyz[rows])
+        part.intensity = cloud.intensity[rows]  # not to the constructor, which warns of a scale
+        yield number, part, rows
 
 
 def _curve(values: Array, target: Deciles) -> tuple[Array, Array]:

@@ -21,7 +21,7 @@ from pcseg_core.data import evenly_spaced
 from pcseg_core.distill.evidence import PixelEvidence
 from pcseg_core.errors import InputError, PcsegError
 from pcseg_core.geometry import undo_motion
-from pcseg_core.input_check import SWEEPS_TO_MATCH, InputCheck, InputStatistics, IntensityMatch
+from pcseg_core.input_check import SWEEPS_TO_MATCH, InputCheck, InputStatistics, IntensityMatches
 from pcseg_core.labels import IGNORE, LabelSpace
 from pcseg_core.online.camera_fusion import CameraFusionConfig, CameraLabeler, fuse_cameras
 from pcseg_core.online.free_space import Beams
@@ -224,7 +224,8 @@ class Pipeline:
         # Absent from stand-ins for a segmenter.
         self.trained_on: InputStatistics | None = getattr(segmenter, "trained_on", None)
         self._check_input = InputCheck(self.trained_on)
-        self.intensities = IntensityMatch(self.trained_on if self.config.match_intensity else None)
+        target = self.trained_on if self.config.match_intensity else None
+        self.intensities = IntensityMatches(target)
         self._buffer: TemporalBuffer | None = None
         self._forget = False
         self._over_time = OverTime()
@@ -276,7 +277,7 @@ class Pipeline:
             cloud: as large as the sweeps that follow.
         """
         check, self._check_input = self._check_input, InputCheck(None)
-        match, self.intensities = self.intensities, IntensityMatch(None)
+        match, self.intensities = self.intensities, IntensityMatches(None)
         self.process(Sweep(cloud, poses=lambda stamps: np.tile(np.eye(4), (len(stamps), 1, 1))))
         self._check_input, self.intensities = check, match
         self.reset()

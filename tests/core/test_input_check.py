@@ -15,7 +15,14 @@ from hypothesis import strategies as st
 from pcseg_core.checkpoint import CheckpointMeta, load_checkpoint, save_checkpoint
 from pcseg_core.cloud import PointCloud
 from pcseg_core.errors import InputError
-from pcseg_core.input_check import SWEEPS_TO_MATCH, InputCheck, InputStatistics, IntensityMatch
+from pcseg_core.input_check import (
+    SWEEPS_TO_MATCH,
+    InputCheck,
+    InputStatistics,
+    IntensityMatch,
+    IntensityMatches,
+)
+from pcseg_core.uniting import Part, unite
 
 
 def sweep(seed: int = 0, points: int = 60_000, rings: int = 64) -> PointCloud:
@@ -90,6 +97,30 @@ def test_the_map_is_held_after_the_first_sweeps(trained: InputStatistics) -> Non
     for _ in range(20):
         match.observe(sweep())
     assert np.array_equal(match(other).intensity, before)
+
+
+def test_each_of_several_lidars_has_its_map(trained: InputStatistics) -> None:
+    """The first is like the training, the second reports the power of the intensity."""
+    first, second = sweep(3, 30_000), sweep(4, 30_000)
+    assert first.intensity is not None and second.intensity is not None
+    other = replace(second, intensity=0.1 * second.intensity**3)
+    parts = [Part(cloud, np.eye(4), k) for k, cloud in enumerate((first, other))]
+    united = unite(parts, 0, "lidar")
+    matches, alone = IntensityMatches(trained), IntensityMatch(trained)
+    assert matches(united) is united
+    for _ in range(SWEEPS_TO_MATCH):
+        assert not matches.held
+        matches.observe(united)
+        alone.observe(other)
+    assert matches.held and re.fullmatch("source 1: intensities of another.*", str(matches))
+    mapped = matches(united).intensity
+    np.testing.assert_array_equal(mapped[:30_000], first.intensity)
+    np.testing.assert_array_equal(mapped[30_000:], alone(other).intensity)
+    one = IntensityMatches(trained)
+    one.observe(other)
+    one.hold()
+    np.testing.assert_allclose(one(other).intensity, mapped[30_000:], atol=0.02)
+    assert str(one) == str(alone) and one.held
 
 
 @pytest.mark.parametrize("values", [np.zeros(60_000), np.full(60_000, 300), np.arange(60_000) % 2])

@@ -7,7 +7,7 @@ the nearer surface hides the other. Points before the empty sky are edges too.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -67,8 +67,11 @@ def depth_edges(cloud: PointCloud, xyz: Array | None = None) -> DepthEdges:
 
     Args:
         cloud: the sweep. Beams are those of `pcseg_core.beams.beams_of`.
-        xyz: (N, 3) its deskewed points; None takes those of the cloud.
+        xyz: (N, 3) its deskewed points; None takes those of the cloud. Of the united sweeps of
+            several LiDARs the first one counts.
     """
+    if cloud.source is not None:
+        return _of_first_lidar(cloud, cloud.xyz if xyz is None else xyz)
     points = _sorted(cloud, cloud.xyz if xyz is None else xyz)
     if len(points.beam) < _MIN_POINTS:
         empty = np.zeros((0, 3))
@@ -80,6 +83,16 @@ def depth_edges(cloud: PointCloud, xyz: Array | None = None) -> DepthEdges:
         np.concatenate([part.across for part in parts]),
         np.concatenate([part.weight for part in parts]),
     )
+
+
+def _of_first_lidar(cloud: PointCloud, xyz: Array) -> DepthEdges:
+    """Edges of the first of several LiDARs: beams and ranges are those from its own place."""
+    first = np.flatnonzero(cloud.source == 0)
+    origin = np.zeros(3, np.float32) if cloud.origins is None else cloud.origins[0]
+    chosen = cloud.select(first)
+    alone = replace(chosen, xyz=chosen.xyz - origin, source=None, origins=None)
+    edges = depth_edges(alone, xyz[first] - origin)
+    return DepthEdges(edges.xyz + origin, edges.across, edges.weight)
 
 
 def _sorted(cloud: PointCloud, xyz: Array) -> _Points:

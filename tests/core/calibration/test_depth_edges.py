@@ -73,3 +73,20 @@ def test_surfaces_before_the_sky_end_at_edges() -> None:
 @pytest.mark.parametrize("count", [0, 5])
 def test_clouds_without_points_have_no_edges(count: int) -> None:
     assert not len(depth_edges(PointCloud(xyz=np.full((count, 3), 5.0, np.float32))))
+
+
+def test_of_several_lidars_the_first_one_counts() -> None:
+    ranges = np.full((len(ELEVATIONS), len(AZIMUTHS)), 20.0)
+    ranges[:, 40:60] = 10.0
+    alone, origin = _cloud(ranges), np.array([1.0, 0.5, -0.5], np.float32)
+    near = alone.xyz * 0.5  # of another LiDAR, with the same beams
+    assert alone.ring is not None
+    both = PointCloud(
+        xyz=np.concatenate([alone.xyz + origin, near]),
+        ring=np.tile(alone.ring, 2),
+        source=np.repeat([0, 1], len(near)).astype(np.uint8),
+        origins=np.stack([origin, np.zeros(3, np.float32)]),
+    )
+    expected, found = depth_edges(alone), depth_edges(both)
+    assert len(found) == len(expected) > 0
+    np.testing.assert_allclose(found.xyz, expected.xyz + origin, atol=1e-4)

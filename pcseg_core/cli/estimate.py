@@ -99,6 +99,10 @@ def _limits(found: Estimate) -> list[str]:
             f"kiss-icp estimates the poses of {share}: each stays with one worker, and the "
             "longest one bounds the time"
         )
+    if found.rounds:
+        lines.append(
+            f"{found.rounds} rounds: each fuses again; the student's own labels come on top"
+        )
     lines.append(
         "fusing and training of distill run on one machine, whatever the number of workers"
     )

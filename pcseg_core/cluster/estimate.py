@@ -4,11 +4,12 @@
 The hours of W workers are
 
     teachers(W) = (recordings * opening + sweeps * (reading + teachers)) / W + loading
-    training    = sweeps * fusing + steps * step
+    training    = sweeps * fusing * (1 + rounds) + steps * step
 
 The first line is the work of `--ray`. It holds as long as W is at most the number of stretches, the
 storage delivers W times what a worker reads, and no recording whose poses are estimated takes
-longer than the mean share of a worker. The second line is of one machine and does not scale.
+longer than the mean share of a worker. The second line is of one machine and does not scale; a
+round, in which the student labels too, costs more by the student's own work, which is not measured.
 """
 
 from __future__ import annotations
@@ -93,7 +94,8 @@ class Estimate(BaseModel):
         measured: number of sweeps that were measured.
         machine: processor, threads and load during the measurement.
         gpu: name of the GPU, or None.
-        steps: optimizer steps of the recipe.
+        steps: optimizer steps of the recipe, with those of its rounds.
+        rounds: number of rounds, after each of which the sweeps are labeled again.
         times: see `Times`.
         rows: hours by number of workers.
     """
@@ -107,6 +109,7 @@ class Estimate(BaseModel):
     machine: str
     gpu: str | None
     steps: int
+    rounds: int
     times: Times
     rows: list[Row]
 
@@ -119,12 +122,14 @@ class Estimate(BaseModel):
         }
 
 
-def hours(times: Times, recordings: int, sweeps: int, steps: int, workers: int, gpu: bool) -> Row:
+def hours(
+    times: Times, recordings: int, sweeps: int, steps: int, workers: int, gpu: bool, rounds: int = 0
+) -> Row:
     """The hours of a number of workers by the formula of this module."""
     opening = recordings * times.opening
     teachers = (opening + sweeps * (times.reading + times.teachers)) / workers + times.loading
     label = teachers + sweeps * times.fusing / workers
-    rest = sweeps * times.fusing + steps * times.step
+    rest = sweeps * times.fusing * (1 + rounds) + steps * times.step
     used = (teachers * workers + steps * times.step) / 3600 if gpu else None
     return Row(
         workers=workers,
@@ -211,7 +216,8 @@ class _Measure:
             recording=sum(self.sizes) / len(self.sizes),
         )
         total, gpu = round(recordings * sum(self.lengths) / len(self.lengths)), self._gpu()
-        steps = self.recipe.optimizer.steps
+        rounds = self.recipe.rounds.count
+        steps = self.recipe.optimizer.steps + rounds * self.recipe.of_round().optimizer.steps
         use = bool(gpu)
         return Estimate(
             recordings=recordings,
@@ -223,8 +229,9 @@ class _Measure:
             machine=machine(),
             gpu=gpu,
             steps=steps,
+            rounds=rounds,
             times=times,
-            rows=[hours(times, recordings, total, steps, count, use) for count in WORKERS],
+            rows=[hours(times, recordings, total, steps, count, use, rounds) for count in WORKERS],
         )
 
     def _observe(self, source: str, stretch: Stretch) -> tuple[float, list[StoredObservation]]:

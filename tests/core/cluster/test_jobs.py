@@ -205,4 +205,5 @@ def test_an_estimate_follows_its_formula(drives: list[Path], recipe: Path, tmp_p
     one, ten = (hours(times, 10, 3600, 100, workers, gpu=True) for workers in (1, 10))
     assert one.teachers_h == pytest.approx(1 + 3) and ten.teachers_h == pytest.approx(0.4)
     assert one.rest_h == ten.rest_h == pytest.approx(0.5 + 1)
+    assert hours(times, 10, 3600, 100, 1, gpu=True, rounds=2).rest_h == pytest.approx(1.5 + 1)
     assert one.label_h == pytest.approx(4.5) and one.gpu_h == ten.gpu_h == pytest.approx(5)

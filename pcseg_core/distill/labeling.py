@@ -202,10 +202,9 @@ def split(seen: Evidence, student: npt.NDArray[np.float32], classes: Sequence[in
     own = seen.sums[:, classes]
     product = own * student[seen.index][:, classes]
     before, after = own.sum(1), product.sum(1)
-    known = after > 0
-    sums = seen.sums.copy()
-    rows = np.flatnonzero(known)
-    sums[np.ix_(rows, classes)] = product[rows] * (before[rows] / after[rows])[:, None]
+    sums, rows = seen.sums.copy(), np.flatnonzero(after)
+    own[rows] = product[rows] * (before[rows] / after[rows])[:, None]
+    sums[:, classes] = own
     return Evidence(seen.index, seen.weights, sums)
 
 

@@ -167,7 +167,7 @@ def _camera_labels(
         if student is not None:
             student = [recipe.rounds.weight * probabilities for probabilities in student]
         ground = ground_classes(LabelSpace.load(recipe.labels.label_space))
-        told_apart = np.flatnonzero(ground) if recipe.rounds.split_ground else ()
+        told_apart = np.flatnonzero(ground).tolist() if recipe.rounds.split_ground else ()
         return label_scene(sweeps, recipe.labels, model, student, told_apart)
     counts = [len(sweep.xyz) for sweep in sweeps]
     return [(np.full(n, IGNORE, np.int16), np.zeros(n, np.float32)) for n in counts]

@@ -117,6 +117,9 @@ def test_without_motion_all_is_unknown_and_the_reason_is_told(node: Attachment) 
 def test_what_moves_needs_a_source_of_motion(client: Client) -> None:
     with NodeProcess("checkpoint:=fake", "moving.enabled:=true", "motion.source:=none") as process:
         node = client.attach(process, active=False)
-        wait_for(lambda: "moving.enabled and grid.frame fixed need" in process.output, "the reason")
+        wait_for(
+            lambda: "moving.enabled, tracks.enabled and grid.frame fixed" in process.output,
+            "the reason",
+        )
         assert node.state() == "unconfigured"
         assert not client.node.count_publishers(f"{node.namespace}/static_points")

@@ -187,7 +187,6 @@ def test_a_bag_that_cannot_train_says_what_bag_info_knows(
     if part:
         monkeypatch.setattr(place, part, lambda *_: None)
     bag = drive(tmp_path / "drive", 5, cameras=1 if part else 0)
-    monkeypatch.setattr("pcseg_core.learning.teachers.load_teacher", None)  # must not be needed
     with pytest.raises(InputError, match=f"cannot train a segmenter: .*{told}") as error:
         distill([str(bag)], recipe(), tmp_path / "run", device="cpu")
     assert f"pcseg bag info {bag}" in str(error.value) and not (tmp_path / "run").exists()

@@ -118,7 +118,7 @@ def test_recordings_are_read_with_the_scale_of_the_checkpoint(
         opened.append(open_recording(*arguments, **options))
         raise InputError("that is enough")
 
-    for module in ("pcseg_core.data", "pcseg_core.online.replay"):
+    for module in ("pcseg_core.data", "pcseg_core.online.replay", "pcseg_core.cluster.label"):
         monkeypatch.setattr(f"{module}.open_recording", spy)
     arguments = {
         "segment": [drive, "--checkpoint", run, "--out", out],

@@ -143,9 +143,10 @@ def test_teachers_fill_the_cache_of_a_training(cluster: str, drives: str, tmp_pa
 def test_no_work_starts_on_a_wrong_cluster(
     cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pcseg_core.learning.recipe import Recipe
+    from pcseg_core.learning.recipe import load_recipe
 
-    job = ObserveJob(Recipe(), tmp_path, tmp_path / "cache")
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    job = ObserveJob(load_recipe(tmp_path / "recipe.yaml"), tmp_path, tmp_path / "cache")
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         nobody = f"127.0.0.1:{silent.getsockname()[1]}"

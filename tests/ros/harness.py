@@ -35,6 +35,14 @@ from pcseg_ros.conversions import cloud_message
 ROOT = Path(__file__).resolve().parents[2]
 FAKE_NODE = Path(__file__).with_name("fakes.py")
 TIMEOUT_S = 20.0
+RELIABLE = QoSProfile(depth=50, reliability=ReliabilityPolicy.RELIABLE)
+PAINTED = (  # the fake takes the labels from the intensities; poses come from odometry
+    "checkpoint:=fake:painted=1",
+    "intensity_scale:=1.0",
+    "diagnostics_period_s:=0.1",
+    "motion.source:=odometry",
+    "motion.timeout_s:=5.0",
+)
 _names = itertools.count(1)
 
 
@@ -175,12 +183,11 @@ class Attachment:
         self.received: queue.Queue[PointCloud2] = queue.Queue()
         self.reports: queue.Queue[DiagnosticStatus] = queue.Queue()
         node, space = client.node, process.namespace
-        reliable = QoSProfile(depth=50, reliability=ReliabilityPolicy.RELIABLE)
-        self._publisher = node.create_publisher(PointCloud2, f"{space}/points", reliable)
+        self._publisher = node.create_publisher(PointCloud2, f"{space}/points", RELIABLE)
         self._extra: list[Any] = []
         self.arrivals_s: dict[int, float] = {}  # whole seconds of the stamp -> monotonic clock
         self._output = node.create_subscription(
-            PointCloud2, f"{space}/labeled_points", self._on_output, reliable
+            PointCloud2, f"{space}/labeled_points", self._on_output, RELIABLE
         )
         self._diagnostics = node.create_subscription(
             DiagnosticArray, "/diagnostics", self._on_report, 10

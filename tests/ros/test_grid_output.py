@@ -13,6 +13,7 @@ pytest.importorskip("rclpy", reason="needs ROS 2 (rclpy)")
 
 from fakes import expected_labels
 from harness import (
+    RELIABLE,
     TIMEOUT_S,
     Attachment,
     Client,
@@ -75,9 +76,8 @@ def odometry(seconds: int, x: float) -> Odometry:
 
 
 def test_the_grid_in_the_fixed_frame(node: Attachment, client: Client) -> None:
-    reliable = QoSProfile(depth=50, reliability=ReliabilityPolicy.RELIABLE)
     topic = f"{node.namespace}/odometry"
-    publisher = client.node.create_publisher(Odometry, topic, reliable)
+    publisher = client.node.create_publisher(Odometry, topic, RELIABLE)
     wait_for(publisher.get_subscription_count, "the node's subscription of Odometry")
     grids = node.listen(OccupancyGrid, "grid", LATCHED)
     for seconds in (10, 11, 12):

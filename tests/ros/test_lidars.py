@@ -17,6 +17,7 @@ import yaml
 pytest.importorskip("rclpy", reason="needs ROS 2 (rclpy)")
 
 from harness import (
+    RELIABLE,
     TIMEOUT_S,
     Attachment,
     Client,
@@ -27,7 +28,6 @@ from harness import (
     value_of,
     wait_for,
 )
-from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import PointCloud2
 from sensors import Sensors
 
@@ -35,7 +35,6 @@ from pcseg_core.cloud import encode_cloud
 from pcseg_core.geometry import from_euler, transform
 from pcseg_ros.conversions import cloud_message, stamp_ns
 
-RELIABLE = QoSProfile(depth=50, reliability=ReliabilityPolicy.RELIABLE)
 T_FIRST_RIGHT = from_euler(0.0, 0.2, -1.2, (0.5, -0.8, -1.0))
 SPEED = 10.0
 STEP_NS = 20_000_000  # between Odometry

@@ -11,6 +11,8 @@ import pytest
 pytest.importorskip("rclpy", reason="needs ROS 2 (rclpy)")
 
 from harness import (
+    PAINTED,
+    RELIABLE,
     TIMEOUT_S,
     Attachment,
     Client,
@@ -22,7 +24,6 @@ from harness import (
     wait_for,
 )
 from nav_msgs.msg import Odometry
-from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import PointCloud2, PointField
 
 from pcseg_core.cloud import encode_cloud
@@ -31,15 +32,11 @@ from pcseg_ros.conversions import cloud_message
 
 SPACE = LabelSpace.load("street")
 STRUCTURE, VEHICLE = SPACE.index("structure"), SPACE.index("vehicle")
-RELIABLE = QoSProfile(depth=50, reliability=ReliabilityPolicy.RELIABLE)
 
 
 @pytest.fixture(scope="module")
 def node(client: Client) -> Iterator[Attachment]:
-    motion = ("motion.source:=odometry", "motion.timeout_s:=5.0", "moving.enabled:=true")
-    with NodeProcess(
-        "checkpoint:=fake:painted=1", "intensity_scale:=1.0", "diagnostics_period_s:=0.1", *motion
-    ) as process:
+    with NodeProcess(*PAINTED, "moving.enabled:=true") as process:
         yield client.attach(process)
 
 

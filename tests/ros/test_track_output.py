@@ -13,6 +13,8 @@ import pytest
 pytest.importorskip("rclpy", reason="needs ROS 2 (rclpy)")
 
 from harness import (
+    PAINTED,
+    RELIABLE,
     TIMEOUT_S,
     Attachment,
     Client,
@@ -24,7 +26,6 @@ from harness import (
     wait_for,
 )
 from nav_msgs.msg import Odometry
-from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import PointCloud2
 
 from pcseg_core.cloud import encode_cloud
@@ -34,15 +35,11 @@ from pcseg_ros.message_types import message_class
 
 SPACE = LabelSpace.load("street")
 ROAD, VEHICLE = SPACE.index("road"), SPACE.index("vehicle")
-RELIABLE = QoSProfile(depth=50, reliability=ReliabilityPolicy.RELIABLE)
 
 
 @pytest.fixture(scope="module")
 def node(client: Client) -> Iterator[Attachment]:
-    motion = ("motion.source:=odometry", "motion.timeout_s:=5.0", "tracks.enabled:=true")
-    with NodeProcess(
-        "checkpoint:=fake:painted=1", "intensity_scale:=1.0", "diagnostics_period_s:=0.1", *motion
-    ) as process:
+    with NodeProcess(*PAINTED, "tracks.enabled:=true") as process:
         yield client.attach(process)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from ctypes import byref
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -19,6 +20,8 @@ import numpy.typing as npt
 from pcseg_core.cloud import PointCloud
 from pcseg_core.geometry import invert
 from pcseg_core.labels import IGNORE, MOVING, STATIC, UNKNOWN, LabelSpace
+from pcseg_core.native.library import check, optional_library
+from pcseg_core.native.structures import Points
 from pcseg_core.online.free_space import Beams, FreeSpace, half
 from pcseg_core.online.instances import cluster_instances
 
@@ -80,16 +83,13 @@ class Things:
     @classmethod
     def of(cls, cloud: PointCloud, instances: Array, pose: Array) -> Things:
         """Those of a cloud with the instance (N,) of each point, 0 for none."""
-        things = np.flatnonzero(instances)
+        things = np.flatnonzero(instances != 0)
         things = things[:: max(1, -(-len(things) // _MOST_POINTS))]
         ids = instances[things].astype(np.int64)
         size = np.maximum(np.bincount(ids, minlength=int(instances.max(initial=0)) + 1), 1)
         beams = Beams.of(cloud)
         rows = half(len(cloud), beams)
-        points = np.ascontiguousarray(cloud.xyz[rows].T, np.float32)
-        known = np.isfinite(points.sum(0))
-        seen = None if beams is None else beams.take(rows).take(known)
-        free = FreeSpace(points if known.all() else points[:, known], seen)
+        free = FreeSpace(cloud.xyz[rows].T, None if beams is None else beams.take(rows))
         return cls(_columns(cloud.xyz, things), ids, size, free, pose, cloud.stamp_ns)
 
     def share(self, chosen: Array) -> Array:
@@ -165,6 +165,12 @@ def _stays(now: Things, there: Float32) -> Array:
 
 def _near(points: Float32, others: Float32, cell_m: float) -> npt.NDArray[np.bool_]:
     """(M,) bool: one of the other points is in the same cell of the ground plane, or beside it."""
+    library = optional_library()
+    if library is not None:
+        found = np.empty(points.shape[1], bool)
+        structures = [byref(Points.of(part.T)) for part in (points, others)]
+        check(library.pcseg_near(*structures, cell_m, found.ctypes.data))
+        return found
     around = (_AROUND + np.unique(_cells(others, cell_m))[:, None]).ravel()
     return np.isin(_cells(points, cell_m), around)
 
@@ -289,7 +295,7 @@ def field_of(labels: Array, space: LabelSpace, instances: Array, verdict: UInt8)
     by_class = np.full(len(space) + 1, STATIC if movable else UNKNOWN, np.uint8)
     by_class[[IGNORE, *movable]] = UNKNOWN
     found: UInt8 = by_class.take(labels, mode="wrap")
-    things = np.flatnonzero(instances)
+    things = np.flatnonzero(instances != 0)
     found[things] = verdict[instances[things]]
     return found
 

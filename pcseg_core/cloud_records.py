@@ -90,5 +90,5 @@ def all_finite(values: Array) -> bool:
     if library is None or values.dtype != np.float32:
         return bool(np.isfinite(values).all())
     values = _plain(values)
-    shape = (*values.shape, 1)[:3]
-    return bool(library.pcseg_all_finite(values.ctypes.data, *shape, *values.strides[:2]))
+    sizes = *(*values.shape, 1)[:3], *values.strides[:2]
+    return bool(library.pcseg_all_finite(values.ctypes.data, *sizes, thread_count()))

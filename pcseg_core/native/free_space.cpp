@@ -121,7 +121,7 @@ void draw(const ImageArgs& a, int threads) {
   float* nearest = reinterpret_cast<float*>(memory);
   float* distance = nearest + kCells;
   int32_t* cell = reinterpret_cast<int32_t*>(distance + n);
-  parallel_for(threads, (n + kPoints - 1) / kPoints, [&](int64_t task) {
+  brief_for(threads, (n + kPoints - 1) / kPoints, [&](int64_t task) {
     Block block;
     const int64_t end = std::min(n, (task + 1) * kPoints);
     for (int64_t i = task * kPoints; i < end; i += kBlock) {
@@ -201,7 +201,7 @@ PCSEG_API int32_t pcseg_passed(const Views* views, const Points* points, uint8_t
   if (!views || !points || !views_ok(*views) || !points_ok(*points)) return kBadArgument;
   if (points->n && !found) return kBadArgument;
   return guarded([&] {
-    parallel_for(threads, (points->n + kPoints - 1) / kPoints, [&](int64_t task) {
+    brief_for(threads, (points->n + kPoints - 1) / kPoints, [&](int64_t task) {
       Block block;
       const int64_t end = std::min(points->n, (task + 1) * kPoints);
       for (int64_t i = task * kPoints; i < end; i += kBlock) {

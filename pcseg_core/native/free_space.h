@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the beams of a sweep passed: range images of pcseg_core/online/free_space.py.
+// Points of a sweep, and what its beams passed: range images of pcseg_core/online/free_space.py.
 #pragma once
 #include "native.h"
 
@@ -7,6 +7,17 @@ namespace pcseg {
 
 constexpr int kViewColumns = 1024, kViewRows = 128;  // as _COLUMNS and _ROWS
 constexpr int kBlock = 256;                          // points in the first-level cache
+
+// As parallel and parallel_for, for work that is soon done: it never waits for a thread that the
+// machine gives no time, as OpenMP does.
+void parallel_brief(int threads, int64_t tasks, void (*body)(void*, int64_t), void* context);
+
+template <class F>
+void brief_for(int threads, int64_t tasks, const F& body) {
+  parallel_brief(threads, tasks,
+                 [](void* context, int64_t task) { (*static_cast<const F*>(context))(task); },
+                 const_cast<F*>(&body));
+}
 
 // Points of float32 anywhere in memory; bytes from point to point, and from x to y and y to z.
 struct Points {

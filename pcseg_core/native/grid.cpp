@@ -159,7 +159,7 @@ void spread_nearest(float* values, int32_t side, int threads) {
       if (next >= 0 && (above < 0 || next - r < r - above)) source[at] = next;
     }
   const std::vector<float> known(values, values + cells);
-  parallel_for(threads, side, [&](int64_t r) {
+  brief_for(threads, side, [&](int64_t r) {
     // Parabolas whose lowest points are the columns; each is the lowest from its start on.
     double* start = reinterpret_cast<double*>(thread_scratch(side * 20));
     double* height = start + side;  // squared distance within the column
@@ -190,7 +190,7 @@ void spread_nearest(float* values, int32_t side, int threads) {
 
 // Cells without evidence are free where beams passed close above the ground.
 void find_free(const GridArgs& a, const float* ground, int threads) {
-  parallel_for(threads, a.side, [&](int64_t row) {
+  brief_for(threads, a.side, [&](int64_t row) {
     Block block;
     uint8_t seen[kBlock];
     int32_t which[kBlock];
@@ -218,7 +218,7 @@ void find_free(const GridArgs& a, const float* ground, int threads) {
 void draw(const GridArgs& a, int threads) {
   const int64_t n = a.points.n, cells = int64_t{a.side} * a.side;
   std::vector<Place> places(n);
-  parallel_for(threads, (n + kPoints - 1) / kPoints, [&](int64_t task) {
+  brief_for(threads, (n + kPoints - 1) / kPoints, [&](int64_t task) {
     const int64_t end = std::min(n, (task + 1) * kPoints);
     for (int64_t i = task * kPoints; i < end; i += kBlock)
       place_block(a, i, static_cast<int>(std::min<int64_t>(kBlock, end - i)), places.data() + i);
@@ -226,7 +226,7 @@ void draw(const GridArgs& a, int threads) {
   const Sorted sorted(places, cells);
   const Levels levels(a);
   std::vector<float> ground(cells);
-  parallel_for(threads, a.side, [&](int64_t row) {
+  brief_for(threads, a.side, [&](int64_t row) {
     for (int64_t c = row * a.side; c < (row + 1) * a.side; ++c) {
       const Place* place = sorted.places.data();
       if (sorted.begin[c] == sorted.begin[c + 1]) {

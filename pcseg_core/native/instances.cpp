@@ -21,15 +21,15 @@ constexpr int64_t kNone = -1;
 // Numbers of distinct keys, which are not negative, in the order in which they came.
 class Numbers {
  public:
-  explicit Numbers(int64_t most) {
-    while ((int64_t{1} << bits_) < 2 * most) ++bits_;
-    keys_.assign(int64_t{1} << bits_, kNone);
-    numbers_.resize(keys_.size());
-  }
+  Numbers() { resize(10); }
 
   int32_t add(int64_t key) {
-    const int64_t slot = find(key);
+    int64_t slot = find(key);
     if (keys_[slot] == kNone) {
+      if (2 * list_.size() >= keys_.size()) {
+        resize(bits_ + 1);
+        slot = find(key);
+      }
       keys_[slot] = key;
       numbers_[slot] = static_cast<int32_t>(list_.size());
       list_.push_back(key);
@@ -53,7 +53,18 @@ class Numbers {
     return slot;
   }
 
-  int bits_ = 1;
+  void resize(int bits) {
+    bits_ = bits;
+    keys_.assign(int64_t{1} << bits, kNone);
+    numbers_.resize(keys_.size());
+    for (size_t k = 0; k < list_.size(); ++k) {
+      const int64_t slot = find(list_[k]);
+      keys_[slot] = list_[k];
+      numbers_[slot] = static_cast<int32_t>(k);
+    }
+  }
+
+  int bits_ = 0;
   std::vector<int64_t> keys_, list_;
   std::vector<int32_t> numbers_;
 };
@@ -97,7 +108,7 @@ void cluster(const ClusterArgs& a) {
     rows.push_back(static_cast<int32_t>(i));
     keys.push_back(cell_key(a.group[label], floor_of(x / a.cell_m), floor_of(y / a.cell_m)));
   }
-  Numbers cells(static_cast<int64_t>(keys.size()));
+  Numbers cells;
   std::vector<int32_t> cell(keys.size());
   for (size_t k = 0; k < keys.size(); ++k)
     cell[k] = k && keys[k] == keys[k - 1] ? cell[k - 1] : cells.add(keys[k]);
@@ -148,7 +159,7 @@ int64_t plane_cell(const Points& p, int64_t i, float cell_m) {
 constexpr int64_t kAround[] = {0, -1, 1, -kRow, kRow, -kRow - 1, -kRow + 1, kRow - 1, kRow + 1};
 
 void mark_near(const Points& points, const Points& others, float cell_m, uint8_t* found) {
-  Numbers cells(others.n);
+  Numbers cells;
   int64_t before = kNone;
   for (int64_t i = 0; i < others.n; ++i) {
     const int64_t key = plane_cell(others, i, cell_m);

@@ -2,6 +2,7 @@
 // Points as records of bytes: the data of clouds. Also which points a cloud has, and the entropy of
 // their classes.
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -70,7 +71,7 @@ void copy(const char* from, int64_t from_step, char* to, int64_t to_step, int64_
 
 void write_records(const RecordsArgs& a, int threads) {
   const int64_t parts = (a.width + kPoints - 1) / kPoints;  // of a row
-  parallel_for(threads, a.height * parts, [&](int64_t task) {
+  brief_for(threads, a.height * parts, [&](int64_t task) {
     const int64_t row = task / parts, begin = task % parts * kPoints;
     const int64_t end = std::min(a.width, begin + kPoints);
     for (int64_t i = begin; i < end; i += kBlock) {
@@ -117,7 +118,7 @@ char* take_block(const char* from, int64_t step, const uint8_t* chosen, int n, c
 // The records that are chosen, one after the other; `first` holds the number before each task.
 void take_records(const char* from, int64_t step, const uint8_t* chosen, int64_t n,
                   const int64_t* first, char* out, int threads) {
-  parallel_for(threads, (n + kPoints - 1) / kPoints, [&](int64_t task) {
+  brief_for(threads, (n + kPoints - 1) / kPoints, [&](int64_t task) {
     const int64_t end = std::min(n, (task + 1) * kPoints);
     char* to = out + first[task] * step;
     for (int64_t i = task * kPoints; i < end; i += kBlock)
@@ -139,7 +140,7 @@ struct ChooseArgs {
 void choose(const ChooseArgs& a, int threads) {
   const int32_t everywhere = a.limit == std::numeric_limits<float>::infinity();
   const bool places = a.returns || !everywhere;  // of the points matter
-  parallel_for(threads, (a.points.n + kPoints - 1) / kPoints, [&](int64_t task) {
+  brief_for(threads, (a.points.n + kPoints - 1) / kPoints, [&](int64_t task) {
     Block b;
     const int64_t end = std::min(a.points.n, (task + 1) * kPoints);
     for (int64_t first = task * kPoints; first < end; first += kBlock) {
@@ -162,6 +163,33 @@ void choose(const ChooseArgs& a, int threads) {
       }
       for (int i = 0; i < n; ++i) a.chosen[first + i] = static_cast<uint8_t>(kept[i]);
     }
+  });
+}
+
+struct ValuesArgs {
+  const int32_t* labels;    // (n) class, or -1
+  const uint8_t* by_class;  // (classes + 1) of each class, and of -1
+  const uint32_t* numbers;  // (n) number of an instance, 0 for none; or null
+  const uint8_t* by_number;  // (count) of each instance
+  uint8_t* values;          // (n)
+  int64_t n;
+  int32_t classes, count;
+};
+
+void find_values(const ValuesArgs& a, int threads) {
+  const uint32_t classes = a.classes, count = a.numbers ? a.count : 0;
+  const auto *by_class = a.by_class, *by_number = a.by_number;
+  const int32_t* labels = a.labels;
+  brief_for(threads, (a.n + kPoints - 1) / kPoints, [=](int64_t task) {
+    const int64_t end = std::min(a.n, (task + 1) * kPoints);
+    uint8_t* values = a.values;
+    for (int64_t i = task * kPoints; i < end; ++i) {
+      const uint32_t label = static_cast<uint32_t>(labels[i]);
+      values[i] = by_class[label < classes ? label : classes];
+    }
+    const uint32_t* numbers = a.numbers;
+    for (int64_t i = task * kPoints; i < end && count; ++i)
+      if (numbers[i] && numbers[i] < count) values[i] = by_number[numbers[i]];
   });
 }
 
@@ -236,7 +264,7 @@ void entropy(const float* values, int64_t rows, int32_t columns, int64_t step, f
   const float scale = 1.0f / std::log(static_cast<float>(std::max(columns, 2)));
   const int64_t block = std::max(1, kTerms / columns);  // rows
   const int64_t bytes = std::max<int64_t>(kTerms, columns) * sizeof(float);
-  parallel_for(threads, (rows + kPoints - 1) / kPoints, [&](int64_t task) {
+  brief_for(threads, (rows + kPoints - 1) / kPoints, [&](int64_t task) {
     float* terms = reinterpret_cast<float*>(thread_scratch(bytes));
     const int64_t end = std::min(rows, (task + 1) * kPoints);
     for (int64_t begin = task * kPoints; begin < end; begin += block) {
@@ -299,6 +327,17 @@ PCSEG_API int32_t pcseg_choose(const ChooseArgs* args, int32_t threads) {
   });
 }
 
+// See ValuesArgs: the value of the instance of each point, or of its class where it has none.
+PCSEG_API int32_t pcseg_point_values(const ValuesArgs* args, int32_t threads) {
+  if (!args || !rows_ok(args->n) || args->classes < 0 || !args->by_class) return kBadArgument;
+  if (args->n && (!args->labels || !args->values)) return kBadArgument;
+  if (args->numbers && args->count && !args->by_number) return kBadArgument;
+  return guarded([&] {
+    find_values(*args, threads);
+    return kDone;
+  });
+}
+
 // (rows) entropy of probabilities, divided by the logarithm of the number of columns; NaN for rows
 // whose sum is 0. Rows are `step` values apart.
 PCSEG_API int32_t pcseg_row_entropy(const float* values, int64_t rows, int32_t columns,
@@ -314,21 +353,26 @@ PCSEG_API int32_t pcseg_row_entropy(const float* values, int64_t rows, int32_t c
 // Whether (height, width, count) values of float32 are all finite: 1 or 0. The values of a point
 // follow each other.
 PCSEG_API int32_t pcseg_all_finite(const char* from, int64_t height, int64_t width, int32_t count,
-                                   int64_t row_step, int64_t step) {
-  uint32_t found = 0;  // the highest bit is set by an exponent of ones
-  const auto look = [&found](const char* value) {
-    uint32_t bits;
-    std::memcpy(&bits, value, sizeof(bits));
-    found |= (bits & 0x7fffffffu) + 0x00800000u;
-  };
-  for (int64_t row = 0; row < height; ++row) {
-    const char* point = from + row * row_step;
+                                   int64_t row_step, int64_t step, int32_t threads) {
+  std::atomic<uint32_t> found{0};  // the highest bit is set by an exponent of ones
+  const int64_t parts = (width + kPoints - 1) / kPoints;
+  brief_for(threads, height * parts, [&](int64_t task) {
+    const int64_t begin = task % parts * kPoints, end = std::min(width, begin + kPoints);
+    const char* point = from + task / parts * row_step + begin * step;
+    uint32_t seen = 0;
+    const auto look = [&seen](const char* value) {
+      uint32_t bits;
+      std::memcpy(&bits, value, sizeof(bits));
+      seen |= (bits & 0x7fffffffu) + 0x00800000u;
+    };
     if (count == 3) {
-      for (int64_t i = 0; i < width; ++i, point += step) look(point), look(point + 4), look(point + 8);
+      for (int64_t i = begin; i < end; ++i, point += step)
+        look(point), look(point + 4), look(point + 8);
     } else {
-      for (int64_t i = 0; i < width; ++i, point += step)
+      for (int64_t i = begin; i < end; ++i, point += step)
         for (int32_t k = 0; k < count; ++k) look(point + 4 * k);
     }
-  }
+    found |= seen;
+  });
   return found < 0x80000000u;
 }

@@ -77,6 +77,21 @@ class ChooseArgs(ctypes.Structure):
     )
 
 
+class ValuesArgs(ctypes.Structure):
+    """Values of points by class and by instance."""
+
+    _fields_ = (
+        ("labels", c_void_p),
+        ("by_class", c_void_p),
+        ("numbers", c_void_p),
+        ("by_number", c_void_p),
+        ("values", c_void_p),
+        ("n", c_int64),
+        ("classes", c_int32),
+        ("count", c_int32),
+    )
+
+
 class ImageArgs(ctypes.Structure):
     """The points of a range image."""
 

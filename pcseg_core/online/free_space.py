@@ -73,7 +73,8 @@ class FreeSpace:
         for number, origin in enumerate(np.asarray(beams.origins, np.float32)):
             own = None if beams.source is None else beams.source == number
             if own is None or own.any():
-                self._views.append(_View(points, origin, own, beams.last))
+                self._views.append(_Images(points, origin, own, beams.last))
+        self._listed = (View * len(self._views))(*(view.structure for view in self._views))
 
     def passed(self, points: Array, margin_m: float) -> npt.NDArray[np.bool_]:
         """(M,) bool: all returns around the direction of a point (3, M) are beyond it by a margin.
@@ -95,11 +96,10 @@ class FreeSpace:
 
     def views(self, margin_m: float) -> Views:
         """The range images for the native library; they live as long as this object."""
-        listed = (View * len(self._views))(*(view.structure for view in self._views))
-        return Views(listed, len(self._views), margin_m)
+        return Views(self._listed, len(self._listed), margin_m)
 
 
-class _View:
+class _Images:
     """Range images of one LiDAR, in cells of 0.35 by about 0.5 degrees.
 
     Args:

@@ -23,7 +23,7 @@ from pcseg_core.labels import IGNORE, MOVING, STATIC, UNKNOWN, LabelSpace
 from pcseg_core.native.library import check, optional_library
 from pcseg_core.native.structures import Points
 from pcseg_core.online.free_space import Beams, FreeSpace, half
-from pcseg_core.online.instances import cluster_instances
+from pcseg_core.online.instances import cluster_instances, point_values
 
 Array = npt.NDArray[Any]
 Float32 = npt.NDArray[np.float32]
@@ -90,7 +90,8 @@ class Things:
         beams = Beams.of(cloud)
         rows = half(len(cloud), beams)
         free = FreeSpace(cloud.xyz[rows].T, None if beams is None else beams.take(rows))
-        return cls(_columns(cloud.xyz, things), ids, size, free, pose, cloud.stamp_ns)
+        points = np.asarray(cloud.xyz[things].T, np.float32)
+        return cls(points, ids, size, free, pose, cloud.stamp_ns)
 
     def share(self, chosen: Array) -> Array:
         """(I + 1,) share of the points of each instance that are chosen, a mask (M,)."""
@@ -294,10 +295,7 @@ def field_of(labels: Array, space: LabelSpace, instances: Array, verdict: UInt8)
     movable = _things(space)
     by_class = np.full(len(space) + 1, STATIC if movable else UNKNOWN, np.uint8)
     by_class[[IGNORE, *movable]] = UNKNOWN
-    found: UInt8 = by_class.take(labels, mode="wrap")
-    things = np.flatnonzero(instances != 0)
-    found[things] = verdict[instances[things]]
-    return found
+    return point_values(labels, by_class, instances, verdict)
 
 
 def _jumped(before: Things, now: Things) -> bool:
@@ -305,8 +303,3 @@ def _jumped(before: Things, now: Things) -> bool:
     if not 0 < step_s <= _GAP_S:
         return True
     return float(np.linalg.norm(now.pose[:3, 3] - before.pose[:3, 3])) > _JUMP_MPS * step_s
-
-
-def _columns(xyz: Array, rows: Array) -> Float32:
-    """(3, M) float32 of chosen points."""
-    return np.stack([axis.take(rows) for axis in xyz.T]).astype(np.float32, copy=False)

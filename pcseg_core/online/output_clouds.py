@@ -18,6 +18,7 @@ from pcseg_core.native.library import check, optional_library, thread_count
 from pcseg_core.native.structures import ChooseArgs, Points
 from pcseg_core.online import row_reductions
 from pcseg_core.online.class_maps import require_classes
+from pcseg_core.online.instances import point_values
 
 if TYPE_CHECKING:
     from pcseg_core.online.pipeline import LabeledSweep
@@ -101,7 +102,7 @@ def autoware_cloud(msg: PointCloud2Like, labeled: LabeledSweep, ids: Array) -> E
     known = labeled.labels != IGNORE
     fields = {
         **_positions(msg),
-        "class_id": ids.take(labeled.labels, mode="wrap"),
+        "class_id": point_values(labeled.labels, ids),
         "probability": np.where(known, labeled.confidence, np.float32(0)),
         "entropy": entropy(labeled.probabilities, len(labeled.labels)),
     }

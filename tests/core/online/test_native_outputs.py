@@ -28,7 +28,7 @@ from pcseg_ros.output_parameters import CloudParameters
 pytestmark = pytest.mark.skipif(
     isinstance(library.load(), str), reason="the native library was not built"
 )
-properties = settings(max_examples=40, deadline=None)
+properties = settings(max_examples=25, deadline=None)
 MODULES = cloud_records, free_space, grid, instances, moving, output_clouds, row_reductions
 SPACE = LabelSpace.load("street")
 SEEDS = st.integers(0, 9999)
@@ -186,6 +186,20 @@ def test_instances(seed: int, count: int, cell: float, least: int) -> None:
     )
     assert native.dtype == np.uint32
     np.testing.assert_array_equal(native, expected)
+
+
+@properties
+@given(SEEDS, st.integers(0, 300), st.integers(0, 9), st.booleans())
+def test_values_by_instance_and_class(seed: int, count: int, most: int, known: bool) -> None:
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(-1, 5, count).astype(rng.choice([np.int32, np.int64]))
+    by_class, by_instance = (rng.integers(0, 256, n, np.uint8) for n in (6, most + 1))
+    ids = rng.integers(0, most + 1, count).astype(np.uint32)
+    more = (ids, by_instance) if known else ()
+    native, expected = both(lambda: instances.point_values(labels, by_class, *more))
+    np.testing.assert_array_equal(native, expected)
+    own = np.where(known & (ids > 0), by_instance[ids], by_class[labels])
+    np.testing.assert_array_equal(native, own)
 
 
 @properties

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -94,7 +95,7 @@ def evaluate_recording(
     teacher = _load_teacher(recipe.teacher, setup) if recipe else None
     truth = _ground_truth(recording, options, recipe, teacher)
     if options.live:
-        methods = _live(source, options, setup)
+        methods = _live(source, options, setup, getattr(recording, "cloud_topics", ()))
     else:
         same = recipe is not None and recipe.teacher == setup.teacher
         fused = teacher if same else _load_teacher(setup.teacher, setup)
@@ -231,7 +232,9 @@ def _check_bag(source: str) -> Path:
     return Path(split_query(place)[0])
 
 
-def _live(source: str, options: ReplayOptions, setup: NodeSetup) -> list[Method]:
+def _live(
+    source: str, options: ReplayOptions, setup: NodeSetup, topics: Sequence[str]
+) -> list[Method]:
     from pcseg_core.checkpoint import load_checkpoint
     from pcseg_core.evaluation.live import LiveMethod, find_replay
     from pcseg_core.labels import LabelSpace
@@ -247,7 +250,7 @@ def _live(source: str, options: ReplayOptions, setup: NodeSetup) -> list[Method]
         note(f"playing {bag} to the node with {checkpoint}")
         playing = bar("playing", transient=True)  # at the speed of the recording
         with tempfile.TemporaryDirectory(prefix="pcseg-replay-") as logs, playing:
-            result = play(bag, Path(checkpoint), Path(logs), options.params)
+            result = play(bag, Path(checkpoint), Path(logs), options.params, topics)
         methods.append(LiveMethod(name, checkpoint, space, result))
     return methods
 

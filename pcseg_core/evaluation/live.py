@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -115,8 +115,31 @@ class ReplayResult:
     stages_ms: dict[str, tuple[float, float]] = field(default_factory=dict)
 
 
-Replay = Callable[[Path, Path, Path, "Path | None"], ReplayResult]
-"""(bag, checkpoint, folder for logs, ROS parameter file of the node or None) -> result."""
+OTHER_LIDARS = "united of other LiDARs"
+"""Why labels of a sweep do not count: it has more or fewer points than in the bag."""
+
+
+class Replay(Protocol):
+    """Plays a bag to a node and collects its labels."""
+
+    def __call__(
+        self,
+        bag: Path,
+        checkpoint: Path,
+        logs: Path,
+        params: Path | None = None,
+        topics: Sequence[str] = (),
+    ) -> ReplayResult:
+        """Play the sweeps.
+
+        Args:
+            bag: rosbag2.
+            checkpoint: of the node.
+            logs: folder for logs.
+            params: ROS parameter file of the node.
+            topics: cloud topics of the bag, whose sweeps the node unites if they are several;
+                none for its only one.
+        """
 
 
 @dataclass(eq=False)
@@ -142,6 +165,9 @@ class LiveMethod:
     def predict(self, sweep: Sweep) -> Prediction | None:
         """See `Method`."""
         labels = self.result.labels.get(sweep.cloud.stamp_ns)
+        if labels is not None and len(labels) != len(sweep.cloud):
+            self.result.dropped[OTHER_LIDARS] = self.result.dropped.get(OTHER_LIDARS, 0) + 1
+            return None
         return None if labels is None else Prediction(labels)
 
 
@@ -191,7 +217,7 @@ def read_parameters(path: Path) -> NodeSetup:
 
 
 def replay_in_process(
-    bag: Path, checkpoint: Path, logs: Path, params: Path | None = None
+    bag: Path, checkpoint: Path, logs: Path, params: Path | None = None, topics: Sequence[str] = ()
 ) -> ReplayResult:
     """Label the sweeps of a bag with the pipeline of a node with default parameters; a `Replay`.
 
@@ -202,6 +228,7 @@ def replay_in_process(
         raise InputError(f"{params}: a replay in this process takes no parameters")
     pipeline = Pipeline(Segmenter.load(checkpoint))
     options: dict[str, Any] = {**NodeSetup().bag_options, "camera_topics": [], "poses": "none"}
+    options["cloud_topic"] = ",".join(topics) or None
     recording = open_recording(f"bag:{bag}", trained=pipeline.trained_on, **options)
     result = ReplayResult("in process", len(recording))
     timings: dict[str, list[float]] = {}

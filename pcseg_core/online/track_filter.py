@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -68,9 +69,15 @@ class Measured:
     def __len__(self) -> int:
         return len(self.yaws)
 
+    @cached_property
+    def extents(self) -> tuple[Float64, Float64]:
+        """Lowest and highest coordinates (I, 3) along the headings, across them, and upward."""
+        return self.grouped.extents(self.yaws)
+
+    @cached_property
     def boxes(self) -> Rectangles:
         """The boxes of the things."""
-        low, high = self.grouped.extents(self.yaws)
+        low, high = self.extents
         x, y = (low + high)[:, :2].T / 2
         cos, sin = np.cos(self.yaws), np.sin(self.yaws)
         center = np.stack([x * cos - y * sin, x * sin + y * cos], 1)
@@ -103,38 +110,35 @@ def assign(tracks: Array, things: Measured) -> tuple[Array, Array]:
     """Tracks and things that belong together, least total cost: rows (K,) of both."""
     if not len(tracks) or not len(things):
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
-    boxes = things.boxes()
-    cost = np.minimum(
-        _distance(tracks, boxes, tracks["yaw"][:, None]), _distance(tracks, boxes, boxes.yaw)
-    )
+    cost = _distance(tracks, things.boxes)
     cost[(tracks["group"][:, None] != things.groups) | (cost > _GATE)] = 1e6
     rows, columns = linear_sum_assignment(cost)
     near = cost[rows, columns] < 1e6
     return rows[near], columns[near]
 
 
-def _distance(tracks: Array, boxes: Rectangles, yaw: Float64) -> Float64:
-    """Squared normalized distance (T, I) of things from predicted boxes, along given axes.
+def _distance(tracks: Array, boxes: Rectangles) -> Float64:
+    """Squared normalized distance (T, I) of things from predicted boxes.
 
-    Args:
-        tracks: (T,).
-        boxes: of I things.
-        yaw: (T or 1, I or 1) heading of the axes [rad].
+    Along the axes of the tracks or along those of the things, whichever is less.
     """
-    total = np.zeros((len(tracks), len(boxes)))
-    longer = np.zeros((len(tracks), len(boxes)))
+    # Of shape (2, T, I): the axes of the tracks, and those of the things.
+    yaw = np.stack(np.broadcast_arrays(tracks["yaw"][:, None], boxes.yaw))
+    size = tracks["size"][:, None, :2]
     odd = np.round((yaw - tracks["yaw"][:, None]) / (np.pi / 2)).astype(np.int64) % 2 == 1
     along = np.abs(np.cos(boxes.yaw - yaw)), np.abs(np.sin(boxes.yaw - yaw))
     apart = boxes.center - tracks["position"][:, None]
     cos, sin = np.cos(yaw), np.sin(yaw)
+    total, longer = np.zeros(yaw.shape), np.zeros(yaw.shape)
     for axis, way in enumerate(((cos, sin), (-sin, cos))):
-        known = np.where(odd, tracks["size"][:, None, 1 - axis], tracks["size"][:, None, axis])
+        known = np.where(odd, size[..., 1 - axis], size[..., axis])
         seen = along[axis] * boxes.size[:, 0] + along[1 - axis] * boxes.size[:, 1]
         shift, _ = _shift(apart[..., 0] * way[0] + apart[..., 1] * way[1], known, seen)
         total += shift**2
         longer += np.maximum(seen - known - _EXCESS_M, 0) ** 2
     variance = tracks["variance"][:, :1] + _NOISE_M**2
-    return total / variance + np.minimum(longer, _MOST_EXCESS)
+    distance: Float64 = (total / variance + np.minimum(longer, _MOST_EXCESS)).min(0)
+    return distance
 
 
 def _shift(apart: Float64, known: Float64, seen: Float64) -> tuple[Float64, Float64]:
@@ -183,7 +187,7 @@ def correct(tracks: Array, rows: Array, things: Measured, numbers: Array) -> Non
 def _turn(old: Array, things: Measured, numbers: Array) -> Float64:
     """Change (K,) of the headings: toward the nearest edge of the things [rad]."""
     difference = (things.yaws[numbers] - old["yaw"] + np.pi / 4) % (np.pi / 2) - np.pi / 4
-    low, high = things.grouped.extents(things.yaws)
+    low, high = things.extents
     long = (high - low)[numbers, :2].max(1) >= _TURN_M
     clear = long & (things.grouped.counts[numbers] >= _TURN_POINTS)
     corner = (high - low)[numbers, :2].min(1) >= _TURN_M
@@ -245,7 +249,7 @@ def begin(things: Measured, numbers: Array, first_id: int) -> Array:
     new = np.zeros(len(numbers), STATE)
     if not len(numbers):
         return new
-    low, high = (ends[numbers] for ends in things.grouped.extents(things.yaws))
+    low, high = (ends[numbers] for ends in things.extents)
     new["id"] = first_id + np.arange(len(numbers))
     new["group"], new["label"] = things.groups[numbers], things.labels[numbers]
     new["yaw"] = things.yaws[numbers]

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from pcseg_core.labels import LabelSpace
 from pcseg_core.online import track_filter as filter_
 from pcseg_core.online.boxes import Grouped, fit_headings
 from pcseg_core.online.instances import cluster_instances
-from pcseg_core.online.thing_parts import GROUPS, Rectangles, is_one, join_parts
+from pcseg_core.online.thing_parts import GROUPS, VEHICLES, Rectangles, is_one, join_parts
 
 Array = npt.NDArray[Any]
 Float64 = npt.NDArray[np.float64]
@@ -96,9 +96,10 @@ class Tracked:
 class Tracker:
     """Tracks the things of sweeps one by one.
 
-    Clusters that cover several predicted boxes are split. Clusters and tracks are assigned to each
-    other by the distance of their edges and by their extents, and each track is a Kalman
-    filter of constant velocity. What is not assigned is a part of a track whose box it lies in, or
+    Clusters in one predicted box of a vehicle are joined, and those that cover several boxes are
+    split. Clusters and tracks are assigned to each other by the distance of their edges and by
+    their extents, and those that are left by their overlap; each track is a Kalman filter of
+    constant velocity. What is not assigned is a part of a track whose box it lies in, or
     begins a track. Tracks that are not seen are predicted for a while.
     """
 
@@ -138,9 +139,9 @@ class Tracker:
         step_s = self._step(cloud.stamp_ns, pose, space)
         tracks = filter_.predict(self._tracks, step_s)
         things = _joined(_Things.of(cloud, labels, space, pose, rules), pose[:3, 3])
-        things, tracks = _split(things, tracks, rules.min_points)
+        things, tracks = _split(_joined_in(things, tracks), tracks, rules.min_points)
         found = things.found
-        of_track, of_thing = filter_.assign(tracks, found)
+        of_track, of_thing = filter_.recover(tracks, found, *filter_.assign(tracks, found))
         ids = np.zeros(len(found), np.uint32)
         ids[of_thing] = tracks["id"][of_track]
         filter_.correct(tracks, of_track, found, of_thing)
@@ -227,6 +228,11 @@ class _Things:
         """(M,) thing of each point."""
         return np.repeat(np.arange(len(self.found)), self.found.grouped.counts)
 
+    def merged(self, numbers: Array) -> _Things:
+        """Unions of these, by the number of each thing (I,), 0 and on."""
+        one_each = numbers.max(initial=-1) + 1 == len(numbers)
+        return self if one_each else self.regrouped(numbers[self.numbers])
+
     def regrouped(self, numbers: Array) -> _Things:
         """Things that are unions, or parts, of these, by the number of each point (M,)."""
         old = self.found
@@ -266,10 +272,21 @@ def _groups(space: LabelSpace, classes: Sequence[str]) -> npt.NDArray[np.int64]:
 
 def _joined(things: _Things, sensor: Array) -> _Things:
     """Clusters that are parts of one thing become one."""
-    numbers = join_parts(things.found.boxes, sensor)
-    if len(np.unique(numbers)) == len(numbers):
-        return things
-    return things.regrouped(numbers[things.numbers])
+    return things.merged(join_parts(things.found.boxes, sensor))
+
+
+def _joined_in(things: _Things, tracks: Array) -> _Things:
+    """Clusters in the box of one track of a vehicle become one."""
+    vehicles = tracks[(tracks["hits"] >= _SPLIT_HITS) & (tracks["group"] == VEHICLES)]
+    boxes = filter_.boxes_of(vehicles)
+    boxes = replace(boxes, size=boxes.size + 2 * _MARGIN_M)
+    common, size = filter_.common_extents(boxes, things.found.boxes)
+    share = (common / size).prod(0) * (things.found.groups == VEHICLES)
+    numbers = np.arange(len(things.found))
+    if len(boxes):
+        owner = np.where(share.max(0) >= _INSIDE_SHARE, share.argmax(0), len(boxes) + numbers)
+        numbers = np.unique(owner, return_inverse=True)[1]
+    return things.merged(numbers)
 
 
 def _split(things: _Things, tracks: Array, least: int) -> tuple[_Things, Array]:
@@ -303,15 +320,9 @@ def _split(things: _Things, tracks: Array, least: int) -> tuple[_Things, Array]:
 
 def _near(boxes: Rectangles, others: Rectangles) -> Array:
     """(T, I) bool: a point of the other can be in the box of a track of its group, or beside it."""
-    turned = others.yaw - boxes.yaw[:, None]
-    along, across = np.abs(np.cos(turned)), np.abs(np.sin(turned))
-    apart = others.center - boxes.center[:, None]
-    cos, sin = np.cos(boxes.yaw)[:, None], np.sin(boxes.yaw)[:, None]
-    x, y = apart[..., 0], apart[..., 1]
-    (length, width), reach = others.size.T, boxes.size[:, None] / 2 + _MARGIN_M
-    near = np.abs(x * cos + y * sin) <= reach[..., 0] + (along * length + across * width) / 2
-    near &= np.abs(y * cos - x * sin) <= reach[..., 1] + (across * length + along * width) / 2
-    return near & (boxes.groups[:, None] == others.groups)
+    distance, size = filter_.apart(boxes, others)
+    reach = (boxes.size.T[..., None] + size) / 2 + _MARGIN_M
+    return (distance <= reach).all(0) & (boxes.groups[:, None] == others.groups)
 
 
 def _different(boxes: Rectangles, rows: Array, hits: Array) -> tuple[list[int], list[int]]:

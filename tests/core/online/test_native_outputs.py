@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.measure import threads
 from pcseg_core import cloud_records
-from pcseg_core.cloud import PointCloud
+from pcseg_core.cloud import PointCloud, encode_cloud
 from pcseg_core.errors import InputError
 from pcseg_core.geometry import from_euler
 from pcseg_core.labels import LabelSpace
@@ -243,6 +244,34 @@ def test_the_nearest_ground_is_that_of_the_exact_distance(side: int) -> None:
     native, expected = both(lambda: grid.draw_grid(evidence, ground, np.eye(4), costs, config))
     np.testing.assert_array_equal(native.costs, expected.costs)
     assert native.height_m == pytest.approx(expected.height_m, abs=1e-6)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_many_points_on_any_number_of_threads(workers: int) -> None:
+    rng = np.random.default_rng(0)
+    points = sweep(rng, 40_000, odd=0.01)
+    labels = rng.integers(-1, len(SPACE), len(points)).astype(np.int32)
+    likely = rng.dirichlet(np.ones(len(SPACE)), len(points)).astype(np.float32)
+    labeled = LabeledSweep(PointCloud(points), labels, likely.max(1), SPACE)
+    rules = {"near": CloudParameters.model_validate({"max_range_m": 10.0})}
+    message = encode_cloud(dict(zip("xyz", points.T)), 4, 10_000)
+    evidence, costs = grid.Evidence(points.T, labels), grid.read_costs("", SPACE)
+
+    def compute() -> list[np.ndarray]:
+        free = FreeSpace(points.T)
+        encoded = output_clouds.append_labels(message, labeled, output_clouds.ExtraFields())
+        chosen = output_clouds.choose_points(rules, "near", labeled)
+        taken = cloud_records.take(encoded.data.reshape(len(points), -1), chosen)
+        drawn = grid.draw_grid(evidence, points.T, np.eye(4), costs, grid.GridConfig())
+        passed, entropy = free.passed(points.T * 0.5, 0.4), row_reductions.entropy(likely)
+        values = instances.point_values(labels, np.arange(len(SPACE) + 1, dtype=np.uint8))
+        return [encoded.data, chosen, np.array(taken), passed, entropy, values, drawn.costs]
+
+    with threads(workers):
+        native, expected = both(compute)
+    for found, known in zip(native, expected, strict=True):
+        assert found.shape == known.shape
+        assert np.count_nonzero(~np.isclose(found, known, atol=2e-6)) <= 0.002 * found.size
 
 
 def test_points_of_other_types_are_refused() -> None:

@@ -147,7 +147,7 @@ def traffic(xyz: np.ndarray, things: np.ndarray, number: int) -> np.ndarray:
 def outputs_of(message: Any, labeled: LabeledSweep) -> dict[str, Callable[[], Any]]:
     """The outputs on request by name."""
     from pcseg_ros.conversions import cloud_message, filtered_message, grid_message, mono_message
-    from pcseg_ros.tracks import confidence_of, markers, states
+    from pcseg_ros.tracks import TrackMarkers, confidence_of, states
 
     space, header = labeled.label_space, message.header
     encoded = cloud_message(header, append_labels(message, labeled, ExtraFields()))
@@ -175,7 +175,7 @@ def outputs_of(message: Any, labeled: LabeledSweep) -> dict[str, Callable[[], An
         cloud = replace(labeled.cloud, stamp_ns=next(drive) * 100_000_000)
         things.update(cloud, labels, space, np.eye(4))
 
-    tracker, street = Tracker(), itertools.count(1)
+    tracker, draw_tracks, street = Tracker(), TrackMarkers(), itertools.count(1)
     vehicles = np.flatnonzero(labels == space.index("vehicle"))
     result = replace(labeled, labels=labels, pose=np.eye(4))
 
@@ -188,7 +188,7 @@ def outputs_of(message: Any, labeled: LabeledSweep) -> dict[str, Callable[[], An
 
     def mark() -> None:
         assert result.tracked is not None
-        markers(header, result.tracked.tracks, space, {})
+        draw_tracks(header, result.tracked.tracks, space, {})
 
     fields = ExtraFields(probabilities=("road", "person"))
     return {

@@ -134,6 +134,10 @@ _SIGNATURES = {
     "pcseg_classify": (c_int32, [c_void_p, c_int32]),
     "pcseg_spread": (c_int32, [c_void_p, c_int32]),
     "pcseg_highest": (c_int32, [POINTER(HighestArgs)]),
+    "pcseg_fit_headings": (
+        c_int32,
+        [c_void_p, c_int64, c_void_p, c_void_p, c_int64, *[c_int32] * 3, c_float, c_void_p],
+    ),
     "pcseg_write_records": (c_int32, [c_void_p, c_int32]),
     "pcseg_take_records": (
         c_int32,

@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import rclpy
 from rclpy.context import Context
@@ -18,7 +19,7 @@ from sensor_msgs.msg import PointCloud2
 from pcseg_core.data.bag import BagRecording
 from pcseg_core.data.bag_reader import ODOMETRY, TF
 from pcseg_core.errors import PcsegError
-from pcseg_core.evaluation.live import ReplayResult
+from pcseg_core.evaluation.live import LIDAR_OPTIONS, ReplayResult
 from pcseg_ros.conversions import read_labels, stamp_ns
 from pcseg_ros.health import NodeHealth
 from pcseg_ros.subprocesses import applied, local_domain, run_module, tail
@@ -33,7 +34,7 @@ def replay(
     checkpoint: Path,
     logs: Path,
     params: Path | None = None,
-    topics: Sequence[str] = (),
+    lidars: Mapping[str, Any] | None = None,
     rate: float = 1.0,
 ) -> ReplayResult:
     """Run a node and a player as subprocesses, in a local ROS domain.
@@ -44,19 +45,17 @@ def replay(
         logs: folder for node.log and player.log.
         params: ROS parameter file of the node, which then gets all topics of the bag; None plays
             the sweeps, of several LiDARs with the transforms, to a node with default parameters.
-        topics: cloud topics of the bag, whose sweeps are united if they are several; none for its
-            only one.
+        lidars: options of `BagRecording` that unite the sweeps of several LiDARs; the node does
+            the same.
         rate: speed; 1 is as recorded.
 
     Raises:
         PcsegError: the node or the player ended or did not answer in time; with its last output.
     """
-    recording = BagRecording(
-        bag, cloud_topic=",".join(topics) or None, camera_topics=[], poses="none"
-    )
+    recording = BagRecording(bag, camera_topics=[], poses="none", **(lidars or {}))
     count = len(recording)
     lasts_s = (recording[count - 1].stamp_ns - recording[0].stamp_ns) * 1e-9 / rate
-    node, player = _commands(recording, checkpoint, params, rate)
+    node, player = _commands(recording, checkpoint, params, rate, lidars or {})
     environment, log = local_domain(), logs / "node.log"
     with _Listener(environment) as listener, run_module(node, environment, log) as process:
         listener.wait(listener.active, _START_S, process, log)
@@ -74,14 +73,20 @@ def replay(
 
 
 def _commands(
-    recording: BagRecording, checkpoint: Path, params: Path | None, rate: float
+    recording: BagRecording,
+    checkpoint: Path,
+    params: Path | None,
+    rate: float,
+    lidars: Mapping[str, Any],
 ) -> tuple[list[str], list[str]]:
     """Modules with arguments: the node, and the player of the recording."""
     node = ["pcseg_ros", "--ros-args", *(["--params-file", str(params)] if params else [])]
     node += ["-p", f"checkpoint:={checkpoint}", "-r", "__ns:=/demo"]
     topics = list(recording.cloud_topics)
-    several = f"points.topics:=[{', '.join(map(repr, topics))}]"
-    node += ["-r", f"points:={topics[0]}"] if len(topics) == 1 else ["-p", several]
+    if len(topics) == 1:
+        node += ["-r", f"points:={topics[0]}"]
+    else:
+        node += _united(topics, lidars)
     for odometry in recording.bag.of_type(ODOMETRY)[:1]:
         node += ["-r", f"odometry:={odometry}"]
     player = ["pcseg_ros.bag_play", str(recording.path), "--wait-for-subscriber"]
@@ -91,6 +96,15 @@ def _commands(
     for topic in topics if params is None else ():
         player += ["--topics", topic]
     return node, player
+
+
+def _united(topics: Sequence[str], lidars: Mapping[str, Any]) -> list[str]:
+    """Arguments of a node that unites the sweeps of these topics as the reader of the bag does."""
+    values = {**lidars, "cloud_topic": f"[{', '.join(map(repr, topics))}]"}
+    if "max_lidar_offset_s" in values:
+        values["max_lidar_offset_s"] = float(values["max_lidar_offset_s"])  # as ROS wants a double
+    given = [f"{LIDAR_OPTIONS[option]}:={value}" for option, value in values.items() if value != ""]
+    return [word for parameter in given for word in ("-p", parameter)]
 
 
 class _Listener:

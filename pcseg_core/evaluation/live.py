@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -115,6 +115,13 @@ class ReplayResult:
     stages_ms: dict[str, tuple[float, float]] = field(default_factory=dict)
 
 
+LIDAR_OPTIONS = {
+    "cloud_topic": "points.topics",
+    "max_lidar_offset_s": "points.tolerance_s",
+    "united_frame": "points.frame",
+}
+"""Options of the bag reader that unite the sweeps of several LiDARs; parameters of the node."""
+
 OTHER_LIDARS = "united of other LiDARs"
 """Why labels of a sweep do not count: it has more or fewer points than in the bag."""
 
@@ -128,7 +135,7 @@ class Replay(Protocol):
         checkpoint: Path,
         logs: Path,
         params: Path | None = None,
-        topics: Sequence[str] = (),
+        lidars: Mapping[str, Any] | None = None,
     ) -> ReplayResult:
         """Play the sweeps.
 
@@ -137,8 +144,8 @@ class Replay(Protocol):
             checkpoint: of the node.
             logs: folder for logs.
             params: ROS parameter file of the node.
-            topics: cloud topics of the bag, whose sweeps the node unites if they are several;
-                none for its only one.
+            lidars: those of `LIDAR_OPTIONS` of the bag reader that are given: the node unites the
+                same sweeps.
         """
 
 
@@ -217,7 +224,11 @@ def read_parameters(path: Path) -> NodeSetup:
 
 
 def replay_in_process(
-    bag: Path, checkpoint: Path, logs: Path, params: Path | None = None, topics: Sequence[str] = ()
+    bag: Path,
+    checkpoint: Path,
+    logs: Path,
+    params: Path | None = None,
+    lidars: Mapping[str, Any] | None = None,
 ) -> ReplayResult:
     """Label the sweeps of a bag with the pipeline of a node with default parameters; a `Replay`.
 
@@ -228,7 +239,7 @@ def replay_in_process(
         raise InputError(f"{params}: a replay in this process takes no parameters")
     pipeline = Pipeline(Segmenter.load(checkpoint))
     options: dict[str, Any] = {**NodeSetup().bag_options, "camera_topics": [], "poses": "none"}
-    options["cloud_topic"] = ",".join(topics) or None
+    options |= lidars or {}
     recording = open_recording(f"bag:{bag}", trained=pipeline.trained_on, **options)
     result = ReplayResult("in process", len(recording))
     timings: dict[str, list[float]] = {}

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,10 @@ def bag(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def smoothing(
-    recording: BagRecording, folder: Path, temporal: bool = True, **places: object
+    recording: BagRecording,
+    folder: Path,
+    more: Mapping[str, object] | None = None,
+    **places: object,
 ) -> Path:
     """A parameter file of a node that smooths, with the motion from Odometry."""
     calibration = folder / "rig.yaml"
@@ -40,11 +44,11 @@ def smoothing(
         yaml.safe_dump({"T_body_lidar": place, **places}, file)
     values = {
         "motion": {"source": "odometry", "timeout_s": 2.0},
-        "temporal": {"enabled": temporal},
+        "temporal": {"enabled": True},
         "cameras": {"calibration": str(calibration)},
     }
     params = folder / "node.yaml"
-    params.write_text(yaml.safe_dump({"/**": {"ros__parameters": values}}))
+    params.write_text(yaml.safe_dump({"/**": {"ros__parameters": {**values, **(more or {})}}}))
     return params
 
 
@@ -59,22 +63,24 @@ def test_several_lidars_are_united_live_as_offline(tmp_path: Path) -> None:
     )
     bag = write_simulated_bag(drive, tmp_path / "two").path
     topics = BagFile(bag).of_type(CLOUD)
-    source = f"{bag}?cloud_topic={','.join(topics)}"
     recording = BagRecording(bag, cloud_topic=",".join(topics))
     places = {
         lidar.index.frame_id: {"T_united_lidar": lidar.T_united_lidar.tolist()}
         for lidar in recording.sweeps.lidars.values()
     }
-    params = smoothing(recording, tmp_path, lidars=places, temporal=False)
+    # Sweeps of the second are half a period later.
+    wait = {"tolerance_s": 0.3, "deadline_s": 0.6, "topics": topics}
+    params = smoothing(recording, tmp_path, {"points": wait}, lidars=places)
     reports = []
     for how in ("--live", "--baselines"):
         file = tmp_path / f"{how}.json"
-        arguments = ["evaluate", source, "--checkpoint", "bundled", "--params", str(params), how]
+        arguments = ["evaluate", str(bag), "--checkpoint", "bundled", "--params", str(params), how]
         result = CliRunner().invoke(app, [*arguments, "--json", str(file)])
         assert result.exit_code == 0, result.output
         reports.append(json.loads(file.read_text()))
     live, offline = reports
     assert live["transport"] == "over DDS"
+    assert offline["sweeps"] == live["sweeps"] == 6  # of both LiDARs
     assert live["drop_rate"] < 0.9, live["dropped"]
     if not live["dropped"]:
         assert live["miou"] == pytest.approx(offline["miou"], abs=1e-3)

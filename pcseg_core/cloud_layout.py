@@ -38,7 +38,9 @@ class PointCloud2Like(Protocol):
     is_bigendian: bool
     point_step: int
     row_step: int
-    data: Any
+
+    @property
+    def data(self) -> Any: ...
 
 
 @dataclass
@@ -112,8 +114,8 @@ def overlay(points: Array, code: Any, offset: int) -> Array:
 
 def positions(points: Array) -> Array | None:
     """x, y and z (height, width, 3) float32 without a copy; None if they do not lie like that."""
-    fields = points.dtype.fields or {}
-    if not all(axis in fields for axis in "xyz"):
+    fields = points.dtype.fields
+    if fields is None or not all(axis in fields for axis in "xyz"):
         return None
     types, offsets = zip(*(fields[axis][:2] for axis in "xyz"))
     together = offsets == (offsets[0], offsets[0] + 4, offsets[0] + 8)

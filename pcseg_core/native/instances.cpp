@@ -112,28 +112,30 @@ void cluster(const ClusterArgs& a) {
   std::vector<int32_t> cell(keys.size());
   for (size_t k = 0; k < keys.size(); ++k)
     cell[k] = k && keys[k] == keys[k - 1] ? cell[k - 1] : cells.add(keys[k]);
-  // In the order of the cells along x, then y; the first cell of a region is its root.
   const int32_t count = static_cast<int32_t>(cells.list().size());
-  std::vector<std::pair<int64_t, int32_t>> order(count);
-  std::vector<int32_t> place(count), parent(count), size(count, 0);
-  for (int32_t k = 0; k < count; ++k) order[k] = {cells.list()[k], parent[k] = k};
-  std::sort(order.begin(), order.end());
-  for (int32_t k = 0; k < count; ++k) place[order[k].second] = k;
+  std::vector<int32_t> parent(count), size(count, 0);
+  for (int32_t k = 0; k < count; ++k) parent[k] = k;
   for (int32_t k = 0; k < count; ++k) {
-    const int64_t key = order[k].first;
+    const int64_t key = cells.list()[k];
     for (const int64_t neighbor : {key - kRow - 1, key - kRow, key - kRow + 1, key - 1}) {
       const int32_t other = cells.at(neighbor);
-      if (other < 0) continue;
-      const int32_t one = root_of(parent, k), two = root_of(parent, place[other]);
-      parent[std::max(one, two)] = std::min(one, two);
+      if (other >= 0) parent[root_of(parent, other)] = root_of(parent, k);
     }
   }
-  for (const int32_t c : cell) ++size[root_of(parent, place[c])];
-  uint32_t next = 0;
-  std::vector<uint32_t> id(count, 0);
+  for (const int32_t c : cell) ++size[root_of(parent, c)];
+  // Regions are numbered in the order of their first cells, along x, then y.
+  std::vector<std::pair<int64_t, int32_t>> regions;
+  std::vector<int64_t> first(count, INT64_MAX);
+  for (int32_t k = 0; k < count; ++k) {
+    int64_t& least = first[root_of(parent, k)];
+    least = std::min(least, cells.list()[k]);
+  }
   for (int32_t k = 0; k < count; ++k)
-    if (parent[k] == k && size[k] >= a.min_points) id[k] = ++next;
-  for (size_t k = 0; k < rows.size(); ++k) a.ids[rows[k]] = id[root_of(parent, place[cell[k]])];
+    if (parent[k] == k && size[k] >= a.min_points) regions.push_back({first[k], k});
+  std::sort(regions.begin(), regions.end());
+  std::vector<uint32_t> id(count, 0);
+  for (size_t k = 0; k < regions.size(); ++k) id[regions[k].second] = static_cast<uint32_t>(k + 1);
+  for (size_t k = 0; k < rows.size(); ++k) a.ids[rows[k]] = id[root_of(parent, cell[k])];
 }
 
 bool arguments_ok(const ClusterArgs& a) {

@@ -182,7 +182,8 @@ def _numpy_range_image(
     sign = np.float32(-1 if farthest else 1)
     nearest = np.full(_COLUMNS * _ROWS, np.inf, np.float32)
     np.minimum.at(nearest, cell, sign * distance)
-    return sign * _erode(nearest.reshape(_ROWS, _COLUMNS)).ravel()
+    eroded = _erode(nearest.reshape(_ROWS, _COLUMNS)).ravel()
+    return -eroded if farthest else eroded
 
 
 def _cells(points: Array) -> tuple[npt.NDArray[np.int32], Float32]:

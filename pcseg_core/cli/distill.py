@@ -19,6 +19,7 @@ from pcseg_core.cli.options import (
     Ray,
     RecipeSeed,
     Resume,
+    Shards,
     Sources,
     Steps,
     WorkerCpus,
@@ -85,6 +86,7 @@ def distill(
             "label of the teacher.",
         ),
     ] = 20.0,
+    shards: Shards = None,
     log: Log = None,
     device: Device = "auto",
     ray: Ray = None,
@@ -97,7 +99,8 @@ def distill(
     network learns to predict them from the points alone. With --teacher-3d a LiDAR network labels
     all points; no camera is needed then. With --corrected, labels that people corrected override
     those of the teachers. With --ray the teachers run on a cluster; the network is trained here.
-    Interrupted runs resume: run the same command again.
+    Interrupted runs resume: run the same command again. Under torchrun the processes share the
+    work.
     """
     check_place(out)
     check_place(cache or out, "--cache")
@@ -128,7 +131,8 @@ def distill(
             folder = cache or out / "cache"
             prepare = partial(_observe, chosen, sources, out, folder, device, cluster)
         fixed = (corrected, corrected_weight)
-        return run(sources, chosen, out, cache, device, start, fresh, *fixed, log or (), prepare)
+        where = (cache, device, start, fresh)
+        return run(sources, chosen, out, *where, *fixed, log or (), prepare, shards)
 
     _summarize(run_once(out, resume, command, train), sources[0], out)
 

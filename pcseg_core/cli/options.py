@@ -80,6 +80,14 @@ Cache = Annotated[
     Path | None,
     typer.Option(help="Folder of prepared sweeps, to share between runs.  [default: OUT/cache]"),
 ]
+Shards = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FOLDER|URL",
+        help="Stream the training from shards of labeled sweeps, which are written there once, "
+        "instead of holding all sweeps in memory.",
+    ),
+]
 TimeField = Annotated[
     str | None,
     typer.Option(
@@ -298,7 +306,9 @@ def run_once(
     finally:
         if (out / RECIPE).is_file() and is_first_process() and not unchanged:
             _log(out / "logs" / "pcseg.log", time.monotonic() - start, outcome)
-    if (out / RECIPE).is_file() and is_first_process():
+    if not is_first_process():
+        raise typer.Exit  # the first process tells the figures
+    if (out / RECIPE).is_file():
         write_atomic(out / COMMAND, yaml.safe_dump(command, sort_keys=False))
     return figures
 

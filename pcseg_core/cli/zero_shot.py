@@ -16,6 +16,7 @@ from pcseg_core.cli.options import (
     RecipeName,
     RecipeSeed,
     Resume,
+    Shards,
     Steps,
     adjusted,
     described,
@@ -46,13 +47,15 @@ def zero_shot(
     resume: Resume = True,
     every: Annotated[int, typer.Option(min=1, help="Train on every k-th sweep only.")] = 1,
     cache: Cache = None,
+    shards: Shards = None,
     log: Log = None,
     device: Device = "auto",
 ) -> None:
     """Train a LiDAR segmenter for classes of which some have no labels, and measure it.
 
     Seen classes are learned from the labels of SOURCES, unseen ones from an image teacher that
-    knows words. Interrupted runs resume: run the same command again.
+    knows words. Interrupted runs resume: run the same command again. Under torchrun the processes
+    share the work.
     """
     classes = Path(split) if Path(split).is_file() else None
     given = {"seed": seed, "steps": steps, "split": split, "classes": classes, "every": every}
@@ -66,7 +69,8 @@ def zero_shot(
 
         chosen = adjusted(load_recipe(recipe_file(recipe)), seed, steps)
         unseen = load_split(split)
-        return run(sources, test, unseen, chosen, out, cache, device, every, fresh, log or ())
+        where = (cache, device, every, fresh)
+        return run(sources, test, unseen, chosen, out, *where, log or (), shards)
 
     _show(run_once(out, resume, command, train), out)
 

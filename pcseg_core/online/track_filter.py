@@ -12,7 +12,7 @@ import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 
 from pcseg_core.online.boxes import Grouped
-from pcseg_core.online.thing_parts import VEHICLES, Rectangles
+from pcseg_core.online.thing_parts import Rectangles, is_vehicle
 
 Array = npt.NDArray[Any]
 Float64 = npt.NDArray[np.float64]
@@ -46,7 +46,6 @@ _EXCESS_M = 0.5  # by which a thing may be longer than a track at no cost
 _MOST_EXCESS = 4.0  # the most that this costs: a side may be seen for the first time
 _MIDDLE_M = 0.1  # least room of a thing in its box, or of the box in it, whose middle tells nothing
 _GROW, _SHRINK = 0.4, 0.02  # per sweep, of the difference between measured and known extent
-_TALL_M = 1.2  # height of vehicles; they grow at once, and what is lower may be several bicycles
 _TURN = 0.3  # the same for the heading
 _TURN_M = 1.0  # least extent, and
 _TURN_POINTS = 15  # points, of a thing whose heading counts
@@ -278,10 +277,11 @@ def _resize(old: Array, seen: Float64, edge: Float64, apart: Float64) -> None:
     """Adapt the extents to those seen (K, 3); the edges (K, 2) of `_shift` stay where they are.
 
     A box that grows without such an edge grows over what is seen, whose center is `apart` (K, 2).
+    That of a vehicle grows at once as long as it is no larger than one.
     """
     gap = seen - old["size"]
-    vehicle = (old["group"] == VEHICLES) & (seen[:, 2] >= _TALL_M)
-    grow = np.where(vehicle, 1.0, np.maximum(_GROW, 1 / (1 + old["hits"])))[:, None]
+    at_once = is_vehicle(old["group"], np.maximum(old["size"], seen))
+    grow = np.where(at_once, 1.0, np.maximum(_GROW, 1 / (1 + old["hits"])))[:, None]
     gain = np.where(gap > 0, grow, _SHRINK)
     growth = gain * gap
     over = (edge == 0) & (gap[:, :2] > 0)

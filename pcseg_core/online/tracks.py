@@ -151,7 +151,7 @@ class Tracker:
         of_track, of_thing = filter_.recover(tracks, found, *filter_.assign(tracks, found))
         ids = np.zeros(len(found), np.uint32)
         ids[of_thing] = tracks["id"][of_track]
-        filter_.correct(tracks, of_track, found, of_thing)
+        filter_.correct(tracks, of_track, found, of_thing, pose[:3, 3])
         _add_parts(ids, found, tracks[of_track])
         born = filter_.begin(found, np.flatnonzero(ids == 0), self._next_id)
         self._next_id += len(born)

@@ -235,15 +235,21 @@ def draw(content: Mapping[str, Any], path: Path) -> None:
     """Picture: mIoU over the CPU time of a sweep, a dot per seed."""
     figure = pictures.new_figure(1000, 560)
     axes = figure.add_axes((0.09, 0.13, 0.87, 0.77))
-    for row in content["rows"]:
-        ms = content["cpu_ms"].get(row["size"])
-        if ms is None:
-            continue
-        axes.plot(ms, 100 * row["miou"], "o", color=pictures.ACCENT)
+    times = content["cpu_ms"]
+    middle = (min(times.values()) + max(times.values())) / 2
+    for row in (row for row in content["rows"] if row["size"] in times):
+        place = times[row["size"]], 100 * row["miou"]
+        axes.plot(*place, "o", color=pictures.ACCENT)
         if row["seed"] == 0:
-            offset = {"textcoords": "offset points", "xytext": (7, 4)}
-            axes.annotate(row["size"].replace(",", ", "), (ms, 100 * row["miou"]), **offset)
-    axes.margins(x=0.25, y=0.15)
+            left = place[0] > middle  # of the dot, where there is room
+            axes.annotate(
+                row["size"].replace(",", ", "),
+                place,
+                xytext=(-8 if left else 8, -4),
+                textcoords="offset points",
+                ha="right" if left else "left",
+            )
+    axes.margins(x=0.1, y=0.12)
     axes.set_xlabel("CPU time of a sweep, one thread [ms]")
     axes.set_ylabel("mIoU in towns that were not trained on [%]")
     axes.set_title("Students at equal time of training; dots are seeds", loc="left")

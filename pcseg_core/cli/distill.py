@@ -139,9 +139,9 @@ def distill(
         if cluster is not None:
             folder = cache or out / "cache"
             prepare = partial(_observe, chosen, sources, out, folder, device, cluster)
-        fixed = {"corrected": corrected, "corrected_weight": corrected_weight}
-        others = {"start": start, "log": log or (), "prepare": prepare, "shards": shards}
-        work = partial(run, sources, chosen, out, cache, device, **fixed, **others)
+        work = partial(run, sources, chosen, out, cache, device, start, prepare=prepare)
+        work = partial(work, corrected=corrected, corrected_weight=corrected_weight)
+        work = partial(work, log=log or (), shards=shards)
         return trained(work, out, fresh, own)
 
     _summarize(run_once(out, resume, command, train), sources[0], out)

@@ -326,7 +326,7 @@ def run_once(
     elif claim_folder(out, RUN) and (out / COMMAND).is_file():
         same = read_yaml(out / COMMAND) == command
         if same and (figures := finished(out)) is not None:
-            return figures
+            return _of_first(figures)
     start, outcome = time.monotonic(), "failed"
     unchanged = resume and (out / FILE_NAME).is_file()  # a finished run stays as it is
     try:
@@ -343,10 +343,17 @@ def run_once(
     finally:
         if (out / RECIPE).is_file() and is_first_process() and not unchanged:
             _log(out / "logs" / "pcseg.log", time.monotonic() - start, outcome)
-    if not is_first_process():
-        raise typer.Exit  # the first process tells the figures
-    if (out / RECIPE).is_file():
+    if (out / RECIPE).is_file() and is_first_process():
         write_atomic(out / COMMAND, yaml.safe_dump(command, sort_keys=False))
+    return _of_first(figures)
+
+
+def _of_first(figures: dict[str, Any]) -> dict[str, Any]:
+    """The figures in the first process, which tells them; the others end."""
+    from pcseg_core.learning.run_folder import is_first_process
+
+    if not is_first_process():
+        raise typer.Exit
     return figures
 
 

@@ -79,8 +79,8 @@ def zero_shot(
 
         chosen = adjusted(load_recipe(recipe_file(recipe)), seed, steps)
         unseen = load_split(split)
-        others = {"log": log or (), "shards": shards}
-        work = partial(run, sources, test, unseen, chosen, out, cache, device, every, **others)
+        work = partial(run, sources, test, unseen, chosen, out, cache, device, every)
+        work = partial(work, log=log or (), shards=shards)
         return trained(work, out, fresh, cluster)
 
     _show(run_once(out, resume, command, train), out)

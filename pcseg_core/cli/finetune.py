@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,14 +15,19 @@ from pcseg_core.cli.options import (
     Device,
     Log,
     Out,
+    Processes,
+    Ray,
     RecipeSeed,
     Resume,
     Shards,
     Steps,
+    WorkerCpus,
     adjusted,
     described,
     expanded,
     run_once,
+    trained,
+    training_options,
 )
 from pcseg_core.errors import InputError
 
@@ -78,6 +84,9 @@ def finetune(
     shards: Shards = None,
     log: Log = None,
     device: Device = "auto",
+    ray: Ray = None,
+    processes: Processes = None,
+    worker_cpus: WorkerCpus = 1,
 ) -> None:
     """Train a checkpoint on labeled sweeps.
 
@@ -89,6 +98,7 @@ def finetune(
         raise InputError(f"--labels belongs to one source, got {len(sources)}; run one at a time")
     if labels is not None and corrected is not None:
         raise InputError("give --labels or --corrected, not both")
+    cluster = training_options(ray, processes, worker_cpus, device)
     command = described(
         recipe,
         sources,
@@ -106,7 +116,8 @@ def finetune(
     def train(fresh: bool) -> dict[str, Any]:
         chosen = _recipe(recipe, seed, steps)
         given = _Given(run, tuple(sources), labels, corrected, test, label_space, shards)
-        return _train(given, chosen, out, device, fresh, log or ())
+        work = partial(_train, given, chosen, out, device, log=log or ())
+        return trained(work, out, fresh, cluster)
 
     _summarize(run_once(out, resume, command, train), out)
 

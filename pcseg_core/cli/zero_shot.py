@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,15 +14,20 @@ from pcseg_core.cli.options import (
     Device,
     Log,
     Out,
+    Processes,
+    Ray,
     RecipeName,
     RecipeSeed,
     Resume,
     Shards,
     Steps,
+    WorkerCpus,
     adjusted,
     described,
     expanded,
     run_once,
+    trained,
+    training_options,
 )
 
 
@@ -50,6 +56,9 @@ def zero_shot(
     shards: Shards = None,
     log: Log = None,
     device: Device = "auto",
+    ray: Ray = None,
+    processes: Processes = None,
+    worker_cpus: WorkerCpus = 1,
 ) -> None:
     """Train a LiDAR segmenter for classes of which some have no labels, and measure it.
 
@@ -59,6 +68,7 @@ def zero_shot(
     """
     classes = Path(split) if Path(split).is_file() else None
     given = {"seed": seed, "steps": steps, "split": split, "classes": classes, "every": every}
+    cluster = training_options(ray, processes, worker_cpus, device)
     command = described(recipe, sources, out, cache, tested=test, **given)
 
     def train(fresh: bool) -> dict[str, Any]:
@@ -69,8 +79,9 @@ def zero_shot(
 
         chosen = adjusted(load_recipe(recipe_file(recipe)), seed, steps)
         unseen = load_split(split)
-        where = (cache, device, every, fresh)
-        return run(sources, test, unseen, chosen, out, *where, log or (), shards)
+        work = partial(run, sources, test, unseen, chosen, out, cache, device, every)
+        work = partial(work, log=log or (), shards=shards)
+        return trained(work, out, fresh, cluster)
 
     _show(run_once(out, resume, command, train), out)
 

@@ -90,7 +90,7 @@ def from_all(own: T) -> list[T]:
 def _patient() -> dist.ProcessGroup:
     """All processes, for work that takes long; on the CPU."""
     group = dist.new_group(timeout=_PREPARING, backend="gloo")
-    assert group is not None
+    assert isinstance(group, dist.ProcessGroup)
     return group
 
 

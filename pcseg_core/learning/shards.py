@@ -204,8 +204,15 @@ class _Index:
         arrays = _arrays(data)
         pixels = part_of(PointPixels, arrays, "pixels/")
         lidar = part_of(LidarTargets, arrays, "lidar/")
-        own = (arrays[key] for key in ("xyz", "intensity", "label", "confidence"))
-        return TrainingSweep(*own, self.names[self.scene[row]], pixels, lidar)
+        return TrainingSweep(
+            arrays["xyz"],
+            arrays["intensity"],
+            arrays["label"],
+            arrays["confidence"],
+            self.names[self.scene[row]],
+            pixels,
+            lidar,
+        )
 
 
 _Row = tuple[str, int, int, str]  # file, start, end, scene

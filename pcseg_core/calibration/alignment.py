@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from pcseg_core.calibration.depth_edges import DepthEdges, depth_edges
 from pcseg_core.calibration.image_edges import band, contrast, gray
 from pcseg_core.camera import CameraModel
 from pcseg_core.data.sample import CameraFrame, Sample
+from pcseg_core.errors import InputError
 from pcseg_core.geometry import Trajectory, from_rotation, invert, transform
 
 Array = npt.NDArray[Any]
@@ -53,6 +54,11 @@ class View:
     poses: Float64
     frame: CameraFrame
 
+    def of_static(self) -> View:
+        """The same image with static edges alone."""
+        static = self.edges.static
+        return replace(self, edges=self.edges.select(static), horizontal=self.horizontal[static])
+
 
 def pixels(view: View, change: Float64) -> tuple[Float64, Float64]:
     """Pixels (N, 2) of a view's edges after a change, NaN where invalid, and depths (N,) [m]."""
@@ -61,13 +67,28 @@ def pixels(view: View, change: Float64) -> tuple[Float64, Float64]:
     return view.frame.camera.project(moved)[0], moved[:, 2]
 
 
-def sweep_edges(sample: Sample) -> DepthEdges:
+def sweep_edges(sample: Sample, other: Sample | None = None) -> DepthEdges:
     """Depth edges of a sample's sweep, deskewed if it has times and poses.
+
+    Args:
+        sample: the sample.
+        other: one of the same scene some tenths of a second before or after. It tells, with poses
+            and times of points, which edges are static.
 
     Raises:
         InputError: the poses do not cover the sweep.
     """
-    return depth_edges(sample.cloud, sample.deskewed())
+    edges = depth_edges(sample.cloud, sample.deskewed())
+    if other is None or sample.cloud.time is None:
+        return edges
+    try:
+        here, there = sample.T_world_lidar, other.T_world_lidar
+        again = depth_edges(other.cloud, other.deskewed())
+    except InputError:  # the poses do not cover the other one
+        return edges
+    if here is None or there is None:
+        return edges
+    return edges.seen_again(again, invert(there) @ here)
 
 
 def view_of(sample: Sample, k: int, edges: DepthEdges) -> View:
@@ -145,6 +166,10 @@ class Alignment:
 
     A change is (7,) float64: rotation vector [deg] and translation [m] in the camera frame,
     applied after T_cam_lidar, and time [s] added to the stamps of the images.
+
+    Attributes:
+        views: the views.
+        static: so are all edges.
     """
 
     def __init__(self, views: Sequence[View]) -> None:
@@ -152,6 +177,7 @@ class Alignment:
         self.views = list(views)
         self._camera = views[0].frame.camera
         edges = [view.edges for view in views]
+        self.static = all(view.edges.static.all() for view in views)
         self._view = np.repeat(np.arange(len(views)), [len(found) for found in edges])
         self._xyz = np.concatenate([found.xyz for found in edges])
         self._weight = np.concatenate([found.weight for found in edges])

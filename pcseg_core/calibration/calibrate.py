@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +23,9 @@ from pcseg_core.geometry import Trajectory
 SWEEPS = 24
 QUICK_SWEEPS = 8
 _STANDING_M = 1.0  # a shorter path shows one place only
+# Between two sweeps that tell what moves.
+_APART_S = 0.5
+_LEAST_APART_S, _MOST_APART_S = 0.2, 1.0
 _STANDS = "the vehicle stands still"
 
 
@@ -99,14 +103,14 @@ def check_calibration(recording: Recording, sweeps: int = SWEEPS, whole: bool = 
     Raises:
         InputError: no camera has an image that can be compared.
     """
-    chosen = [sample for _, sample in readable(recording, evenly_spaced(len(recording), sweeps))]
+    chosen = list(with_neighbors(recording, evenly_spaced(len(recording), sweeps)))
     views = collect_views(chosen)
     if not views:
         raise InputError(
             f"{recording.name}: no camera has an image near a sweep, with a calibration; "
             "record images and their calibration, see `pcseg bag info`"
         )
-    still = _standing(chosen)
+    still = _standing([sample for sample, _ in chosen])
     cameras = tuple(_judge(name, found, whole, still) for name, found in views.items())
     report = CalibrationReport(
         recording=recording.name, sweeps=len(chosen), poses=recording.pose_source, cameras=cameras
@@ -114,12 +118,53 @@ def check_calibration(recording: Recording, sweeps: int = SWEEPS, whole: bool = 
     return Checked(report, views)
 
 
-def collect_views(samples: Iterable[Sample]) -> dict[str, list[View]]:
-    """Views of each camera; images that cannot be used, or are of another model, are left out."""
+def with_neighbors(
+    recording: Recording, indices: Iterable[int]
+) -> Iterator[tuple[Sample, Sample | None]]:
+    """Readable samples, each with one of its scene about half a second later or earlier."""
+    step = 0
+    for index, sample in readable(recording, indices):
+        step = step or _step(recording, index, sample)
+        yield sample, _neighbor(recording, index, sample, step)
+
+
+def _step(recording: Recording, index: int, sample: Sample) -> int:
+    """Samples between neighbors."""
+    following = _at(recording, index, index + 1)
+    if following is None or following.stamp_ns <= sample.stamp_ns:
+        return 1
+    return max(1, round(_APART_S * 1e9 / (following.stamp_ns - sample.stamp_ns)))
+
+
+def _neighbor(recording: Recording, index: int, sample: Sample, step: int) -> Sample | None:
+    for other in (index + step, index - step):
+        found = _at(recording, index, other)
+        if found is None:
+            continue
+        apart_s = abs(found.stamp_ns - sample.stamp_ns) * 1e-9
+        if _LEAST_APART_S <= apart_s <= _MOST_APART_S:
+            return found
+    return None
+
+
+def _at(recording: Recording, index: int, other: int) -> Sample | None:
+    """Sample `other`, if it can be read and is of the scene of sample `index`."""
+    if other in range(len(recording)) and recording.scenes[other] == recording.scenes[index]:
+        with suppress(InputError):
+            return recording[other]
+    return None
+
+
+def collect_views(pairs: Iterable[tuple[Sample, Sample | None]]) -> dict[str, list[View]]:
+    """Views of each camera; images that cannot be used, or are of another model, are left out.
+
+    Args:
+        pairs: samples with their neighbors, see `with_neighbors`.
+    """
     views: defaultdict[str, list[View]] = defaultdict(list)
-    for sample in samples:
+    for sample, other in pairs:
         try:
-            edges = sweep_edges(sample)
+            edges = sweep_edges(sample, other)
         except InputError:
             continue
         for k, frame in enumerate(sample.cameras):

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Depth edges of a sweep: places where the range jumps between neighboring points.
 
-An edge lies halfway between the directions of the two points, at the range of the nearer one:
-the nearer surface hides the other. Points before the empty sky are edges too.
+The nearer surface hides the other: an edge lies beside its last point, half a step of azimuth or
+elevation further. Points before the empty sky are edges too. The step is that of the sensor: the
+directions of the two points differ by more, once they are deskewed.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
+from scipy.spatial import cKDTree
 
 from pcseg_core.beams import beams_of
 from pcseg_core.cloud import PointCloud
+from pcseg_core.geometry import transform
 
 Array = npt.NDArray[Any]
 Float64 = npt.NDArray[np.float64]
@@ -28,6 +31,9 @@ _MIN_POINTS = 20  # of a beam
 _MAX_COLUMNS = 2048
 _SKY_STEPS = 4.0  # steps of azimuth without a return before the sky
 _WIDEST_SKY = np.radians(40)  # a wider gap is the end of the field of view
+# An edge of another sweep is that of the same place up to this distance, and more per range.
+_SAME_M = 0.2
+_SAME_RATIO = 0.01
 
 
 @dataclass(frozen=True)
@@ -38,25 +44,45 @@ class DepthEdges:
         xyz: (N, 3) float64 [m].
         across: (N, 3) float64 unit vectors across the edges and the rays.
         weight: (N,) float64 in 0 to 1, by the size of the jump.
+        static: (N,) bool: known to be of something that does not move, in a deskewed sweep.
     """
 
     xyz: Float64
     across: Float64
     weight: Float64
+    static: npt.NDArray[np.bool_]
 
     def __len__(self) -> int:
         return len(self.xyz)
 
     def select(self, index: Array) -> DepthEdges:
         """Edges by mask or index."""
-        return DepthEdges(self.xyz[index], self.across[index], self.weight[index])
+        arrays = (self.xyz, self.across, self.weight, self.static)
+        return DepthEdges(*(array[index] for array in arrays))
+
+    def seen_again(self, other: DepthEdges, T_other_own: Float64) -> DepthEdges:
+        """The edges; static are those where another sweep has an edge too.
+
+        Args:
+            other: edges of a sweep some tenths of a second before or after.
+            T_other_own: (4, 4) from the sweep of these edges to the other one.
+        """
+        if not len(other) or not len(self):
+            return self
+        away, _ = cKDTree(other.xyz).query(transform(T_other_own, self.xyz))
+        near = away < _SAME_M + _SAME_RATIO * np.linalg.norm(self.xyz, axis=1)
+        return replace(self, static=near)
 
 
 @dataclass(frozen=True)
 class _Points:
-    """Returns of a sweep, sorted by beam and azimuth: `xyz` (M, 3), the rest (M,)."""
+    """Returns of a sweep as measured, sorted by beam and azimuth.
+
+    `xyz` and `shift` are (M, 3), the rest is (M,). Deskewing adds `shift` to `xyz`.
+    """
 
     xyz: Float64
+    shift: Float64
     range_m: Float64
     azimuth: Float64
     beam: Array
@@ -75,14 +101,18 @@ def depth_edges(cloud: PointCloud, xyz: Array | None = None) -> DepthEdges:
     points = _sorted(cloud, cloud.xyz if xyz is None else xyz)
     if len(points.beam) < _MIN_POINTS:
         empty = np.zeros((0, 3))
-        return DepthEdges(empty, empty, np.zeros(0))
+        return _edges(empty, empty, np.zeros(0))
     step = _azimuth_step(points)
     parts = [*_along_beams(points, step), *_between_beams(points, step)]
-    return DepthEdges(
+    return _edges(
         np.concatenate([part.xyz for part in parts]),
         np.concatenate([part.across for part in parts]),
         np.concatenate([part.weight for part in parts]),
     )
+
+
+def _edges(xyz: Float64, across: Float64, weight: Float64) -> DepthEdges:
+    return DepthEdges(xyz, across, weight, np.zeros(len(xyz), bool))
 
 
 def _of_first_lidar(cloud: PointCloud, xyz: Array) -> DepthEdges:
@@ -92,20 +122,18 @@ def _of_first_lidar(cloud: PointCloud, xyz: Array) -> DepthEdges:
     chosen = cloud.select(first)
     alone = replace(chosen, xyz=chosen.xyz - origin, source=None, origins=None)
     edges = depth_edges(alone, xyz[first] - origin)
-    return DepthEdges(edges.xyz + origin, edges.across, edges.weight)
+    return replace(edges, xyz=edges.xyz + origin)
 
 
 def _sorted(cloud: PointCloud, xyz: Array) -> _Points:
     beam = beams_of(cloud)[0]
-    measured = np.linalg.norm(np.where(cloud.finite[:, None], cloud.xyz, 0.0), axis=1)
-    kept = np.flatnonzero(measured > NEAREST_M)
-    azimuth = np.arctan2(cloud.xyz[kept, 1], cloud.xyz[kept, 0])  # as measured: even in a beam
-    order = np.lexsort((azimuth, beam[kept]))
-    kept = kept[order]
-    moved = xyz[kept].astype(np.float64)
-    return _Points(
-        moved, np.linalg.norm(moved, axis=1), azimuth[order].astype(np.float64), beam[kept]
-    )
+    measured = np.where(cloud.finite[:, None], cloud.xyz, 0.0).astype(np.float64)
+    range_m = np.linalg.norm(measured, axis=1)
+    azimuth = np.arctan2(measured[:, 1], measured[:, 0])
+    kept = np.flatnonzero(range_m > NEAREST_M)
+    kept = kept[np.lexsort((azimuth[kept], beam[kept]))]
+    shift = xyz[kept] - measured[kept]
+    return _Points(measured[kept], shift, range_m[kept], azimuth[kept], beam[kept])
 
 
 def _azimuth_step(points: _Points) -> float:
@@ -120,14 +148,12 @@ def _along_beams(points: _Points, step: float) -> list[DepthEdges]:
     gap = np.diff(points.azimuth)
     jump = np.where(same & (gap < 2.5 * step), np.diff(points.range_m), np.nan)
     first = np.flatnonzero(_is_edge(jump[None], points.range_m[None])[0])
-    found = [_halfway(points, first, first + 1, _azimuthal(points.xyz[first]))]
+    half = 0.5 * step * np.maximum(np.round(gap[first] / step), 1.0)
+    at, sign, weight = _nearer(points, first, first + 1)
+    found = [_turned(points, at, sign * half, weight)]
     before = np.flatnonzero(same & (gap > _SKY_STEPS * step) & (gap < _WIDEST_SKY))
     for at, turn in ((before, 0.5 * step), (before + 1, -0.5 * step)):
-        xyz = points.xyz[at]
-        x = xyz[:, 0] * np.cos(turn) - xyz[:, 1] * np.sin(turn)
-        y = xyz[:, 0] * np.sin(turn) + xyz[:, 1] * np.cos(turn)
-        edge = np.stack([x, y, xyz[:, 2]], axis=1)
-        found.append(DepthEdges(edge, _azimuthal(edge), np.ones(len(at))))
+        found.append(_turned(points, at, np.full(len(at), turn), np.ones(len(at))))
     return found
 
 
@@ -137,18 +163,13 @@ def _between_beams(points: _Points, step: float) -> list[DepthEdges]:
     known = index >= 0
     ranges = np.where(known, points.range_m[index], np.nan)
     row, column = np.nonzero(_is_edge(np.diff(ranges, axis=0).T, ranges.T).T)
-    first, second = index[row, column], index[row + 1, column]
-    found = [_halfway(points, first, second, _upward(points.xyz[first]))]
+    half = 0.5 * np.diff(_elevations(points, index))
+    at, sign, weight = _nearer(points, index[row, column], index[row + 1, column])
+    found = [_raised(points, at, sign * half[row], weight)]
     # Two columns around must be empty: single points get lost everywhere.
     empty = ndimage.minimum_filter((~known).astype(np.uint8), size=(1, 5), mode="wrap") > 0
     row, column = np.nonzero(known[:-1] & empty[1:])
-    below = points.xyz[index[row, column]]
-    half = 0.5 * np.diff(_elevations(points, index))[row]
-    up = _upward(below)
-    edge = (
-        below * np.cos(half)[:, None] + up * (np.linalg.norm(below, axis=1) * np.sin(half))[:, None]
-    )
-    found.append(DepthEdges(edge, up, np.ones(len(row))))
+    found.append(_raised(points, index[row, column], half[row], np.ones(len(row))))
     return found
 
 
@@ -191,14 +212,27 @@ def _is_edge(jump: Float64, ranges: Float64) -> npt.NDArray[np.bool_]:
     return edge
 
 
-def _halfway(points: _Points, first: Array, second: Array, across: Float64) -> DepthEdges:
-    """Edges between pairs of points, at the range of the nearer ones."""
+def _nearer(points: _Points, first: Array, second: Array) -> tuple[Array, Float64, Float64]:
+    """Of pairs of points: the nearer one, the sign of the way to the other, and the weight."""
     one, other = points.range_m[first], points.range_m[second]
-    middle = points.xyz[first] / one[:, None] + points.xyz[second] / other[:, None]
-    middle /= np.linalg.norm(middle, axis=1, keepdims=True)
-    nearer = np.minimum(one, other)
-    weight = np.minimum(5.0 * np.abs(other - one) / nearer, 1.0)
-    return DepthEdges(middle * nearer[:, None], across, weight)
+    weight = np.minimum(5.0 * np.abs(other - one) / np.minimum(one, other), 1.0)
+    return np.where(one <= other, first, second), np.where(one <= other, 1.0, -1.0), weight
+
+
+def _turned(points: _Points, at: Array, turn: Float64, weight: Float64) -> DepthEdges:
+    """Edges beside points, along the azimuth [rad]."""
+    x, y, z = points.xyz[at].T
+    cos, sin = np.cos(turn), np.sin(turn)
+    edge = np.stack([x * cos - y * sin, x * sin + y * cos, z], axis=1)
+    return _edges(edge + points.shift[at], _azimuthal(edge), weight)
+
+
+def _raised(points: _Points, at: Array, turn: Float64, weight: Float64) -> DepthEdges:
+    """Edges beside points, along the elevation [rad]."""
+    xyz = points.xyz[at]
+    up = _upward(xyz)
+    edge = xyz * np.cos(turn)[:, None] + up * (points.range_m[at] * np.sin(turn))[:, None]
+    return _edges(edge + points.shift[at], up, weight)
 
 
 def _azimuthal(xyz: Float64) -> Float64:

@@ -31,9 +31,11 @@ _UNIT = np.array([0.3, 0.3, 0.3, 0.05, 0.05, 0.05, 0.02])  # changes of about th
 _BOUND = np.array([8.0, 8.0, 8.0, 0.6, 0.6, 0.6, MAX_TIME_S]) / _UNIT
 _RIDGE = 2e-4  # loss of score per squared unit: decides where the score is flat
 # Usual errors of a calibration, and what the score is off by on exact ones.
-_PRIOR = np.array([5.0, 5.0, 5.0, 0.1, 0.1, 0.1, 0.1]) / _UNIT
+_PRIOR = np.array([5.0, 5.0, 5.0, 0.07, 0.07, 0.07, 0.1]) / _UNIT
 _FLOOR = np.array([0.05, 0.05, 0.05, 0.04, 0.04, 0.04, 0.002]) / _UNIT
+_STATIC_FLOOR = np.array([0.05, 0.05, 0.05, 0.012, 0.012, 0.012, 0.002]) / _UNIT
 _ITERATIONS = 30
+_RIGHT = 0.98  # share of the best score that a change reaches if places that it lacks are right
 
 
 @dataclass(frozen=True)
@@ -113,16 +115,22 @@ def estimate(alignment: Alignment, change: Float64, free: Sequence[int] = range(
     likely = change.copy()
     likely[free] = unit * (covariance @ information @ (change[free] / unit))
     whole = np.zeros((7, 7))
-    whole[np.ix_(free, free)] = (covariance + np.diag(_FLOOR[free] ** 2)) * np.outer(unit, unit)
+    floor = (_STATIC_FLOOR if alignment.static else _FLOOR)[free]
+    whole[np.ix_(free, free)] = (covariance + np.diag(floor**2)) * np.outer(unit, unit)
     return _scored(alignment, likely, whole)
 
 
 def restricted(alignment: Alignment, whole: Estimate, free: Sequence[int]) -> Estimate:
-    """The best change of some places, the others being right; with the same covariance."""
+    """The best change of some places, the others being right; with the same covariance.
+
+    Where the score says that the others are not right, the places stay as in the whole change:
+    they would make up for the others.
+    """
     start = np.zeros(7)
     start[list(free)] = whole.change[list(free)]
     found = search(alignment, start, free, (1, 2)) if free else start
-    return _scored(alignment, found, whole.covariance)
+    right = alignment.score(found, -1) > _RIGHT * whole.after
+    return _scored(alignment, found if right else start, whole.covariance)
 
 
 def spread(alignments: Sequence[Alignment], change: Float64) -> Float64:

@@ -24,8 +24,10 @@ _LEAST_EDGES = 500  # of all views together
 LEAST_SCORE = 0.18  # images of other places reach 0.07
 _PARTS = 3  # of the drive that are searched by themselves
 _MAX_SPREAD_DEG = 0.8  # between the rotations that parts of the drive find
-# Errors up to these are consistent: exact calibrations seem off by up to 0.15 deg and 9 cm.
+# Errors up to these are consistent: exact calibrations seem off by up to 0.15 deg and 9 cm, from
+# static edges alone by up to 3 cm.
 _TOLERANCE = {"rotation": 0.25, "translation": 0.12, "time": 0.015}
+_STATIC_TOLERANCE = _TOLERANCE | {"translation": 0.04}
 # A place of the change whose interval is wider is not corrected.
 _WIDEST = {"rotation": 0.4, "translation": 0.1, "time": 0.02}
 
@@ -38,7 +40,7 @@ class Error(Section):
     """
 
     verdict: Word
-    reason: str = Field(default="", description="why the drive cannot tell")
+    reason: str = Field(default="", description="why the drive cannot tell, or which of x, y, z")
     size: float = Field(description="length of the correction [deg, m or s]")
     interval: float | None = Field(description="half width of its 95 % interval")
     value: tuple[float, ...] = Field(description="the correction; 0 where it is not known")
@@ -99,15 +101,20 @@ def judge(camera: str, views: Sequence[View], whole: bool = True) -> CameraVerdi
     alignment = Alignment(views)
     change = search(alignment)
     best = estimate(alignment, change)
-    scores = {"score": best.before, "score_corrected": best.after}
-    nothing = nothing.model_copy(update=scores)
+    nothing = nothing.model_copy(update=_scores(best))
     if best.after < LEAST_SCORE:
         return _because(nothing, "edges of images and depth do not meet under any calibration")
     if whole and (problem := _disagreement(views, change)):
         return _because(nothing, problem)
+    alignment, best = _refined(alignment, change, best)
+    nothing = nothing.model_copy(update=_scores(best))
     free = [k for k in range(7) if _known(best, k)]
     found = restricted(alignment, best, free)
     return _judged(nothing, found, free, alignment)
+
+
+def _scores(found: Estimate) -> dict[str, float]:
+    return {"score": found.before, "score_corrected": found.after}
 
 
 def _because(verdict: CameraVerdict, reason: str) -> CameraVerdict:
@@ -125,6 +132,23 @@ def _disagreement(views: Sequence[View], change: Float64) -> str:
     return f"parts of the drive differ by {widest:.1f} degrees"
 
 
+def _refined(alignment: Alignment, change: Float64, best: Estimate) -> tuple[Alignment, Estimate]:
+    """The estimate of the static edges, if they suffice for it, with their alignment.
+
+    An image and a sweep are not of the same moment: an object that moves is elsewhere in the image.
+    All edges tell the rotation well enough, but not the translation.
+    """
+    static = Alignment([view.of_static() for view in alignment.views])
+    if sum(len(view.edges) for view in static.views) < _LEAST_EDGES:
+        return alignment, best
+    found = estimate(static, search(static, change, levels=(2,)))
+    apart = np.abs(found.change - best.change)[:3]
+    agrees = bool(np.all(apart <= (found.intervals + best.intervals)[:3]))
+    if agrees and float(found.intervals[:3].max()) <= _WIDEST["rotation"]:
+        return static, found
+    return alignment, best
+
+
 def _known(found: Estimate, k: int) -> bool:
     """Whether a place of the change is known well enough to correct it."""
     interval, value = float(found.intervals[k]), abs(float(found.change[k]))
@@ -138,10 +162,12 @@ def _group(k: int) -> str:
 def _judged(
     verdict: CameraVerdict, found: Estimate, free: Sequence[int], alignment: Alignment
 ) -> CameraVerdict:
-    errors = {group: _error(group, found, free) for group in GROUPS}
+    tolerances = _STATIC_TOLERANCE if alignment.static else _TOLERANCE
+    errors = {group: _error(group, found, free, tolerances[group]) for group in GROUPS}
     if errors["rotation"].verdict == "cannot tell":  # it would be taken for the others
         unknown = {"verdict": "cannot tell", "reason": "the rotation is not known"}
-        known = {k: e.model_copy(update=unknown) for k, e in errors.items() if not e.reason}
+        told = [group for group, error in errors.items() if error.verdict != "cannot tell"]
+        known = {group: errors[group].model_copy(update=unknown) for group in told}
         errors |= known
     off = [group for group, error in errors.items() if error.verdict == "off"]
     told = [group for group, error in errors.items() if error.verdict != "cannot tell"]
@@ -156,7 +182,7 @@ def _judged(
     return verdict.model_copy(update=update)
 
 
-def _error(group: str, found: Estimate, free: Sequence[int]) -> Error:
+def _error(group: str, found: Estimate, free: Sequence[int], tolerance: float) -> Error:
     places = range(7)[GROUPS[group]]
     known = [k for k in places if k in free]
     intervals = found.intervals[list(places)]
@@ -172,8 +198,10 @@ def _error(group: str, found: Estimate, free: Sequence[int]) -> Error:
         "value": tuple(value.tolist()),
         "intervals": tuple(intervals.tolist()),
     }
+    wide = f"the interval of {widest:.2g} {UNITS[group]} is too wide for a correction"
     if interval is None or (group == "rotation" and len(known) < len(places)):
-        reason = f"the interval of {widest:.2g} {UNITS[group]} is too wide for a correction"
-        return Error(verdict="cannot tell", reason=reason, **common)
-    off = size > max(interval, _TOLERANCE[group])
-    return Error(verdict="off" if off else "consistent", **common)
+        return Error(verdict="cannot tell", reason=wide, **common)
+    off = size > max(interval, tolerance)
+    unknown = " and ".join(axis for k, axis in zip(places, "xyz") if k not in known)
+    reason = f"{unknown}: {wide}" if unknown else ""
+    return Error(verdict="off" if off else "consistent", reason=reason, **common)

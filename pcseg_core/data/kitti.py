@@ -26,17 +26,18 @@ from pcseg_core.labels import LabelSpace
 
 Float64 = npt.NDArray[np.float64]
 NANOSECONDS = 1_000_000_000
+REVOLUTION_S = 0.1034  # of the scanner: from timestamps_start.txt to timestamps_end.txt
 MAX_TRIGGER_DELAY_NS = 50_000_000  # from a sweep to the arrival of its image: half a revolution
 
 
 class KittiRawRecording:
     """One drive of KITTI raw, rectified and synchronized, with the calibration of the day.
 
-    The sweeps of these recordings are deskewed to the time at which the scanner faces forward and
-    triggers the cameras: `velodyne_points/timestamps.txt`. Clouds and images get this stamp, and
-    clouds have no per-point times. The recorded stamps of the images are their arrival times, about
-    10 ms later. In a drive at 10 to 14 m/s, image edges match depth edges best if the images are
-    assumed 0 to 5 ms before the trigger.
+    Clouds and images get the time at which the scanner faces forward and triggers the cameras:
+    `velodyne_points/timestamps.txt`. The recorded stamps of the images are their arrival times,
+    about 10 ms later. Unlike those of the odometry benchmark, these sweeps are not deskewed
+    (readme of the development kit). The times of their points follow from the azimuth: the scanner
+    turns clockwise, and begins and ends behind the car.
 
     Poses come from `oxts`, or from a `poses*.txt` in the drive with one T_world_lidar (12 numbers)
     per sweep.
@@ -74,6 +75,8 @@ class KittiRawRecording:
     def __getitem__(self, index: int) -> Sample:
         frame = self.frames[index]
         cloud = files.read_sweep(self.sweep_path(frame), int(self.stamps[index]))
+        x, y, _ = cloud.xyz.T.astype(np.float64)
+        cloud.time = -np.arctan2(y, x) / (2 * np.pi) * REVOLUTION_S
         images = [self._image(name, index) for name in self.cameras]
         return Sample(
             cloud=cloud,

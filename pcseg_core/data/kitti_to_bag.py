@@ -121,9 +121,10 @@ def _velocity(
 
 def _encode(sample: Sample) -> EncodedCloud:
     xyz = sample.cloud.xyz
-    intensity = sample.cloud.intensity
-    assert intensity is not None
+    intensity, time = sample.cloud.intensity, sample.cloud.time
+    assert intensity is not None and time is not None
     columns = {"x": xyz[:, 0], "y": xyz[:, 1], "z": xyz[:, 2], "intensity": intensity}
+    columns["time"] = time.astype(np.float32)
     return encode_cloud(columns)
 
 

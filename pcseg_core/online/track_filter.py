@@ -12,7 +12,7 @@ import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 
 from pcseg_core.online.boxes import Grouped
-from pcseg_core.online.thing_parts import VEHICLES, Rectangles
+from pcseg_core.online.thing_parts import Rectangles, is_vehicle
 
 Array = npt.NDArray[Any]
 Float64 = npt.NDArray[np.float64]
@@ -45,8 +45,10 @@ _GATE = 11.0  # squared normalized distance
 _EXCESS_M = 0.5  # by which a thing may be longer than a track at no cost
 _MOST_EXCESS = 4.0  # the most that this costs: a side may be seen for the first time
 _MIDDLE_M = 0.1  # least room of a thing in its box, or of the box in it, whose middle tells nothing
+_FACING = 0.5  # least cosine between the normal of an edge that faces the sensor and the beam
+_NEAR_M = 0.6  # from its predicted place, such an edge can tell how far a vehicle has moved
+_AT_PLACE_M = 0.1  # from its predicted place, an edge has not moved otherwise
 _GROW, _SHRINK = 0.4, 0.02  # per sweep, of the difference between measured and known extent
-_TALL_M = 1.2  # height of vehicles; they grow at once, and what is lower may be several bicycles
 _TURN = 0.3  # the same for the heading
 _TURN_M = 1.0  # least extent, and
 _TURN_POINTS = 15  # points, of a thing whose heading counts
@@ -214,15 +216,15 @@ def _shift(apart: Float64, known: Float64, seen: Float64) -> tuple[Float64, Floa
     return np.where(middle, 0.0, shift), np.where(middle, 0.0, np.where(lower, 1.0, -1.0))
 
 
-def correct(tracks: Array, rows: Array, things: Measured, numbers: Array) -> None:
-    """Update tracks (K,) rows by the things that are assigned to them."""
+def correct(tracks: Array, rows: Array, things: Measured, numbers: Array, sensor: Array) -> None:
+    """Update tracks (K,) rows by the things that are assigned to them, seen from a place (3,)."""
     if not len(rows):
         return
     old = tracks[rows]
     old["yaw"] += _turn(old, things, numbers)
     low, high = _extents(old, things, numbers)
     seen, apart = high - low, (low + high)[:, :2] / 2
-    shift, edge = _shift(apart, old["size"][:, :2], seen[:, :2])
+    shift, edge = _told(old, seen, apart, _facing(old, sensor))
     _filter(old, shift)
     _resize(old, seen, edge, apart)
     old["bottom"] += np.maximum(0.3, 1 / (1 + old["hits"])) * (low[:, 2] - old["bottom"])
@@ -234,6 +236,32 @@ def correct(tracks: Array, rows: Array, things: Measured, numbers: Array) -> Non
     old["hits"] += 1
     old["missed_s"] = 0.0
     tracks[rows] = old
+
+
+def _told(old: Array, seen: Float64, apart: Float64, facing: Float64) -> tuple[Float64, Float64]:
+    """`_shift` (K, 2) of tracks; of a vehicle whose edges disagree, by the edge that faces (K, 2).
+
+    Where another edge is at its place the vehicle may be no more than seen in larger part.
+    """
+    size = old["size"][:, :2]
+    shift, edge = _shift(apart, size, seen[:, :2])
+    front = apart + facing * (seen[:, :2] - size) / 2
+    tells = (np.abs(shift) < _AT_PLACE_M) & ((edge != 0) | (seen[:, :2] > size))
+    other = (facing != 0) & (np.abs(front) < _NEAR_M) & ~tells
+    other &= is_vehicle(old["group"], np.maximum(old["size"], seen))[:, None]
+    return np.where(other, front, shift), np.where(other, -facing, edge)
+
+
+def _facing(old: Array, sensor: Array) -> Float64:
+    """(K, 2) along and across: 1 if the upper edge faces the sensor, -1 the lower one, or 0.
+
+    This edge is rarely hidden, and is that of the thing.
+    """
+    x, y = (sensor[:2] - old["position"]).T
+    cos, sin = np.cos(old["yaw"]), np.sin(old["yaw"])
+    way = np.stack([x * cos + y * sin, y * cos - x * sin], 1)
+    along = way / np.maximum(np.hypot(x, y), 1e-3)[:, None]
+    return np.where(np.abs(along) > _FACING, np.sign(along), 0.0)
 
 
 def _turn(old: Array, things: Measured, numbers: Array) -> Float64:
@@ -278,10 +306,11 @@ def _resize(old: Array, seen: Float64, edge: Float64, apart: Float64) -> None:
     """Adapt the extents to those seen (K, 3); the edges (K, 2) of `_shift` stay where they are.
 
     A box that grows without such an edge grows over what is seen, whose center is `apart` (K, 2).
+    That of a vehicle grows at once as long as it is no larger than one.
     """
     gap = seen - old["size"]
-    vehicle = (old["group"] == VEHICLES) & (seen[:, 2] >= _TALL_M)
-    grow = np.where(vehicle, 1.0, np.maximum(_GROW, 1 / (1 + old["hits"])))[:, None]
+    at_once = is_vehicle(old["group"], np.maximum(old["size"], seen))
+    grow = np.where(at_once, 1.0, np.maximum(_GROW, 1 / (1 + old["hits"])))[:, None]
     gain = np.where(gap > 0, grow, _SHRINK)
     growth = gain * gap
     over = (edge == 0) & (gap[:, :2] > 0)

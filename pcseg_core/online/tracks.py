@@ -16,7 +16,14 @@ from pcseg_core.labels import LabelSpace
 from pcseg_core.online import track_filter as filter_
 from pcseg_core.online.boxes import Grouped, fit_headings
 from pcseg_core.online.instances import cluster_instances
-from pcseg_core.online.thing_parts import GROUPS, VEHICLES, Rectangles, is_one, join_parts
+from pcseg_core.online.thing_parts import (
+    GROUPS,
+    VEHICLES,
+    Rectangles,
+    is_one,
+    is_vehicle,
+    join_parts,
+)
 
 Array = npt.NDArray[Any]
 Float64 = npt.NDArray[np.float64]
@@ -144,7 +151,7 @@ class Tracker:
         of_track, of_thing = filter_.recover(tracks, found, *filter_.assign(tracks, found))
         ids = np.zeros(len(found), np.uint32)
         ids[of_thing] = tracks["id"][of_track]
-        filter_.correct(tracks, of_track, found, of_thing)
+        filter_.correct(tracks, of_track, found, of_thing, pose[:3, 3])
         _add_parts(ids, found, tracks[of_track])
         born = filter_.begin(found, np.flatnonzero(ids == 0), self._next_id)
         self._next_id += len(born)
@@ -212,7 +219,7 @@ class _Things:
         rows = np.flatnonzero((group_of >= 0)[labels])
         groups = group_of[labels[rows]]
         near = np.take(cloud.xyz, rows, axis=0)
-        chosen = np.unique(group_of[group_of >= 0])
+        chosen = sorted(set(group_of.tolist()) - {-1})
         ids = cluster_instances(
             near, groups, chosen, cell_m=rules.cell_m, min_points=rules.min_points
         )
@@ -277,8 +284,8 @@ def _joined(things: _Things, sensor: Array) -> _Things:
 
 def _joined_in(things: _Things, tracks: Array) -> _Things:
     """Clusters in the box of one track of a vehicle become one."""
-    vehicles = tracks[(tracks["hits"] >= _SPLIT_HITS) & (tracks["group"] == VEHICLES)]
-    boxes = filter_.boxes_of(vehicles)
+    vehicles = (tracks["hits"] >= _SPLIT_HITS) & is_vehicle(tracks["group"], tracks["size"])
+    boxes = filter_.boxes_of(tracks[vehicles])
     boxes = replace(boxes, size=boxes.size + 2 * _MARGIN_M)
     common, size = filter_.common_extents(boxes, things.found.boxes)
     share = (common / size).prod(0) * (things.found.groups == VEHICLES)

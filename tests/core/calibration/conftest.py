@@ -51,5 +51,5 @@ def samples() -> list[Sample]:
 @pytest.fixture(scope="session")
 def views(samples: list[Sample]) -> list[View]:
     """Views of the camera, with the exact calibration."""
-    (found,) = collect_views(samples).values()
+    (found,) = collect_views((sample, None) for sample in samples).values()
     return found

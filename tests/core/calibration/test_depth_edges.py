@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -48,6 +50,35 @@ def test_edges_lie_between_the_points_at_the_range_of_the_nearer_surface() -> No
     np.testing.assert_allclose(elevation[~sides], 0.5, atol=0.01)
     np.testing.assert_allclose(np.linalg.norm(edges.xyz[near], axis=1), 10.0, atol=1e-4)
     np.testing.assert_allclose(edges.weight[near], 1.0)
+
+
+def test_edges_of_a_moving_lidar_lie_where_it_saw_them() -> None:
+    """Seen from half a meter ahead, the wall has moved less than the box."""
+    ranges = np.full((len(ELEVATIONS), len(AZIMUTHS)), 20.0)
+    ranges[:, np.radians(10) < AZIMUTHS] = 5.0
+    cloud, shift = _cloud(ranges), np.array([0.5, 0.0, 0.0], np.float32)
+    edges = depth_edges(cloud, cloud.xyz + shift)
+    azimuth, _ = _angles(edges.xyz - shift)
+    assert len(edges) == len(ELEVATIONS)
+    np.testing.assert_allclose(azimuth, 10.0, atol=1e-3)
+    np.testing.assert_allclose(np.linalg.norm(edges.xyz - shift, axis=1), 5.0, atol=1e-4)
+
+
+def test_edges_that_another_sweep_has_at_the_same_place_are_static() -> None:
+    """Two posts; the left one moves 1 m to the right while the LiDAR drives 1 m ahead."""
+    ranges = np.full((len(ELEVATIONS), len(AZIMUTHS)), 30.0)
+    post = np.abs(np.abs(AZIMUTHS) - np.radians(15)) < np.radians(2)
+    ranges[:, post] = 10.0
+    edges = depth_edges(_cloud(ranges))
+    left = edges.xyz[:, 1] > 0
+    T_other_own = np.eye(4)
+    T_other_own[0, 3] = -1.0
+    there = edges.xyz + np.where(left[:, None], [-1.0, -1.0, 0.0], [-1.0, 0.0, 0.0])
+    other = replace(edges, xyz=there)
+    assert not edges.static.any() and left.any()
+    np.testing.assert_array_equal(edges.seen_again(other, T_other_own).static, ~left)
+    nothing = edges.select(np.zeros(len(edges), bool))
+    assert not edges.seen_again(nothing, T_other_own).static.any()
 
 
 def test_smooth_surfaces_have_no_edges() -> None:

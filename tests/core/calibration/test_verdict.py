@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from pcseg_core.calibration import verdict
-from pcseg_core.calibration.alignment import View, camera_poses, pose_error
-from pcseg_core.calibration.calibrate import check_calibration, collect_views
-from pcseg_core.calibration.estimate import Estimate
+from pcseg_core.calibration.alignment import Alignment, View, camera_poses, pose_error
+from pcseg_core.calibration.calibrate import check_calibration, collect_views, with_neighbors
+from pcseg_core.calibration.estimate import Estimate, estimate, restricted, search
 from pcseg_core.calibration.verdict import judge
 from pcseg_core.data import Recording
 from pcseg_core.data.sample import Sample
@@ -52,6 +52,44 @@ def test_an_error_of_rotation_and_time_is_found(samples: list[Sample], views: li
     assert camera.change[6] == pytest.approx(-0.06, abs=0.015)
     assert camera.score is not None and camera.score_corrected is not None
     assert camera.score < 0.5 * camera.score_corrected
+
+
+def test_static_edges_tell_the_translation(samples: list[Sample], views: list[View]) -> None:
+    change = np.array([0.0, 0.0, 0.0, 0.0, 0.1, 0.0, 0.0])
+    moved = _disturbed(samples, views, change)
+    static = [
+        replace(view, edges=replace(view.edges, static=np.ones(len(view.edges), bool)))
+        for view in moved
+    ]
+    known, unknown = (judge("front", each, whole=False).translation for each in (static, moved))
+    assert known is not None and unknown is not None
+    assert unknown.verdict == "consistent" and known.verdict == "off"
+    np.testing.assert_allclose(known.value, -change[3:6], atol=0.05)
+    assert known.reason.startswith("z: the interval of 0.1") and known.value[2] == 0
+
+
+def test_an_unknown_time_is_not_made_up_for(samples: list[Sample], views: list[View]) -> None:
+    """In a turn, another rotation looks like another time."""
+    change = np.array([1.0, -1.2, 0.8, 0.0, 0.0, 0.0, 0.1])
+    alignment = Alignment(_disturbed(samples, views, change))
+    whole = estimate(alignment, search(alignment))
+    without_time = restricted(alignment, whole, range(6))
+    np.testing.assert_allclose(without_time.change[:3], -change[:3], atol=0.3)
+    assert not without_time.change[6]
+
+
+def test_neighbors_are_half_a_second_apart_and_of_the_same_scene(
+    samples: list[Sample], as_drive: AsDrive
+) -> None:
+    drive = as_drive([_at(sample, 0.1 * number) for number, sample in enumerate(samples)])
+    found = [other and other.stamp_ns for _, other in with_neighbors(drive, range(6))]
+    assert found == [500_000_000, None, None, None, None, 0]
+    drive.scenes = ["one"] * 5 + ["other"]
+    assert [other for _, other in with_neighbors(drive, range(6))] == [None] * 6
+
+
+def _at(sample: Sample, stamp_s: float) -> Sample:
+    return replace(sample, cloud=replace(sample.cloud, stamp_ns=round(1e9 * stamp_s)))
 
 
 def test_nothing_is_corrected_while_the_rotation_is_unknown(
@@ -104,5 +142,6 @@ def test_too_little_to_compare(samples: list[Sample], views: list[View], as_driv
 def test_images_of_another_size_are_left_out(samples: list[Sample]) -> None:
     small = samples[1].cameras[0].placed(samples[1].cameras[0].T_cam_lidar)
     small.camera = small.camera.scaled(160, 96)
-    (found,) = collect_views([samples[0], replace(samples[1], cameras=[small])]).values()
+    pairs = [(samples[0], None), (replace(samples[1], cameras=[small]), None)]
+    (found,) = collect_views(pairs).values()
     assert len(found) == 1

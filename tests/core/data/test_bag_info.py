@@ -215,6 +215,7 @@ def test_a_kitti_drive_survives_the_way_through_a_bag(tmp_path, format, raw, com
         assert one.stamp_ns == two.stamp_ns
         np.testing.assert_array_equal(one.cloud.xyz, two.cloud.xyz)
         np.testing.assert_array_equal(one.cloud.intensity, two.cloud.intensity)
+        np.testing.assert_allclose(one.cloud.time, two.cloud.time, atol=1e-7)
         np.testing.assert_allclose(one.T_world_lidar, two.T_world_lidar, atol=1e-9)
         np.testing.assert_allclose(one.T_cam_lidar(0), two.T_cam_lidar(0), atol=1e-9)
         np.testing.assert_array_equal(one.cameras[0].image, two.cameras[0].image)

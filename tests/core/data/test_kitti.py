@@ -16,7 +16,10 @@ def test_raw_drive(tmp_path) -> None:
     sample = drive[1]
     assert len(drive) == 4 and drive.pose_source == "oxts" and not drive.skipped
     assert len(sample.cloud) == 200 and sample.cloud.frame_id == "velodyne"
-    assert sample.cloud.time is None  # these sweeps are corrected for motion
+    x, y, _ = sample.cloud.xyz.T
+    assert sample.cloud.time is not None and np.abs(sample.cloud.time).max() <= 0.052
+    np.testing.assert_array_equal(sample.cloud.time < 0, y > 0)  # clockwise: left before right
+    assert np.ptp(sample.cloud.time[np.argsort(np.abs(np.arctan2(y, x)))[:5]]) < 0.01  # ahead
     assert sample.stamp_ns == 1317042651 * 10**9 + 200_000_000
     frame = sample.cameras[0]
     assert frame.name == "image_02" and frame.stamp_ns == sample.stamp_ns

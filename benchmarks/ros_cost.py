@@ -9,8 +9,9 @@ this process). Then the outputs that are computed on request, each by itself, wi
 `at once` is the most that one node has: the profile autoware, two named clouds, both images, what
 moves (a twentieth of the points are things), the tracks of 40 vehicles that these points make up,
 with their states and markers, and the grid at 2 Hz for sweeps at 10 Hz.
-Judge by the CPU time of the thread that publishes; the wall time depends on the load of the
-machine. With `--threads 2` this is the time on two cores: a second thread does a part of the work.
+With `--threads 1` judge by the CPU time, which other work on the machine disturbs least. With more,
+further threads do a part of the work, whose time and whose awaiting are not in the CPU time of the
+thread that publishes: judge by the wall time on an idle machine.
 """
 
 from __future__ import annotations
@@ -105,7 +106,7 @@ class Clock:
     def table(self, total: str, shares: Mapping[str, float] | None = None) -> Table:
         """Medians of each stage, and of the sum of the stages with these shares; None is all.
 
-        Also the least CPU time, which other work on the machine disturbs least.
+        Also the least times, which other work on the machine disturbs least.
         """
         result: Table = {}
         for kind, times in (("wall_ms", self.wall), ("cpu_ms", self.cpu)):
@@ -114,7 +115,7 @@ class Clock:
             totals = [sum(map(operator.mul, part.values(), run)) for run in runs]
             for stage, values in {**times, total: totals}.items():
                 result.setdefault(stage, {})[kind] = statistics.median(values)
-                result[stage]["least_cpu_ms"] = min(values)
+                result[stage][f"least_{kind}"] = min(values)
         return result
 
 
@@ -244,7 +245,7 @@ def measure(points: np.ndarray, rounds: int) -> tuple[Table, Table]:
 
 
 def main() -> int:
-    """Measure, print, write; 1 if a median CPU time exceeds its limit."""
+    """Measure, print, write; 1 if a median time exceeds its limit."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sweep", type=Path, help="(N, 4) sweep; random points without")
     parser.add_argument("--points", type=int, default=125_000)
@@ -258,14 +259,18 @@ def main() -> int:
     for title, table in (("every sweep", stages), ("outputs on request", outputs)):
         print(title)
         for stage, times in table.items():
-            wall, cpu, least = times["wall_ms"], times["cpu_ms"], times["least_cpu_ms"]
-            print(f"  {stage:20s} {wall:7.2f} ms wall {cpu:7.2f} ms CPU {least:7.2f} at least")
+            wall, cpu = (
+                f"{times[kind]:7.2f} ms {name} (least {times[f'least_{kind}']:.2f})"
+                for kind, name in (("wall_ms", "wall"), ("cpu_ms", "CPU"))
+            )
+            print(f"  {stage:20s} {wall} {cpu}")
     if chosen.json:
         sizes = {"points": len(points), "threads": chosen.threads}
         report = {**sizes, "stages": stages, "outputs": outputs}
         write_atomic(chosen.json, json.dumps(report, indent=1))
-    slow = stages["total"]["cpu_ms"] > LIMIT_MS
-    return int(slow or outputs["at once"]["cpu_ms"] > OUTPUTS_LIMIT_MS)
+    kind = "cpu_ms" if chosen.threads == 1 else "wall_ms"
+    slow = stages["total"][kind] > LIMIT_MS
+    return int(slow or outputs["at once"][kind] > OUTPUTS_LIMIT_MS)
 
 
 if __name__ == "__main__":

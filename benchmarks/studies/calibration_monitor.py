@@ -55,16 +55,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("sources", nargs="*", default=list(SIMULATED))
     parser.add_argument("--turn", type=float, default=1.0, help="degrees")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, help="figures; drives that it has are not repeated")
     options = parser.parse_args()
-    rows: list[dict[str, object]] = []
-    for source in options.sources:
+    rows = _measured(options.json)
+    known = {row["source"] for row in rows}
+    for source in (source for source in options.sources if source not in known):
         recording = open_recording(source)
         samples = (sample for _, sample in readable(recording, range(len(recording))))
         rows.append({"source": source, **measure(samples, options.turn)})
         print(json.dumps(rows[-1]), flush=True)
         if options.json:
             write_atomic(options.json, json.dumps(rows, indent=1) + "\n")
+
+
+def _measured(path: Path | None) -> list[dict[str, object]]:
+    """Rows of an earlier run, which is resumed."""
+    rows: list[dict[str, object]] = []
+    if path is not None and path.is_file():
+        rows = json.loads(path.read_text())
+    return rows
 
 
 def measure(samples: Iterable[Sample], turn_deg: float) -> dict[str, object]:

@@ -57,8 +57,8 @@ class DepthEdges:
 
     def select(self, index: Array) -> DepthEdges:
         """Edges by mask or index."""
-        arrays = (self.xyz, self.across, self.weight, self.static)
-        return DepthEdges(*(array[index] for array in arrays))
+        xyz, across = self.xyz[index], self.across[index]
+        return DepthEdges(xyz, across, self.weight[index], self.static[index])
 
     def seen_again(self, other: DepthEdges, T_other_own: Float64) -> DepthEdges:
         """The edges; static are those where another sweep has an edge too.

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -35,3 +38,22 @@ def test_turns_are_timed_and_a_drive_without_one_is_clean(monkeypatch: pytest.Mo
 def test_a_drive_too_short_to_learn_tells_nothing() -> None:
     found = study.measure([sample(number) for number in range(2)], 1.0)
     assert found["turned_deg"] == {"median": None, "largest": None} and found["scores"] is None
+
+
+def test_drives_that_were_measured_are_not_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = tmp_path / "monitor.json"
+    rows.write_text('[{"source": "first"}]')
+    opened = []
+
+    def open_recording(source: str) -> list[Sample]:
+        opened.append(source)
+        return [sample(number) for number in range(2)]
+
+    monkeypatch.setattr(study, "open_recording", open_recording)
+    monkeypatch.setattr(study, "readable", lambda recording, indices: enumerate(recording))
+    monkeypatch.setattr("sys.argv", ["study", "first", "second", "--json", str(rows)])
+    study.main()
+    assert opened == ["second"]
+    assert [row["source"] for row in json.loads(rows.read_text())] == ["first", "second"]

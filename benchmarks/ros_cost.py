@@ -179,11 +179,11 @@ def outputs_of(message: Any, labeled: LabeledSweep) -> dict[str, Callable[[], An
     tracker, draw_tracks, street = Tracker(), TrackMarkers(), itertools.count(1)
     vehicles = np.flatnonzero(labels == space.index("vehicle"))
     result = replace(labeled, labels=labels, pose=np.eye(4))
+    scenes = [traffic(labeled.cloud.xyz, vehicles, number) for number in range(20)]
 
     def track() -> None:
         number = next(street)
-        xyz = traffic(labeled.cloud.xyz, vehicles, number % 20)
-        cloud = replace(labeled.cloud, xyz=xyz, stamp_ns=number * 100_000_000)
+        cloud = replace(labeled.cloud, xyz=scenes[number % 20], stamp_ns=number * 100_000_000)
         result.tracked = tracker.update(cloud, labels, space, np.eye(4), TrackRules())
         states(header, result.tracked.tracks, space, confidence_of(result))
 

@@ -124,7 +124,8 @@ def is_vehicle(groups: Array, size: Float64) -> Mask:
     one = np.zeros(len(size), bool)
     for least, most, wide in _LARGEST[VEHICLES]:
         one |= (height >= least) & (length <= most) & (width <= wide)
-    return one & (height >= _LOW_M) & (groups == VEHICLES)
+    found: Mask = one & (height >= _LOW_M) & (groups == VEHICLES)
+    return found
 
 
 def join_parts(boxes: Rectangles, sensor: Array) -> npt.NDArray[np.int64]:

@@ -9,7 +9,9 @@ this process). Then the outputs that are computed on request, each by itself, wi
 `at once` is the most that one node has: the profile autoware, two named clouds, both images, what
 moves (a twentieth of the points are things), the tracks of 40 vehicles that these points make up,
 with their states and markers, and the grid at 2 Hz for sweeps at 10 Hz.
-Judge by the CPU time of the thread; the wall time depends on the load of the machine.
+With `--threads 1` judge by the CPU time, which other work on the machine disturbs least. With more,
+further threads do a part of the work, whose time and whose awaiting are not in the CPU time of the
+thread that publishes: judge by the wall time on an idle machine.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
+import torch
 
 from benchmarks.sweeps import load_sweep
 from pcseg_core.cloud import encode_cloud
@@ -103,7 +106,7 @@ class Clock:
     def table(self, total: str, shares: Mapping[str, float] | None = None) -> Table:
         """Medians of each stage, and of the sum of the stages with these shares; None is all.
 
-        Also the least CPU time, which other work on the machine disturbs least.
+        Also the least times, which other work on the machine disturbs least.
         """
         result: Table = {}
         for kind, times in (("wall_ms", self.wall), ("cpu_ms", self.cpu)):
@@ -112,7 +115,7 @@ class Clock:
             totals = [sum(map(operator.mul, part.values(), run)) for run in runs]
             for stage, values in {**times, total: totals}.items():
                 result.setdefault(stage, {})[kind] = statistics.median(values)
-                result[stage]["least_cpu_ms"] = min(values)
+                result[stage][f"least_{kind}"] = min(values)
         return result
 
 
@@ -145,7 +148,7 @@ def traffic(xyz: np.ndarray, things: np.ndarray, number: int) -> np.ndarray:
 def outputs_of(message: Any, labeled: LabeledSweep) -> dict[str, Callable[[], Any]]:
     """The outputs on request by name."""
     from pcseg_ros.conversions import cloud_message, filtered_message, grid_message, mono_message
-    from pcseg_ros.tracks import confidence_of, markers, states
+    from pcseg_ros.tracks import TrackMarkers, confidence_of, states
 
     space, header = labeled.label_space, message.header
     encoded = cloud_message(header, append_labels(message, labeled, ExtraFields()))
@@ -160,9 +163,9 @@ def outputs_of(message: Any, labeled: LabeledSweep) -> dict[str, Callable[[], An
 
     height, width = 1, len(labeled.labels)  # one row: organized clouds cost the same
     config, costs = GridConfig(), read_costs("", space)
-    newest = sweep_evidence(labeled)
 
     def draw() -> None:
+        newest = sweep_evidence(labeled)
         drawn = draw_grid(newest, newest.points, np.eye(4), costs, config)
         grid_message(drawn, header.stamp, "map")
 
@@ -173,7 +176,7 @@ def outputs_of(message: Any, labeled: LabeledSweep) -> dict[str, Callable[[], An
         cloud = replace(labeled.cloud, stamp_ns=next(drive) * 100_000_000)
         things.update(cloud, labels, space, np.eye(4))
 
-    tracker, street = Tracker(), itertools.count(1)
+    tracker, draw_tracks, street = Tracker(), TrackMarkers(), itertools.count(1)
     vehicles = np.flatnonzero(labels == space.index("vehicle"))
     result = replace(labeled, labels=labels, pose=np.eye(4))
 
@@ -186,7 +189,7 @@ def outputs_of(message: Any, labeled: LabeledSweep) -> dict[str, Callable[[], An
 
     def mark() -> None:
         assert result.tracked is not None
-        markers(header, result.tracked.tracks, space, {})
+        draw_tracks(header, result.tracked.tracks, space, {})
 
     fields = ExtraFields(probabilities=("road", "person"))
     return {
@@ -242,25 +245,32 @@ def measure(points: np.ndarray, rounds: int) -> tuple[Table, Table]:
 
 
 def main() -> int:
-    """Measure, print, write; 1 if a median CPU time exceeds its limit."""
+    """Measure, print, write; 1 if a median time exceeds its limit."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sweep", type=Path, help="(N, 4) sweep; random points without")
     parser.add_argument("--points", type=int, default=125_000)
     parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--threads", type=int, default=2, help="that share the work of a sweep")
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
     points = load_sweep(chosen.sweep) if chosen.sweep else random_sweep(chosen.points)
+    torch.set_num_threads(chosen.threads)
     stages, outputs = measure(points, chosen.rounds)
     for title, table in (("every sweep", stages), ("outputs on request", outputs)):
         print(title)
         for stage, times in table.items():
-            wall, cpu, least = times["wall_ms"], times["cpu_ms"], times["least_cpu_ms"]
-            print(f"  {stage:20s} {wall:7.2f} ms wall {cpu:7.2f} ms CPU {least:7.2f} at least")
+            wall, cpu = (
+                f"{times[kind]:7.2f} ms {name} (least {times[f'least_{kind}']:.2f})"
+                for kind, name in (("wall_ms", "wall"), ("cpu_ms", "CPU"))
+            )
+            print(f"  {stage:20s} {wall} {cpu}")
     if chosen.json:
-        report = {"points": len(points), "stages": stages, "outputs": outputs}
+        sizes = {"points": len(points), "threads": chosen.threads}
+        report = {**sizes, "stages": stages, "outputs": outputs}
         write_atomic(chosen.json, json.dumps(report, indent=1))
-    slow = stages["total"]["cpu_ms"] > LIMIT_MS
-    return int(slow or outputs["at once"]["cpu_ms"] > OUTPUTS_LIMIT_MS)
+    kind = "cpu_ms" if chosen.threads == 1 else "wall_ms"
+    slow = stages["total"][kind] > LIMIT_MS
+    return int(slow or outputs["at once"][kind] > OUTPUTS_LIMIT_MS)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pcseg_core.cloud_layout import Array, EncodedCloud, Field, PointCloud2Like, overlay, structured
+from pcseg_core.cloud_layout import (
+    Array,
+    EncodedCloud,
+    Field,
+    PointCloud2Like,
+    positions,
+    structured,
+)
 from pcseg_core.cloud_writer import append_fields, encode_cloud, pack_rgb, unpack_rgb
 from pcseg_core.errors import InputError
 from pcseg_core.intensity import IntensityScale, guess_intensity_scale
@@ -300,15 +307,11 @@ def _rings(values: Array) -> npt.NDArray[np.uint16]:
 
 
 def _read_xyz(points: Array) -> npt.NDArray[np.float32]:
-    fields = points.dtype.fields
-    assert fields is not None
-    types = [fields[axis][0] for axis in "xyz"]
-    offsets = [fields[axis][1] for axis in "xyz"]
-    if any(t.shape for t in types):
+    if any(points.dtype[axis].shape for axis in "xyz"):
         raise InputError("cloud: fields x, y and z must hold one number a point (count 1)")
-    f32 = np.dtype(np.float32)
-    if types == [f32] * 3 and offsets[1:] == [offsets[0] + 4, offsets[0] + 8]:
-        return _native(overlay(points, (np.float32, (3,)), offsets[0]))
+    together = positions(points)
+    if together is not None:
+        return _native(together)
     xyz = np.empty((points.size, 3), dtype=np.float32)
     with np.errstate(over="ignore", invalid="ignore"):  # float64 beyond float32 becomes inf
         for i, axis in enumerate("xyz"):

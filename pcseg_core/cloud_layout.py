@@ -7,6 +7,7 @@ fields that cover each byte of a point `MAX_OVERLAP` times on average.
 
 from __future__ import annotations
 
+import array
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -37,7 +38,9 @@ class PointCloud2Like(Protocol):
     is_bigendian: bool
     point_step: int
     row_step: int
-    data: Any
+
+    @property
+    def data(self) -> Any: ...
 
 
 @dataclass
@@ -52,7 +55,7 @@ class Field:
 
 @dataclass
 class EncodedCloud:
-    """A PointCloud2 message without its header; `data` is (bytes,) uint8, contiguous."""
+    """A PointCloud2 message without its header; `buffer` holds the bytes of its data."""
 
     height: int
     width: int
@@ -60,8 +63,13 @@ class EncodedCloud:
     is_bigendian: bool
     point_step: int
     row_step: int
-    data: npt.NDArray[np.uint8]
+    buffer: array.array[int]
     is_dense: bool
+
+    @property
+    def data(self) -> npt.NDArray[np.uint8]:
+        """(bytes,) uint8, the memory of the buffer."""
+        return _bytes(self.buffer)
 
 
 def structured(msg: PointCloud2Like) -> Array:
@@ -102,6 +110,18 @@ def overlay(points: Array, code: Any, offset: int) -> Array:
         {"names": ["v"], "formats": [code], "offsets": [offset], "itemsize": points.dtype.itemsize}
     )
     return points.view(dtype)["v"]
+
+
+def positions(points: Array) -> Array | None:
+    """x, y and z (height, width, 3) float32 without a copy; None if they do not lie like that."""
+    fields = points.dtype.fields
+    if fields is None or not all(axis in fields for axis in "xyz"):
+        return None
+    types, offsets = zip(*(fields[axis][:2] for axis in "xyz"))
+    together = offsets == (offsets[0], offsets[0] + 4, offsets[0] + 8)
+    if types != (np.dtype(np.float32),) * 3 or not together:
+        return None
+    return overlay(points, (np.float32, (3,)), offsets[0])
 
 
 def _dtype(msg: PointCloud2Like) -> np.dtype[Any]:

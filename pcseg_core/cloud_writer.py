@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import array
+import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
 
+from pcseg_core import cloud_records
 from pcseg_core.cloud_layout import (
     DATATYPES,
     TYPES,
@@ -15,7 +18,7 @@ from pcseg_core.cloud_layout import (
     EncodedCloud,
     Field,
     PointCloud2Like,
-    overlay,
+    positions,
     structured,
 )
 from pcseg_core.errors import InputError
@@ -41,7 +44,7 @@ def append_fields(
     """
     points = structured(msg)
     height, width = points.shape
-    columns = {name: _column(name, values, points.size) for name, values in fields.items()}
+    columns = {name: _column(name, values, points.shape) for name, values in fields.items()}
     existing = [Field(f.name, int(f.offset), int(f.datatype), int(f.count)) for f in msg.fields]
     clash = [f.name for f in existing if f.name in columns]
     if clash and not replace:
@@ -54,10 +57,10 @@ def append_fields(
     in_place = {f.name for f in kept if f.name in columns}
     old_step = int(msg.point_step)
     added, step = _layout({n: c for n, c in columns.items() if n not in in_place}, old_step)
-    out = np.zeros((height, width), dtype=np.dtype((np.void, step)))
-    _copy_bytes(points, out, old_step)
     written = [f for f in kept if f.name in in_place] + added
-    _write(out, written, columns, bool(msg.is_bigendian))
+    before = [(points.view(np.dtype((np.void, old_step))), 0)] if old_step and points.size else []
+    buffer = cloud_records.zeros(step * points.size)
+    _write(buffer, step, before + _placed(written, columns, bool(msg.is_bigendian)))
     return EncodedCloud(
         height=height,
         width=width,
@@ -65,7 +68,7 @@ def append_fields(
         is_bigendian=bool(msg.is_bigendian),
         point_step=step,
         row_step=step * width,
-        data=_flat(out),
+        buffer=buffer,
         is_dense=_is_dense(points),
     )
 
@@ -86,13 +89,13 @@ def encode_cloud(
         raise InputError("cloud: no fields to encode; give at least x, y and z")
     if height is None or width is None:
         height, width = 1, len(np.asarray(next(iter(fields.values()))))
-    columns = {name: _column(name, v, height * width) for name, v in fields.items()}
+    columns = {name: _column(name, v, (height, width)) for name, v in fields.items()}
     layout, step = _layout(columns, 0)
     step = _align(step, max(c.dtype.itemsize for c in columns.values()))
-    out = np.zeros((height, width), dtype=np.dtype((np.void, step)))
-    _write(out, layout, columns, big=False)
-    finite = all(bool(np.isfinite(columns[axis]).all()) for axis in "xyz" if axis in columns)
-    return EncodedCloud(height, width, layout, False, step, step * width, _flat(out), finite)
+    buffer = cloud_records.zeros(step * height * width)
+    _write(buffer, step, _placed(layout, columns, big=False))
+    cloud = EncodedCloud(height, width, layout, False, step, step * width, buffer, True)
+    return dataclasses.replace(cloud, is_dense=_is_dense(structured(cloud)))
 
 
 def pack_rgb(colors: npt.ArrayLike) -> npt.NDArray[np.float32]:
@@ -108,8 +111,8 @@ def unpack_rgb(values: npt.ArrayLike) -> npt.NDArray[np.uint8]:
     return np.stack([bits >> 16, bits >> 8, bits], axis=-1).astype(np.uint8)
 
 
-def _column(name: str, values: npt.ArrayLike, count: int) -> Array:
-    """Values as (N,) or (N, c) of a PointField type."""
+def _column(name: str, values: npt.ArrayLike, shape: tuple[int, ...]) -> Array:
+    """Values as (height, width) or (height, width, count) of a PointField type; a view."""
     array = np.asarray(values)
     code = array.dtype.kind + str(array.dtype.itemsize)
     if code not in DATATYPES:
@@ -117,10 +120,11 @@ def _column(name: str, values: npt.ArrayLike, count: int) -> Array:
             f"cloud: field '{name}' is {array.dtype}; PointCloud2 has int8 to int32, uint8 to "
             "uint32, float32 and float64"
         )
+    count = shape[0] * shape[1]
     if array.shape[:1] == (count,) and array.ndim <= 2:
-        return array
+        return array.reshape(*shape, *array.shape[1:])
     if array.ndim == 2 and array.size == count:
-        return array.reshape(-1)
+        return array.reshape(shape)
     raise InputError(f"cloud: field '{name}' has shape {array.shape} for {count} points")
 
 
@@ -132,7 +136,7 @@ def _layout(columns: Mapping[str, Array], start: int) -> tuple[list[Field], int]
     """Place columns after `start`; returns their fields and the end of the last one."""
     fields = []
     for name, column in columns.items():
-        count = column.shape[1] if column.ndim == 2 else 1
+        count = _count(column)
         start = _align(start, column.dtype.itemsize)
         code = DATATYPES[column.dtype.kind + str(column.dtype.itemsize)]
         fields.append(Field(name, start, code, count))
@@ -142,9 +146,13 @@ def _layout(columns: Mapping[str, Array], start: int) -> tuple[list[Field], int]
 
 def _holds(existing: Field, column: Array) -> bool:
     """Whether a field has the type and count of a column."""
-    count = column.shape[1] if column.ndim == 2 else 1
     code = column.dtype.kind + str(column.dtype.itemsize)
-    return TYPES[existing.datatype] == code and max(1, existing.count) == count
+    return TYPES[existing.datatype] == code and max(1, existing.count) == _count(column)
+
+
+def _count(column: Array) -> int:
+    """Values per point."""
+    return column.shape[2] if column.ndim == 3 else 1
 
 
 def _is_alone(field: Field, fields: list[Field]) -> bool:
@@ -160,26 +168,26 @@ def _end(field: Field) -> int:
     return field.offset + np.dtype(TYPES[field.datatype]).itemsize * max(1, field.count)
 
 
-def _copy_bytes(points: Array, out: Array, step: int) -> None:
-    """Copy the first `step` bytes of every point."""
-    if step and points.size:
-        whole = np.dtype((np.void, step))
-        overlay(out, whole, 0)[...] = points.view(whole)
+def _placed(
+    fields: list[Field], columns: Mapping[str, Array], big: bool
+) -> list[tuple[Array, int]]:
+    """The columns of fields in a byte order, with their offsets."""
+    order = ">" if big else "<"
+    return [
+        (columns[f.name].astype(order + TYPES[f.datatype], copy=False), f.offset) for f in fields
+    ]
 
 
-def _write(out: Array, fields: list[Field], columns: Mapping[str, Array], big: bool) -> None:
-    for f in fields:
-        column = columns[f.name]
-        code = (">" if big else "<") + TYPES[f.datatype]
-        view = overlay(out, code if column.ndim == 1 else (code, column.shape[1:]), f.offset)
-        view[...] = column.reshape(*out.shape, *column.shape[1:])
-
-
-def _flat(out: Array) -> npt.NDArray[np.uint8]:
-    return out.reshape(-1).view(np.uint8) if out.size else np.zeros(0, dtype=np.uint8)
+def _write(buffer: array.array[int], step: int, parts: list[tuple[Array, int]]) -> None:
+    if len(buffer) and parts:
+        out = np.frombuffer(buffer, np.dtype((np.void, step)))
+        cloud_records.write(out.reshape(parts[0][0].shape[:2]), parts)
 
 
 def _is_dense(points: Array) -> bool:
+    together = positions(points)
+    if together is not None:
+        return cloud_records.all_finite(together)
     names = points.dtype.names or ()
     axes = [points[a] for a in "xyz" if a in names and points[a].dtype.kind == "f"]
-    return all(bool(np.isfinite(axis).all()) for axis in axes)
+    return all(map(cloud_records.all_finite, axes))

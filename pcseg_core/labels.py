@@ -232,8 +232,8 @@ def truth_of(sample: LabeledSample, space: LabelSpace) -> Int64:
 
 def to_wire(labels: npt.ArrayLike) -> npt.NDArray[np.uint32]:
     """Labels as the uint32 field `label` of a cloud: -1 becomes 65535."""
-    ids = np.asarray(labels).astype(np.int64, copy=False)  # 65535 does not fit an int16
-    return np.where(ids < 0, WIRE_UNLABELED, ids).astype(np.uint32)
+    ids = np.asarray(labels)
+    return np.where(ids < 0, np.uint32(WIRE_UNLABELED), ids.astype(np.uint32))
 
 
 def from_wire(values: npt.ArrayLike) -> npt.NDArray[np.int32]:

@@ -304,10 +304,10 @@ class NodeConfig(PipelineConfig):
         """
         cameras, motion, points = self.cameras, self.motion, self.points
         lidars = ",".join(f"/{topic.lstrip('/')}" for topic in points.topics)
-        chosen: dict[str, Any] = {"cloud_topic": lidars, "united_frame": points.frame}
-        chosen["max_lidar_offset_s"] = points.tolerance_s
         return {
-            **(chosen if lidars else {}),
+            **({"cloud_topic": lidars} if lidars else {}),
+            "max_lidar_offset_s": points.tolerance_s,
+            "united_frame": points.frame,
             "camera_topics": [f"/{topic.lstrip('/')}" for topic in cameras.topics],
             "calibration": cameras.calibration or None,
             "max_image_offset_s": cameras.tolerance_s,

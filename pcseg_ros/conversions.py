@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import array
 import sys
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,7 @@ from nav_msgs.msg import OccupancyGrid, Odometry
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2, PointField
 from std_msgs.msg import Header
 
+from pcseg_core import cloud_records
 from pcseg_core.camera import CameraModel
 from pcseg_core.cloud import EncodedCloud, IntensityScale, PointCloud, read_cloud, structured
 from pcseg_core.data.images import decode_image, image_from_message
@@ -22,6 +23,8 @@ from pcseg_core.errors import InputError
 from pcseg_core.geometry import from_quaternion
 from pcseg_core.labels import WIRE_UNLABELED, LabelSpace, from_wire
 from pcseg_core.online.grid import Grid
+
+Message = TypeVar("Message", PointCloud2, Image, OccupancyGrid)
 
 
 def read_sweep(
@@ -105,19 +108,19 @@ def filtered_message(msg: PointCloud2, chosen: npt.NDArray[np.bool_]) -> PointCl
     # As points of bytes: fields may overlap or leave gaps.
     rows = np.frombuffer(msg.data, np.uint8)[: msg.height * msg.row_step]
     points = rows.reshape(msg.height, msg.row_step)[:, : msg.width * msg.point_step]
-    whole = np.dtype((np.void, max(msg.point_step, 1)))
-    kept = np.ascontiguousarray(points).reshape(-1).view(whole)[chosen]
-    return PointCloud2(
+    whole = np.ascontiguousarray(points).reshape(len(chosen), msg.point_step)
+    kept = cloud_records.take(whole, chosen)
+    filtered = PointCloud2(
         header=msg.header,
         height=1,
-        width=len(kept),
+        width=int(np.count_nonzero(chosen)),
         fields=msg.fields,
         is_bigendian=msg.is_bigendian,
         point_step=msg.point_step,
-        row_step=len(kept) * msg.point_step,
-        data=_bytes(kept.view(np.uint8)),
+        row_step=len(kept),
         is_dense=msg.is_dense,
     )
+    return _with_data(filtered, kept)
 
 
 def image_message(pixels: npt.NDArray[np.uint8], header: Header) -> Image:
@@ -132,17 +135,11 @@ def mono_message(pixels: npt.NDArray[Any], header: Header) -> Image:
 
 def _image(pixels: npt.NDArray[Any], header: Header, encoding: str) -> Image:
     height, width = pixels.shape[:2]
-    data = _bytes(pixels.view(np.uint8))
     big, step = sys.byteorder == "big", pixels[0].nbytes
-    return Image(
-        header=header,
-        height=height,
-        width=width,
-        encoding=encoding,
-        is_bigendian=big,
-        step=step,
-        data=data,
+    image = Image(
+        header=header, height=height, width=width, encoding=encoding, is_bigendian=big, step=step
     )
+    return _with_data(image, _bytes(pixels.view(np.uint8)))
 
 
 def grid_message(drawn: Grid, stamp: Time, frame_id: str) -> OccupancyGrid:
@@ -154,13 +151,12 @@ def grid_message(drawn: Grid, stamp: Time, frame_id: str) -> OccupancyGrid:
     origin = message.info.origin.position
     origin.x, origin.y = drawn.origin_m
     origin.z = drawn.height_m
-    message.data = array.array("b", drawn.costs.tobytes())
-    return message
+    return _with_data(message, array.array("b", drawn.costs.tobytes()))
 
 
 def cloud_message(header: Header, cloud: EncodedCloud) -> PointCloud2:
     """An encoded cloud as a message."""
-    return PointCloud2(
+    message = PointCloud2(
         header=header,
         height=cloud.height,
         width=cloud.width,
@@ -171,9 +167,15 @@ def cloud_message(header: Header, cloud: EncodedCloud) -> PointCloud2:
         is_bigendian=cloud.is_bigendian,
         point_step=cloud.point_step,
         row_step=cloud.row_step,
-        data=_bytes(cloud.data),
         is_dense=cloud.is_dense,
     )
+    return _with_data(message, cloud.buffer)
+
+
+def _with_data(message: Message, data: array.array[int]) -> Message:
+    """The message with these data, which the setter of some distributions copies."""
+    message._data = data
+    return message
 
 
 def _bytes(values: npt.NDArray[Any]) -> array.array[int]:

@@ -14,6 +14,7 @@ from sensor_msgs.msg import PointCloud2
 from pcseg_core.errors import InputError
 from pcseg_core.labels import LabelSpace
 from pcseg_core.online import grid
+from pcseg_core.online.free_space import Beams
 from pcseg_core.online.pipeline import LabeledSweep, Voxels
 from pcseg_ros import conversions, qos, topics
 
@@ -76,7 +77,7 @@ class GridOutput:
         voxels = remembered(grid.memory_s(config.decay_s))
         newest = grid.sweep_evidence(labeled)
         evidence = newest if voxels is None else grid.voxel_evidence(voxels, config.decay_s)
-        beams = grid.sweep_beams(labeled)
+        beams = Beams.of(labeled.cloud)
         drawn = grid.draw_grid(evidence, newest.points, pose, costs, config, beams)
         frame = fixed_frame if fixed else msg.header.frame_id
         self._publisher.publish(conversions.grid_message(drawn, msg.header.stamp, frame))

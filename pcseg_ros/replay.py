@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import rclpy
 from rclpy.context import Context
@@ -16,9 +17,9 @@ from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import PointCloud2
 
 from pcseg_core.data.bag import BagRecording
-from pcseg_core.data.bag_reader import ODOMETRY
+from pcseg_core.data.bag_reader import ODOMETRY, TF
 from pcseg_core.errors import PcsegError
-from pcseg_core.evaluation.live import ReplayResult
+from pcseg_core.evaluation.live import LIDAR_OPTIONS, ReplayResult
 from pcseg_ros.conversions import read_labels, stamp_ns
 from pcseg_ros.health import NodeHealth
 from pcseg_ros.subprocesses import applied, local_domain, run_module, tail
@@ -29,7 +30,12 @@ _REPORT_S = 5.0
 
 
 def replay(
-    bag: Path, checkpoint: Path, logs: Path, params: Path | None = None, rate: float = 1.0
+    bag: Path,
+    checkpoint: Path,
+    logs: Path,
+    params: Path | None = None,
+    lidars: Mapping[str, Any] | None = None,
+    rate: float = 1.0,
 ) -> ReplayResult:
     """Run a node and a player as subprocesses, in a local ROS domain.
 
@@ -38,16 +44,18 @@ def replay(
         checkpoint: checkpoint of the node.
         logs: folder for node.log and player.log.
         params: ROS parameter file of the node, which then gets all topics of the bag; None plays
-            the sweeps to a node with default parameters.
+            the sweeps, of several LiDARs with the transforms, to a node with default parameters.
+        lidars: options of `BagRecording` that unite the sweeps of several LiDARs; the node does
+            the same.
         rate: speed; 1 is as recorded.
 
     Raises:
         PcsegError: the node or the player ended or did not answer in time; with its last output.
     """
-    recording = BagRecording(bag, camera_topics=[], poses="none")
+    recording = BagRecording(bag, camera_topics=[], poses="none", **(lidars or {}))
     count = len(recording)
     lasts_s = (recording[count - 1].stamp_ns - recording[0].stamp_ns) * 1e-9 / rate
-    node, player = _commands(recording, checkpoint, params, rate)
+    node, player = _commands(recording, checkpoint, params, rate, lidars or {})
     environment, log = local_domain(), logs / "node.log"
     with _Listener(environment) as listener, run_module(node, environment, log) as process:
         listener.wait(listener.active, _START_S, process, log)
@@ -55,6 +63,8 @@ def replay(
             listener.wait(lambda: playing.poll() is not None, lasts_s + _GRACE_S, process, log)
         listener.try_wait(lambda: listener.accounted(count), _REPORT_S)
     labels = {stamp_ns(message.header): read_labels(message) for message in listener.clouds}
+    for stamp in labels.keys() - set(recording.clouds.stamps_ns.tolist()):
+        del labels[stamp]  # without its first LiDAR a sweep has another stamp
     dropped = listener.drops()
     lost = count - len(labels) - sum(dropped.values())
     if lost > 0:
@@ -63,17 +73,38 @@ def replay(
 
 
 def _commands(
-    recording: BagRecording, checkpoint: Path, params: Path | None, rate: float
+    recording: BagRecording,
+    checkpoint: Path,
+    params: Path | None,
+    rate: float,
+    lidars: Mapping[str, Any],
 ) -> tuple[list[str], list[str]]:
     """Modules with arguments: the node, and the player of the recording."""
-    topic = recording.cloud_topic
     node = ["pcseg_ros", "--ros-args", *(["--params-file", str(params)] if params else [])]
-    node += ["-p", f"checkpoint:={checkpoint}", "-r", f"points:={topic}", "-r", "__ns:=/demo"]
+    node += ["-p", f"checkpoint:={checkpoint}", "-r", "__ns:=/demo"]
+    topics = list(recording.cloud_topics)
+    if len(topics) == 1:
+        node += ["-r", f"points:={topics[0]}"]
+    else:
+        node += _united(topics, lidars)
     for odometry in recording.bag.of_type(ODOMETRY)[:1]:
         node += ["-r", f"odometry:={odometry}"]
     player = ["pcseg_ros.bag_play", str(recording.path), "--wait-for-subscriber"]
-    player += ["--rate", str(rate), *(["--topics", topic] if params is None else [])]
+    player += ["--rate", str(rate)]
+    if len(topics) > 1:  # the node needs their places
+        topics += recording.bag.of_type(TF)
+    for topic in topics if params is None else ():
+        player += ["--topics", topic]
     return node, player
+
+
+def _united(topics: Sequence[str], lidars: Mapping[str, Any]) -> list[str]:
+    """Arguments of a node that unites the sweeps of these topics as the reader of the bag does."""
+    values = {**lidars, "cloud_topic": f"[{', '.join(map(repr, topics))}]"}
+    if "max_lidar_offset_s" in values:
+        values["max_lidar_offset_s"] = float(values["max_lidar_offset_s"])  # as ROS wants a double
+    given = [f"{LIDAR_OPTIONS[option]}:={value}" for option, value in values.items() if value != ""]
+    return [word for parameter in given for word in ("-p", parameter)]
 
 
 class _Listener:

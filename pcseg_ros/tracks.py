@@ -21,6 +21,9 @@ from pcseg_core.online.tracks import Track
 from pcseg_ros import conversions, qos, topics
 from pcseg_ros.message_types import message_class
 
+Float64 = npt.NDArray[np.float64]
+Places = list[list[float]]
+
 LEFT_OUT = "tracks left out"
 
 _STATE = ("x", "y", "z", "length", "width", "height", "vx", "vy", "vz", "yaw", "age")
@@ -28,12 +31,9 @@ _LINE_M, _LETTER_M, _ARROW_M = 0.06, 0.7, 0.18
 _AHEAD_S = 1.0  # a velocity is drawn as the way in this time
 _SHOWN_MPS = 0.5  # from which it is drawn
 _FAINT = 0.35  # opacity of what is not seen now
-# Corners of a box in an order that draws its twelve edges as one line.
-_OUTLINE = (
-    *((-1, -1, -1), (1, -1, -1), (1, 1, -1), (-1, 1, -1), (-1, -1, -1), (-1, -1, 1), (1, -1, 1)),
-    *((1, -1, -1), (1, -1, 1), (1, 1, 1), (1, 1, -1), (1, 1, 1), (-1, 1, 1), (-1, 1, -1)),
-    *((-1, 1, 1), (-1, -1, 1)),
-)
+_CORNERS = np.array([(x, y, z) for x in (-0.5, 0.5) for y in (-0.5, 0.5) for z in (-0.5, 0.5)])
+# Rows of _CORNERS in an order that draws the twelve edges as one line.
+_OUTLINE = (0, 4, 6, 2, 0, 1, 5, 4, 5, 7, 6, 7, 3, 2, 3, 1)
 
 
 class TrackOutputs:
@@ -49,7 +49,7 @@ class TrackOutputs:
         for name, topic, draw in (
             ("sensor_msgs/msg/PointCloud2", topics.TRACKS, states),
             ("vision_msgs/msg/Detection3DArray", topics.TRACK_BOXES, detections),
-            ("visualization_msgs/msg/MarkerArray", topics.TRACK_MARKERS, markers),
+            ("visualization_msgs/msg/MarkerArray", topics.TRACK_MARKERS, TrackMarkers()),
         ):
             if (kind := message_class(name)) is not None:
                 self._outputs.append((qos.create_output(node, kind, topic), draw))
@@ -83,22 +83,27 @@ class TrackOutputs:
 def confidence_of(labeled: LabeledSweep) -> dict[int, float]:
     """Mean confidence of the points of each track that is seen."""
     assert labeled.tracked is not None
-    rows = np.flatnonzero(labeled.tracked.instances)
-    ids, number = np.unique(labeled.tracked.instances[rows], return_inverse=True)
-    total = np.bincount(number, labeled.confidence[rows], len(ids))
-    mean = total / np.bincount(number, minlength=len(ids))
-    return dict(zip(ids.tolist(), mean.tolist()))
+    known = np.sort(np.array([track.id for track in labeled.tracked.tracks], np.uint32))
+    rows = np.flatnonzero(labeled.tracked.instances != 0)
+    ids = labeled.tracked.instances[rows]
+    number = np.searchsorted(known, ids)
+    reported = number < len(known)
+    reported[reported] = known[number[reported]] == ids[reported]
+    number, confidence = number[reported], labeled.confidence[rows[reported]]
+    counts = np.bincount(number, minlength=len(known))
+    total = np.bincount(number, confidence, len(known))
+    seen = counts > 0
+    return dict(zip(known[seen].tolist(), (total[seen] / counts[seen]).tolist()))
 
 
 def states(
     header: Header, tracks: Sequence[Track], space: LabelSpace, confidence: dict[int, float]
 ) -> PointCloud2:
     """A cloud with a point at the center of each track, and what is known of it as fields."""
-    rows = [
-        (*track.T_lidar_box[:3, 3], *track.size, *track.velocity, _yaw(track), track.age_s)
-        for track in tracks
-    ]
-    table = np.array(rows, np.float32).reshape(len(tracks), len(_STATE))
+    T, size, velocity = _arrays(tracks)
+    yaw = np.arctan2(T[:, 1, 0], T[:, 0, 0])
+    age = np.array([track.age_s for track in tracks])
+    table = np.column_stack([T[:, :3, 3], size, velocity, yaw, age]).astype(np.float32)
     fields: dict[str, npt.NDArray[Any]] = dict(zip(_STATE, table.T))
     fields["confidence"] = np.array([confidence.get(t.id, 0.0) for t in tracks], np.float32)
     fields["id"] = np.array([track.id for track in tracks], np.uint32)
@@ -107,9 +112,11 @@ def states(
     return conversions.cloud_message(header, encode_cloud(fields))
 
 
-def _yaw(track: Track) -> float:
-    """Heading about the z axis of the sensor [rad]."""
-    return float(np.arctan2(track.T_lidar_box[1, 0], track.T_lidar_box[0, 0]))
+def _arrays(tracks: Sequence[Track]) -> tuple[Float64, Float64, Float64]:
+    """Poses (K, 4, 4), sizes (K, 3) and velocities (K, 3) of tracks."""
+    T = np.array([track.T_lidar_box for track in tracks]).reshape(-1, 4, 4)
+    size = np.array([track.size for track in tracks]).reshape(-1, 3)
+    return T, size, np.array([track.velocity for track in tracks]).reshape(-1, 3)
 
 
 def detections(
@@ -133,45 +140,75 @@ def detections(
     return array
 
 
-def markers(
-    header: Header, tracks: Sequence[Track], space: LabelSpace, confidence: dict[int, float]
-) -> Any:
-    """A visualization_msgs/MarkerArray that replaces the one before.
+class TrackMarkers:
+    """Draws tracks as a visualization_msgs/MarkerArray that replaces the one before.
 
     For each track its outline, its class and id, and its way in a second; faint if it is not seen.
+    The messages are used again: a result holds until the next call. To make them anew takes ten
+    times as long.
     """
-    from visualization_msgs.msg import Marker, MarkerArray
 
-    def marker(track: Track, ns: str, kind: int) -> Any:
-        made = Marker(header=header, ns=ns, id=track.id & 0x7FFFFFFF, type=kind)
+    def __init__(self) -> None:
+        self._drawn: list[_Drawn] = []
+
+    def __call__(
+        self,
+        header: Header,
+        tracks: Sequence[Track],
+        space: LabelSpace,
+        confidence: dict[int, float],
+    ) -> Any:
+        """Draw tracks; the confidence is not shown."""
+        from visualization_msgs.msg import Marker, MarkerArray
+
+        self._drawn += [_Drawn() for _ in range(len(tracks) - len(self._drawn))]
+        T, size, velocity = _arrays(tracks)
+        center = T[:, :3, 3]
+        corners = (_CORNERS * size[:, None]) @ T[:, :3, :3].swapaxes(1, 2) + center[:, None]
+        top = center + T[:, :3, 2] * (size[:, 2:] / 2 + _LETTER_M)
+        ends = np.stack([center, center + _AHEAD_S * velocity], 1)
+        moves = np.linalg.norm(velocity, axis=1) >= _SHOWN_MPS
+        shown = [Marker(action=Marker.DELETEALL)]
+        for drawn, track, *places in zip(self._drawn, tracks, corners, top[:, None], ends):
+            drawn.move(*(place.tolist() for place in places))
+            drawn.name(header, track, space)
+            shown += (drawn.outline, drawn.text)
+        shown += [drawn.arrow for drawn, one in zip(self._drawn, moves.tolist()) if one]
+        return MarkerArray(markers=shown)
+
+
+class _Drawn:
+    """The markers of one track."""
+
+    def __init__(self) -> None:
+        from visualization_msgs.msg import Marker
+
+        self._corners = [Point() for _ in _CORNERS]
+        self._ends = [Point(), Point()]
+        self.outline = Marker(ns="outline", type=Marker.LINE_STRIP)
+        self.outline.points = [self._corners[row] for row in _OUTLINE]
+        self.outline.scale.x = _LINE_M
+        self.text = Marker(ns="id", type=Marker.TEXT_VIEW_FACING)
+        self.text.scale.z = _LETTER_M
+        self.arrow = Marker(ns="velocity", type=Marker.ARROW, points=self._ends)
+        self.arrow.scale.x, self.arrow.scale.y = _ARROW_M, 2 * _ARROW_M
+
+    def move(self, corners: Places, top: Places, ends: Places) -> None:
+        """Set the corners of the outline, the place of the text, and the ends of the arrow."""
+        points = (*self._corners, self.text.pose.position, *self._ends)
+        for point, (x, y, z) in zip(points, (*corners, *top, *ends)):
+            point.x, point.y, point.z = x, y, z
+
+    def name(self, header: Header, track: Track, space: LabelSpace) -> None:
+        """Set the id, the text and the color."""
         red, green, blue = (value / 255 for value in space.classes[track.label].color)
-        opacity = 1.0 if track.seen else _FAINT
-        made.color = ColorRGBA(r=red, g=green, b=blue, a=opacity)
-        array.markers.append(made)
-        return made
-
-    array = MarkerArray(markers=[Marker(action=Marker.DELETEALL)])
-    for track in tracks:
-        outline = marker(track, "outline", Marker.LINE_STRIP)
-        outline.scale.x = _LINE_M
-        ends = np.array(_OUTLINE) * track.size / 2
-        outline.points = _points(ends @ track.T_lidar_box[:3, :3].T + track.T_lidar_box[:3, 3])
-        top = track.T_lidar_box @ [0.0, 0.0, track.size[2] / 2 + _LETTER_M, 1.0]
-        text = marker(track, "id", Marker.TEXT_VIEW_FACING)
-        text.scale.z, text.text = _LETTER_M, f"{space.names[track.label]} {track.id}"
-        text.pose.position = _points(top[None, :3])[0]
-        if np.linalg.norm(track.velocity) >= _SHOWN_MPS:
-            arrow = marker(track, "velocity", Marker.ARROW)
-            arrow.scale.x, arrow.scale.y = _ARROW_M, 2 * _ARROW_M
-            start = track.T_lidar_box[:3, 3]
-            arrow.points = _points(np.stack([start, start + _AHEAD_S * track.velocity]))
-    return array
-
-
-def _points(xyz: npt.NDArray[Any]) -> list[Point]:
-    return [Point(x=x, y=y, z=z) for x, y, z in xyz.tolist()]
+        color = ColorRGBA(r=red, g=green, b=blue, a=1.0 if track.seen else _FAINT)
+        for marker in (self.outline, self.text, self.arrow):
+            marker.header, marker.id, marker.color = header, track.id & 0x7FFFFFFF, color
+        self.text.text = f"{space.names[track.label]} {track.id}"
 
 
 def _pose(T: npt.NDArray[Any]) -> Pose:
     (x, y, z, w), place = to_quaternion(T)
-    return Pose(position=_points(place[None])[0], orientation=Quaternion(x=x, y=y, z=z, w=w))
+    position = Point(**dict(zip("xyz", place.tolist())))
+    return Pose(position=position, orientation=Quaternion(x=x, y=y, z=z, w=w))

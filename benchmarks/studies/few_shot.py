@@ -16,7 +16,6 @@ import typer
 from benchmarks.studies import study
 from benchmarks.studies.study import Row, Seeds
 from pcseg_core.checkpoint import load_checkpoint
-from pcseg_core.cli.finetune import labeled_sweeps
 from pcseg_core.cli.options import Device, Steps, adjusted
 from pcseg_core.cli.probe import open_labeled, read
 from pcseg_core.config import load_yaml
@@ -25,7 +24,7 @@ from pcseg_core.evaluation import pictures
 from pcseg_core.files import slug
 from pcseg_core.labels import LabelSpace
 from pcseg_core.learning.dataset import TrainingSweep
-from pcseg_core.learning.finetune import FinetuneRecipe, finetune
+from pcseg_core.learning.finetune import FinetuneRecipe, finetune, prepare_labeled
 from pcseg_core.learning.probe import Scan
 from pcseg_core.progress import note
 
@@ -192,9 +191,7 @@ def few_shot(
     space = LabelSpace.load(label_space)
     settings = load_yaml(recipe, FinetuneRecipe) if recipe else FinetuneRecipe()
     reach = load_checkpoint(run)[1].student.get("max_range_m", 80.0)
-    sweeps = [
-        sweep for source in fit for sweep in labeled_sweeps(open_labeled(source), space, reach)
-    ]
+    sweeps = prepare_labeled([open_labeled(source) for source in fit], space, reach)
     scans = read(test, space, reach)
     shares, chosen = share or SHARES, adjusted(settings, steps=steps)
     rows = FewShotStudy(run, sweeps, scans, space, chosen, out, device, shares, scratch)

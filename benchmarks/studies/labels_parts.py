@@ -13,7 +13,7 @@ from pcseg_core.vision.pixel_classes import TeacherConfig
 from pcseg_core.vision.teachers.several import SeveralConfig
 
 ALL, NONE = "all parts", "no part"
-CARRYING, SEE_THROUGH, INTENSITY = "carrying", "see-through test", "intensity"
+CARRYING, SEE_THROUGH, INTENSITY, ROUNDS = "carrying", "see-through test", "intensity", "rounds"
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,10 @@ PARTS: dict[str, Part] = {
     "LaserMix": Part({"mix.laser": 0.0}),
     "things": Part({"mix.things": 0}),
     "self-training": Part({"self_training": None}),
-    "rounds": Part({"rounds.count": 0}),
+    ROUNDS: Part({"rounds.count": 0}),
+    "network beside": Part({"rounds.beside": None}, needs=ROUNDS),
+    "split ground": Part({"rounds.split_ground": False}, needs=ROUNDS),
+    "start": Part({"start": None}),
     "simulated sweeps": Part({"simulated.towns": 0}),
     INTENSITY: Part({"student.inputs": _without_intensity}),
 }

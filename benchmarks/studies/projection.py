@@ -38,11 +38,11 @@ from pcseg_core.cli.options import Device, Steps, adjusted
 from pcseg_core.distill.cache import digest
 from pcseg_core.errors import InputError
 from pcseg_core.labels import LabelSpace
-from pcseg_core.learning.distill import new_module, new_student
 from pcseg_core.learning.finetune import measure
 from pcseg_core.learning.probe import Scan
 from pcseg_core.learning.recipe import Recipe, load_recipe
 from pcseg_core.learning.runs import torch_device
+from pcseg_core.learning.taught_student import new_module, new_student
 from pcseg_core.learning.teachers import Teachers
 from pcseg_core.learning.trainer import train
 from pcseg_core.learning.zero_shot_split import Split, load_split

@@ -231,8 +231,8 @@ def _print_version(requested: bool) -> None:
 
 
 def _set_volume(quiet: bool, verbose: bool) -> None:
-    """Hide progress and notes, or log everything."""
-    if quiet:
+    """Hide progress and notes, or log everything. Of torchrun's processes the first one tells."""
+    if quiet or os.environ.get("RANK", "0") != "0":
         from pcseg_core.progress import console
 
         console().quiet = True

@@ -16,9 +16,11 @@ from pcseg_core.cli.options import (
     Device,
     Log,
     Out,
+    Processes,
     Ray,
     RecipeSeed,
     Resume,
+    Shards,
     Sources,
     Steps,
     WorkerCpus,
@@ -28,8 +30,11 @@ from pcseg_core.cli.options import (
     described,
     ray_options,
     run_once,
+    trained,
+    training_options,
 )
 from pcseg_core.cluster.job import check_place
+from pcseg_core.errors import InputError
 from pcseg_core.progress import note
 
 if TYPE_CHECKING:
@@ -85,10 +90,12 @@ def distill(
             "label of the teacher.",
         ),
     ] = 20.0,
+    shards: Shards = None,
     log: Log = None,
     device: Device = "auto",
     ray: Ray = None,
     workers: Workers = None,
+    processes: Processes = None,
     worker_cpus: WorkerCpus = 1,
 ) -> None:
     """Train a LiDAR segmenter from recordings, without labels.
@@ -96,12 +103,17 @@ def distill(
     The teacher of the recipe labels the images, the labels are projected onto the points, and a
     network learns to predict them from the points alone. With --teacher-3d a LiDAR network labels
     all points; no camera is needed then. With --corrected, labels that people corrected override
-    those of the teachers. With --ray the teachers run on a cluster; the network is trained here.
-    Interrupted runs resume: run the same command again.
+    those of the teachers. With --ray the teachers run on a cluster; the network is trained here,
+    or with --processes on the cluster as well.
+    Interrupted runs resume: run the same command again. Under torchrun the processes share the
+    work.
     """
     check_place(out)
     check_place(cache or out, "--cache")
-    cluster = ray_options(ray, workers, worker_cpus, device)
+    if processes is not None and workers is not None:
+        raise InputError("--processes label and train: leave out --workers")
+    own = None if processes is None else training_options(ray, processes, worker_cpus, device)
+    cluster = None if processes else ray_options(ray, workers, worker_cpus, device)
     taken = recipe or (SMALL_RECIPE if teacher_3d else DEFAULT_RECIPE)
     command = described(
         taken,
@@ -127,8 +139,10 @@ def distill(
         if cluster is not None:
             folder = cache or out / "cache"
             prepare = partial(_observe, chosen, sources, out, folder, device, cluster)
-        fixed = (corrected, corrected_weight)
-        return run(sources, chosen, out, cache, device, start, fresh, *fixed, log or (), prepare)
+        work = partial(run, sources, chosen, out, cache, device, start, prepare=prepare)
+        work = partial(work, corrected=corrected, corrected_weight=corrected_weight)
+        work = partial(work, log=log or (), shards=shards)
+        return trained(work, out, fresh, own)
 
     _summarize(run_once(out, resume, command, train), sources[0], out)
 

@@ -161,12 +161,18 @@ def _recipe(options: ReplayOptions) -> Recipe | None:
 
 def _open(source: str, setup: NodeSetup) -> Recording:
     """The recording, read as the node decodes it."""
-    from pcseg_core.data import find_source, open_recording, split_query
+    from pcseg_core.data import find_source, open_recording
 
-    reader, place = find_source(source)
-    in_source = dict(parse_qsl(split_query(place)[1])) if reader == "bag" else {}
-    wanted = setup.reader_options() if reader == "bag" else {}
-    return open_recording(source, **{k: v for k, v in wanted.items() if k not in in_source})
+    wanted = setup.reader_options() if find_source(source)[0] == "bag" else {}
+    given = _given(source)
+    return open_recording(source, **{k: v for k, v in wanted.items() if k not in given})
+
+
+def _given(source: str) -> dict[str, str]:
+    """Options of the reader in a source."""
+    from pcseg_core.data import find_source, split_query
+
+    return dict(parse_qsl(split_query(find_source(source)[1])[1]))
 
 
 def _check_poses(recording: Recording, source: str, setup: NodeSetup) -> None:
@@ -233,13 +239,15 @@ def _check_bag(source: str) -> Path:
 
 def _live(source: str, options: ReplayOptions, setup: NodeSetup) -> list[Method]:
     from pcseg_core.checkpoint import load_checkpoint
-    from pcseg_core.evaluation.live import LiveMethod, find_replay
+    from pcseg_core.evaluation.live import LIDAR_OPTIONS, LiveMethod, find_replay
     from pcseg_core.labels import LabelSpace
 
     bag = _check_bag(source)
     play, problem = find_replay()
     if problem:
         raise InputError(f"--live needs the ROS 2 node: {problem}; pip install 'pcseg_ros[ros]'")
+    reading = {**setup.bag_options, **_given(source)}
+    lidars = {option: reading[option] for option in LIDAR_OPTIONS if option in reading}
     methods: list[Method] = []
     for name, checkpoint in _named(setup.checkpoint, options.compare).items():
         _, meta = load_checkpoint(Path(checkpoint))
@@ -247,7 +255,7 @@ def _live(source: str, options: ReplayOptions, setup: NodeSetup) -> list[Method]
         note(f"playing {bag} to the node with {checkpoint}")
         playing = bar("playing", transient=True)  # at the speed of the recording
         with tempfile.TemporaryDirectory(prefix="pcseg-replay-") as logs, playing:
-            result = play(bag, Path(checkpoint), Path(logs), options.params)
+            result = play(bag, Path(checkpoint), Path(logs), options.params, lidars)
         methods.append(LiveMethod(name, checkpoint, space, result))
     return methods
 

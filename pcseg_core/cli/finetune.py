@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,13 +15,19 @@ from pcseg_core.cli.options import (
     Device,
     Log,
     Out,
+    Processes,
+    Ray,
     RecipeSeed,
     Resume,
+    Shards,
     Steps,
+    WorkerCpus,
     adjusted,
     described,
     expanded,
     run_once,
+    trained,
+    training_options,
 )
 from pcseg_core.errors import InputError
 
@@ -74,19 +81,24 @@ def finetune(
             help="Label space to learn.  [default: that of RUN, or street after `pcseg pretrain`]"
         ),
     ] = None,
+    shards: Shards = None,
     log: Log = None,
     device: Device = "auto",
+    ray: Ray = None,
+    processes: Processes = None,
+    worker_cpus: WorkerCpus = 1,
 ) -> None:
     """Train a checkpoint on labeled sweeps.
 
     The last layer is new unless RUN has the same classes; it and the other layers have learning
     rates of their own. OUT is a checkpoint like that of `pcseg distill`. Interrupted runs resume:
-    run the same command again.
+    run the same command again. Under torchrun the processes share the work.
     """
     if labels is not None and len(sources) > 1:
         raise InputError(f"--labels belongs to one source, got {len(sources)}; run one at a time")
     if labels is not None and corrected is not None:
         raise InputError("give --labels or --corrected, not both")
+    cluster = training_options(ray, processes, worker_cpus, device)
     command = described(
         recipe,
         sources,
@@ -103,46 +115,89 @@ def finetune(
 
     def train(fresh: bool) -> dict[str, Any]:
         chosen = _recipe(recipe, seed, steps)
-        given = (labels, corrected)
-        return _train(run, sources, given, test, chosen, label_space, out, device, fresh, log or ())
+        given = _Given(run, tuple(sources), labels, corrected, test, label_space, shards)
+        work = partial(_train, given, chosen, out, device, log=log or ())
+        return trained(work, out, fresh, cluster)
 
     _summarize(run_once(out, resume, command, train), out)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Given:
+    """Options of the command, by their names."""
+
+    run: Path
+    sources: tuple[str, ...]
+    labels: Path | None
+    corrected: Path | None
+    test: str | None
+    label_space: str | None
+    shards: str | None
+
+
 def _train(
-    run: Path,
-    sources: list[str],
-    given: tuple[Path | None, Path | None],
-    test: str | None,
-    recipe: FinetuneRecipe,
-    label_space: str | None,
-    out: Path,
-    device: str,
-    fresh: bool,
-    log: Sequence[str],
+    given: _Given, recipe: FinetuneRecipe, out: Path, device: str, fresh: bool, log: Sequence[str]
 ) -> dict[str, Any]:
-    """Read the sweeps, claim the run directory and train; `given` labels, and corrected ones."""
+    """Read the sweeps, claim the run directory and train."""
     from pcseg_core.checkpoint import load_checkpoint
     from pcseg_core.cli.probe import open_labeled, read
     from pcseg_core.data import open_recording
-    from pcseg_core.learning.finetune import finetune, read_corrected
-    from pcseg_core.learning.run_folder import check_claim, claim, identity, named
+    from pcseg_core.learning.distributed import first_process_first, join
+    from pcseg_core.learning.finetune import finetune
+    from pcseg_core.learning.run_folder import check_claim, claim, is_first_process
+    from pcseg_core.learning.runs import on_gpu, shard_place
 
-    meta = load_checkpoint(run)[1]
-    space, reach = _label_space(label_space, meta), meta.student.get("max_range_m", 80.0)
-    parts = [*(identity(source, (out,)) for source in sources), *named("start", run)]
-    labels, corrected = given
-    parts += [*named("labels", labels), *named("corrected", corrected), f"classes {space.name}"]
-    check_claim(out, recipe, parts, fresh)
-    foreign = labels or corrected
-    opened = [open_recording(source) if foreign else open_labeled(source) for source in sources]
-    if corrected is not None:
-        sweeps = read_corrected(corrected, dict(zip(sources, opened)), space, reach)
-    else:
-        sweeps = [s for one in opened for s in labeled_sweeps(one, space, reach, labels)]
-    scans = read(test, space, reach) if test else []
-    claim(out, recipe, parts, fresh)
-    return finetune(run, sweeps, scans, space, recipe, out, device, recordings=opened, log=log)
+    meta, fresh = load_checkpoint(given.run)[1], fresh and is_first_process()
+    space, reach = _label_space(given.label_space, meta), meta.student.get("max_range_m", 80.0)
+    foreign = given.labels or given.corrected
+    join(on_gpu(device))
+    with first_process_first():
+        parts = _parts(given, out, space)
+        check_claim(out, recipe, parts, fresh)
+        opened = [open_recording(s) if foreign else open_labeled(s) for s in given.sources]
+        scans = read(given.test, space, reach) if given.test and is_first_process() else []
+        place = shard_place(out, given.shards, recipe, parts)
+        if place is not None:
+            claim(out, recipe, parts, fresh)
+    sweeps = _sweeps(given, opened, space, reach, place)
+    claim(out, recipe, parts, fresh and place is None)
+    return finetune(
+        given.run, sweeps, scans, space, recipe, out, device, recordings=opened, log=log
+    )
+
+
+def _parts(given: _Given, out: Path, space: LabelSpace) -> list[str]:
+    """What identifies the run beside its recipe."""
+    from pcseg_core.learning.run_folder import identity, named
+
+    parts = [*(identity(s, (out,)) for s in given.sources), *named("start", given.run)]
+    parts += [*named("labels", given.labels), *named("corrected", given.corrected)]
+    return [*parts, f"classes {space.name}"]
+
+
+def _sweeps(
+    given: _Given, opened: list[Recording], space: LabelSpace, reach: float, shards: str | None
+) -> Sequence[TrainingSweep]:
+    """The labeled sweeps of the recordings.
+
+    Raises:
+        InputError: no labeled sweep, or wrong labels.
+    """
+    from pcseg_core.evaluation.external_labels import ExternalLabels
+    from pcseg_core.learning.finetune import prepare_labeled, read_corrected
+
+    if given.corrected is not None:
+        named = dict(zip(given.sources, opened))
+        return read_corrected(given.corrected, named, space, reach, shards)
+    external = ExternalLabels(given.labels, opened[0]) if given.labels else None
+
+    def relabel(index: int, sample: Sample) -> Sample:
+        if external is None:
+            return sample
+        own = external.of(index, sample)
+        return dataclasses.replace(sample, labels=own, label_space=external.space)
+
+    return prepare_labeled(opened, space, reach, relabel, shards)
 
 
 def _recipe(path: Path | None, seed: int | None, steps: int | None) -> FinetuneRecipe:
@@ -159,37 +214,6 @@ def _label_space(name: str | None, meta: CheckpointMeta) -> LabelSpace:
     if name is None and len(own) > 1:
         return own
     return LabelSpace.load(name or "street")
-
-
-def labeled_sweeps(
-    recording: Recording, space: LabelSpace, reach: float, labels: Path | None = None
-) -> list[TrainingSweep]:
-    """The labeled sweeps of a recording.
-
-    Args:
-        recording: the sweeps.
-        space: label space of the result.
-        reach: points beyond are left out [m].
-        labels: folder of .label files that replace the labels of the recording.
-
-    Raises:
-        InputError: no labeled sweep.
-    """
-    from pcseg_core.evaluation.external_labels import ExternalLabels
-    from pcseg_core.learning.finetune import read_labeled
-
-    external = ExternalLabels(labels, recording) if labels else None
-
-    def relabel(index: int, sample: Sample) -> Sample:
-        if external is None:
-            return sample
-        given = external.of(index, sample)
-        return dataclasses.replace(sample, labels=given, label_space=external.space)
-
-    found = list(read_labeled(recording, space, reach, relabel))
-    if not found:
-        raise InputError(f"{recording.name}: none of its {len(recording)} sweeps has labels")
-    return found
 
 
 def _summarize(metrics: dict[str, Any], out: Path) -> None:

@@ -17,6 +17,7 @@ from pcseg_core.errors import InputError
 
 if TYPE_CHECKING:
     from pcseg_core.cluster.run import RayOptions
+    from pcseg_core.cluster.train import Work
     from pcseg_core.learning.recipe import OptimizerConfig
 
 
@@ -79,6 +80,14 @@ Resume = Annotated[
 Cache = Annotated[
     Path | None,
     typer.Option(help="Folder of prepared sweeps, to share between runs.  [default: OUT/cache]"),
+]
+Shards = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FOLDER|URL",
+        help="Stream the training from shards of labeled sweeps, which are written there once, "
+        "instead of holding all sweeps in memory.",
+    ),
 ]
 TimeField = Annotated[
     str | None,
@@ -155,6 +164,39 @@ WorkerCpus = Annotated[
         "--worker-cpus", min=1, help="With --ray: cores of a worker.", rich_help_panel=_CLUSTER
     ),
 ]
+
+
+Processes = Annotated[
+    int | None,
+    typer.Option(
+        "--processes",
+        min=1,
+        help="With --ray: processes of the cluster that share the training, as under torchrun.",
+        rich_help_panel=_CLUSTER,
+    ),
+]
+
+
+def training_options(
+    address: str | None, processes: int | None, cpus: int, device: str
+) -> RayOptions | None:
+    """How a command trains on a cluster; None without --ray and --processes.
+
+    Raises:
+        InputError: one of them without the other.
+    """
+    if (address is None) != (processes is None):
+        raise InputError("training on a cluster needs both: --ray and --processes N")
+    return ray_options(address, processes, cpus, device)
+
+
+def trained(work: Work, out: Path, fresh: bool, options: RayOptions | None) -> dict[str, Any]:
+    """The figures of a training: here, or by the processes of a cluster."""
+    if options is None:
+        return work(fresh=fresh)
+    from pcseg_core.cluster.train import train_on_ray
+
+    return train_on_ray(work, out, fresh, options)
 
 
 def ray_options(
@@ -268,20 +310,23 @@ def run_once(
         KeyboardInterrupt: a signal ended the work; the message says how to resume.
 
     The command, its duration and its outcome are added to logs/pcseg.log of a run that had not
-    finished.
+    finished. Where torchrun starts the processes again, they resume.
     """
+    import os
+
     import yaml
 
     from pcseg_core.config import read_yaml
     from pcseg_core.files import check_new_folder, claim_folder, write_atomic
     from pcseg_core.learning.run_folder import COMMAND, RECIPE, RUN, finished, is_first_process
 
+    resume = resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
     if not resume:
         check_new_folder(out, RUN, force=True)
     elif claim_folder(out, RUN) and (out / COMMAND).is_file():
         same = read_yaml(out / COMMAND) == command
         if same and (figures := finished(out)) is not None:
-            return figures
+            return _of_first(figures)
     start, outcome = time.monotonic(), "failed"
     unchanged = resume and (out / FILE_NAME).is_file()  # a finished run stays as it is
     try:
@@ -300,6 +345,15 @@ def run_once(
             _log(out / "logs" / "pcseg.log", time.monotonic() - start, outcome)
     if (out / RECIPE).is_file() and is_first_process():
         write_atomic(out / COMMAND, yaml.safe_dump(command, sort_keys=False))
+    return _of_first(figures)
+
+
+def _of_first(figures: dict[str, Any]) -> dict[str, Any]:
+    """The figures in the first process, which tells them; the others end."""
+    from pcseg_core.learning.run_folder import is_first_process
+
+    if not is_first_process():
+        raise typer.Exit
     return figures
 
 

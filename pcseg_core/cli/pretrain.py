@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,14 +14,19 @@ from pcseg_core.cli.options import (
     Device,
     Log,
     Out,
+    Processes,
+    Ray,
     RecipeName,
     RecipeSeed,
     Resume,
     Sources,
     Steps,
+    WorkerCpus,
     adjusted,
     described,
     run_once,
+    trained,
+    training_options,
 )
 
 
@@ -35,6 +41,9 @@ def pretrain(
     workers: Annotated[int, typer.Option(min=0, help="Processes that prepare batches.")] = 0,
     log: Log = None,
     device: Device = "auto",
+    ray: Ray = None,
+    processes: Processes = None,
+    worker_cpus: WorkerCpus = 1,
 ) -> None:
     """Pretrain a LiDAR network on recordings with cameras, without labels or classes.
 
@@ -43,6 +52,7 @@ def pretrain(
     Interrupted runs resume: run the same command again. Under torchrun the processes share the
     work.
     """
+    cluster = training_options(ray, processes, worker_cpus, device)
     command = described(recipe, sources, out, cache, seed=seed, steps=steps)
 
     def train(fresh: bool) -> dict[str, Any]:
@@ -51,7 +61,8 @@ def pretrain(
         from pcseg_core.recipes import recipe_file
 
         chosen = adjusted(load_recipe(recipe_file(recipe)), seed, steps)
-        return run(sources, chosen, out, cache, device, workers, fresh, log or ())
+        work = partial(run, sources, chosen, out, cache, device, workers, log=log or ())
+        return trained(work, out, fresh, cluster)
 
     _summarize(run_once(out, resume, command, train), out)
 

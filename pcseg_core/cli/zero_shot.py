@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,14 +14,20 @@ from pcseg_core.cli.options import (
     Device,
     Log,
     Out,
+    Processes,
+    Ray,
     RecipeName,
     RecipeSeed,
     Resume,
+    Shards,
     Steps,
+    WorkerCpus,
     adjusted,
     described,
     expanded,
     run_once,
+    trained,
+    training_options,
 )
 
 
@@ -46,16 +53,22 @@ def zero_shot(
     resume: Resume = True,
     every: Annotated[int, typer.Option(min=1, help="Train on every k-th sweep only.")] = 1,
     cache: Cache = None,
+    shards: Shards = None,
     log: Log = None,
     device: Device = "auto",
+    ray: Ray = None,
+    processes: Processes = None,
+    worker_cpus: WorkerCpus = 1,
 ) -> None:
     """Train a LiDAR segmenter for classes of which some have no labels, and measure it.
 
     Seen classes are learned from the labels of SOURCES, unseen ones from an image teacher that
-    knows words. Interrupted runs resume: run the same command again.
+    knows words. Interrupted runs resume: run the same command again. Under torchrun the processes
+    share the work.
     """
     classes = Path(split) if Path(split).is_file() else None
     given = {"seed": seed, "steps": steps, "split": split, "classes": classes, "every": every}
+    cluster = training_options(ray, processes, worker_cpus, device)
     command = described(recipe, sources, out, cache, tested=test, **given)
 
     def train(fresh: bool) -> dict[str, Any]:
@@ -66,7 +79,9 @@ def zero_shot(
 
         chosen = adjusted(load_recipe(recipe_file(recipe)), seed, steps)
         unseen = load_split(split)
-        return run(sources, test, unseen, chosen, out, cache, device, every, fresh, log or ())
+        work = partial(run, sources, test, unseen, chosen, out, cache, device, every)
+        work = partial(work, log=log or (), shards=shards)
+        return trained(work, out, fresh, cluster)
 
     _show(run_once(out, resume, command, train), out)
 

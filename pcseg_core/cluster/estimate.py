@@ -32,10 +32,10 @@ from pcseg_core.data.remote import is_url, listing
 from pcseg_core.distill.observation import StoredObservation
 from pcseg_core.errors import InputError, PcsegError
 from pcseg_core.learning.dataset import TrainingSweep
-from pcseg_core.learning.distill import new_module, new_student
 from pcseg_core.learning.recipe import Recipe
 from pcseg_core.learning.runs import on_gpu
 from pcseg_core.learning.sweep_labels import Labeling
+from pcseg_core.learning.taught_student import new_module, new_student
 from pcseg_core.learning.trainer import train
 from pcseg_core.progress import bar, note
 
@@ -254,7 +254,7 @@ class _Measure:
         teachers, cache = self.worker.teachers, self.folder / "cache"
         start = time.monotonic()
         labeling = Labeling.of(found, self.recipe, teachers, cache)
-        sweeps = labeling.label(self.folder)
+        sweeps = labeling.label(self.folder).sweeps
         fusing = (time.monotonic() - start) / len(sweeps)
         few, more = (self._steps(sweeps, steps) for steps in (1, 1 + _STEPS))
         return (

@@ -101,6 +101,19 @@ def matching(pattern: str) -> list[str]:
     return sorted(str(system.unstrip_protocol(path)).rstrip("/") for path in found)
 
 
+def read_range(url: str, start: int = 0, end: int | None = None) -> bytes:
+    """The bytes from `start` to before `end` of a file, or to its end; raises as `listing`."""
+    system, root = _system(url)
+    found: bytes = _patient(url, lambda: system.cat_file(root, start=start, end=end))
+    return found
+
+
+def write_object(url: str, data: bytes) -> None:
+    """Write a file, whole or not at all; raises as `listing`."""
+    system, root = _system(url)
+    _patient(url, lambda: system.pipe_file(root, data))
+
+
 @dataclass
 class Fetched:
     """A fetched entry, which stays until `close`."""

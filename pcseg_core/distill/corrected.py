@@ -83,6 +83,20 @@ class Conflicts:
             )
         return told
 
+    def counts(self) -> Counter[str]:
+        """The figures by name, and pairs as "a b", as `of_counts` takes them."""
+        own = {name: count for name, count in vars(self).items() if name != "pairs"}
+        return Counter({**own, **{f"{a} {b}": n for (a, b), n in self.pairs.items()}})
+
+    @classmethod
+    def of_counts(cls, counts: Mapping[str, int]) -> Conflicts:
+        """The conflicts with these figures."""
+        own = {name: count for name, count in counts.items() if " " not in name}
+        pairs = {
+            (int(a), int(b)): n for k, n in counts.items() for a, _, b in [k.partition(" ")] if b
+        }
+        return cls(**own, pairs=Counter(pairs))
+
     def figures(self, space: LabelSpace) -> dict[str, object]:
         """The figures as JSON can write them."""
         pairs = {f"{space.names[a]} > {space.names[b]}": n for (a, b), n in self.pairs.items()}

@@ -71,7 +71,7 @@ class Observation:
 
     def save(self, path: Path) -> None:
         """Write all arrays to one file, atomically."""
-        arrays = dict(_flat(self))
+        arrays = dict(flat_arrays(self))
         if self.deskewed is self.xyz:
             del arrays["deskewed"]
         write_arrays(path, arrays)
@@ -95,7 +95,7 @@ class StoredObservation:
         """
         arrays = read_arrays(self.path, _MAPPED)
         views = sum(name.startswith("images/") and name.endswith("/ids") for name in arrays)
-        images = [_part(ImageView, arrays, f"images/{k}/") for k in range(views)]
+        images = [part_of(ImageView, arrays, f"images/{k}/") for k in range(views)]
         return Observation(
             self.name,
             self.scene,
@@ -105,8 +105,8 @@ class StoredObservation:
             intensity=arrays["intensity"],
             pose=arrays["pose"],
             truth=arrays.get("truth"),
-            evidence=_part(Evidence, arrays, "evidence/"),
-            pixels=_part(PointPixels, arrays, "pixels/"),
+            evidence=part_of(Evidence, arrays, "evidence/"),
+            pixels=part_of(PointPixels, arrays, "pixels/"),
             images=tuple(image for image in images if image is not None),
         )
 
@@ -321,7 +321,7 @@ class Observer:
         return replace(sample, cameras=usable)
 
 
-def _flat(part: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat_arrays(part: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Arrays of a dataclass and of the dataclasses inside it, by path."""
     for entry in fields(part):
         value, name = getattr(part, entry.name), f"{prefix}{entry.name}"
@@ -329,12 +329,12 @@ def _flat(part: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield name, value
         elif isinstance(value, tuple):
             for k, member in enumerate(value):
-                yield from _flat(member, f"{name}/{k}/")
+                yield from flat_arrays(member, f"{name}/{k}/")
         elif is_dataclass(value):
-            yield from _flat(value, f"{name}/")
+            yield from flat_arrays(value, f"{name}/")
 
 
-def _part(kind: type[Part], arrays: Mapping[str, Any], prefix: str) -> Part | None:
+def part_of(kind: type[Part], arrays: Mapping[str, Any], prefix: str) -> Part | None:
     """The dataclass whose arrays have a prefix; None without any."""
     own = {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}
     return kind(**own) if own else None

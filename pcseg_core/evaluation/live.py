@@ -115,8 +115,38 @@ class ReplayResult:
     stages_ms: dict[str, tuple[float, float]] = field(default_factory=dict)
 
 
-Replay = Callable[[Path, Path, Path, "Path | None"], ReplayResult]
-"""(bag, checkpoint, folder for logs, ROS parameter file of the node or None) -> result."""
+LIDAR_OPTIONS = {
+    "cloud_topic": "points.topics",
+    "max_lidar_offset_s": "points.tolerance_s",
+    "united_frame": "points.frame",
+}
+"""Options of the bag reader that unite the sweeps of several LiDARs; parameters of the node."""
+
+OTHER_LIDARS = "united of other LiDARs"
+"""Why labels of a sweep do not count: it has more or fewer points than in the bag."""
+
+
+class Replay(Protocol):
+    """Plays a bag to a node and collects its labels."""
+
+    def __call__(
+        self,
+        bag: Path,
+        checkpoint: Path,
+        logs: Path,
+        params: Path | None = None,
+        lidars: Mapping[str, Any] | None = None,
+    ) -> ReplayResult:
+        """Play the sweeps.
+
+        Args:
+            bag: rosbag2.
+            checkpoint: of the node.
+            logs: folder for logs.
+            params: ROS parameter file of the node.
+            lidars: those of `LIDAR_OPTIONS` of the bag reader that are given: the node unites the
+                same sweeps.
+        """
 
 
 @dataclass(eq=False)
@@ -142,6 +172,9 @@ class LiveMethod:
     def predict(self, sweep: Sweep) -> Prediction | None:
         """See `Method`."""
         labels = self.result.labels.get(sweep.cloud.stamp_ns)
+        if labels is not None and len(labels) != len(sweep.cloud):
+            self.result.dropped[OTHER_LIDARS] = self.result.dropped.get(OTHER_LIDARS, 0) + 1
+            return None
         return None if labels is None else Prediction(labels)
 
 
@@ -191,7 +224,11 @@ def read_parameters(path: Path) -> NodeSetup:
 
 
 def replay_in_process(
-    bag: Path, checkpoint: Path, logs: Path, params: Path | None = None
+    bag: Path,
+    checkpoint: Path,
+    logs: Path,
+    params: Path | None = None,
+    lidars: Mapping[str, Any] | None = None,
 ) -> ReplayResult:
     """Label the sweeps of a bag with the pipeline of a node with default parameters; a `Replay`.
 
@@ -202,6 +239,7 @@ def replay_in_process(
         raise InputError(f"{params}: a replay in this process takes no parameters")
     pipeline = Pipeline(Segmenter.load(checkpoint))
     options: dict[str, Any] = {**NodeSetup().bag_options, "camera_topics": [], "poses": "none"}
+    options |= lidars or {}
     recording = open_recording(f"bag:{bag}", trained=pipeline.trained_on, **options)
     result = ReplayResult("in process", len(recording))
     timings: dict[str, list[float]] = {}

@@ -15,6 +15,7 @@ from pcseg_core.data import evenly_spaced
 from pcseg_core.labels import IGNORE
 from pcseg_core.learning.dataset import TrainingSweep
 from pcseg_core.learning.probe import by_point, run_student
+from pcseg_core.learning.shards import scenes_of
 from pcseg_core.models.student import Student
 from pcseg_core.progress import note
 
@@ -30,7 +31,7 @@ def held_out(sweeps: Sequence[TrainingSweep], share: float) -> npt.NDArray[np.bo
     Whole scenes, evenly spaced, where the share is at least one scene; else the end of the longest
     scene, since neighboring sweeps show the same objects.
     """
-    scenes = [sweep.scene for sweep in sweeps]
+    scenes = scenes_of(sweeps)
     counts = Counter(scenes)
     count = round(share * len(sweeps))
     if count < _FEWEST_SWEEPS:
@@ -61,8 +62,8 @@ def calibrate(
         None with fewer than 1000 labeled points, or if nothing changes.
     """
     apart = bool(held.any())
-    usable = [sweep for sweep, own in zip(sweeps, held, strict=True) if own or not apart]
-    chosen = [usable[i] for i in evenly_spaced(len(usable), _SWEEPS)]
+    usable = np.flatnonzero(held | (not apart))
+    chosen = (sweeps[int(usable[i])] for i in evenly_spaced(len(usable), _SWEEPS))
     rng = np.random.default_rng(0)
     parts = [part for sweep in chosen if (part := _sample(student, sweep, rng)) is not None]
     if sum(len(part[0]) for part in parts) < _FEWEST_POINTS:

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +22,15 @@ from pcseg_core.data.sample import Sample
 from pcseg_core.errors import InputError
 from pcseg_core.labels import LabelSpace
 from pcseg_core.learning.dataset import TrainingSweep
+from pcseg_core.learning.distributed import from_first
 from pcseg_core.learning.module import TrainingModule
 from pcseg_core.learning.objectives.segmentation import Segmentation, label_counts
 from pcseg_core.learning.probe import Scan, by_point, confusion_of, labeled_scan, run_student
 from pcseg_core.learning.recipe import OptimizerConfig, TrainingRecipe
+from pcseg_core.learning.run_folder import is_first_process
 from pcseg_core.learning.runs import finish, input_statistics, torch_device
 from pcseg_core.learning.sectors import LabeledSectors
+from pcseg_core.learning.shards import prepared
 from pcseg_core.learning.trainer import train
 from pcseg_core.metrics.confusion import Confusion
 from pcseg_core.metrics.figures import Figures, merge_of
@@ -34,6 +39,7 @@ from pcseg_core.models.student import Student, StudentConfig, stored_config
 Array = npt.NDArray[Any]
 
 _CLASSIFIER = "network.classifier."
+_UNIT = 64  # sweeps that one process reads at a time
 _OTHER_HEADS = ("regression.", "text_head.")
 
 
@@ -98,9 +104,51 @@ def read_labeled(
             )
 
 
+def prepare_labeled(
+    recordings: Sequence[Recording],
+    space: LabelSpace,
+    max_range_m: float,
+    relabel: Callable[[int, Sample], Sample] = lambda _, sample: sample,
+    shards: str | None = None,
+) -> Sequence[TrainingSweep]:
+    """All labeled sweeps of recordings. Several processes share the reading.
+
+    Args:
+        recordings: the sweeps.
+        space, max_range_m, relabel: see `read_labeled`.
+        shards: folder or URL of the sweeps; None keeps them in memory.
+
+    Raises:
+        InputError: a recording has none.
+    """
+    counts: Counter[str] = Counter()
+
+    def read(number: int, first: int) -> Iterator[TrainingSweep]:
+        one = recordings[number]
+        some = range(first, min(first + _UNIT, len(one)))
+        for sweep in read_labeled(one, space, max_range_m, relabel, some):
+            counts[str(number)] += 1
+            yield sweep
+
+    units = [
+        (f"{number:05d}-{first:08d}", partial(read, number, first))
+        for number, one in enumerate(recordings)
+        for first in range(0, len(one), _UNIT)
+    ]
+    found = prepared(units, shards, lambda: counts)
+    for number, one in enumerate(recordings):
+        if not found.counts[str(number)]:
+            raise InputError(f"{one.name}: none of its {len(one)} sweeps has labels")
+    return found.sweeps
+
+
 def read_corrected(
-    folder: Path, recordings: Mapping[str, Recording], space: LabelSpace, max_range_m: float
-) -> list[TrainingSweep]:
+    folder: Path,
+    recordings: Mapping[str, Recording],
+    space: LabelSpace,
+    max_range_m: float,
+    shards: str | None = None,
+) -> Sequence[TrainingSweep]:
     """The corrected sweeps of recordings, with the corrected labels alone.
 
     Args:
@@ -108,19 +156,26 @@ def read_corrected(
         recordings: by any key.
         space: label space of the result.
         max_range_m: points beyond are left out [m].
+        shards: folder or URL of the sweeps; None keeps them in memory.
 
     Raises:
         InputError: see `read_corrections`.
     """
-    found: list[TrainingSweep] = []
+    return prepared(
+        [("corrected", lambda: _corrected(folder, recordings, space, max_range_m))], shards
+    ).sweeps
+
+
+def _corrected(
+    folder: Path, recordings: Mapping[str, Recording], space: LabelSpace, max_range_m: float
+) -> Iterator[TrainingSweep]:
     for one in read_corrections(folder, recordings, space):
         recording = recordings[one.recording]
 
         def relabel(_: int, sample: Sample, one: Correction = one) -> Sample:
             return replace(sample, labels=one.labels.astype(np.int16), label_space=space)
 
-        found += read_labeled(recording, space, max_range_m, relabel, [one.index])
-    return found
+        yield from read_labeled(recording, space, max_range_m, relabel, [one.index])
 
 
 def start(run: Path | None, config: StudentConfig, space: LabelSpace, seed: int) -> Student:
@@ -165,7 +220,7 @@ def measure(student: Student, test: Sequence[Scan], classes: int, device: str) -
 
 def finetune(
     run: Path,
-    sweeps: list[TrainingSweep],
+    sweeps: Sequence[TrainingSweep],
     test: Sequence[Scan],
     space: LabelSpace,
     recipe: FinetuneRecipe,
@@ -178,11 +233,12 @@ def finetune(
 ) -> dict[str, Any]:
     """Train a checkpoint on labeled sweeps and measure it on others.
 
-    Interrupted runs resume: make the same call again.
+    Interrupted runs resume: make the same call again. Under torchrun the processes share the
+    steps; the first one measures and writes.
 
     Args:
         run: checkpoint or run directory.
-        sweeps: labeled sweeps to train on.
+        sweeps: labeled sweeps to train on, the same in all processes.
         test: labeled scans to measure on; none measures nothing.
         space: label space of both.
         recipe: the training.
@@ -199,24 +255,12 @@ def finetune(
         InputError: no labeled point, or the run has another network.
         KeyboardInterrupt: a signal ended the training.
     """
-    sectors = LabeledSectors(sweeps, recipe, space)
-    counts = label_counts(sweeps, len(space), sectors.required)
-    if not counts.any():
-        raise InputError("the sweeps to train on have no labeled point of these classes")
     _, meta = load_checkpoint(run)
-    config = stored_config(meta.student, run)
-    student = start(None if scratch else run, config, space, recipe.seed)
-    rates = recipe
-    if same_classes(meta, space):  # the last layer is not new either
-        rates = recipe.model_copy(update={"head_learning_rate": recipe.trunk_learning_rate})
-    module = TrainingModule(
-        student,
-        [Segmentation(recipe.loss, counts)],
-        sectors,
-        recipe.optimizer,
-        groups=rate_groups(student, rates, pretrained=not scratch),
-    )
+    module = _new_module(run, meta, sweeps, space, recipe, scratch)
+    student = module.student
     metrics = train(module, out, device, log)
+    if not is_first_process():
+        return metrics
     metrics["sweeps"] = len(sweeps)
     if test:
         confusion = measure(student, test, len(space), torch_device(device))
@@ -225,3 +269,30 @@ def finetune(
     inputs = input_statistics(sweeps, recordings)
     finish(student, space, recipe, metrics, out, inputs=inputs, license=meta.license)
     return metrics
+
+
+def _new_module(
+    run: Path,
+    meta: CheckpointMeta,
+    sweeps: Sequence[TrainingSweep],
+    space: LabelSpace,
+    recipe: FinetuneRecipe,
+    scratch: bool,
+) -> TrainingModule:
+    """The student of a run for the classes of labeled sweeps, with its objective."""
+    sectors = LabeledSectors(sweeps, recipe, space)
+    counts = from_first(lambda: label_counts(sweeps, len(space), sectors.required))
+    if not counts.any():
+        raise InputError("the sweeps to train on have no labeled point of these classes")
+    config = stored_config(meta.student, run)
+    student = start(None if scratch else run, config, space, recipe.seed)
+    rates = recipe
+    if same_classes(meta, space):  # the last layer is not new either
+        rates = recipe.model_copy(update={"head_learning_rate": recipe.trunk_learning_rate})
+    return TrainingModule(
+        student,
+        [Segmentation(recipe.loss, counts)],
+        sectors,
+        recipe.optimizer,
+        groups=rate_groups(student, rates, pretrained=not scratch),
+    )

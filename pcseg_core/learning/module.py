@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from pcseg_core.errors import PcsegError
 from pcseg_core.learning.dataset import Batch, Sectors, StepDataset
-from pcseg_core.learning.distributed import ranks
+from pcseg_core.learning.distributed import ranks, synchronize
 from pcseg_core.learning.objectives import Objective
 from pcseg_core.learning.objectives.segmentation import Segmentation
 from pcseg_core.learning.objectives.self_training import SelfTraining
@@ -34,7 +34,8 @@ class TrainingModule(lightning.LightningModule):
         student: network to train.
         objectives: give the losses.
         sectors: draws the data of each step.
-        optimizer: steps, rates, and which parameters are trained.
+        optimizer: steps, rates, and which parameters are trained. Batch norms of the student are
+            synchronized where there are several processes.
         self_training: replaces labels of voxels, or None; needs a `Segmentation` objective.
         groups: groups of parameters with learning rates of their own; by default all parameters
             of student and objectives have that of `optimizer`.
@@ -57,6 +58,8 @@ class TrainingModule(lightning.LightningModule):
         workers: int = 0,
     ) -> None:
         super().__init__()
+        if ranks()[1] > 1:
+            synchronize(student)
         for objective in objectives:
             objective.prepare(student)
         self.student = student
@@ -69,6 +72,7 @@ class TrainingModule(lightning.LightningModule):
         self.sectors, self.optimizer, self.workers = sectors, optimizer, workers
         self.self_training, self.groups = self_training, groups
         self.clock = StageClock()
+        self._averaged_step, self._shown = 0, MeanFigures()
 
     def result(self) -> Student:
         """The student, with the averaged weights."""
@@ -80,15 +84,14 @@ class TrainingModule(lightning.LightningModule):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Batches up to the next multiple of `STEPS_PER_EPOCH`; a resumed run gets the same."""
-        first = self.global_step
+        first, each = self.global_step, self.optimizer.accumulate
         count = min(STEPS_PER_EPOCH - first % STEPS_PER_EPOCH, self.optimizer.steps - first)
-        dataset = StepDataset(self.sectors, first, count, *ranks())
+        dataset = StepDataset(self.sectors, first * each, count * each, *ranks())
         return DataLoader(dataset, batch_size=None, num_workers=self.workers)
 
     def training_step(self, batch: Batch, _index: int) -> Tensor:
         """The sum of the losses of all objectives."""
-        frozen = self.optimizer.heads_only
-        output = self._with_frozen_network(batch.points) if frozen else self.student(batch.points)
+        output = self._output(batch.points)
         self.clock.mark("forward")
         batch.targets = batch.voted(output.voxels, output.logits.shape[1])
         self._relabel(batch)
@@ -104,10 +107,19 @@ class TrainingModule(lightning.LightningModule):
                 f"training diverged: the loss is {float(total)} at step {self.global_step}; lower "
                 "optimizer.learning_rate and start over with --fresh"
             )
-        self.log_dict({**losses, "loss": total, **figures}, prog_bar=True, batch_size=1)
+        shown = self._shown.add({**losses, "loss": total, **figures}, self.optimizer.accumulate)
+        self.log_dict(shown, prog_bar=True, batch_size=1)
         self.clock.sectors += 0 if batch.segments is None else len(batch.segments.place)
         self.clock.mark("losses")
         return total
+
+    def _output(self, points: Points) -> StudentOutput:
+        """The student's output, in float32."""
+        half = self.optimizer.precision == "bf16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+            frozen = self.optimizer.heads_only
+            output = self._with_frozen_network(points) if frozen else self.student(points)
+        return output.float() if half else output
 
     def _with_frozen_network(self, points: Points) -> StudentOutput:
         """The student's output, with gradients in its heads only."""
@@ -131,7 +143,8 @@ class TrainingModule(lightning.LightningModule):
         batch.targets = self.self_training.relabel(batch.targets, likely, self.global_step)
 
     def on_train_epoch_start(self) -> None:
-        """Start the clock."""
+        """Start the clock, at the step of a resumed run."""
+        self._averaged_step = self.global_step
         self.clock.mark(None)
 
     def on_train_batch_start(self, *_: Any) -> None:
@@ -139,8 +152,10 @@ class TrainingModule(lightning.LightningModule):
         self.clock.mark("data")
 
     def on_train_batch_end(self, *_: Any) -> None:
-        """Update the averaged weights."""
-        self.averaged.update_parameters(self.student)
+        """Update the averaged weights after each optimizer step."""
+        if self.global_step != self._averaged_step:
+            self.averaged.update_parameters(self.student)
+        self._averaged_step = self.global_step
         self.clock.mark("other")
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
@@ -160,6 +175,21 @@ class TrainingModule(lightning.LightningModule):
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class MeanFigures:
+    """Means of figures over the batches of a step."""
+
+    def __init__(self) -> None:
+        self._parts: list[dict[str, Tensor]] = []
+
+    def add(self, figures: dict[str, Tensor], count: int) -> dict[str, Tensor]:
+        """The means with those of another batch; a step has `count` batches."""
+        if count == 1:
+            return figures
+        self._parts = [*self._parts, {k: v.detach() for k, v in figures.items()}][-count:]
+        names = dict.fromkeys(name for part in self._parts for name in part)
+        return {n: torch.stack([p[n] for p in self._parts if n in p]).mean() for n in names}
 
 
 class StageClock:

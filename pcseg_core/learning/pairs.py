@@ -15,7 +15,6 @@ import torch
 from pcseg_core.distill.image_views import ImageView
 from pcseg_core.distill.observation import Observation, StoredObservation
 from pcseg_core.distill.temporal import partners, read_segments
-from pcseg_core.errors import InputError
 from pcseg_core.geometry import invert, transform
 from pcseg_core.labels import IGNORE
 from pcseg_core.learning.augment import (
@@ -35,6 +34,7 @@ from pcseg_core.learning.dataset import (
     SegmentBatch,
     sector_points,
 )
+from pcseg_core.learning.distributed import check_batch
 from pcseg_core.learning.recipe import Recipe
 
 Array = npt.NDArray[Any]
@@ -74,12 +74,9 @@ class PairedSectors:
             InputError: there are more processes than sectors, or pairs of them.
         """
         paired = self.recipe.loss.temporal > 0
-        items = -(-self.recipe.optimizer.batch_size // (2 if paired else 1))
-        if items < world:
-            raise InputError(
-                f"optimizer.batch_size {self.recipe.optimizer.batch_size} gives {items} of {world} "
-                f"processes something to do; give at least {world * (2 if paired else 1)}"
-            )
+        size, together = self.recipe.optimizer.batch_size, 2 if paired else 1
+        check_batch(size, world, together)
+        items = -(-size // together)
         sectors: list[Batch] = []
         for item in range(rank, items, world):
             rng = np.random.default_rng((self.recipe.seed, step, item))

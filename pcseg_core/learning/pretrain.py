@@ -16,7 +16,7 @@ from pcseg_core.distill.observation import Observer, StoredObservation
 from pcseg_core.distill.temporal import segment_files
 from pcseg_core.errors import InputError
 from pcseg_core.labels import NO_CLASSES
-from pcseg_core.learning.distributed import first_process_first, synchronize
+from pcseg_core.learning.distributed import first_process_first, join
 from pcseg_core.learning.module import TrainingModule
 from pcseg_core.learning.objectives import Objective
 from pcseg_core.learning.objectives.contrast import PixelContrast, TemporalContrast
@@ -78,7 +78,8 @@ def pretrain(
     given = isinstance(sources, Mapping)
     names = list(sources) if given else [identity(s, (out, cache or out)) for s in sources]
     # Observe every sweep once: features and superpixels of its images, segments across sweeps.
-    with first_process_first(on_gpu(device)):
+    join(on_gpu(device))
+    with first_process_first():
         if (figures := resumed(out, recipe, names, fresh)) is not None:
             return figures
         named = dict(sources) if isinstance(sources, Mapping) else open_recordings(sources, names)
@@ -86,8 +87,8 @@ def pretrain(
         check_cameras(named.values())
         encoder = load_encoder(recipe.encoder, torch_device(device))
         claim(out, recipe, names, fresh)
-        observer = new_observer(recipe, encoder, cache or out / "cache", device)
-        observations, segments = prepare(observer, named, recipe)
+    observer = new_observer(recipe, encoder, cache or out / "cache", device)
+    observations, segments = prepare(observer, named, recipe)
     preparing_s = time.monotonic() - started
     # Train a student to tell apart what the image network tells apart.
     torch.manual_seed(recipe.seed)
@@ -123,7 +124,7 @@ def prepare(
     segments: dict[int, Path] = {}
     if recipe.across_sweeps:
         folder = observer.folder / "segments"
-        with bar("preparing segments") as progress:
+        with first_process_first(), bar("preparing segments") as progress:
             segments = segment_files(observations, recipe.temporal, folder, progress)
     return observations, segments
 
@@ -139,14 +140,13 @@ def new_module(
     """The objectives of a recipe with an encoder, for a student, on observations.
 
     Args:
-        student: its classifier is not trained; its batch norms are synchronized over processes.
+        student: its classifier is not trained.
         channels: size of the image features.
         observations: stored sweeps with image views.
         segments: by position, the file of temporal segments; may be empty.
         recipe: everything else.
         workers: processes that prepare batches.
     """
-    synchronize(student)
     student.network.classifier.requires_grad_(False)
     width, loss = student.network.feature_channels, recipe.loss
     objectives: list[Objective] = []

@@ -45,7 +45,11 @@ class OptimizerConfig(Section):
     """AdamW with one warm-up and a cosine decay to zero."""
 
     steps: int = Field(1000, ge=1, description="Optimizer steps")
-    batch_size: int = Field(3, ge=1, description="Sectors of sweeps per step")
+    batch_size: int = Field(3, ge=1, description="Sectors of sweeps of a batch, of all processes")
+    accumulate: int = Field(1, ge=1, description="Batches per step; their gradients are averaged")
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="Arithmetic of the network; bf16 for GPUs. Weights and losses are fp32"
+    )
     sector_deg: float = Field(
         120.0, gt=5, le=360, description="Azimuth range of the part of a sweep in a batch [deg]"
     )

@@ -48,6 +48,7 @@ RUN = FolderKind(
         *_FILES,
         *(f".{name}.*/*" for name in _FILES),  # of writes that were killed
         "logs/*",
+        "shards/*",
         "pseudo_labels/*.npz",
         "round-*/logs/*",
         "round-*/pseudo_labels/*.npz",
@@ -160,7 +161,7 @@ def named(name: str, path: Path | None) -> list[str]:
 
 def _has_results(out: Path) -> bool:
     """Whether a training has started in a run directory; prepared sweeps alone do not count."""
-    results = (LAST, FILE_NAME, METRICS, "logs", "pseudo_labels")
+    results = (LAST, FILE_NAME, METRICS, "logs", "pseudo_labels", "shards")
     return any((out / name).exists() for name in results)
 
 

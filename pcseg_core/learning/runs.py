@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -22,9 +24,10 @@ from pcseg_core.data.bag_info import report_on
 from pcseg_core.distill.cache import digest
 from pcseg_core.distill.observation import Observer, StoredObservation
 from pcseg_core.errors import InputError
-from pcseg_core.files import write_atomic
+from pcseg_core.files import slug, write_atomic
 from pcseg_core.input_check import InputStatistics
 from pcseg_core.labels import LabelSpace
+from pcseg_core.learning.distributed import ranks, wait_for_all
 from pcseg_core.learning.run_folder import METRICS
 from pcseg_core.models.inference import choose_device
 from pcseg_core.models.student import Student
@@ -127,6 +130,23 @@ class Points(Protocol):
     intensity: Array
 
 
+def shard_place(out: Path, shards: str | None, recipe: Section, parts: Sequence[str]) -> str | None:
+    """Where a run keeps its prepared sweeps; None for in memory.
+
+    Several processes keep them in shards in the run directory. A place that is given gets a folder
+    for this run.
+
+    Args:
+        out: run directory.
+        shards: folder or URL, or None.
+        recipe, parts: identify the run, see `claim`.
+    """
+    if shards is None:
+        return str(out / "shards") if ranks()[1] > 1 else None
+    key = digest({"recipe": recipe.model_dump(mode="json"), "parts": list(parts)})
+    return f"{shards.rstrip('/')}/{slug(out.name)}-{key}"
+
+
 def input_statistics(sweeps: Sequence[Points], recordings: Iterable[Recording]) -> InputStatistics:
     """Distribution of the training data, and how it was read, if all of it was read alike."""
     ways = {_reading(recording) for recording in recordings}
@@ -161,8 +181,17 @@ def all_skipped(recordings: Mapping[str, Recording], observer: Observer) -> dict
 def observe(
     observer: Observer, recordings: Mapping[str, Recording], title: str, every: int = 1
 ) -> list[StoredObservation]:
-    """Observe recordings with a progress bar; print what was skipped. See `Observer.observe`."""
+    """Observe recordings with a progress bar; print what was skipped. See `Observer.observe`.
+
+    Several processes share the sweeps, and all get all of them.
+    """
+    rank, world = ranks()
     with bar(title) as progress:
+        if world > 1:
+            own = replace(observer, skipped=Counter())
+            for source, recording in recordings.items():
+                own.observe_sweeps(source, recording, range(0, len(recording), every)[rank::world])
+            wait_for_all()
         found = observer.observe(recordings, progress, every)
     for reason, count in grouped(observer.skipped):
         note(f"skipped {count}: {reason}")

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -28,13 +30,16 @@ from pcseg_core.learning.augment import (
     thin,
 )
 from pcseg_core.learning.dataset import Batch, LidarBatch, PixelBatch, TrainingSweep, sector_points
+from pcseg_core.learning.distributed import check_batch, from_first
 from pcseg_core.learning.mixing import Cloud, mix_azimuths, mix_elevations, turned
 from pcseg_core.learning.recipe import TrainingRecipe
+from pcseg_core.learning.shards import StoredSweeps, scenes_of
 from pcseg_core.learning.things import Things, paste
 
 Array = npt.NDArray[Any]
 Rng = np.random.Generator
 
+_THING_SWEEPS = 2000  # of shards, whose things are kept
 _DRAWS = 10  # of another scene, before the sweep may be of the same scene
 
 
@@ -62,14 +67,52 @@ class LabeledSectors:
         self.sweeps, self.recipe, self.space = sweeps, recipe, space
         check_corruptions(recipe.augment.corrupt, space)
         labels = ((sweep.label, sweep.confidence) for sweep in sweeps)
-        self.required = required_confidence(labels, recipe.loss)
-        self.scenes = ScenePicker([sweep.scene for sweep in sweeps])
-        self.things = Things(sweeps if recipe.mix.things else (), self.required, recipe.mix)
+        self.required = from_first(lambda: required_confidence(labels, recipe.loss))
+        self.scenes = ScenePicker(scenes_of(sweeps))
+        self.things = Things(self._with_things(), self.required, recipe.mix)
+
+    def _with_things(self) -> Sequence[TrainingSweep]:
+        """Sweeps whose things are kept in memory: of shards, evenly spaced ones."""
+        if not self.recipe.mix.things:
+            return ()
+        few = isinstance(self.sweeps, StoredSweeps) and len(self.sweeps) > _THING_SWEEPS
+        return self.sweeps[:: -(-len(self.sweeps) // _THING_SWEEPS)] if few else self.sweeps
 
     def draw(self, step: int, rank: int = 0, world: int = 1) -> list[Batch]:
-        """See `Sectors`; every process draws all sectors."""
-        rng = np.random.default_rng((self.recipe.seed, step))
-        return [self._sector(rng) for _ in range(self.recipe.optimizer.batch_size)]
+        """See `Sectors`. Several processes draw other sectors than one, but the same in all orders.
+
+        Raises:
+            InputError: there are more processes than sectors.
+        """
+        count = self.recipe.optimizer.batch_size
+        if world == 1:
+            rng = np.random.default_rng((self.recipe.seed, step))
+            return [self._sector(rng) for _ in range(count)]
+        check_batch(count, world)
+        seeds = ((self.recipe.seed, step, item) for item in range(rank, count, world))
+        return [self._complete(self._sector(np.random.default_rng(seed))) for seed in seeds]
+
+    def _complete(self, sector: Batch) -> Batch:
+        """The sector with empty targets where it has none: all processes take the same steps."""
+        pixels, lidar = self._blank
+        seen = sector.pixels
+        if seen is None or (seen.image is not None and seen.image.shape[1] == 0):
+            sector = replace(sector, pixels=pixels)
+        return sector if sector.lidar is not None else replace(sector, lidar=lidar)
+
+    @cached_property
+    def _blank(self) -> tuple[PixelBatch | None, LidarBatch | None]:
+        """Targets without a row, as wide as those of the sweeps; None where sweeps have none."""
+        none, first = np.zeros(0, np.int64), self.sweeps[0]
+        lidar = None if first.lidar is None else _targets_of(first.lidar, none)
+        if first.pixels is None:
+            return None, lidar
+        found = (sweep.pixels for sweep in self.sweeps if sweep.pixels is not None)
+        wide = next((one for one in found if len(one.point)), first.pixels)
+        pixels = _pixels_of(wide, none, int(wide.point.max(initial=0)) + 1)
+        if pixels.patch_image is not None:
+            pixels = replace(pixels, patch_image=pixels.patch_image[:0])
+        return pixels, lidar
 
     def _sector(self, rng: Rng) -> Batch:
         config, sweep = self.recipe.augment, self.sweeps[self.scenes.draw(rng)]

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +31,11 @@ from pcseg_core.errors import InputError
 from pcseg_core.files import slug
 from pcseg_core.labels import IGNORE, NO_CLASSES, LabelSpace
 from pcseg_core.learning.dataset import TrainingSweep
+from pcseg_core.learning.distributed import from_first, ranks, wait_for_all
 from pcseg_core.learning.objectives.segmentation import label_counts
 from pcseg_core.learning.recipe import Recipe
 from pcseg_core.learning.self_labels import SelfLabeler
+from pcseg_core.learning.shards import Prepared, Unit, prepared
 from pcseg_core.learning.teachers import Teachers
 from pcseg_core.progress import bar, note
 from pcseg_core.vision.class_to_text import agree_with_labels
@@ -71,11 +75,18 @@ def label_model(observations: Sequence[StoredObservation], recipe: Recipe) -> La
 def observe_targets(
     teacher: LidarTeacher, observations: Sequence[StoredObservation], folder: Path
 ) -> list[Path]:
-    """Files of the targets of a 3D teacher, with a progress bar; prints their size."""
+    """Files of the targets of a 3D teacher, with a progress bar; prints their size.
+
+    Several processes share the sweeps.
+    """
     lacking = [name for name, known in zip(teacher.space.names, teacher.knows) if not known]
     if teacher.has_classes and lacking:
         note(f"3D teacher {teacher.name}: no class for {', '.join(lacking)}")
     with bar("targets of the 3D teacher") as progress:
+        rank, world = ranks()
+        if world > 1:
+            store_targets(observations[rank::world], teacher, folder, progress)
+            wait_for_all()
         paths = store_targets(observations, teacher, folder, progress)
     size = sum(path.stat().st_size for path in paths) / 1e6
     note(f"targets of the 3D teacher: {size:.0f} MB, {size / len(paths):.1f} MB per sweep")
@@ -93,6 +104,7 @@ class Labeling:
         model: estimated from the observations, see `label_model`.
         targets: file of the 3D teacher for each observation, if there is one.
         corrected: labels of some sweeps by people, which override all others.
+        shards: folder or URL of the prepared sweeps; None keeps them in memory.
     """
 
     observations: Sequence[StoredObservation]
@@ -101,6 +113,7 @@ class Labeling:
     model: LabelModel
     targets: Sequence[Path] | None = None
     corrected: CorrectedSweeps | None = None
+    shards: str | None = None
 
     @classmethod
     def of(
@@ -110,34 +123,53 @@ class Labeling:
         teachers: Teachers,
         cache: Path,
         corrected: CorrectedSweeps | None = None,
+        shards: str | None = None,
     ) -> Labeling:
         """With targets by the 3D teacher, stored in `cache`, and a fitted model."""
         lidar = teachers.lidar
         targets = observe_targets(lidar, observations, cache) if lidar else None
-        model = label_model(observations, recipe)
-        return cls(observations, recipe, teachers, model, targets, corrected)
+        model = from_first(lambda: label_model(observations, recipe))
+        return cls(observations, recipe, teachers, model, targets, corrected, shards)
 
-    def label(self, out: Path, labeler: SelfLabeler | None = None) -> list[TrainingSweep]:
+    def label(self, out: Path, labeler: SelfLabeler | None = None) -> Prepared:
         """Label the sweeps scene by scene, and store points and labels.
+
+        Several processes share the scenes. The counts are those of `Conflicts`.
 
         Args:
             out: its folder pseudo_labels gets an npz per sweep, which baselines are fitted to.
             labeler: a student of an earlier round, which adds its evidence for all points.
         """
-        sweeps: list[TrainingSweep] = []
+        units: list[Unit] = []
+        first = 0
         for _, members in scenes(self.observations):
-            seen = [stored.load() for stored in members]
-            own = labeler.scene(seen) if labeler is not None else None
-            labels = _camera_labels(seen, self.recipe, self.model, own)
-            if self.corrected is not None:
-                labels = self.corrected.override(seen, labels, self.recipe.labels)
-            for sweep, (label, confidence) in zip(seen, labels):
-                labeled = self._sweep(sweep, label, confidence, len(sweeps))
-                path = out / "pseudo_labels" / f"{len(sweeps):05d}-{slug(sweep.name)}.npz"
-                if not is_whole(path):
-                    labeled.save(path)
-                sweeps.append(labeled)
-        return sweeps
+            units.append((f"{first:08d}", partial(self._scene, members, first, out, labeler)))
+            first += len(members)
+        of = "labels" if labeler is None else out.name
+        place = None if self.shards is None else f"{self.shards}/{of}"
+        return prepared(
+            units, place, self.corrected.conflicts.counts if self.corrected else Counter
+        )
+
+    def _scene(
+        self,
+        members: Sequence[StoredObservation],
+        first: int,
+        out: Path,
+        labeler: SelfLabeler | None,
+    ) -> Iterator[TrainingSweep]:
+        """Label the sweeps of a scene, the first of which is number `first` of the run."""
+        seen = [stored.load() for stored in members]
+        own = labeler.scene(seen) if labeler is not None else None
+        labels = _camera_labels(seen, self.recipe, self.model, own)
+        if self.corrected is not None:
+            labels = self.corrected.override(seen, labels, self.recipe.labels)
+        for number, (sweep, (label, confidence)) in enumerate(zip(seen, labels), start=first):
+            labeled = self._sweep(sweep, label, confidence, number)
+            path = out / "pseudo_labels" / f"{number:05d}-{slug(sweep.name)}.npz"
+            if not is_whole(path):
+                labeled.save(path)
+            yield labeled
 
     def _sweep(
         self, sweep: Observation, label: Array, confidence: Array, number: int

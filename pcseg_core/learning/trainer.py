@@ -7,6 +7,7 @@ import csv
 import io
 import logging
 import os
+import re
 import signal
 import threading
 import time
@@ -19,11 +20,13 @@ from typing import Any
 
 import lightning
 import torch
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import callbacks
 
-from pcseg_core.errors import interruption
+from pcseg_core.errors import PcsegError, interruption
 from pcseg_core.files import atomic_path, write_atomic
+from pcseg_core.learning.distributed import processes
 from pcseg_core.learning.module import TrainingModule
 from pcseg_core.learning.run_folder import LAST, is_first_process
 from pcseg_core.learning.runs import torch_device
@@ -54,33 +57,12 @@ def train(
     Raises:
         KeyboardInterrupt: a signal ended the training before the last step.
     """
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    first_rank = is_first_process()
-    chosen = torch.device(torch_device(device))
     steps, curve = module.optimizer.steps, Curve(out / CURVE)
     with StopRequest() as stop, _quiet():
         states = _States(out / LAST, stop)
-        shown = [TrainingBar(steps), _CurveWriter(curve, steps, log, out)] if first_rank else []
-        trainer = lightning.Trainer(
-            accelerator="gpu" if chosen.type == "cuda" else "cpu",
-            devices=local if chosen.index is None else [chosen.index],
-            num_nodes=max(1, world // local),
-            strategy="ddp" if world > 1 else "auto",
-            plugins=[_AtomicCheckpoints()],
-            use_distributed_sampler=False,
-            max_steps=steps,
-            max_epochs=-1,
-            reload_dataloaders_every_n_epochs=1,
-            gradient_clip_val=module.optimizer.gradient_clip,
-            logger=False,
-            callbacks=[*shown, states],
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            default_root_dir=out,
-        )
-        with suppress(SystemExit):  # Lightning's, on signals before the first step
+        shown = [TrainingBar(steps), _CurveWriter(curve, steps, log, out)]
+        trainer = _trainer(module, [*(shown if is_first_process() else ()), states], out, device)
+        with _named_losses(), suppress(SystemExit):  # Lightning's, on signals before the first step
             trainer.fit(module, ckpt_path=_usable(out / LAST), weights_only=True)
     if trainer.global_step < steps:
         raise interruption(
@@ -90,6 +72,41 @@ def train(
         )
     module.result()
     return {"steps": steps, "training_s": round(states.seconds, 1), "final": curve.final()}
+
+
+def _trainer(
+    module: TrainingModule, shown: list[callbacks.Callback], out: Path, device: str
+) -> lightning.Trainer:
+    """Lightning's trainer, of this process or of all that torchrun or Ray Train started."""
+    local, world = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), processes()
+    chosen = torch.device(torch_device(device))
+    return lightning.Trainer(
+        accelerator="gpu" if chosen.type == "cuda" else "cpu",
+        devices=local if chosen.index is None else [chosen.index],
+        num_nodes=max(1, world // local),
+        # Parameters may be without a loss in a step: words, or features of sweeps without images.
+        strategy="ddp_find_unused_parameters_true" if world > 1 else "auto",
+        plugins=[_AtomicCheckpoints(), *([_Started()] if world > 1 else ())],
+        use_distributed_sampler=False,
+        max_steps=module.optimizer.steps,
+        max_epochs=-1,
+        reload_dataloaders_every_n_epochs=1,
+        accumulate_grad_batches=module.optimizer.accumulate,
+        gradient_clip_val=module.optimizer.gradient_clip,
+        logger=False,
+        callbacks=shown,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=out,
+    )
+
+
+class _Started(TorchElasticEnvironment):
+    """Processes that were started already; machines may have different numbers of them."""
+
+    def validate_settings(self, num_devices: int, num_nodes: int) -> None:
+        pass
 
 
 class StopRequest:
@@ -225,7 +242,11 @@ class _States(callbacks.Callback):
     def on_train_start(self, *_: Any) -> None:
         self.stop.listen()  # Lightning takes SIGTERM for itself and stores nothing
 
-    def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, _module: Any, _outputs: Any, _batch: Any, batch_idx: int
+    ) -> None:
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return  # within a step
         # All processes end the epoch at the same step.
         if trainer.strategy.reduce_boolean_decision(self.stop.number > 0, all=False):
             trainer.should_stop = True
@@ -270,6 +291,26 @@ class _AtomicCheckpoints(TorchCheckpointIO):
 
 
 @contextmanager
+def _named_losses() -> Iterator[None]:
+    """Name the loss of another process, which torch tells in the words of its transport.
+
+    Raises:
+        PcsegError: another process is gone.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if processes() == 1 or not re.search(
+            "gloo|nccl|peer|connection", str(error), re.IGNORECASE
+        ):
+            raise
+        raise PcsegError(
+            "another process of the training is gone; run the same command again to resume from "
+            f"the last stored state ({' '.join(str(error).split())[:200]})"
+        ) from error
+
+
+@contextmanager
 def _quiet() -> Iterator[None]:
     """Hide Lightning's hints for developers."""
     log = logging.getLogger("lightning.pytorch")
@@ -277,6 +318,7 @@ def _quiet() -> Iterator[None]:
     log.setLevel(logging.WARNING)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"lightning\.")
+        warnings.filterwarnings("ignore", r"torch\.distributed\.nn\.", FutureWarning)
         try:
             yield
         finally:

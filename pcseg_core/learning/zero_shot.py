@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,31 +15,34 @@ from torch import Tensor
 
 from pcseg_core.checkpoint import CheckpointText
 from pcseg_core.data import Recording, open_recording
-from pcseg_core.distill.observation import ClassEvidence, Observer, StoredObservation, scenes
+from pcseg_core.distill.observation import ClassEvidence, Observer, StoredObservation
 from pcseg_core.distill.pixels import PixelSampler
 from pcseg_core.errors import InputError
 from pcseg_core.labels import IGNORE
 from pcseg_core.learning.dataset import TrainingSweep
-from pcseg_core.learning.distill import image_channels, self_training
+from pcseg_core.learning.distributed import first_process_first, from_first, join
 from pcseg_core.learning.module import TrainingModule
 from pcseg_core.learning.objectives import Objective
 from pcseg_core.learning.objectives.alignment import Alignment
 from pcseg_core.learning.objectives.segmentation import WordSegmentation, label_counts
 from pcseg_core.learning.probe import Scan, by_point, read_scans, run_student
 from pcseg_core.learning.recipe import Recipe
-from pcseg_core.learning.run_folder import claim, identity, resumed
+from pcseg_core.learning.run_folder import claim, identity, is_first_process, resumed
 from pcseg_core.learning.runs import (
     all_skipped,
     finish,
     input_statistics,
     observe,
+    on_gpu,
     open_recordings,
+    shard_place,
     torch_device,
 )
 from pcseg_core.learning.sectors import LabeledSectors
+from pcseg_core.learning.taught_student import image_channels, self_training
 from pcseg_core.learning.teachers import load_split_teacher
 from pcseg_core.learning.trainer import train
-from pcseg_core.learning.zero_shot_labels import hold_out, label_scene, zero_shot_labels
+from pcseg_core.learning.zero_shot_labels import hold_out, label_sweeps, zero_shot_labels
 from pcseg_core.learning.zero_shot_split import Split
 from pcseg_core.metrics.confusion import Confusion
 from pcseg_core.metrics.zero_shot import ZeroShotFigures, choose_gamma, stacked
@@ -63,11 +66,13 @@ def zero_shot(
     every: int = 1,
     fresh: bool = False,
     log: Sequence[str] = (),
+    shards: str | None = None,
 ) -> dict[str, Any]:
     """Train on true labels of seen classes and image labels of unseen ones, and measure both.
 
     Interrupted runs resume: make the same call again. A finished run returns its figures, unless
-    the test recordings are others: those are measured. Returns what metrics.json also holds.
+    the test recordings are others: those are measured. Returns what metrics.json also holds. Under
+    torchrun the processes share the sweeps and the steps; only the first one returns all figures.
 
     Args:
         sources: recordings with images, labeled unless the recipe is annotation-free.
@@ -80,6 +85,7 @@ def zero_shot(
         every: only every k-th sweep is trained on.
         fresh: delete an earlier run in `out`, once everything is known to be usable.
         log: trackers of the losses besides logs/metrics.csv, see `trackers.Trackers`.
+        shards: folder or URL of the prepared sweeps, see `shards`; memory holds them if not given.
 
     Raises:
         InputError: unusable sources, weights, words or recipe, or a directory of another run.
@@ -87,40 +93,70 @@ def zero_shot(
     """
     if recipe.supervision is None or recipe.text is None:
         raise InputError("zero-shot learning needs a recipe with 'supervision'")
-    names = [identity(source, (out, cache or out)) for source in sources]
-    parts = [*names, f"split {split.model_dump_json()}", f"every {every}"]
-    tested = [entry.name if isinstance(entry, Scan) else identity(entry) for entry in test]
-    if (figures := resumed(out, recipe, parts, fresh, tested=tested)) is not None:
-        return figures
-    recordings, tests = open_recordings(sources, names), open_tests(test)
-    space = load_text_space(recipe.text.space, torch_device(device))
-    words = split.class_words(space)
-    observer = new_observer(recipe, split, space, words, cache or out / "cache", device)
-    claim(out, recipe, parts, fresh)
-    # Observe every sweep once: true labels, and the classes of its points by the images.
-    observed = observe(observer, recordings, "observing sweeps", every)
-    # Label seen classes by the truth and unseen ones by the images; hold out some scenes.
-    kept, held = hold_out(observed, recipe.stacking.held_out)
-    sweeps, quality = label_sweeps(kept, split, recipe)
-    # Train a student whose classifier is the cosine with the words of the classes.
-    vectors = torch.from_numpy(class_matrix(space, words))
-    module = new_module(sweeps, vectors, split, recipe)
-    training = train(module, out, device, log)
-    # Measure, also with the bias toward seen classes calibrated on the held-out scenes.
-    classifier = CosineClassifier(module.student, vectors, torch_device(device))
-    metrics = {
-        "sweeps": len(sweeps),
-        "tested": tested,
-        "held_out": len(held),
-        "skipped": all_skipped(recordings, observer),
-        "labels": quality,
-        **_measured(classifier, held, _scans(tests, split, recipe), split, recipe),
-        **training,
-    }
-    known = _checkpoint_text(space, words, recipe.text.temperature)
-    inputs = input_statistics(sweeps, recordings.values())
-    finish(module.student, split.space, recipe, metrics, out, known, inputs)
-    return metrics
+    fresh = fresh and is_first_process()
+    join(on_gpu(device))
+    with first_process_first():
+        names = [identity(source, (out, cache or out)) for source in sources]
+        parts = [*names, f"split {split.model_dump_json()}", f"every {every}"]
+        tested = [entry.name if isinstance(entry, Scan) else identity(entry) for entry in test]
+        if (figures := resumed(out, recipe, parts, fresh, tested=tested)) is not None:
+            return figures
+        recordings, tests = open_recordings(sources, names), open_tests(test)
+        space = load_text_space(recipe.text.space, torch_device(device))
+        words = split.class_words(space)
+        observer = new_observer(recipe, split, space, words, cache or out / "cache", device)
+        claim(out, recipe, parts, fresh)
+    run = _Run(split, recipe, out, device, recordings, tests, space, words, observer)
+    return run.train({"tested": tested}, every, log, shard_place(out, shards, recipe, parts))
+
+
+@dataclass(frozen=True)
+class _Run:
+    """The work of a zero-shot run, after its run directory was claimed."""
+
+    split: Split
+    recipe: Recipe
+    out: Path
+    device: str
+    recordings: Mapping[str, Recording]
+    tests: Sequence[Scan | Recording]
+    space: TextSpace
+    words: dict[str, tuple[str, ...]]
+    observer: Observer
+
+    def train(
+        self, figures: dict[str, Any], every: int, log: Sequence[str], shards: str | None
+    ) -> dict[str, Any]:
+        """Observe, label, train and measure; the figures, after those that are given."""
+        split, recipe = self.split, self.recipe
+        # Observe every sweep once: true labels, and the classes of its points by the images.
+        observed = observe(self.observer, self.recordings, "observing sweeps", every)
+        # Label seen classes by the truth and unseen ones by the images; hold out some scenes.
+        kept, held = hold_out(observed, recipe.stacking.held_out)
+        sweeps, quality = label_sweeps(kept, split, recipe, shards)
+        # Train a student whose classifier is the cosine with the words of the classes.
+        vectors = torch.from_numpy(class_matrix(self.space, self.words))
+        module = new_module(sweeps, vectors, split, recipe)
+        training = train(module, self.out, self.device, log)
+        if not is_first_process():
+            return training
+        # Measure, also with the bias toward seen classes calibrated on the held-out scenes.
+        classifier = CosineClassifier(module.student, vectors, torch_device(self.device))
+        scans = _scans(self.tests, split, recipe)
+        metrics = {
+            "sweeps": len(sweeps),
+            **figures,
+            "held_out": len(held),
+            "skipped": all_skipped(self.recordings, self.observer),
+            "labels": quality,
+            **_measured(classifier, held, scans, split, recipe),
+            **training,
+        }
+        assert recipe.text is not None
+        known = _checkpoint_text(self.space, self.words, recipe.text.temperature)
+        inputs = input_statistics(sweeps, self.recordings.values())
+        finish(module.student, split.space, recipe, metrics, self.out, known, inputs)
+        return metrics
 
 
 def _measured(
@@ -165,43 +201,6 @@ def new_observer(
     )
 
 
-def label_sweeps(
-    kept: Sequence[StoredObservation], split: Split, recipe: Recipe
-) -> tuple[list[TrainingSweep], dict[str, float]]:
-    """Labeled sweeps, and how good the image labels of unseen classes are.
-
-    The second is for the report: training does not use it.
-
-    Raises:
-        InputError: no point has a label.
-    """
-    assert recipe.supervision is not None
-    sweeps: list[TrainingSweep] = []
-    counts: Counter[str] = Counter()
-    for _, members in scenes(kept):
-        seen = [stored.load() for stored in members]
-        labeled = label_scene(seen, split.mask, recipe.supervision, recipe.labels.consolidation)
-        for observation, sweep in zip(seen, labeled):
-            assert observation.truth is not None
-            labels = sweep.confident(recipe.loss.min_confidence)
-            hidden = (observation.truth >= 0) & split.mask[observation.truth]
-            given = hidden & (labels != IGNORE)
-            right = given & (labels == observation.truth)
-            counts.update(unseen=hidden.sum(), labeled=given.sum(), right=right.sum())
-        sweeps += labeled
-    if not any((sweep.label != IGNORE).any() for sweep in sweeps):
-        raise InputError(
-            f"no point of the training sweeps has a label under supervision "
-            f"'{recipe.supervision}'; it needs labeled recordings, or images for "
-            "'annotation-free'"
-        )
-    return sweeps, {
-        "unseen_points": int(counts["unseen"]),
-        "labeled": float(counts["labeled"] / max(1, counts["unseen"])),
-        "right": float(counts["right"] / max(1, counts["labeled"])),
-    }
-
-
 def new_module(
     sweeps: Sequence[TrainingSweep], vectors: Tensor, split: Split, recipe: Recipe
 ) -> TrainingModule:
@@ -221,7 +220,7 @@ def new_module(
     # Classes without examples are not negatives either: they compete in the test only.
     excluded = hidden if recipe.supervision == "seen" else torch.zeros_like(hidden)
     sectors = LabeledSectors(sweeps, recipe, split.space)
-    counts = label_counts(sweeps, len(vectors), sectors.required)
+    counts = from_first(lambda: label_counts(sweeps, len(vectors), sectors.required))
     objectives: list[Objective] = [
         WordSegmentation(recipe.loss, counts, vectors, recipe.text.temperature, excluded)
     ]
@@ -322,10 +321,10 @@ def _gamma(
     if recipe.supervision == "annotation-free":
         return 0.0
     rng = np.random.default_rng(recipe.seed)
-    sweeps = [stored.load() for stored in held]
-    share = _CALIBRATION_POINTS / sum(len(sweep.xyz) for sweep in sweeps)
+    share = _CALIBRATION_POINTS / sum(len(stored.load().xyz) for stored in held)
     scores, truths = [], []
-    for sweep in sweeps:
+    for stored in held:
+        sweep = stored.load()
         assert sweep.truth is not None
         none = np.zeros((len(sweep.truth), len(unseen)))
         truth, _ = zero_shot_labels(sweep.truth, none, unseen, "seen")

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,10 +13,13 @@ import numpy.typing as npt
 
 from pcseg_core.distill.consolidation import ConsolidationConfig, likeliest
 from pcseg_core.distill.labeling import class_probabilities
-from pcseg_core.distill.observation import Observation, StoredObservation
+from pcseg_core.distill.observation import Observation, StoredObservation, scenes
+from pcseg_core.errors import InputError
 from pcseg_core.labels import IGNORE
 from pcseg_core.learning.dataset import TrainingSweep
-from pcseg_core.learning.recipe import Supervision
+from pcseg_core.learning.recipe import Recipe, Supervision
+from pcseg_core.learning.shards import prepared
+from pcseg_core.learning.zero_shot_split import Split
 
 Array = npt.NDArray[Any]
 
@@ -82,13 +87,67 @@ def hold_out(
 
     Scenes, since neighboring sweeps show the same objects.
     """
-    scenes = list(dict.fromkeys(sweep.scene for sweep in sweeps))
-    if len(scenes) == 1:
+    names = list(dict.fromkeys(sweep.scene for sweep in sweeps))
+    if len(names) == 1:
         cut = len(sweeps) - max(1, round(share * len(sweeps)))
         return list(sweeps[: max(cut, 1)]), list(sweeps[cut:])
-    count = min(max(1, round(share * len(scenes))), len(scenes) - 1)
-    chosen = {scenes[int(i)] for i in np.linspace(0, len(scenes) - 1, count).round()}
+    count = min(max(1, round(share * len(names))), len(names) - 1)
+    chosen = {names[int(i)] for i in np.linspace(0, len(names) - 1, count).round()}
     return (
         [sweep for sweep in sweeps if sweep.scene not in chosen],
         [sweep for sweep in sweeps if sweep.scene in chosen],
     )
+
+
+def label_sweeps(
+    kept: Sequence[StoredObservation], split: Split, recipe: Recipe, shards: str | None = None
+) -> tuple[Sequence[TrainingSweep], dict[str, float]]:
+    """Labeled sweeps, and how good the image labels of unseen classes are.
+
+    The second is for the report: training does not use it. Several processes share the scenes.
+
+    Args:
+        kept: the sweeps.
+        split: seen and unseen classes.
+        recipe: of the run.
+        shards: folder or URL of the labeled sweeps; None keeps them in memory.
+
+    Raises:
+        InputError: no point has a label.
+    """
+    counts: Counter[str] = Counter()
+    units = [
+        (f"{number:06d}", partial(_labeled, members, split, recipe, counts))
+        for number, (_, members) in enumerate(scenes(kept))
+    ]
+    found = prepared(units, shards, lambda: counts)
+    counts = found.counts
+    if not counts["points"]:
+        raise InputError(
+            f"no point of the training sweeps has a label under supervision "
+            f"'{recipe.supervision}'; it needs labeled recordings, or images for "
+            "'annotation-free'"
+        )
+    return found.sweeps, {
+        "unseen_points": counts["unseen"],
+        "labeled": counts["labeled"] / max(1, counts["unseen"]),
+        "right": counts["right"] / max(1, counts["labeled"]),
+    }
+
+
+def _labeled(
+    members: Sequence[StoredObservation], split: Split, recipe: Recipe, counts: Counter[str]
+) -> list[TrainingSweep]:
+    """The labeled sweeps of a scene; counts their labeled points, and those of unseen classes."""
+    assert recipe.supervision is not None
+    seen = [stored.load() for stored in members]
+    labeled = label_scene(seen, split.mask, recipe.supervision, recipe.labels.consolidation)
+    for observation, sweep in zip(seen, labeled):
+        assert observation.truth is not None
+        labels = sweep.confident(recipe.loss.min_confidence)
+        hidden = (observation.truth >= 0) & split.mask[observation.truth]
+        given = hidden & (labels != IGNORE)
+        right = given & (labels == observation.truth)
+        own = {"unseen": hidden, "labeled": given, "right": right, "points": sweep.label != IGNORE}
+        counts.update({name: int(chosen.sum()) for name, chosen in own.items()})
+    return labeled

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Annotated, Literal
 
@@ -199,6 +199,13 @@ class StudentOutput:
     regressed: Tensor | None
     voxels: Voxels
     text_head: nn.Linear | None = None
+
+    def float(self) -> StudentOutput:
+        """The same in float32."""
+        regressed = None if self.regressed is None else self.regressed.float()
+        return replace(
+            self, logits=self.logits.float(), features=self.features.float(), regressed=regressed
+        )
 
     @cached_property
     def text(self) -> Tensor | None:

@@ -29,7 +29,11 @@ FLAGS = ("-std=gnu++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=f
 _AVX2 = ("-mavx2", "-mfma")
 _AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")
 _BF16 = (*_AVX512, "-mavx512vnni", "-mavx512bf16")
+_PLAIN_MATH = ("-fno-math-errno", "-fno-trapping-math")  # loops with roots and choices are vectors
 FILE_FLAGS = {
+    "free_space.cpp": _PLAIN_MATH,
+    "grid.cpp": _PLAIN_MATH,
+    "records.cpp": _PLAIN_MATH,
     "kernels_avx2.cpp": _AVX2,
     "kernels_avx512.cpp": _AVX512,
     "kernels_avxvnni.cpp": (*_AVX2, "-mavxvnni"),

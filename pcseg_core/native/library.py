@@ -13,6 +13,7 @@ import functools
 import os
 import platform
 import struct
+import sys
 import warnings
 from ctypes import POINTER, c_char_p, c_float, c_int32, c_int64, c_void_p
 from pathlib import Path
@@ -133,6 +134,24 @@ _SIGNATURES = {
     "pcseg_classify": (c_int32, [c_void_p, c_int32]),
     "pcseg_spread": (c_int32, [c_void_p, c_int32]),
     "pcseg_highest": (c_int32, [POINTER(HighestArgs)]),
+    "pcseg_fit_headings": (
+        c_int32,
+        [c_void_p, c_int64, c_void_p, c_void_p, c_int64, *[c_int32] * 3, c_float, c_void_p],
+    ),
+    "pcseg_write_records": (c_int32, [c_void_p, c_int32]),
+    "pcseg_take_records": (
+        c_int32,
+        [c_void_p, c_int64, c_void_p, c_int64, c_void_p, c_int64, c_int32],
+    ),
+    "pcseg_choose": (c_int32, [c_void_p, c_int32]),
+    "pcseg_point_values": (c_int32, [c_void_p, c_int32]),
+    "pcseg_row_entropy": (c_int32, [c_void_p, c_int64, c_int32, c_int64, c_void_p, c_int32]),
+    "pcseg_all_finite": (c_int32, [c_void_p, c_int64, c_int64, c_int32, c_int64, c_int64, c_int32]),
+    "pcseg_range_image": (c_int32, [c_void_p, c_int32]),
+    "pcseg_passed": (c_int32, [c_void_p, c_void_p, c_void_p, c_int32]),
+    "pcseg_cluster": (c_int32, [c_void_p]),
+    "pcseg_near": (c_int32, [c_void_p, c_void_p, c_float, c_void_p]),
+    "pcseg_draw_grid": (c_int32, [c_void_p, c_int32]),
     "pcseg_use_openmp": (None, [c_void_p]),
 }
 
@@ -206,6 +225,12 @@ def optional_library() -> ctypes.CDLL | None:
     """The library, or None: the caller then computes with numpy or torch."""
     loaded = load()
     return None if isinstance(loaded, str) else loaded
+
+
+def thread_count() -> int:
+    """Threads of a pass over a sweep: those of torch, 1 where torch is not loaded."""
+    torch = sys.modules.get("torch")
+    return int(torch.get_num_threads()) if torch else 1
 
 
 def library() -> ctypes.CDLL:

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Threads. Inside a process with OpenMP (torch's CPU build) the work runs on that pool, so that
-// two pools never compete for the cores; elsewhere a small pool of our own does it.
+// Threads. Inside a process with OpenMP (torch's CPU build) long work runs on that pool, so that
+// two pools never compete for the cores. A small pool of our own does it elsewhere, and brief work.
 #include <unistd.h>
 
 #include <atomic>
@@ -128,6 +128,18 @@ Pool& pool() {
 using GompParallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
 std::atomic<GompParallel> gomp_parallel{nullptr};
 
+void run(Job& job, int threads, GompParallel gomp) {
+  if (threads > job.tasks) threads = static_cast<int>(job.tasks);
+  if (threads <= 1) {
+    job.run();
+  } else if (gomp) {
+    gomp([](void* shared) { static_cast<Job*>(shared)->run(); }, &job, threads, 0);
+  } else if (!pool().run(job, threads - 1)) {
+    job.run();
+  }
+  if (job.failed) throw std::bad_alloc();
+}
+
 struct Scratch {
   char* data = nullptr;
   size_t size = 0;
@@ -138,16 +150,12 @@ struct Scratch {
 
 void parallel(int threads, int64_t tasks, void (*body)(void*, int64_t), void* context) {
   Job job{body, context, tasks};
-  if (threads > tasks) threads = static_cast<int>(tasks);
-  const GompParallel gomp = gomp_parallel;
-  if (threads <= 1) {
-    job.run();
-  } else if (gomp) {
-    gomp([](void* shared) { static_cast<Job*>(shared)->run(); }, &job, threads, 0);
-  } else if (!pool().run(job, threads - 1)) {
-    job.run();
-  }
-  if (job.failed) throw std::bad_alloc();
+  run(job, threads, gomp_parallel);
+}
+
+void parallel_brief(int threads, int64_t tasks, void (*body)(void*, int64_t), void* context) {
+  Job job{body, context, tasks};
+  run(job, threads, nullptr);
 }
 
 char* thread_scratch(size_t bytes) {

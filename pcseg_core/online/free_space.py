@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from ctypes import byref, c_float
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pcseg_core.cloud import PointCloud
+from pcseg_core.native.library import check, optional_library, thread_count
+from pcseg_core.native.structures import ImageArgs, Points, View, Views
 from pcseg_core.returns import beam_source, last_returns
 
 Array = npt.NDArray[Any]
@@ -57,23 +60,21 @@ class FreeSpace:
     """What the beams of a sweep passed, of each LiDAR apart."""
 
     def __init__(self, points: Array, beams: Beams | None = None) -> None:
-        """Build from points (3, N) float32, finite, LiDAR frame [m].
+        """Build from points (3, N) float32, LiDAR frame [m].
 
         Args:
-            points: the returns.
+            points: the points of the sweep; those that are no returns are left out.
             beams: of these points; None if each starts at the origin and has one return. Beams end
                 at their last return. The places of other returns are not passed.
         """
         if beams is None:
-            self._views = [(np.zeros((3, 1), np.float32), _View(points, None))]
-            return
+            beams = Beams(None, np.zeros((1, 3), np.float32), None)
         self._views = []
         for number, origin in enumerate(np.asarray(beams.origins, np.float32)):
-            own = slice(None) if beams.source is None else beams.source == number
-            start, part = origin[:, None], points[:, own]
-            if part.shape[1]:
-                last = None if beams.last is None else beams.last[own]
-                self._views.append((start, _View(part - start, last)))
+            own = None if beams.source is None else beams.source == number
+            if own is None or own.any():
+                self._views.append(_Images(points, origin, own, beams.last))
+        self._listed = (View * len(self._views))(*(view.structure for view in self._views))
 
     def passed(self, points: Array, margin_m: float) -> npt.NDArray[np.bool_]:
         """(M,) bool: all returns around the direction of a point (3, M) are beyond it by a margin.
@@ -81,33 +82,61 @@ class FreeSpace:
         One LiDAR that tells so is enough. False in directions without returns, where free space is
         unknown.
         """
-        found = np.zeros(points.shape[1], bool)
-        for start, view in self._views:
-            found |= view.passed(points - start, margin_m)
+        library = optional_library()
+        if library is None:
+            found = np.zeros(points.shape[1], bool)
+            for view in self._views:
+                found |= view.passed(points, margin_m)
+            return found
+        points = np.asarray(points, np.float32)
+        found = np.empty(points.shape[1], bool)
+        views, structure = self.views(margin_m), Points.of(points.T)
+        check(library.pcseg_passed(byref(views), byref(structure), found.ctypes.data, 1))
         return found
 
+    def views(self, margin_m: float) -> Views:
+        """The range images for the native library; they live as long as this object."""
+        return Views(self._listed, len(self._listed), margin_m)
 
-class _View:
+
+class _Images:
     """Range images of one LiDAR, in cells of 0.35 by about 0.5 degrees.
 
     Args:
-        points: (3, N) relative to the LiDAR [m].
-        last: (N,) bool, or None if all are last returns.
+        points: (3, N) of all LiDARs [m].
+        origin: (3,) place of this one [m].
+        own: (N,) bool, its points; None if all are.
+        last: (N,) bool; None if all are last returns.
     """
 
-    def __init__(self, points: Array, last: npt.NDArray[np.bool_] | None) -> None:
-        cell, distance = _cells(points)
+    def __init__(
+        self,
+        points: Array,
+        origin: Float32,
+        own: npt.NDArray[np.bool_] | None,
+        last: npt.NDArray[np.bool_] | None,
+    ) -> None:
+        self._origin = origin
         self._before: tuple[Float32, Float32] | None = None  # nearest and farthest other return
         if last is not None and not last.all():
-            other = ~last
-            ends = [_image(cell[other], sign * distance[other]) for sign in (1, -1)]
-            self._before = ends[0], -ends[1]
-            cell, distance = cell[last], distance[last]
-        self._reach = _image(cell, distance)
+            other = ~last if own is None else ~last & own
+            self._before = (
+                _range_image(points, origin, other, farthest=False),
+                _range_image(points, origin, other, farthest=True),
+            )
+            own = last if own is None else last & own
+        self._reach = _range_image(points, origin, own, farthest=False)
+
+    @property
+    def structure(self) -> View:
+        """For the native library."""
+        images = (self._reach, *(self._before or ()))
+        addresses = [image.ctypes.data for image in images] + [None] * (3 - len(images))
+        return View(*addresses, (c_float * 3)(*self._origin.tolist()))
 
     def passed(self, points: Array, margin_m: float) -> npt.NDArray[np.bool_]:
         """See `FreeSpace.passed`."""
-        cell, distance = _cells(points)
+        cell, distance = _cells(points - self._origin[:, None])
         reach = self._reach[cell]
         passed: npt.NDArray[np.bool_] = (distance + margin_m < reach) & np.isfinite(reach)
         if self._before is not None:
@@ -116,11 +145,45 @@ class _View:
         return passed
 
 
-def _image(cell: Array, distance: Array) -> Float32:
-    """Flat range image of the nearest return in each cell and those around it."""
+def _range_image(
+    points: Array, origin: Float32, chosen: npt.NDArray[np.bool_] | None, farthest: bool
+) -> Float32:
+    """Flat image of the nearest, or farthest, return in each cell and those around it.
+
+    Args:
+        points: (3, N) [m]; other than returns are left out.
+        origin: (3,) of the distances [m].
+        chosen: (N,) bool, points that are drawn; None for all.
+        farthest: of the returns.
+    """
+    library = optional_library()
+    if library is None:
+        return _numpy_range_image(points, origin, chosen, farthest)
+    points = np.asarray(points, np.float32)
+    image = np.empty(_COLUMNS * _ROWS, np.float32)
+    mask = None if chosen is None else np.ascontiguousarray(chosen)
+    args = ImageArgs(
+        Points.of(points.T),
+        None if mask is None else mask.ctypes.data,
+        image.ctypes.data,
+        (c_float * 3)(*origin.tolist()),
+        farthest,
+    )
+    check(library.pcseg_range_image(byref(args), thread_count()))
+    return image
+
+
+def _numpy_range_image(
+    points: Array, origin: Float32, chosen: npt.NDArray[np.bool_] | None, farthest: bool
+) -> Float32:
+    with np.errstate(invalid="ignore", over="ignore"):
+        used = np.isfinite(points.sum(0)) & points.any(0)
+    cell, distance = _cells(points[:, used if chosen is None else used & chosen] - origin[:, None])
+    sign = np.float32(-1 if farthest else 1)
     nearest = np.full(_COLUMNS * _ROWS, np.inf, np.float32)
-    np.minimum.at(nearest, cell, distance)
-    return _erode(nearest.reshape(_ROWS, _COLUMNS)).ravel()
+    np.minimum.at(nearest, cell, sign * distance)
+    eroded = _erode(nearest.reshape(_ROWS, _COLUMNS)).ravel()
+    return -eroded if farthest else eroded
 
 
 def _cells(points: Array) -> tuple[npt.NDArray[np.int32], Float32]:

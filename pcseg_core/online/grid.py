@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from ctypes import byref, c_double, c_float, pointer
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,6 +16,8 @@ from scipy import ndimage
 from pcseg_core.config import LIVE, Section
 from pcseg_core.errors import InputError
 from pcseg_core.labels import LabelSpace
+from pcseg_core.native.library import check, library, optional_library, thread_count
+from pcseg_core.native.structures import GridArgs, Points
 from pcseg_core.online.class_maps import read_class_map
 from pcseg_core.online.free_space import Beams, FreeSpace
 from pcseg_core.online.pipeline import LabeledSweep, Voxels
@@ -112,14 +115,14 @@ class Evidence:
     """What a grid is drawn from, in the LiDAR frame.
 
     Attributes:
-        points: (3, M) float32 [m].
+        points: (3, M) float32 [m]; other than returns do not count.
         labels: (M,) class ids, -1 for none.
-        weight: (M,) float32.
+        weight: (M,) float32; None if all are 1.
     """
 
     points: Float32
     labels: Array
-    weight: Float32
+    weight: Float32 | None = None
 
 
 def read_costs(file: str | os.PathLike[str], space: LabelSpace) -> npt.NDArray[np.int8]:
@@ -140,16 +143,8 @@ def read_costs(file: str | os.PathLike[str], space: LabelSpace) -> npt.NDArray[n
 
 
 def sweep_evidence(labeled: LabeledSweep) -> Evidence:
-    """The returns of one sweep, each with the weight 1."""
-    returns = np.flatnonzero(labeled.cloud.finite)
-    points = np.stack([axis.take(returns) for axis in labeled.cloud.xyz.T])
-    return Evidence(points, labeled.labels.take(returns), np.ones(len(returns), np.float32))
-
-
-def sweep_beams(labeled: LabeledSweep) -> Beams | None:
-    """The beams of the returns of one sweep; see `Beams.of`."""
-    beams = Beams.of(labeled.cloud)
-    return None if beams is None else beams.take(np.flatnonzero(labeled.cloud.finite))
+    """The points of one sweep, each with the weight 1."""
+    return Evidence(labeled.cloud.xyz.T, labeled.labels)
 
 
 def memory_s(decay_s: float) -> float:
@@ -179,16 +174,60 @@ def draw_grid(
 
     Args:
         evidence: labeled points or voxels.
-        sweep: (3, N) returns of the newest sweep, LiDAR frame [m].
+        sweep: (3, N) points of the newest sweep, LiDAR frame [m].
         T_grid_lidar: (4, 4) pose of the LiDAR in the frame of the grid.
         costs: (C + 1,) from `read_costs`.
         config: size and resolution.
-        beams: of the returns, if they start elsewhere than at the origin or are several of a beam.
+        beams: of these points, if they start elsewhere than at the origin or are several of a beam.
     """
-    side, edge = config.cells, config.resolution_m
-    place = T_grid_lidar[:3, 3]
-    origin = np.floor(place[:2] / edge - side / 2) * edge
     free = FreeSpace(sweep, beams)
+    if optional_library() is None:
+        return _numpy_draw(evidence, free, T_grid_lidar, costs, config)
+    side, edge, place = config.cells, config.resolution_m, T_grid_lidar[:3, 3]
+    origin = _origin(place, config)
+    points = np.asarray(evidence.points, np.float32)
+    labels = np.ascontiguousarray(evidence.labels, np.int32)
+    weight = evidence.weight
+    weight = None if weight is None else np.ascontiguousarray(weight, np.float32)
+    costs, found = np.ascontiguousarray(costs, np.int8), np.empty((side, side), np.int8)
+    below = c_float()
+    args = GridArgs(
+        Points.of(points.T),
+        labels.ctypes.data,
+        None if weight is None else weight.ctypes.data,
+        costs.ctypes.data,
+        found.ctypes.data,
+        pointer(below),
+        free.views(_MARGIN_M),
+        (c_float * 9)(*T_grid_lidar[:3, :3].ravel().tolist()),
+        (c_float * 2)(*(place[:2] - origin).tolist()),
+        (c_double * 2)(*(origin - place[:2]).tolist()),
+        edge,
+        _MIN_SHARE,
+        config.max_height_m,
+        _CLEARANCE_M,
+        side,
+        len(costs) - 1,
+    )
+    check(library().pcseg_draw_grid(byref(args), thread_count()))
+    low = 0.0 if np.isnan(below.value) else below.value
+    return Grid(found, (float(origin[0]), float(origin[1])), float(place[2]) + low, edge)
+
+
+def _origin(place: Array, config: GridConfig) -> Array:
+    """(2,) corner of the grid around a place: cells stay where they are."""
+    edge = config.resolution_m
+    corner: Array = np.floor(place[:2] / edge - config.cells / 2) * edge
+    return corner
+
+
+def _numpy_draw(
+    evidence: Evidence, free: FreeSpace, T_grid_lidar: Array, costs: Array, config: GridConfig
+) -> Grid:
+    evidence = _returns(evidence)
+    assert evidence.weight is not None
+    side, edge, place = config.cells, config.resolution_m, T_grid_lidar[:3, 3]
+    origin = _origin(place, config)
     cost = costs.take(evidence.labels, mode="wrap")
     turned = _turned(T_grid_lidar, evidence.points)
     cell = _cells(turned, place[:2] - origin, side, edge)
@@ -209,6 +248,15 @@ def draw_grid(
     x, y = map(float, origin)
     below = 0.0 if low is None else float(low.reshape(side, side)[side // 2, side // 2])
     return Grid(found.reshape(side, side), (x, y), float(place[2]) + below, edge)
+
+
+def _returns(evidence: Evidence) -> Evidence:
+    """The evidence without points that are no returns, with weights."""
+    points, weight = evidence.points, evidence.weight
+    with np.errstate(invalid="ignore", over="ignore"):
+        kept = np.flatnonzero(np.isfinite(points.sum(0)) & points.any(0))
+    weight = np.ones(len(kept), np.float32) if weight is None else weight[kept]
+    return Evidence(points[:, kept], evidence.labels[kept], weight)
 
 
 def _gone(

@@ -32,6 +32,8 @@ def label_image(labeled: LabeledSweep, height: int, width: int) -> npt.NDArray[A
 
 def confidence_image(labeled: LabeledSweep, height: int, width: int) -> npt.NDArray[np.uint8]:
     """(height, width) uint8: the confidence from 0 to 255, 0 for pixels without a class."""
-    scaled = np.where(labeled.labels < 0, 0, labeled.confidence) * np.float32(255) + np.float32(0.5)
-    image: npt.NDArray[np.uint8] = scaled.astype(np.uint8).reshape(height, width)
-    return image
+    scaled = labeled.confidence * np.float32(255)
+    scaled += np.float32(0.5)
+    image: npt.NDArray[np.uint8] = scaled.astype(np.uint8)
+    image *= labeled.labels >= 0
+    return image.reshape(height, width)

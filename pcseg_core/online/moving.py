@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from ctypes import byref
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -19,8 +20,10 @@ import numpy.typing as npt
 from pcseg_core.cloud import PointCloud
 from pcseg_core.geometry import invert
 from pcseg_core.labels import IGNORE, MOVING, STATIC, UNKNOWN, LabelSpace
+from pcseg_core.native.library import check, optional_library
+from pcseg_core.native.structures import Points
 from pcseg_core.online.free_space import Beams, FreeSpace, half
-from pcseg_core.online.instances import cluster_instances
+from pcseg_core.online.instances import cluster_instances, point_values
 
 Array = npt.NDArray[Any]
 Float32 = npt.NDArray[np.float32]
@@ -80,17 +83,15 @@ class Things:
     @classmethod
     def of(cls, cloud: PointCloud, instances: Array, pose: Array) -> Things:
         """Those of a cloud with the instance (N,) of each point, 0 for none."""
-        things = np.flatnonzero(instances)
+        things = np.flatnonzero(instances != 0)
         things = things[:: max(1, -(-len(things) // _MOST_POINTS))]
         ids = instances[things].astype(np.int64)
         size = np.maximum(np.bincount(ids, minlength=int(instances.max(initial=0)) + 1), 1)
         beams = Beams.of(cloud)
         rows = half(len(cloud), beams)
-        points = np.ascontiguousarray(cloud.xyz[rows].T, np.float32)
-        known = np.isfinite(points.sum(0))
-        seen = None if beams is None else beams.take(rows).take(known)
-        free = FreeSpace(points if known.all() else points[:, known], seen)
-        return cls(_columns(cloud.xyz, things), ids, size, free, pose, cloud.stamp_ns)
+        free = FreeSpace(cloud.xyz[rows].T, None if beams is None else beams.take(rows))
+        points = np.asarray(cloud.xyz[things].T, np.float32)
+        return cls(points, ids, size, free, pose, cloud.stamp_ns)
 
     def share(self, chosen: Array) -> Array:
         """(I + 1,) share of the points of each instance that are chosen, a mask (M,)."""
@@ -165,6 +166,12 @@ def _stays(now: Things, there: Float32) -> Array:
 
 def _near(points: Float32, others: Float32, cell_m: float) -> npt.NDArray[np.bool_]:
     """(M,) bool: one of the other points is in the same cell of the ground plane, or beside it."""
+    library = optional_library()
+    if library is not None:
+        found = np.empty(points.shape[1], bool)
+        structures = [byref(Points.of(part.T)) for part in (points, others)]
+        check(library.pcseg_near(*structures, cell_m, found.ctypes.data))
+        return found
     around = (_AROUND + np.unique(_cells(others, cell_m))[:, None]).ravel()
     return np.isin(_cells(points, cell_m), around)
 
@@ -288,10 +295,7 @@ def field_of(labels: Array, space: LabelSpace, instances: Array, verdict: UInt8)
     movable = _things(space)
     by_class = np.full(len(space) + 1, STATIC if movable else UNKNOWN, np.uint8)
     by_class[[IGNORE, *movable]] = UNKNOWN
-    found: UInt8 = by_class.take(labels, mode="wrap")
-    things = np.flatnonzero(instances)
-    found[things] = verdict[instances[things]]
-    return found
+    return point_values(labels, by_class, instances, verdict)
 
 
 def _jumped(before: Things, now: Things) -> bool:
@@ -299,8 +303,3 @@ def _jumped(before: Things, now: Things) -> bool:
     if not 0 < step_s <= _GAP_S:
         return True
     return float(np.linalg.norm(now.pose[:3, 3] - before.pose[:3, 3])) > _JUMP_MPS * step_s
-
-
-def _columns(xyz: Array, rows: Array) -> Float32:
-    """(3, M) float32 of chosen points."""
-    return np.stack([axis.take(rows) for axis in xyz.T]).astype(np.float32, copy=False)

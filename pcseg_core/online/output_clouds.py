@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from ctypes import byref
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
@@ -13,7 +14,11 @@ import numpy.typing as npt
 
 from pcseg_core.cloud import EncodedCloud, PointCloud2Like, append_fields, encode_cloud, structured
 from pcseg_core.labels import IGNORE, LabelSpace, to_wire
+from pcseg_core.native.library import check, optional_library, thread_count
+from pcseg_core.native.structures import ChooseArgs, Points
+from pcseg_core.online import row_reductions
 from pcseg_core.online.class_maps import require_classes
+from pcseg_core.online.instances import point_values
 
 if TYPE_CHECKING:
     from pcseg_core.online.pipeline import LabeledSweep
@@ -21,9 +26,6 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 Float32 = npt.NDArray[np.float32]
 Profile: TypeAlias = Literal["append", "minimal", "autoware"]
-
-_ROWS = 8192
-_TINY = np.finfo(np.float32).tiny
 
 THE_REST = "*"
 """In the classes of a named cloud: those that no earlier cloud has."""
@@ -42,20 +44,9 @@ def entropy(probabilities: Float32 | None, count: int) -> Float32:
     Returns:
         (N,) float32: 0 for a sure class, 1 for equal probabilities, NaN where unknown.
     """
-    found = np.full(count, np.nan, np.float32)
     if probabilities is None:
-        return found
-    classes = probabilities.shape[1]
-    scale = np.full(classes, -1 / np.log(max(classes, 2)), np.float32)
-    for start in range(0, count, _ROWS):  # as many as the cache of a core holds
-        rows = probabilities[start : start + _ROWS]
-        terms = np.maximum(rows, _TINY)
-        np.log(terms, out=terms)
-        terms *= rows
-        block = found[start : start + _ROWS]
-        np.matmul(terms, scale, out=block)
-        block[rows @ scale == 0] = np.nan
-    return found
+        return np.full(count, np.nan, np.float32)
+    return row_reductions.entropy(probabilities)
 
 
 @dataclass(frozen=True)
@@ -111,7 +102,7 @@ def autoware_cloud(msg: PointCloud2Like, labeled: LabeledSweep, ids: Array) -> E
     known = labeled.labels != IGNORE
     fields = {
         **_positions(msg),
-        "class_id": ids.take(labeled.labels, mode="wrap"),
+        "class_id": point_values(labeled.labels, ids),
         "probability": np.where(known, labeled.confidence, np.float32(0)),
         "entropy": entropy(labeled.probabilities, len(labeled.labels)),
     }
@@ -155,14 +146,35 @@ def choose_points(
         labeled: the sweep.
     """
     least = _thresholds(clouds, name, labeled.label_space)
+    limit = clouds[name].max_range_m
+    squared = min(limit**2, float(np.finfo(np.float32).max)) if limit else np.inf
+    library = optional_library()
+    if library is None:
+        return _numpy_choose(labeled, least, squared)
+    chosen = np.empty(len(labeled.labels), np.bool_)
+    labels = np.ascontiguousarray(labeled.labels, np.int32)
+    confidence = np.ascontiguousarray(labeled.confidence, np.float32)
+    args = ChooseArgs(
+        Points.of(labeled.cloud.xyz),
+        *(values.ctypes.data for values in (labels, confidence, least, chosen)),
+        len(labeled.label_space),
+        bool(np.isfinite(least[IGNORE])),
+        squared,
+    )
+    check(library.pcseg_choose(byref(args), thread_count()))
+    return chosen
+
+
+def _numpy_choose(
+    labeled: LabeledSweep, least: Float32, squared_m2: float
+) -> npt.NDArray[np.bool_]:
     chosen: npt.NDArray[np.bool_] = labeled.confidence >= least.take(labeled.labels, mode="wrap")
     if np.isfinite(least[IGNORE]):
         chosen &= labeled.cloud.finite
-    limit = clouds[name].max_range_m
-    if limit:
+    if np.isfinite(squared_m2):
         x, y, z = labeled.cloud.xyz.T
         with np.errstate(invalid="ignore", over="ignore"):
-            chosen &= x * x + y * y + z * z <= np.float32(limit) ** 2
+            chosen &= x * x + y * y + z * z <= np.float32(squared_m2)
     return chosen
 
 
@@ -196,4 +208,4 @@ def _labels(labeled: LabeledSweep) -> dict[str, Array]:
 def _positions(msg: PointCloud2Like) -> dict[str, Array]:
     """Coordinates as measured, float32."""
     points = structured(msg)
-    return {axis: points[axis].astype(np.float32).reshape(-1) for axis in "xyz"}
+    return {axis: points[axis].astype(np.float32, copy=False) for axis in "xyz"}

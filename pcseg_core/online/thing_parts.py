@@ -115,6 +115,18 @@ def is_one(boxes: Rectangles, chosen: Array) -> bool:
     return False
 
 
+def is_vehicle(groups: Array, size: Float64) -> Mask:
+    """Boxes (K,) of extents (K, 3) that are those of one car, bus or truck, or smaller.
+
+    Lower ones can be several bicycles.
+    """
+    (width, length), height = np.sort(size[:, :2], axis=1).T, size[:, 2]
+    one = np.zeros(len(size), bool)
+    for least, most, wide in _LARGEST[VEHICLES]:
+        one |= (height >= least) & (length <= most) & (width <= wide)
+    return one & (height >= _LOW_M) & (groups == VEHICLES)
+
+
 def join_parts(boxes: Rectangles, sensor: Array) -> npt.NDArray[np.int64]:
     """Number (K,) of the thing that each cluster is a part of.
 
@@ -123,9 +135,11 @@ def join_parts(boxes: Rectangles, sensor: Array) -> npt.NDArray[np.int64]:
     """
     things = np.arange(len(boxes))
     gap = _gaps(boxes)
+    possible = np.triu((gap < _BEHIND_M) & (boxes.groups[:, None] == boxes.groups), 1)
+    if not possible.any():
+        return things
     near = np.where(_one_behind_other(boxes, sensor), _BEHIND_M, _BESIDE_M)
-    same = boxes.groups[:, None] == boxes.groups
-    pairs = np.argwhere(np.triu((gap < near) & same, 1))
+    pairs = np.argwhere(possible & (gap < near))
     for one, two in pairs[np.argsort(gap[tuple(pairs.T)])][:_MOST_PAIRS]:
         if things[one] != things[two]:
             both = np.flatnonzero((things == things[one]) | (things == things[two]))

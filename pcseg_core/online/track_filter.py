@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 
 from pcseg_core.online.boxes import Grouped
-from pcseg_core.online.thing_parts import Rectangles
+from pcseg_core.online.thing_parts import Rectangles, is_vehicle
 
 Array = npt.NDArray[Any]
 Float64 = npt.NDArray[np.float64]
@@ -36,11 +37,17 @@ STATE = np.dtype(
 
 _NOISE_M = 0.15  # of a measured edge
 _ACCELERATION = 2.0  # spectral density of the acceleration [m^2/s^3]
-_SPEED_MPS = 8.0  # standard deviation of the velocity of a new track
+_SPEED_MPS = 7.0  # standard deviation of the velocity of a new track
+_NEW = (_NOISE_M**2, 0.0, _SPEED_MPS**2)  # variance of a new track
+_OVERLAP = 0.3  # of the smaller box, of a track and a thing that are none of others
+_THIN_M = 0.4  # least extent of a box that overlaps
 _GATE = 11.0  # squared normalized distance
 _EXCESS_M = 0.5  # by which a thing may be longer than a track at no cost
 _MOST_EXCESS = 4.0  # the most that this costs: a side may be seen for the first time
-_MIDDLE_M = 0.1  # least room of a thing in its box in whose middle it tells nothing
+_MIDDLE_M = 0.1  # least room of a thing in its box, or of the box in it, whose middle tells nothing
+_FACING = 0.5  # least cosine between the normal of an edge that faces the sensor and the beam
+_NEAR_M = 0.6  # from its predicted place, such an edge can tell how far a vehicle has moved
+_AT_PLACE_M = 0.1  # from its predicted place, an edge has not moved otherwise
 _GROW, _SHRINK = 0.4, 0.02  # per sweep, of the difference between measured and known extent
 _TURN = 0.3  # the same for the heading
 _TURN_M = 1.0  # least extent, and
@@ -68,9 +75,15 @@ class Measured:
     def __len__(self) -> int:
         return len(self.yaws)
 
+    @cached_property
+    def extents(self) -> tuple[Float64, Float64]:
+        """Lowest and highest coordinates (I, 3) along the headings, across them, and upward."""
+        return self.grouped.extents(self.yaws)
+
+    @cached_property
     def boxes(self) -> Rectangles:
         """The boxes of the things."""
-        low, high = self.grouped.extents(self.yaws)
+        low, high = self.extents
         x, y = (low + high)[:, :2].T / 2
         cos, sin = np.cos(self.yaws), np.sin(self.yaws)
         center = np.stack([x * cos - y * sin, x * sin + y * cos], 1)
@@ -101,47 +114,91 @@ def predict(tracks: Array, step_s: float) -> Array:
 
 def assign(tracks: Array, things: Measured) -> tuple[Array, Array]:
     """Tracks and things that belong together, least total cost: rows (K,) of both."""
-    if not len(tracks) or not len(things):
-        return np.zeros(0, np.int64), np.zeros(0, np.int64)
-    boxes = things.boxes()
-    cost = np.minimum(
-        _distance(tracks, boxes, tracks["yaw"][:, None]), _distance(tracks, boxes, boxes.yaw)
-    )
-    cost[(tracks["group"][:, None] != things.groups) | (cost > _GATE)] = 1e6
-    rows, columns = linear_sum_assignment(cost)
-    near = cost[rows, columns] < 1e6
-    return rows[near], columns[near]
+    cost = _distance(tracks, things.boxes)
+    cost[(tracks["group"][:, None] != things.groups) | (cost > _GATE)] = np.inf
+    return _pairs(cost)
 
 
-def _distance(tracks: Array, boxes: Rectangles, yaw: Float64) -> Float64:
-    """Squared normalized distance (T, I) of things from predicted boxes, along given axes.
+def recover(
+    tracks: Array, things: Measured, of_track: Array, of_thing: Array
+) -> tuple[Array, Array]:
+    """Add tracks and things whose boxes overlap to those that are assigned: rows (K,) of both.
 
-    Args:
-        tracks: (T,).
-        boxes: of I things.
-        yaw: (T or 1, I or 1) heading of the axes [rad].
+    Vehicles do not stand in each other: such a thing is not where the track was expected because
+    other parts of it are seen than before. The velocity of the track is measured anew.
     """
-    total = np.zeros((len(tracks), len(boxes)))
-    longer = np.zeros((len(tracks), len(boxes)))
+    if min(len(tracks), len(things)) == len(of_track):
+        return of_track, of_thing
+    boxes = boxes_of(tracks)
+    common, size = common_extents(boxes, things.boxes)
+    share = (common / np.minimum(size, np.maximum(boxes.size.T[..., None], _THIN_M))).prod(0)
+    cost = np.where(share < _OVERLAP, np.inf, 1 - share)
+    cost[tracks["group"][:, None] != things.groups] = np.inf
+    cost[of_track] = cost[:, of_thing] = np.inf
+    rows, columns = _pairs(cost)
+    tracks["variance"][rows] = _NEW
+    return np.concatenate([of_track, rows]), np.concatenate([of_thing, columns])
+
+
+def _pairs(cost: Float64) -> tuple[Array, Array]:
+    """Rows and columns (K,) of least total cost, none of them infinite."""
+    rows, columns = linear_sum_assignment(np.minimum(cost, 1e6))
+    finite = np.isfinite(cost[rows, columns])
+    return rows[finite], columns[finite]
+
+
+def apart(boxes: Rectangles, others: Rectangles) -> tuple[Float64, Float64]:
+    """Distances (2, T, I) of centers, and extents of the others, along and across the boxes [m]."""
+    turned = others.yaw - boxes.yaw[:, None]
+    along, across = np.abs(np.cos(turned)), np.abs(np.sin(turned))
+    x, y = np.moveaxis(others.center - boxes.center[:, None], -1, 0)
+    cos, sin = np.cos(boxes.yaw)[:, None], np.sin(boxes.yaw)[:, None]
+    length, width = others.size.T
+    distance = np.abs(np.stack([x * cos + y * sin, y * cos - x * sin]))
+    return distance, np.stack([along * length + across * width, across * length + along * width])
+
+
+def common_extents(boxes: Rectangles, others: Rectangles) -> tuple[Float64, Float64]:
+    """Extents (2, T, I) along and across boxes of what others share with them, and of others [m].
+
+    Thin boxes are taken for thicker ones: only one side of many things is seen.
+    """
+    distance, size = apart(boxes, others)
+    own, size = np.maximum(boxes.size.T[..., None], _THIN_M), np.maximum(size, _THIN_M)
+    common = np.minimum((own + size) / 2 - distance, np.minimum(own, size))
+    return np.maximum(common, 0.0), size
+
+
+def _distance(tracks: Array, boxes: Rectangles) -> Float64:
+    """Squared normalized distance (T, I) of things from predicted boxes.
+
+    Along the axes of the tracks or along those of the things, whichever is less.
+    """
+    # Of shape (2, T, I): the axes of the tracks, and those of the things.
+    yaw = np.stack(np.broadcast_arrays(tracks["yaw"][:, None], boxes.yaw))
+    size = tracks["size"][:, None, :2]
     odd = np.round((yaw - tracks["yaw"][:, None]) / (np.pi / 2)).astype(np.int64) % 2 == 1
     along = np.abs(np.cos(boxes.yaw - yaw)), np.abs(np.sin(boxes.yaw - yaw))
     apart = boxes.center - tracks["position"][:, None]
     cos, sin = np.cos(yaw), np.sin(yaw)
+    total, longer = np.zeros(yaw.shape), np.zeros(yaw.shape)
     for axis, way in enumerate(((cos, sin), (-sin, cos))):
-        known = np.where(odd, tracks["size"][:, None, 1 - axis], tracks["size"][:, None, axis])
+        known = np.where(odd, size[..., 1 - axis], size[..., axis])
         seen = along[axis] * boxes.size[:, 0] + along[1 - axis] * boxes.size[:, 1]
         shift, _ = _shift(apart[..., 0] * way[0] + apart[..., 1] * way[1], known, seen)
         total += shift**2
         longer += np.maximum(seen - known - _EXCESS_M, 0) ** 2
     variance = tracks["variance"][:, :1] + _NOISE_M**2
-    return total / variance + np.minimum(longer, _MOST_EXCESS)
+    distance: Float64 = (total / variance + np.minimum(longer, _MOST_EXCESS)).min(0)
+    return distance
 
 
 def _shift(apart: Float64, known: Float64, seen: Float64) -> tuple[Float64, Float64]:
     """How far a thing has moved along an axis, and which edge tells it; any shape.
 
     Each edge of the thing may be hidden, and may be seen now for the first time. The one that is
-    nearer to its predicted place tells. Of a thing in the middle of its box nothing is known.
+    nearer to its predicted place tells. Of a thing in the middle of its box nothing is known, nor
+    of one that reaches beyond its box on both sides.
 
     Args:
         apart: center of what is seen from the predicted center [m].
@@ -154,21 +211,22 @@ def _shift(apart: Float64, known: Float64, seen: Float64) -> tuple[Float64, Floa
     low, high = apart + slack, apart - slack
     lower = np.abs(low) <= np.abs(high)
     shift = np.where(lower, low, high)
-    middle = (slack > _MIDDLE_M) & (np.abs(shift) > slack / 2) & (np.abs(apart) < slack)
+    room = np.abs(slack)
+    middle = (room > _MIDDLE_M) & (np.abs(shift) > room / 2) & (np.abs(apart) < room)
     return np.where(middle, 0.0, shift), np.where(middle, 0.0, np.where(lower, 1.0, -1.0))
 
 
-def correct(tracks: Array, rows: Array, things: Measured, numbers: Array) -> None:
-    """Update tracks (K,) rows by the things that are assigned to them."""
+def correct(tracks: Array, rows: Array, things: Measured, numbers: Array, sensor: Array) -> None:
+    """Update tracks (K,) rows by the things that are assigned to them, seen from a place (3,)."""
     if not len(rows):
         return
     old = tracks[rows]
     old["yaw"] += _turn(old, things, numbers)
     low, high = _extents(old, things, numbers)
     seen, apart = high - low, (low + high)[:, :2] / 2
-    shift, edge = _shift(apart, old["size"][:, :2], seen[:, :2])
+    shift, edge = _told(old, seen, apart, _facing(old, sensor))
     _filter(old, shift)
-    _resize(old, seen, edge)
+    _resize(old, seen, edge, apart)
     old["bottom"] += np.maximum(0.3, 1 / (1 + old["hits"])) * (low[:, 2] - old["bottom"])
     _head(old)
     agree = old["label"] == things.labels[numbers]
@@ -180,10 +238,36 @@ def correct(tracks: Array, rows: Array, things: Measured, numbers: Array) -> Non
     tracks[rows] = old
 
 
+def _told(old: Array, seen: Float64, apart: Float64, facing: Float64) -> tuple[Float64, Float64]:
+    """`_shift` (K, 2) of tracks; of a vehicle whose edges disagree, by the edge that faces (K, 2).
+
+    Where another edge is at its place the vehicle may be no more than seen in larger part.
+    """
+    size = old["size"][:, :2]
+    shift, edge = _shift(apart, size, seen[:, :2])
+    front = apart + facing * (seen[:, :2] - size) / 2
+    tells = (np.abs(shift) < _AT_PLACE_M) & ((edge != 0) | (seen[:, :2] > size))
+    other = (facing != 0) & (np.abs(front) < _NEAR_M) & ~tells
+    other &= is_vehicle(old["group"], np.maximum(old["size"], seen))[:, None]
+    return np.where(other, front, shift), np.where(other, -facing, edge)
+
+
+def _facing(old: Array, sensor: Array) -> Float64:
+    """(K, 2) along and across: 1 if the upper edge faces the sensor, -1 the lower one, or 0.
+
+    This edge is rarely hidden, and is that of the thing.
+    """
+    x, y = (sensor[:2] - old["position"]).T
+    cos, sin = np.cos(old["yaw"]), np.sin(old["yaw"])
+    way = np.stack([x * cos + y * sin, y * cos - x * sin], 1)
+    along = way / np.maximum(np.hypot(x, y), 1e-3)[:, None]
+    return np.where(np.abs(along) > _FACING, np.sign(along), 0.0)
+
+
 def _turn(old: Array, things: Measured, numbers: Array) -> Float64:
     """Change (K,) of the headings: toward the nearest edge of the things [rad]."""
     difference = (things.yaws[numbers] - old["yaw"] + np.pi / 4) % (np.pi / 2) - np.pi / 4
-    low, high = things.grouped.extents(things.yaws)
+    low, high = things.extents
     long = (high - low)[numbers, :2].max(1) >= _TURN_M
     clear = long & (things.grouped.counts[numbers] >= _TURN_POINTS)
     corner = (high - low)[numbers, :2].min(1) >= _TURN_M
@@ -218,12 +302,20 @@ def _to_fixed(old: Array, vector: Float64) -> Float64:
     return np.stack([x * cos - y * sin, x * sin + y * cos], 1)
 
 
-def _resize(old: Array, seen: Float64, edge: Float64) -> None:
-    """Adapt the extents to those seen (K, 3); the edges (K, 2) of `_shift` stay where they are."""
+def _resize(old: Array, seen: Float64, edge: Float64, apart: Float64) -> None:
+    """Adapt the extents to those seen (K, 3); the edges (K, 2) of `_shift` stay where they are.
+
+    A box that grows without such an edge grows over what is seen, whose center is `apart` (K, 2).
+    That of a vehicle grows at once as long as it is no larger than one.
+    """
     gap = seen - old["size"]
-    gain = np.where(gap > 0, np.maximum(_GROW, 1 / (1 + old["hits"]))[:, None], _SHRINK)
+    at_once = is_vehicle(old["group"], np.maximum(old["size"], seen))
+    grow = np.where(at_once, 1.0, np.maximum(_GROW, 1 / (1 + old["hits"])))[:, None]
+    gain = np.where(gap > 0, grow, _SHRINK)
     growth = gain * gap
-    old["position"] += _to_fixed(old, edge * growth[:, :2] / 2)
+    over = (edge == 0) & (gap[:, :2] > 0)
+    move = np.where(over, gain[:, :2] * apart, edge * growth[:, :2] / 2)
+    old["position"] += _to_fixed(old, move)
     old["size"] += growth
 
 
@@ -245,13 +337,13 @@ def begin(things: Measured, numbers: Array, first_id: int) -> Array:
     new = np.zeros(len(numbers), STATE)
     if not len(numbers):
         return new
-    low, high = (ends[numbers] for ends in things.grouped.extents(things.yaws))
+    low, high = (ends[numbers] for ends in things.extents)
     new["id"] = first_id + np.arange(len(numbers))
     new["group"], new["label"] = things.groups[numbers], things.labels[numbers]
     new["yaw"] = things.yaws[numbers]
     new["size"], new["bottom"] = high - low, low[:, 2]
     new["position"] = _to_fixed(new, (low + high)[:, :2] / 2)
-    new["variance"] = _NOISE_M**2, 0.0, _SPEED_MPS**2
+    new["variance"] = _NEW
     new["hits"] = 1
     _head(new)
     return new

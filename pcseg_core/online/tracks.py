@@ -16,7 +16,14 @@ from pcseg_core.labels import LabelSpace
 from pcseg_core.online import track_filter as filter_
 from pcseg_core.online.boxes import Grouped, fit_headings
 from pcseg_core.online.instances import cluster_instances
-from pcseg_core.online.thing_parts import GROUPS, Rectangles, is_one, join_parts
+from pcseg_core.online.thing_parts import (
+    GROUPS,
+    VEHICLES,
+    Rectangles,
+    is_one,
+    is_vehicle,
+    join_parts,
+)
 
 Array = npt.NDArray[Any]
 Float64 = npt.NDArray[np.float64]
@@ -96,9 +103,10 @@ class Tracked:
 class Tracker:
     """Tracks the things of sweeps one by one.
 
-    Clusters that cover several predicted boxes are split. Clusters and tracks are assigned to each
-    other by the distance of their edges and by their extents, and each track is a Kalman
-    filter of constant velocity. What is not assigned is a part of a track whose box it lies in, or
+    Clusters in one predicted box of a vehicle are joined, and those that cover several boxes are
+    split. Clusters and tracks are assigned to each other by the distance of their edges and by
+    their extents, and those that are left by their overlap; each track is a Kalman filter of
+    constant velocity. What is not assigned is a part of a track whose box it lies in, or
     begins a track. Tracks that are not seen are predicted for a while.
     """
 
@@ -138,12 +146,12 @@ class Tracker:
         step_s = self._step(cloud.stamp_ns, pose, space)
         tracks = filter_.predict(self._tracks, step_s)
         things = _joined(_Things.of(cloud, labels, space, pose, rules), pose[:3, 3])
-        things, tracks = _split(things, tracks, rules.min_points)
-        found = _measured(things)
-        of_track, of_thing = filter_.assign(tracks, found)
+        things, tracks = _split(_joined_in(things, tracks), tracks, rules.min_points)
+        found = things.found
+        of_track, of_thing = filter_.recover(tracks, found, *filter_.assign(tracks, found))
         ids = np.zeros(len(found), np.uint32)
         ids[of_thing] = tracks["id"][of_track]
-        filter_.correct(tracks, of_track, found, of_thing)
+        filter_.correct(tracks, of_track, found, of_thing, pose[:3, 3])
         _add_parts(ids, found, tracks[of_track])
         born = filter_.begin(found, np.flatnonzero(ids == 0), self._next_id)
         self._next_id += len(born)
@@ -153,7 +161,7 @@ class Tracker:
         for one, other in instead.items():
             ids[ids == one] = other
         instances = np.zeros(len(labels), np.uint32)
-        instances[things.rows] = ids[things.numbers]
+        instances[things.rows] = np.repeat(ids, found.grouped.counts)
         return Tracked(instances, self._report(pose))
 
     def _step(self, stamp_ns: int, pose: Array, space: LabelSpace) -> float:
@@ -169,61 +177,94 @@ class Tracker:
         return 0.0
 
     def _report(self, pose: Array) -> list[Track]:
-        T = invert(pose)
-        return [_track(row, T) for row in self._tracks if row["hits"] >= _CONFIRMED]
-
-
-def _track(row: Array, T_lidar_fixed: Array) -> Track:
-    box = np.eye(4)
-    cos, sin = np.cos(row["yaw"]), np.sin(row["yaw"])
-    box[:2, :2] = [[cos, -sin], [sin, cos]]
-    box[:3, 3] = [*row["position"], row["bottom"] + row["size"][2] / 2]
-    velocity = T_lidar_fixed[:3, :2] @ row["velocity"]
-    return Track(
-        int(row["id"]),
-        int(row["label"]),
-        T_lidar_fixed @ box,
-        row["size"].copy(),
-        velocity,
-        row["missed_s"] == 0,
-        float(row["age_s"]),
-    )
+        rows = self._tracks[self._tracks["hits"] >= _CONFIRMED]
+        T_lidar_fixed = invert(pose)
+        boxes = np.zeros((len(rows), 4, 4))
+        cos, sin = np.cos(rows["yaw"]), np.sin(rows["yaw"])
+        boxes[:, 0, 0], boxes[:, 1, 0] = cos, sin
+        boxes[:, 0, 1], boxes[:, 1, 1] = -sin, cos
+        boxes[:, :2, 3] = rows["position"]
+        boxes[:, 2, 3] = rows["bottom"] + rows["size"][:, 2] / 2
+        boxes[:, [2, 3], [2, 3]] = 1.0
+        velocity = rows["velocity"] @ T_lidar_fixed[:3, :2].T
+        scalars = (rows[name].tolist() for name in ("id", "label", "missed_s", "age_s"))
+        return [
+            Track(id_, label, *arrays, seen=missed_s == 0, age_s=age_s)
+            for id_, label, missed_s, age_s, *arrays in zip(
+                *scalars, T_lidar_fixed @ boxes, rows["size"].copy(), velocity
+            )
+        ]
 
 
 @dataclass(frozen=True)
 class _Things:
-    """Points of things, and which of them belong together.
+    """The things of a sweep, and where their points are in it.
 
     Attributes:
-        rows: (M,) their rows in the cloud.
-        points: (M, 3) fixed frame [m].
-        numbers: (M,) thing of each, 0 to I - 1.
-        groups: (M,) group of classes of each.
+        rows: (M,) rows in the cloud of the points, in the order of `found.grouped`.
         labels: (M,) class of each.
+        found: the things.
     """
 
     rows: Array
-    points: Float64
-    numbers: Array
-    groups: Array
     labels: Array
+    found: filter_.Measured
 
     @classmethod
     def of(
         cls, cloud: PointCloud, labels: Array, space: LabelSpace, pose: Array, rules: TrackRules
     ) -> _Things:
+        """The clusters of a sweep."""
         group_of = _groups(space, rules.classes)
-        groups = group_of.take(labels, mode="wrap")
-        rows = np.flatnonzero(groups >= 0)
-        chosen = np.unique(group_of[group_of >= 0])
-        near = np.asarray(cloud.xyz)[rows]
+        rows = np.flatnonzero((group_of >= 0)[labels])
+        groups = group_of[labels[rows]]
+        near = np.take(cloud.xyz, rows, axis=0)
+        chosen = sorted(set(group_of.tolist()) - {-1})
         ids = cluster_instances(
-            near, groups[rows], chosen, cell_m=rules.cell_m, min_points=rules.min_points
+            near, groups, chosen, cell_m=rules.cell_m, min_points=rules.min_points
         )
-        kept = ids > 0
-        rows = rows[kept]
+        kept = np.flatnonzero(ids)
         points = near[kept].astype(np.float64) @ pose[:3, :3].T + pose[:3, 3]
-        return cls(rows, points, ids[kept].astype(np.int64) - 1, groups[rows], labels[rows])
+        grouped, order = Grouped.of(points, ids[kept].astype(np.int64) - 1)
+        kept = kept[order]
+        rows = rows[kept]
+        return cls(rows, labels[rows], _measured(grouped, groups[kept], labels[rows]))
+
+    @property
+    def numbers(self) -> Array:
+        """(M,) thing of each point."""
+        return np.repeat(np.arange(len(self.found)), self.found.grouped.counts)
+
+    def merged(self, numbers: Array) -> _Things:
+        """Unions of these, by the number of each thing (I,), 0 and on."""
+        one_each = numbers.max(initial=-1) + 1 == len(numbers)
+        return self if one_each else self.regrouped(numbers[self.numbers])
+
+    def regrouped(self, numbers: Array) -> _Things:
+        """Things that are unions, or parts, of these, by the number of each point (M,)."""
+        old = self.found
+        grouped, order = Grouped.of(old.grouped.points, numbers)
+        of_thing = self.numbers[order][grouped.starts]
+        changed = np.flatnonzero(grouped.counts != old.grouped.counts[of_thing])
+        groups, classes, yaws = old.groups[of_thing], old.labels[of_thing], old.yaws[of_thing]
+        labels = self.labels[order]
+        few, rows = grouped.chosen(changed)
+        classes[changed] = _most_frequent(few, labels[rows])
+        yaws[changed] = fit_headings(few)
+        return _Things(self.rows[order], labels, filter_.Measured(grouped, yaws, groups, classes))
+
+
+def _measured(grouped: Grouped, groups: Array, labels: Array) -> filter_.Measured:
+    """Things by the groups and classes (M,) of their points."""
+    yaws, classes = fit_headings(grouped), _most_frequent(grouped, labels)
+    return filter_.Measured(grouped, yaws, groups[grouped.starts], classes)
+
+
+def _most_frequent(grouped: Grouped, labels: Array) -> Array:
+    """Class (I,) that most points (M,) of each thing have."""
+    things, classes = len(grouped.counts), int(labels.max(initial=0)) + 1
+    pairs = np.repeat(np.arange(things) * classes, grouped.counts) + labels
+    return np.bincount(pairs, minlength=things * classes).reshape(things, classes).argmax(1)
 
 
 def _groups(space: LabelSpace, classes: Sequence[str]) -> npt.NDArray[np.int64]:
@@ -236,23 +277,23 @@ def _groups(space: LabelSpace, classes: Sequence[str]) -> npt.NDArray[np.int64]:
     return found
 
 
-def _measured(things: _Things) -> filter_.Measured:
-    """Boxes of the things, and their most frequent classes."""
-    grouped, order = Grouped.of(things.points, things.numbers)
-    labels = things.labels[order]
-    classes = labels[grouped.starts]
-    differs = np.flatnonzero(labels != np.repeat(classes, grouped.counts))
-    numbers = np.repeat(np.arange(len(classes)), grouped.counts)
-    for thing in np.unique(numbers[differs]):
-        start = grouped.starts[thing]
-        classes[thing] = np.bincount(labels[start : start + grouped.counts[thing]]).argmax()
-    groups = things.groups[order][grouped.starts]
-    return filter_.Measured(grouped, fit_headings(grouped), groups, classes)
-
-
 def _joined(things: _Things, sensor: Array) -> _Things:
     """Clusters that are parts of one thing become one."""
-    return replace(things, numbers=join_parts(_measured(things).boxes(), sensor)[things.numbers])
+    return things.merged(join_parts(things.found.boxes, sensor))
+
+
+def _joined_in(things: _Things, tracks: Array) -> _Things:
+    """Clusters in the box of one track of a vehicle become one."""
+    vehicles = (tracks["hits"] >= _SPLIT_HITS) & is_vehicle(tracks["group"], tracks["size"])
+    boxes = filter_.boxes_of(tracks[vehicles])
+    boxes = replace(boxes, size=boxes.size + 2 * _MARGIN_M)
+    common, size = filter_.common_extents(boxes, things.found.boxes)
+    share = (common / size).prod(0) * (things.found.groups == VEHICLES)
+    numbers = np.arange(len(things.found))
+    if len(boxes):
+        owner = np.where(share.max(0) >= _INSIDE_SHARE, share.argmax(0), len(boxes) + numbers)
+        numbers = np.unique(owner, return_inverse=True)[1]
+    return things.merged(numbers)
 
 
 def _split(things: _Things, tracks: Array, least: int) -> tuple[_Things, Array]:
@@ -261,27 +302,34 @@ def _split(things: _Things, tracks: Array, least: int) -> tuple[_Things, Array]:
     Tracks that together are no larger than one thing are one; the newer of them ends.
     """
     old = np.flatnonzero(tracks["hits"] >= _SPLIT_HITS)
-    if not len(old) or not len(things.rows):
+    boxes, found = filter_.boxes_of(tracks[old]), things.found
+    crowded = np.flatnonzero(_near(boxes, found.boxes).sum(0) > 1)
+    if not len(crowded):
         return things, tracks
-    boxes = filter_.boxes_of(tracks[old])
-    grouped, order = Grouped.of(things.points, things.numbers)
-    groups = things.groups[order][grouped.starts]
-    shares = _claims(boxes, grouped, groups)
+    grouped, rows = found.grouped.chosen(crowded)
+    shares = _claims(boxes, grouped, found.groups[crowded])
     enough = shares >= np.maximum(_SPLIT_SHARE, least / grouped.counts[:, None])
-    numbers, following = things.numbers.copy(), len(groups)
+    numbers, following = things.numbers, len(found)
     ended: list[int] = []
     for cluster in np.flatnonzero(enough.sum(1) > 1):
         sharing, copies = _different(boxes, np.flatnonzero(enough[cluster]), tracks["hits"][old])
         ended += copies
-        start = grouped.starts[cluster]
-        members = order[start : start + grouped.counts[cluster]]
-        own = boxes.rows(sharing)
-        owner = own.nearest(things.points[members])
-        owner[own.outside(things.points[members]).min(0) > _REST_M] = len(own)
-        numbers[members] = following + owner
+        members = slice(grouped.starts[cluster], grouped.starts[cluster] + grouped.counts[cluster])
+        own, points = boxes.rows(sharing), grouped.points[members]
+        owner = own.nearest(points)
+        owner[own.outside(points).min(0) > _REST_M] = len(own)
+        numbers[rows[members]] = following + owner
         following += len(own) + 1
-    _, numbers = np.unique(numbers, return_inverse=True)
-    return replace(things, numbers=numbers), np.delete(tracks, old[ended])
+    if following > len(found):
+        things = things.regrouped(np.unique(numbers, return_inverse=True)[1])
+    return things, np.delete(tracks, old[ended])
+
+
+def _near(boxes: Rectangles, others: Rectangles) -> Array:
+    """(T, I) bool: a point of the other can be in the box of a track of its group, or beside it."""
+    distance, size = filter_.apart(boxes, others)
+    reach = (boxes.size.T[..., None] + size) / 2 + _MARGIN_M
+    return (distance <= reach).all(0) & (boxes.groups[:, None] == others.groups)
 
 
 def _different(boxes: Rectangles, rows: Array, hits: Array) -> tuple[list[int], list[int]]:

@@ -59,7 +59,8 @@ EVERYTHING: dict[str, Any] = {
     },
     "mix": {"polar": 0.3, "laser": 0.3, "things": 3},
     "self_training": {},
-    "rounds": {"count": 1},
+    "rounds": {"count": 1, "beside": "bundled", "split_ground": True},
+    "start": "bundled",
     "simulated": {"towns": 1},
 }
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+from array import array
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def messages(draw: st.DrawFn) -> bytes:
     row = width * step + draw(st.sampled_from([0, 0, 0, 1, 7, 4096]))
     big = draw(st.booleans())
     data = _content(draw, fields, (height, width, step, row), big)
-    encoded = EncodedCloud(height, width, fields, big, step, row, data, True)
+    encoded = EncodedCloud(height, width, fields, big, step, row, array("B", data.tobytes()), True)
     if draw(st.integers(0, 3)) == 0:
         _spoil(draw, encoded)
     stamp = draw(st.sampled_from([0, STAMP, -5, 2**31 - 1])) * 10**9
@@ -122,7 +123,7 @@ def _spoil(draw: st.DrawFn, cloud: EncodedCloud) -> None:
         setattr(field, changed, min(draw(numbers), limit))
     elif kind == "data":
         keep = draw(st.integers(0, len(cloud.data)))
-        cloud.data = cloud.data[:keep]
+        cloud.buffer = cloud.buffer[:keep]
     elif kind == "many":
         cloud.fields = cloud.fields * draw(st.sampled_from([2, 40, 200]))
     elif kind == "overlap":
@@ -176,7 +177,8 @@ def _relaid(msg: Any) -> Any:
     out = np.ndarray((height, width), dtype, buffer=data.data, strides=(row, offset))
     for name in points.dtype.names or ():
         out[name] = points[name]
-    moved = EncodedCloud(height, width, fields, not msg.is_bigendian, offset, row, data, True)
+    bytes_ = array("B", data.tobytes())
+    moved = EncodedCloud(height, width, fields, not msg.is_bigendian, offset, row, bytes_, True)
     return cloud_message(moved, msg.header.frame_id, stamp_ns(msg.header))
 
 

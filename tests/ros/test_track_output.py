@@ -29,9 +29,12 @@ from nav_msgs.msg import Odometry
 from sensor_msgs.msg import PointCloud2
 
 from pcseg_core.cloud import encode_cloud
+from pcseg_core.geometry import from_euler
 from pcseg_core.labels import LabelSpace
+from pcseg_core.online.tracks import Track
 from pcseg_ros.conversions import cloud_message
 from pcseg_ros.message_types import message_class
+from pcseg_ros.tracks import TrackMarkers
 
 SPACE = LabelSpace.load("street")
 ROAD, VEHICLE = SPACE.index("road"), SPACE.index("vehicle")
@@ -140,6 +143,27 @@ def check_markers(messages: queue.Queue[Any], header: Any, states: PointCloud2) 
     size = [field_of(states, name)[0] for name in ("length", "width", "height")]
     np.testing.assert_allclose(sorted(np.ptp(ends, 0)), sorted(size), atol=0.1)
     np.testing.assert_allclose((ends.min(0) + ends.max(0)) / 2, positions(states)[0], atol=1e-4)
+
+
+def test_markers_that_are_used_again_show_the_newest_tracks() -> None:
+    if message_class("visualization_msgs/msg/MarkerArray") is None:
+        pytest.skip("needs visualization_msgs")
+
+    def track(id_: int, x: float, vx: float, seen: bool) -> Track:
+        pose, size = from_euler(0, 0, 0, (x, 0, 0)), np.array([4.0, 2.0, 1.5])
+        return Track(id_, VEHICLE, pose, size, np.array([vx, 0.0, 0.0]), seen, age_s=1.0)
+
+    draw, header = TrackMarkers(), PointCloud2().header
+    draw(header, [track(7, 5.0, 3.0, True), track(8, 20.0, 0.0, False)], SPACE, {})
+    shown = draw(header, [track(8, 21.0, 2.0, True)], SPACE, {}).markers
+    assert [marker.ns for marker in shown] == ["", "outline", "id", "velocity"]
+    assert {marker.id for marker in shown[1:]} == {8} and shown[2].text == "vehicle 8"
+    assert all(marker.color.a == 1.0 for marker in shown[1:])
+    assert sorted({(p.x, p.z) for p in shown[1].points}) == [
+        (x, z) for x in (19.0, 23.0) for z in (-0.75, 0.75)
+    ]
+    assert [p.x for p in shown[3].points] == [21.0, 23.0]
+    assert shown[2].pose.position.x == 21.0 and shown[2].pose.position.z > 0.75
 
 
 def check_boxes(array: Any, states: PointCloud2) -> None:

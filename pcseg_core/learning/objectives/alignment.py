@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from pcseg_core.distill.alignment import AlignmentConfig, global_alignment, local_alignment
 from pcseg_core.distill.contrast import false_negatives
+from pcseg_core.labels import IGNORE
 from pcseg_core.learning.dataset import Batch
+from pcseg_core.learning.distributed import gather_rows, ranks, rows_before
 from pcseg_core.learning.objectives import Objective
 from pcseg_core.models.student import StudentOutput
 
@@ -35,15 +38,18 @@ class Alignment(Objective):
     def losses(self, output: StudentOutput, batch: Batch) -> dict[str, Tensor]:
         """See `Objective`."""
         pixels = batch.pixels
-        if pixels is None or len(pixels.point) == 0 or batch.targets is None:
+        if pixels is None or batch.targets is None:
+            return {}
+        if len(pixels.point) == 0 and ranks()[1] == 1:
             return {}
         assert pixels.image is not None
         assert pixels.patch is not None and pixels.patch_image is not None
         voxel = output.voxels.inverse[pixels.point]
+        before, _ = rows_before(len(pixels.patch_image), voxel.device)
+        patch = torch.where(pixels.patch == IGNORE, IGNORE, pixels.patch + before)
         labels = batch.targets.labels[voxel]
-        return self.terms(
-            output.features[voxel], pixels.image, labels, pixels.patch, pixels.patch_image
-        )
+        parts = (output.features[voxel], pixels.image, labels, patch, pixels.patch_image)
+        return self.terms(*map(gather_rows, parts))
 
     def terms(
         self, points: Tensor, pixels: Tensor, labels: Tensor, patches: Tensor, patch_pixels: Tensor

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pcseg_core.distill.lidar_teacher import LidarTeacher
 from pcseg_core.distill.losses import class_weights, feature_regression, soft_divergence
 from pcseg_core.learning.dataset import Batch
+from pcseg_core.learning.distributed import gather_rows
 from pcseg_core.learning.objectives import Objective
 from pcseg_core.learning.objectives.text import mean_by_voxel
 from pcseg_core.models.student import StudentOutput
@@ -57,15 +58,16 @@ class LidarDistillation(Objective):
         voxel = output.voxels.inverse[lidar.point]
         if self.logits and lidar.probabilities is not None:
             seen, likely = mean_by_voxel(lidar.probabilities, voxel)
-            likely = likely[:, self.compared]
+            likely = gather_rows(likely[:, self.compared])
             found["teacher_3d"] = self.logits * soft_divergence(
-                output.logits[seen][:, self.compared],
+                gather_rows(output.logits[seen][:, self.compared]),
                 likely,
                 (likely * self.weights).sum(1),
                 self.temperature,
             )
         if self.head is not None and lidar.features is not None:
             seen, features = mean_by_voxel(lidar.features, voxel)
-            distance = feature_regression(self.head(output.features[seen]), features)
+            predicted = gather_rows(self.head(output.features[seen]))
+            distance = feature_regression(predicted, gather_rows(features))
             found["features_3d"] = self.features * distance
         return found

@@ -20,6 +20,7 @@ from pcseg_core.distill.losses import (
 )
 from pcseg_core.labels import IGNORE
 from pcseg_core.learning.dataset import Batch, TrainingSweep, VoxelLabels
+from pcseg_core.learning.distributed import gather_rows
 from pcseg_core.learning.objectives import Objective
 from pcseg_core.models.student import StudentOutput, cosine_logits
 
@@ -54,10 +55,10 @@ class Segmentation(Objective):
     def losses(self, output: StudentOutput, batch: Batch) -> dict[str, Tensor]:
         """See `Objective`."""
         assert batch.targets is not None
-        config, labels, losses = self.config, batch.targets.labels, {}
-        logits = self.logits(output)
+        config, losses = self.config, {}
+        logits, labels = gather_rows(self.logits(output)), gather_rows(batch.targets.labels)
         if config.cross_entropy:
-            weight = self._weight(output, batch, batch.targets)
+            weight = gather_rows(self._weight(output, batch, batch.targets))
             losses["cross_entropy"] = config.cross_entropy * weighted_cross_entropy(
                 logits, labels, weight, config
             )
@@ -82,7 +83,7 @@ class Segmentation(Objective):
         """Share of the labeled voxels whose label is predicted."""
         assert batch.targets is not None
         labeled = batch.targets.labels != IGNORE
-        right = (output.logits.argmax(1) == batch.targets.labels)[labeled].float()
+        right = gather_rows((output.logits.argmax(1) == batch.targets.labels)[labeled].float())
         return {"agreement": right.mean() if len(right) else right.sum()}
 
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from pcseg_core.labels import IGNORE
 from pcseg_core.learning.dataset import VoxelLabels
+from pcseg_core.learning.distributed import gather_rows, rows_before
 from pcseg_core.learning.recipe import SelfTrainingConfig
 
 _THRESHOLD_DECAY = 0.9  # of the running confidence quantiles
@@ -47,7 +48,8 @@ class SelfTraining(nn.Module):
             step: of the training; the same step makes the same draws.
         """
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
-        draws = torch.rand(len(targets.labels), generator=generator).to(probabilities.device)
+        before, total = rows_before(len(targets.labels), probabilities.device)
+        draws = torch.rand(total, generator=generator)[before : before + len(targets.labels)]
         self.thresholds, labels, confidence = mix_labels(
             probabilities,
             targets.labels,
@@ -55,7 +57,7 @@ class SelfTraining(nn.Module):
             self.open_classes,
             self.thresholds,
             self.config,
-            draws,
+            draws.to(probabilities.device),
         )
         return VoxelLabels(labels, confidence)
 
@@ -90,7 +92,11 @@ def mix_labels(
     true = (labels != IGNORE) & ~open_classes[labels.clamp_min(0)]
     candidate = ~true & open_classes[own]
     thresholds = running_quantiles(
-        sure[candidate], own[candidate], thresholds, config.quantile, _THRESHOLD_DECAY
+        gather_rows(sure[candidate]),
+        gather_rows(own[candidate]),
+        thresholds,
+        config.quantile,
+        _THRESHOLD_DECAY,
     )
     accepted = candidate & (sure >= thresholds[own])
     gap = labels == IGNORE

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pcseg_core.distill.losses import class_weights, soft_cross_entropy, weighted_distance
 from pcseg_core.learning.dataset import Batch
+from pcseg_core.learning.distributed import gather_rows
 from pcseg_core.learning.objectives import Objective
 from pcseg_core.learning.recipe import TextConfig
 from pcseg_core.models.student import Student, StudentOutput
@@ -89,11 +90,12 @@ class TextRegression(Objective):
         """
         config = self.config
         seen, pixels = mean_by_voxel(values, voxel)
+        features, pixels = gather_rows(features[seen]), gather_rows(pixels)
         if not self.from_classes:
-            unit, target = F.normalize(head(features[seen]), dim=1), F.normalize(pixels, dim=1)
+            unit, target = F.normalize(head(features), dim=1), F.normalize(pixels, dim=1)
             distance = weighted_distance((unit * target).sum(1), unit.new_ones(len(unit)))
             return {"text_distance": config.regression * distance}
-        cosines = head_cosines(head, features[seen], self.matrix)
+        cosines = head_cosines(head, features, self.matrix)
         length = ((pixels @ (self.matrix @ self.matrix.t())) * pixels).sum(1).clamp_min(0).sqrt()
         weight = (pixels * self.weights).sum(1) * (length > 1e-3)
         losses = {}

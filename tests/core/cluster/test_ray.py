@@ -13,8 +13,11 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+import torch
 from recordings import bag
+from small_runs import semantic_kitti, sweep, write_run
 from test_jobs import RECIPE, files, pcseg
+from torch.utils.data import DataLoader
 
 ray = pytest.importorskip("ray", reason="Ray is not installed; pip install 'pcseg_ros[cluster]'")
 
@@ -23,6 +26,7 @@ from pcseg_core.cluster.job import perform
 from pcseg_core.cluster.observe import ObserveJob
 from pcseg_core.cluster.run import RayOptions, run_on_ray
 from pcseg_core.errors import InputError
+from pcseg_core.learning.dataset import StepDataset
 
 MARK = "PCSEG_TEST_CLUSTER"
 SWEEPS = 4
@@ -125,6 +129,26 @@ def test_labels_are_those_of_the_plain_run_even_if_a_worker_is_killed(
     assert "8 of them by an earlier run" in again.output, again.output
 
 
+def test_a_training_streams_from_object_storage(storage: str, tmp_path: Path) -> None:
+    import s3fs
+
+    from pcseg_core.learning.recipe import OptimizerConfig, TrainingRecipe
+    from pcseg_core.learning.sectors import LabeledSectors
+    from pcseg_core.learning.shards import prepared
+
+    s3fs.S3FileSystem().mkdir("shards")
+    units = [(f"{k}", lambda k=k: [sweep("a", 2 * k), sweep("b", 2 * k + 1)]) for k in range(3)]
+    there, here = (prepared(units, place).sweeps for place in ("s3://shards/run", None))
+    assert len(s3fs.S3FileSystem().ls("shards/run")) == 4
+    recipe = TrainingRecipe(optimizer=OptimizerConfig(batch_size=3))
+    loader = DataLoader(StepDataset(LabeledSectors(there, recipe), 2, 4), None, num_workers=1)
+    plain = StepDataset(LabeledSectors(here, recipe), 2, 4)
+    for step, batch in enumerate(loader):
+        assert torch.equal(batch.points.xyz, plain[step].points.xyz)
+    assert step == 3
+    assert [one.scene for one in prepared([], "s3://shards/run").sweeps] == ["a", "b"] * 3
+
+
 def test_teachers_fill_the_cache_of_a_training(cluster: str, drives: str, tmp_path: Path) -> None:
     from pcseg_core.cluster.job import Task
     from pcseg_core.learning.recipe import load_recipe
@@ -162,3 +186,33 @@ def test_no_work_starts_on_a_wrong_cluster(
     with pytest.raises(InputError, match=r"pcseg .* on this machine of the cluster, 99 here"):
         run_on_ray(job, [], RayOptions(cluster))
     assert not (tmp_path / "cache").exists()
+
+
+def test_a_training_on_the_cluster_resumes_when_a_process_is_killed(
+    cluster: str, tmp_path: Path
+) -> None:
+    reason = "Ray Train is not installed; pip install 'ray[train]'"
+    pytest.importorskip("ray.train.torch", reason=reason, exc_type=ImportError)
+    start, labeled = write_run(tmp_path / "start"), semantic_kitti(tmp_path / "labeled", 2)
+    (tmp_path / "recipe.yaml").write_text("optimizer: {steps: 120, batch_size: 2}\n")
+    out, killed, ended = tmp_path / "run", [], threading.Event()
+
+    def kill() -> None:
+        while not killed and not ended.wait(0.02):
+            if (out / "last.ckpt").is_file() and (found := workers(b"ray::RayTrainWorker")):
+                os.kill(found[0], signal.SIGKILL)
+                killed.append(found[0])
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    command = ("finetune", start, f"semantic-kitti:{labeled}", "--out", out, "--device", "cpu")
+    shared = ("--recipe", tmp_path / "recipe.yaml", "--ray", cluster, "--processes", 2)
+    result = pcseg(*command, *shared)
+    ended.set()
+    killer.join()
+    assert result.exit_code == 0 and killed, result.output
+    assert "2 sweeps, 120 steps" in result.output
+    assert (out / "checkpoint.safetensors").is_file() and (out / "shards/index-1.npz").is_file()
+    assert sorted(path.name for path in tmp_path.glob(".*")) == []
+    other = pcseg(*command[:-3], tmp_path / "other", "--label-space", "nonsense", *shared)
+    assert other.exit_code == 2 and "nonsense" in other.output

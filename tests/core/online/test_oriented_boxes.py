@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from pcseg_core.geometry import from_euler, transform
+from pcseg_core.native.library import optional_library
 from pcseg_core.online.boxes import Grouped, fit_headings
 from pcseg_core.online.thing_parts import PEOPLE, VEHICLES, Rectangles, is_one, join_parts
 
@@ -35,6 +36,21 @@ def test_the_rectangle_around_two_sides(degrees: float) -> None:
     low, high = things.extents(np.array([0.5, yaw]))
     np.testing.assert_allclose(high - low, [[4.4, 1.8, 1.5]] * 2, atol=1e-9)
     np.testing.assert_allclose(low[:, 2], 0.3)
+
+
+def test_headings_with_and_without_the_native_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    if optional_library() is None:
+        pytest.skip("needs the native library; run: python -m pcseg_core.native.build")
+    rng = np.random.default_rng(0)
+    counts = rng.integers(1, 200, 60)
+    shapes = [
+        corner(yaw, (4e5, -3e5))[rng.integers(0, 64, count)] + rng.normal(0, 0.02, (count, 3))
+        for yaw, count in zip(rng.uniform(0, np.pi, 60), counts)
+    ]
+    things, _ = Grouped.of(np.concatenate(shapes), np.repeat(np.arange(60), counts))
+    native = fit_headings(things)
+    monkeypatch.setattr("pcseg_core.online.boxes.optional_library", lambda: None)
+    np.testing.assert_allclose(fit_headings(things), native, atol=1e-6)
 
 
 def test_one_side_alone_gives_its_direction() -> None:

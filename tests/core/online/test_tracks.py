@@ -157,6 +157,80 @@ def test_a_part_of_a_car_that_a_pole_divides_has_the_id_of_the_car() -> None:
     assert set(found.instances.tolist()) == {1} and len(found.tracks) == 1
 
 
+def feed(scene: Scene, points: np.ndarray, number: int) -> tuple[Tracked, set[int]]:
+    """The result of a sweep of vehicle points with a sensor that stands, and the ids in it."""
+    cloud = PointCloud(points, stamp_ns=number * PERIOD_NS)
+    pose = from_euler(0, 0, 0, FAR)
+    found = scene.tracker.update(cloud, np.full(len(points), VEHICLE), SPACE, pose, RULES)
+    return found, set(found.instances.tolist())
+
+
+def side(length: float, height: float) -> np.ndarray:
+    """(N, 3) the side of a vehicle, from its middle at x = 12 m."""
+    along, up = np.meshgrid(np.arange(-length / 2, length / 2, 0.1), np.linspace(0, height, 8))
+    return np.stack([along + 12, np.full_like(up, 5.0), up - 1.7], -1).reshape(-1, 3)
+
+
+@pytest.mark.parametrize("front, rear", [(0.25, 0.3), (0.3, 0.0), (0.0, 0.3)])
+def test_a_parked_car_that_comes_out_from_behind_others_stands(front: float, rear: float) -> None:
+    """More of both ends, or of one, is seen from sweep to sweep."""
+    scene, whole = Scene(), side(5.0, 1.5)
+    for number in range(8):
+        along = whole[:, 0] - 12
+        seen = whole[(along < 0.4 + front * number) & (along > -0.4 - rear * number)]
+        found, ids = feed(scene, seen, number)
+        assert ids == {1}, number
+    assert np.linalg.norm(found.tracks[0].velocity) < 0.5
+    np.testing.assert_allclose(found.tracks[0].size[0], np.ptp(seen[:, 0]), atol=0.2)
+
+
+def test_a_truck_of_which_other_parts_are_seen_each_time_keeps_its_id() -> None:
+    scene, whole = Scene(), side(10.0, 3.3)
+    for number, (start, end) in enumerate([(0, 6), (0, 6), (2, 4), (0, 10), (5, 9), (0, 10)]):
+        along = whole[:, 0] - 7
+        found, ids = feed(scene, whole[(along > start) & (along < end)], number)
+        assert ids == {1}, number
+    np.testing.assert_allclose(found.tracks[0].size[0], 10, atol=0.3)
+
+
+def test_parts_of_a_car_farther_apart_than_one_thing_are_joined_by_its_track() -> None:
+    scene, whole = Scene(), outline((VEHICLE, 10.0, 6.0, 0.0))
+    for number in range(4):
+        feed(scene, whole, number)
+    ends = whole[np.abs(whole[:, 0] - 10.0) > 1.5]
+    found, ids = feed(scene, ends, 4)
+    assert ids == {1}
+    np.testing.assert_allclose(found.tracks[0].size[0], 4.4, atol=0.05)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_ids_are_unique_and_tracks_do_not_teleport(seed: int) -> None:
+    """Things that come, go, hide and touch at random."""
+    rng, scene = np.random.default_rng(seed), Scene()
+    start = np.stack([rng.uniform(-25, 25, 12), rng.uniform(-20, 20, 12)], 1)
+    velocity = rng.uniform(-8, 8, (12, 2)) * (rng.random(12) < 0.5)[:, None]
+    kinds = np.where(rng.random(12) < 0.6, VEHICLE, PERSON)
+    before: dict[int, np.ndarray] = {}
+    ended: set[int] = set()
+    for number in range(20):
+        places = start + 0.1 * number * velocity
+        shown = rng.random(12) < 0.85
+        things = [
+            (int(kinds[k]), *places[k], float(np.arctan2(*velocity[k][::-1])))
+            for k in np.flatnonzero(shown)
+        ]
+        found, _ = scene.sweep(things, number)
+        local = from_euler(0, 0, 0.02 * number, (0.5 * number, 0, 0))
+        now = {track.id: (local @ track.T_lidar_box)[:2, 3] for track in found.tracks}
+        assert len(now) == len(found.tracks) and not ended & now.keys()
+        for id_ in now.keys() & before.keys():
+            assert np.linalg.norm(now[id_] - before[id_]) < 5.0
+        ended |= before.keys() - now.keys()
+        before = now
+        seen = {track.id for track in found.tracks if track.seen}
+        assert seen <= set(found.instances.tolist())
+
+
 @pytest.mark.parametrize("jump", [-3, 40])
 def test_a_clock_that_jumps_ends_all_tracks(jump: int) -> None:
     scene = Scene()

@@ -189,8 +189,8 @@ class Tracker:
         velocity = rows["velocity"] @ T_lidar_fixed[:3, :2].T
         scalars = (rows[name].tolist() for name in ("id", "label", "missed_s", "age_s"))
         return [
-            Track(id_, label, *arrays, seen=missed_s == 0, age_s=age_s)
-            for id_, label, missed_s, age_s, *arrays in zip(
+            Track(id_, label, T_lidar_box, size, way, missed_s == 0, age_s)
+            for id_, label, missed_s, age_s, T_lidar_box, size, way in zip(
                 *scalars, T_lidar_fixed @ boxes, rows["size"].copy(), velocity
             )
         ]
@@ -264,7 +264,9 @@ def _most_frequent(grouped: Grouped, labels: Array) -> Array:
     """Class (I,) that most points (M,) of each thing have."""
     things, classes = len(grouped.counts), int(labels.max(initial=0)) + 1
     pairs = np.repeat(np.arange(things) * classes, grouped.counts) + labels
-    return np.bincount(pairs, minlength=things * classes).reshape(things, classes).argmax(1)
+    counts = np.bincount(pairs, minlength=things * classes)
+    found: Array = counts.reshape(things, classes).argmax(1)
+    return found
 
 
 def _groups(space: LabelSpace, classes: Sequence[str]) -> npt.NDArray[np.int64]:
@@ -329,7 +331,8 @@ def _near(boxes: Rectangles, others: Rectangles) -> Array:
     """(T, I) bool: a point of the other can be in the box of a track of its group, or beside it."""
     distance, size = filter_.apart(boxes, others)
     reach = (boxes.size.T[..., None] + size) / 2 + _MARGIN_M
-    return (distance <= reach).all(0) & (boxes.groups[:, None] == others.groups)
+    near: Array = (distance <= reach).all(0) & (boxes.groups[:, None] == others.groups)
+    return near
 
 
 def _different(boxes: Rectangles, rows: Array, hits: Array) -> tuple[list[int], list[int]]:

@@ -265,9 +265,11 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
         (tmp_path / folder).mkdir()
     (tmp_path / "drive" / "metadata.yaml").touch()
 
-    def distill(sources: Any, recipe: Any, out: Path, *arguments: Any) -> dict[str, Any]:
-        calls.append((sources, recipe, out, *arguments))
-        claim(out, recipe, sources, fresh=arguments[3])
+    def distill(
+        sources: Any, recipe: Any, out: Path, *arguments: Any, **options: Any
+    ) -> dict[str, Any]:
+        calls.append((sources, recipe, out, *arguments, options))
+        claim(out, recipe, sources, fresh=options["fresh"])
         shares = {"road": 0.75, "person": 0.25}
         times = {"labeling_s": 1.0, "training_s": 2.0}
         return {"sweeps": 3, "steps": 9, "class_shares": shares, **times}

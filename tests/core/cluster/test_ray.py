@@ -7,9 +7,13 @@ import logging
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -32,18 +36,37 @@ MARK = "PCSEG_TEST_CLUSTER"
 SWEEPS = 4
 
 
+class Unsteady:
+    """An application that answers 503 while `refusals` last, else as another one."""
+
+    refusals = 0
+
+    def __init__(self, app: Callable[..., Iterable[bytes]]) -> None:
+        self.app = app
+
+    def __call__(self, environ: dict[str, Any], start: Callable[..., object]) -> Iterable[bytes]:
+        if Unsteady.refusals <= 0 or environ["REQUEST_METHOD"] != "GET":
+            return self.app(environ, start)
+        Unsteady.refusals -= 1
+        start("503 Slow Down", [("Content-Length", "0")])
+        return []
+
+
 @pytest.fixture(scope="module")
 def storage() -> Iterator[str]:
     """Address of a storage of the S3 protocol on this machine, as AWS's variables give it."""
     server = pytest.importorskip(
-        "moto.server", reason="moto is not installed; pip install moto[s3]"
+        "moto.moto_server.threaded_moto_server",
+        reason="moto is not installed; pip install moto[s3]",
     )
     pytest.importorskip("s3fs", reason="s3fs is not installed")
-    running = server.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    running.start()
-    host, port = running.get_host_and_port()
     with pytest.MonkeyPatch.context() as patch:
+        whole = server.DomainDispatcherApplication
+        patch.setattr(server, "DomainDispatcherApplication", lambda make: Unsteady(whole(make)))
+        running = server.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+        logging.getLogger("werkzeug").setLevel(logging.ERROR)
+        running.start()
+        host, port = running.get_host_and_port()
         patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
             patch.setenv(name, "test")
@@ -52,8 +75,8 @@ def storage() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def cluster(storage: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Address of a cluster of two machines of one core each, both on this one."""
+def machines(storage: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A cluster of two machines of one core each, both on this one."""
     from ray.cluster_utils import Cluster
 
     with pytest.MonkeyPatch.context() as patch:
@@ -63,9 +86,16 @@ def cluster(storage: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         one = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 80_000_000}
         found = Cluster(initialize_head=True, head_node_args=one)
         found.add_node(num_cpus=1, object_store_memory=80_000_000)
-        yield found.address
+        yield found
         ray.shutdown()
         found.shutdown()
+
+
+@pytest.fixture(scope="module")
+def cluster(machines: Any) -> str:
+    """Address of the cluster."""
+    address: str = machines.address
+    return address
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +157,73 @@ def test_labels_are_those_of_the_plain_run_even_if_a_worker_is_killed(
     assert not workers()
     again = pcseg(*command)
     assert "8 of them by an earlier run" in again.output, again.output
+
+
+def labeling(drives: str, out: Path, cluster: str, *options: object) -> tuple[object, ...]:
+    """A command that labels two recordings by parts of a sweep, and leaves one out."""
+    recipe = out.parent / "recipe.yaml"
+    recipe.write_text(RECIPE)
+    fixed = ("--recipe", recipe, "--window", 1, "--out", out, "--ray", cluster)
+    return ("label", drives, *fixed, *options)
+
+
+def test_a_machine_that_goes_in_mid_job_costs_no_sweep(
+    machines: Any, drives: str, tmp_path: Path
+) -> None:
+    more = machines.add_node(num_cpus=1, object_store_memory=80_000_000)
+    out, gone, ended = tmp_path / "out", threading.Event(), threading.Event()
+
+    def remove() -> None:
+        while not gone.is_set() and not ended.wait(0.02):
+            if any(out.glob("drive*/cache/done-*")):
+                machines.remove_node(more, allow_graceful=False)
+                gone.set()
+
+    remover = threading.Thread(target=remove)
+    remover.start()
+    result = pcseg(*labeling(drives, out, machines.address, "--workers", 3))
+    ended.set()
+    remover.join()
+    assert gone.is_set()
+    assert "8 sweeps of 2 recordings labeled" in result.output, result.output
+    assert not workers()
+
+
+def test_storage_that_is_unavailable_for_a_while_costs_no_recording(
+    cluster: str, drives: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched = os.environ["PCSEG_FETCHED"]
+    for file in Path(fetched).rglob("*.db3"):
+        file.unlink()  # so that workers read the bucket again
+    monkeypatch.setattr(Unsteady, "refusals", 12)
+    result = pcseg(*labeling(drives, tmp_path / "out", cluster))
+    assert Unsteady.refusals <= 0
+    assert "8 sweeps of 2 recordings labeled" in result.output, result.output
+
+
+def test_an_interrupted_job_stops_its_workers_and_resumes(
+    cluster: str, drives: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    command = [str(word) for word in labeling(drives, out, cluster)]
+    job = subprocess.Popen(
+        [sys.executable, "-m", "pcseg_core.cli", *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while not any(out.glob("drive*/cache/done-*")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    job.send_signal(signal.SIGINT)
+    told, _ = job.communicate(timeout=120)
+    assert job.returncode == 130, told
+    while workers() and time.monotonic() < deadline + 60:
+        time.sleep(0.1)
+    assert not workers()
+    again = pcseg(*command)
+    assert "8 sweeps of 2 recordings labeled" in again.output, again.output
+    assert "by an earlier run" in again.output, again.output
 
 
 def test_a_training_streams_from_object_storage(storage: str, tmp_path: Path) -> None:

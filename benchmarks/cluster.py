@@ -19,7 +19,6 @@ import hashlib
 import json
 import logging
 import os
-import resource
 import shutil
 import signal
 import statistics
@@ -35,7 +34,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import cpu_name
+from benchmarks.measure import cpu_name, memory_mb
 from pcseg_core.cli.superpixels import _maker
 from pcseg_core.cluster.job import Job
 from pcseg_core.cluster.label import LabelJob, label_folders
@@ -198,7 +197,7 @@ def drive_many(address: str, drives: Path, count: int) -> None:
             workers = RayWorkers(ray, job, RayOptions(address, gpu=False))
             outcome = run_job(job, sources, workers)
         assert outcome.recordings == count, outcome.left_out
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    print(memory_mb())
 
 
 def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:

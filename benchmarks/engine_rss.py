@@ -7,11 +7,11 @@ import argparse
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import torch
 
 from benchmarks import engine_cases as cases
+from benchmarks.measure import memory_mb
 from benchmarks.sweeps import load_sweep
 from pcseg_core.errors import PcsegError
 
@@ -69,13 +69,7 @@ def main() -> None:
     del net
     for _ in range(2):
         run(grid)
-    print(json.dumps({"rss_mb": round(_peak_mb(), 1), "voxels": len(grid.coords)}))
-
-
-def _peak_mb() -> float:
-    """Peak memory of this process; `getrusage` would include the parent's."""
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    return next(int(line.split()[1]) for line in status.splitlines() if "VmHWM" in line) / 1024
+    print(json.dumps({"rss_mb": round(memory_mb(), 1), "voxels": len(grid.coords)}))
 
 
 if __name__ == "__main__":

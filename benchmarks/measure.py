@@ -35,6 +35,15 @@ def cpu_name() -> str:
     return f"{facts.get('model name', platform.machine())} (model {facts.get('model', 'unknown')})"
 
 
+def memory_mb(field: str = "VmHWM") -> float:
+    """Memory of this process [MB] by a line of its status: its peak, or "VmRSS" for that of now.
+
+    The peak of `getrusage` would include that of the process that started this one.
+    """
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return next(int(line.split()[1]) for line in status.splitlines() if field in line) / 1024
+
+
 def timed(action: Callable[[], object]) -> float:
     """Wall time of one call in ms."""
     start = time.perf_counter()

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.measure import wall_and_cpu
+from benchmarks.measure import memory_mb, wall_and_cpu
 from benchmarks.studies import costs_networks as networks
 from benchmarks.studies.costs_inputs import LOSSES, Inputs, sectors
 from benchmarks.studies.study import Row
@@ -223,7 +223,7 @@ def _answer(
 
 def measure(part: Part, inputs: Inputs, rounds: int) -> Row:
     """Costs of a part in this process, see `costs_of`."""
-    before = _memory_mb("VmRSS")
+    before = memory_mb("VmRSS")
     with tempfile.TemporaryDirectory() as folder:
         action = part.make(inputs, Path(folder))
     gc.collect()
@@ -232,7 +232,7 @@ def measure(part: Part, inputs: Inputs, rounds: int) -> Row:
     on_gpu = inputs.device != "cpu"
     run = partial(_to_the_end, action) if on_gpu else action
     wall, cpu = wall_and_cpu({"": run}, 1 if part.slow else rounds, warmup=int(not part.slow))
-    memory = max(0.0, _memory_mb("VmHWM") - before)
+    memory = max(0.0, memory_mb("VmHWM") - before)
     if on_gpu:
         memory = torch.cuda.max_memory_allocated() / 2**20
     return {"ms": wall[""], "cpu_ms": cpu[""], "memory_mb": memory}
@@ -241,9 +241,3 @@ def measure(part: Part, inputs: Inputs, rounds: int) -> Row:
 def _to_the_end(action: Action) -> None:
     action()
     torch.cuda.synchronize()
-
-
-def _memory_mb(field: str) -> float:
-    """Memory of this process by the name of a line of its status."""
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    return next(int(line.split()[1]) for line in status.splitlines() if field in line) / 1024

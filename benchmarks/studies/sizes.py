@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import typer
 
-from benchmarks.measure import cpu_name, threads, wall_and_cpu
+from benchmarks.measure import cpu_name
 from benchmarks.studies import study
 from benchmarks.studies.study import JsonOut, Picture, Row, Seeds, Work
 from pcseg_core.cli.options import Device
-from pcseg_core.cloud import PointCloud
 from pcseg_core.errors import InputError
 from pcseg_core.evaluation import pictures
 from pcseg_core.files import slug
@@ -49,7 +48,6 @@ SIZES = (
 )
 _FIELDS = {"depth": "depth", "width": "width", "voxel": "voxel_size_m"}
 _PROBE = 6  # steps that tell what a step costs
-_ROUNDS = 15  # of the timing
 _TESTS, _TEST_SEED = 12, 40_000  # towns to measure in, and the seed of the first one
 
 
@@ -184,13 +182,9 @@ class SizeStudy(study.Study):
 
     def _times(self) -> dict[str, float]:
         scan = max(self._scans, key=lambda scan: len(scan.xyz))
-        cloud = PointCloud(scan.xyz, scan.intensity)
         trained = {row["size"] for row in self.rows if row["seed"] == 0}
         runs = {size: self._run(size, 0) for size in self.students if size in trained}
-        loaded = {size: Segmenter.load(run, self.device, "fp32") for size, run in runs.items()}
-        with threads(1):
-            actions = {n: partial(segmenter.segment, cloud) for n, segmenter in loaded.items()}
-            return wall_and_cpu(actions, _ROUNDS)[1]
+        return study.sweep_times(runs, scan, self.device)
 
 
 def summarize(rows: Sequence[Row]) -> list[Row]:

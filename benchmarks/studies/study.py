@@ -7,6 +7,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,7 +16,9 @@ import numpy as np
 import typer
 from typer.core import TyperCommand
 
+from benchmarks.measure import threads, wall_and_cpu
 from pcseg_core.cli.outputs import PICTURES, check_file
+from pcseg_core.cloud import PointCloud
 from pcseg_core.data import open_recording
 from pcseg_core.errors import InputError, PcsegError
 from pcseg_core.evaluation import pictures
@@ -47,6 +50,7 @@ Seeds = Annotated[int, typer.Option(min=1, help="Seeds of every row.")]
 
 TOWNS = ("center", "suburb", "old-town", "avenue")  # trained and fitted in
 TEST_TOWN = "industrial"
+_TIMED_ROUNDS = 15
 
 
 @dataclass
@@ -142,6 +146,21 @@ def run_figures(run: Path, scans: Sequence[Scan], space: LabelSpace, device: str
     student = Segmenter.load(run, device, "fp32").student
     confusion = measure(student, scans, len(space), torch_device(device))
     return Figures.of(confusion, space.names, merge_of(space)).model_dump(exclude_none=True)
+
+
+def sweep_times(runs: Mapping[str, Path], scan: Scan, device: str) -> dict[str, float]:
+    """CPU time of a sweep by name [ms], one thread, float32; the runs take turns.
+
+    Args:
+        runs: run directories or checkpoints by name.
+        scan: the sweep.
+        device: "auto", "cpu" or "cuda".
+    """
+    cloud = PointCloud(scan.xyz, scan.intensity)
+    loaded = {name: Segmenter.load(run, device, "fp32") for name, run in runs.items()}
+    with threads(1):
+        actions = {name: partial(found.segment, cloud) for name, found in loaded.items()}
+        return wall_and_cpu(actions, _TIMED_ROUNDS)[1]
 
 
 class Study(ABC):

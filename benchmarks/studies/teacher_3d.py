@@ -7,17 +7,16 @@ python -m benchmarks.studies.teacher_3d --json rows.json --picture rows.png
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from benchmarks.measure import cpu_name, threads, wall_and_cpu
+from benchmarks.measure import cpu_name
 from benchmarks.studies import study
 from benchmarks.studies.study import Data, JsonOut, Picture, Row, Seeds, Work
 from pcseg_core.cli.options import Device, Steps, adjusted
-from pcseg_core.cloud import PointCloud
 from pcseg_core.evaluation import pictures
 from pcseg_core.files import slug
 from pcseg_core.labels import LabelSpace
@@ -36,7 +35,6 @@ NETWORKS = {
     TAUGHT: "small, by the 3D teacher",
     BOTH: "small, by both",
 }
-_ROUNDS = 15  # of the timing
 
 
 def simulated_data() -> Data:
@@ -144,14 +142,9 @@ class Teacher3dStudy(study.Study):
         return study.scans_of(self.data.test, self.space, reach, self.work)
 
     def _times(self) -> dict[str, float]:
-        scan = self._scans[0]
-        cloud = PointCloud(scan.xyz, scan.intensity)
         trained = [row["network"] for row in self.rows if row["seed"] == 0]
         runs = {name: self._run(name, 0) for name in trained}
-        loaded = {n: Segmenter.load(run, self.device, "fp32") for n, run in runs.items()}
-        with threads(1):
-            actions = {n: partial(segmenter.segment, cloud) for n, segmenter in loaded.items()}
-            return wall_and_cpu(actions, _ROUNDS)[1]
+        return study.sweep_times(runs, self._scans[0], self.device)
 
 
 def summarize(rows: Sequence[Row]) -> list[Row]:

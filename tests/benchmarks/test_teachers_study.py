@@ -113,7 +113,7 @@ def test_a_large_network_is_trained_once_and_taught_to_small_ones(
         return write_segmenter(run, recipe)
 
     monkeypatch.setattr(teacher_3d, "distill", distill)
-    monkeypatch.setattr(teacher_3d, "_ROUNDS", 1)
+    monkeypatch.setattr(teacher_3d.study, "_TIMED_ROUNDS", 1)
     base = Recipe.model_validate({"teacher": BUNDLED, "student": SMALL})
     large = StudentConfig(depth=18, width=0.25, voxel_size_m=0.5)
     long = base.optimizer.model_copy(update={"steps": 7})

@@ -139,6 +139,9 @@ _SIGNATURES = {
     "pcseg_group": (c_int32, [c_void_p]),
     "pcseg_extents": (c_int32, [c_void_p] * 5),
     "pcseg_most_frequent": (c_int32, [c_void_p, c_void_p, c_int32, c_void_p]),
+    "pcseg_outside": (c_int32, [c_void_p, c_int64, c_void_p, c_int64, c_int64, c_void_p]),
+    "pcseg_apart": (c_int32, [c_void_p, c_int64, c_void_p, c_int64, c_void_p, c_void_p]),
+    "pcseg_track_costs": (c_int32, [c_void_p]),
     "pcseg_write_records": (c_int32, [c_void_p, c_int32]),
     "pcseg_take_records": (
         c_int32,

@@ -30,6 +30,8 @@ from pcseg_core.online import (
     moving,
     output_clouds,
     row_reductions,
+    thing_parts,
+    track_filter,
 )
 from pcseg_core.online.free_space import Beams, FreeSpace
 from pcseg_core.online.pipeline import LabeledSweep
@@ -41,7 +43,7 @@ pytestmark = pytest.mark.skipif(
 properties = settings(max_examples=25, deadline=None)
 MODULES = (
     *(boxes, cloud_records, free_space, grid, instances, label_images, moving, output_clouds),
-    row_reductions,
+    *(row_reductions, thing_parts, track_filter),
 )
 SPACE = LabelSpace.load("street")
 SEEDS = st.integers(0, 9999)
@@ -246,6 +248,28 @@ def test_points_by_thing(seed: int, count: int, things: int, strided: bool) -> N
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-12)
     own = [points[numbers == k][:, 2].min() for k in range(things)]
     np.testing.assert_array_equal(native[5][:, 2], own)
+
+
+@properties
+@given(SEEDS, st.integers(0, 9), st.integers(0, 9), st.integers(0, 30))
+def test_distances_of_boxes(seed: int, count: int, others: int, points: int) -> None:
+    rng = np.random.default_rng(seed)
+    tracks, things = (np.zeros(n, track_filter.STATE) for n in (count, others))
+    for some in (tracks, things):
+        some["position"] = rng.normal(size=(len(some), 2)) * 2 + 1e4
+        some["yaw"] = rng.choice([0.0, 0.3, 1.3, np.pi / 2, 3.0, -2.0], len(some))
+        some["size"] = rng.uniform(0, 5, (len(some), 3))
+    tracks["variance"][:, 0] = rng.uniform(0, 1, count)
+    boxes_, seen = track_filter.boxes_of(tracks), track_filter.boxes_of(things)
+    places = rng.normal(size=(points, 3)) * 3 + 1e4
+
+    def compute() -> list[np.ndarray]:
+        outside = boxes_.outside(places), boxes_.outside(places[::-1, :2])
+        return [*outside, *track_filter.apart(boxes_, seen), track_filter._distance(tracks, seen)]
+
+    for native, expected in zip(*both(compute), strict=True):
+        assert native.shape == expected.shape
+        np.testing.assert_allclose(native, expected, rtol=1e-9, atol=1e-9)
 
 
 @properties

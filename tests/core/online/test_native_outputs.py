@@ -345,6 +345,25 @@ def test_points_near_others(seed: int, count: int, others: int, cell: float) -> 
 
 
 @properties
+@given(SEEDS, st.integers(0, 400), st.integers(1, 3))
+def test_times_that_places_were_seen_free(seed: int, count: int, others: int) -> None:
+    """The same but for points at the borders of cells, whose angles round differently."""
+    rng = np.random.default_rng(seed)
+
+    def things(points: np.ndarray) -> moving.Things:
+        cloud, pose = PointCloud(points), from_euler(0, 0, rng.uniform(-3, 3), rng.normal(size=3))
+        rows = np.flatnonzero(cloud.finite)
+        found = instances.Instances(rows, np.ones(len(rows), np.uint32), 1)
+        return moving.Things.of(cloud, found, pose)
+
+    now = things(sweep(rng, count, odd=0.01) * np.float32(0.5))
+    before = [things(sweep(rng, 2000, odd=0.01)) for _ in range(others)]
+    native, expected = both(lambda: moving._times_passed(now, before))
+    assert np.count_nonzero(native != expected) <= 0.02 * count + 1
+    assert count < 200 or native.max() > 0
+
+
+@properties
 @given(SEEDS, st.integers(0, 4000), st.sampled_from([2, 7, 40]), st.booleans())
 def test_grid(seed: int, count: int, side: int, level: bool) -> None:
     """The same but for points at the borders of cells, and grounds that are equally near."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from ctypes import byref
+from ctypes import byref, c_float
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -158,7 +158,8 @@ def _times_passed(now: Things, others: Sequence[Things]) -> npt.NDArray[np.int32
     T_other_now = invert(np.stack([other.pose for other in others])) @ now.pose
     poses = T_other_now[:, :3].reshape(-1, 12).tolist()
     views = [other.free.views(_MARGIN_M) for other in others]
-    seen = (Seen * len(others))(*((free, tuple(T)) for free, T in zip(views, poses)))
+    listed = [Seen(free, (c_float * 12)(*T)) for free, T in zip(views, poses)]
+    seen = (Seen * len(others))(*listed)
     points = Points.of(now.points.T)
     check(library.pcseg_times_passed(seen, len(seen), byref(points), counts.ctypes.data))
     return counts

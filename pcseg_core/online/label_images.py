@@ -36,7 +36,8 @@ def confidence_image(labeled: LabeledSweep, height: int, width: int) -> npt.NDAr
     library = optional_library()
     if library is None:
         scaled = labeled.confidence * np.float32(255) + np.float32(0.5)
-        pixels = np.where(labeled.labels >= 0, scaled.astype(np.uint8), np.uint8(0))
+        known = labeled.labels >= 0
+        pixels: npt.NDArray[np.uint8] = np.where(known, scaled.astype(np.uint8), np.uint8(0))
         return pixels.reshape(height, width)
     confidence = np.ascontiguousarray(labeled.confidence, np.float32)
     labels = np.ascontiguousarray(labeled.labels, np.int32)

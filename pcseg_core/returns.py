@@ -9,6 +9,7 @@ direction.
 
 from __future__ import annotations
 
+from enum import IntEnum
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,20 @@ RETURN_NAMES = (
     "tag",  # Livox: bits 4 and 5 number the returns
 )
 """Names of fields that tell the returns of a beam apart."""
+
+
+class ReturnType(IntEnum):
+    """Numbers of the field `return_type` as Autoware's PointXYZIRCAEDT and PointXYZIRADRT have it.
+
+    Simulated clouds are written with them. They are not read, see above.
+    """
+
+    DUAL_STRONGEST_FIRST = 3
+    DUAL_STRONGEST_LAST = 4
+    DUAL_WEAK_FIRST = 5
+    DUAL_WEAK_LAST = 6
+    DUAL_ONLY = 7  # the only return of its beam
+
 
 _STEP_RAD = np.radians(0.1)  # returns of a beam differ by less: lasers are not in the middle
 _TICK_S = 1e-6  # a laser fires once in this time

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from pcseg_core import copies
 from pcseg_core.data import Recording, Sample
 from pcseg_core.data.account import grouped
 from pcseg_core.distill.cache import MappedArray, SweepCache, read_arrays, write_arrays
@@ -342,7 +343,7 @@ def part_of(kind: type[Part], arrays: Mapping[str, Any], prefix: str) -> Part | 
 
 def _is_posed(path: Path) -> bool | None:
     """Whether a stored observation has a pose; None if its file is missing or damaged."""
-    if not path.is_file():
+    if not copies.is_here(path):
         return None
     try:
         return bool(np.isfinite(read_arrays(path, only=("pose",))["pose"]).all())

@@ -17,6 +17,7 @@ from pcseg_core.checkpoint import FILE_NAME, CheckpointMeta, CheckpointText, sav
 from pcseg_core.cloud import PointCloud
 from pcseg_core.confidence import ConfidenceScaling
 from pcseg_core.config import Section
+from pcseg_core.copies import url_of
 from pcseg_core.data import Recording, open_recording
 from pcseg_core.data.account import account, grouped
 from pcseg_core.data.bag import BagRecording
@@ -29,6 +30,7 @@ from pcseg_core.input_check import InputStatistics
 from pcseg_core.labels import LabelSpace
 from pcseg_core.learning.distributed import ranks, wait_for_all
 from pcseg_core.learning.run_folder import METRICS
+from pcseg_core.learning.run_mirror import mirror
 from pcseg_core.models.inference import choose_device
 from pcseg_core.models.student import Student
 from pcseg_core.progress import bar, note
@@ -142,7 +144,7 @@ def shard_place(out: Path, shards: str | None, recipe: Section, parts: Sequence[
         recipe, parts: identify the run, see `claim`.
     """
     if shards is None:
-        return str(out / "shards") if ranks()[1] > 1 else None
+        return f"{url_of(out) or out}/shards" if ranks()[1] > 1 else None
     key = digest({"recipe": recipe.model_dump(mode="json"), "parts": list(parts)})
     return f"{shards.rstrip('/')}/{slug(out.name)}-{key}"
 
@@ -224,3 +226,4 @@ def finish(
     )
     save_checkpoint(out / FILE_NAME, student.state_dict(), meta, text)
     write_atomic(out / METRICS, json.dumps(metrics, indent=1))
+    mirror(out)

@@ -202,10 +202,13 @@ class Observer:
             found += self.observe_sweeps(source, recording, range(index, index + 1))
             progress(done, len(chosen))
         if not found:
-            shown = grouped(self.skipped)[:5]
-            reasons = "; ".join(f"{n}x {reason}" for reason, n in shown)
-            raise InputError(f"none of the {len(chosen)} sweeps can be used: {reasons}")
+            raise self.nothing(len(chosen))
         return found
+
+    def nothing(self, count: int) -> InputError:
+        """The error that none of some sweeps can be used, with the reasons."""
+        reasons = "; ".join(f"{n}x {reason}" for reason, n in grouped(self.skipped)[:5])
+        return InputError(f"none of the {count} sweeps can be used: {reasons}")
 
     def observe_sweeps(
         self, source: str, recording: Recording, sweeps: Iterable[int]

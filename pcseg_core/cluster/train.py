@@ -13,8 +13,10 @@ from typing import Any, Protocol
 
 from pcseg_core.cluster.ray_workers import check_nodes, connected
 from pcseg_core.cluster.run import RayOptions
+from pcseg_core.copies import shown
 from pcseg_core.errors import InputError, PcsegError, require
-from pcseg_core.learning.run_folder import finished
+from pcseg_core.learning.run_folder import RUN, finished
+from pcseg_core.learning.run_mirror import sync
 from pcseg_core.progress import bar
 
 
@@ -62,9 +64,10 @@ def train_on_ray(work: Work, out: Path, fresh: bool, options: RayOptions) -> dic
             ) from error
         if problem := ray.get(told.problem.remote()):
             raise InputError(problem)
+    sync(out, RUN, push=False)
     figures = finished(out)
     if figures is None:
-        raise PcsegError(f"{out}: the training left no result; run the same command again")
+        raise PcsegError(f"{shown(out)}: the training left no result; run the same command again")
     return figures
 
 

@@ -7,10 +7,10 @@
 #include <cstring>
 #include <limits>
 
+#include "widest.h"
+
 namespace pcseg {
 namespace {
-
-#define PCSEG_INLINE inline __attribute__((always_inline))
 
 constexpr int64_t kPoints = 16384;  // of one task
 constexpr float kPi = 3.14159265f, kSlope = 0.7f;  // as _SLOPE
@@ -53,39 +53,9 @@ PCSEG_INLINE void find_cells(const Block& b, const float* origin, int n, int32_t
   }
 }
 
-using Find = void(const Block&, const float*, int, int32_t*, float*);
-
-void find_generic(const Block& b, const float* origin, int n, int32_t* cell, float* distance) {
-  find_cells(b, origin, n, cell, distance);
-}
-#if defined(__x86_64__)
-__attribute__((target("avx2,fma"))) void find_avx2(const Block& b, const float* origin, int n,
-                                                   int32_t* cell, float* distance) {
-  find_cells(b, origin, n, cell, distance);
-}
-__attribute__((target("avx512f,avx512dq,avx512vl"))) void find_avx512(const Block& b,
-                                                                      const float* origin, int n,
-                                                                      int32_t* cell,
-                                                                      float* distance) {
-  find_cells(b, origin, n, cell, distance);
-}
-#endif
-
-Find* widest() {
-#if defined(__x86_64__)
-  __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512vl"))
-    return find_avx512;
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return find_avx2;
-#endif
-  return find_generic;
-}
-
-Find* find() {
-  static Find* const chosen = widest();
-  return chosen;
-}
+PCSEG_WIDEST(find, find_cells,
+             (const Block& b, const float* origin, int n, int32_t* cell, float* distance),
+             (b, origin, n, cell, distance))
 
 struct ImageArgs {
   Points points;
@@ -127,7 +97,7 @@ void draw(const ImageArgs& a, int threads) {
     for (int64_t i = task * kPoints; i < end; i += kBlock) {
       const int m = static_cast<int>(std::min<int64_t>(kBlock, end - i));
       block.load(a.points, i, m);
-      find()(block, a.origin, m, cell + i, distance + i);
+      find(block, a.origin, m, cell + i, distance + i);
       for (int k = 0; k < m; ++k) {
         const bool is_return = (block.x[k] != 0) | (block.y[k] != 0) | (block.z[k] != 0);
         if (!is_return || (a.chosen && !a.chosen[i + k])) distance[i + k] = kNan;
@@ -161,7 +131,7 @@ void passed(const Views& v, const Block& block, int n, uint8_t* found) {
   float distance[kBlock];
   std::memset(found, 0, n);
   for (const View* view = v.views; view < v.views + v.count; ++view) {
-    find()(block, view->origin, n, cell, distance);
+    find(block, view->origin, n, cell, distance);
     for (int i = 0; i < n; ++i) {
       const float reach = view->reach[cell[i]], beyond = distance[i] + v.margin_m;
       bool free = beyond < reach && reach < kFar;

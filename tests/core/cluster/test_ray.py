@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -26,11 +27,13 @@ from torch.utils.data import DataLoader
 ray = pytest.importorskip("ray", reason="Ray is not installed; pip install 'pcseg_ros[cluster]'")
 
 from pcseg_core.cluster import ray_workers
-from pcseg_core.cluster.job import perform
+from pcseg_core.cluster.job import Plan, perform
+from pcseg_core.cluster.label import LabelJob, LabelWorker
 from pcseg_core.cluster.observe import ObserveJob
 from pcseg_core.cluster.run import RayOptions, run_on_ray
 from pcseg_core.errors import InputError
 from pcseg_core.learning.dataset import StepDataset
+from pcseg_core.learning.recipe import load_recipe
 
 MARK = "PCSEG_TEST_CLUSTER"
 SWEEPS = 4
@@ -201,6 +204,64 @@ def test_storage_that_is_unavailable_for_a_while_costs_no_recording(
     assert "8 sweeps of 2 recordings labeled" in result.output, result.output
 
 
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 64 kB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ("mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk))
+    if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("a small disk cannot be mounted here")
+    yield disk
+    subprocess.run(("umount", "--lazy", str(disk)), check=True)
+
+
+@dataclass(frozen=True)
+class Awaited(LabelJob):
+    """Labels, which no machine begins before a worker of the one with the small disk has a task."""
+
+    disk: Path = Path()
+
+    def worker(self) -> LabelWorker:
+        class Worker(LabelWorker):
+            def plan(self, source: str) -> Plan:
+                begun, end = self.job.out / "begun", time.monotonic() + 120
+                if os.environ["PCSEG_FETCHED"] == str(self.job.disk):
+                    begun.touch()
+                while not begun.exists() and time.monotonic() < end:
+                    time.sleep(0.05)
+                return super().plan(source)
+
+        return Worker(self)
+
+
+def test_a_full_disk_on_one_machine_costs_no_sweep(
+    machines: Any,
+    drives: str,
+    small_disk: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    sources, out = [drives.replace("*", f"{k}") for k in (0, 2)], tmp_path / "out"
+    folders = {source: out / source[-6:] for source in sources}
+    recipe = load_recipe(tmp_path / "recipe.yaml")
+    job = Awaited(out, recipe, folders, window=2, device="cpu", disk=small_disk)
+    monkeypatch.delenv("PCSEG_FETCHED")  # each machine has its own
+    settings = {"PCSEG_FETCHED": str(small_disk)}
+    size = 80_000_000
+    more = machines.add_node(num_cpus=1, object_store_memory=size, env_vars=settings)
+    try:
+        outcome = run_on_ray(job, sources, RayOptions(machines.address, workers=3))
+    finally:
+        machines.remove_node(more, allow_graceful=False)
+    assert (out / "begun").is_file() and "No space left on device" in capsys.readouterr().err
+    assert outcome.sweeps == 2 * SWEEPS and not outcome.left_out
+    assert not [path for path in small_disk.rglob("*") if path.stat().st_size > 1000]
+
+
 def test_an_interrupted_job_stops_its_workers_and_resumes(
     cluster: str, drives: str, tmp_path: Path
 ) -> None:
@@ -247,7 +308,6 @@ def test_a_training_streams_from_object_storage(storage: str, tmp_path: Path) ->
 
 def test_teachers_fill_the_cache_of_a_training(cluster: str, drives: str, tmp_path: Path) -> None:
     from pcseg_core.cluster.job import Task
-    from pcseg_core.learning.recipe import load_recipe
 
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     recipe, source = load_recipe(tmp_path / "recipe.yaml"), drives.replace("*", "0")
@@ -263,8 +323,6 @@ def test_teachers_fill_the_cache_of_a_training(cluster: str, drives: str, tmp_pa
 def test_no_work_starts_on_a_wrong_cluster(
     cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pcseg_core.learning.recipe import load_recipe
-
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     job = ObserveJob(load_recipe(tmp_path / "recipe.yaml"), tmp_path, tmp_path / "cache")
     with socket.socket() as silent:

@@ -129,15 +129,18 @@ def recover(
     """
     if min(len(tracks), len(things)) == len(of_track):
         return of_track, of_thing
-    boxes = boxes_of(tracks)
-    common, size = common_extents(boxes, things.boxes)
-    share = (common / np.minimum(size, np.maximum(boxes.size.T[..., None], _THIN_M))).prod(0)
+    share = overlap(boxes_of(tracks), things.boxes)
     cost = np.where(share < _OVERLAP, np.inf, 1 - share)
     cost[tracks["group"][:, None] != things.groups] = np.inf
     cost[of_track] = cost[:, of_thing] = np.inf
     rows, columns = _pairs(cost)
-    tracks["variance"][rows] = _NEW
+    measure_anew(tracks, rows)
     return np.concatenate([of_track, rows]), np.concatenate([of_thing, columns])
+
+
+def measure_anew(tracks: Array, rows: Array | int) -> None:
+    """Forget how fast tracks are."""
+    tracks["variance"][rows] = _NEW
 
 
 def _pairs(cost: Float64) -> tuple[Array, Array]:
@@ -167,6 +170,14 @@ def common_extents(boxes: Rectangles, others: Rectangles) -> tuple[Float64, Floa
     own, size = np.maximum(boxes.size.T[..., None], _THIN_M), np.maximum(size, _THIN_M)
     common = np.minimum((own + size) / 2 - distance, np.minimum(own, size))
     return np.maximum(common, 0.0), size
+
+
+def overlap(boxes: Rectangles, others: Rectangles) -> Float64:
+    """Share (T, I) of the smaller one, of boxes and others, that is in both."""
+    common, size = common_extents(boxes, others)
+    smaller = np.minimum(size, np.maximum(boxes.size.T[..., None], _THIN_M))
+    share: Float64 = (common / smaller).prod(0)
+    return share
 
 
 def _distance(tracks: Array, boxes: Rectangles) -> Float64:

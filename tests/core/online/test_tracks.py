@@ -203,6 +203,72 @@ def test_parts_of_a_car_farther_apart_than_one_thing_are_joined_by_its_track() -
     np.testing.assert_allclose(found.tracks[0].size[0], 4.4, atol=0.05)
 
 
+def across(x: float, width: float, low: float, high: float, y: float = 5.0) -> np.ndarray:
+    """(N, 3) a strip across the x axis, such as a bumper of a vehicle that comes along it."""
+    place, up = np.meshgrid(
+        np.arange(-width / 2, width / 2, 0.1) + y, [low, (low + high) / 2, high]
+    )
+    return np.stack([np.full_like(up, x), place, up - 1.7], -1).reshape(-1, 3)
+
+
+def test_a_bumper_and_a_windshield_that_come_nearer_are_one_car() -> None:
+    """They are as low as two bicycles, and begin as two tracks."""
+    scene = Scene()
+    for number in range(12):
+        x = 25 - 0.9 * number
+        found, ids = feed(
+            scene,
+            np.concatenate([across(x, 1.7, 0.4, 0.7), across(x + 0.9, 1.6, 0.5, 1.0)]),
+            number,
+        )
+    assert len(ids) == 1 and len(found.tracks) == 1
+    np.testing.assert_allclose(found.tracks[0].velocity[:2], (-9, 0), atol=0.3)
+    for parked in range(12, 15):  # what is seen then as one keeps the id
+        assert (
+            feed(scene, outline((VEHICLE, x + 2 - 0.9 * (parked - 11), 5.0, 0.0)), parked)[1] == ids
+        )
+
+
+def test_two_bicycles_side_by_side_stay_two() -> None:
+    scene, first = Scene(), set[int]()
+    for number in range(12):
+        x = 20 - 0.5 * number
+        along, up = np.meshgrid(np.arange(-0.8, 0.8, 0.1) + x, np.linspace(0, 1, 6))
+        sides = [np.stack([along, np.full_like(up, y), up - 1.7], -1) for y in (4.6, 5.8)]
+        _, ids = feed(scene, np.concatenate([side.reshape(-1, 3) for side in sides]), number)
+        first = first or ids
+        assert ids == first and len(ids) == 2
+
+
+def test_cars_that_follow_each_other_closely_keep_their_ids() -> None:
+    assert_ids_stay(
+        lambda t: [(VEHICLE, 5 + 6 * t, 6.0, 0.0), (VEHICLE, 11.5 + 6 * t, 6.0, 0.0)], 12
+    )
+
+
+def test_vehicles_that_touch_as_they_meet_are_two() -> None:
+    """Together they are no larger than one, but each drives another way."""
+    scene, pairs = Scene(), []
+    for number in range(16):
+        along, up = np.meshgrid(np.arange(-1, 1, 0.1), np.linspace(0, 1.4, 8))
+        ways = (8 + 0.4 * number, 5.0), (14 - 0.4 * number, 5.25)
+        sides = [np.stack([along + x, np.full_like(up, y), up - 1.7], -1) for x, y in ways]
+        found, _ = feed(scene, np.concatenate([side.reshape(-1, 3) for side in sides]), number)
+        half = len(found.instances) // 2
+        pairs.append([int(np.bincount(ids).argmax()) for ids in np.split(found.instances, [half])])
+    assert pairs == [pairs[0]] * 16 and len(set(pairs[0])) == 2
+
+
+def test_a_truck_keeps_the_id_of_the_part_that_was_seen_first() -> None:
+    """A part that was seen apart from it for a moment does not take over."""
+    scene, whole = Scene(), side(10.0, 3.3)
+    along = whole[:, 0] - 7
+    parts = [along < 2.5] * 4 + [(along < 2.5) | (along > 7.5), along > 7.5, along > 4, along >= 0]
+    seen = [feed(scene, whole[part], number)[0].instances for number, part in enumerate(parts)]
+    assert set(seen[0]) == {1} and set(seen[5]) == {2}
+    assert set(seen[7]) == {1}
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_ids_are_unique_and_tracks_do_not_teleport(seed: int) -> None:
     """Things that come, go, hide and touch at random."""

@@ -39,6 +39,7 @@ _NOISE_M = 0.15  # of a measured edge
 _ACCELERATION = 2.0  # spectral density of the acceleration [m^2/s^3]
 _SPEED_MPS = 7.0  # standard deviation of the velocity of a new track
 _NEW = (_NOISE_M**2, 0.0, _SPEED_MPS**2)  # variance of a new track
+AT_REST = (0.25, 0.0, 0.25)  # the same of a vehicle that stands, not seen
 _OVERLAP = 0.3  # of the smaller box, of a track and a thing that are none of others
 _THIN_M = 0.4  # least extent of a box that overlaps
 _GATE = 11.0  # squared normalized distance
@@ -360,10 +361,11 @@ def begin(things: Measured, numbers: Array, first_id: int) -> Array:
     return new
 
 
-def survivors(tracks: Array, coast_s: float) -> Array:
-    """Tracks that were seen lately."""
+def seen_within(tracks: Array, coast_s: float, times: float = 1.0) -> Array:
+    """(K,) bool: seen within as many times the time for which a track is predicted."""
     longest = np.minimum(coast_s, _COAST_PER_HIT_S * tracks["hits"])
-    return tracks[tracks["missed_s"] <= longest]
+    within: Array = tracks["missed_s"] <= times * longest
+    return within
 
 
 def without_copies(tracks: Array) -> tuple[Array, dict[int, int]]:

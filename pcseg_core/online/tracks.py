@@ -24,6 +24,7 @@ from pcseg_core.online.thing_parts import (
     is_vehicle,
     join_parts,
 )
+from pcseg_core.online.track_hiding import survivors
 from pcseg_core.online.track_unions import drive_as_one, inherit, older_first, part_ways, unite
 
 Array = npt.NDArray[Any]
@@ -48,7 +49,8 @@ class TrackRules:
     Attributes:
         classes: names of the classes; others, and those that a label space lacks, are not tracked.
         cell_m, min_points: of the instances of a sweep; see `cluster_instances`.
-        coast_s: longest time that a track is predicted without being seen [s].
+        coast_s: longest time that a track is predicted without being seen [s]; five times that for
+            a standing vehicle that is hidden.
     """
 
     classes: tuple[str, ...] = ("vehicle", "person")
@@ -160,7 +162,7 @@ class Tracker:
         born = filter_.begin(found, np.flatnonzero(ids == 0), self._next_id)
         self._next_id += len(born)
         ids[ids == 0] = born["id"]
-        tracks = filter_.survivors(np.concatenate([tracks, born]), rules.coast_s)
+        tracks = survivors(np.concatenate([tracks, born]), rules.coast_s, cloud, pose)
         self._tracks, instead = filter_.without_copies(tracks)
         for one, other in instead.items():
             ids[ids == one] = other

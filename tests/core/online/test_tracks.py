@@ -122,6 +122,22 @@ def test_what_is_hidden_for_a_while_comes_back_with_its_id() -> None:
     assert ids == [{1}] and found.tracks[0].seen
 
 
+@pytest.mark.parametrize(
+    "wall_m, speed, last", [(6.0, 0.0, {1}), (16.0, 0.0, {2}), (6.0, 6.0, {2})]
+)
+def test_what_stands_hidden_keeps_its_id(wall_m: float, speed: float, last: set[int]) -> None:
+    """Not what is gone, where the sensor sees a wall behind, nor what drove when it was hidden."""
+    scene, pose = Scene(), from_euler(0, 0, 0, FAR)
+    wall = np.stack(np.meshgrid(wall_m, np.arange(-14, 14, 0.1), np.arange(-1.7, 1.5, 0.1)), -1)
+    wall = wall.reshape(-1, 3)
+    for number in range(32):
+        car = outline((VEHICLE, 12.0, 0.1 * speed * min(number, 8), np.pi / 2))
+        points, kind = (wall, ROAD) if 6 <= number < 31 else (car, VEHICLE)
+        cloud = PointCloud(points, stamp_ns=number * PERIOD_NS)
+        found = scene.tracker.update(cloud, np.full(len(points), kind), SPACE, pose, RULES)
+    assert set(found.instances.tolist()) == last
+
+
 @pytest.mark.parametrize("coast_s, lasting", [(0.5, 5), (1.0, 10)])
 def test_what_stays_away_is_forgotten_after_the_time_given(coast_s: float, lasting: int) -> None:
     scene = Scene(TrackRules(coast_s=coast_s))

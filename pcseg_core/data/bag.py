@@ -23,6 +23,7 @@ from pcseg_core.data.bag_clouds import BagClouds, choose_topics, read_labels
 from pcseg_core.data.bag_poses import build_tree, find_poses
 from pcseg_core.data.bag_reader import (
     CAMERA_INFO,
+    CLOUD,
     COMPRESSED_IMAGE,
     IMAGE,
     ODOMETRY,
@@ -73,6 +74,7 @@ class BagRecording:
         trajectory: T_world_lidar, or None.
         T_body_lidar: (4, 4) of the given calibration, or None.
         tree: the transforms of the bag.
+        indices: topic -> its messages, of the topics that were scanned.
     """
 
     def __init__(
@@ -91,6 +93,7 @@ class BagRecording:
         stamp_reference: str = "auto",
         max_lidar_offset_s: float = MAX_LIDAR_OFFSET_S,
         united_frame: str | None = None,
+        index_all: bool = False,
     ) -> None:
         """Scan the bag once for stamps, transforms and calibrations.
 
@@ -112,6 +115,7 @@ class BagRecording:
             time_field, time_unit, stamp_reference: see `read_cloud`.
             max_lidar_offset_s: maximum stamp difference between sweeps that are united [s].
             united_frame: frame of united sweeps; None or "" takes that of the first topic.
+            index_all: index the cloud topics that are not read too, to compare them.
 
         Raises:
             InputError: the bag is unreadable, has no usable sweep, or lacks what is requested by
@@ -126,7 +130,7 @@ class BagRecording:
         if isinstance(calibration, (str, Path)):
             calibration = load_calibration(calibration)
         self._united_frame = united_frame or ""
-        self._scan(cloud_topic)
+        self._scan(cloud_topic, index_all)
         if not isinstance(intensity_scale, IntensityScale):
             intensity_scale = IntensityScale(float(intensity_scale or 0))
         self.scale = intensity_scale
@@ -208,13 +212,14 @@ class BagRecording:
             given = str(stored)
         return LabelSpace.load(given) if isinstance(given, str) else given
 
-    def _scan(self, cloud_topic: str | None) -> None:
+    def _scan(self, cloud_topic: str | None, index_all: bool) -> None:
         """Index the topics in use and read all transforms."""
         self.cloud_topics = choose_topics(self.bag, cloud_topic)
         self.cloud_topic = self.cloud_topics[0]
+        clouds = self.bag.of_type(CLOUD) if index_all else self.cloud_topics
         kinds = (IMAGE, COMPRESSED_IMAGE, CAMERA_INFO, ODOMETRY)
         self.indices, transforms = self.bag.index(
-            [*self.cloud_topics, *self.bag.of_type(*kinds)], self.skipped
+            [*clouds, *self.bag.of_type(*kinds)], self.skipped
         )
         self.tree = build_tree(transforms, self.skipped)
 

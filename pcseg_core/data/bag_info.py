@@ -108,7 +108,7 @@ def inspect_bag(path: str | Path, **options: Any) -> tuple[BagReport, BagRecordi
     Raises:
         InputError: the bag is unreadable.
     """
-    options = {"poses": "recorded", **options}
+    options = {"poses": "recorded", "index_all": True, **options}
     try:
         recording = BagRecording(path, **options)
     except InputError as error:
@@ -127,7 +127,7 @@ def inspect_bag(path: str | Path, **options: Any) -> tuple[BagReport, BagRecordi
 
 
 def report_on(recording: BagRecording) -> BagReport:
-    """The report of `inspect_bag` for an opened recording."""
+    """The report of `inspect_bag` for an opened recording; compares the LiDARs that it indexed."""
     findings: list[Finding] = []
     samples = _some_samples(recording, findings)
     return _report(recording.bag, recording, recording.indices, samples, findings)

@@ -15,6 +15,7 @@ pytest.importorskip("rclpy", reason="needs ROS 2 (rclpy)")
 
 from harness import Client, NodeProcess, field_of, stamped, sweep, value_of, wait_for
 from lifecycle_msgs.msg import Transition
+from node_process import new_namespace
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import PointCloud2
 
@@ -144,7 +145,7 @@ def test_a_node_without_autostart_says_what_to_do(client: Client) -> None:
 
 
 def test_wrong_names_and_qos_of_topics_are_refused_and_leave_nothing(client: Client) -> None:
-    space = "/wrong_topics"
+    space = new_namespace()
     motion = ("temporal.enabled:=true", "motion.source:=odometry")
     history = f"qos_overrides.{space}/points.subscription.history:=keep_everything"
     with NodeProcess("checkpoint:=fake", *motion, history, namespace=space) as process:

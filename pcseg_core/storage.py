@@ -174,6 +174,22 @@ def remove(url: str) -> None:
         _patient(url, lambda: system.rm_file(root))
 
 
+def remove_folder(url: str) -> None:
+    """Delete all files below a URL, if there are any; raises as `listing`."""
+    with suppress(NotThere):
+        for name in listing(url).files:
+            remove(f"{url}/{name}")
+
+
+def file_system(url: str) -> tuple[Any, str]:
+    """The fsspec file system of a URL, and the path in it, for libraries that take them.
+
+    Raises:
+        InputError, MissingDependency: see `listing`.
+    """
+    return _system(url)
+
+
 def _system(url: str) -> tuple[Any, str]:
     """The file system of a URL, and the path in it."""
     from fsspec.core import url_to_fs

@@ -29,7 +29,9 @@ from pcseg_core.files import FolderKind, atomic_path, write_atomic
 from pcseg_core.progress import note
 from pcseg_core.storage import NotThere
 
-STATE, CLAIM = ".pcseg-run.json", ".pcseg-job.json"
+OURS = ".pcseg"
+"""Start of the names of objects beside the files of a run."""
+STATE, CLAIM = f"{OURS}-run.json", f"{OURS}-job.json"
 
 _BEAT_S = 10.0  # between two signs of life
 _SILENT_S = 35.0  # without one, a job is no more
@@ -150,10 +152,10 @@ def clear(out: Path, kind: FolderKind, only_check: bool = False) -> None:
     if url is None:
         return
     try:
-        found = [name for name in storage.listing(url).files if name not in ("", CLAIM)]
+        found = [n for n in storage.listing(url).files if n == STATE or not n.startswith(OURS)]
     except NotThere:
         found = []
-    known = (kind.marker, *kind.contents, STATE, ".pcseg", "cache/.pcseg")
+    known = (kind.marker, *kind.contents, STATE, f"cache/{OURS}*")
     foreign = [name for name in found if not any(fnmatch(name, p) for p in known)]
     if foreign:
         raise InputError(
@@ -199,7 +201,7 @@ def _foreign(url: str, kind: FolderKind) -> _State:
     Raises:
         InputError: something else is there.
     """
-    found = [name for name in storage.names(url) if name not in (CLAIM, STATE, ".pcseg")]
+    found = [name for name in storage.names(url) if not name.startswith(OURS)]
     if not set(found) - set(_NOT_MIRRORED):
         return _State()
     if kind.marker not in found:

@@ -30,6 +30,7 @@ struct Block {
   float x[kBlock], y[kBlock], z[kBlock];
 
   void load(const Points&, int64_t first, int n);
+  void move(const float* pose, int n);  // three rows of a rotation and a shift
 };
 
 // Images (kViewRows, kViewColumns) of one LiDAR: distance on the ground of the last returns, and

@@ -150,6 +150,7 @@ _SIGNATURES = {
     "pcseg_all_finite": (c_int32, [c_void_p, c_int64, c_int64, c_int32, c_int64, c_int64, c_int32]),
     "pcseg_range_image": (c_int32, [c_void_p, c_int32]),
     "pcseg_passed": (c_int32, [c_void_p, c_void_p, c_void_p, c_int32]),
+    "pcseg_times_passed": (c_int32, [c_void_p, c_int32, c_void_p, c_void_p]),
     "pcseg_cluster": (c_int32, [c_void_p]),
     "pcseg_near": (c_int32, [c_void_p, c_void_p, c_float, c_void_p]),
     "pcseg_draw_grid": (c_int32, [c_void_p, c_int32]),

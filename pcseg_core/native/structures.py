@@ -122,6 +122,12 @@ class Views(ctypes.Structure):
     _fields_ = (("views", POINTER(View)), ("count", c_int32), ("margin_m", c_float))
 
 
+class Seen(ctypes.Structure):
+    """Beams of a sweep, and the pose of other points in its frame."""
+
+    _fields_ = (("free", Views), ("pose", c_float * 12))
+
+
 class ClusterArgs(ctypes.Structure):
     """The points of instances."""
 

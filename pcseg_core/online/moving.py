@@ -21,7 +21,7 @@ from pcseg_core.cloud import PointCloud
 from pcseg_core.geometry import invert
 from pcseg_core.labels import IGNORE, MOVING, STATIC, UNKNOWN, LabelSpace
 from pcseg_core.native.library import check, optional_library
-from pcseg_core.native.structures import Points
+from pcseg_core.native.structures import Points, Seen
 from pcseg_core.online.free_space import Beams, FreeSpace, half
 from pcseg_core.online.instances import Instances, find_instances, point_values
 
@@ -129,9 +129,8 @@ def compare(now: Things, *sides: Sequence[Things]) -> UInt8:
     for others in sides:
         if not len(now.ids) or not others:
             continue
-        free = np.zeros(len(now.ids), np.int64)
+        free = _times_passed(now, others)
         for other in others:
-            free += other.free.passed(now.seen_from(other), _MARGIN_M)
             if _apart_s(now, other) <= _NEXT_S:
                 moves |= _gone_on(now, other)
         enough = max(2, _SWEEPS_FREE * len(others))
@@ -146,6 +145,23 @@ def compare(now: Things, *sides: Sequence[Things]) -> UInt8:
 
 def _apart_s(one: Things, other: Things) -> float:
     return 1e-9 * abs(one.stamp_ns - other.stamp_ns)
+
+
+def _times_passed(now: Things, others: Sequence[Things]) -> npt.NDArray[np.int32]:
+    """(M,) number of other sweeps whose beams passed the place of each point."""
+    library = optional_library()
+    counts = np.zeros(len(now.ids), np.int32)
+    if library is None:
+        for other in others:
+            counts += other.free.passed(now.seen_from(other), _MARGIN_M)
+        return counts
+    T_other_now = invert(np.stack([other.pose for other in others])) @ now.pose
+    poses = T_other_now[:, :3].reshape(-1, 12).tolist()
+    views = [other.free.views(_MARGIN_M) for other in others]
+    seen = (Seen * len(others))(*((free, tuple(T)) for free, T in zip(views, poses)))
+    points = Points.of(now.points.T)
+    check(library.pcseg_times_passed(seen, len(seen), byref(points), counts.ctypes.data))
+    return counts
 
 
 def _gone_on(now: Things, other: Things) -> npt.NDArray[np.bool_]:

@@ -6,6 +6,8 @@ from __future__ import annotations
 import csv
 import os
 import signal
+import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -30,7 +32,7 @@ from pcseg_core.distill.pixels import PointPixels
 from pcseg_core.errors import InputError
 from pcseg_core.learning.dataset import Batch, TrainingSweep
 from pcseg_core.learning.distill import distill
-from pcseg_core.learning.distributed import join, ranks
+from pcseg_core.learning.distributed import agreed_start, join, ranks
 from pcseg_core.learning.finetune import FinetuneRecipe, finetune
 from pcseg_core.learning.module import TrainingModule
 from pcseg_core.learning.objectives.alignment import Alignment
@@ -237,6 +239,27 @@ def test_a_distillation_by_two_processes_resumes_when_one_was_killed(
     for mine, theirs in zip(*labels, strict=True):
         one, two = read_arrays(mine), read_arrays(theirs)
         assert mine.name == theirs.name and np.array_equal(one["label"], two["label"])
+
+
+def test_processes_that_start_again_do_not_meet_those_before() -> None:
+    store = torch.distributed.HashStore()
+
+    def start(late: int) -> list[str]:
+        def join(rank: int) -> None:
+            time.sleep(0.3 * (rank == late))
+            names[rank] = agreed_start(store, rank, 3)
+
+        names: dict[int, str] = {}
+        threads = [threading.Thread(target=join, args=(rank,)) for rank in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        return [names[rank] for rank in range(3)]
+
+    found = [start(late) for late in range(3)]
+    assert all(len(set(names)) == 1 for names in found)
+    assert len({names[0] for names in found}) == 3
 
 
 def test_processes_look_at_each_sweep_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

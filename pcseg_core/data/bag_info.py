@@ -14,7 +14,8 @@ from pydantic import Field
 from pcseg_core.cloud import PointCloud
 from pcseg_core.config import Section
 from pcseg_core.data.account import Entry, account, grouped
-from pcseg_core.data.bag import BagCamera, BagRecording
+from pcseg_core.data.bag import BagRecording
+from pcseg_core.data.bag_calibration import BagCamera
 from pcseg_core.data.bag_findings import (
     USUAL_RANGE_M,
     CameraReport,

@@ -29,8 +29,9 @@ from pcseg_core.evaluation.live import NodeSetup
 from pcseg_core.input_check import InputStatistics
 from pcseg_core.labels import WIRE_UNLABELED, from_wire
 from pcseg_core.online import replay
-from pcseg_core.online.pipeline import OUT_OF_RANGE, Pipeline, Sweep
+from pcseg_core.online.pipeline import Pipeline
 from pcseg_core.online.segmenter import Segmenter
+from pcseg_core.online.sweep import OUT_OF_RANGE, Sweep
 
 TOPIC = "/lidar/points"
 STRING = "std_msgs/msg/String"

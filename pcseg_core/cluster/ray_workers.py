@@ -147,8 +147,12 @@ def _facts(mark: str) -> tuple[dict[str, str], bool]:
 
 
 def _check_facts(ray: Any, reference: Any, address: str, out: Path) -> None:
+    gone = (ray.exceptions.TaskUnschedulableError, ray.exceptions.NodeDiedError)
     try:
         there, sees_mark = ray.get(reference)
+    except gone:
+        note(f"{address}: this machine has left the cluster and is not used")
+        return
     except Exception as error:  # such as a missing package, in the words of Ray
         told = [line for line in str(error).splitlines() if line.strip()][-1:]
         raise InputError(

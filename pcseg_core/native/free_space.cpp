@@ -57,6 +57,14 @@ PCSEG_WIDEST(find, find_cells,
              (const Block& b, const float* origin, int n, int32_t* cell, float* distance),
              (b, origin, n, cell, distance))
 
+PCSEG_INLINE void look_up(const int32_t* labels, const int32_t* table, uint32_t classes, int n,
+                          uint8_t* values) {
+  for (int i = 0; i < n; ++i) {
+    const uint32_t label = static_cast<uint32_t>(labels[i]);
+    values[i] = static_cast<uint8_t>(table[label < classes ? label : classes]);
+  }
+}
+
 struct ImageArgs {
   Points points;
   const uint8_t* chosen;  // (n) or null: others are left out
@@ -198,6 +206,11 @@ void Block::move(const float* T, int n) {
     z[i] = T[8] * px + T[9] * py + T[10] * pz + T[11];
   }
 }
+
+PCSEG_WIDEST(find_values, look_up,
+             (const int32_t* labels, const int32_t* table, uint32_t classes, int n,
+              uint8_t* values),
+             (labels, table, classes, n, values))
 
 bool points_ok(const Points& p) { return rows_ok(p.n) && (!p.n || p.xyz); }
 

@@ -49,6 +49,10 @@ struct Views {
 // Whether each point of a block was passed by the beams of one LiDAR.
 void passed(const Views&, const Block&, int n, uint8_t* found);
 
+// Value of the class of each of n points in a table (classes + 1), the last one for no class.
+void find_values(const int32_t* labels, const int32_t* table, uint32_t classes, int n,
+                 uint8_t* values);
+
 bool points_ok(const Points&);
 bool views_ok(const Views&);
 

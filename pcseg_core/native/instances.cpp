@@ -98,14 +98,17 @@ struct ClusterArgs {
 
 // Rows of the points whose class has a group; returns their number.
 int64_t select(const ClusterArgs& a) {
-  const uint32_t classes = a.classes;
-  std::vector<uint8_t> wanted(classes + 1, 0);
-  for (uint32_t k = 0; k < classes; ++k) wanted[k] = a.group[k] >= 0;
+  std::vector<int32_t> wanted(a.classes + 1, 0);
+  for (int32_t k = 0; k < a.classes; ++k) wanted[k] = a.group[k] >= 0;
   int64_t count = 0;
-  for (int64_t i = 0; i < a.points.n; ++i) {
-    const uint32_t label = static_cast<uint32_t>(a.labels[i]);
-    a.rows[count] = i;  // without a branch, which is hard to predict
-    count += wanted[label < classes ? label : classes];
+  for (int64_t first = 0; first < a.points.n; first += kBlock) {
+    uint8_t chosen[kBlock];
+    const int n = static_cast<int>(std::min<int64_t>(kBlock, a.points.n - first));
+    find_values(a.labels + first, wanted.data(), a.classes, n, chosen);
+    for (int i = 0; i < n; ++i) {
+      a.rows[count] = first + i;  // without a branch, which is hard to predict
+      count += chosen[i];
+    }
   }
   return count;
 }

@@ -178,20 +178,6 @@ void choose(const ChooseArgs& a, int threads) {
   });
 }
 
-// Value of each of n labels in a table of classes, and of -1 behind them.
-PCSEG_INLINE void look_up(const int32_t* labels, const int32_t* table, uint32_t classes, int n,
-                          uint8_t* values) {
-  for (int i = 0; i < n; ++i) {
-    const uint32_t label = static_cast<uint32_t>(labels[i]);
-    values[i] = static_cast<uint8_t>(table[label < classes ? label : classes]);
-  }
-}
-
-PCSEG_WIDEST(find_values, look_up,
-             (const int32_t* labels, const int32_t* table, uint32_t classes, int n,
-              uint8_t* values),
-             (labels, table, classes, n, values))
-
 // Bits of which the highest is set if one of n points of `count` values is not finite.
 uint32_t exponents_of(const char* point, int32_t count, int64_t step, int64_t n) {
   uint32_t seen = 0;
@@ -271,6 +257,22 @@ PCSEG_API int32_t pcseg_point_values(const int32_t* labels, const uint8_t* by_cl
       const int64_t first = task * kPoints;
       const int count = static_cast<int>(std::min(kPoints, n - first));
       find_values(labels + first, table.data(), classes, count, values + first);
+    });
+    return kDone;
+  });
+}
+
+// Confidence of each of n points from 0 to 255, rounded; 0 for those without a class.
+PCSEG_API int32_t pcseg_confidence_bytes(const float* confidence, const int32_t* labels,
+                                         uint8_t* values, int64_t n, int32_t threads) {
+  if (!rows_ok(n) || (n && (!confidence || !labels || !values))) return kBadArgument;
+  return guarded([&] {
+    brief_for(threads, (n + kPoints - 1) / kPoints, [=](int64_t task) {
+      const int64_t end = std::min(n, (task + 1) * kPoints);
+      for (int64_t i = task * kPoints; i < end; ++i) {
+        const int32_t value = static_cast<int32_t>(confidence[i] * 255.0f + 0.5f);
+        values[i] = static_cast<uint8_t>(labels[i] >= 0 ? value : 0);
+      }
     });
     return kDone;
   });

@@ -173,6 +173,22 @@ class GroupedArgs(ctypes.Structure):
     )
 
 
+class CostArgs(ctypes.Structure):
+    """Boxes of tracks and of things that may belong together."""
+
+    _fields_ = (
+        ("tracks", c_void_p),
+        ("things", c_void_p),
+        ("variance", c_void_p),
+        ("cost", c_void_p),
+        ("count", c_int64),
+        ("seen", c_int64),
+        ("excess_m", c_double),
+        ("most_excess", c_double),
+        ("middle_m", c_double),
+    )
+
+
 class GridArgs(ctypes.Structure):
     """What an occupancy grid is drawn from."""
 

@@ -2,8 +2,10 @@
 // Points in the order of the thing that they belong to, and what is measured of each thing.
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <vector>
 
+#include "free_space.h"
 #include "things.h"
 
 namespace pcseg {
@@ -65,6 +67,27 @@ bool grouped_ok(const GroupedArgs& a) {
 }  // namespace pcseg
 
 using namespace pcseg;
+
+// The points of some rows (n) in another frame, to moved (n, 3): by three rows of a rotation and a
+// shift.
+PCSEG_API int32_t pcseg_move_points(const Points* points, const int64_t* rows, int64_t n,
+                                    const double* pose, double* moved) {
+  if (!points || !points_ok(*points) || !rows_ok(n) || !pose) return kBadArgument;
+  if (n && (!rows || !moved)) return kBadArgument;
+  for (int64_t i = 0; i < n; ++i, moved += 3) {
+    if (rows[i] < 0 || rows[i] >= points->n) return kBadArgument;
+    const char* from = points->xyz + rows[i] * points->step;
+    float x, y, z;
+    std::memcpy(&x, from, sizeof(float));
+    std::memcpy(&y, from + points->axis_step, sizeof(float));
+    std::memcpy(&z, from + 2 * points->axis_step, sizeof(float));
+    for (int axis = 0; axis < 3; ++axis) {
+      const double* T = pose + 4 * axis;
+      moved[axis] = T[0] * x + T[1] * y + T[2] * z + T[3];
+    }
+  }
+  return kDone;
+}
 
 // See GroupArgs. The points of a thing stay in their order.
 PCSEG_API int32_t pcseg_group(const GroupArgs* args) {

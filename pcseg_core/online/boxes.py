@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pcseg_core.native.library import check, optional_library
-from pcseg_core.native.structures import GroupArgs, GroupedArgs
+from pcseg_core.native.structures import GroupArgs, GroupedArgs, Points
 
 Array = npt.NDArray[Any]
 Float32 = npt.NDArray[np.float32]
@@ -120,6 +120,18 @@ class Grouped:
         """For the native library."""
         addresses = (array.ctypes.data for array in (self.points, self.starts, self.counts))
         return GroupedArgs(*addresses, len(self.points), len(self.counts))
+
+
+def moved_points(xyz: Float32, rows: npt.NDArray[np.int64], pose: Float64) -> Float64:
+    """(M, 3) the points of some rows (M,) of a cloud (N, 3) in another frame, T_other_cloud."""
+    library = optional_library()
+    if library is None:
+        return xyz[rows].astype(np.float64) @ pose[:3, :3].T + pose[:3, 3]
+    points, moved = Points.of(xyz), np.empty((len(rows), 3))
+    T, rows = np.array(pose[:3], np.float64), np.ascontiguousarray(rows, np.int64)
+    addresses = rows.ctypes.data, len(rows), T.ctypes.data, moved.ctypes.data
+    check(library.pcseg_move_points(byref(points), *addresses))
+    return moved
 
 
 def fit_headings(things: Grouped) -> Float64:

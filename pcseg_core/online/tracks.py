@@ -14,7 +14,7 @@ from pcseg_core.cloud import PointCloud
 from pcseg_core.geometry import invert
 from pcseg_core.labels import LabelSpace
 from pcseg_core.online import track_filter as filter_
-from pcseg_core.online.boxes import Grouped, fit_headings
+from pcseg_core.online.boxes import Grouped, fit_headings, moved_points
 from pcseg_core.online.instances import cluster_instances, find_instances
 from pcseg_core.online.thing_parts import (
     GROUPS,
@@ -225,7 +225,7 @@ class _Things:
         clusters = find_instances(
             cloud.xyz, labels, group_of, cell_m=rules.cell_m, min_points=rules.min_points
         )
-        points = cloud.xyz[clusters.rows].astype(np.float64) @ pose[:3, :3].T + pose[:3, 3]
+        points = moved_points(cloud.xyz, clusters.rows, pose)
         grouped, order = Grouped.of(points, clusters.ids.astype(np.int64) - 1)
         rows = clusters.rows[order]
         own = labels[rows]

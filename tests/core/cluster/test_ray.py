@@ -208,10 +208,10 @@ def test_storage_that_is_unavailable_for_a_while_costs_no_recording(
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 64 kB."""
+    """A disk of 8 kB."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    mount = ("mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk))
+    mount = ("mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", str(disk))
     if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("a small disk cannot be mounted here")
     yield disk

@@ -26,9 +26,12 @@ from pcseg_core.online import (
     free_space,
     grid,
     instances,
+    label_images,
     moving,
     output_clouds,
     row_reductions,
+    thing_parts,
+    track_filter,
 )
 from pcseg_core.online.free_space import Beams, FreeSpace
 from pcseg_core.online.pipeline import LabeledSweep
@@ -39,7 +42,8 @@ pytestmark = pytest.mark.skipif(
 )
 properties = settings(max_examples=25, deadline=None)
 MODULES = (
-    *(boxes, cloud_records, free_space, grid, instances, moving, output_clouds, row_reductions),
+    *(boxes, cloud_records, free_space, grid, instances, label_images, moving, output_clouds),
+    *(row_reductions, thing_parts, track_filter),
 )
 SPACE = LabelSpace.load("street")
 SEEDS = st.integers(0, 9999)
@@ -120,7 +124,8 @@ def test_taken_records_are_the_chosen_ones(seed: int, count: int, step: int, sha
     rng = np.random.default_rng(seed)
     records = rng.integers(0, 256, (count, step), np.uint8)
     chosen = rng.random(2 * count)[::2] < share
-    native, expected = both(lambda: cloud_records.take(records, chosen))
+    taken = int(np.count_nonzero(chosen))
+    native, expected = both(lambda: cloud_records.take(records, chosen, taken))
     assert native == expected and native.tobytes() == records[chosen].tobytes()
 
 
@@ -246,6 +251,39 @@ def test_points_by_thing(seed: int, count: int, things: int, strided: bool) -> N
 
 
 @properties
+@given(SEEDS, st.integers(0, 9), st.integers(0, 9), st.integers(0, 30))
+def test_distances_of_boxes(seed: int, count: int, others: int, points: int) -> None:
+    rng = np.random.default_rng(seed)
+    tracks, things = (np.zeros(n, track_filter.STATE) for n in (count, others))
+    for some in (tracks, things):
+        some["position"] = rng.normal(size=(len(some), 2)) * 2 + 1e4
+        some["yaw"] = rng.choice([0.0, 0.3, 1.3, np.pi / 2, 3.0, -2.0], len(some))
+        some["size"] = rng.uniform(0, 5, (len(some), 3))
+    tracks["variance"][:, 0] = rng.uniform(0, 1, count)
+    boxes_, seen = track_filter.boxes_of(tracks), track_filter.boxes_of(things)
+    places = rng.normal(size=(points, 3)) * 3 + 1e4
+
+    def compute() -> list[np.ndarray]:
+        outside = boxes_.outside(places), boxes_.outside(places[::-1, :2])
+        return [*outside, *track_filter.apart(boxes_, seen), track_filter._distance(tracks, seen)]
+
+    for native, expected in zip(*both(compute), strict=True):
+        assert native.shape == expected.shape
+        np.testing.assert_allclose(native, expected, rtol=1e-9, atol=1e-9)
+
+
+@properties
+@given(SEEDS, st.integers(0, 300), st.integers(0, 40))
+def test_points_of_some_rows_in_another_frame(seed: int, count: int, chosen: int) -> None:
+    rng = np.random.default_rng(seed)
+    points = rng.normal(size=(count + 1, 5)).astype(np.float32)[:, 1:4]
+    pose = from_euler(0.1, -0.2, rng.uniform(-3, 3), rng.normal(size=3) * 1e5)
+    rows = rng.integers(0, count + 1, chosen)
+    native, expected = both(lambda: boxes.moved_points(points, rows, pose))
+    np.testing.assert_allclose(native, expected, rtol=0, atol=1e-9)
+
+
+@properties
 @given(SEEDS, st.integers(0, 300), st.integers(1, 70))
 def test_values_by_class(seed: int, count: int, classes: int) -> None:
     rng = np.random.default_rng(seed)
@@ -254,6 +292,19 @@ def test_values_by_class(seed: int, count: int, classes: int) -> None:
     native, expected = both(lambda: instances.point_values(labels, by_class))
     np.testing.assert_array_equal(native, expected)
     np.testing.assert_array_equal(native, by_class[labels])
+
+
+@properties
+@given(SEEDS, st.integers(0, 700))
+def test_confidence_images(seed: int, count: int) -> None:
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(-1, len(SPACE), count).astype(rng.choice([np.int32, np.int64]))
+    confidence = rng.random(count).astype(np.float32)
+    confidence[rng.random(count) < 0.3] = 1.0
+    labeled = LabeledSweep(PointCloud(np.zeros((count, 3), np.float32)), labels, confidence, SPACE)
+    native, expected = both(lambda: label_images.confidence_image(labeled, 1, count))
+    assert native.dtype == expected.dtype == np.uint8
+    np.testing.assert_array_equal(native, expected)
 
 
 @properties
@@ -342,7 +393,8 @@ def test_many_points_on_any_number_of_threads(workers: int) -> None:
         free = FreeSpace(points.T)
         encoded = output_clouds.append_labels(message, labeled, output_clouds.ExtraFields())
         chosen = output_clouds.choose_points(rules, "near", labeled)
-        taken = cloud_records.take(encoded.data.reshape(len(points), -1), chosen)
+        records = encoded.data.reshape(len(points), -1)
+        taken = cloud_records.take(records, chosen, int(chosen.sum()))
         drawn = grid.draw_grid(evidence, points.T, np.eye(4), costs, grid.GridConfig())
         passed, entropy = free.passed(points.T * 0.5, 0.4), row_reductions.entropy(likely)
         values = instances.point_values(labels, np.arange(len(SPACE) + 1, dtype=np.uint8))

@@ -7,8 +7,8 @@ Stages of every sweep: `deserialize` (bytes from DDS to a message), `read` (mess
 `encode` (labels and confidence to a message) and `publish` (message to DDS, with a subscriber in
 this process). Then the outputs that are computed on request, each by itself, without publishing;
 `at once` is the most that one node has: the profile autoware, two named clouds, both images, what
-moves (a twentieth of the points are things), the tracks of 40 vehicles that these points make up,
-with their states and markers, and the grid at 2 Hz for sweeps at 10 Hz.
+moves, the tracks of 40 vehicles (a twentieth of the points, half of them drive) with their states
+and markers, and the grid at 2 Hz for sweeps at 10 Hz.
 With `--threads 1` judge by the CPU time, which other work on the machine disturbs least. With more,
 further threads do a part of the work, whose time and whose awaiting are not in the CPU time of the
 thread that publishes: judge by the wall time on an idle machine.
@@ -33,7 +33,7 @@ import numpy as np
 import torch
 
 from benchmarks.sweeps import load_sweep
-from pcseg_core.cloud import encode_cloud
+from pcseg_core.cloud import PointCloud, encode_cloud
 from pcseg_core.files import write_atomic
 from pcseg_core.labels import LabelSpace
 from pcseg_core.online.class_maps import autoware_ids
@@ -169,21 +169,23 @@ def outputs_of(message: Any, labeled: LabeledSweep) -> dict[str, Callable[[], An
         drawn = draw_grid(newest, newest.points, np.eye(4), costs, config)
         grid_message(drawn, header.stamp, "map")
 
+    roads, vehicles = space.index("road"), space.index("vehicle")
+    labels = np.where(np.arange(width) % 20, roads, vehicles).astype(np.int32)
+    rows = np.flatnonzero(labels == vehicles)
+    scenes = [traffic(labeled.cloud.xyz, rows, number) for number in range(20)]
+    result = replace(labeled, labels=labels, pose=np.eye(4))
     things, drive = MovingThings(), itertools.count(1)
-    labels = np.where(np.arange(width) % 20, space.index("road"), space.index("vehicle"))
+
+    def street(number: int) -> PointCloud:
+        return replace(labeled.cloud, xyz=scenes[number % 20], stamp_ns=number * 100_000_000)
 
     def move() -> None:
-        cloud = replace(labeled.cloud, stamp_ns=next(drive) * 100_000_000)
-        things.update(cloud, labels, space, np.eye(4))
+        things.update(street(next(drive)), labels, space, np.eye(4))
 
-    tracker, draw_tracks, street = Tracker(), TrackMarkers(), itertools.count(1)
-    vehicles = np.flatnonzero(labels == space.index("vehicle"))
-    result = replace(labeled, labels=labels, pose=np.eye(4))
-    scenes = [traffic(labeled.cloud.xyz, vehicles, number) for number in range(20)]
+    tracker, draw_tracks, followed = Tracker(), TrackMarkers(), itertools.count(1)
 
     def track() -> None:
-        number = next(street)
-        cloud = replace(labeled.cloud, xyz=scenes[number % 20], stamp_ns=number * 100_000_000)
+        cloud = street(next(followed))
         result.tracked = tracker.update(cloud, labels, space, np.eye(4), TrackRules())
         states(header, result.tracked.tracks, space, confidence_of(result))
 

@@ -63,14 +63,17 @@ def _plain(values: Array) -> Array:
     return values if plain else np.ascontiguousarray(values)
 
 
-def take(records: npt.NDArray[np.uint8], chosen: npt.NDArray[np.bool_]) -> array.array[int]:
+def take(
+    records: npt.NDArray[np.uint8], chosen: npt.NDArray[np.bool_], count: int
+) -> array.array[int]:
     """The bytes of the chosen records.
 
     Args:
         records: (N, step), C-contiguous.
         chosen: (N,).
+        count: number of those that are chosen.
     """
-    count, step = int(np.count_nonzero(chosen)), records.shape[1]
+    step = records.shape[1]
     library = optional_library()
     if library is None:
         taken = array.array("B")

@@ -109,11 +109,12 @@ def filtered_message(msg: PointCloud2, chosen: npt.NDArray[np.bool_]) -> PointCl
     rows = np.frombuffer(msg.data, np.uint8)[: msg.height * msg.row_step]
     points = rows.reshape(msg.height, msg.row_step)[:, : msg.width * msg.point_step]
     whole = np.ascontiguousarray(points).reshape(len(chosen), msg.point_step)
-    kept = cloud_records.take(whole, chosen)
+    count = int(np.count_nonzero(chosen))
+    kept = cloud_records.take(whole, chosen, count)
     filtered = PointCloud2(
         header=msg.header,
         height=1,
-        width=int(np.count_nonzero(chosen)),
+        width=count,
         fields=msg.fields,
         is_bigendian=msg.is_bigendian,
         point_step=msg.point_step,

@@ -83,15 +83,19 @@ class TrackOutputs:
 def confidence_of(labeled: LabeledSweep) -> dict[int, float]:
     """Mean confidence of the points of each track that is seen."""
     assert labeled.tracked is not None
-    known = np.sort(np.array([track.id for track in labeled.tracked.tracks], np.uint32))
-    rows = np.flatnonzero(labeled.tracked.instances != 0)
-    ids = labeled.tracked.instances[rows]
-    number = np.searchsorted(known, ids)
-    reported = number < len(known)
-    reported[reported] = known[number[reported]] == ids[reported]
-    number, confidence = number[reported], labeled.confidence[rows[reported]]
-    counts = np.bincount(number, minlength=len(known))
-    total = np.bincount(number, confidence, len(known))
+    known = np.sort(np.array([track.id for track in labeled.tracked.tracks], np.int64))
+    if not len(known):
+        return {}
+    instances = labeled.tracked.instances
+    rows = np.flatnonzero(instances != 0)
+    # The number of each id among those known, and of others behind them.
+    number = np.full(known[-1] - known[0] + 2, len(known))
+    number[known - known[0]] = np.arange(len(known))
+    at = instances[rows].astype(np.int64) - known[0]
+    at[(at < 0) | (at >= len(number))] = -1
+    of_row = number[at]
+    counts = np.bincount(of_row, minlength=len(known) + 1)[:-1]
+    total = np.bincount(of_row, labeled.confidence[rows], len(known) + 1)[:-1]
     seen = counts > 0
     return dict(zip(known[seen].tolist(), (total[seen] / counts[seen]).tolist()))
 
@@ -183,6 +187,8 @@ class _Drawn:
     def __init__(self) -> None:
         from visualization_msgs.msg import Marker
 
+        self._shown: tuple[int, int, bool] | None = None
+        self._space: LabelSpace | None = None
         self._corners = [Point() for _ in _CORNERS]
         self._ends = [Point(), Point()]
         self.outline = Marker(ns="outline", type=Marker.LINE_STRIP)
@@ -196,15 +202,22 @@ class _Drawn:
     def move(self, corners: Places, top: Places, ends: Places) -> None:
         """Set the corners of the outline, the place of the text, and the ends of the arrow."""
         points = (*self._corners, self.text.pose.position, *self._ends)
+        # Past the setters, which check each value: that takes longer than all else of markers.
         for point, (x, y, z) in zip(points, (*corners, *top, *ends)):
-            point.x, point.y, point.z = x, y, z
+            point._x, point._y, point._z = x, y, z
 
     def name(self, header: Header, track: Track, space: LabelSpace) -> None:
-        """Set the id, the text and the color."""
+        """Set the id, the text and the color, where they change, and the header."""
+        for marker in (self.outline, self.text, self.arrow):
+            marker.header = header
+        shown = track.id, track.label, track.seen
+        if shown == self._shown and space is self._space:
+            return
+        self._shown, self._space = shown, space
         red, green, blue = (value / 255 for value in space.classes[track.label].color)
         color = ColorRGBA(r=red, g=green, b=blue, a=1.0 if track.seen else _FAINT)
         for marker in (self.outline, self.text, self.arrow):
-            marker.header, marker.id, marker.color = header, track.id & 0x7FFFFFFF, color
+            marker.id, marker.color = track.id & 0x7FFFFFFF, color
         self.text.text = f"{space.names[track.label]} {track.id}"
 
 

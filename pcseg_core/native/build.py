@@ -31,6 +31,7 @@ _AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")
 _BF16 = (*_AVX512, "-mavx512vnni", "-mavx512bf16")
 _PLAIN_MATH = ("-fno-math-errno", "-fno-trapping-math")  # loops with roots and choices are vectors
 FILE_FLAGS = {
+    "entropy.cpp": _PLAIN_MATH,
     "free_space.cpp": _PLAIN_MATH,
     "grid.cpp": _PLAIN_MATH,
     "records.cpp": _PLAIN_MATH,

@@ -7,10 +7,10 @@
 #include <cstring>
 #include <limits>
 
+#include "widest.h"
+
 namespace pcseg {
 namespace {
-
-#define PCSEG_INLINE inline __attribute__((always_inline))
 
 constexpr int64_t kPoints = 16384;  // of one task
 constexpr float kPi = 3.14159265f, kSlope = 0.7f;  // as _SLOPE
@@ -53,38 +53,16 @@ PCSEG_INLINE void find_cells(const Block& b, const float* origin, int n, int32_t
   }
 }
 
-using Find = void(const Block&, const float*, int, int32_t*, float*);
+PCSEG_WIDEST(find, find_cells,
+             (const Block& b, const float* origin, int n, int32_t* cell, float* distance),
+             (b, origin, n, cell, distance))
 
-void find_generic(const Block& b, const float* origin, int n, int32_t* cell, float* distance) {
-  find_cells(b, origin, n, cell, distance);
-}
-#if defined(__x86_64__)
-__attribute__((target("avx2,fma"))) void find_avx2(const Block& b, const float* origin, int n,
-                                                   int32_t* cell, float* distance) {
-  find_cells(b, origin, n, cell, distance);
-}
-__attribute__((target("avx512f,avx512dq,avx512vl"))) void find_avx512(const Block& b,
-                                                                      const float* origin, int n,
-                                                                      int32_t* cell,
-                                                                      float* distance) {
-  find_cells(b, origin, n, cell, distance);
-}
-#endif
-
-Find* widest() {
-#if defined(__x86_64__)
-  __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512vl"))
-    return find_avx512;
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return find_avx2;
-#endif
-  return find_generic;
-}
-
-Find* find() {
-  static Find* const chosen = widest();
-  return chosen;
+PCSEG_INLINE void look_up(const int32_t* labels, const int32_t* table, uint32_t classes, int n,
+                          uint8_t* values) {
+  for (int i = 0; i < n; ++i) {
+    const uint32_t label = static_cast<uint32_t>(labels[i]);
+    values[i] = static_cast<uint8_t>(table[label < classes ? label : classes]);
+  }
 }
 
 struct ImageArgs {
@@ -95,24 +73,37 @@ struct ImageArgs {
   int32_t farthest;       // instead of the nearest return
 };
 
-// Minimum over the 3 x 3 cells around each; columns wrap around.
-void erode(float* from, float* to) {
+// Minimum of each cell of a row and those beside it; columns wrap around.
+PCSEG_INLINE void widen(const float* row, float* wide) {
   constexpr int C = kViewColumns;
-  for (int r = 0; r < kViewRows; ++r) {
-    float* row = from + r * C;
-    float* wide = to + r * C;
-    wide[0] = std::min(std::min(row[C - 1], row[0]), row[1]);
-    for (int c = 1; c < C - 1; ++c) wide[c] = std::min(std::min(row[c - 1], row[c]), row[c + 1]);
-    wide[C - 1] = std::min(std::min(row[C - 2], row[C - 1]), row[0]);
+  wide[0] = std::min(std::min(row[C - 1], row[0]), row[1]);
+  for (int c = 1; c < C - 1; ++c) wide[c] = std::min(std::min(row[c - 1], row[c]), row[c + 1]);
+  wide[C - 1] = std::min(std::min(row[C - 2], row[C - 1]), row[0]);
+}
+
+// Minimum over the 3 x 3 cells around each.
+PCSEG_INLINE void find_least(const float* from, float* to) {
+  constexpr int C = kViewColumns, R = kViewRows;
+  float wide[3][C];
+  widen(from, wide[0]);
+  for (int r = 0; r < R; ++r) {
+    if (r + 1 < R) widen(from + (r + 1) * C, wide[(r + 1) % 3]);
+    const float* above = wide[(r ? r - 1 : r) % 3];
+    const float* row = wide[r % 3];
+    const float* below = wide[(r + 1 < R ? r + 1 : r) % 3];
+    for (int c = 0; c < C; ++c) to[r * C + c] = std::min(std::min(above[c], row[c]), below[c]);
   }
-  std::memcpy(from, to, kCells * sizeof(float));
-  for (int r = 0; r < kViewRows; ++r) {
-    const float* row = from + r * C;
-    const float* above = r ? row - C : row;
-    const float* below = r < kViewRows - 1 ? row + C : row;
-    for (int c = 0; c < C; ++c)
-      to[r * C + c] = std::min(std::min(above[c], row[c]), below[c]);
+}
+
+PCSEG_WIDEST(erode, find_least, (const float* from, float* to), (from, to))
+
+// NaN for the distance of points that are no returns, or not chosen.
+void leave_out(const Block& b, const uint8_t* chosen, int n, float* distance) {
+  for (int i = 0; i < n; ++i) {
+    const bool is_return = (b.x[i] != 0) | (b.y[i] != 0) | (b.z[i] != 0);
+    distance[i] = is_return ? distance[i] : kNan;
   }
+  for (int i = 0; chosen && i < n; ++i) distance[i] = chosen[i] ? distance[i] : kNan;
 }
 
 void draw(const ImageArgs& a, int threads) {
@@ -127,11 +118,8 @@ void draw(const ImageArgs& a, int threads) {
     for (int64_t i = task * kPoints; i < end; i += kBlock) {
       const int m = static_cast<int>(std::min<int64_t>(kBlock, end - i));
       block.load(a.points, i, m);
-      find()(block, a.origin, m, cell + i, distance + i);
-      for (int k = 0; k < m; ++k) {
-        const bool is_return = (block.x[k] != 0) | (block.y[k] != 0) | (block.z[k] != 0);
-        if (!is_return || (a.chosen && !a.chosen[i + k])) distance[i + k] = kNan;
-      }
+      find(block, a.origin, m, cell + i, distance + i);
+      leave_out(block, a.chosen ? a.chosen + i : nullptr, m, distance + i);
     }
   });
   std::fill_n(nearest, kCells, kFar);
@@ -147,9 +135,40 @@ void draw(const ImageArgs& a, int threads) {
 
 }  // namespace
 
+namespace {
+
+using Four = float __attribute__((vector_size(16)));
+using Lanes = int32_t __attribute__((vector_size(16)));
+
+Four four_at(const char* from) {
+  Four found;
+  std::memcpy(&found, from, sizeof(found));
+  return found;
+}
+
+// Coordinates of four points that follow each other. Reads one value behind the last of them.
+void load_four(const char* from, int64_t step, float* x, float* y, float* z) {
+  const Four a = four_at(from), b = four_at(from + step);
+  const Four c = four_at(from + 2 * step), d = four_at(from + 3 * step);
+  const Four ab = __builtin_shuffle(a, b, Lanes{0, 4, 1, 5});  // x, x, y, y
+  const Four cd = __builtin_shuffle(c, d, Lanes{0, 4, 1, 5});
+  const Four xs = __builtin_shuffle(ab, cd, Lanes{0, 1, 4, 5});
+  const Four ys = __builtin_shuffle(ab, cd, Lanes{2, 3, 6, 7});
+  const Four zs = Four{a[2], b[2], c[2], d[2]};
+  std::memcpy(x, &xs, sizeof(xs));
+  std::memcpy(y, &ys, sizeof(ys));
+  std::memcpy(z, &zs, sizeof(zs));
+}
+
+}  // namespace
+
 void Block::load(const Points& p, int64_t first, int n) {
   const char* from = p.xyz + first * p.step;
-  for (int i = 0; i < n; ++i, from += p.step) {
+  int i = 0;
+  if (p.axis_step == sizeof(float) && p.step >= static_cast<int64_t>(sizeof(float)))
+    for (; i + 4 <= n && first + i + 4 < p.n; i += 4, from += 4 * p.step)
+      load_four(from, p.step, x + i, y + i, z + i);
+  for (; i < n; ++i, from += p.step) {
     std::memcpy(x + i, from, sizeof(float));
     std::memcpy(y + i, from + p.axis_step, sizeof(float));
     std::memcpy(z + i, from + 2 * p.axis_step, sizeof(float));
@@ -161,7 +180,7 @@ void passed(const Views& v, const Block& block, int n, uint8_t* found) {
   float distance[kBlock];
   std::memset(found, 0, n);
   for (const View* view = v.views; view < v.views + v.count; ++view) {
-    find()(block, view->origin, n, cell, distance);
+    find(block, view->origin, n, cell, distance);
     for (int i = 0; i < n; ++i) {
       const float reach = view->reach[cell[i]], beyond = distance[i] + v.margin_m;
       bool free = beyond < reach && reach < kFar;
@@ -172,6 +191,26 @@ void passed(const Views& v, const Block& block, int n, uint8_t* found) {
     }
   }
 }
+
+// Beams of a sweep, and the pose of other points in its frame.
+struct Seen {
+  Views free;
+  float pose[12];  // three rows of a rotation and a shift
+};
+
+void Block::move(const float* T, int n) {
+  for (int i = 0; i < n; ++i) {
+    const float px = x[i], py = y[i], pz = z[i];
+    x[i] = T[0] * px + T[1] * py + T[2] * pz + T[3];
+    y[i] = T[4] * px + T[5] * py + T[6] * pz + T[7];
+    z[i] = T[8] * px + T[9] * py + T[10] * pz + T[11];
+  }
+}
+
+PCSEG_WIDEST(find_values, look_up,
+             (const int32_t* labels, const int32_t* table, uint32_t classes, int n,
+              uint8_t* values),
+             (labels, table, classes, n, values))
 
 bool points_ok(const Points& p) { return rows_ok(p.n) && (!p.n || p.xyz); }
 
@@ -191,6 +230,31 @@ PCSEG_API int32_t pcseg_range_image(const ImageArgs* args, int32_t threads) {
   if (!args || !points_ok(args->points) || !args->image) return kBadArgument;
   return guarded([&] {
     draw(*args, threads);
+    return kDone;
+  });
+}
+
+// By the beams of how many sweeps each point was passed, to counts (n).
+PCSEG_API int32_t pcseg_times_passed(const Seen* sweeps, int32_t count, const Points* points,
+                                     int32_t* counts) {
+  if (count < 0 || (count && !sweeps) || !points || !points_ok(*points)) return kBadArgument;
+  if (points->n && !counts) return kBadArgument;
+  for (int32_t k = 0; k < count; ++k)
+    if (!views_ok(sweeps[k].free)) return kBadArgument;
+  return guarded([&] {
+    Block block, moved;
+    uint8_t found[kBlock];
+    for (int64_t i = 0; i < points->n; i += kBlock) {
+      const int n = static_cast<int>(std::min<int64_t>(kBlock, points->n - i));
+      block.load(*points, i, n);
+      std::fill_n(counts + i, n, 0);
+      for (const Seen* seen = sweeps; seen < sweeps + count; ++seen) {
+        moved = block;
+        moved.move(seen->pose, n);
+        passed(seen->free, moved, n, found);
+        for (int k = 0; k < n; ++k) counts[i + k] += found[k];
+      }
+    }
     return kDone;
   });
 }

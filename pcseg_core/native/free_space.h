@@ -30,6 +30,7 @@ struct Block {
   float x[kBlock], y[kBlock], z[kBlock];
 
   void load(const Points&, int64_t first, int n);
+  void move(const float* pose, int n);  // three rows of a rotation and a shift
 };
 
 // Images (kViewRows, kViewColumns) of one LiDAR: distance on the ground of the last returns, and
@@ -47,6 +48,10 @@ struct Views {
 
 // Whether each point of a block was passed by the beams of one LiDAR.
 void passed(const Views&, const Block&, int n, uint8_t* found);
+
+// Value of the class of each of n points in a table (classes + 1), the last one for no class.
+void find_values(const int32_t* labels, const int32_t* table, uint32_t classes, int n,
+                 uint8_t* values);
 
 bool points_ok(const Points&);
 bool views_ok(const Views&);

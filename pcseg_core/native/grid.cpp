@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <memory>
 #include <vector>
 
 #include "free_space.h"
@@ -31,6 +32,21 @@ struct GridArgs {
   float max_height_m;     // above the sensor: higher points do not count
   float clearance_m;      // above the ground: beams that pass there make it free
   int32_t side, classes;
+};
+
+// The costs that there are, highest first, and the position of each among them.
+struct Levels {
+  int8_t cost[128];
+  uint8_t at[128];
+  int count = 0;
+
+  explicit Levels(const GridArgs& a) {
+    bool there[128] = {};
+    for (int32_t k = 0; k <= a.classes; ++k)
+      if (a.costs[k] != kUnknown) there[a.costs[k]] = true;
+    for (int c = 127; c >= 0; --c)
+      if (there[c]) cost[at[c] = static_cast<uint8_t>(count)] = static_cast<int8_t>(c), ++count;
+  }
 };
 
 // Where a point of the evidence is.
@@ -76,70 +92,77 @@ void place_block(const GridArgs& a, int64_t first, int n, Place* places) {
   for (int k = 0; k < count; ++k) places[which[k]].passed = gone[k] != 0;
 }
 
-// Evidence of the cells, in the order of the points.
-struct Sorted {
-  std::vector<int32_t> begin;  // of each cell, and the end
-  std::vector<Place> places;
+// Evidence of the cells that have some, summed in the order of the points.
+class Cells {
+ public:
+  Cells(const Levels& levels, int64_t cells)
+      : levels_(levels), width_(kShares + levels.count), row_(cells, -1) {}
 
-  Sorted(const std::vector<Place>& all, int64_t cells) : begin(cells + 1, 0) {
-    for (const Place& place : all)
-      if (place.cell >= 0) ++begin[place.cell + 1];
-    for (int64_t c = 0; c < cells; ++c) begin[c + 1] += begin[c];
-    places.resize(begin[cells]);
-    std::vector<int32_t> next(begin.begin(), begin.end() - 1);
-    for (const Place& place : all)
-      if (place.cell >= 0) places[next[place.cell]++] = place;
-  }
-};
-
-// The costs that there are, highest first, and the position of each among them.
-struct Levels {
-  int8_t cost[128];
-  uint8_t at[128];
-  int count = 0;
-
-  explicit Levels(const GridArgs& a) {
-    bool there[128] = {};
-    for (int32_t k = 0; k <= a.classes; ++k)
-      if (a.costs[k] != kUnknown) there[a.costs[k]] = true;
-    for (int c = 127; c >= 0; --c)
-      if (there[c]) cost[at[c] = static_cast<uint8_t>(count)] = static_cast<int8_t>(c), ++count;
-  }
-};
-
-// Cost of one cell that has evidence, and mean height of its ground, NaN without.
-void judge(const GridArgs& a, const Levels& levels, const Place* begin, const Place* end,
-           int8_t* found, float* ground) {
-  double through = 0, suspects = 0, low = 0;
-  double shares[128];  // of each level
-  std::fill_n(shares, levels.count, 0.0);
-  int64_t lows = 0;
-  for (const Place* place = begin; place < end; ++place) {
-    if (place->cost < kOccupied) continue;
-    suspects += place->weight;
-    through += place->passed ? place->weight : 0.0f;
-  }
-  // Beams cannot pass the foot of what has moved on: they see the ground right behind it.
-  const bool mostly = through > 0.5 * suspects;
-  for (const Place* place = begin; place < end; ++place) {
-    if (place->cost < kOccupied) {
-      low += place->height;
-      ++lows;
-    } else if (place->passed || (mostly && place->weight < 1)) {
-      continue;
+  // Beams cannot pass the foot of what has moved on: they see the ground right behind it. Old
+  // evidence therefore counts only if its cell was not mostly seen through.
+  void add(const Place* places, int64_t n) {
+    bool old = false;
+    for (const Place* place = places; place < places + n; ++place) {
+      if (place->cell < 0) continue;
+      double* sums = at(place->cell);
+      if (place->cost < kOccupied) {
+        sums[kLow] += place->height;
+        ++sums[kLows];
+        sums[share_of(*place)] += place->weight;
+        continue;
+      }
+      sums[kSuspects] += place->weight;
+      if (place->passed)
+        sums[kThrough] += place->weight;
+      else if (place->weight < 1)
+        old = true;
+      else
+        sums[share_of(*place)] += place->weight;
     }
-    shares[levels.at[place->cost]] += place->weight;
+    for (const Place* place = places; old && place < places + n; ++place)
+      if (place->cell >= 0 && place->cost >= kOccupied && !place->passed && place->weight < 1) {
+        double* sums = at(place->cell);
+        if (!(sums[kThrough] > 0.5 * sums[kSuspects])) sums[share_of(*place)] += place->weight;
+      }
   }
-  double total = 0, higher = 0;
-  for (int k = 0; k < levels.count; ++k) total += shares[k];
-  const double least = std::max(a.min_share * total, std::numeric_limits<double>::min());
-  *found = kUnknown;
-  for (int k = 0; k < levels.count && *found == kUnknown; ++k) {
-    higher += shares[k];
-    if (higher >= least) *found = levels.cost[k];
+
+  // Cost of a cell, and mean height of its ground, NaN without.
+  void judge(int64_t cell, double min_share, int8_t* found, float* ground) const {
+    *found = kUnknown;
+    *ground = kNan;
+    if (row_[cell] < 0) return;
+    const double* sums = sums_.data() + int64_t{row_[cell]} * width_;
+    if (sums[kLows] > 0) *ground = static_cast<float>(sums[kLow] / sums[kLows]);
+    double total = 0, higher = 0;
+    for (int k = 0; k < levels_.count; ++k) total += sums[kShares + k];
+    const double least = std::max(min_share * total, std::numeric_limits<double>::min());
+    for (int k = 0; k < levels_.count && *found == kUnknown; ++k) {
+      higher += sums[kShares + k];
+      if (higher >= least) *found = levels_.cost[k];
+    }
   }
-  *ground = lows ? static_cast<float>(low / static_cast<double>(lows)) : kNan;
-}
+
+ private:
+  // Heights and number of the ground; weight of what is costly, and of its part that was passed;
+  // then the weight of each level.
+  enum { kLow, kLows, kSuspects, kThrough, kShares };
+
+  double* at(int32_t cell) {
+    if (row_[cell] < 0) {
+      row_[cell] = count_++;
+      sums_.resize(int64_t{count_} * width_);
+    }
+    return sums_.data() + int64_t{row_[cell]} * width_;
+  }
+
+  int share_of(const Place& place) const { return kShares + levels_.at[place.cost]; }
+
+  const Levels& levels_;
+  int width_;
+  int32_t count_ = 0;
+  std::vector<int32_t> row_;  // of each cell; -1: no evidence
+  std::vector<double> sums_;
+};
 
 // Known values spread to unknown ones (NaN) of a square: that of the nearest, by whole cells.
 // Felzenszwalb and Huttenlocher, "Distance Transforms of Sampled Functions", 2012.
@@ -217,27 +240,17 @@ void find_free(const GridArgs& a, const float* ground, int threads) {
 
 void draw(const GridArgs& a, int threads) {
   const int64_t n = a.points.n, cells = int64_t{a.side} * a.side;
-  std::vector<Place> places(n);
+  const std::unique_ptr<Place[]> places(new Place[n]);
   brief_for(threads, (n + kPoints - 1) / kPoints, [&](int64_t task) {
     const int64_t end = std::min(n, (task + 1) * kPoints);
     for (int64_t i = task * kPoints; i < end; i += kBlock)
-      place_block(a, i, static_cast<int>(std::min<int64_t>(kBlock, end - i)), places.data() + i);
+      place_block(a, i, static_cast<int>(std::min<int64_t>(kBlock, end - i)), places.get() + i);
   });
-  const Sorted sorted(places, cells);
   const Levels levels(a);
+  Cells evidence(levels, cells);
+  evidence.add(places.get(), n);
   std::vector<float> ground(cells);
-  brief_for(threads, a.side, [&](int64_t row) {
-    for (int64_t c = row * a.side; c < (row + 1) * a.side; ++c) {
-      const Place* place = sorted.places.data();
-      if (sorted.begin[c] == sorted.begin[c + 1]) {
-        a.found[c] = kUnknown;
-        ground[c] = kNan;
-      } else {
-        judge(a, levels, place + sorted.begin[c], place + sorted.begin[c + 1], a.found + c,
-              &ground[c]);
-      }
-    }
-  });
+  for (int64_t c = 0; c < cells; ++c) evidence.judge(c, a.min_share, a.found + c, &ground[c]);
   *a.below = kNan;
   if (std::all_of(ground.begin(), ground.end(), [](float v) { return std::isnan(v); })) return;
   spread_nearest(ground.data(), a.side, threads);

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "native.h"
+#include "things.h"
 
 namespace pcseg {
 namespace {
@@ -75,21 +75,16 @@ float closeness(const Few& few, double yaw, float nearest) {
 
 // Heading (things) of the rectangle around each thing [rad]: of `coarse` headings from 0 to a right
 // angle, and then of `fine` ones around the best of them, the one with the highest closeness.
-// points (n, 3) lie in the order of the things, which begin at `starts` and have `counts` points.
-PCSEG_API int32_t pcseg_fit_headings(const double* points, int64_t n, const int64_t* starts,
-                                     const int64_t* counts, int64_t things, int32_t most,
-                                     int32_t coarse, int32_t fine, float nearest, double* yaws) {
+PCSEG_API int32_t pcseg_fit_headings(const pcseg::GroupedArgs* args, int32_t most, int32_t coarse,
+                                     int32_t fine, float nearest, double* yaws) {
   using namespace pcseg;
-  if (!rows_ok(n) || !rows_ok(things) || most < 1 || most > kMostPoints || coarse < 1 || fine < 2 ||
-      !(nearest > 0))
+  if (!args || !grouped_ok(*args) || most < 1 || most > kMostPoints || coarse < 1 || fine < 2 ||
+      !(nearest > 0) || (args->things && !yaws))
     return kBadArgument;
-  if (things && (!points || !starts || !counts || !yaws)) return kBadArgument;
   const double step = std::acos(0.0) / coarse;
   Few few;
-  for (int64_t thing = 0; thing < things; ++thing) {
-    if (counts[thing] < 1 || starts[thing] < 0 || starts[thing] > n - counts[thing])
-      return kBadArgument;
-    thin(points + 3 * starts[thing], counts[thing], most, &few);
+  for (int64_t thing = 0; thing < args->things; ++thing) {
+    thin(args->points + 3 * args->starts[thing], args->counts[thing], most, &few);
     double best = 0, center = 0;
     float highest = -1;
     for (int k = 0; k < coarse + fine; ++k) {

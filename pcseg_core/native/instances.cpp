@@ -21,7 +21,12 @@ constexpr int64_t kNone = -1;
 // Numbers of distinct keys, which are not negative, in the order in which they came.
 class Numbers {
  public:
-  Numbers() { resize(10); }
+  // For that many keys, or more.
+  explicit Numbers(int64_t expected) {
+    int bits = 6;
+    while (int64_t{1} << bits < 2 * expected) ++bits;
+    resize(bits);
+  }
 
   int32_t add(int64_t key) {
     int64_t slot = find(key);
@@ -83,37 +88,56 @@ struct ClusterArgs {
   Points points;
   const int32_t* labels;  // (n)
   const int32_t* group;   // (classes) number of each class in the order of the ids, or -1
-  uint32_t* ids;          // (n) from 1; 0 for points without an instance
+  int64_t* rows;          // out: rows of the points that have an instance; room for n
+  uint32_t* ids;          // out: the instance of each of them, from 1; room for n
   int64_t min_points;
   float cell_m, reach_m;
   int32_t classes;
+  int64_t count, instances;  // out: points that have an instance; instances
 };
+
+// Rows of the points whose class has a group; returns their number.
+int64_t select(const ClusterArgs& a) {
+  std::vector<int32_t> wanted(a.classes + 1, 0);
+  for (int32_t k = 0; k < a.classes; ++k) wanted[k] = a.group[k] >= 0;
+  int64_t count = 0;
+  for (int64_t first = 0; first < a.points.n; first += kBlock) {
+    uint8_t chosen[kBlock];
+    const int n = static_cast<int>(std::min<int64_t>(kBlock, a.points.n - first));
+    find_values(a.labels + first, wanted.data(), a.classes, n, chosen);
+    for (int i = 0; i < n; ++i) {
+      a.rows[count] = first + i;  // without a branch, which is hard to predict
+      count += chosen[i];
+    }
+  }
+  return count;
+}
+
+// Keys of the cells of the selected points that are near enough, whose rows move up; their number.
+int64_t find_cells(const ClusterArgs& a, int64_t selected, std::vector<int64_t>& keys) {
+  int64_t count = 0;
+  for (int64_t k = 0; k < selected; ++k) {
+    const int64_t row = a.rows[k];
+    float x, y;
+    std::memcpy(&x, a.points.xyz + row * a.points.step, sizeof(float));
+    std::memcpy(&y, a.points.xyz + row * a.points.step + a.points.axis_step, sizeof(float));
+    if (!(std::fabs(x) < a.reach_m && std::fabs(y) < a.reach_m)) continue;
+    a.rows[count] = row;
+    keys[count++] =
+        cell_key(a.group[a.labels[row]], floor_of(x / a.cell_m), floor_of(y / a.cell_m));
+  }
+  return count;
+}
 
 int32_t root_of(std::vector<int32_t>& parent, int32_t cell) {
   while (parent[cell] != cell) cell = parent[cell] = parent[parent[cell]];
   return cell;
 }
 
-void cluster(const ClusterArgs& a) {
-  std::vector<int32_t> rows;
-  std::vector<int64_t> keys;
-  for (int64_t i = 0; i < a.points.n; ++i) {
-    a.ids[i] = 0;
-    const int32_t label = a.labels[i];
-    if (label < 0 || label >= a.classes || a.group[label] < 0) continue;
-    float x, y;
-    std::memcpy(&x, a.points.xyz + i * a.points.step, sizeof(float));
-    std::memcpy(&y, a.points.xyz + i * a.points.step + a.points.axis_step, sizeof(float));
-    if (!(std::fabs(x) < a.reach_m && std::fabs(y) < a.reach_m)) continue;
-    rows.push_back(static_cast<int32_t>(i));
-    keys.push_back(cell_key(a.group[label], floor_of(x / a.cell_m), floor_of(y / a.cell_m)));
-  }
-  Numbers cells;
-  std::vector<int32_t> cell(keys.size());
-  for (size_t k = 0; k < keys.size(); ++k)
-    cell[k] = k && keys[k] == keys[k - 1] ? cell[k - 1] : cells.add(keys[k]);
+// A cell of the region of each cell, the same for all cells that touch.
+std::vector<int32_t> regions_of(const Numbers& cells) {
   const int32_t count = static_cast<int32_t>(cells.list().size());
-  std::vector<int32_t> parent(count), size(count, 0);
+  std::vector<int32_t> parent(count);
   for (int32_t k = 0; k < count; ++k) parent[k] = k;
   for (int32_t k = 0; k < count; ++k) {
     const int64_t key = cells.list()[k];
@@ -122,25 +146,51 @@ void cluster(const ClusterArgs& a) {
       if (other >= 0) parent[root_of(parent, other)] = root_of(parent, k);
     }
   }
-  for (const int32_t c : cell) ++size[root_of(parent, c)];
-  // Regions are numbered in the order of their first cells, along x, then y.
-  std::vector<std::pair<int64_t, int32_t>> regions;
+  for (int32_t k = 0; k < count; ++k) parent[k] = root_of(parent, k);
+  return parent;
+}
+
+// Number from 1 of each region, 0 of small ones: in the order of their first cells, along x, then y.
+std::vector<uint32_t> numbers_of(const Numbers& cells, const std::vector<int32_t>& region,
+                                 const std::vector<int64_t>& size, int64_t least) {
+  const int32_t count = static_cast<int32_t>(region.size());
   std::vector<int64_t> first(count, INT64_MAX);
-  for (int32_t k = 0; k < count; ++k) {
-    int64_t& least = first[root_of(parent, k)];
-    least = std::min(least, cells.list()[k]);
-  }
   for (int32_t k = 0; k < count; ++k)
-    if (parent[k] == k && size[k] >= a.min_points) regions.push_back({first[k], k});
-  std::sort(regions.begin(), regions.end());
-  std::vector<uint32_t> id(count, 0);
-  for (size_t k = 0; k < regions.size(); ++k) id[regions[k].second] = static_cast<uint32_t>(k + 1);
-  for (size_t k = 0; k < rows.size(); ++k) a.ids[rows[k]] = id[root_of(parent, cell[k])];
+    first[region[k]] = std::min(first[region[k]], cells.list()[k]);
+  std::vector<std::pair<int64_t, int32_t>> large;
+  for (int32_t k = 0; k < count; ++k)
+    if (region[k] == k && size[k] >= least) large.push_back({first[k], k});
+  std::sort(large.begin(), large.end());
+  std::vector<uint32_t> number(count, 0);
+  for (size_t k = 0; k < large.size(); ++k) number[large[k].second] = static_cast<uint32_t>(k + 1);
+  return number;
+}
+
+void cluster(ClusterArgs& a) {
+  const int64_t selected = select(a);
+  std::vector<int64_t> keys(selected);
+  const int64_t near = find_cells(a, selected, keys);
+  Numbers cells(near);
+  std::vector<int32_t> cell(near);
+  for (int64_t k = 0; k < near; ++k)
+    cell[k] = k && keys[k] == keys[k - 1] ? cell[k - 1] : cells.add(keys[k]);
+  const std::vector<int32_t> region = regions_of(cells);
+  std::vector<int64_t> size(region.size(), 0);
+  for (const int32_t c : cell) ++size[region[c]];
+  const std::vector<uint32_t> number = numbers_of(cells, region, size, a.min_points);
+  a.count = a.instances = 0;
+  for (int64_t k = 0; k < near; ++k) {
+    a.rows[a.count] = a.rows[k];
+    a.ids[a.count] = number[region[cell[k]]];
+    a.count += a.ids[a.count] != 0;
+  }
+  for (const uint32_t one : number) a.instances = std::max<int64_t>(a.instances, one);
 }
 
 bool arguments_ok(const ClusterArgs& a) {
   if (!points_ok(a.points) || a.classes < 0 || a.classes > INT32_MAX / 2) return false;
-  if ((a.points.n && (!a.labels || !a.ids)) || (a.classes && !a.group)) return false;
+  if (a.points.n && (!a.labels || !a.rows || !a.ids)) return false;
+  if (a.classes && !a.group) return false;
   for (int32_t k = 0; k < a.classes; ++k)
     if (a.group[k] >= kMostClasses) return false;
   return a.cell_m > 0 && a.reach_m >= 0 && a.reach_m / a.cell_m < kMostCells - 2;
@@ -161,7 +211,7 @@ int64_t plane_cell(const Points& p, int64_t i, float cell_m) {
 constexpr int64_t kAround[] = {0, -1, 1, -kRow, kRow, -kRow - 1, -kRow + 1, kRow - 1, kRow + 1};
 
 void mark_near(const Points& points, const Points& others, float cell_m, uint8_t* found) {
-  Numbers cells;
+  Numbers cells(others.n);
   int64_t before = kNone;
   for (int64_t i = 0; i < others.n; ++i) {
     const int64_t key = plane_cell(others, i, cell_m);
@@ -187,7 +237,7 @@ void mark_near(const Points& points, const Points& others, float cell_m, uint8_t
 using namespace pcseg;
 
 // See ClusterArgs. Cells of one group that touch, corners included, are one region.
-PCSEG_API int32_t pcseg_cluster(const ClusterArgs* args) {
+PCSEG_API int32_t pcseg_cluster(ClusterArgs* args) {
   if (!args || !arguments_ok(*args)) return kBadArgument;
   return guarded([&] {
     cluster(*args);

@@ -1,14 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// Points as records of bytes: the data of clouds. Also which points a cloud has, and the entropy of
-// their classes.
+// Points as records of bytes: the data of clouds. Also which points a cloud has.
 #include <algorithm>
 #include <atomic>
-#include <cmath>
 #include <cstring>
 #include <limits>
 #include <vector>
 
 #include "free_space.h"
+#include "widest.h"
 
 namespace pcseg {
 namespace {
@@ -137,150 +136,70 @@ struct ChooseArgs {
   float limit;               // largest squared distance
 };
 
-void choose(const ChooseArgs& a, int threads) {
-  const int32_t everywhere = a.limit == std::numeric_limits<float>::infinity();
-  const bool places = a.returns || !everywhere;  // of the points matter
-  brief_for(threads, (a.points.n + kPoints - 1) / kPoints, [&](int64_t task) {
-    Block b;
-    const int64_t end = std::min(a.points.n, (task + 1) * kPoints);
-    for (int64_t first = task * kPoints; first < end; first += kBlock) {
-      const int n = static_cast<int>(std::min<int64_t>(kBlock, end - first));
-      const float *confidence = a.confidence + first, limit = a.limit;
-      const int32_t *labels = a.labels + first, others = !a.returns, classes = a.classes;
-      float least[kBlock];
-      int32_t kept[kBlock];
-      for (int i = 0; i < n; ++i)
-        least[i] = a.least[static_cast<uint32_t>(labels[i]) < static_cast<uint32_t>(classes)
-                               ? labels[i] : classes];
-      for (int i = 0; i < n; ++i) kept[i] = confidence[i] >= least[i];
-      if (places) b.load(a.points, first, n);
-      for (int i = 0; places && i < n; ++i) {
-        const float sum = b.x[i] + b.y[i] + b.z[i];
-        const float squared = b.x[i] * b.x[i] + b.y[i] * b.y[i] + b.z[i] * b.z[i];
-        const int32_t is_return =
-            (sum - sum == 0) & ((b.x[i] != 0) | (b.y[i] != 0) | (b.z[i] != 0));
-        kept[i] &= (others | is_return) & (everywhere | (squared <= limit));
-      }
-      for (int i = 0; i < n; ++i) a.chosen[first + i] = static_cast<uint8_t>(kept[i]);
-    }
-  });
-}
-
-struct ValuesArgs {
-  const int32_t* labels;    // (n) class, or -1
-  const uint8_t* by_class;  // (classes + 1) of each class, and of -1
-  const uint32_t* numbers;  // (n) number of an instance, 0 for none; or null
-  const uint8_t* by_number;  // (count) of each instance
-  uint8_t* values;          // (n)
-  int64_t n;
-  int32_t classes, count;
-};
-
-void find_values(const ValuesArgs& a, int threads) {
-  const uint32_t classes = a.classes, count = a.numbers ? a.count : 0;
-  const auto *by_class = a.by_class, *by_number = a.by_number;
-  const int32_t* labels = a.labels;
-  brief_for(threads, (a.n + kPoints - 1) / kPoints, [=](int64_t task) {
-    const int64_t end = std::min(a.n, (task + 1) * kPoints);
-    uint8_t* values = a.values;
-    for (int64_t i = task * kPoints; i < end; ++i) {
-      const uint32_t label = static_cast<uint32_t>(labels[i]);
-      values[i] = by_class[label < classes ? label : classes];
-    }
-    const uint32_t* numbers = a.numbers;
-    for (int64_t i = task * kPoints; i < end && count; ++i)
-      if (numbers[i] && numbers[i] < count) values[i] = by_number[numbers[i]];
-  });
-}
-
-constexpr int kTerms = 1024;  // p log p in the first-level cache
-
-#define PCSEG_INLINE inline __attribute__((always_inline))
-
-// -p log p of each value to 1e-7; the polynomial is that of Cephes. 0 for 0, NaN for NaN.
-PCSEG_INLINE void negative_terms(const float* p, float* terms, int n) {
+// Whether the confidence of each of n points is the least of its class, or higher.
+PCSEG_INLINE void compare(const ChooseArgs& a, int64_t first, int n, uint8_t* chosen) {
+  const uint32_t classes = a.classes;
+  const int32_t* labels = a.labels + first;
+  const float *confidence = a.confidence + first, *least = a.least;
   for (int i = 0; i < n; ++i) {
-    const float value = p[i] < 1.17549435e-38f ? 1.17549435e-38f : p[i];
-    uint32_t bits;
-    std::memcpy(&bits, &value, 4);
-    // value = m 2^e with m in [sqrt(1/2), sqrt(2))
-    const int32_t e = static_cast<int32_t>(bits - 0x3f3504f3u) >> 23;
-    bits -= static_cast<uint32_t>(e) << 23;
-    float m;
-    std::memcpy(&m, &bits, 4);
-    m -= 1.0f;
-    float y = 7.0376836292e-2f;
-    y = y * m - 1.1514610310e-1f;
-    y = y * m + 1.1676998740e-1f;
-    y = y * m - 1.2420140846e-1f;
-    y = y * m + 1.4249322787e-1f;
-    y = y * m - 1.6668057665e-1f;
-    y = y * m + 2.0000714765e-1f;
-    y = y * m - 2.4999993993e-1f;
-    y = y * m + 3.3333331174e-1f;
-    const float power = static_cast<float>(e), square = m * m;
-    y = y * m * square + power * -2.12194440e-4f - 0.5f * square;
-    terms[i] = -p[i] * (m + y + power * 0.693359375f);
+    const uint32_t label = static_cast<uint32_t>(labels[i]);
+    chosen[i] = confidence[i] >= least[label < classes ? label : classes];
   }
 }
 
-using Terms = void(const float*, float*, int);
+PCSEG_WIDEST(find_sure, compare, (const ChooseArgs& a, int64_t first, int n, uint8_t* chosen),
+             (a, first, n, chosen))
 
-void terms_generic(const float* p, float* terms, int n) { negative_terms(p, terms, n); }
-#if defined(__x86_64__)
-__attribute__((target("avx2,fma"))) void terms_avx2(const float* p, float* terms, int n) {
-  negative_terms(p, terms, n);
-}
-__attribute__((target("avx512f,avx512dq,avx512vl"))) void terms_avx512(const float* p, float* terms,
-                                                                       int n) {
-  negative_terms(p, terms, n);
-}
-#endif
-
-Terms* widest_terms() {
-#if defined(__x86_64__)
-  __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512vl"))
-    return terms_avx512;
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return terms_avx2;
-#endif
-  return terms_generic;
+// Leaves out points that are too far away, and those that are no returns if others do not count.
+void leave_out(const ChooseArgs& a, const Block& b, int n, uint8_t* chosen) {
+  const int32_t everywhere = a.limit == std::numeric_limits<float>::infinity();
+  const int32_t others = !a.returns;
+  const float limit = a.limit;
+  for (int i = 0; i < n; ++i) {
+    const float sum = b.x[i] + b.y[i] + b.z[i];
+    const float squared = b.x[i] * b.x[i] + b.y[i] * b.y[i] + b.z[i] * b.z[i];
+    const int32_t is_return = (sum - sum == 0) & ((b.x[i] != 0) | (b.y[i] != 0) | (b.z[i] != 0));
+    chosen[i] &= static_cast<uint8_t>((others | is_return) & (everywhere | (squared <= limit)));
+  }
 }
 
-// In four parts that a vector holds.
-PCSEG_INLINE float sum_of(const float* values, int32_t n) {
-  float part[4] = {};
-  int32_t k = 0;
-  for (; k + 4 <= n; k += 4)
-    for (int j = 0; j < 4; ++j) part[j] += values[k + j];
-  for (; k < n; ++k) part[0] += values[k];
-  return (part[0] + part[1]) + (part[2] + part[3]);
-}
-
-void entropy(const float* values, int64_t rows, int32_t columns, int64_t step, float* found,
-             int threads) {
-  Terms* terms_of = widest_terms();
-  const float scale = 1.0f / std::log(static_cast<float>(std::max(columns, 2)));
-  const int64_t block = std::max(1, kTerms / columns);  // rows
-  const int64_t bytes = std::max<int64_t>(kTerms, columns) * sizeof(float);
-  brief_for(threads, (rows + kPoints - 1) / kPoints, [&](int64_t task) {
-    float* terms = reinterpret_cast<float*>(thread_scratch(bytes));
-    const int64_t end = std::min(rows, (task + 1) * kPoints);
-    for (int64_t begin = task * kPoints; begin < end; begin += block) {
-      const int64_t n = std::min(block, end - begin);
-      const float* from = values + begin * step;
-      if (step == columns)
-        terms_of(from, terms, static_cast<int>(n * columns));
-      else
-        for (int64_t i = 0; i < n; ++i) terms_of(from + i * step, terms + i * columns, columns);
-      for (int64_t i = 0; i < n; ++i) {
-        const float sum = sum_of(terms + i * columns, columns);
-        const bool known = sum != 0.0f || sum_of(from + i * step, columns) != 0.0f;
-        found[begin + i] = known ? sum * scale : std::numeric_limits<float>::quiet_NaN();
-      }
+void choose(const ChooseArgs& a, int threads) {
+  const bool places = a.returns || a.limit != std::numeric_limits<float>::infinity();
+  brief_for(threads, (a.points.n + kPoints - 1) / kPoints, [&](int64_t task) {
+    Block block;
+    const int64_t end = std::min(a.points.n, (task + 1) * kPoints);
+    for (int64_t first = task * kPoints; first < end; first += kBlock) {
+      const int n = static_cast<int>(std::min<int64_t>(kBlock, end - first));
+      find_sure(a, first, n, a.chosen + first);
+      if (!places) continue;
+      block.load(a.points, first, n);
+      leave_out(a, block, n, a.chosen + first);
     }
   });
+}
+
+// Bits of which the highest is set if one of n points of `count` values is not finite.
+uint32_t exponents_of(const char* point, int32_t count, int64_t step, int64_t n) {
+  uint32_t seen = 0;
+  for (int64_t i = 0; i < n; ++i, point += step)
+    for (int32_t k = 0; k < count; ++k) {
+      uint32_t bits;
+      std::memcpy(&bits, point + 4 * k, sizeof(bits));
+      seen |= (bits & 0x7fffffffu) + 0x00800000u;
+    }
+  return seen;
+}
+
+// The same for three values of each point. Reads four, the last of which is in the next point.
+uint32_t exponents_of_three(const char* point, int64_t step, int64_t n) {
+  using Bits = uint32_t __attribute__((vector_size(16)));
+  Bits seen{};
+  for (int64_t i = 0; i + 1 < n; ++i, point += step) {
+    Bits bits;
+    std::memcpy(&bits, point, sizeof(bits));
+    seen |= (bits & 0x7fffffffu) + 0x00800000u;
+  }
+  return seen[0] | seen[1] | seen[2] | exponents_of(point, 3, step, 1);
 }
 
 }  // namespace
@@ -327,25 +246,34 @@ PCSEG_API int32_t pcseg_choose(const ChooseArgs* args, int32_t threads) {
   });
 }
 
-// See ValuesArgs: the value of the instance of each point, or of its class where it has none.
-PCSEG_API int32_t pcseg_point_values(const ValuesArgs* args, int32_t threads) {
-  if (!args || !rows_ok(args->n) || args->classes < 0 || !args->by_class) return kBadArgument;
-  if (args->n && (!args->labels || !args->values)) return kBadArgument;
-  if (args->numbers && args->count && !args->by_number) return kBadArgument;
+// The value of the class of each of n points, of -1 behind the classes, to values (n).
+PCSEG_API int32_t pcseg_point_values(const int32_t* labels, const uint8_t* by_class,
+                                     uint8_t* values, int64_t n, int32_t classes,
+                                     int32_t threads) {
+  if (!rows_ok(n) || classes < 0 || !by_class || (n && (!labels || !values))) return kBadArgument;
   return guarded([&] {
-    find_values(*args, threads);
+    const std::vector<int32_t> table(by_class, by_class + classes + 1);
+    brief_for(threads, (n + kPoints - 1) / kPoints, [&](int64_t task) {
+      const int64_t first = task * kPoints;
+      const int count = static_cast<int>(std::min(kPoints, n - first));
+      find_values(labels + first, table.data(), classes, count, values + first);
+    });
     return kDone;
   });
 }
 
-// (rows) entropy of probabilities, divided by the logarithm of the number of columns; NaN for rows
-// whose sum is 0. Rows are `step` values apart.
-PCSEG_API int32_t pcseg_row_entropy(const float* values, int64_t rows, int32_t columns,
-                                    int64_t step, float* found, int32_t threads) {
-  if (!columns_ok(columns) || !rows_ok(rows) || step < columns) return kBadArgument;
-  if (rows && (!values || !found)) return kBadArgument;
+// Confidence of each of n points from 0 to 255, rounded; 0 for those without a class.
+PCSEG_API int32_t pcseg_confidence_bytes(const float* confidence, const int32_t* labels,
+                                         uint8_t* values, int64_t n, int32_t threads) {
+  if (!rows_ok(n) || (n && (!confidence || !labels || !values))) return kBadArgument;
   return guarded([&] {
-    entropy(values, rows, columns, step, found, threads);
+    brief_for(threads, (n + kPoints - 1) / kPoints, [=](int64_t task) {
+      const int64_t end = std::min(n, (task + 1) * kPoints);
+      for (int64_t i = task * kPoints; i < end; ++i) {
+        const int32_t value = static_cast<int32_t>(confidence[i] * 255.0f + 0.5f);
+        values[i] = static_cast<uint8_t>(labels[i] >= 0 ? value : 0);
+      }
+    });
     return kDone;
   });
 }
@@ -357,22 +285,10 @@ PCSEG_API int32_t pcseg_all_finite(const char* from, int64_t height, int64_t wid
   std::atomic<uint32_t> found{0};  // the highest bit is set by an exponent of ones
   const int64_t parts = (width + kPoints - 1) / kPoints;
   brief_for(threads, height * parts, [&](int64_t task) {
-    const int64_t begin = task % parts * kPoints, end = std::min(width, begin + kPoints);
+    const int64_t begin = task % parts * kPoints, n = std::min(width - begin, kPoints);
     const char* point = from + task / parts * row_step + begin * step;
-    uint32_t seen = 0;
-    const auto look = [&seen](const char* value) {
-      uint32_t bits;
-      std::memcpy(&bits, value, sizeof(bits));
-      seen |= (bits & 0x7fffffffu) + 0x00800000u;
-    };
-    if (count == 3) {
-      for (int64_t i = begin; i < end; ++i, point += step)
-        look(point), look(point + 4), look(point + 8);
-    } else {
-      for (int64_t i = begin; i < end; ++i, point += step)
-        for (int32_t k = 0; k < count; ++k) look(point + 4 * k);
-    }
-    found |= seen;
+    found |= count == 3 && step >= 4 && n ? exponents_of_three(point, step, n)
+                                          : exponents_of(point, count, step, n);
   });
   return found < 0x80000000u;
 }

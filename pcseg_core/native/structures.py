@@ -77,18 +77,19 @@ class ChooseArgs(ctypes.Structure):
     )
 
 
-class ValuesArgs(ctypes.Structure):
-    """Values of points by class and by instance."""
+class AutowareArgs(ctypes.Structure):
+    """What points of Autoware are written from."""
 
     _fields_ = (
+        ("points", Points),
         ("labels", c_void_p),
-        ("by_class", c_void_p),
-        ("numbers", c_void_p),
-        ("by_number", c_void_p),
-        ("values", c_void_p),
-        ("n", c_int64),
+        ("confidence", c_void_p),
+        ("likely", c_void_p),
+        ("ids", c_void_p),
+        ("out", c_void_p),
+        ("step", c_int64),
+        ("columns", c_int32),
         ("classes", c_int32),
-        ("count", c_int32),
     )
 
 
@@ -121,6 +122,12 @@ class Views(ctypes.Structure):
     _fields_ = (("views", POINTER(View)), ("count", c_int32), ("margin_m", c_float))
 
 
+class Seen(ctypes.Structure):
+    """Beams of a sweep, and the pose of other points in its frame."""
+
+    _fields_ = (("free", Views), ("pose", c_float * 12))
+
+
 class ClusterArgs(ctypes.Structure):
     """The points of instances."""
 
@@ -128,11 +135,57 @@ class ClusterArgs(ctypes.Structure):
         ("points", Points),
         ("labels", c_void_p),
         ("group", c_void_p),
+        ("rows", c_void_p),
         ("ids", c_void_p),
         ("min_points", c_int64),
         ("cell_m", c_float),
         ("reach_m", c_float),
         ("classes", c_int32),
+        ("count", c_int64),
+        ("instances", c_int64),
+    )
+
+
+class GroupArgs(ctypes.Structure):
+    """Points that are brought into the order of their things."""
+
+    _fields_ = (
+        ("points", c_void_p),
+        ("numbers", c_void_p),
+        ("sorted", c_void_p),
+        ("order", c_void_p),
+        ("starts", c_void_p),
+        ("counts", c_void_p),
+        ("n", c_int64),
+        ("things", c_int64),
+    )
+
+
+class GroupedArgs(ctypes.Structure):
+    """Points in the order of their things."""
+
+    _fields_ = (
+        ("points", c_void_p),
+        ("starts", c_void_p),
+        ("counts", c_void_p),
+        ("n", c_int64),
+        ("things", c_int64),
+    )
+
+
+class CostArgs(ctypes.Structure):
+    """Boxes of tracks and of things that may belong together."""
+
+    _fields_ = (
+        ("tracks", c_void_p),
+        ("things", c_void_p),
+        ("variance", c_void_p),
+        ("cost", c_void_p),
+        ("count", c_int64),
+        ("seen", c_int64),
+        ("excess_m", c_double),
+        ("most_excess", c_double),
+        ("middle_m", c_double),
     )
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from ctypes import byref
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pcseg_core.native.library import check, optional_library
+from pcseg_core.native.structures import GroupArgs, GroupedArgs, Points
 
 Array = npt.NDArray[Any]
 Float32 = npt.NDArray[np.float32]
@@ -26,7 +28,7 @@ class Grouped:
     """Points in the order of the thing that they belong to.
 
     Attributes:
-        points: (M, 3) [m].
+        points: (M, 3) C-contiguous [m].
         starts: (I,) row of the first point of each thing.
         counts: (I,) number of its points, at least 1.
     """
@@ -42,12 +44,25 @@ class Grouped:
         Returns:
             The points, and the order (M,) that they were brought into.
         """
-        counts = np.bincount(numbers)
-        if len(counts) < 1 << 16:
-            numbers = numbers.astype(np.uint16)  # sorted by radix
-        order = np.argsort(numbers, kind="stable")
-        starts = np.cumsum(counts) - counts
-        return cls(points[order], starts, counts), order
+        things = int(numbers.max(initial=-1)) + 1
+        library = optional_library()
+        if library is None:
+            return cls._sorted(points, numbers, things)
+        points = np.ascontiguousarray(points, np.float64)
+        numbers = np.ascontiguousarray(numbers, np.int64)
+        starts, counts, order = (np.empty(n, np.int64) for n in (things, things, len(points)))
+        grouped = cls(np.empty_like(points), starts, counts)
+        arrays = points, numbers, grouped.points, order, starts, counts
+        args = GroupArgs(*(array.ctypes.data for array in arrays), len(points), things)
+        check(library.pcseg_group(byref(args)))
+        return grouped, order
+
+    @classmethod
+    def _sorted(
+        cls, points: Float64, numbers: Array, things: int
+    ) -> tuple[Grouped, npt.NDArray[np.int64]]:
+        counts, order = np.bincount(numbers, minlength=things), np.argsort(numbers, kind="stable")
+        return cls(points[order], np.cumsum(counts) - counts, counts), order
 
     def chosen(self, things: Array) -> tuple[Grouped, npt.NDArray[np.int64]]:
         """Some of the things, ascending; and the rows of their points."""
@@ -68,12 +83,55 @@ class Grouped:
 
     def extents(self, yaws: Float64) -> tuple[Float64, Float64]:
         """Lowest and highest coordinates (I, 3) along a heading (I,), across it, and upward."""
+        cos, sin = np.cos(yaws), np.sin(yaws)
+        library = optional_library()
+        if library is None:
+            return self._numpy_extents(cos, sin)
+        low, high = np.empty((2, len(self.counts), 3))
+        args = self.arguments()
+        addresses = (array.ctypes.data for array in (cos, sin, low, high))
+        check(library.pcseg_extents(byref(args), *addresses))
+        return low, high
+
+    def _numpy_extents(self, cos: Float64, sin: Float64) -> tuple[Float64, Float64]:
+        cos, sin = np.repeat(cos, self.counts), np.repeat(sin, self.counts)
         turned = self.points.copy()
-        cos, sin = (np.repeat(part(yaws), self.counts) for part in (np.cos, np.sin))
         turned[:, 0] = self.points[:, 0] * cos + self.points[:, 1] * sin
         turned[:, 1] = self.points[:, 1] * cos - self.points[:, 0] * sin
         low = np.minimum.reduceat(turned, self.starts)
         return low, np.maximum.reduceat(turned, self.starts)
+
+    def most_frequent(self, labels: Array) -> npt.NDArray[np.int64]:
+        """Class (I,) that most points of each thing have; labels (M,) from 0."""
+        classes, things = int(labels.max(initial=0)) + 1, len(self.counts)
+        library = optional_library()
+        if library is None:
+            pairs = np.repeat(np.arange(things) * classes, self.counts) + labels
+            counts = np.bincount(pairs, minlength=things * classes)
+            return counts.reshape(things, classes).argmax(1)
+        found = np.empty(things, np.int64)
+        args, labels = self.arguments(), np.ascontiguousarray(labels, np.int32)
+        check(
+            library.pcseg_most_frequent(byref(args), labels.ctypes.data, classes, found.ctypes.data)
+        )
+        return found
+
+    def arguments(self) -> GroupedArgs:
+        """For the native library."""
+        addresses = (array.ctypes.data for array in (self.points, self.starts, self.counts))
+        return GroupedArgs(*addresses, len(self.points), len(self.counts))
+
+
+def moved_points(xyz: Float32, rows: npt.NDArray[np.int64], pose: Float64) -> Float64:
+    """(M, 3) the points of some rows (M,) of a cloud (N, 3) in another frame, T_other_cloud."""
+    library = optional_library()
+    if library is None:
+        return xyz[rows].astype(np.float64) @ pose[:3, :3].T + pose[:3, 3]
+    points, moved = Points.of(xyz), np.empty((len(rows), 3))
+    T, rows = np.array(pose[:3], np.float64), np.ascontiguousarray(rows, np.int64)
+    addresses = rows.ctypes.data, len(rows), T.ctypes.data, moved.ctypes.data
+    check(library.pcseg_move_points(byref(points), *addresses))
+    return moved
 
 
 def fit_headings(things: Grouped) -> Float64:
@@ -89,23 +147,9 @@ def fit_headings(things: Grouped) -> Float64:
     library = optional_library()
     if library is None:
         return _search(things)
-    points = np.ascontiguousarray(things.points, np.float64)
-    starts, counts = (np.ascontiguousarray(a, np.int64) for a in (things.starts, things.counts))
-    found = np.empty(len(counts))
-    check(
-        library.pcseg_fit_headings(
-            points.ctypes.data,
-            len(points),
-            starts.ctypes.data,
-            counts.ctypes.data,
-            len(counts),
-            _MOST_POINTS,
-            _COARSE,
-            _FINE,
-            _NEAREST_M,
-            found.ctypes.data,
-        )
-    )
+    args, found = things.arguments(), np.empty(len(things.counts))
+    settings = _MOST_POINTS, _COARSE, _FINE, _NEAREST_M
+    check(library.pcseg_fit_headings(byref(args), *settings, found.ctypes.data))
     return np.asarray(found % (np.pi / 2))
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pcseg_core.labels import WIRE_UNLABELED
+from pcseg_core.native.library import check, optional_library, thread_count
 from pcseg_core.online.pipeline import LabeledSweep
 
 _BYTE_UNLABELED = 255
@@ -32,8 +33,14 @@ def label_image(labeled: LabeledSweep, height: int, width: int) -> npt.NDArray[A
 
 def confidence_image(labeled: LabeledSweep, height: int, width: int) -> npt.NDArray[np.uint8]:
     """(height, width) uint8: the confidence from 0 to 255, 0 for pixels without a class."""
-    scaled = labeled.confidence * np.float32(255)
-    scaled += np.float32(0.5)
-    image: npt.NDArray[np.uint8] = scaled.astype(np.uint8)
-    image *= labeled.labels >= 0
+    library = optional_library()
+    if library is None:
+        scaled = labeled.confidence * np.float32(255) + np.float32(0.5)
+        image = scaled.astype(np.uint8) * (labeled.labels >= 0)
+        return image.reshape(height, width)
+    confidence = np.ascontiguousarray(labeled.confidence, np.float32)
+    labels = np.ascontiguousarray(labeled.labels, np.int32)
+    image = np.empty(len(labels), np.uint8)
+    addresses = (array.ctypes.data for array in (confidence, labels, image))
+    check(library.pcseg_confidence_bytes(*addresses, len(image), thread_count()))
     return image.reshape(height, width)

@@ -21,9 +21,9 @@ from pcseg_core.cloud import PointCloud
 from pcseg_core.geometry import invert
 from pcseg_core.labels import IGNORE, MOVING, STATIC, UNKNOWN, LabelSpace
 from pcseg_core.native.library import check, optional_library
-from pcseg_core.native.structures import Points
+from pcseg_core.native.structures import Points, Seen
 from pcseg_core.online.free_space import Beams, FreeSpace, half
-from pcseg_core.online.instances import cluster_instances, point_values
+from pcseg_core.online.instances import Instances, find_instances, point_values
 
 Array = npt.NDArray[Any]
 Float32 = npt.NDArray[np.float32]
@@ -81,16 +81,15 @@ class Things:
     stamp_ns: int
 
     @classmethod
-    def of(cls, cloud: PointCloud, instances: Array, pose: Array) -> Things:
-        """Those of a cloud with the instance (N,) of each point, 0 for none."""
-        things = np.flatnonzero(instances != 0)
-        things = things[:: max(1, -(-len(things) // _MOST_POINTS))]
-        ids = instances[things].astype(np.int64)
-        size = np.maximum(np.bincount(ids, minlength=int(instances.max(initial=0)) + 1), 1)
+    def of(cls, cloud: PointCloud, instances: Instances, pose: Array) -> Things:
+        """Those of a cloud with its instances."""
+        step = max(1, -(-len(instances.rows) // _MOST_POINTS))
+        rows, ids = instances.rows[::step], instances.ids[::step].astype(np.int64)
+        size = np.maximum(np.bincount(ids, minlength=instances.count + 1), 1)
         beams = Beams.of(cloud)
-        rows = half(len(cloud), beams)
-        free = FreeSpace(cloud.xyz[rows].T, None if beams is None else beams.take(rows))
-        points = np.asarray(cloud.xyz[things].T, np.float32)
+        seen = half(len(cloud), beams)
+        free = FreeSpace(cloud.xyz[seen].T, None if beams is None else beams.take(seen))
+        points = np.asarray(cloud.xyz[rows].T, np.float32)
         return cls(points, ids, size, free, pose, cloud.stamp_ns)
 
     def share(self, chosen: Array) -> Array:
@@ -106,9 +105,11 @@ class Things:
         return moved
 
 
-def instances_of(cloud: PointCloud, labels: Array, space: LabelSpace) -> npt.NDArray[np.uint32]:
-    """(N,) instance of each point of `THINGS`, 0 for none; see `cluster_instances`."""
-    return cluster_instances(cloud.xyz, labels, _things(space))
+def instances_of(cloud: PointCloud, labels: Array, space: LabelSpace) -> Instances:
+    """The instances of `THINGS`, each of one class."""
+    group = np.full(len(space), -1)
+    group[_things(space)] = _things(space)
+    return find_instances(cloud.xyz, labels, group)
 
 
 def _things(space: LabelSpace) -> list[int]:
@@ -128,9 +129,8 @@ def compare(now: Things, *sides: Sequence[Things]) -> UInt8:
     for others in sides:
         if not len(now.ids) or not others:
             continue
-        free = np.zeros(len(now.ids), np.int64)
+        free = _times_passed(now, others)
         for other in others:
-            free += other.free.passed(now.seen_from(other), _MARGIN_M)
             if _apart_s(now, other) <= _NEXT_S:
                 moves |= _gone_on(now, other)
         enough = max(2, _SWEEPS_FREE * len(others))
@@ -145,6 +145,23 @@ def compare(now: Things, *sides: Sequence[Things]) -> UInt8:
 
 def _apart_s(one: Things, other: Things) -> float:
     return 1e-9 * abs(one.stamp_ns - other.stamp_ns)
+
+
+def _times_passed(now: Things, others: Sequence[Things]) -> npt.NDArray[np.int32]:
+    """(M,) number of other sweeps whose beams passed the place of each point."""
+    library = optional_library()
+    counts = np.zeros(len(now.ids), np.int32)
+    if library is None:
+        for other in others:
+            counts += other.free.passed(now.seen_from(other), _MARGIN_M)
+        return counts
+    T_other_now = invert(np.stack([other.pose for other in others])) @ now.pose
+    poses = T_other_now[:, :3].reshape(-1, 12).tolist()
+    views = [other.free.views(_MARGIN_M) for other in others]
+    seen = (Seen * len(others))(*((free, tuple(T)) for free, T in zip(views, poses)))
+    points = Points.of(now.points.T)
+    check(library.pcseg_times_passed(seen, len(seen), byref(points), counts.ctypes.data))
+    return counts
 
 
 def _gone_on(now: Things, other: Things) -> npt.NDArray[np.bool_]:
@@ -263,7 +280,7 @@ class _Waiting(Generic[Item]):
 
     item: Item
     sweep: Placed
-    instances: Array
+    instances: Instances
     things: Things | None
 
     @classmethod
@@ -287,7 +304,7 @@ class _Waiting(Generic[Item]):
         return self.item, field_of(self.sweep.labels, self.sweep.space, self.instances, verdict)
 
 
-def field_of(labels: Array, space: LabelSpace, instances: Array, verdict: UInt8) -> UInt8:
+def field_of(labels: Array, space: LabelSpace, instances: Instances, verdict: UInt8) -> UInt8:
     """(N,) the value of each point from the verdict on its instance, and its class.
 
     Points of classes other than `THINGS` are static. Without such classes all is unknown.
@@ -295,7 +312,9 @@ def field_of(labels: Array, space: LabelSpace, instances: Array, verdict: UInt8)
     movable = _things(space)
     by_class = np.full(len(space) + 1, STATIC if movable else UNKNOWN, np.uint8)
     by_class[[IGNORE, *movable]] = UNKNOWN
-    return point_values(labels, by_class, instances, verdict)
+    values = point_values(labels, by_class)
+    values[instances.rows] = verdict.take(instances.ids)
+    return values
 
 
 def _jumped(before: Things, now: Things) -> bool:

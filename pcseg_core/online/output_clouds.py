@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from ctypes import byref
+from ctypes import byref, c_int32
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from pcseg_core import cloud_records
 from pcseg_core.cloud import EncodedCloud, PointCloud2Like, append_fields, encode_cloud, structured
+from pcseg_core.cloud_layout import DATATYPES, Field, positions
 from pcseg_core.labels import IGNORE, LabelSpace, to_wire
-from pcseg_core.native.library import check, optional_library, thread_count
-from pcseg_core.native.structures import ChooseArgs, Points
+from pcseg_core.native.library import check, library, optional_library, thread_count
+from pcseg_core.native.structures import AutowareArgs, ChooseArgs, Points
 from pcseg_core.online import row_reductions
 from pcseg_core.online.class_maps import require_classes
 from pcseg_core.online.instances import point_values
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 Float32 = npt.NDArray[np.float32]
 Profile: TypeAlias = Literal["append", "minimal", "autoware"]
+
+_AUTOWARE_OFFSETS = {"x": 0, "y": 4, "z": 8, "class_id": 12, "probability": 16, "entropy": 20}
+_AUTOWARE_BYTES = 24  # of a point
 
 THE_REST = "*"
 """In the classes of a named cloud: those that no earlier cloud has."""
@@ -84,7 +89,7 @@ def append_labels(msg: PointCloud2Like, labeled: LabeledSweep, extra: ExtraField
 
 def minimal_cloud(msg: PointCloud2Like, labeled: LabeledSweep, extra: ExtraFields) -> EncodedCloud:
     """`x`, `y`, `z` (float32), `label`, `confidence` (20 bytes), and the extra fields."""
-    fields = {**_positions(msg), **_labels(labeled), **extra.of(labeled)}
+    fields = {**_positions(structured(msg)), **_labels(labeled), **extra.of(labeled)}
     return encode_cloud(fields, int(msg.height), int(msg.width))
 
 
@@ -99,14 +104,48 @@ def autoware_cloud(msg: PointCloud2Like, labeled: LabeledSweep, ids: Array) -> E
         labeled: its labels, and the probabilities if the entropy is to be known.
         ids: (C + 1,) uint8 of `autoware_ids`.
     """
+    points = structured(msg)
+    together = positions(points)
+    if optional_library() is not None and together is not None:
+        return _native_autoware(together, labeled, ids)
     known = labeled.labels != IGNORE
     fields = {
-        **_positions(msg),
+        **_positions(points),
         "class_id": point_values(labeled.labels, ids),
         "probability": np.where(known, labeled.confidence, np.float32(0)),
         "entropy": entropy(labeled.probabilities, len(labeled.labels)),
     }
     return encode_cloud(fields, int(msg.height), int(msg.width))
+
+
+def _native_autoware(together: Float32, labeled: LabeledSweep, ids: Array) -> EncodedCloud:
+    """The same in one pass, from positions (height, width, 3)."""
+    height, width = together.shape[:2]
+    buffer = cloud_records.zeros(_AUTOWARE_BYTES * height * width)
+    labels, likely = np.ascontiguousarray(labeled.labels, np.int32), labeled.probabilities
+    confidence = np.ascontiguousarray(labeled.confidence, np.float32)
+    likely, step = (None, 0) if likely is None else row_reductions.plain_rows(likely)
+    args = AutowareArgs(
+        Points.of(together.reshape(-1, 3)),
+        labels.ctypes.data,
+        confidence.ctypes.data,
+        None if likely is None else likely.ctypes.data,
+        ids.ctypes.data,
+        buffer.buffer_info()[0],
+        step,
+        0 if likely is None else likely.shape[1],
+        len(ids) - 1,
+    )
+    finite = c_int32()
+    check(library().pcseg_autoware_points(byref(args), byref(finite), thread_count()))
+    row = _AUTOWARE_BYTES * width
+    fields = [
+        Field(name, offset, DATATYPES["u1" if name == "class_id" else "f4"])
+        for name, offset in _AUTOWARE_OFFSETS.items()
+    ]
+    return EncodedCloud(
+        height, width, fields, False, _AUTOWARE_BYTES, row, buffer, bool(finite.value)
+    )
 
 
 class CloudRule(Protocol):
@@ -205,7 +244,6 @@ def _labels(labeled: LabeledSweep) -> dict[str, Array]:
     return {"label": to_wire(labeled.labels), "confidence": confidence}
 
 
-def _positions(msg: PointCloud2Like) -> dict[str, Array]:
+def _positions(points: Array) -> dict[str, Array]:
     """Coordinates as measured, float32."""
-    points = structured(msg)
     return {axis: points[axis].astype(np.float32, copy=False) for axis in "xyz"}

@@ -47,10 +47,8 @@ def entropy(values: Float32) -> Float32:
     library = optional_library()
     if library is None:
         return _numpy_entropy(values)
-    if not _has_plain_rows(values):
-        values = np.ascontiguousarray(values, np.float32)
+    values, step = plain_rows(values)
     found = np.empty(len(values), np.float32)
-    step = max(values.strides[0] // values.itemsize, values.shape[1])
     arguments = *values.shape, step, found.ctypes.data, thread_count()
     check(library.pcseg_row_entropy(values.ctypes.data, *arguments))
     return found
@@ -154,6 +152,13 @@ def _has_plain_rows(values: Array) -> bool:
         and values.strides[0] % size == 0
         and (len(values) <= 1 or values.strides[0] >= size * values.shape[1])
     )
+
+
+def plain_rows(values: Array) -> tuple[Float32, int]:
+    """Values (M, C) with contiguous rows of float32, copied if needed; values from row to row."""
+    if not _has_plain_rows(values):
+        values = np.ascontiguousarray(values, np.float32)
+    return values, max(values.strides[0] // values.itemsize, values.shape[1])
 
 
 def _numpy_top(values: Float32) -> tuple[Int32, Float32]:

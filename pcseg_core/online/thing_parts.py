@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from pcseg_core.native.library import check, optional_library
 
 Array = npt.NDArray[Any]
 Float64 = npt.NDArray[np.float64]
@@ -66,6 +69,14 @@ class Rectangles:
         parts = self.center, self.yaw, self.size, self.bottom, self.top, self.groups
         return Rectangles(*(part[chosen] for part in parts))
 
+    @cached_property
+    def table(self) -> Float64:
+        """(K, 7) center, heading, its cosine and sine, and extents, for the native library."""
+        found = np.empty((len(self), 7))
+        found[:, :2], found[:, 2], found[:, 5:] = self.center, self.yaw, self.size
+        found[:, 3], found[:, 4] = np.cos(self.yaw), np.sin(self.yaw)
+        return found
+
     @property
     def corners(self) -> Float64:
         """(K, 4, 2) fixed frame."""
@@ -84,6 +95,14 @@ class Rectangles:
 
     def outside(self, points: Array) -> Float64:
         """Distance (K, M) of points (M, 2 or 3) from the boxes, negative inside [m]."""
+        library = optional_library()
+        if library is not None:
+            points = np.ascontiguousarray(points, np.float64)
+            found = np.empty((len(self), len(points)))
+            own, (count, columns) = self.table, points.shape
+            sizes = points.ctypes.data, count, columns
+            check(library.pcseg_outside(own.ctypes.data, len(own), *sizes, found.ctypes.data))
+            return found
         along, across = self._from_center(points)
         along -= self.size[:, :1] / 2
         across -= self.size[:, 1:] / 2

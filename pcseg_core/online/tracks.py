@@ -14,8 +14,8 @@ from pcseg_core.cloud import PointCloud
 from pcseg_core.geometry import invert
 from pcseg_core.labels import LabelSpace
 from pcseg_core.online import track_filter as filter_
-from pcseg_core.online.boxes import Grouped, fit_headings
-from pcseg_core.online.instances import cluster_instances
+from pcseg_core.online.boxes import Grouped, fit_headings, moved_points
+from pcseg_core.online.instances import cluster_instances, find_instances
 from pcseg_core.online.thing_parts import (
     GROUPS,
     VEHICLES,
@@ -230,19 +230,16 @@ class _Things:
     ) -> _Things:
         """The clusters of a sweep."""
         group_of = _groups(space, rules.classes)
-        rows = np.flatnonzero((group_of >= 0)[labels])
-        groups = group_of[labels[rows]]
-        near = np.take(cloud.xyz, rows, axis=0)
-        chosen = sorted(set(group_of.tolist()) - {-1})
-        ids = cluster_instances(
-            near, groups, chosen, cell_m=rules.cell_m, min_points=rules.min_points
+        clusters = find_instances(
+            cloud.xyz, labels, group_of, cell_m=rules.cell_m, min_points=rules.min_points
         )
-        kept = np.flatnonzero(ids)
-        points = near[kept].astype(np.float64) @ pose[:3, :3].T + pose[:3, 3]
-        grouped, order = Grouped.of(points, ids[kept].astype(np.int64) - 1)
-        kept = kept[order]
-        rows = rows[kept]
-        return cls(rows, labels[rows], _measured(grouped, groups[kept], labels[rows]))
+        points = moved_points(cloud.xyz, clusters.rows, pose)
+        grouped, order = Grouped.of(points, clusters.ids.astype(np.int64) - 1)
+        rows = clusters.rows[order]
+        own = labels[rows]
+        groups, classes = group_of[own[grouped.starts]], grouped.most_frequent(own)
+        found = filter_.Measured(grouped, fit_headings(grouped), groups, classes)
+        return cls(rows, own, found)
 
     @property
     def numbers(self) -> Array:
@@ -263,24 +260,9 @@ class _Things:
         groups, classes, yaws = old.groups[of_thing], old.labels[of_thing], old.yaws[of_thing]
         labels = self.labels[order]
         few, rows = grouped.chosen(changed)
-        classes[changed] = _most_frequent(few, labels[rows])
+        classes[changed] = few.most_frequent(labels[rows])
         yaws[changed] = fit_headings(few)
         return _Things(self.rows[order], labels, filter_.Measured(grouped, yaws, groups, classes))
-
-
-def _measured(grouped: Grouped, groups: Array, labels: Array) -> filter_.Measured:
-    """Things by the groups and classes (M,) of their points."""
-    yaws, classes = fit_headings(grouped), _most_frequent(grouped, labels)
-    return filter_.Measured(grouped, yaws, groups[grouped.starts], classes)
-
-
-def _most_frequent(grouped: Grouped, labels: Array) -> Array:
-    """Class (I,) that most points (M,) of each thing have."""
-    things, classes = len(grouped.counts), int(labels.max(initial=0)) + 1
-    pairs = np.repeat(np.arange(things) * classes, grouped.counts) + labels
-    counts = np.bincount(pairs, minlength=things * classes)
-    found: Array = counts.reshape(things, classes).argmax(1)
-    return found
 
 
 def _groups(space: LabelSpace, classes: Sequence[str]) -> npt.NDArray[np.int64]:

@@ -28,13 +28,14 @@ from harness import (
 from nav_msgs.msg import Odometry
 from sensor_msgs.msg import PointCloud2
 
-from pcseg_core.cloud import encode_cloud
+from pcseg_core.cloud import PointCloud, encode_cloud
 from pcseg_core.geometry import from_euler
 from pcseg_core.labels import LabelSpace
-from pcseg_core.online.tracks import Track
+from pcseg_core.online.pipeline import LabeledSweep
+from pcseg_core.online.tracks import Track, Tracked
 from pcseg_ros.conversions import cloud_message
 from pcseg_ros.message_types import message_class
-from pcseg_ros.tracks import TrackMarkers
+from pcseg_ros.tracks import TrackMarkers, confidence_of
 
 SPACE = LabelSpace.load("street")
 ROAD, VEHICLE = SPACE.index("road"), SPACE.index("vehicle")
@@ -164,6 +165,22 @@ def test_markers_that_are_used_again_show_the_newest_tracks() -> None:
     ]
     assert [p.x for p in shown[3].points] == [21.0, 23.0]
     assert shown[2].pose.position.x == 21.0 and shown[2].pose.position.z > 0.75
+    later = PointCloud2().header
+    faint = draw(later, [track(8, 22.0, 2.0, False)], SPACE, {}).markers[1:]
+    assert all(marker.color.a < 1.0 and marker.header is later for marker in faint)
+
+
+def test_the_confidence_of_a_track_is_the_mean_of_its_points() -> None:
+    pose, nothing = from_euler(0, 0, 0, (0, 0, 0)), np.zeros(3)
+    tracks = [Track(id_, VEHICLE, pose, nothing, nothing, True, 1.0) for id_ in (900, 7, 20)]
+    ids = np.array([0, 7, 900, 3, 7, 1000, 8, 0], np.uint32)  # 3, 8 and 1000 are no tracks yet
+    confidence = np.array([0.1, 0.5, 0.75, 0.2, 1.0, 0.3, 0.4, 0.6], np.float32)
+    labels = np.full(8, VEHICLE, np.int32)
+    labeled = LabeledSweep(PointCloud(np.zeros((8, 3), np.float32)), labels, confidence, SPACE)
+    labeled.tracked = Tracked(ids, tracks)
+    assert confidence_of(labeled) == {7: 0.75, 900: 0.75}
+    labeled.tracked = Tracked(ids, [])
+    assert confidence_of(labeled) == {}
 
 
 def check_boxes(array: Any, states: PointCloud2) -> None:

@@ -15,13 +15,24 @@ from hypothesis import strategies as st
 
 from benchmarks.measure import threads
 from pcseg_core import cloud_records
-from pcseg_core.cloud import PointCloud, encode_cloud
+from pcseg_core.cloud import PointCloud, encode_cloud, structured
 from pcseg_core.errors import InputError
 from pcseg_core.geometry import from_euler
 from pcseg_core.labels import LabelSpace
 from pcseg_core.native import library
 from pcseg_core.native.structures import Points
-from pcseg_core.online import free_space, grid, instances, moving, output_clouds, row_reductions
+from pcseg_core.online import (
+    boxes,
+    free_space,
+    grid,
+    instances,
+    label_images,
+    moving,
+    output_clouds,
+    row_reductions,
+    thing_parts,
+    track_filter,
+)
 from pcseg_core.online.free_space import Beams, FreeSpace
 from pcseg_core.online.pipeline import LabeledSweep
 from pcseg_ros.output_parameters import CloudParameters
@@ -30,7 +41,10 @@ pytestmark = pytest.mark.skipif(
     isinstance(library.load(), str), reason="the native library was not built"
 )
 properties = settings(max_examples=25, deadline=None)
-MODULES = cloud_records, free_space, grid, instances, moving, output_clouds, row_reductions
+MODULES = (
+    *(boxes, cloud_records, free_space, grid, instances, label_images, moving, output_clouds),
+    *(row_reductions, thing_parts, track_filter),
+)
 SPACE = LabelSpace.load("street")
 SEEDS = st.integers(0, 9999)
 ODD = (np.nan, np.inf, -np.inf, 0.0, -0.0, 1e30, 1e-30)
@@ -110,7 +124,8 @@ def test_taken_records_are_the_chosen_ones(seed: int, count: int, step: int, sha
     rng = np.random.default_rng(seed)
     records = rng.integers(0, 256, (count, step), np.uint8)
     chosen = rng.random(2 * count)[::2] < share
-    native, expected = both(lambda: cloud_records.take(records, chosen))
+    taken = int(np.count_nonzero(chosen))
+    native, expected = both(lambda: cloud_records.take(records, chosen, taken))
     assert native == expected and native.tobytes() == records[chosen].tobytes()
 
 
@@ -190,17 +205,134 @@ def test_instances(seed: int, count: int, cell: float, least: int) -> None:
 
 
 @properties
-@given(SEEDS, st.integers(0, 300), st.integers(0, 9), st.booleans())
-def test_values_by_instance_and_class(seed: int, count: int, most: int, known: bool) -> None:
+@given(SEEDS, st.integers(0, 300), st.integers(1, 4))
+def test_instances_are_those_points_whose_ids_are_not_zero(
+    seed: int, count: int, least: int
+) -> None:
     rng = np.random.default_rng(seed)
-    labels = rng.integers(-1, 5, count).astype(rng.choice([np.int32, np.int64]))
-    by_class, by_instance = (rng.integers(0, 256, n, np.uint8) for n in (6, most + 1))
-    ids = rng.integers(0, most + 1, count).astype(np.uint32)
-    more = (ids, by_instance) if known else ()
-    native, expected = both(lambda: instances.point_values(labels, by_class, *more))
+    points = sweep(rng, count) * np.float32([0.3, 0.3, 1])
+    labels, group = rng.integers(-1, 7, count), np.array([2, -1, 0, 2, 5])
+    native, expected = both(
+        lambda: instances.find_instances(points, labels, group, min_points=least)
+    )
+    assert native.count == expected.count == native.ids.max(initial=0)
+    np.testing.assert_array_equal(native.rows, expected.rows)
+    np.testing.assert_array_equal(native.ids, expected.ids)
+    of = group[labels[native.rows]]  # all points of an instance have one group, of those there are
+    assert (of >= 0).all() and len({*zip(native.ids, of)}) == native.count
+
+
+@properties
+@given(SEEDS, st.integers(0, 400), st.integers(1, 30), st.booleans())
+def test_points_by_thing(seed: int, count: int, things: int, strided: bool) -> None:
+    rng = np.random.default_rng(seed)
+    numbers = np.concatenate([np.arange(things), rng.integers(0, things, count)])
+    rng.shuffle(numbers)
+    points = (
+        rng.normal(size=(len(numbers), 6))[:, ::2]
+        if strided
+        else rng.normal(size=(len(numbers), 3))
+    )
+    labels, yaws = rng.integers(0, 4, len(numbers)), rng.uniform(-9, 9, things)
+
+    def compute() -> list[np.ndarray]:
+        grouped, order = boxes.Grouped.of(points, numbers)
+        few, rows = grouped.chosen(np.arange(0, things, 2))
+        sorted_ = grouped.points, grouped.starts, grouped.counts, order, rows
+        found = *grouped.extents(yaws), grouped.most_frequent(labels[order])
+        return [*sorted_, *found, few.most_frequent(labels[order][rows])]
+
+    native, expected = both(compute)
+    for one, other in zip(native, expected, strict=True):
+        assert one.dtype == other.dtype
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-12)
+    own = [points[numbers == k][:, 2].min() for k in range(things)]
+    np.testing.assert_array_equal(native[5][:, 2], own)
+
+
+@properties
+@given(SEEDS, st.integers(0, 9), st.integers(0, 9), st.integers(0, 30))
+def test_distances_of_boxes(seed: int, count: int, others: int, points: int) -> None:
+    rng = np.random.default_rng(seed)
+    tracks, things = (np.zeros(n, track_filter.STATE) for n in (count, others))
+    for some in (tracks, things):
+        some["position"] = rng.normal(size=(len(some), 2)) * 2 + 1e4
+        some["yaw"] = rng.choice([0.0, 0.3, 1.3, np.pi / 2, 3.0, -2.0], len(some))
+        some["size"] = rng.uniform(0, 5, (len(some), 3))
+    tracks["variance"][:, 0] = rng.uniform(0, 1, count)
+    boxes_, seen = track_filter.boxes_of(tracks), track_filter.boxes_of(things)
+    places = rng.normal(size=(points, 3)) * 3 + 1e4
+
+    def compute() -> list[np.ndarray]:
+        outside = boxes_.outside(places), boxes_.outside(places[::-1, :2])
+        return [*outside, *track_filter.apart(boxes_, seen), track_filter._distance(tracks, seen)]
+
+    for native, expected in zip(*both(compute), strict=True):
+        assert native.shape == expected.shape
+        np.testing.assert_allclose(native, expected, rtol=1e-9, atol=1e-9)
+
+
+@properties
+@given(SEEDS, st.integers(0, 300), st.integers(0, 40))
+def test_points_of_some_rows_in_another_frame(seed: int, count: int, chosen: int) -> None:
+    rng = np.random.default_rng(seed)
+    points = rng.normal(size=(count + 1, 5)).astype(np.float32)[:, 1:4]
+    pose = from_euler(0.1, -0.2, rng.uniform(-3, 3), rng.normal(size=3) * 1e5)
+    rows = rng.integers(0, count + 1, chosen)
+    native, expected = both(lambda: boxes.moved_points(points, rows, pose))
+    np.testing.assert_allclose(native, expected, rtol=0, atol=1e-9)
+
+
+@properties
+@given(SEEDS, st.integers(0, 300), st.integers(1, 70))
+def test_values_by_class(seed: int, count: int, classes: int) -> None:
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(-1, classes, count).astype(rng.choice([np.int32, np.int64]))
+    by_class = rng.integers(0, 256, classes + 1, np.uint8)
+    native, expected = both(lambda: instances.point_values(labels, by_class))
     np.testing.assert_array_equal(native, expected)
-    own = np.where(known & (ids > 0), by_instance[ids], by_class[labels])
-    np.testing.assert_array_equal(native, own)
+    np.testing.assert_array_equal(native, by_class[labels])
+
+
+@properties
+@given(SEEDS, st.integers(0, 700))
+def test_confidence_images(seed: int, count: int) -> None:
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(-1, len(SPACE), count).astype(rng.choice([np.int32, np.int64]))
+    confidence = rng.random(count).astype(np.float32)
+    confidence[rng.random(count) < 0.3] = 1.0
+    labeled = LabeledSweep(PointCloud(np.zeros((count, 3), np.float32)), labels, confidence, SPACE)
+    native, expected = both(lambda: label_images.confidence_image(labeled, 1, count))
+    assert native.dtype == expected.dtype == np.uint8
+    np.testing.assert_array_equal(native, expected)
+
+
+@properties
+@given(SEEDS, st.integers(1, 3), st.integers(0, 300), st.booleans(), st.booleans())
+def test_points_of_autoware(seed: int, height: int, width: int, known: bool, before: bool) -> None:
+    rng = np.random.default_rng(seed)
+    count = height * width
+    columns = dict(zip("xyz", sweep(rng, count, odd=rng.choice([0.0, 0.1])).T))
+    columns = {"t": rng.random(count).astype(np.float32), **columns} if before else columns
+    message = encode_cloud({**columns, "ring": np.zeros(count, np.uint16)}, height, width)
+    labels = rng.integers(-1, len(SPACE), count)
+    likely = rng.dirichlet(np.ones(len(SPACE)), count).astype(np.float32)
+    likely[rng.random(count) < 0.2] = 0
+    more = {"probabilities": likely} if known else {}
+    labeled = LabeledSweep(
+        PointCloud(np.zeros((count, 3), np.float32)), labels, likely.max(1), SPACE, **more
+    )
+    ids = rng.integers(0, 256, len(SPACE) + 1, np.uint8)
+    native, expected = both(lambda: output_clouds.autoware_cloud(message, labeled, ids))
+    one, other = structured(native), structured(expected)
+    assert one.dtype == other.dtype and one.shape == other.shape == (height, width)
+    assert native.is_dense == expected.is_dense and native.fields == expected.fields
+    assert native.row_step == expected.row_step
+    for name in one.dtype.names:
+        exact = name != "entropy"
+        np.testing.assert_allclose(one[name], other[name], atol=0 if exact else 2e-6, rtol=0)
+    gap = native.data.reshape(count, 24)[:, 13:16]
+    assert not gap.any()
 
 
 @properties
@@ -261,7 +393,8 @@ def test_many_points_on_any_number_of_threads(workers: int) -> None:
         free = FreeSpace(points.T)
         encoded = output_clouds.append_labels(message, labeled, output_clouds.ExtraFields())
         chosen = output_clouds.choose_points(rules, "near", labeled)
-        taken = cloud_records.take(encoded.data.reshape(len(points), -1), chosen)
+        records = encoded.data.reshape(len(points), -1)
+        taken = cloud_records.take(records, chosen, int(chosen.sum()))
         drawn = grid.draw_grid(evidence, points.T, np.eye(4), costs, grid.GridConfig())
         passed, entropy = free.passed(points.T * 0.5, 0.4), row_reductions.entropy(likely)
         values = instances.point_values(labels, np.arange(len(SPACE) + 1, dtype=np.uint8))

@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: Apache-2.0
+// Points in the order of the thing that they belong to, and what is measured of each thing.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include "free_space.h"
+#include "things.h"
+
+namespace pcseg {
+namespace {
+
+struct GroupArgs {
+  const double* points;    // (n, 3)
+  const int64_t* numbers;  // (n) thing of each, below `things`
+  double* sorted;          // (n, 3) the points of thing 0, those of thing 1, and on
+  int64_t* order;          // (n) the row that each of these had
+  int64_t *starts, *counts;  // (things)
+  int64_t n, things;
+};
+
+void group(const GroupArgs& a) {
+  std::fill_n(a.counts, a.things, 0);
+  for (int64_t i = 0; i < a.n; ++i) ++a.counts[a.numbers[i]];
+  int64_t start = 0;
+  for (int64_t k = 0; k < a.things; start += a.counts[k++]) a.starts[k] = start;
+  std::vector<int64_t> next(a.starts, a.starts + a.things);
+  for (int64_t i = 0; i < a.n; ++i) {
+    const int64_t at = next[a.numbers[i]]++;
+    a.order[at] = i;
+    std::copy_n(a.points + 3 * i, 3, a.sorted + 3 * at);
+  }
+}
+
+bool arguments_ok(const GroupArgs& a) {
+  if (!rows_ok(a.n) || !rows_ok(a.things) || (a.things && (!a.starts || !a.counts))) return false;
+  if (a.n && (!a.points || !a.numbers || !a.sorted || !a.order)) return false;
+  return std::all_of(a.numbers, a.numbers + a.n,
+                     [&](int64_t k) { return k >= 0 && k < a.things; });
+}
+
+// Lowest and highest coordinates of one thing along a heading, across it, and upward.
+void find_extents(const double* point, int64_t count, double cos, double sin, double* low,
+                  double* high) {
+  for (int axis = 0; axis < 3; ++axis) low[axis] = HUGE_VAL, high[axis] = -HUGE_VAL;
+  for (int64_t i = 0; i < count; ++i, point += 3) {
+    const double x = point[0], y = point[1];
+    const double turned[] = {x * cos + y * sin, y * cos - x * sin, point[2]};
+    for (int axis = 0; axis < 3; ++axis) {
+      low[axis] = std::min(low[axis], turned[axis]);
+      high[axis] = std::max(high[axis], turned[axis]);
+    }
+  }
+}
+
+}  // namespace
+
+bool grouped_ok(const GroupedArgs& a) {
+  if (!rows_ok(a.n) || !rows_ok(a.things) || (a.n && !a.points)) return false;
+  if (a.things && (!a.starts || !a.counts)) return false;
+  for (int64_t k = 0; k < a.things; ++k)
+    if (a.counts[k] < 1 || a.starts[k] < 0 || a.starts[k] > a.n - a.counts[k]) return false;
+  return true;
+}
+
+}  // namespace pcseg
+
+using namespace pcseg;
+
+// The points of some rows (n) in another frame, to moved (n, 3): by three rows of a rotation and a
+// shift.
+PCSEG_API int32_t pcseg_move_points(const Points* points, const int64_t* rows, int64_t n,
+                                    const double* pose, double* moved) {
+  if (!points || !points_ok(*points) || !rows_ok(n) || !pose) return kBadArgument;
+  if (n && (!rows || !moved)) return kBadArgument;
+  for (int64_t i = 0; i < n; ++i, moved += 3) {
+    if (rows[i] < 0 || rows[i] >= points->n) return kBadArgument;
+    const char* from = points->xyz + rows[i] * points->step;
+    float x, y, z;
+    std::memcpy(&x, from, sizeof(float));
+    std::memcpy(&y, from + points->axis_step, sizeof(float));
+    std::memcpy(&z, from + 2 * points->axis_step, sizeof(float));
+    for (int axis = 0; axis < 3; ++axis) {
+      const double* T = pose + 4 * axis;
+      moved[axis] = T[0] * x + T[1] * y + T[2] * z + T[3];
+    }
+  }
+  return kDone;
+}
+
+// See GroupArgs. The points of a thing stay in their order.
+PCSEG_API int32_t pcseg_group(const GroupArgs* args) {
+  if (!args || !arguments_ok(*args)) return kBadArgument;
+  return guarded([&] {
+    group(*args);
+    return kDone;
+  });
+}
+
+// Lowest and highest coordinates, to low and high (things, 3), along headings with these cosines
+// and sines (things).
+PCSEG_API int32_t pcseg_extents(const GroupedArgs* args, const double* cos, const double* sin,
+                                double* low, double* high) {
+  if (!args || !grouped_ok(*args)) return kBadArgument;
+  if (args->things && (!cos || !sin || !low || !high)) return kBadArgument;
+  for (int64_t k = 0; k < args->things; ++k)
+    find_extents(args->points + 3 * args->starts[k], args->counts[k], cos[k], sin[k], low + 3 * k,
+                 high + 3 * k);
+  return kDone;
+}
+
+// The class, 0 to `classes` - 1, that most points of each thing have, to found (things); the least
+// of those that as many have. labels (n).
+PCSEG_API int32_t pcseg_most_frequent(const GroupedArgs* args, const int32_t* labels,
+                                      int32_t classes, int64_t* found) {
+  if (!args || !grouped_ok(*args) || !columns_ok(classes)) return kBadArgument;
+  if ((args->n && !labels) || (args->things && !found)) return kBadArgument;
+  if (std::any_of(labels, labels + args->n, [&](int32_t k) { return k < 0 || k >= classes; }))
+    return kBadArgument;
+  return guarded([&] {
+    std::vector<int64_t> counts(classes);
+    for (int64_t k = 0; k < args->things; ++k) {
+      std::fill(counts.begin(), counts.end(), 0);
+      const int32_t* label = labels + args->starts[k];
+      for (int64_t i = 0; i < args->counts[k]; ++i) ++counts[label[i]];
+      found[k] = std::max_element(counts.begin(), counts.end()) - counts.begin();
+    }
+    return kDone;
+  });
+}

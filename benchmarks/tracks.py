@@ -69,9 +69,9 @@ class Way:
         truth = truth_of(sample, space)
         one = replace(labeled, tracked=found)
         self.measure.add(sample, one, labeled.labels.astype(np.int64), truth)
-        near = np.hypot(*labeled.cloud.xyz[:, :2].T) < NEAR_M
         for kind, identities in self.near.items():
-            true = np.where(near & _is_kind(sample, kind), true_instances(sample), 0)
+            true = np.where(_is_kind(sample, kind), true_instances(sample), 0)
+            true[~is_near(true, labeled.cloud.xyz)] = 0
             identities.update(sample.scene, found.instances, true)
         if velocities:
             for track in found.tracks:
@@ -95,6 +95,17 @@ class Way:
             kind = "moving" if np.linalg.norm(true) > _MOVES_MPS else "standing"
             gap = (pose[:3, :3] @ track.velocity - true)[:2]
             self.errors[kind].append(float(np.linalg.norm(gap)))
+
+
+def is_near(ids: np.ndarray, xyz: np.ndarray) -> np.ndarray:
+    """(N,) bool: the mean of the points (N, 3) with the same id is within `NEAR_M`.
+
+    An instance counts as a whole or not at all: a track is compared with all points of it.
+    """
+    _, numbers = np.unique(ids, return_inverse=True)
+    middle = [np.bincount(numbers, xyz[:, axis]) for axis in (0, 1)] / np.bincount(numbers)
+    near: np.ndarray = np.hypot(*middle) < NEAR_M
+    return near[numbers]
 
 
 def _is_kind(sample: Sample, kind: str) -> np.ndarray:

@@ -22,9 +22,11 @@ if TYPE_CHECKING:
     from pcseg_core.evaluation import evaluate
     from pcseg_core.geometry import Trajectory
     from pcseg_core.labels import LabelSpace
-    from pcseg_core.online.pipeline import ImmediateCameras, LabeledSweep, Pipeline, Sweep
+    from pcseg_core.online.camera_observers import ImmediateCameras
+    from pcseg_core.online.pipeline import Pipeline
     from pcseg_core.online.pipeline_config import PipelineConfig
     from pcseg_core.online.segmenter import Segmentation, Segmenter
+    from pcseg_core.online.sweep import LabeledSweep, Sweep
 
 __all__ = [
     "CameraFrame",
@@ -58,9 +60,11 @@ _NAMES_OF = {
     "pcseg_core.evaluation": "evaluate",
     "pcseg_core.geometry": "Trajectory",
     "pcseg_core.labels": "LabelSpace",
-    "pcseg_core.online.pipeline": "ImmediateCameras LabeledSweep Pipeline Sweep",
+    "pcseg_core.online.camera_observers": "ImmediateCameras",
+    "pcseg_core.online.pipeline": "Pipeline",
     "pcseg_core.online.pipeline_config": "PipelineConfig",
     "pcseg_core.online.segmenter": "Segmentation Segmenter",
+    "pcseg_core.online.sweep": "LabeledSweep Sweep",
 }
 _MODULE_OF = {name: module for module, names in _NAMES_OF.items() for name in names.split()}
 

@@ -8,7 +8,9 @@ from importlib.resources import files
 from pathlib import Path
 
 from pcseg_core.errors import InputError
+from pcseg_core.fetched import fetched
 from pcseg_core.known_weights import KNOWN, WEIGHTS_VARIABLE, known_file, weights_folders
+from pcseg_core.storage import NotThere, as_url
 
 __all__ = [
     "BUNDLED",
@@ -47,13 +49,17 @@ def bundled_file(path: str | Path) -> Path | None:
 
 
 def checkpoint_file(path: str | Path) -> Path:
-    """Resolve a checkpoint file, a run directory, or "bundled" to a file.
+    """Resolve a checkpoint file, a run directory, "bundled", or the URL of one to a file.
+
+    What is at a URL is fetched, unless the same version was fetched before.
 
     Raises:
-        InputError: no checkpoint.
+        InputError: no checkpoint; or the storage refuses, see `storage.listing`.
     """
     if bundled := bundled_file(path):
         return bundled
+    if url := as_url(path):
+        return _fetched_checkpoint(url)
     path = Path(path).expanduser()
     file = path / FILE_NAME if path.is_dir() else path
     if not file.is_file():
@@ -65,6 +71,17 @@ def checkpoint_file(path: str | Path) -> Path:
         )
         raise InputError(f"no checkpoint at {path}: {hint}")
     return file
+
+
+def _fetched_checkpoint(url: str) -> Path:
+    place = url if url.endswith(_SUFFIX) else f"{url}/{FILE_NAME}"
+    try:
+        return fetched(place)
+    except NotThere:
+        raise InputError(
+            f"no checkpoint at {url}: expected a run directory of `pcseg distill` that has "
+            f"finished, or a file that ends with {_SUFFIX}"
+        ) from None
 
 
 def find_file(path: str | Path, base: Path) -> Path:

@@ -9,6 +9,7 @@ direction.
 
 from __future__ import annotations
 
+from enum import IntEnum
 from typing import Any
 
 import numpy as np
@@ -31,10 +32,25 @@ RETURN_NAMES = (
 )
 """Names of fields that tell the returns of a beam apart."""
 
+
+class ReturnType(IntEnum):
+    """Numbers of the field `return_type` as Autoware's PointXYZIRCAEDT and PointXYZIRADRT have it.
+
+    Simulated clouds are written with them. They are not read, see above.
+    """
+
+    DUAL_STRONGEST_FIRST = 3
+    DUAL_STRONGEST_LAST = 4
+    DUAL_WEAK_FIRST = 5
+    DUAL_WEAK_LAST = 6
+    DUAL_ONLY = 7  # the only return of its beam
+
+
 _STEP_RAD = np.radians(0.1)  # returns of a beam differ by less: lasers are not in the middle
 _TICK_S = 1e-6  # a laser fires once in this time
 _COS_NEAR = np.cos(np.radians(0.5))  # drivers may give one time to several firings
 _ROW = 1 << 24  # more than the firings of a sweep in ticks
+_RINGS = 1 << 16
 _SAME_M = 0.01
 
 
@@ -83,16 +99,19 @@ def _farthest(cloud: PointCloud) -> npt.NDArray[np.bool_]:
     found = np.ones(len(known), bool)
     if cloud.ring is not None and cloud.time is not None and np.ptp(cloud.time[known]) > 0:
         tick = np.rint((cloud.time[known] - cloud.time[known].min()) / _TICK_S).astype(np.int64)
-        farthest = _ends(lidar + cloud.ring[known].astype(np.int64) * _ROW + tick, distance)
-        along = np.einsum("ij,ij->i", points, points[farthest])
-        near = along >= _COS_NEAR * distance * distance[farthest]
-        found = ~near | (distance >= distance[farthest] - _SAME_M)
+        # Points come in the order of firing: numbers that rise with time are sorted soonest.
+        beam = lidar + tick * _RINGS + cloud.ring[known]
+        shared, farthest = _ends(beam, distance)
+        along = np.einsum("ij,ij->i", points[shared], points[farthest])
+        near = along >= _COS_NEAR * distance[shared] * distance[farthest]
+        found[shared] = ~near | (distance[shared] >= distance[farthest] - _SAME_M)
     else:
         for shift in (0.0, 0.5):  # so that no border separates the returns of a beam
             beam = lidar + _directions(
                 points, None if cloud.ring is None else cloud.ring[known], shift
             )
-            found &= distance >= distance[_ends(beam, distance)] - _SAME_M
+            shared, farthest = _ends(beam, distance)
+            found[shared] &= distance[shared] >= distance[farthest] - _SAME_M
     last = np.ones(len(cloud), bool)
     last[known] = found
     return last
@@ -111,11 +130,16 @@ def _directions(
     return cell
 
 
-def _ends(group: npt.NDArray[np.int64], distance: Array) -> npt.NDArray[np.int64]:
-    """(M,) index of the farthest member of the group of each point."""
-    order = np.lexsort((distance, group))
-    ends = np.flatnonzero(np.append(np.diff(group[order]) != 0, True)) if len(order) else order
-    which = np.cumsum(np.append(0, np.diff(group[order]) != 0))[: len(order)]
-    farthest = np.empty(len(order), np.int64)
-    farthest[order] = order[ends[which]] if len(order) else order
-    return farthest
+def _ends(
+    group: npt.NDArray[np.int64], distance: Array
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Points that share their group (K,), and the farthest member of the group of each (K,)."""
+    order = np.argsort(group, kind="stable")
+    again = np.zeros(len(order) + 1, bool)
+    again[1:-1] = np.diff(group[order]) == 0
+    shared = order[again[1:] | again[:-1]]
+    shared = shared[np.lexsort((distance[shared], group[shared]))]
+    change = np.append(np.diff(group[shared]) != 0, True)[: len(shared)]
+    ends = np.flatnonzero(change)
+    farthest: npt.NDArray[np.int64] = shared[np.repeat(ends, np.diff(ends, prepend=-1))]
+    return shared, farthest

@@ -15,7 +15,8 @@ from pcseg_core.cloud import PointCloud
 from pcseg_core.distill.evidence import PixelEvidence
 from pcseg_core.labels import LabelSpace
 from pcseg_core.online.camera_fusion import CameraLabeler, label_by_cameras
-from pcseg_core.online.pipeline import CameraObserver, LabeledSweep, Sweep
+from pcseg_core.online.camera_observers import CameraObserver
+from pcseg_core.online.pipeline import LabeledSweep, Sweep
 from pcseg_ros.config import TeacherParameters
 from pcseg_ros.inputs import NodeSweep
 from pcseg_ros.worker import LatestWorker

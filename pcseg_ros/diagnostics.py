@@ -16,7 +16,7 @@ import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.node import Node
 
-from pcseg_core.online.pipeline import NOT_FINITE
+from pcseg_core.online.sweep import NOT_FINITE
 
 # Reasons for which a sweep is dropped, besides `pcseg_core.online.pipeline.NO_MOTION`.
 REPLACED = "replaced by a newer sweep"

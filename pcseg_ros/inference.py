@@ -16,7 +16,8 @@ from sensor_msgs.msg import PointCloud2
 from pcseg_core.data.sample import CameraFrame
 from pcseg_core.errors import InputError
 from pcseg_core.labels import LabelSpace
-from pcseg_core.online.pipeline import NO_MOTION, MotionError, Pipeline
+from pcseg_core.online.pipeline import MotionError, Pipeline
+from pcseg_core.online.sweep import NO_MOTION
 from pcseg_ros import conversions, diagnostics
 from pcseg_ros.calibration_monitor import CalibrationThread
 from pcseg_ros.camera_teacher import CameraTeacher, PendingEvidence

@@ -47,6 +47,7 @@ from pcseg_core.cli import (
     zero_shot,
 )
 from pcseg_core.cli.help import EXIT_CODES, GROUPS, examples
+from pcseg_core.copies import shown
 from pcseg_core.errors import PcsegError, Terminated
 
 # Entry points of this group add commands: `bag-play = package.module:function` is `pcseg bag play`.
@@ -165,7 +166,7 @@ def _summary(group: TyperGroup, ctx: Any, name: str, width: int) -> str:
 
 def _complain(message: str) -> None:
     typer.secho("error: ", fg="red", bold=True, nl=False, err=True)
-    typer.echo(message, err=True)
+    typer.echo(shown(message), err=True)
 
 
 class BagGroup(TyperGroup):

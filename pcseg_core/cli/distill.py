@@ -33,7 +33,7 @@ from pcseg_core.cli.options import (
     trained,
     training_options,
 )
-from pcseg_core.cluster.job import check_place
+from pcseg_core.copies import shown
 from pcseg_core.errors import InputError
 from pcseg_core.progress import note
 
@@ -108,8 +108,6 @@ def distill(
     Interrupted runs resume: run the same command again. Under torchrun the processes share the
     work.
     """
-    check_place(out)
-    check_place(cache or out, "--cache")
     if processes is not None and workers is not None:
         raise InputError("--processes label and train: leave out --workers")
     own = None if processes is None else training_options(ray, processes, worker_cpus, device)
@@ -167,10 +165,11 @@ def _summarize(metrics: dict[str, Any], source: str, out: Path) -> None:
 
     console = Console(highlight=False, soft_wrap=True)
     spent = f"labels {metrics['labeling_s']:.0f} s, training {metrics['training_s']:.0f} s"
-    console.print(f"{out}: {metrics['sweeps']} sweeps, {metrics['steps']} steps; {spent}")
+    place = shown(out)
+    console.print(f"{place}: {metrics['sweeps']} sweeps, {metrics['steps']} steps; {spent}")
     shares = metrics["class_shares"].items()
     if not any(share for _, share in shares):
-        console.print(f"no classes; next: pcseg finetune {out}, or pcseg distill --start {out}")
+        console.print(f"no classes; next: pcseg finetune {place}, or pcseg distill --start {place}")
         return
     console.print("pseudo labels: " + ", ".join(f"{name} {100 * s:.1f} %" for name, s in shares))
-    console.print(f"next: pcseg evaluate {source} --checkpoint {out}, or pcseg view {out}")
+    console.print(f"next: pcseg evaluate {source} --checkpoint {place}, or pcseg view {place}")

@@ -29,6 +29,7 @@ from pcseg_core.cli.options import (
     trained,
     training_options,
 )
+from pcseg_core.copies import shown
 from pcseg_core.errors import InputError
 
 if TYPE_CHECKING:
@@ -221,7 +222,8 @@ def _summarize(metrics: dict[str, Any], out: Path) -> None:
 
     console = Console(highlight=False, soft_wrap=True)
     spent = f"training {metrics['training_s']:.0f} s"
-    console.print(f"{out}: {metrics['sweeps']} sweeps, {metrics['steps']} steps; {spent}")
+    place = shown(out)
+    console.print(f"{place}: {metrics['sweeps']} sweeps, {metrics['steps']} steps; {spent}")
     if "test" in metrics:
         console.print(f"mIoU {100 * metrics['test']['miou']:.1f} %")
-    console.print(f"next: pcseg evaluate {out} --semantic-kitti DIR, or pcseg segment {out}")
+    console.print(f"next: pcseg evaluate {place} --semantic-kitti DIR, or pcseg segment {place}")

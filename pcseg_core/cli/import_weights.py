@@ -47,10 +47,13 @@ def import_weights(
     Files are read as tensors and plain values alone; no code in them runs.
     """
     from pcseg_core.importers.run import import_weights as run
+    from pcseg_core.learning.run_folder import RUN
+    from pcseg_core.learning.run_mirror import held
 
-    figures = run(
-        file, as_, out, classes=classes, license=license_, text=text, prefix=prefix, fresh=fresh
-    )
+    with held(out, RUN, fresh):
+        figures = run(
+            file, as_, out, classes=classes, license=license_, text=text, prefix=prefix, fresh=fresh
+        )
     _summarize(figures, out)
 
 

@@ -57,12 +57,39 @@ RecipeName = Annotated[
     ),
 ]
 _CLUSTER = "Cluster"
+_RUNS = ("start", "teacher_3d")  # options that take the URL of a run
 DEFAULT_RECIPE = "kitti"
 """Recipe of `pcseg distill` where none is given: streets, by ESPNetv2 of Cityscapes."""
 SMALL_RECIPE = "small"
 """The same with --teacher-3d: a small student, by the 3D teacher alone."""
 _SEED = "Seed of everything random."
-Out = Annotated[Path, typer.Option(help="Run directory, new or to resume.")]
+
+
+def run_place(out: Path) -> Path:
+    """Callback of --out: the folder, or the local copy of a run at a URL."""
+    from pcseg_core.copies import RUN, local_copy
+
+    return local_copy(out, RUN)
+
+
+def cache_place(cache: Path | None) -> Path | None:
+    """Callback of --cache: the folder, or the local copy of one at a URL, which can be written."""
+    from pcseg_core import copies
+
+    if cache is not None:
+        cache = copies.local_copy(cache, copies.CACHE)
+        copies.check(cache)
+    return cache
+
+
+Out = Annotated[
+    Path,
+    typer.Option(
+        metavar="FOLDER|URL",
+        help="Run directory, new or to resume; s3://BUCKET/RUN and other URLs.",
+        callback=run_place,
+    ),
+]
 Seed = Annotated[int, typer.Option(min=0, help=_SEED)]
 RecipeSeed = Annotated[
     int | None, typer.Option("--seed", min=0, help=_SEED, show_default="of the recipe")
@@ -79,7 +106,11 @@ Resume = Annotated[
 ]
 Cache = Annotated[
     Path | None,
-    typer.Option(help="Folder of prepared sweeps, to share between runs.  [default: OUT/cache]"),
+    typer.Option(
+        metavar="FOLDER|URL",
+        help="Folder of prepared sweeps, to share between runs and machines.  [default: OUT/cache]",
+        callback=cache_place,
+    ),
 ]
 Shards = Annotated[
     str | None,
@@ -268,10 +299,12 @@ def described(
     from hashlib import sha256
 
     from pcseg_core.config import read_yaml
+    from pcseg_core.copies import shown, url_of
     from pcseg_core.data import find_source
     from pcseg_core.known_weights import check_named
     from pcseg_core.learning.run_folder import identity, named
     from pcseg_core.recipes import recipe_file
+    from pcseg_core.storage import as_url
 
     file = recipe_file(recipe) if isinstance(recipe, str) else recipe
     content = {} if file is None else read_yaml(file)
@@ -280,11 +313,12 @@ def described(
     check_named(content, str(recipe))
     for name, value in others.items():
         if isinstance(value, Path):
-            if not value.exists() and not bundled_file(value):
+            url = as_url(value) if name in _RUNS else None
+            if url is None and not value.exists() and not bundled_file(value):
                 raise InputError(f"{value}: no such file or folder")
-            if value.resolve() == out.resolve():
+            if value.resolve() == out.resolve() or (url and url == url_of(out)):
                 option = f"--{name.replace('_', '-')}"
-                raise InputError(f"--out {out} is the run of {option}; choose another --out")
+                raise InputError(f"--out {shown(out)} is the run of {option}; choose another --out")
             others[name] = named(name, value)
     return {
         "recipe": None if file is None else sha256(file.read_bytes()).hexdigest(),
@@ -310,23 +344,43 @@ def run_once(
         KeyboardInterrupt: a signal ended the work; the message says how to resume.
 
     The command, its duration and its outcome are added to logs/pcseg.log of a run that had not
-    finished. Where torchrun starts the processes again, they resume.
+    finished. Where torchrun starts the processes again, they resume. A run at a URL is held and
+    mirrored, see `run_mirror`.
     """
+    import os
+
+    from pcseg_core.learning.run_folder import RUN, is_first_process
+    from pcseg_core.learning.run_mirror import held
+
+    resume = resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    if not is_first_process():
+        _run_once(out, resume, command, train)
+        raise typer.Exit  # the first process tells the figures
+    with held(out, RUN, fresh=not resume):
+        return _run_once(out, resume, command, train)
+
+
+def _run_once(
+    out: Path, resume: bool, command: dict[str, Any], train: Callable[[bool], dict[str, Any]]
+) -> dict[str, Any]:
+    """See `run_once`."""
     import os
 
     import yaml
 
     from pcseg_core.config import read_yaml
+    from pcseg_core.copies import url_of
     from pcseg_core.files import check_new_folder, claim_folder, write_atomic
     from pcseg_core.learning.run_folder import COMMAND, RECIPE, RUN, finished, is_first_process
 
-    resume = resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    # Another machine under torchrun may have an older copy: all look once they are joined.
+    known = url_of(out) is None or int(os.environ.get("WORLD_SIZE", "1")) == 1
     if not resume:
         check_new_folder(out, RUN, force=True)
-    elif claim_folder(out, RUN) and (out / COMMAND).is_file():
+    elif claim_folder(out, RUN) and (out / COMMAND).is_file() and known:
         same = read_yaml(out / COMMAND) == command
         if same and (figures := finished(out)) is not None:
-            return _of_first(figures)
+            return figures
     start, outcome = time.monotonic(), "failed"
     unchanged = resume and (out / FILE_NAME).is_file()  # a finished run stays as it is
     try:
@@ -345,15 +399,6 @@ def run_once(
             _log(out / "logs" / "pcseg.log", time.monotonic() - start, outcome)
     if (out / RECIPE).is_file() and is_first_process():
         write_atomic(out / COMMAND, yaml.safe_dump(command, sort_keys=False))
-    return _of_first(figures)
-
-
-def _of_first(figures: dict[str, Any]) -> dict[str, Any]:
-    """The figures in the first process, which tells them; the others end."""
-    from pcseg_core.learning.run_folder import is_first_process
-
-    if not is_first_process():
-        raise typer.Exit
     return figures
 
 

@@ -28,6 +28,7 @@ from pcseg_core.cli.options import (
     trained,
     training_options,
 )
+from pcseg_core.copies import shown
 
 
 def pretrain(
@@ -71,12 +72,14 @@ def _summarize(metrics: dict[str, Any], out: Path) -> None:
     from rich.console import Console
 
     console = Console(highlight=False, soft_wrap=True)
+    place = shown(out)
     console.print(
-        f"{out}: {metrics['sweeps']} sweeps, {metrics['steps']} steps; prepared in "
+        f"{place}: {metrics['sweeps']} sweeps, {metrics['steps']} steps; prepared in "
         f"{metrics['preparing_s']:.0f} s, trained in {metrics['training_s']:.0f} s"
     )
     shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in metrics["share"].items())
     console.print(f"{metrics['sectors_per_s']:.2f} sweeps/s; {shares}")
     console.print(
-        f"next: pcseg probe {out} --fit DIR --test DIR, or pcseg finetune {out} SOURCES --out RUN"
+        f"next: pcseg probe {place} --fit DIR --test DIR, or pcseg finetune {place} SOURCES "
+        "--out RUN"
     )

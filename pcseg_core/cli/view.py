@@ -51,6 +51,7 @@ def view(
     check_file(picture, PICTURES)
     if save is None and picture is None and not _has_display():
         raise InputError("no display for the viewer; give --out FILE.rrd or --picture PNG")
+    source = _here(source)
     _check_inputs(source, checkpoint)
     scene = _Scene(source, checkpoint, device)
     if picture is not None:
@@ -72,6 +73,17 @@ def _check_inputs(source: str, checkpoint: Path | None) -> None:
         find_source(source)
     if checkpoint is not None:
         checkpoint_file(checkpoint)
+
+
+def _here(source: str) -> str:
+    """A source; a run at a URL is fetched."""
+    from pcseg_core.storage import is_url, names
+
+    if not is_url(source) or "recipe.yaml" not in names(source):
+        return source
+    from pcseg_core.learning.run_folder import local_run
+
+    return str(local_run(Path(source)))
 
 
 def _is_run(path: Path) -> bool:

@@ -29,6 +29,7 @@ from pcseg_core.cli.options import (
     trained,
     training_options,
 )
+from pcseg_core.copies import shown
 
 
 def zero_shot(
@@ -90,7 +91,7 @@ def _show(metrics: dict[str, Any], out: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{out}: {metrics['sweeps']} sweeps, mIoU %")
+    table = Table(title=f"{shown(out)}: {metrics['sweeps']} sweeps, mIoU %")
     for column in ("classifier", "seen", "unseen", "hIoU"):
         table.add_column(column, justify="left" if column == "classifier" else "right")
     for key, name in (("plain", "plain"), ("stacked", f"stacked, gamma {metrics['gamma']:g}")):

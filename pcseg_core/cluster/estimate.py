@@ -28,7 +28,6 @@ from pydantic import BaseModel, ConfigDict
 from pcseg_core.cluster.job import Stretch
 from pcseg_core.cluster.observe import ObserveJob, ObserveWorker
 from pcseg_core.data import Recording, evenly_spaced, find_source, readable, split_query
-from pcseg_core.data.remote import is_url, listing
 from pcseg_core.distill.observation import StoredObservation
 from pcseg_core.errors import InputError, PcsegError
 from pcseg_core.learning.dataset import TrainingSweep
@@ -38,6 +37,7 @@ from pcseg_core.learning.sweep_labels import Labeling
 from pcseg_core.learning.taught_student import new_module, new_student
 from pcseg_core.learning.trainer import train
 from pcseg_core.progress import bar, note
+from pcseg_core.storage import is_url, listing
 
 WORKERS = (1, 2, 8, 32, 128)
 _OPENED = 5  # recordings at most, evenly over all

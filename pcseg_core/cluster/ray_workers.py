@@ -16,11 +16,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from pcseg_core import __version__
+from pcseg_core import __version__, copies, storage
 from pcseg_core.cluster.job import Failure, Job, Task, perform
 from pcseg_core.cluster.run import AUTO, LOCAL, Done, RayOptions
+from pcseg_core.copies import shown, url_of
 from pcseg_core.errors import InputError, PcsegError, require
 from pcseg_core.progress import note
+from pcseg_core.storage import is_url
 
 _ANSWER_S = 5.0  # an address answers in this time
 _READY_S = 120.0  # a machine starts a process and says what it has in this time
@@ -119,13 +121,15 @@ def check_nodes(ray: Any, out: Path) -> None:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     mark = out / f".{secrets.token_hex(8)}.pcseg-job"
-    mark.touch()
+    with copies.writing(mark) as temporary:
+        temporary.touch()
+    place = url_of(mark) or str(mark.resolve())
     try:
         asked = {}
         for node in (node for node in ray.nodes() if node["Alive"]):
             here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             task = ray.remote(_facts).options(num_cpus=0, max_retries=1, scheduling_strategy=here)
-            asked[task.remote(str(mark.resolve()))] = node["NodeManagerAddress"]
+            asked[task.remote(place)] = node["NodeManagerAddress"]
         answered, silent = ray.wait(list(asked), num_returns=len(asked), timeout=_READY_S)
         for reference in silent:
             note(f"{asked[reference]}: this machine does not answer and is not used")
@@ -133,16 +137,22 @@ def check_nodes(ray: Any, out: Path) -> None:
             _check_facts(ray, reference, asked[reference], out)
     finally:
         mark.unlink()
+        if is_url(place):
+            storage.remove(place)
 
 
 def _facts(mark: str) -> tuple[dict[str, str], bool]:
-    """In a process on each machine: its versions, and whether it sees a file."""
-    return versions(), Path(mark).exists()
+    """In a process on each machine: its versions, and whether it sees a file, or one at a URL."""
+    return versions(), storage.exists(mark) if is_url(mark) else Path(mark).exists()
 
 
 def _check_facts(ray: Any, reference: Any, address: str, out: Path) -> None:
+    gone = (ray.exceptions.TaskUnschedulableError, ray.exceptions.NodeDiedError)
     try:
         there, sees_mark = ray.get(reference)
+    except gone:
+        note(f"{address}: this machine has left the cluster and is not used")
+        return
     except Exception as error:  # such as a missing package, in the words of Ray
         told = [line for line in str(error).splitlines() if line.strip()][-1:]
         raise InputError(
@@ -157,8 +167,8 @@ def _check_facts(ray: Any, reference: Any, address: str, out: Path) -> None:
             )
     if not sees_mark:
         raise InputError(
-            f"{out}: the machine {address} of the cluster does not see this folder; give an --out "
-            "on storage that all machines mount at the same path"
+            f"{shown(out)}: the machine {address} of the cluster does not see this folder; give an "
+            "--out on storage that all machines mount at the same path"
         )
 
 

@@ -13,9 +13,12 @@ from typing import Any, Protocol
 
 from pcseg_core.cluster.ray_workers import check_nodes, connected
 from pcseg_core.cluster.run import RayOptions
+from pcseg_core.copies import shown, url_of
 from pcseg_core.errors import InputError, PcsegError, require
-from pcseg_core.learning.run_folder import finished
+from pcseg_core.learning.run_folder import RUN, finished
+from pcseg_core.learning.run_mirror import OURS, sync
 from pcseg_core.progress import bar
+from pcseg_core.storage import file_system, remove_folder
 
 
 class Work(Protocol):
@@ -48,7 +51,7 @@ def train_on_ray(work: Work, out: Path, fresh: bool, options: RayOptions) -> dic
     out = out.resolve()
     out.parent.mkdir(parents=True, exist_ok=True)
     with connected(options.address) as ray, _notes(out) as notes:
-        check_nodes(ray, out.parent)
+        check_nodes(ray, out if url_of(out) else out.parent)
         require("ray.train", "cluster")
         told = ray.remote(Told).options(num_cpus=0).remote()
         try:
@@ -62,9 +65,10 @@ def train_on_ray(work: Work, out: Path, fresh: bool, options: RayOptions) -> dic
             ) from error
         if problem := ray.get(told.problem.remote()):
             raise InputError(problem)
+    sync(out, RUN, push=False)
     figures = finished(out)
     if figures is None:
-        raise PcsegError(f"{out}: the training left no result; run the same command again")
+        raise PcsegError(f"{shown(out)}: the training left no result; run the same command again")
     return figures
 
 
@@ -89,7 +93,9 @@ class Told:
         return self._problem
 
 
-def _trainer(ray: Any, work: Work, fresh: bool, options: RayOptions, told: Any, notes: Path) -> Any:
+def _trainer(
+    ray: Any, work: Work, fresh: bool, options: RayOptions, told: Any, notes: dict[str, Any]
+) -> Any:
     """Ray's trainer."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -106,9 +112,7 @@ def _trainer(ray: Any, work: Work, fresh: bool, options: RayOptions, told: Any, 
             resources_per_worker={"CPU": options.cpus, **({"GPU": 1} if gpu else {})},
         ),
         run_config=RunConfig(
-            name="run",
-            storage_path=str(notes),
-            failure_config=FailureConfig(max_failures=_RESTARTS),
+            name="run", **notes, failure_config=FailureConfig(max_failures=_RESTARTS)
         ),
     )
 
@@ -136,14 +140,31 @@ def _process(config: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _notes(out: Path) -> Iterator[Path]:
-    """A folder for Ray's notes beside a run directory, until the block ends."""
+def _notes(out: Path) -> Iterator[dict[str, Any]]:
+    """A place for Ray's notes, which all machines see, until the block ends; as Ray's options.
+
+    It is beside the run directory, or in the run at a URL.
+    """
+    if url := url_of(out):
+        place = f"{url}/{OURS}-ray-train"
+        try:
+            yield {"storage_filesystem": _arrow(place), "storage_path": file_system(place)[1]}
+        finally:
+            with suppress(InputError):
+                remove_folder(place)
+        return
     folder = out.parent / f".{out.name}.ray-train"
     folder.mkdir(exist_ok=True)
     try:
-        yield folder
+        yield {"storage_path": str(folder)}
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _arrow(url: str) -> Any:
+    """The file system of a URL in the form of pyarrow, which Ray Train takes."""
+    arrow = require("pyarrow.fs", "cluster")
+    return arrow.PyFileSystem(arrow.FSSpecHandler(file_system(url)[0]))
 
 
 @contextmanager

@@ -18,11 +18,12 @@ from urllib.parse import parse_qsl
 import numpy as np
 
 from pcseg_core.data.account import UNREADABLE, Account, account
-from pcseg_core.data.remote import FetchedFolder, is_url, listing
 from pcseg_core.data.sample import Box, CameraFrame, Sample
 from pcseg_core.errors import InputError
+from pcseg_core.fetched import FetchedFolder
 from pcseg_core.files import exists
 from pcseg_core.intensity import IntensityScale
+from pcseg_core.storage import is_url, listing
 
 if TYPE_CHECKING:
     from pcseg_core.input_check import InputStatistics
@@ -92,7 +93,7 @@ def open_recording(
     "bag:drive?cloud_topic=/points&poses=kiss-icp". "simulated:" takes options instead of a path:
     "simulated:seed=3,sweeps=20". Every reader takes `calibration`: a file whose extrinsics and
     time offsets replace those of the recording, as in "kitti-raw:drive?calibration=rig.yaml". A
-    path may be an fsspec URL, such as s3://bucket/drive: see `remote`.
+    path may be an fsspec URL, such as s3://bucket/drive: see `fetched`.
 
     Args:
         source: the recording.

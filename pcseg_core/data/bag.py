@@ -5,24 +5,22 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from pcseg_core.camera import CameraModel
 from pcseg_core.cloud import IntensityScale, PointCloud
 from pcseg_core.data import fingerprint
 from pcseg_core.data.bag_account import bag_account
-from pcseg_core.data.bag_cameras import CameraTopics, find_cameras, in_own_frame
+from pcseg_core.data.bag_calibration import BagCalibration, BagCamera
+from pcseg_core.data.bag_cameras import find_cameras
 from pcseg_core.data.bag_clouds import BagClouds, choose_topics, read_labels
 from pcseg_core.data.bag_poses import build_tree, find_poses
 from pcseg_core.data.bag_reader import (
     CAMERA_INFO,
+    CLOUD,
     COMPRESSED_IMAGE,
     IMAGE,
     ODOMETRY,
@@ -30,26 +28,14 @@ from pcseg_core.data.bag_reader import (
     TopicIndex,
 )
 from pcseg_core.data.calibration import Calibration, load_calibration
-from pcseg_core.data.images import RGB, decode_image, image_from_message
 from pcseg_core.data.lidar_sets import MAX_LIDAR_OFFSET_S
 from pcseg_core.data.odometry import cached_trajectory
-from pcseg_core.data.sample import CameraFrame, Sample
+from pcseg_core.data.sample import Sample
 from pcseg_core.data.stamps import longest_increasing, nearest
 from pcseg_core.errors import InputError
 from pcseg_core.geometry import Trajectory
 from pcseg_core.labels import LabelSpace
 from pcseg_core.progress import tracked
-
-
-@dataclass(frozen=True, eq=False)
-class BagCamera:
-    """A usable camera of a bag: images, model and extrinsics."""
-
-    topics: CameraTopics
-    index: TopicIndex
-    model: CameraModel
-    T_cam_lidar: npt.NDArray[np.float64]
-    time_offset_ns: int = 0  # added to the stamps of the images
 
 
 class BagRecording:
@@ -73,6 +59,7 @@ class BagRecording:
         trajectory: T_world_lidar, or None.
         T_body_lidar: (4, 4) of the given calibration, or None.
         tree: the transforms of the bag.
+        indices: topic -> its messages, of the topics that were scanned.
     """
 
     def __init__(
@@ -91,6 +78,7 @@ class BagRecording:
         stamp_reference: str = "auto",
         max_lidar_offset_s: float = MAX_LIDAR_OFFSET_S,
         united_frame: str | None = None,
+        index_all: bool = False,
     ) -> None:
         """Scan the bag once for stamps, transforms and calibrations.
 
@@ -112,6 +100,7 @@ class BagRecording:
             time_field, time_unit, stamp_reference: see `read_cloud`.
             max_lidar_offset_s: maximum stamp difference between sweeps that are united [s].
             united_frame: frame of united sweeps; None or "" takes that of the first topic.
+            index_all: index the cloud topics that are not read too, to compare them.
 
         Raises:
             InputError: the bag is unreadable, has no usable sweep, or lacks what is requested by
@@ -126,7 +115,7 @@ class BagRecording:
         if isinstance(calibration, (str, Path)):
             calibration = load_calibration(calibration)
         self._united_frame = united_frame or ""
-        self._scan(cloud_topic)
+        self._scan(cloud_topic, index_all)
         if not isinstance(intensity_scale, IntensityScale):
             intensity_scale = IntensityScale(float(intensity_scale or 0))
         self.scale = intensity_scale
@@ -152,7 +141,7 @@ class BagRecording:
     def __getitem__(self, index: int) -> Sample:
         cloud = self.cloud(index)
         frames = [
-            self._frame(camera, int(pairs[index]))
+            camera.frame(self.bag, int(pairs[index]))
             for camera, pairs in zip(self.cameras, self._pairs)
             if pairs[index] >= 0
         ]
@@ -208,13 +197,14 @@ class BagRecording:
             given = str(stored)
         return LabelSpace.load(given) if isinstance(given, str) else given
 
-    def _scan(self, cloud_topic: str | None) -> None:
+    def _scan(self, cloud_topic: str | None, index_all: bool) -> None:
         """Index the topics in use and read all transforms."""
         self.cloud_topics = choose_topics(self.bag, cloud_topic)
         self.cloud_topic = self.cloud_topics[0]
+        clouds = self.bag.of_type(CLOUD) if index_all else self.cloud_topics
         kinds = (IMAGE, COMPRESSED_IMAGE, CAMERA_INFO, ODOMETRY)
         self.indices, transforms = self.bag.index(
-            [*self.cloud_topics, *self.bag.of_type(*kinds)], self.skipped
+            [*clouds, *self.bag.of_type(*kinds)], self.skipped
         )
         self.tree = build_tree(transforms, self.skipped)
 
@@ -263,83 +253,32 @@ class BagRecording:
         topics = wanted.split(",") if isinstance(wanted, str) else wanted
         frames = {topic: index.frame_id for topic, index in self.indices.items()}
         found, cameras = find_cameras(self.bag, frames, topics), []
+        calibration = BagCalibration(
+            self.bag, self.indices, self.tree, self.lidar_frame, known, self.problems
+        )
         if known is not None:
             known.check([n for camera in found for n in (camera.name, camera.image)], self.name)
         for camera in found:
             if camera.image not in self.indices:
                 continue  # no message deserializes; counted
+            images = self._ordered(self.indices[camera.image])
             try:
-                cameras.append(self._camera(camera, known))
+                cameras.append(calibration.camera(camera, images))
             except InputError as error:
                 if topics is not None:
                     raise InputError(f"{self.path}, {camera.image}: {error}") from error
                 self.problems.append(f"camera {camera.image} cannot be used: {error}")
         return cameras
 
-    def _camera(self, camera: CameraTopics, known: Calibration | None) -> BagCamera:
-        index = self._ordered(self.indices[camera.image])
-        given = None if known is None else known.camera(camera.name, camera.image)
-        model = given.model() if given is not None else None
-        if model is None:
-            model = self._intrinsics(camera)
-        if given is not None:
-            return BagCamera(camera, index, model, given.extrinsic(), given.time_offset_ns)
-        if not index.frame_id:
-            raise InputError("its images have no frame_id; give a calibration file")
-        try:
-            T_cam_lidar = self.tree.static(index.frame_id, self.lidar_frame)
-        except InputError as error:
-            raise InputError(
-                f"the extrinsic calibration is missing: {error}; record /tf_static or give a "
-                "calibration file"
-            ) from error
-        for other in {i.frame_id for i in self.indices.values() if i.msgtype == CAMERA_INFO}:
-            with suppress(InputError):  # frames that are not connected
-                model = in_own_frame(model, self.tree.static(other, index.frame_id))
-        return BagCamera(camera, index, model, T_cam_lidar)
-
-    def _intrinsics(self, camera: CameraTopics) -> CameraModel:
-        if camera.info is None or camera.info not in self.indices:
-            raise InputError(
-                "no CameraInfo for it; record its camera_info topic or give a calibration file"
-            )
-        models, refused = [], []
-        for raw in self.bag.infos[camera.info]:
-            try:
-                info = self.bag.deserialize(raw, CAMERA_INFO)
-                models.append(CameraModel.from_camera_info(info, rectified=camera.rectified))
-            except InputError as error:
-                refused.append(error)
-        if not models:
-            raise refused[0]
-        if len(models) > 1:
-            self.problems.append(
-                f"camera {camera.image}: its CameraInfo changes during the recording "
-                f"({len(models)} versions); the first is used for all images"
-            )
-        return models[0]
-
     def _readable_cameras(self, chosen: bool) -> list[BagCamera]:
         """The cameras without those that do not decode, unless chosen by name or all fail."""
-        found = {} if chosen else {c.topics.image: self._fault(c) for c in self.cameras}
+        found = {} if chosen else {c.topics.image: c.fault(self.bag) for c in self.cameras}
         self.camera_faults = {topic: fault for topic, fault in found.items() if fault}
         if len(self.camera_faults) == len(self.cameras):
             return self.cameras
         for topic, fault in self.camera_faults.items():
             self.problems.append(f"camera {topic} cannot be used: {fault}")
         return [camera for camera in self.cameras if camera.topics.image not in self.camera_faults]
-
-    def _fault(self, camera: BagCamera) -> str:
-        """Why none of three images spread over the recording can be used; empty if one can."""
-        fault = ""
-        for position in np.unique(np.linspace(0, len(camera.index) - 1, 3).astype(int)).tolist():
-            try:
-                self._frame(camera, position).image  # noqa: B018 - does it decode?
-            except InputError as error:
-                fault = fault or str(error)
-            else:
-                return ""
-        return fault
 
     def _find_poses(self, mode: str, fixed_frame: str | None) -> tuple[str, Trajectory | None]:
         inputs = (self.bag, self.indices, self.tree, self.clouds)
@@ -385,17 +324,3 @@ class BagRecording:
             else:
                 pairs[sweep] = position
         return pairs
-
-    def _frame(self, camera: BagCamera, position: int) -> CameraFrame:
-        size = (camera.model.width, camera.model.height)
-        loader = partial(_load_image, self.bag, camera.index, position, size)
-        stamp = int(camera.index.stamps_ns[position]) + camera.time_offset_ns
-        return CameraFrame(camera.topics.name, stamp, camera.model, camera.T_cam_lidar, loader)
-
-
-def _load_image(bag: BagFile, index: TopicIndex, position: int, size: tuple[int, int]) -> RGB:
-    message = bag.read(index, position)
-    name = f"{bag.path}, {index.topic} at {int(index.stamps_ns[position])} ns"
-    if index.msgtype == COMPRESSED_IMAGE:
-        return decode_image(message.data, name, size, message.format)
-    return image_from_message(message, name, size)

@@ -14,7 +14,8 @@ from pydantic import Field
 from pcseg_core.cloud import PointCloud
 from pcseg_core.config import Section
 from pcseg_core.data.account import Entry, account, grouped
-from pcseg_core.data.bag import BagCamera, BagRecording
+from pcseg_core.data.bag import BagRecording
+from pcseg_core.data.bag_calibration import BagCamera
 from pcseg_core.data.bag_findings import (
     USUAL_RANGE_M,
     CameraReport,
@@ -108,7 +109,7 @@ def inspect_bag(path: str | Path, **options: Any) -> tuple[BagReport, BagRecordi
     Raises:
         InputError: the bag is unreadable.
     """
-    options = {"poses": "recorded", **options}
+    options = {"poses": "recorded", "index_all": True, **options}
     try:
         recording = BagRecording(path, **options)
     except InputError as error:
@@ -127,7 +128,7 @@ def inspect_bag(path: str | Path, **options: Any) -> tuple[BagReport, BagRecordi
 
 
 def report_on(recording: BagRecording) -> BagReport:
-    """The report of `inspect_bag` for an opened recording."""
+    """The report of `inspect_bag` for an opened recording; compares the LiDARs that it indexed."""
     findings: list[Finding] = []
     samples = _some_samples(recording, findings)
     return _report(recording.bag, recording, recording.indices, samples, findings)

@@ -51,14 +51,16 @@ class LidarReport(Section):
 
 
 def compare_lidars(recording: BagRecording) -> tuple[LidarReport, ...]:
-    """The other LiDARs of a bag, compared with that of the recording (the first of several)."""
-    others = [topic for topic in recording.bag.of_type(CLOUD) if topic != recording.cloud_topic]
-    if not others:
-        return ()
-    indices, _ = recording.bag.index(others)
+    """The other LiDARs of a bag, compared with that of the recording (the first of several).
+
+    Args:
+        recording: opened with `index_all`, else topics that it does not read are left out.
+    """
     first = recording.sweeps.lidars[recording.cloud_topic].index
     return tuple(
-        _compare(recording, first, indices[topic].ordered()) for topic in others if topic in indices
+        _compare(recording, first, index.ordered())
+        for topic, index in sorted(recording.indices.items())
+        if index.msgtype == CLOUD and topic != recording.cloud_topic
     )
 
 

@@ -8,9 +8,9 @@ from glob import glob
 from pathlib import Path
 
 from pcseg_core.data import READERS, split_query
-from pcseg_core.data.remote import is_url, matching
 from pcseg_core.errors import InputError
 from pcseg_core.files import exists
+from pcseg_core.storage import is_url, matching
 
 LISTED = "@"
 """First character of a source that is a file which lists sources."""

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files of arrays: atomic, keyed by everything they depend on, large arrays mapped into memory."""
+"""Files of arrays: atomic, keyed by everything they depend on, large arrays mapped into memory.
+
+In the copy of a folder at a URL, see `copies`, they also lie at the URL, whole or not at all.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,9 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from pcseg_core import copies
 from pcseg_core.errors import InputError
-from pcseg_core.files import atomic_path, slug
+from pcseg_core.files import slug
 
 Array = npt.NDArray[Any]
 
@@ -47,7 +51,12 @@ class MappedArray:
 
     def __getitem__(self, key: Any) -> Array:
         """A copy of the part that `key` selects, as numpy indexes."""
-        mapped = np.memmap(self.path, self.dtype, "r", self.offset, self.shape)
+        try:
+            mapped = np.memmap(self.path, self.dtype, "r", self.offset, self.shape)
+        except FileNotFoundError:  # it made room for others in the copy of a URL
+            if not copies.is_here(self.path):
+                raise
+            mapped = np.memmap(self.path, self.dtype, "r", self.offset, self.shape)
         return np.array(mapped[key])
 
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> Array:
@@ -60,7 +69,7 @@ Stored: TypeAlias = "Array | MappedArray"
 
 def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
     """Write an uncompressed npz atomically."""
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
+    with copies.writing(path) as temporary, temporary.open("wb") as file:
         ordered: dict[str, Any] = {k: np.asarray(v, order="C") for k, v in arrays.items()}
         np.savez(file, **ordered)
 
@@ -78,6 +87,8 @@ def read_arrays(
     Raises:
         InputError: the file is missing or damaged. The values of mapped arrays are not verified.
     """
+    copies.is_here(path)
+    copies.used(path)
     try:
         with np.load(path, allow_pickle=False) as stored:
             names = stored.files if only is None else only
@@ -91,7 +102,12 @@ def read_arrays(
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a file of `write_arrays` exists and is not cut short."""
+    """Whether a file of `write_arrays` exists and is not cut short.
+
+    Files that are only at the URL of a copy are not fetched for it: they are whole.
+    """
+    if not path.is_file():
+        return copies.exists(path)
     try:
         read_arrays(path, only=())
     except InputError:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from pcseg_core import copies
 from pcseg_core.data import Recording, Sample
 from pcseg_core.data.account import grouped
 from pcseg_core.distill.cache import MappedArray, SweepCache, read_arrays, write_arrays
@@ -201,10 +202,13 @@ class Observer:
             found += self.observe_sweeps(source, recording, range(index, index + 1))
             progress(done, len(chosen))
         if not found:
-            shown = grouped(self.skipped)[:5]
-            reasons = "; ".join(f"{n}x {reason}" for reason, n in shown)
-            raise InputError(f"none of the {len(chosen)} sweeps can be used: {reasons}")
+            raise self.nothing(len(chosen))
         return found
+
+    def nothing(self, count: int) -> InputError:
+        """The error that none of some sweeps can be used, with the reasons."""
+        reasons = "; ".join(f"{n}x {reason}" for reason, n in grouped(self.skipped)[:5])
+        return InputError(f"none of the {count} sweeps can be used: {reasons}")
 
     def observe_sweeps(
         self, source: str, recording: Recording, sweeps: Iterable[int]
@@ -342,7 +346,7 @@ def part_of(kind: type[Part], arrays: Mapping[str, Any], prefix: str) -> Part | 
 
 def _is_posed(path: Path) -> bool | None:
     """Whether a stored observation has a pose; None if its file is missing or damaged."""
-    if not path.is_file():
+    if not copies.is_here(path):
         return None
     try:
         return bool(np.isfinite(read_arrays(path, only=("pose",))["pose"]).all())

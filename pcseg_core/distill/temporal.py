@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
+from pcseg_core import copies
 from pcseg_core.config import Section
 from pcseg_core.distill.cache import digest, read_arrays, write_arrays
 from pcseg_core.distill.ground import GroundMethod, find_ground
@@ -223,7 +224,7 @@ def segment_files(
     pairs = partners(observations, config.gap)
     key = digest(config.model_dump(mode="json"))
     files = {i: folder / f"{o.path.stem}-{key}.npz" for i, o in enumerate(observations)}
-    missing = [i for i, file in files.items() if not file.is_file()]
+    missing = [i for i, file in files.items() if not copies.exists(file)]
     jobs = (
         joblib.delayed(_write_segments)(
             observations[i], observations[pairs[i]] if i in pairs else None, config, files[i]

@@ -27,7 +27,9 @@ from pcseg_core.errors import InputError
 from pcseg_core.labels import IGNORE
 from pcseg_core.learning.linear import logistic_regression
 from pcseg_core.learning.probe import Features, UntrainedNetwork, raw_inputs
+from pcseg_core.learning.run_folder import local_run
 from pcseg_core.models.student import StudentConfig, stored_config
+from pcseg_core.storage import as_url
 
 if TYPE_CHECKING:
     from pcseg_core.cloud import PointCloud
@@ -209,7 +211,12 @@ def _fit(
 
 
 def run_directory(checkpoint: Path) -> Path:
-    """The run directory of a checkpoint given as that directory or as the file inside it."""
+    """The run directory of a checkpoint given as that directory or as the file inside it.
+
+    One at a URL is fetched, see `local_run`.
+    """
+    if as_url(checkpoint):
+        return local_run(checkpoint.parent if checkpoint.suffix else checkpoint)
     return checkpoint if checkpoint.is_dir() else checkpoint.parent
 
 

@@ -14,14 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pcseg_core.labels import LabelSpace
-from pcseg_core.online.pipeline import (
-    Evidence,
-    ImmediateCameras,
-    MotionError,
-    Pipeline,
-    SegmenterLike,
-    Sweep,
-)
+from pcseg_core.online.camera_observers import Evidence
+from pcseg_core.online.pipeline import ImmediateCameras, MotionError, Pipeline, SegmenterLike, Sweep
 from pcseg_core.online.pipeline_config import PipelineConfig
 
 if TYPE_CHECKING:

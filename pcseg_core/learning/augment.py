@@ -102,12 +102,7 @@ class AugmentConfig(Section):
 
     @model_validator(mode="after")
     def _one_corruption_per_cloud(self) -> AugmentConfig:
-        for name, share in self.corrupt.items():
-            find_corruption(name)
-            if not 0 <= share <= 1:
-                raise ValueError(f"corrupt.{name} is {share:g}; expected a share in 0..1")
-        if sum(self.corrupt.values()) > 1:
-            raise ValueError("corrupt: a cloud has one corruption; expected a sum up to 1")
+        check_shares(self.corrupt)
         return self
 
 
@@ -304,6 +299,21 @@ def _bent(values: Array, share: float, rng: Rng) -> Array:
     return bent
 
 
+def check_shares(shares: Mapping[str, float]) -> None:
+    """Check the shares of the clouds with each corruption.
+
+    Raises:
+        InputError: no such corruption.
+        ValueError: a share is outside of 0..1, or their sum is above 1.
+    """
+    for name, share in shares.items():
+        find_corruption(name)
+        if not 0 <= share <= 1:
+            raise ValueError(f"corrupt.{name} is {share:g}; expected a share in 0..1")
+    if sum(shares.values()) > 1:
+        raise ValueError("corrupt: a cloud has one corruption; expected a sum up to 1")
+
+
 def check_corruptions(shares: Mapping[str, float], space: LabelSpace | None) -> None:
     """Check that the classes of a training allow its corruptions.
 
@@ -314,7 +324,7 @@ def check_corruptions(shares: Mapping[str, float], space: LabelSpace | None) -> 
     for name in shares:
         if (needed := CORRUPTIONS[name].classes) and not needed & set(names):
             raise InputError(
-                f"augment.corrupt: {name} needs one of the classes {', '.join(sorted(needed))}; "
+                f"corrupt: {name} needs one of the classes {', '.join(sorted(needed))}; "
                 f"the labels have {', '.join(names) or 'none'}"
             )
 

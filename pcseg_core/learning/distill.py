@@ -22,6 +22,7 @@ from pcseg_core.distill.lidar_teacher import LidarTeacher
 from pcseg_core.distill.observation import Observer
 from pcseg_core.errors import InputError
 from pcseg_core.labels import NO_CLASSES, LabelSpace
+from pcseg_core.learning.augment import check_corruptions
 from pcseg_core.learning.confidence import calibrate, held_out
 from pcseg_core.learning.dataset import TrainingSweep
 from pcseg_core.learning.distributed import first_process_first, join
@@ -147,6 +148,8 @@ class Given:
         """
         lidar = load_lidar(recipe, device)
         space = student_space(recipe, lidar)
+        for training in (recipe, recipe.of_round()):
+            check_corruptions(training.augment.corrupt, space)
         licenses = [None if start is None else check_start(start, recipe, space)]
         beside = load_beside(recipe.rounds, space, device)
         licenses += [network.license for network in (lidar, beside) if network]

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import os
+import secrets
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -13,9 +15,11 @@ from typing import TypeVar, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.nn.functional import all_gather, all_reduce
+from torch.distributed.rendezvous import rendezvous
 
-from pcseg_core.errors import InputError
+from pcseg_core.errors import InputError, PcsegError
 from pcseg_core.learning.run_folder import is_first_process
 from pcseg_core.sparse import BatchNorm
 
@@ -23,6 +27,8 @@ T = TypeVar("T")
 
 # Preparing large recordings takes hours; a step of the training ends in torch's half an hour.
 _PREPARING = timedelta(days=2)
+_JOINING_S = 1800.0
+_ASKED_S = 0.05
 
 
 def processes() -> int:
@@ -44,8 +50,38 @@ def join(gpu: bool) -> None:
     if not dist.is_initialized():  # Ray Train has done it
         if gpu:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        dist.init_process_group("nccl" if gpu else "gloo")
+        store, rank, world = next(rendezvous("env://"))
+        store = PrefixStore(agreed_start(store, rank, world), store)
+        dist.init_process_group("nccl" if gpu else "gloo", store=store, rank=rank, world_size=world)
     _patient()  # now, while no process is busy: they connect within seconds or not at all
+
+
+def agreed_start(store: Store, rank: int, world: int) -> str:
+    """A name that the processes of this start, and none before, agree on.
+
+    Where torchrun starts the processes again, its store still holds the addresses of those before:
+    a process that comes first would connect to one that is no more.
+
+    Raises:
+        PcsegError: not all processes came in time.
+    """
+    own, end = secrets.token_hex(8), time.monotonic() + _JOINING_S
+    others = range(1, world)
+    while time.monotonic() < end:
+        if rank == 0:
+            store.set("pcseg/start", own)
+            if store.check([f"pcseg/{own}/{other}" for other in others]):
+                came = [store.get(f"pcseg/{own}/{other}") for other in others]
+                store.set(f"pcseg/{own}/all", " ".join(one.decode() for one in came))
+                return own
+        elif store.check(["pcseg/start"]):
+            start = store.get("pcseg/start").decode()
+            store.set(f"pcseg/{start}/{rank}", own)
+            known = f"pcseg/{start}/all"
+            if store.check([known]) and own.encode() in store.get(known).split():
+                return start
+        time.sleep(_ASKED_S)
+    raise PcsegError(f"not all {world} processes started within {_JOINING_S / 60:.0f} minutes")
 
 
 @contextmanager

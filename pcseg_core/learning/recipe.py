@@ -291,9 +291,14 @@ class Recipe(TrainingRecipe):
 
     def of_round(self) -> Recipe:
         """The recipe of the trainings after the first one."""
-        steps = self.rounds.steps or self.optimizer.steps
+        rounds, augment = self.rounds, self.augment
+        steps = rounds.steps or self.optimizer.steps
+        corrupt = augment.corrupt if rounds.corrupt is None else rounds.corrupt
         return self.model_copy(
-            update={"optimizer": self.optimizer.model_copy(update={"steps": steps})}
+            update={
+                "optimizer": self.optimizer.model_copy(update={"steps": steps}),
+                "augment": augment.model_copy(update={"corrupt": corrupt}),
+            }
         )
 
     @property

@@ -15,13 +15,16 @@ from urllib.parse import parse_qsl
 
 import yaml
 
-from pcseg_core.bundled import FILE_NAME, bundled_file
+from pcseg_core.bundled import FILE_NAME, bundled_file, checkpoint_file
 from pcseg_core.config import Section, read_yaml
+from pcseg_core.copies import shown
 from pcseg_core.data import find_source, fingerprint, split_query
-from pcseg_core.data.remote import is_url
 from pcseg_core.errors import InputError
+from pcseg_core.fetched import fetched
 from pcseg_core.files import FolderKind, check_new_folder, claim_folder, write_atomic
+from pcseg_core.learning.run_mirror import clear, mirror, sync
 from pcseg_core.progress import note
+from pcseg_core.storage import as_url, is_url
 
 RECIPE, LAST, METRICS, COMMAND = "recipe.yaml", "last.ckpt", "metrics.json", "command.yaml"
 _SHOWN = 4  # differences in a message
@@ -64,20 +67,24 @@ RUN = FolderKind(
 def check_claim(out: Path, recipe: Section, sources: Sequence[str], fresh: bool = False) -> None:
     """Check that `claim` would succeed, without writing anything.
 
+    The copy of a run at a URL becomes the run there, see `run_mirror`.
+
     Raises:
         InputError: see `claim`.
     """
     if fresh:
         check_new_folder(out, RUN, force=True)
+        clear(out, RUN, only_check=True)
         return
+    sync(out, RUN, push=is_first_process())
     if not claim_folder(out, RUN) or not _has_results(out):
         return
     if different := _differences(read_yaml(out / RECIPE), _content(recipe, sources)):
-        shown = "; ".join(different[:_SHOWN])
+        listed = "; ".join(different[:_SHOWN])
         more = f" and {len(different) - _SHOWN} more" if len(different) > _SHOWN else ""
         raise InputError(
-            f"{out} holds a run with another recipe, seed or sources ({shown}{more}); choose "
-            "another --out, or start over with --fresh"
+            f"{shown(out)} holds a run with another recipe, seed or sources ({listed}{more}); "
+            "choose another --out, or start over with --fresh"
         )
 
 
@@ -106,8 +113,12 @@ def claim(out: Path, recipe: Section, sources: Sequence[str], fresh: bool = Fals
     """
     check_claim(out, recipe, sources, fresh)
     wanted = _content(recipe, sources)
+    if fresh:
+        clear(out, RUN)
     if not claim_folder(out, RUN, fresh=fresh) or read_yaml(out / RECIPE) != wanted:
         write_atomic(out / RECIPE, yaml.safe_dump(wanted, sort_keys=False))
+    if is_first_process():
+        mirror(out)
 
 
 def finished(out: Path, **wanted: object) -> dict[str, Any] | None:
@@ -125,7 +136,7 @@ def finished(out: Path, **wanted: object) -> dict[str, Any] | None:
         return None
     if not isinstance(figures, dict) or any(figures.get(k) != v for k, v in wanted.items()):
         return None
-    note(f"{out}: this run has finished; --fresh starts it over")
+    note(f"{shown(out)}: this run has finished; --fresh starts it over")
     return figures
 
 
@@ -155,8 +166,22 @@ def named(name: str, path: Path | None) -> list[str]:
     """["NAME PATH (files FINGERPRINT)"] of a file, folder or checkpoint of a run; [] for None."""
     if path is None:
         return []
+    if url := as_url(path):
+        return [f"{name} {url} (files {fingerprint(checkpoint_file(path))[:12]})"]
     place = bundled_file(path) or (path / FILE_NAME if (path / FILE_NAME).is_file() else path)
     return [f"{name} {place.resolve()} (files {fingerprint(place)[:12]})"]
+
+
+def local_run(run: Path) -> Path:
+    """A run directory on this machine; from a URL, all but caches and states is fetched.
+
+    Raises:
+        InputError: no run at the URL; or the storage refuses, see `storage.listing`.
+    """
+    url = as_url(run)
+    if url is None:
+        return run
+    return fetched(url, (RECIPE, FILE_NAME, METRICS, "pseudo_labels/*.npz"))
 
 
 def _has_results(out: Path) -> bool:

@@ -17,18 +17,20 @@ from pcseg_core.checkpoint import FILE_NAME, CheckpointMeta, CheckpointText, sav
 from pcseg_core.cloud import PointCloud
 from pcseg_core.confidence import ConfidenceScaling
 from pcseg_core.config import Section
+from pcseg_core.copies import url_of
 from pcseg_core.data import Recording, open_recording
 from pcseg_core.data.account import account, grouped
 from pcseg_core.data.bag import BagRecording
 from pcseg_core.data.bag_info import report_on
 from pcseg_core.distill.cache import digest
-from pcseg_core.distill.observation import Observer, StoredObservation
+from pcseg_core.distill.observation import Observer, Progress, StoredObservation
 from pcseg_core.errors import InputError
 from pcseg_core.files import slug, write_atomic
 from pcseg_core.input_check import InputStatistics
 from pcseg_core.labels import LabelSpace
-from pcseg_core.learning.distributed import ranks, wait_for_all
+from pcseg_core.learning.distributed import from_all, ranks
 from pcseg_core.learning.run_folder import METRICS
+from pcseg_core.learning.run_mirror import mirror
 from pcseg_core.models.inference import choose_device
 from pcseg_core.models.student import Student
 from pcseg_core.progress import bar, note
@@ -142,7 +144,7 @@ def shard_place(out: Path, shards: str | None, recipe: Section, parts: Sequence[
         recipe, parts: identify the run, see `claim`.
     """
     if shards is None:
-        return str(out / "shards") if ranks()[1] > 1 else None
+        return f"{url_of(out) or out}/shards" if ranks()[1] > 1 else None
     key = digest({"recipe": recipe.model_dump(mode="json"), "parts": list(parts)})
     return f"{shards.rstrip('/')}/{slug(out.name)}-{key}"
 
@@ -183,19 +185,42 @@ def observe(
 ) -> list[StoredObservation]:
     """Observe recordings with a progress bar; print what was skipped. See `Observer.observe`.
 
-    Several processes share the sweeps, and all get all of them.
+    Several processes share the sweeps. Each sweep is looked at by one of them, and all get all.
     """
-    rank, world = ranks()
     with bar(title) as progress:
-        if world > 1:
-            own = replace(observer, skipped=Counter())
-            for source, recording in recordings.items():
-                own.observe_sweeps(source, recording, range(0, len(recording), every)[rank::world])
-            wait_for_all()
-        found = observer.observe(recordings, progress, every)
+        if ranks()[1] == 1:
+            found = observer.observe(recordings, progress, every)
+        else:
+            found = _observe_together(observer, recordings, progress, every)
     for reason, count in grouped(observer.skipped):
         note(f"skipped {count}: {reason}")
     return found
+
+
+def _observe_together(
+    observer: Observer, recordings: Mapping[str, Recording], progress: Progress, every: int
+) -> list[StoredObservation]:
+    """As `Observer.observe`, by all processes; observations and what was skipped are those of all.
+
+    Raises:
+        InputError: see `Observer.observe`; in all processes.
+    """
+    (rank, world), total = ranks(), sum(len(range(0, len(r), every)) for r in recordings.values())
+    own, done = replace(observer, skipped=Counter()), 0
+    found: list[tuple[int, int, StoredObservation]] = []
+    for number, (source, recording) in enumerate(recordings.items()):
+        for index in range(0, len(recording), every)[rank::world]:
+            stored = own.observe_sweeps(source, recording, [index])
+            found += [(number, index, one) for one in stored]
+            done += 1
+            progress(min(done * world, total), total)
+    parts = from_all((found, own.skipped))
+    observer.skipped.update(sum((skipped for _, skipped in parts), Counter[str]()))
+    rows = sorted((row for part, _ in parts for row in part), key=lambda row: row[:2])
+    if not rows:
+        raise observer.nothing(total)
+    # The folder of this machine: that of another may have another path, see `copies`.
+    return [replace(one, path=observer.folder / one.path.name) for _, _, one in rows]
 
 
 def finish(
@@ -224,3 +249,4 @@ def finish(
     )
     save_checkpoint(out / FILE_NAME, student.state_dict(), meta, text)
     write_atomic(out / METRICS, json.dumps(metrics, indent=1))
+    mirror(out)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from scipy.spatial import cKDTree
 
 from pcseg_core.bundled import bundled_file, find_file
@@ -33,7 +33,7 @@ from pcseg_core.distill.observation import Observation
 from pcseg_core.geometry import from_euler
 from pcseg_core.input_check import IntensityMatch
 from pcseg_core.labels import LabelSpace
-from pcseg_core.learning.augment import thinned
+from pcseg_core.learning.augment import check_shares, thinned
 from pcseg_core.models.inference import compile_inference
 from pcseg_core.models.minkunet import MinkUNet
 from pcseg_core.models.student import Student
@@ -78,6 +78,16 @@ class RoundsConfig(Section):
         "they tell together with the student and the run beside, by the product of their "
         "probabilities",
     )
+    corrupt: dict[str, float] | None = Field(
+        None,
+        description="augment.corrupt of the further trainings: a student that knows clean clouds "
+        "learns corrupted ones.  [default: augment.corrupt]",
+    )
+
+    @model_validator(mode="after")
+    def _one_corruption_per_cloud(self) -> RoundsConfig:
+        check_shares(self.corrupt or {})
+        return self
 
     def relative_to(self, folder: Path) -> RoundsConfig:
         """The same with an absolute path, see `find_file`.

@@ -21,7 +21,6 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import save
 
-from pcseg_core.data.remote import is_url, read_range, write_object
 from pcseg_core.distill.lidar_teacher import LidarTargets
 from pcseg_core.distill.observation import flat_arrays, part_of
 from pcseg_core.distill.pixels import PointPixels
@@ -29,6 +28,7 @@ from pcseg_core.errors import InputError
 from pcseg_core.files import write_atomic
 from pcseg_core.learning.dataset import TrainingSweep
 from pcseg_core.learning.distributed import from_all, from_first, ranks, wait_for_all
+from pcseg_core.storage import exists, is_url, read_range, write_object
 
 Array = npt.NDArray[Any]
 Unit = tuple[str, Callable[[], Iterable[TrainingSweep]]]
@@ -299,10 +299,4 @@ def _read(place: str, name: str, start: int = 0, end: int | None = None) -> byte
 def _exists(place: str, name: str) -> bool:
     if not is_url(place):
         return Path(place, name).is_file()
-    try:
-        read_range(f"{place}/{name}", 0, 1)
-    except InputError as error:
-        if "no such file" in str(error):
-            return False
-        raise
-    return True
+    return exists(f"{place}/{name}")

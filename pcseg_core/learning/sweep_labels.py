@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pcseg_core import copies
 from pcseg_core.data import Recording
 from pcseg_core.distill.cache import is_whole
 from pcseg_core.distill.corrected import CorrectedSweeps
@@ -88,7 +89,7 @@ def observe_targets(
             store_targets(observations[rank::world], teacher, folder, progress)
             wait_for_all()
         paths = store_targets(observations, teacher, folder, progress)
-    size = sum(path.stat().st_size for path in paths) / 1e6
+    size = sum(map(copies.size, paths)) / 1e6
     note(f"targets of the 3D teacher: {size:.0f} MB, {size / len(paths):.1f} MB per sweep")
     return paths
 

@@ -29,6 +29,7 @@ from pcseg_core.files import atomic_path, write_atomic
 from pcseg_core.learning.distributed import processes
 from pcseg_core.learning.module import TrainingModule
 from pcseg_core.learning.run_folder import LAST, is_first_process
+from pcseg_core.learning.run_mirror import mirror
 from pcseg_core.learning.runs import torch_device
 from pcseg_core.learning.trackers import Trackers
 from pcseg_core.progress import bar, note
@@ -253,6 +254,8 @@ class _States(callbacks.Callback):
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
         trainer.save_checkpoint(self.path)
+        if is_first_process():
+            mirror(self.path.parent, patient=True)
 
 
 class TrainingBar(callbacks.Callback):

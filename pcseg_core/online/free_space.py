@@ -94,6 +94,11 @@ class FreeSpace:
         check(library.pcseg_passed(byref(views), byref(structure), found.ctypes.data, 1))
         return found
 
+    def behind(self, points: Array, margin_m: float) -> npt.NDArray[np.bool_]:
+        """(M,) bool: for each LiDAR, a return around the direction of a point (3, M) is nearer."""
+        points = np.asarray(points, np.float32)
+        return np.all([view.behind(points, margin_m) for view in self._views], axis=0)
+
     def views(self, margin_m: float) -> Views:
         """The range images for the native library; they live as long as this object."""
         return Views(self._listed, len(self._listed), margin_m)
@@ -133,6 +138,12 @@ class _Images:
         images = (self._reach, *(self._before or ()))
         addresses = [image.ctypes.data for image in images] + [None] * (3 - len(images))
         return View(*addresses, (c_float * 3)(*self._origin.tolist()))
+
+    def behind(self, points: Array, margin_m: float) -> npt.NDArray[np.bool_]:
+        """See `FreeSpace.behind`."""
+        cell, distance = _cells(points - self._origin[:, None])
+        found: npt.NDArray[np.bool_] = self._reach[cell] + margin_m < distance
+        return found
 
     def passed(self, points: Array, margin_m: float) -> npt.NDArray[np.bool_]:
         """See `FreeSpace.passed`."""

@@ -179,12 +179,17 @@ def is_vehicle(groups: Array, size: Float64) -> Mask:
 
     Lower ones can be several bicycles.
     """
+    found: Mask = is_no_larger(size) & (size[:, 2] >= _LOW_M) & (groups == VEHICLES)
+    return found
+
+
+def is_no_larger(size: Float64) -> Mask:
+    """Extents (K, 3) that are no larger than those of one car, bus or truck."""
     (width, length), height = np.sort(size[:, :2], axis=1).T, size[:, 2]
     one = np.zeros(len(size), bool)
     for least, most, wide in _LARGEST[VEHICLES]:
         one |= (height >= least) & (length <= most) & (width <= wide)
-    found: Mask = one & (height >= _LOW_M) & (groups == VEHICLES)
-    return found
+    return one
 
 
 def join_parts(boxes: Rectangles, sensor: Array) -> npt.NDArray[np.int64]:
@@ -194,7 +199,7 @@ def join_parts(boxes: Rectangles, sensor: Array) -> npt.NDArray[np.int64]:
     Clusters are joined if they are near each other and together not larger than one thing.
     """
     things = np.arange(len(boxes))
-    gap = _gaps(boxes)
+    gap = gaps(boxes)
     possible = np.triu((gap < _BEHIND_M) & (boxes.groups[:, None] == boxes.groups), 1)
     if not possible.any():
         return things
@@ -216,7 +221,7 @@ def _side_by_side(boxes: Rectangles, chosen: Array) -> bool:
     return bool(low and np.ptp(boxes.bottom[chosen]) < _STEP_M)
 
 
-def _gaps(boxes: Rectangles) -> Float64:
+def gaps(boxes: Rectangles) -> Float64:
     """Distance (K, K) between boxes, by their corners [m]."""
     if not len(boxes):
         return np.zeros((0, 0))

@@ -39,6 +39,7 @@ _NOISE_M = 0.15  # of a measured edge
 _ACCELERATION = 2.0  # spectral density of the acceleration [m^2/s^3]
 _SPEED_MPS = 7.0  # standard deviation of the velocity of a new track
 _NEW = (_NOISE_M**2, 0.0, _SPEED_MPS**2)  # variance of a new track
+AT_REST = (0.25, 0.0, 0.25)  # the same of a vehicle that stands, not seen
 _OVERLAP = 0.3  # of the smaller box, of a track and a thing that are none of others
 _THIN_M = 0.4  # least extent of a box that overlaps
 _GATE = 11.0  # squared normalized distance
@@ -129,15 +130,18 @@ def recover(
     """
     if min(len(tracks), len(things)) == len(of_track):
         return of_track, of_thing
-    boxes = boxes_of(tracks)
-    common, size = common_extents(boxes, things.boxes)
-    share = (common / np.minimum(size, np.maximum(boxes.size.T[..., None], _THIN_M))).prod(0)
+    share = overlap(boxes_of(tracks), things.boxes)
     cost = np.where(share < _OVERLAP, np.inf, 1 - share)
     cost[tracks["group"][:, None] != things.groups] = np.inf
     cost[of_track] = cost[:, of_thing] = np.inf
     rows, columns = _pairs(cost)
-    tracks["variance"][rows] = _NEW
+    measure_anew(tracks, rows)
     return np.concatenate([of_track, rows]), np.concatenate([of_thing, columns])
+
+
+def measure_anew(tracks: Array, rows: Array | int) -> None:
+    """Forget how fast tracks are."""
+    tracks["variance"][rows] = _NEW
 
 
 def _pairs(cost: Float64) -> tuple[Array, Array]:
@@ -156,6 +160,14 @@ def common_extents(boxes: Rectangles, others: Rectangles) -> tuple[Float64, Floa
     own, size = np.maximum(boxes.size.T[..., None], _THIN_M), np.maximum(size, _THIN_M)
     common = np.minimum((own + size) / 2 - distance, np.minimum(own, size))
     return np.maximum(common, 0.0), size
+
+
+def overlap(boxes: Rectangles, others: Rectangles) -> Float64:
+    """Share (T, I) of the smaller one, of boxes and others, that is in both."""
+    common, size = common_extents(boxes, others)
+    smaller = np.minimum(size, np.maximum(boxes.size.T[..., None], _THIN_M))
+    share: Float64 = (common / smaller).prod(0)
+    return share
 
 
 def _distance(tracks: Array, boxes: Rectangles) -> Float64:
@@ -342,10 +354,11 @@ def begin(things: Measured, numbers: Array, first_id: int) -> Array:
     return new
 
 
-def survivors(tracks: Array, coast_s: float) -> Array:
-    """Tracks that were seen lately."""
+def seen_within(tracks: Array, coast_s: float, times: float = 1.0) -> Array:
+    """(K,) bool: seen within as many times the time for which a track is predicted."""
     longest = np.minimum(coast_s, _COAST_PER_HIT_S * tracks["hits"])
-    return tracks[tracks["missed_s"] <= longest]
+    within: Array = tracks["missed_s"] <= times * longest
+    return within
 
 
 def without_copies(tracks: Array) -> tuple[Array, dict[int, int]]:

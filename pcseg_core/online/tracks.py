@@ -25,6 +25,15 @@ from pcseg_core.online.thing_parts import (
     is_vehicle,
     join_parts,
 )
+from pcseg_core.online.track_hiding import survivors
+from pcseg_core.online.track_unions import (
+    drive_as_one,
+    inherit,
+    older_first,
+    part_ways,
+    take_parts,
+    unite,
+)
 
 Array = npt.NDArray[Any]
 Float64 = npt.NDArray[np.float64]
@@ -48,7 +57,8 @@ class TrackRules:
     Attributes:
         classes: names of the classes; others, and those that a label space lacks, are not tracked.
         cell_m, min_points: of the instances of a sweep; see `cluster_instances`.
-        coast_s: longest time that a track is predicted without being seen [s].
+        coast_s: longest time that a track is predicted without being seen [s]; five times that for
+            a standing vehicle that is hidden.
     """
 
     classes: tuple[str, ...] = ("vehicle", "person")
@@ -145,19 +155,23 @@ class Tracker:
             rules: what is tracked.
         """
         step_s = self._step(cloud.stamp_ns, pose, space)
-        tracks = filter_.predict(self._tracks, step_s)
+        tracks = drive_as_one(filter_.predict(self._tracks, step_s))
         things = _joined(_Things.of(cloud, labels, space, pose, rules), pose[:3, 3])
-        things, tracks = _split(_joined_in(things, tracks), tracks, rules.min_points)
+        things, different = _split(_joined_in(things, tracks), tracks, rules.min_points)
+        if len(different) < len(tracks):
+            things, tracks = _joined_in(things, different), different
         found = things.found
         of_track, of_thing = filter_.recover(tracks, found, *filter_.assign(tracks, found))
+        inherit(tracks, found, of_track, of_thing)
         ids = np.zeros(len(found), np.uint32)
         ids[of_thing] = tracks["id"][of_track]
         filter_.correct(tracks, of_track, found, of_thing, pose[:3, 3])
         _add_parts(ids, found, tracks[of_track])
+        take_parts(tracks, of_track, found, ids)
         born = filter_.begin(found, np.flatnonzero(ids == 0), self._next_id)
         self._next_id += len(born)
         ids[ids == 0] = born["id"]
-        tracks = filter_.survivors(np.concatenate([tracks, born]), rules.coast_s)
+        tracks = survivors(np.concatenate([tracks, born]), rules.coast_s, cloud, pose)
         self._tracks, instead = filter_.without_copies(tracks)
         for one, other in instead.items():
             ids[ids == one] = other
@@ -295,10 +309,10 @@ def _split(things: _Things, tracks: Array, least: int) -> tuple[_Things, Array]:
     shares = _claims(boxes, grouped, found.groups[crowded])
     enough = shares >= np.maximum(_SPLIT_SHARE, least / grouped.counts[:, None])
     numbers, following = things.numbers, len(found)
-    ended: list[int] = []
+    copies: dict[int, int] = {}
     for cluster in np.flatnonzero(enough.sum(1) > 1):
-        sharing, copies = _different(boxes, np.flatnonzero(enough[cluster]), tracks["hits"][old])
-        ended += copies
+        sharing, same = _different(boxes, np.flatnonzero(enough[cluster]), tracks[old])
+        copies |= same
         members = slice(grouped.starts[cluster], grouped.starts[cluster] + grouped.counts[cluster])
         own, points = boxes.rows(sharing), grouped.points[members]
         owner = own.nearest(points)
@@ -307,7 +321,9 @@ def _split(things: _Things, tracks: Array, least: int) -> tuple[_Things, Array]:
         following += len(own) + 1
     if following > len(found):
         things = things.regrouped(np.unique(numbers, return_inverse=True)[1])
-    return things, np.delete(tracks, old[ended])
+    for part, whole in copies.items():
+        unite(tracks, int(old[whole]), int(old[part]))
+    return things, np.delete(tracks, old[list(copies)])
 
 
 def _near(boxes: Rectangles, others: Rectangles) -> Array:
@@ -318,14 +334,23 @@ def _near(boxes: Rectangles, others: Rectangles) -> Array:
     return near
 
 
-def _different(boxes: Rectangles, rows: Array, hits: Array) -> tuple[list[int], list[int]]:
-    """Rows of boxes of different things, oldest first, and of boxes that are parts of those."""
+def _different(boxes: Rectangles, rows: Array, tracks: Array) -> tuple[list[int], dict[int, int]]:
+    """Rows of boxes of different things, oldest first; and of parts, with those they belong to."""
     different: list[int] = []
-    parts: list[int] = []
-    for row in rows[np.argsort(-hits[rows], kind="stable")].tolist():
-        part = any(is_one(boxes, np.array([row, other])) for other in different)
-        (parts if part else different).append(row)
+    parts: dict[int, int] = {}
+    for row in older_first(tracks, rows).tolist():
+        of = (one for one in different if _is_part(boxes, tracks, np.array([one, row])))
+        whole = next(of, None)
+        if whole is None:
+            different.append(row)
+        else:
+            parts[row] = whole
     return different, parts
+
+
+def _is_part(boxes: Rectangles, tracks: Array, pair: Array) -> bool:
+    """Two boxes are no larger than one thing, and their tracks do not part ways."""
+    return is_one(boxes, pair) and not part_ways(tracks[pair])
 
 
 def _claims(boxes: Rectangles, grouped: Grouped, groups: Array) -> Float64:

@@ -9,12 +9,13 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from pcseg_core.cloud import PointCloud
 from pcseg_core.config import Section
 from pcseg_core.geometry import Trajectory, from_euler, invert
-from pcseg_core.simulation.observe import Hits, observe
+from pcseg_core.simulation import footprint
+from pcseg_core.simulation.observe import Hits, observe, past_leaves
 from pcseg_core.simulation.raycast import Rays, Tiles, grid_tiles, sorted_tiles
 from pcseg_core.simulation.receiver import Receiver
 from pcseg_core.simulation.roughness import shifts
@@ -60,6 +61,25 @@ class LidarSpec(Section):
     organized: bool = Field(
         default=False, description="Keep beams x columns points, NaN without a return."
     )
+    returns: int = Field(
+        default=1,
+        ge=1,
+        le=2,
+        description="Returns of a beam. 2: the strongest and the last one, if an edge cuts the "
+        "footprint of the beam; field `return_type`.",
+    )
+    divergence_mrad: tuple[float, float] = Field(
+        default=(3.0, 1.5),
+        description="Two returns only: horizontal and vertical width of a beam, full angle at "
+        "1/e^2 [mrad]. Default: Velodyne VLS-128.",
+    )
+    separation_m: float = Field(
+        default=1.0,
+        ge=0.1,
+        le=5,
+        description="Two returns only: nearer surfaces give one return [m]. Default: Velodyne "
+        "VLS-128.",
+    )
     elevations_deg: tuple[float, ...] = Field(
         default=(),
         description="Spinning only: elevations of the beams, ascending [deg]; even by default.",
@@ -79,8 +99,8 @@ class LidarSpec(Section):
         default=0.0,
         ge=0,
         le=1,
-        description="Spinning only: share of the returns at depth edges that lie between both "
-        "surfaces.",
+        description="Spinning with one return only: share of the returns at depth edges that lie "
+        "between both surfaces.",
     )
     receiver: Receiver = Field(
         default_factory=Receiver, description="How returned light becomes an intensity."
@@ -91,6 +111,13 @@ class LidarSpec(Section):
         if self.elevations_deg and len(self.elevations_deg) != self.beams:
             raise ValueError(f"{len(self.elevations_deg)} elevations for {self.beams} beams")
         return self
+
+    @field_validator("returns")
+    @classmethod
+    def _one_return_if_organized(cls, returns: int, info: ValidationInfo) -> int:
+        if returns > 1 and info.data.get("organized"):
+            raise ValueError("an organized cloud has one point per firing; choose organized=false")
+        return returns
 
     @property
     def T_body_lidar(self) -> Array:
@@ -118,6 +145,7 @@ def further_lidars(main: LidarSpec, count: int) -> tuple[LidarSpec, ...]:
         "range_max_m": 60.0,
         "range_noise_m": main.range_noise_m,
         "organized": main.organized,
+        "returns": main.returns,
     }
     places = {
         0: (),
@@ -147,6 +175,25 @@ class Sweep:
     label: Array
     instance: Array
     exact_range: Array
+
+
+@dataclass(frozen=True)
+class _Returns:
+    """Returns before noise.
+
+    Attributes:
+        beam: (M,) index of the firing.
+        ray: (M,) index of the ray that hit the surface.
+        range: (M,) exact [m], NaN for none.
+        power: (M,) that came back.
+        kind: (M,) uint8 of `ReturnType`; None if each beam has one return.
+    """
+
+    beam: Array
+    ray: Array
+    range: Array
+    power: Array
+    kind: Array | None = None
 
 
 class Lidar:
@@ -195,9 +242,17 @@ class Lidar:
         up, down = np.radians(spec.fov_up_deg), np.radians(spec.fov_down_deg)
         return (x * np.radians(spec.fov_side_deg) / 2, (up + down) / 2 + y * (up - down) / 2)
 
+    def _cast_directions(self, number: int) -> Array:
+        """Directions of the rays of a sweep: the axes of the beams, or bundles."""
+        axes = self.directions(number)
+        if self.spec.returns == 1:
+            return axes
+        return footprint.bundle(axes, self.spec.columns, self.spec.divergence_mrad)
+
     @cached_property
     def _grid(self) -> Tiles:
-        return grid_tiles(self.directions(0), self.spec.beams, self.spec.columns)
+        directions = self._cast_directions(0)
+        return grid_tiles(directions, len(directions) // self.spec.columns, self.spec.columns)
 
     def sweep(
         self,
@@ -216,12 +271,16 @@ class Lidar:
             seed: of noise and drop-out.
             frozen: measure all points at `stamp_ns`.
         """
-        direction = self.directions(number)
+        rng = np.random.default_rng(seed)
         time = np.zeros_like(self.time) if frozen else self.time
-        rays = self._rays(direction, time, trajectory, stamp_ns)
+        direction = self._cast_directions(number)
+        rays = self._rays(direction, np.resize(time, len(direction)), trajectory, stamp_ns)
         middle_s = float(time.max() + time.min()) / 2
         hits = observe(scene, rays, (stamp_ns - EPOCH_NS) * 1e-9 + middle_s, self.spec.range_max_m)
-        return self._measure(hits, direction, time, stamp_ns, np.random.default_rng(seed))
+        if self.spec.returns > 1:
+            hits = past_leaves(hits, self.spec.range_max_m)
+        found = self._single(hits, rng) if self.spec.returns == 1 else self._dual(hits, rng)
+        return self._report(found, hits, time, stamp_ns, number, rng)
 
     def _rays(self, direction: Array, time: Array, trajectory: Trajectory, stamp_ns: int) -> Rays:
         moments, which = np.unique(time, return_inverse=True)
@@ -242,50 +301,73 @@ class Lidar:
             float(angle.max()),
         )
 
-    def _measure(
-        self, hits: Hits, direction: Array, time: Array, stamp_ns: int, rng: np.random.Generator
-    ) -> Sweep:
+    def _single(self, hits: Hits, rng: np.random.Generator) -> _Returns:
+        """One return of each firing, of the ray along its axis."""
         spec = self.spec
         power = spec.receiver.power(hits)
         power *= np.exp(rng.normal(0, spec.intensity_noise, len(power)))
-        exact_range = self._ranges(hits, rng)
-        seen = np.isfinite(exact_range) & (exact_range >= spec.range_min_m)
+        found = self._ranges(hits, rng)
+        seen = np.isfinite(found) & (found >= spec.range_min_m)
         seen &= (power > spec.receiver.weakest) & (rng.random(len(power)) >= spec.dropout)
-        noisy = exact_range + rng.normal(0, 1, len(power)) * spec.range_noise_m
-        with np.errstate(invalid="ignore"):
-            xyz = (direction * noisy[:, None]).astype(np.float32)
-        xyz[~seen] = np.nan
-        intensity = np.where(seen, spec.receiver.reported(power, self.ring), 0.0)
+        rays = np.arange(len(found))
+        return _Returns(rays, rays, np.where(seen, found, np.nan), power)
+
+    def _dual(self, hits: Hits, rng: np.random.Generator) -> _Returns:
+        """The strongest and the last return of each firing."""
+        spec = self.spec
+        ranges = self._ranges(hits, rng)
+        surface = footprint.split(hits, ranges, spec.columns, spec.separation_m)
+        gain = np.exp(rng.normal(0, spec.intensity_noise, surface.shape))
+        gain *= rng.random(surface.shape) >= spec.dropout
+        echoes = footprint.strongest_and_last(
+            surface, spec.receiver.power(hits), gain, spec.columns, spec.receiver.weakest
+        )
+        found = ranges[echoes.ray]
+        found[found < spec.range_min_m] = np.nan
+        return _Returns(echoes.beam, echoes.ray, found, echoes.power, echoes.kind)
+
+    def _report(
+        self,
+        found: _Returns,
+        hits: Hits,
+        time: Array,
+        stamp_ns: int,
+        number: int,
+        rng: np.random.Generator,
+    ) -> Sweep:
+        spec, beam = self.spec, found.beam
+        noisy = found.range + rng.normal(0, 1, len(beam)) * spec.range_noise_m
+        seen = np.isfinite(found.range)
+        ring, at = self.ring[beam], time[beam]
+        intensity = np.where(seen, spec.receiver.reported(found.power, ring), 0.0)
+        height, width = (spec.beams, spec.columns) if found.kind is None else (1, len(beam))
         cloud = PointCloud(
-            xyz,
+            (self.directions(number)[beam] * noisy[:, None]).astype(np.float32),
             intensity.astype(np.float32),
-            time,
-            self.ring,
+            at,
+            ring,
             spec.name,
             stamp_ns,
-            spec.beams,
-            spec.columns,
+            height,
+            width,
+            extra={} if found.kind is None else {"return_type": found.kind},
         )
-        label, instance = np.where(seen, hits.label, -1), np.where(seen, hits.instance, -1)
-        exact = np.where(seen, exact_range, np.nan).astype(np.float32)
+        label = np.where(seen, hits.label[found.ray], -1).astype(np.int16)
+        instance = np.where(seen, hits.instance[found.ray], -1).astype(np.int32)
+        exact = found.range.astype(np.float32)
         if spec.organized:
-            return Sweep(cloud, label.astype(np.int16), instance.astype(np.int32), exact)
+            return Sweep(cloud, label, instance, exact)
         # in firing order, as published by drivers
         order = np.flatnonzero(seen)
-        order = order[np.argsort(time[order], kind="stable")]
-        return Sweep(
-            cloud.select(order),
-            label[order].astype(np.int16),
-            instance[order].astype(np.int32),
-            exact[order],
-        )
+        order = order[np.argsort(at[order], kind="stable")]
+        return Sweep(cloud.select(order), label[order], instance[order], exact[order])
 
     def _ranges(self, hits: Hits, rng: np.random.Generator) -> Array:
         """(N,) ranges without noise [m], of rough surfaces and with mixed returns at edges."""
         town, found = hits.scene.ground.streets.town, hits.range
         if town.rough:
             found = found + shifts(hits, town, self.spec.receiver.seed, rng)
-        if self.spec.mixed and not self._solid_state:
+        if self.spec.mixed and self.spec.returns == 1 and not self._solid_state:
             found = self._mixed(found, rng)
         return found
 

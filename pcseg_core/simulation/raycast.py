@@ -9,7 +9,7 @@ at 200 m.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -69,6 +69,17 @@ class Rays:
     tiles: Tiles
     slack_m: float = 0.0
     slack_rad: float = 0.0
+
+    def take(self, index: Array) -> Rays:
+        """Some of the rays (K,), in other tiles."""
+        direction = self.direction[index]
+        return replace(
+            self,
+            origin=self.origin if len(self.origin) == 1 else self.origin[index],
+            direction=direction,
+            time=None if self.time is None else self.time[index],
+            tiles=sorted_tiles(direction @ self.frame.T),
+        )
 
 
 def angles(direction: Array) -> tuple[Array, Array]:

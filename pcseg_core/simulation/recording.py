@@ -53,6 +53,13 @@ class DriveOptions(Section):
     organized: bool = Field(
         default=False, description="Keep a point for every firing, NaN without a return."
     )
+    returns: int = Field(
+        default=1,
+        ge=1,
+        le=2,
+        description="Returns of a beam. 2: the strongest and the last one, if an edge cuts the "
+        "footprint of the beam; field `return_type`. Takes seven times as many rays.",
+    )
     lidars: int = Field(
         default=1,
         ge=1,
@@ -206,19 +213,22 @@ class SimulatedDrive:
 
     def _lidar(self) -> LidarSpec:
         o = self.options
+        values: dict[str, Any] = {
+            "sweep_s": 1 / o.rate_hz,
+            "organized": o.organized,
+            "returns": o.returns,
+        }
         if o.sensor == "varied":
-            own = {"sweep_s": 1 / o.rate_hz, "organized": o.organized}
-            return draw_lidar(o.seed).model_copy(update=own)
-        return LidarSpec(
-            pattern=o.pattern,
-            beams=o.beams,
-            columns=o.columns,
-            range_noise_m=o.range_noise_m,
-            organized=o.organized,
-            sweep_s=1 / o.rate_hz,
-            height_m=o.lidar_height_m,
-            tilt_deg=(0.0, o.lidar_pitch_deg),
-        )
+            return parse_section({**dict(draw_lidar(o.seed)), **values}, LidarSpec, self.name)
+        values |= {
+            "pattern": o.pattern,
+            "beams": o.beams,
+            "columns": o.columns,
+            "range_noise_m": o.range_noise_m,
+            "height_m": o.lidar_height_m,
+            "tilt_deg": (0.0, o.lidar_pitch_deg),
+        }
+        return parse_section(values, LidarSpec, self.name)
 
     def _rig(self) -> tuple[CameraSpec, ...]:
         o = self.options

@@ -58,8 +58,8 @@ def write_simulated_bag(
     Frames: odom -> base_link (moving), base_link -> each LiDAR and -> each camera's optical frame
     (static). Each LiDAR has a topic, /lidar/points is the first. Clouds have the fields x, y, z,
     intensity, ring, time (float32, s since the stamp), label (uint32, ids of the label space in
-    labels.yaml) and instance (int32). Calibration and stamps are as reported by the drive,
-    including faults.
+    labels.yaml), instance (int32) and, with two returns per beam, return_type (uint8 of
+    `ReturnType`). Calibration and stamps are as reported by the drive, including faults.
 
     Args:
         drive: with a stride of 1, since a bag holds every sweep.
@@ -133,6 +133,7 @@ def _encode(sweep: Sweep) -> EncodedCloud:
         "time": cloud.time.astype(np.float32),
         "label": to_wire(sweep.label.astype(np.int32)),
         "instance": sweep.instance,
+        **cloud.extra,
     }
     return encode_cloud(columns, cloud.height, cloud.width)
 

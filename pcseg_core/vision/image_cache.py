@@ -20,9 +20,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pcseg_core import copies
 from pcseg_core.data import Recording, Sample, readable
 from pcseg_core.errors import InputError, may_pass
-from pcseg_core.files import atomic_path, is_unused, write_atomic
+from pcseg_core.files import is_unused
 from pcseg_core.vision.imported import ImportedMasks
 from pcseg_core.vision.superpixels import SegmentMap, SuperpixelGenerator
 
@@ -80,12 +81,13 @@ class SuperpixelCache:
             self.manifest = self._read_manifest(stored)
             return
         self.manifest = _manifest(generator.name, generator.parameters)
-        if stored.is_file():
+        if copies.is_here(stored):
             self._compare(self._read_manifest(stored))
         elif self.folder.is_dir() and not is_unused(self.folder, MANIFEST):
             raise InputError(f"{folder} is not empty and holds no superpixels; choose another")
         else:
-            write_atomic(stored, json.dumps(self.manifest, indent=2) + "\n")
+            with copies.writing(stored) as temporary:
+                temporary.write_text(json.dumps(self.manifest, indent=2) + "\n", encoding="utf-8")
 
     def path(self, source: str, image: str) -> Path:
         """File of the map of an image.
@@ -103,7 +105,7 @@ class SuperpixelCache:
             InputError: no map of this image, or its file is damaged.
         """
         path = self.path(source, image)
-        if not path.is_file():
+        if not copies.is_here(path):
             raise InputError(
                 f"{self.folder}: no superpixels of image {image} of {source}; make them first"
             )
@@ -120,7 +122,7 @@ class SuperpixelCache:
         arrays: dict[str, Any] = {"ids": value.ids}
         if value.classes is not None:
             arrays["classes"] = value.classes.astype(np.int16)
-        with atomic_path(self.path(source, image)) as temporary:
+        with copies.writing(self.path(source, image)) as temporary:
             np.savez_compressed(temporary, **arrays)
 
     def get(self, source: str, image: str, load: Callable[[], Image]) -> SegmentMap:
@@ -130,7 +132,7 @@ class SuperpixelCache:
             InputError: no stored map and no generator, or the image is unusable.
         """
         path = self.path(source, image)
-        if path.is_file() or self.generator is None:
+        if copies.exists(path) or self.generator is None:
             try:
                 return self.read(source, image)
             except InputError:
@@ -169,7 +171,7 @@ class SuperpixelCache:
 
     def _fill_one(self, source: str, image: str, load: Callable[[], Image]) -> str:
         path = self.path(source, image)
-        if path.is_file():
+        if copies.exists(path):
             return "kept"
         try:
             self.write(source, image, self._make(load(), path.stem))

@@ -18,9 +18,10 @@ from pcseg_core.errors import InputError
 from pcseg_core.evaluation.evaluator import evaluate
 from pcseg_core.labels import LabelSpace
 from pcseg_core.metrics.confusion import Confusion
-from pcseg_core.online.pipeline import UNLIKE_TRAINING, Pipeline, Sweep
+from pcseg_core.online.pipeline import Pipeline
 from pcseg_core.online.pipeline_config import PipelineConfig
 from pcseg_core.online.segmenter import Segmenter
+from pcseg_core.online.sweep import UNLIKE_TRAINING, Sweep
 from pcseg_core.simulation.recording import SimulatedDrive
 from pcseg_core.vision.pixel_classes import load_teacher
 from pcseg_core.vision.teachers.espnetv2 import ESPNetv2Config

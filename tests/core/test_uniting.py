@@ -179,8 +179,10 @@ def test_free_space_is_seen_from_each_lidar() -> None:
     free = FreeSpace(np.ascontiguousarray(united.xyz.T), Beams.of(united))
     places = np.array([[0, 15, 0], [3, 0, 0], [60, 0, 0]], np.float32).T
     assert free.passed(places, 0.5).tolist() == [True, True, False]
+    assert free.behind(places, 0.5).tolist() == [False, False, True]
     alone = FreeSpace(np.ascontiguousarray(first.xyz.T))
     assert alone.passed(places, 0.5).tolist() == [False, True, False]
+    assert alone.behind(places, 0.5).tolist() == [True, False, True]
 
 
 @settings(max_examples=25, deadline=None)

@@ -1,20 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Nodes as processes, and a client that talks to them over DDS."""
+"""A client that talks to nodes over DDS, and the messages that it sends."""
 
 from __future__ import annotations
 
-import itertools
-import os
 import queue
-import signal
-import subprocess
 import sys
 import threading
 import time
 import traceback
 from array import array
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +17,7 @@ import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState, GetState
+from node_process import TIMEOUT_S, NodeProcess
 from rcl_interfaces.msg import Parameter, ParameterType, ParameterValue
 from rcl_interfaces.srv import DescribeParameters, GetParameters, ListParameters, SetParameters
 from rclpy.executors import SingleThreadedExecutor
@@ -32,9 +28,15 @@ from sensor_msgs.msg import PointCloud2, PointField
 from pcseg_core.cloud import encode_cloud, structured
 from pcseg_ros.conversions import cloud_message
 
-ROOT = Path(__file__).resolve().parents[2]
-FAKE_NODE = Path(__file__).with_name("fakes.py")
-TIMEOUT_S = 20.0
+START_S = 60.0  # of a process on a busy machine
+_ANSWER_S = 5.0  # after which a request is repeated
+_GOALS = {  # transition -> state after it
+    "configure": "inactive",
+    "activate": "active",
+    "deactivate": "inactive",
+    "cleanup": "unconfigured",
+    "shutdown": "finalized",
+}
 RELIABLE = QoSProfile(depth=50, reliability=ReliabilityPolicy.RELIABLE)
 PAINTED = (  # the fake takes the labels from the intensities; poses come from odometry
     "checkpoint:=fake:painted=1",
@@ -43,73 +45,6 @@ PAINTED = (  # the fake takes the labels from the intensities; poses come from o
     "motion.source:=odometry",
     "motion.timeout_s:=5.0",
 )
-_names = itertools.count(1)
-
-
-class NodeProcess:
-    """A node in a process and a namespace of its own."""
-
-    def __init__(
-        self,
-        *parameters: str,
-        program: Any = FAKE_NODE,
-        params: Path | None = None,
-        remap: tuple[str, ...] = (),
-        namespace: str = "",
-    ) -> None:
-        self.namespace = namespace or f"/t{os.getpid()}_{next(_names)}"
-        arguments = ["--ros-args", "-r", f"__ns:={self.namespace}"]
-        if params is not None:
-            arguments += ["--params-file", str(params)]
-        for parameter in parameters:
-            arguments += ["-p", parameter]
-        for rule in remap:
-            arguments += ["-r", rule]
-        path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-        self.process = subprocess.Popen(
-            [sys.executable, str(program), *arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"},
-        )
-        self.lines: list[str] = []
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def __enter__(self) -> NodeProcess:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait()
-        self._reader.join(1.0)
-
-    @property
-    def output(self) -> str:
-        """Everything printed so far."""
-        return "".join(self.lines)
-
-    def service(self, name: str) -> str:
-        """Full name of one of the node's services."""
-        return f"{self.namespace}/segment_node/{name}"
-
-    def stop(self, number: int = signal.SIGINT, times: int = 1) -> tuple[int, float]:
-        """Send a signal; exit code and seconds until the end."""
-        begin = time.monotonic()
-        for _ in range(times):
-            self.process.send_signal(number)
-            time.sleep(0.05 if times > 1 else 0)
-        code = self.process.wait(TIMEOUT_S)
-        elapsed = time.monotonic() - begin
-        self._reader.join(1.0)
-        return code, elapsed
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.lines.append(line)
 
 
 class Client:
@@ -133,35 +68,49 @@ class Client:
     def attach(self, process: NodeProcess, active: bool = True) -> Attachment:
         """Topics and services of a node, once it is active (or just there)."""
         attachment = Attachment(self, process)
+        begun = self._service(GetState, process.service("get_state")).service_is_ready
+        wait_for(lambda: begun() or process.process.poll() is not None, "a start", START_S)
         attachment.state()  # its services are there
         if active:
-            wait_for(lambda: attachment.state() == "active", f"active; said: {process.output}")
+            what = f"active; said: {process.output}"
+            wait_for(lambda: attachment.state() == "active", what, START_S)
             wait_for(attachment.connected, "topics to match")
         return attachment
 
     def call(self, kind: Any, name: str, request: Any, tries: int = 1) -> Any:
-        """Answer of a service.
-
-        An answer is lost while DDS has not matched the server's writer with our reader yet;
-        `tries` beyond 1 repeat the request, which must change nothing.
-        """
-        if name not in self._services:
-            self._services[name] = self.node.create_client(kind, name)
-        service = self._services[name]
-        assert service.wait_for_service(TIMEOUT_S), f"service {name} does not exist"
+        """Answer of a service; `tries` beyond 1 repeat the request, which must change nothing."""
         for _ in range(tries):
-            done = threading.Event()
-            future = service.call_async(request)
-            future.add_done_callback(lambda _, done=done: done.set())
-            if done.wait(TIMEOUT_S / tries):
-                return future.result()
+            answer = self.ask(kind, name, request, TIMEOUT_S / tries)
+            if answer is not None:
+                return answer
+        raise self.no_answer(name)
+
+    def ask(self, kind: Any, name: str, request: Any, timeout_s: float) -> Any:
+        """Answer of a service, or None.
+
+        An answer is lost while DDS has not matched the server's writer with our reader yet.
+        """
+        service = self._service(kind, name)
+        assert service.wait_for_service(TIMEOUT_S), f"service {name} does not exist"
+        done = threading.Event()
+        future = service.call_async(request)
+        future.add_done_callback(lambda _: done.set())
+        return future.result() if done.wait(timeout_s) else None
+
+    def no_answer(self, name: str) -> AssertionError:
+        """The error about a service that does not answer."""
         threads = "\n".join(
             f"{thread.name}:\n" + "".join(traceback.format_stack(frames[thread.ident]))
             for frames in [sys._current_frames()]
             for thread in threading.enumerate()
             if thread.ident in frames
         )
-        raise AssertionError(f"service {name} does not answer; threads here:\n{threads}")
+        return AssertionError(f"service {name} does not answer; threads here:\n{threads}")
+
+    def _service(self, kind: Any, name: str) -> Any:
+        if name not in self._services:
+            self._services[name] = self.node.create_client(kind, name)
+        return self._services[name]
 
     def _spin(self) -> None:
         while rclpy.ok():
@@ -233,16 +182,28 @@ class Attachment:
     def state(self) -> str:
         """Lifecycle state by service."""
         response = self._client.call(
-            GetState, self._process.service("get_state"), GetState.Request(), tries=4
+            GetState,
+            self._process.service("get_state"),
+            GetState.Request(),
+            tries=round(TIMEOUT_S / _ANSWER_S),
         )
         return str(response.current_state.label)
 
     def change(self, transition: str | int) -> bool:
-        """Ask for a lifecycle transition by its label or id."""
+        """Ask for a lifecycle transition by its label or id.
+
+        If the answer is lost, the state tells whether the transition took place.
+        """
         key = "label" if isinstance(transition, str) else "id"
         request = ChangeState.Request(transition=Transition(**{key: transition}))
-        name = self._process.service("change_state")
-        return bool(self._client.call(ChangeState, name, request).success)
+        name, before = self._process.service("change_state"), self.state()
+        for _ in range(round(TIMEOUT_S / _ANSWER_S)):
+            answer = self._client.ask(ChangeState, name, request, _ANSWER_S)
+            if answer is not None:
+                return bool(answer.success)
+            if (now := self.state()) != before:
+                return now == _GOALS.get(str(transition))
+        raise self._client.no_answer(name)
 
     def set_parameter(self, name: str, value: Any) -> Any:
         """SetParametersResult of one change."""
@@ -299,14 +260,6 @@ def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = TIMEOUT
     while not condition():
         assert time.monotonic() < end, f"waited {timeout_s} s for {what}"
         time.sleep(0.02)
-
-
-def runs(pid: int) -> bool:
-    """A process is there, and is no zombie."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def value_of(status: DiagnosticStatus, key: str) -> str:

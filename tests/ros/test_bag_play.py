@@ -18,7 +18,8 @@ import pytest
 
 pytest.importorskip("rclpy", reason="needs ROS 2 (rclpy)")
 
-from harness import ROOT, Client, NodeProcess, sweep, wait_for
+from harness import Client, NodeProcess, sweep, wait_for
+from node_process import ROOT
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.serialization import serialize_message
 from rosbags.interfaces import (

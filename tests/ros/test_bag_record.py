@@ -16,7 +16,8 @@ import pytest
 
 pytest.importorskip("rclpy", reason="needs ROS 2 (rclpy)")
 
-from harness import ROOT, Client, wait_for
+from harness import Client, wait_for
+from node_process import ROOT
 from rosgraph_msgs.msg import Clock
 from std_msgs.msg import String
 

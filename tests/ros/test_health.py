@@ -10,7 +10,8 @@ import pytest
 
 pytest.importorskip("rclpy", reason="needs ROS 2 (rclpy)")
 
-from harness import ROOT, NodeProcess
+from harness import NodeProcess
+from node_process import ROOT
 
 
 def wait(process: NodeProcess) -> subprocess.CompletedProcess[str]:

@@ -18,10 +18,11 @@ pytest.importorskip("launch_ros", reason="needs a ROS distribution (launch_ros)"
 pytest.importorskip("ros2launch", reason="needs a ROS distribution (ros2launch)")
 
 from ament_index_python.packages import PackageNotFoundError, get_package_share_directory
-from harness import Client, runs, wait_for
+from harness import Client, wait_for
 from launch import LaunchContext
 from launch.actions import DeclareLaunchArgument
 from launch.launch_description_sources import get_launch_description_from_python_launch_file
+from node_process import runs
 
 from pcseg_core.cloud import encode_cloud
 from pcseg_core.data.bag_reader import BagFile

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import queue
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,12 @@ import yaml
 
 pytest.importorskip("rclpy", reason="needs ROS 2 (rclpy)")
 
+import rclpy
 from harness import Client, NodeProcess, field_of, stamped, sweep, value_of, wait_for
 from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import GetState
+from node_process import new_namespace
+from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import PointCloud2
 
@@ -143,8 +148,24 @@ def test_a_node_without_autostart_says_what_to_do(client: Client) -> None:
         wait_for(lambda: command in process.output, "the command")
 
 
+@contextlib.contextmanager
+def newcomer() -> Iterator[Node]:
+    """A node that joins now, so that DDS tells it what there is.
+
+    Fast DDS may keep for ever what ended while two processes still discovered each other.
+    """
+    context = rclpy.Context()
+    rclpy.init(context=context)
+    node = rclpy.create_node("newcomer", context=context)
+    try:
+        yield node
+    finally:
+        node.destroy_node()
+        rclpy.shutdown(context=context)
+
+
 def test_wrong_names_and_qos_of_topics_are_refused_and_leave_nothing(client: Client) -> None:
-    space = "/wrong_topics"
+    space = new_namespace()
     motion = ("temporal.enabled:=true", "motion.source:=odometry")
     history = f"qos_overrides.{space}/points.subscription.history:=keep_everything"
     with NodeProcess("checkpoint:=fake", *motion, history, namespace=space) as process:
@@ -153,8 +174,12 @@ def test_wrong_names_and_qos_of_topics_are_refused_and_leave_nothing(client: Cli
         wait_for(lambda: refused in process.output, "the reason")
         assert not node.change("configure")
         assert "Traceback" not in process.output
-        topic = f"{space}/odometry"
-        wait_for(lambda: not client.node.count_subscribers(topic), "subscriptions to end")
+        with newcomer() as observer:
+            service = process.service("get_state")
+            known = observer.create_client(GetState, service).service_is_ready
+            wait_for(lambda: known() and observer.count_publishers("/diagnostics"), "the node")
+            topics = (f"{space}/odometry", f"{space}/points")
+            wait_for(lambda: not any(map(observer.count_subscribers, topics)), "an end of inputs")
 
 
 def test_unknown_parameter_is_pointed_out_and_whole_numbers_are_floats(client: Client) -> None:

@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("rclpy", reason="needs ROS 2 (rclpy)")
 torch = pytest.importorskip("torch")
 
-from harness import ROOT
+from node_process import ROOT
 
 from pcseg_core.checkpoint import CheckpointMeta, save_checkpoint
 from pcseg_core.errors import PcsegError

@@ -14,7 +14,8 @@ pytest.importorskip("rclpy", reason="needs ROS 2 (rclpy)")
 pytest.importorskip("torch")
 
 import torch
-from harness import ROOT, Client, NodeProcess, field_of, positions, sweep, wait_for
+from harness import Client, NodeProcess, field_of, positions, sweep, wait_for
+from node_process import ROOT
 
 from pcseg_core.checkpoint import CheckpointMeta, CheckpointText, save_checkpoint
 from pcseg_core.labels import LabelSpace, from_wire

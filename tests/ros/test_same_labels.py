@@ -15,8 +15,9 @@ import yaml
 pytest.importorskip("rclpy", reason="needs ROS 2 (rclpy)")
 pytest.importorskip("torch")
 
-from harness import ROOT, Client, NodeProcess, field_of, value_of, wait_for
+from harness import Client, NodeProcess, field_of, value_of, wait_for
 from nav_msgs.msg import Odometry
+from node_process import ROOT
 from rclpy.qos import QoSProfile
 from sensor_msgs.msg import CompressedImage, PointCloud2
 

@@ -16,7 +16,8 @@ import pytest
 
 pytest.importorskip("rclpy", reason="needs ROS 2 (rclpy)")
 
-from harness import FAKE_NODE, ROOT, Client, NodeProcess, runs, sweep, wait_for
+from harness import Client, NodeProcess, sweep, wait_for
+from node_process import FAKE_NODE, ROOT, runs
 
 from pcseg_ros.process import END_WITH_PARENT
 

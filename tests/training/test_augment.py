@@ -23,6 +23,7 @@ from pcseg_core.learning.finetune import FinetuneRecipe
 from pcseg_core.learning.mixing import Cloud
 from pcseg_core.learning.recipe import Recipe
 from pcseg_core.learning.sectors import LabeledSectors
+from pcseg_core.learning.self_labels import RoundsConfig
 
 STILL = AugmentConfig(
     rotate=False, flip=False, scale=0, shift_z_m=0, tilt_deg=0, jitter_m=0, intensity_gain=0
@@ -186,6 +187,8 @@ def test_wrong_corruptions_are_refused() -> None:
     ):
         with pytest.raises(InputError, match=expected):
             parse_section({"augment": {"corrupt": shares}}, FinetuneRecipe, "own.yaml")
+        with pytest.raises(InputError, match=expected):
+            parse_section({"corrupt": shares}, RoundsConfig, "own.yaml")
     recipe = FinetuneRecipe(augment={"corrupt": {"wet-ground": 0.1}})
     with pytest.raises(InputError, match=r"wet-ground needs one of .*road.*; the labels have none"):
         LabeledSectors([], recipe)

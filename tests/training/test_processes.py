@@ -6,6 +6,8 @@ from __future__ import annotations
 import csv
 import os
 import signal
+import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -19,14 +21,18 @@ from processes import in_processes
 from small_runs import SMALL, SMALL_WAFFLEIRON, STREET, sweep, write_run
 
 from pcseg_core.checkpoint import load_checkpoint
+from pcseg_core.data import open_recording
+from pcseg_core.data.sample import Sample
 from pcseg_core.distill.alignment import AlignmentConfig
 from pcseg_core.distill.cache import read_arrays
+from pcseg_core.distill.evidence import Evidence
 from pcseg_core.distill.lidar_teacher import LidarTargets
+from pcseg_core.distill.observation import ClassEvidence, Observer
 from pcseg_core.distill.pixels import PointPixels
 from pcseg_core.errors import InputError
 from pcseg_core.learning.dataset import Batch, TrainingSweep
 from pcseg_core.learning.distill import distill
-from pcseg_core.learning.distributed import join, ranks
+from pcseg_core.learning.distributed import agreed_start, join, ranks
 from pcseg_core.learning.finetune import FinetuneRecipe, finetune
 from pcseg_core.learning.module import TrainingModule
 from pcseg_core.learning.objectives.alignment import Alignment
@@ -41,10 +47,12 @@ from pcseg_core.learning.recipe import (
     SelfTrainingConfig,
     TrainingRecipe,
 )
+from pcseg_core.learning.runs import observe
 from pcseg_core.learning.sectors import LabeledSectors
 from pcseg_core.learning.self_labels import RoundsConfig
 from pcseg_core.learning.trainer import train
 from pcseg_core.models.student import Student, StudentConfig
+from pcseg_core.vision.pixel_classes import load_teacher
 
 SOURCES = [
     f"simulated:seed={seed},sweeps=2,beams=16,columns=128,cameras=1,width=64,height=48"
@@ -231,6 +239,62 @@ def test_a_distillation_by_two_processes_resumes_when_one_was_killed(
     for mine, theirs in zip(*labels, strict=True):
         one, two = read_arrays(mine), read_arrays(theirs)
         assert mine.name == theirs.name and np.array_equal(one["label"], two["label"])
+
+
+def test_processes_that_start_again_do_not_meet_those_before() -> None:
+    store = torch.distributed.HashStore()
+
+    def start(late: int) -> list[str]:
+        def join(rank: int) -> None:
+            time.sleep(0.3 * (rank == late))
+            names[rank] = agreed_start(store, rank, 3)
+
+        names: dict[int, str] = {}
+        threads = [threading.Thread(target=join, args=(rank,)) for rank in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        return [names[rank] for rank in range(3)]
+
+    found = [start(late) for late in range(3)]
+    assert all(len(set(names)) == 1 for names in found)
+    assert len({names[0] for names in found}) == 3
+
+
+def test_processes_look_at_each_sweep_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker of a cluster has labeled two sweeps, one sweep cannot be used."""
+    observed = observer(tmp_path)
+    recordings = {source: open_recording(source) for source in SOURCES}
+    observed.observe_sweeps(SOURCES[0], recordings[SOURCES[0]], range(2))
+    teacher = observed.evidence
+
+    def look(_: ClassEvidence, sample: Sample, xyz: np.ndarray) -> Evidence:
+        (tmp_path / f"{sample.name.replace('/', '-')}-{os.getpid()}").touch()
+        if sample.name == bad:
+            raise InputError("no camera sees any point of the sweep")
+        return real(teacher, sample, xyz)
+
+    real, bad = ClassEvidence.evidence, recordings[SOURCES[1]][1].name
+    monkeypatch.setattr(ClassEvidence, "evidence", look)
+
+    def action() -> None:
+        join(False)
+        own = observer(tmp_path)
+        found = observe(own, recordings, "labeling")
+        (tmp_path / f"{ranks()[0]}.txt").write_text(f"{[one.index for one in found]} {own.skipped}")
+
+    runs(action, tmp_path / "logs")
+    looked = [path.name.rpartition("-")[0] for path in tmp_path.iterdir() if path.suffix == ""]
+    assert len([name for name in looked if "simulated" in name]) == 2
+    told = {(tmp_path / f"{rank}.txt").read_text() for rank in (0, 1)}
+    assert len(told) == 1 and told.pop().startswith("[0, 1, 0] Counter({'no camera sees")
+
+
+def observer(folder: Path) -> Observer:
+    teacher = load_teacher(TAUGHT.required_teacher(), "cpu")
+    evidence = ClassEvidence(teacher, TAUGHT.labels, TAUGHT.required_teacher().identity)
+    return Observer(folder / "cache", evidence=evidence)
 
 
 def test_a_run_of_two_processes_ends_with_one(tmp_path: Path) -> None:

@@ -53,6 +53,15 @@ def sweep_of(xyz: np.ndarray) -> Observation:
     return Observation("a", "a", 0, xyz, xyz, np.zeros(len(xyz), np.float32), np.eye(4))
 
 
+def test_rounds_have_corruptions_of_their_own(recipe: Recipe) -> None:
+    first = recipe.augment.model_copy(update={"corrupt": {"fog": 0.1}})
+    for own, expected in ((None, {"fog": 0.1}), ({"snow": 0.2}, {"snow": 0.2}), ({}, {})):
+        rounds = recipe.rounds.model_copy(update={"corrupt": own})
+        each = recipe.model_copy(update={"augment": first, "rounds": rounds})
+        assert each.augment.corrupt == {"fog": 0.1}
+        assert each.of_round().augment.corrupt == expected
+
+
 def test_near_surfaces_are_thinned_to_the_density_of_a_range() -> None:
     rng = np.random.default_rng(0)
     direction = rng.standard_normal((80_000, 3))

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -26,11 +27,14 @@ from torch.utils.data import DataLoader
 ray = pytest.importorskip("ray", reason="Ray is not installed; pip install 'pcseg_ros[cluster]'")
 
 from pcseg_core.cluster import ray_workers
-from pcseg_core.cluster.job import perform
+from pcseg_core.cluster.job import Plan, perform
+from pcseg_core.cluster.label import LabelJob, LabelWorker
 from pcseg_core.cluster.observe import ObserveJob
 from pcseg_core.cluster.run import RayOptions, run_on_ray
+from pcseg_core.copies import CACHE, RUN, local_copy
 from pcseg_core.errors import InputError
 from pcseg_core.learning.dataset import StepDataset
+from pcseg_core.learning.recipe import load_recipe
 
 MARK = "PCSEG_TEST_CLUSTER"
 SWEEPS = 4
@@ -83,6 +87,7 @@ def machines(storage: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         patch.setenv(MARK, uuid4().hex)
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("PCSEG_FETCHED", str(tmp_path_factory.mktemp("fetched")))
+        patch.setenv("PCSEG_COPIES", str(tmp_path_factory.mktemp("copies")))
         one = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 80_000_000}
         found = Cluster(initialize_head=True, head_node_args=one)
         found.add_node(num_cpus=1, object_store_memory=80_000_000)
@@ -201,6 +206,64 @@ def test_storage_that_is_unavailable_for_a_while_costs_no_recording(
     assert "8 sweeps of 2 recordings labeled" in result.output, result.output
 
 
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 8 kB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ("mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", str(disk))
+    if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("a small disk cannot be mounted here")
+    yield disk
+    subprocess.run(("umount", "--lazy", str(disk)), check=True)
+
+
+@dataclass(frozen=True)
+class Awaited(LabelJob):
+    """Labels, which no machine begins before a worker of the one with the small disk has a task."""
+
+    disk: Path = Path()
+
+    def worker(self) -> LabelWorker:
+        class Worker(LabelWorker):
+            def plan(self, source: str) -> Plan:
+                begun, end = self.job.out / "begun", time.monotonic() + 120
+                if os.environ["PCSEG_FETCHED"] == str(self.job.disk):
+                    begun.touch()
+                while not begun.exists() and time.monotonic() < end:
+                    time.sleep(0.05)
+                return super().plan(source)
+
+        return Worker(self)
+
+
+def test_a_full_disk_on_one_machine_costs_no_sweep(
+    machines: Any,
+    drives: str,
+    small_disk: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    sources, out = [drives.replace("*", f"{k}") for k in (0, 2)], tmp_path / "out"
+    folders = {source: out / source[-6:] for source in sources}
+    recipe = load_recipe(tmp_path / "recipe.yaml")
+    job = Awaited(out, recipe, folders, window=2, device="cpu", disk=small_disk)
+    monkeypatch.delenv("PCSEG_FETCHED")  # each machine has its own
+    settings = {"PCSEG_FETCHED": str(small_disk)}
+    size = 80_000_000
+    more = machines.add_node(num_cpus=1, object_store_memory=size, env_vars=settings)
+    try:
+        outcome = run_on_ray(job, sources, RayOptions(machines.address, workers=3))
+    finally:
+        machines.remove_node(more, allow_graceful=False)
+    assert (out / "begun").is_file() and "No space left on device" in capsys.readouterr().err
+    assert outcome.sweeps == 2 * SWEEPS and not outcome.left_out
+    assert not [path for path in small_disk.rglob("*") if path.stat().st_size > 1000]
+
+
 def test_an_interrupted_job_stops_its_workers_and_resumes(
     cluster: str, drives: str, tmp_path: Path
 ) -> None:
@@ -246,25 +309,26 @@ def test_a_training_streams_from_object_storage(storage: str, tmp_path: Path) ->
 
 
 def test_teachers_fill_the_cache_of_a_training(cluster: str, drives: str, tmp_path: Path) -> None:
+    import s3fs
+
     from pcseg_core.cluster.job import Task
-    from pcseg_core.learning.recipe import load_recipe
 
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     recipe, source = load_recipe(tmp_path / "recipe.yaml"), drives.replace("*", "0")
-    here, there = (ObserveJob(recipe, tmp_path, tmp_path / name, "cpu") for name in ("a", "b"))
+    there = local_copy("s3://fleet/cache", CACHE)
+    here, there = (ObserveJob(recipe, tmp_path, out, "cpu") for out in (tmp_path / "a", there))
     (tmp_path / "a").mkdir()
     perform(here.worker(), Task("run", source, (0, 2)))
     outcome = run_on_ray(there, [source], RayOptions(cluster, workers=1))
     assert outcome.sweeps == SWEEPS and not outcome.left_out
-    part = files(tmp_path / "a")
-    assert len(part) == 2 and part.items() <= files(tmp_path / "b").items()
+    part, system = files(tmp_path / "a"), s3fs.S3FileSystem(use_listings_cache=False)
+    stored = {path.rpartition("/")[2]: system.cat(path) for path in system.find("fleet/cache")}
+    assert len(part) == 2 and part.items() <= stored.items() and len(stored) == SWEEPS
 
 
 def test_no_work_starts_on_a_wrong_cluster(
     cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pcseg_core.learning.recipe import load_recipe
-
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     job = ObserveJob(load_recipe(tmp_path / "recipe.yaml"), tmp_path, tmp_path / "cache")
     with socket.socket() as silent:
@@ -289,9 +353,12 @@ def test_a_training_on_the_cluster_resumes_when_a_process_is_killed(
 ) -> None:
     reason = "Ray Train is not installed; pip install 'ray[train]'"
     pytest.importorskip("ray.train.torch", reason=reason, exc_type=ImportError)
+    import s3fs
+
     start, labeled = write_run(tmp_path / "start"), semantic_kitti(tmp_path / "labeled", 2)
     (tmp_path / "recipe.yaml").write_text("optimizer: {steps: 120, batch_size: 2}\n")
-    out, killed, ended = tmp_path / "run", [], threading.Event()
+    url, killed, ended = "s3://fleet/runs/first", [], threading.Event()
+    out = local_copy(url, RUN)
 
     def kill() -> None:
         while not killed and not ended.wait(0.02):
@@ -301,14 +368,17 @@ def test_a_training_on_the_cluster_resumes_when_a_process_is_killed(
 
     killer = threading.Thread(target=kill)
     killer.start()
-    command = ("finetune", start, f"semantic-kitti:{labeled}", "--out", out, "--device", "cpu")
+    command = ("finetune", start, f"semantic-kitti:{labeled}", "--device", "cpu", "--out")
     shared = ("--recipe", tmp_path / "recipe.yaml", "--ray", cluster, "--processes", 2)
-    result = pcseg(*command, *shared)
+    result = pcseg(*command, url, *shared)
     ended.set()
     killer.join()
     assert result.exit_code == 0 and killed, result.output
-    assert "2 sweeps, 120 steps" in result.output
-    assert (out / "checkpoint.safetensors").is_file() and (out / "shards/index-1.npz").is_file()
+    assert f"{url}: 2 sweeps, 120 steps" in result.output
+    system = s3fs.S3FileSystem(use_listings_cache=False)
+    found = {path.removeprefix("fleet/runs/first/") for path in system.find("fleet/runs/first")}
+    assert {"checkpoint.safetensors", "shards/index-1.npz", "last.ckpt", "command.yaml"} <= found
+    assert [name for name in found if name.startswith(".")] == [".pcseg-run.json"]
+    other = pcseg(*command, tmp_path / "other", "--label-space", "nonsense", *shared)
     assert sorted(path.name for path in tmp_path.glob(".*")) == []
-    other = pcseg(*command[:-3], tmp_path / "other", "--label-space", "nonsense", *shared)
     assert other.exit_code == 2 and "nonsense" in other.output

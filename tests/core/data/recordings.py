@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from pcseg_core.camera import CameraModel
-from pcseg_core.cloud import encode_cloud
+from pcseg_core.cloud import EncodedCloud, encode_cloud
 from pcseg_core.data.bag_writer import BagWriter
 from pcseg_core.geometry import from_euler, invert
 
@@ -32,6 +32,12 @@ def points(count: int = 200, seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng(seed)
     cells = rng.uniform([-20, -20, -2, 0], [20, 20, 2, 1], size=(count, 4))
     return cells.astype(np.float32)
+
+
+def cloud_message(seed: int = 0, **fields: np.ndarray) -> EncodedCloud:
+    """The points as a cloud with intensities and further fields."""
+    cells = points(seed=seed)
+    return encode_cloud(dict(zip(("x", "y", "z", "intensity"), cells.T)) | fields)
 
 
 def picture(seed: int = 0, size: tuple[int, int] = SIZE) -> np.ndarray:

@@ -1,21 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Recordings with faults: one bad item costs one item, and is counted once with its reason."""
 
-import json
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from camera_bags import FRONT, camera_bag, image_message
 from recordings import (
     CAMERA,
     PERIOD,
     START,
     T_BASE_LIDAR,
     T_CAM_LIDAR,
-    bag,
     lidar_pose,
     picture,
     png,
@@ -24,52 +21,13 @@ from recordings import (
 
 from pcseg_core.cloud import encode_cloud
 from pcseg_core.data import messages
-from pcseg_core.data.account import Account, account, grouped
 from pcseg_core.data.bag import BagRecording
 from pcseg_core.data.bag_cameras import no_picture
 from pcseg_core.data.bag_info import inspect_bag
-from pcseg_core.data.bag_reader import CAMERA_INFO, COMPRESSED_IMAGE, IMAGE, ODOMETRY, TF
+from pcseg_core.data.bag_reader import COMPRESSED_IMAGE, IMAGE, ODOMETRY, TF
 from pcseg_core.data.bag_writer import BagWriter
 from pcseg_core.errors import InputError
 from pcseg_core.geometry import from_euler, invert
-
-FRONT = "/front/image_raw"
-
-
-def _image(stamp: int, encoding: str = "rgb8") -> object:
-    """A sensor_msgs/Image of noise in an encoding of one, two or three bytes per pixel."""
-    message = messages.image(picture(), "cam", stamp)
-    if encoding != "rgb8":
-        message.encoding, message.step = encoding, 2 * message.width
-        message.data = message.data[: message.step * message.height]
-    return message
-
-
-def _record(
-    path,
-    sweeps: int = 6,
-    image: Callable[[int], tuple[str, str, object]] | None = None,
-    info: Callable[[int], object] | None = None,
-    static: Callable[[BagWriter, int], None] | None = None,
-    extra: Callable[[BagWriter, int], None] = lambda writer, i: None,
-):
-    """A bag with one camera; parts of its messages are made by functions of the sweep's number."""
-    image = image or (lambda i: (FRONT, IMAGE, _image(START + i * PERIOD)))
-    info = info or (lambda i: messages.camera_info(CAMERA, "cam", START + i * PERIOD))
-    with BagWriter(path) as writer:
-        if static is None:
-            writer.write_tf({("lidar", "cam"): invert(T_CAM_LIDAR)}, START, static=True)
-        for i in range(sweeps):
-            stamp = START + i * PERIOD
-            cloud = encode_cloud(dict(zip("xyz", points(seed=i).T)))
-            writer.write_cloud("/points", cloud, "lidar", stamp)
-            topic, kind, message = image(i)
-            writer.write_message(topic, kind, message, stamp)
-            writer.write_message("/front/camera_info", CAMERA_INFO, info(i), stamp)
-            if static is not None:
-                static(writer, i)
-            extra(writer, i)
-    return path
 
 
 def _findings(report, level: str) -> list[str]:
@@ -78,8 +36,9 @@ def _findings(report, level: str) -> list[str]:
 
 @pytest.mark.parametrize("encoding", ["yuv422", "yuv422_yuy2", "uyvy", "yuyv"])
 def test_cameras_of_packed_yuv_are_usable(tmp_path, encoding: str) -> None:
-    path = _record(
-        tmp_path / "drive", image=lambda i: (FRONT, IMAGE, _image(START + i * PERIOD, encoding))
+    path = camera_bag(
+        tmp_path / "drive",
+        image=lambda i: (FRONT, IMAGE, image_message(START + i * PERIOD, encoding)),
     )
     report, _ = inspect_bag(path)
     assert report.trainable and report.visible > 0
@@ -102,13 +61,13 @@ def _video(i: int) -> tuple[str, str, object]:
         ({"info": _double_size}, "its camera model is for 80x40"),
         ({"image": _video}, "a video"),
         (
-            {"image": lambda i: (FRONT, IMAGE, _image(START + i * PERIOD, "16UC1"))},
+            {"image": lambda i: (FRONT, IMAGE, image_message(START + i * PERIOD, "16UC1"))},
             "encoding '16UC1' is not supported",
         ),
     ],
 )
 def test_images_that_cannot_be_used_decide_the_verdict(tmp_path, parts, reason: str) -> None:
-    report, _ = inspect_bag(_record(tmp_path / "drive", **parts))
+    report, _ = inspect_bag(camera_bag(tmp_path / "drive", **parts))
     assert not report.trainable
     (fault,) = [what for what in _findings(report, "error") if "images of front" in what]
     assert reason in fault and fault.startswith("6 of 6")
@@ -120,25 +79,13 @@ def test_images_that_cannot_be_used_decide_the_verdict(tmp_path, parts, reason: 
 def test_a_broken_camera_does_not_take_the_others_along(tmp_path) -> None:
     def extra(writer: BagWriter, i: int) -> None:
         stamp = START + i * PERIOD
-        writer.write_message("/rear/image_raw", IMAGE, _image(stamp, "16UC1"), stamp)
+        writer.write_message("/rear/image_raw", IMAGE, image_message(stamp, "16UC1"), stamp)
         writer.write_camera_info("/rear/camera_info", CAMERA, "cam", stamp)
 
-    report, recording = inspect_bag(_record(tmp_path / "drive", extra=extra))
+    report, recording = inspect_bag(camera_bag(tmp_path / "drive", extra=extra))
     assert report.trainable and [c.topics.name for c in recording.cameras] == ["front"]
     assert any("/rear/image_raw cannot be used" in what for what in _findings(report, "warning"))
     assert "encoding '16UC1'" in str(report.account["/rear/image_raw"].left_out)
-
-
-def test_the_exit_code_is_the_verdict_and_the_account_is_printed(tmp_path) -> None:
-    good, bad = bag(tmp_path / "good", sweeps=4), bag(tmp_path / "bad", camera=False)
-    for path, code in ((good, 0), (bad, 1)):
-        command = [sys.executable, "-m", "pcseg_core.cli", "bag", "info", str(path)]
-        out = tmp_path / "report.json"
-        done = subprocess.run([*command, "--json", out], capture_output=True, text=True)
-        assert done.returncode == code, done.stderr
-        found = json.loads(out.read_text())["account"]
-        assert found["/points"]["used"] == found["/points"]["held"]
-        assert f"/points: {found['/points']['held']} of" in done.stdout
 
 
 @pytest.mark.parametrize("zeros", [1, 3])
@@ -149,7 +96,7 @@ def test_the_first_calibrated_camera_info_counts(tmp_path, zeros: int) -> None:
             message.k, message.p = np.zeros(9), np.zeros(12)
         return message
 
-    recording = BagRecording(_record(tmp_path / "drive", info=info))
+    recording = BagRecording(camera_bag(tmp_path / "drive", info=info))
     np.testing.assert_array_equal(recording.cameras[0].model.K, CAMERA.K)
     assert not [p for p in recording.problems if p.startswith("camera")]
 
@@ -160,7 +107,7 @@ def test_a_calibration_that_changes_is_named(tmp_path) -> None:
         message.k = message.k * (1.0 if i < 4 else 1.5)
         return message
 
-    report, _ = inspect_bag(_record(tmp_path / "drive", info=info))
+    report, _ = inspect_bag(camera_bag(tmp_path / "drive", info=info))
     assert any("CameraInfo changes" in what for what in _findings(report, "warning"))
 
 
@@ -175,14 +122,14 @@ def _noisy(size_m: float, size_rad: float) -> Callable[[BagWriter, int], None]:
 
 @pytest.mark.parametrize("size", [(3e-6, 0.0), (4e-4, 0.0), (0.0, 4e-4)])
 def test_sensors_with_a_little_noise_are_fixed(tmp_path, size: tuple[float, float]) -> None:
-    recording = BagRecording(_record(tmp_path / "drive", static=_noisy(*size)), poses="none")
+    recording = BagRecording(camera_bag(tmp_path / "drive", static=_noisy(*size)), poses="none")
     assert len(recording.cameras) == 1
     np.testing.assert_allclose(recording.cameras[0].T_cam_lidar, T_CAM_LIDAR, atol=5e-3)
 
 
 @pytest.mark.parametrize("size", [(6e-4, 0.0), (0.0, 6e-4)])
 def test_sensors_that_move_by_a_millimeter_are_not_fixed(tmp_path, size) -> None:
-    recording = BagRecording(_record(tmp_path / "drive", static=_noisy(*size)), poses="none")
+    recording = BagRecording(camera_bag(tmp_path / "drive", static=_noisy(*size)), poses="none")
     assert "must be fixed to each other" in recording.problems[0]
 
 
@@ -214,7 +161,7 @@ def test_cameras_with_telling_names_are_found_and_the_rest_is_listed(tmp_path) -
             "/infrastructure/cam/camera_info", CAMERA, "cam", START + i * PERIOD
         )
 
-    recording = BagRecording(_record(tmp_path / "drive", extra=extra))
+    recording = BagRecording(camera_bag(tmp_path / "drive", extra=extra))
     assert [c.topics.name for c in recording.cameras] == ["front", "infrastructure/cam"]
     left = recording.account.entries()["/infrastructure/depth/image_raw"].left_out
     assert left == {"a depth image, by its name": 6}
@@ -223,9 +170,9 @@ def test_cameras_with_telling_names_are_found_and_the_rest_is_listed(tmp_path) -
 def test_unrectified_images_are_not_rectified(tmp_path) -> None:
     info = messages.camera_info(CAMERA, "cam", START)
     info.p, info.d = info.p * 0.5, np.array([-0.3, 0.1, 0.0, 0.0, 0.0])
-    path = _record(
+    path = camera_bag(
         tmp_path / "drive",
-        image=lambda i: ("/front/image_unrectified", IMAGE, _image(START + i * PERIOD)),
+        image=lambda i: ("/front/image_unrectified", IMAGE, image_message(START + i * PERIOD)),
         info=lambda i: info,
     )
     (camera,) = BagRecording(path).cameras
@@ -245,7 +192,7 @@ def test_one_bad_message_among_many_costs_one(tmp_path) -> None:
             pose.transforms[0].transform.translation.y = 1e30
         writer.write_message("/tf", TF, pose, stamp)
 
-    recording = BagRecording(_record(tmp_path / "drive", extra=extra))
+    recording = BagRecording(camera_bag(tmp_path / "drive", extra=extra))
     assert recording.pose_source == "tf" and len(recording.trajectory) == 3
     assert recording.skipped["/tf: transform of 'lidar' that is no pose"] == 3
 
@@ -287,48 +234,6 @@ def test_messages_in_another_frame_are_left_out(tmp_path) -> None:
     assert entry.left_out == {"frame_id 'rear_lidar' where most messages have 'lidar'": 2}
 
 
-def test_every_message_of_a_bag_is_accounted_for(tmp_path) -> None:
-    def extra(writer: BagWriter, i: int) -> None:
-        for part in (1, 2):  # images at three times the rate of the sweeps
-            stamp = START + i * PERIOD + part * PERIOD // 3
-            writer.write_message(FRONT, IMAGE, _image(stamp), stamp)
-        writer.write_tf({("odom", "lidar"): lidar_pose(i)}, START + i * PERIOD)
-        stamp = START if i == 4 else START + i * PERIOD
-        twist = messages.type_store().types["std_msgs/msg/String"](data="hello")
-        writer.write_message("/said", "std_msgs/msg/String", twist, stamp)
-
-    entries = BagRecording(_record(tmp_path / "drive", extra=extra)).account.entries()
-    assert not any(entry.unexplained for entry in entries.values())
-    assert next(iter(entries)) == "/points"
-    assert entries[FRONT].left_out == {"not the image nearest to a sweep": 12}
-    assert entries["/said"].left_out == {"std_msgs/msg/String is not used": 6}
-    assert entries["/tf"].used == entries["/front/camera_info"].used == 6
-
-
-def test_samples_that_fail_later_move_to_the_failed(tmp_path) -> None:
-    recording = BagRecording(_record(tmp_path / "drive"))
-    for i in range(2):
-        recording.skipped[f"unreadable sample: /points at {i} ns: data has {i} bytes"] += 1
-    entry = account(recording).entries()["/points"]
-    assert (entry.used, entry.unexplained) == (4, 0)
-    assert entry.failed == {"/points at 0 ns: data has 0 bytes": 2}
-    assert recording.account.entries()["/points"].used == 6  # the account of the bag is unchanged
-
-
-def test_reasons_that_differ_in_numbers_are_one() -> None:
-    assert grouped({"at 10 ns: 3.5 m": 1, "at 20 ns: 4.5 m": 2, "gone": 1}) == [
-        ("at 10 ns: 3.5 m", 3),
-        ("gone", 1),
-    ]
-
-
-def test_a_difference_without_a_reason_is_an_error() -> None:
-    lost = Account.of({"sweeps": 5}, {"sweeps": 3}, {"sweep that is empty": 1})
-    assert lost.unexplained() == {"sweeps": 1} and "1 unexplained" in lost.lines()[0]
-    with pytest.raises(InputError, match="holds 5 and 4 were read"):
-        lost.check("drive")
-
-
 @pytest.mark.parametrize(
     ("kind", "hint"),
     [
@@ -352,7 +257,7 @@ def test_points_in_other_messages_are_named(tmp_path, kind: str, hint: str) -> N
 
 
 def test_the_same_recording_with_png_files_is_usable(tmp_path) -> None:
-    path = _record(
+    path = camera_bag(
         tmp_path / "drive",
         image=lambda i: (
             f"{FRONT}/compressed",
@@ -399,7 +304,7 @@ def test_an_odometry_that_fails_leaves_the_bag_without_poses(tmp_path, monkeypat
 
     monkeypatch.setattr("pcseg_core.data.bag_poses.find_spec", lambda name: object())
     monkeypatch.setattr("pcseg_core.data.bag.cached_trajectory", fail)
-    path = _record(tmp_path / "drive")
+    path = camera_bag(tmp_path / "drive")
     recording = BagRecording(path)
     assert recording.pose_source == "none"
     assert "kiss-icp: too few points" in recording.problems[0]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bags as samples: pairing, calibration, poses, labels, and what is left out and why."""
+"""Bags as samples: poses, labels, times, and what is left out and why."""
 
 import pickle
 
@@ -8,32 +8,25 @@ import pytest
 from recordings import (
     CAMERA,
     PERIOD,
-    SIZE,
     START,
     T_BASE_LIDAR,
     T_CAM_LIDAR,
     bag,
+    cloud_message,
     lidar_pose,
     picture,
-    png,
     points,
     put,
 )
 
-from pcseg_core.camera import CameraModel
 from pcseg_core.cloud import encode_cloud
 from pcseg_core.data import bag_poses, messages, open_recording, readable
 from pcseg_core.data.bag import BagRecording
-from pcseg_core.data.bag_reader import CAMERA_INFO, CLOUD, TF
+from pcseg_core.data.bag_reader import CLOUD, TF
 from pcseg_core.data.bag_writer import BagWriter
-from pcseg_core.data.calibration import Calibration, save_calibration
+from pcseg_core.data.calibration import Calibration
 from pcseg_core.errors import InputError
 from pcseg_core.geometry import compose, from_euler, invert
-
-
-def _cloud(seed: int = 0, **fields: np.ndarray):
-    cells = points(seed=seed)
-    return encode_cloud(dict(zip(("x", "y", "z", "intensity"), cells.T)) | fields)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +105,7 @@ def test_poses_of_another_clock(tmp_path) -> None:
     with BagWriter(tmp_path / "drive") as writer:
         writer.write_tf({("base_link", "lidar"): T_BASE_LIDAR}, START, static=True)
         for i in range(3):
-            writer.write_cloud("/points", _cloud(i), "lidar", START + i * PERIOD)
+            writer.write_cloud("/points", cloud_message(i), "lidar", START + i * PERIOD)
             writer.write_tf({("odom", "base_link"): lidar_pose(i)}, i * PERIOD, bag_ns=START)
     drive = BagRecording(tmp_path / "drive", poses="recorded")
     assert drive.pose_source == "none" and "are they on one clock" in drive.problems[0]
@@ -123,7 +116,7 @@ def test_poses_of_another_clock(tmp_path) -> None:
 def test_sweeps_before_the_first_pose_are_counted(tmp_path) -> None:
     with BagWriter(tmp_path / "drive") as writer:
         for i in range(6):
-            writer.write_cloud("/points", _cloud(i), "lidar", START + i * PERIOD)
+            writer.write_cloud("/points", cloud_message(i), "lidar", START + i * PERIOD)
             if i >= 4:
                 writer.write_tf({("odom", "lidar"): lidar_pose(i)}, START + i * PERIOD)
     drive = BagRecording(tmp_path / "drive")
@@ -137,7 +130,7 @@ def test_stamps_that_go_backwards_are_counted(tmp_path, order: tuple[int, ...]) 
         for position, i in enumerate(order):
             stamp = START + i * PERIOD
             recorded = START + position * PERIOD
-            writer.write_cloud("/points", _cloud(i), "lidar", stamp, bag_ns=recorded)
+            writer.write_cloud("/points", cloud_message(i), "lidar", stamp, bag_ns=recorded)
     drive = BagRecording(tmp_path / "drive", poses="none")
     assert len(drive) == 4
     assert drive.skipped["/points: stamp that repeats or goes backwards"] == 1
@@ -146,124 +139,10 @@ def test_stamps_that_go_backwards_are_counted(tmp_path, order: tuple[int, ...]) 
         np.testing.assert_array_equal(sample.cloud.xyz, points(seed=i)[:, :3])
 
 
-def test_images_that_are_too_far_in_time(tmp_path) -> None:
-    path = bag(tmp_path / "drive", image_delay_ns=50_000_000)
-    assert len(BagRecording(path)[0].cameras) == 1
-    drive = BagRecording(path, max_image_offset_s=0.04)
-    assert all(not drive[i].cameras for i in range(5))
-    assert drive.skipped["/front/image_raw/compressed: no image near the sweep"] == 5
-
-
-def test_missing_extrinsic_is_named_and_a_file_replaces_it(tmp_path) -> None:
-    path = bag(tmp_path / "drive", extrinsic=False)
-    drive = BagRecording(path)
-    assert drive.cameras == [] and drive[0].cameras == []
-    (problem,) = drive.problems
-    assert "no transform from 'lidar' to 'front_optical'" in problem and "calibration" in problem
-    with pytest.raises(InputError, match="extrinsic calibration is missing"):
-        BagRecording(path, camera_topics="/front/image_raw/compressed")
-    whole = BagRecording(bag(tmp_path / "whole"))
-    save_calibration(tmp_path / "rig.yaml", whole[0].cameras)
-    calibrated = BagRecording(path, calibration=tmp_path / "rig.yaml")
-    np.testing.assert_allclose(calibrated[1].T_cam_lidar(0), whole[1].T_cam_lidar(0), atol=1e-12)
-
-
-def _with_info(path, change: dict[str, object], topic: str = "/front/image_raw") -> BagRecording:
-    """A bag of one sweep and image whose CameraInfo is changed."""
-    info = messages.camera_info(CAMERA, "front_optical", START)
-    for name, value in change.items():
-        setattr(info, name, value)
-    with BagWriter(path) as writer:
-        writer.write_tf({("lidar", "front_optical"): invert(T_CAM_LIDAR)}, START, static=True)
-        writer.write_cloud("/points", _cloud(), "lidar", START)
-        writer.write_image(topic, picture(), "front_optical", START)
-        writer.write_message("/front/camera_info", CAMERA_INFO, info, START)
-    return BagRecording(path, poses="none")
-
-
-def test_unknown_distortion_model_is_named(tmp_path) -> None:
-    drive = _with_info(tmp_path / "a", {"distortion_model": "fancy", "d": np.ones(3)})
-    assert drive.cameras == [] and "fancy" in drive.problems[0]
-
-
-def test_uncalibrated_camera_is_named(tmp_path) -> None:
-    drive = _with_info(tmp_path / "a", {"k": np.zeros(9)})
-    assert drive.cameras == [] and "not calibrated" in drive.problems[0]
-
-
-def test_rectified_images_use_the_projection_matrix(tmp_path) -> None:
-    P = np.array([25.0, 0, 18, 0, 0, 25, 9, 0, 0, 0, 1, 0])
-    change = {"p": P, "d": np.array([-0.3, 0.1, 0, 0, 0])}
-    rectified = _with_info(tmp_path / "a", change, "/front/image_rect_color")
-    raw = _with_info(tmp_path / "b", change, "/front/image_raw")
-    point = np.array([[0.4, 0.1, 1.0]])
-    np.testing.assert_allclose(rectified.cameras[0].model.project(point)[0], [[28.0, 11.5]])
-    assert raw.cameras[0].model.D[0] == -0.3
-    np.testing.assert_allclose(raw.cameras[0].model.K, CAMERA.K)
-
-
-def test_images_of_another_size_than_their_camera(tmp_path) -> None:
-    drive = _with_info(tmp_path / "a", {"width": 80})
-    with pytest.raises(InputError, match="40x20, its camera model is for 80x20"):
-        drive[0].cameras[0].image  # noqa: B018
-
-
-def _image_topics(
-    path, topics: dict[str, str], infos: dict[str, str]
-) -> list[tuple[str, str, str]]:
-    """Which cameras are found in a bag with these topics (topic -> frame)."""
-    with BagWriter(path) as writer:
-        writer.write_cloud("/points", _cloud(), "lidar", START)
-        frames = {*topics.values(), *infos.values()}
-        writer.write_tf({("lidar", f): invert(T_CAM_LIDAR) for f in frames}, START, static=True)
-        for topic, frame in topics.items():
-            if topic.endswith("compressed"):
-                writer.write_compressed_image(topic, png(picture()), "png", frame, START)
-            else:
-                writer.write_image(topic, picture(), frame, START)
-        for topic, frame in infos.items():
-            writer.write_camera_info(topic, CAMERA, frame, START)
-    drive = BagRecording(path, poses="none")
-    return [(c.topics.name, c.topics.image, c.topics.info) for c in drive.cameras]
-
-
-def test_cameras_are_found_by_their_names(tmp_path) -> None:
-    found = _image_topics(
-        tmp_path / "a",
-        {
-            "/cam/left/image_raw": "l",
-            "/cam/left/image_rect_color/compressed": "l",
-            "/cam/left/image_rect": "l",
-            "/cam/right/image_raw/compressed": "r",
-            "/cam/depth/image_raw": "l",
-            "/front_image": "f",
-            "/lonely/image_raw": "x",
-        },
-        {
-            "/cam/left/camera_info": "l",
-            "/cam/right/camera_info": "r",
-            "/cam/depth/camera_info": "l",
-            "/front_image/camera_info": "f",
-        },
-    )
-    assert found == [
-        ("cam/left", "/cam/left/image_rect", "/cam/left/camera_info"),
-        ("cam/right", "/cam/right/image_raw/compressed", "/cam/right/camera_info"),
-        ("front_image", "/front_image", "/front_image/camera_info"),
-    ]
-
-
-def test_cameras_are_found_by_their_frames(tmp_path) -> None:
-    topics = {"/a/rgb": "fa", "/b/rgb": "fb"}
-    infos = {"/calib/one": "fa", "/calib/two": "fb"}
-    found = _image_topics(tmp_path / "a", topics, infos)
-    assert found == [("a", "/a/rgb", "/calib/one"), ("b", "/b/rgb", "/calib/two")]
-
-
 def test_one_of_several_lidars_must_be_chosen(tmp_path) -> None:
     with BagWriter(tmp_path / "drive") as writer:
         for topic in ("/left", "/right"):
-            writer.write_cloud(topic, _cloud(), "lidar", START)
+            writer.write_cloud(topic, cloud_message(), "lidar", START)
     with pytest.raises(InputError, match=r"choose one \(topics: /left, /right\)"):
         BagRecording(tmp_path / "drive")
     assert BagRecording(tmp_path / "drive", cloud_topic="/right").cloud_topic == "/right"
@@ -286,14 +165,14 @@ def test_bad_sweeps_are_errors_that_name_them_and_are_counted(tmp_path) -> None:
     flat = np.zeros(4, np.float32)
     with BagWriter(tmp_path / "drive") as writer:
         clouds = [
-            _cloud(),
+            cloud_message(),
             broken({"x": flat, "y": flat}),
             broken({"x": nan, "y": nan, "z": nan}),
             broken({"x": flat[:0], "y": flat[:0], "z": flat[:0]}),
         ]
         for i, cloud in enumerate(clouds):
             writer.write_cloud("/points", cloud, "lidar", START + i * PERIOD)
-        cut = messages.cloud(_cloud(), "lidar", START + 4 * PERIOD)
+        cut = messages.cloud(cloud_message(), "lidar", START + 4 * PERIOD)
         cut.data = cut.data[:100]
         writer.write_message("/points", CLOUD, cut, START + 4 * PERIOD)
     drive = BagRecording(tmp_path / "drive", poses="none")
@@ -315,18 +194,6 @@ def test_messages_that_do_not_deserialize_are_counted(tmp_path) -> None:
     assert 0 < len(drive) < 5
     assert drive.skipped["/points: message that does not deserialize"] > 0
     assert drive.skipped["/tf: message that does not deserialize"] > 0
-
-
-def test_an_image_that_does_not_decode_is_named(tmp_path) -> None:
-    with BagWriter(tmp_path / "drive") as writer:
-        writer.write_tf({("lidar", "cam"): invert(T_CAM_LIDAR)}, START, static=True)
-        writer.write_cloud("/points", _cloud(), "lidar", START)
-        topic = "/cam/image_raw/compressed"
-        writer.write_compressed_image(topic, png(picture())[:200], "png", "cam", START)
-        writer.write_camera_info("/cam/camera_info", CAMERA, "cam", START)
-    sample = BagRecording(tmp_path / "drive", poses="none")[0]
-    with pytest.raises(InputError, match=f"{topic} at {START} ns: the image does not decode"):
-        sample.cameras[0].image  # noqa: B018
 
 
 def test_labels_of_a_labeled_bag(tmp_path) -> None:
@@ -353,7 +220,7 @@ def test_one_intensity_scale_for_the_whole_bag(tmp_path) -> None:
     """A dark sweep of a 0..255 sensor must not be read as one of a 0..1 sensor."""
     with BagWriter(tmp_path / "drive") as writer:
         for i, brightest in enumerate((1.0, 240.0, 1.0)):
-            cloud = _cloud(intensity=np.full(200, brightest, np.float32))
+            cloud = cloud_message(intensity=np.full(200, brightest, np.float32))
             writer.write_cloud("/points", cloud, "lidar", START + i * PERIOD)
     drive = BagRecording(tmp_path / "drive", poses="none")
     read = [drive[i].cloud.intensity[0] for i in range(3)]
@@ -394,13 +261,8 @@ def test_quaternions_that_are_only_roughly_normalized(tmp_path) -> None:
     tf = messages.tf({("odom", "lidar"): lidar_pose(3)}, START)
     tf.transforms[0].transform.rotation.w *= 1.0 + 1e-7
     with BagWriter(tmp_path / "drive") as writer:
-        writer.write_cloud("/points", _cloud(), "lidar", START)
+        writer.write_cloud("/points", cloud_message(), "lidar", START)
         writer.write_message("/tf", TF, tf, START)
         writer.write_tf({("odom", "lidar"): lidar_pose(4)}, START + PERIOD)
     pose = BagRecording(tmp_path / "drive")[0].T_world_lidar
     np.testing.assert_allclose(pose, lidar_pose(3), atol=1e-6)
-
-
-def test_camera_size_is_that_of_the_camera_info(tmp_path) -> None:
-    model = BagRecording(bag(tmp_path / "drive"))[0].cameras[0].camera
-    assert isinstance(model, CameraModel) and (model.width, model.height) == SIZE

@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,11 +19,13 @@ from pcseg_core.cloud import encode_cloud
 from pcseg_core.data import open_recording
 from pcseg_core.data.bag import BagRecording
 from pcseg_core.data.bag_info import inspect_bag
+from pcseg_core.data.bag_reader import BagFile
 from pcseg_core.data.bag_writer import BagWriter
 from pcseg_core.data.calibration import Calibration
 from pcseg_core.errors import InputError
 from pcseg_core.geometry import compose, from_euler, invert, transform
 from pcseg_core.labels import LabelSpace
+from pcseg_core.learning.runs import check_cameras
 from pcseg_core.online.pipeline import Pipeline, Sweep
 from pcseg_core.online.replay import segment_bag
 from pcseg_core.online.segmenter import Segmenter
@@ -129,6 +134,32 @@ def test_overlap_and_offsets_are_reported(tmp_path: Path) -> None:
     shown = CliRunner().invoke(app, ["bag", "info", str(tmp_path / "drive"), "--cloud-topic", BOTH])
     assert "100%" in shown.output and "40.0" in shown.output and "possible" in shown.output
     assert "several PointCloud2 topics" not in shown.output
+
+
+@pytest.mark.parametrize("topics", [None, "/front", BOTH])
+def test_each_message_is_scanned_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, topics: str | None
+) -> None:
+    """`bag info` compares all LiDARs, and trainings check a bag, after one scan of its messages."""
+    scanned: Counter[tuple[str, int]] = Counter()
+    read = BagFile.messages
+
+    def counted(self: BagFile, *args: Any) -> Iterator[tuple[Any, int, bytes]]:
+        for connection, time, raw in read(self, *args):
+            if len(args) < 3:  # with a start and an end it is one message of a sweep
+                scanned[connection.topic, time] += 1
+            yield connection, time, raw
+
+    monkeypatch.setattr(BagFile, "messages", counted)
+    report, _ = inspect_bag(rig(tmp_path / "drive"), poses="tf", cloud_topic=topics)
+    assert len(report.lidars) == 1 and report.lidars[0].overlap == 1.0
+    assert {topic for topic, _ in scanned} == {"/front", "/rear", "/tf", "/tf_static"}
+    assert set(scanned.values()) == {1}
+    scanned.clear()
+    drive = BagRecording(tmp_path / "drive", topics or "/front", poses="tf")
+    with pytest.raises(InputError, match="no camera"):
+        check_cameras([drive])
+    assert set(scanned.values()) == {1}
 
 
 def test_a_lidar_of_another_clock_cannot_be_united(tmp_path: Path) -> None:

@@ -16,21 +16,9 @@ from pcseg_core.errors import InputError
 from pcseg_core.geometry import Trajectory, deskew
 from pcseg_core.labels import IGNORE, LabelSpace
 from pcseg_core.online.camera_fusion import CameraFusionConfig, CameraLabeler, fuse_cameras
+from pcseg_core.online.camera_observers import Evidence
 from pcseg_core.online.output_clouds import entropy
-from pcseg_core.online.pipeline import (
-    NO_EVIDENCE,
-    NO_MOTION,
-    NO_TIMES,
-    NOT_FINITE,
-    OUT_OF_RANGE,
-    UNLIKE_TRAINING,
-    Evidence,
-    ImmediateCameras,
-    LabeledSweep,
-    MotionError,
-    Pipeline,
-    Sweep,
-)
+from pcseg_core.online.pipeline import ImmediateCameras, MotionError, Pipeline
 from pcseg_core.online.pipeline_config import (
     CameraUseConfig,
     MotionConfig,
@@ -38,6 +26,16 @@ from pcseg_core.online.pipeline_config import (
     SmoothingConfig,
 )
 from pcseg_core.online.segmenter import Segmenter
+from pcseg_core.online.sweep import (
+    NO_EVIDENCE,
+    NO_MOTION,
+    NO_TIMES,
+    NOT_FINITE,
+    OUT_OF_RANGE,
+    UNLIKE_TRAINING,
+    LabeledSweep,
+    Sweep,
+)
 from pcseg_core.online.temporal import TemporalBuffer
 from pcseg_core.online.tracks import Tracked
 from pcseg_core.simulation.recording import SimulatedDrive

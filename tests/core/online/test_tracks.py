@@ -122,6 +122,22 @@ def test_what_is_hidden_for_a_while_comes_back_with_its_id() -> None:
     assert ids == [{1}] and found.tracks[0].seen
 
 
+@pytest.mark.parametrize(
+    "wall_m, speed, last", [(6.0, 0.0, {1}), (16.0, 0.0, {2}), (6.0, 6.0, {2})]
+)
+def test_what_stands_hidden_keeps_its_id(wall_m: float, speed: float, last: set[int]) -> None:
+    """Not what is gone, where the sensor sees a wall behind, nor what drove when it was hidden."""
+    scene, pose = Scene(), from_euler(0, 0, 0, FAR)
+    wall = np.stack(np.meshgrid(wall_m, np.arange(-14, 14, 0.1), np.arange(-1.7, 1.5, 0.1)), -1)
+    wall = wall.reshape(-1, 3)
+    for number in range(32):
+        car = outline((VEHICLE, 12.0, 0.1 * speed * min(number, 8), np.pi / 2))
+        points, kind = (wall, ROAD) if 6 <= number < 31 else (car, VEHICLE)
+        cloud = PointCloud(points, stamp_ns=number * PERIOD_NS)
+        found = scene.tracker.update(cloud, np.full(len(points), kind), SPACE, pose, RULES)
+    assert set(found.instances.tolist()) == last
+
+
 @pytest.mark.parametrize("coast_s, lasting", [(0.5, 5), (1.0, 10)])
 def test_what_stays_away_is_forgotten_after_the_time_given(coast_s: float, lasting: int) -> None:
     scene = Scene(TrackRules(coast_s=coast_s))
@@ -201,6 +217,87 @@ def test_parts_of_a_car_farther_apart_than_one_thing_are_joined_by_its_track() -
     found, ids = feed(scene, ends, 4)
     assert ids == {1}
     np.testing.assert_allclose(found.tracks[0].size[0], 4.4, atol=0.05)
+
+
+def across(x: float, width: float, low: float, high: float, y: float = 5.0) -> np.ndarray:
+    """(N, 3) a strip across the x axis, such as a bumper of a vehicle that comes along it."""
+    place, up = np.meshgrid(
+        np.arange(-width / 2, width / 2, 0.1) + y, [low, (low + high) / 2, high]
+    )
+    return np.stack([np.full_like(up, x), place, up - 1.7], -1).reshape(-1, 3)
+
+
+def test_a_bumper_and_a_windshield_that_come_nearer_are_one_car() -> None:
+    """They are as low as two bicycles, and begin as two tracks."""
+    scene = Scene()
+    for number in range(12):
+        x = 25 - 0.9 * number
+        found, ids = feed(
+            scene,
+            np.concatenate([across(x, 1.7, 0.4, 0.7), across(x + 0.9, 1.6, 0.5, 1.0)]),
+            number,
+        )
+    assert len(ids) == 1 and len(found.tracks) == 1
+    np.testing.assert_allclose(found.tracks[0].velocity[:2], (-9, 0), atol=0.3)
+    for parked in range(12, 15):  # what is seen then as one keeps the id
+        assert (
+            feed(scene, outline((VEHICLE, x + 2 - 0.9 * (parked - 11), 5.0, 0.0)), parked)[1] == ids
+        )
+
+
+@pytest.mark.parametrize("aside, count", [(0.0, 1), (-1.2, 2)])
+def test_what_appears_right_ahead_of_a_car_that_drives_is_its_front(
+    aside: float, count: int
+) -> None:
+    """What appears beside it is another one."""
+    scene, whole = Scene(), side(4.4, 1.5)
+    along = whole[:, 0] - 12
+    for number in range(8):
+        part = whole[along < -1.2]
+        if number >= 6:
+            part = np.concatenate([part, whole[along > 0] + [0, aside, 0]])
+        found, ids = feed(scene, part + np.array([0.8 * number - 5, 0, 0]), number)
+        assert found.instances[0] == 1 and len(ids) == (count if number >= 6 else 1)
+
+
+def test_two_bicycles_side_by_side_stay_two() -> None:
+    scene, first = Scene(), set[int]()
+    for number in range(12):
+        x = 20 - 0.5 * number
+        along, up = np.meshgrid(np.arange(-0.8, 0.8, 0.1) + x, np.linspace(0, 1, 6))
+        sides = [np.stack([along, np.full_like(up, y), up - 1.7], -1) for y in (4.6, 5.8)]
+        _, ids = feed(scene, np.concatenate([side.reshape(-1, 3) for side in sides]), number)
+        first = first or ids
+        assert ids == first and len(ids) == 2
+
+
+def test_cars_that_follow_each_other_closely_keep_their_ids() -> None:
+    assert_ids_stay(
+        lambda t: [(VEHICLE, 5 + 6 * t, 6.0, 0.0), (VEHICLE, 11.5 + 6 * t, 6.0, 0.0)], 12
+    )
+
+
+def test_vehicles_that_touch_as_they_meet_are_two() -> None:
+    """Together they are no larger than one, but each drives another way."""
+    scene, pairs = Scene(), []
+    for number in range(16):
+        along, up = np.meshgrid(np.arange(-1, 1, 0.1), np.linspace(0, 1.4, 8))
+        ways = (8 + 0.4 * number, 5.0), (14 - 0.4 * number, 5.25)
+        sides = [np.stack([along + x, np.full_like(up, y), up - 1.7], -1) for x, y in ways]
+        found, _ = feed(scene, np.concatenate([side.reshape(-1, 3) for side in sides]), number)
+        half = len(found.instances) // 2
+        pairs.append([int(np.bincount(ids).argmax()) for ids in np.split(found.instances, [half])])
+    assert pairs == [pairs[0]] * 16 and len(set(pairs[0])) == 2
+
+
+def test_a_truck_keeps_the_id_of_the_part_that_was_seen_first() -> None:
+    """A part that was seen apart from it for a moment does not take over."""
+    scene, whole = Scene(), side(10.0, 3.3)
+    along = whole[:, 0] - 7
+    parts = [along < 2.5] * 4 + [(along < 2.5) | (along > 7.5), along > 7.5, along > 4, along >= 0]
+    seen = [feed(scene, whole[part], number)[0].instances for number, part in enumerate(parts)]
+    assert set(seen[0]) == {1} and set(seen[5]) == {2}
+    assert set(seen[7]) == {1}
 
 
 @pytest.mark.parametrize("seed", range(4))

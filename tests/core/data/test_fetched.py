@@ -4,64 +4,23 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pytest
-from fsspec.implementations.memory import MemoryFileSystem
+from object_storage import NoCredentialsError, Storage, storage
 from recordings import bag
 
-from pcseg_core.data import find_source, fingerprint, open_recording, remote
-from pcseg_core.data.remote import FetchedFolder, listing, matching
+from pcseg_core import fetched
+from pcseg_core.data import find_source, fingerprint, open_recording
 from pcseg_core.data.source_list import expand_sources
 from pcseg_core.errors import InputError, MissingDependency, Unavailable
+from pcseg_core.fetched import FetchedFolder
 from pcseg_core.learning.run_folder import identity
+from pcseg_core.storage import listing, matching
 
-
-class Storage(MemoryFileSystem):
-    """Storage that fails as it is told."""
-
-    protocol = "storage"
-    store: dict[str, Any] = {}
-    pseudo_dirs = [""]
-    failures: list[Exception] = []
-    reads: list[str] = []
-
-    @classmethod
-    def _strip_protocol(cls, path: str) -> str:
-        return super()._strip_protocol(path.replace("storage://", "memory://"))
-
-    def unstrip_protocol(self, path: str) -> str:
-        return f"storage:/{path}"
-
-    def get_file(self, path: str, *args: Any, **kwargs: Any) -> None:
-        self.reads.append(path)
-        self._fail()
-        super().get_file(path, *args, **kwargs)
-
-    def find(self, *args: Any, **kwargs: Any) -> Any:
-        self._fail()
-        return super().find(*args, **kwargs)
-
-    def _fail(self) -> None:
-        if self.failures:
-            raise self.failures.pop(0)
-
-
-class NoCredentialsError(Exception):
-    """As of botocore."""
-
-
-@pytest.fixture(autouse=True)
-def storage(monkeypatch: pytest.MonkeyPatch) -> Iterator[Storage]:
-    monkeypatch.setattr(remote, "_FIRST_PAUSE_S", 0.0)
-    fsspec.register_implementation("storage", Storage, clobber=True)
-    Storage.store.clear(), Storage.failures.clear(), Storage.reads.clear()
-    Storage.pseudo_dirs[:] = [""]
-    yield Storage()
-    Storage.failures.clear()
+__all__ = ["storage"]
 
 
 def put(storage: Storage, path: str, size: int) -> None:
@@ -78,7 +37,7 @@ def test_a_bag_on_storage_is_the_same_bag(
 ) -> None:
     here = bag(tmp_path / "drive", 2)
     storage.put(str(here), "/bucket/drive", recursive=True)
-    monkeypatch.setenv(remote.FOLDER, str(tmp_path / "fetched"))
+    monkeypatch.setenv(fetched.FOLDER, str(tmp_path / "fetched"))
     source = "storage://bucket/drive"
     assert find_source(source) == ("bag", source)
     assert identity(source) == f"bag:{source} (files {fingerprint(source)[:12]})"
@@ -94,10 +53,10 @@ def test_entries_are_fetched_once_and_the_oldest_make_room(
         put(storage, f"/bucket/{name}/metadata.yaml", 100)
         put(storage, f"/bucket/{name}/data/{name}.mcap", 300)
     for name in "abab":
-        fetched = folder.fetch(f"storage://bucket/{name}")
-        assert (fetched.path / "data" / f"{name}.mcap").stat().st_size == 300
-        assert fetched.path.name == name
-        fetched.close()
+        entry = folder.fetch(f"storage://bucket/{name}")
+        assert (entry.path / "data" / f"{name}.mcap").stat().st_size == 300
+        assert entry.path.name == name
+        entry.close()
     assert len(Storage.reads) == 4
     mine = folder.folder / "notes.json"
     mine.write_text("{}")
@@ -226,8 +185,8 @@ def test_wrong_urls_are_errors(
     with pytest.raises((InputError, MissingDependency), match="nothing://a"):
         listing("nothing://a")
     put(storage, "/bucket/large", 2000)
-    with pytest.raises(InputError, match=f"set {remote.GIGABYTES} higher"):
+    with pytest.raises(InputError, match=f"set {fetched.GIGABYTES} higher"):
         folder.fetch("storage://bucket/large")
-    monkeypatch.setenv(remote.GIGABYTES, "many")
+    monkeypatch.setenv(fetched.GIGABYTES, "many")
     with pytest.raises(InputError, match="expected a number of gigabytes"):
         FetchedFolder()

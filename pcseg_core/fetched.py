@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recordings on object storage: listed by fsspec, fetched into a local folder of bounded size.
+"""Files and folders from URLs, in a local folder of bounded size.
 
 An entry of the folder is the file or the files of one URL, as they were when they were listed. The
 entries that were not used for the longest time make room for new ones. Entries in use stay.
@@ -7,111 +7,23 @@ entries that were not used for the longest time make room for new ones. Entries 
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from fcntl import LOCK_EX, LOCK_NB, LOCK_SH, flock
-from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
 
-from pcseg_core.errors import InputError, MissingDependency, Unavailable
+from pcseg_core.errors import InputError, Unavailable
 from pcseg_core.files import atomic_path, remove_abandoned, user_cache
+from pcseg_core.storage import Listing, get_file, listing
 
 FOLDER, GIGABYTES = "PCSEG_FETCHED", "PCSEG_FETCHED_GB"
-"""Environment variables: the folder of fetched recordings, and its size."""
+"""Environment variables: the folder of what was fetched, and its size."""
 
 _DEFAULT_GB = 100.0
-_TRIES = 5
-_FIRST_PAUSE_S = 1.0
-_PERMANENT = (FileNotFoundError, PermissionError, NotADirectoryError, ValueError, ImportError)
-_VERSIONS = ("ETag", "etag", "md5", "mtime", "LastModified", "created")
-_PACKAGES = {"s3": "pcseg_ros[cluster]", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs"}
-
-T = TypeVar("T")
-
-
-def is_url(place: str | Path) -> bool:
-    """Whether a place is an fsspec URL, such as s3://bucket/drive."""
-    scheme, separator, _ = str(place).partition("://")
-    return bool(separator) and scheme.isalnum()
-
-
-@dataclass(frozen=True)
-class Listing:
-    """The files below a URL.
-
-    Attributes:
-        url: without a / at its end.
-        files: path below the URL -> (bytes, what tells versions apart); "" for the URL itself.
-    """
-
-    url: str
-    files: dict[str, tuple[int, str]]
-
-    @property
-    def bytes(self) -> int:
-        """Size of all files."""
-        return sum(size for size, _ in self.files.values())
-
-    @property
-    def fingerprint(self) -> str:
-        """A text that changes with the files."""
-        rows = sorted(self.files.items())
-        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:24]
-
-    @property
-    def names(self) -> list[str]:
-        """Paths of the files, with the name of the URL in place of ""."""
-        return [path or PurePosixPath(self.url).name for path in self.files]
-
-
-def listing(url: str) -> Listing:
-    """The files below a URL, or the file that it is.
-
-    Raises:
-        InputError: no such place, no credentials or permission, or a name that leads elsewhere.
-        Unavailable: the storage does not answer after some tries.
-        MissingDependency: no package for this kind of URL is installed.
-    """
-    url = url.rstrip("/")
-    system, root = _system(url)
-    found = _patient(url, lambda: _found(system, root))
-    if not found:
-        raise InputError(f"{url}: no such file or folder on this storage")
-    files = {}
-    for path, about in sorted(found.items()):
-        name = path.removeprefix(root).lstrip("/")
-        if ".." in PurePosixPath(name).parts:
-            raise InputError(f"{url}: the name {path} leads out of the folder")
-        versions = (about.get(key) for key in _VERSIONS)
-        files[name] = (int(about.get("size") or 0), str(next(filter(None, versions), "")))
-    return Listing(url, files)
-
-
-def matching(pattern: str) -> list[str]:
-    """URLs that a pattern with * and [...] stands for, sorted; raises as `listing`."""
-    system, root = _system(pattern)
-    found = _patient(pattern, lambda: system.glob(root))
-    return sorted(str(system.unstrip_protocol(path)).rstrip("/") for path in found)
-
-
-def read_range(url: str, start: int = 0, end: int | None = None) -> bytes:
-    """The bytes from `start` to before `end` of a file, or to its end; raises as `listing`."""
-    system, root = _system(url)
-    found: bytes = _patient(url, lambda: system.cat_file(root, start=start, end=end))
-    return found
-
-
-def write_object(url: str, data: bytes) -> None:
-    """Write a file, whole or not at all; raises as `listing`."""
-    system, root = _system(url)
-    _patient(url, lambda: system.pipe_file(root, data))
 
 
 @dataclass
@@ -138,14 +50,18 @@ class FetchedFolder:
     folder: Path = field(default_factory=lambda: _given_folder())
     limit: float = field(default_factory=lambda: _given_limit())
 
-    def fetch(self, url: str) -> Fetched:
+    def fetch(self, url: str, names: tuple[str, ...] = ("*",)) -> Fetched:
         """The local file or folder of a URL, which is fetched unless it is there.
+
+        Args:
+            url: the file or folder.
+            names: patterns of the files of a folder that are needed; * also stands for /.
 
         Raises:
             InputError: see `listing`; or it is larger than the folder may be.
             Unavailable: see `listing`; or entries in use leave no room now.
         """
-        wanted = listing(url)
+        wanted = listing(url).only(names)
         if wanted.bytes > self.limit:
             raise InputError(
                 f"{url}: {wanted.bytes / 1e9:.1f} GB, more than the {self.limit / 1e9:.1f} GB that "
@@ -166,14 +82,12 @@ class FetchedFolder:
 
     def _fetch(self, wanted: Listing, mark: Path, place: Path) -> None:
         self._make_room(wanted, mark)
-        system, root = _system(wanted.url)
         with atomic_path(place.parent) as temporary:
-            for name in wanted.files:
+            for name, (_, version) in wanted.files.items():
                 target = temporary / place.name / name if name else temporary / place.name
                 target.parent.mkdir(parents=True, exist_ok=True)
-                source = f"{root}/{name}" if name else root
-                _patient(wanted.url, partial(system.get_file, source, str(target)))
-                os.utime(target, (0, 0))  # the same on all machines
+                get_file(f"{wanted.url}/{name}" if name else wanted.url, target)
+                os.utime(target, (0, _time_of(version)))
 
     def _make_room(self, wanted: Listing, mark: Path) -> None:
         """Write the size of a new entry into its mark, once older entries leave room for it."""
@@ -219,6 +133,29 @@ class FetchedFolder:
             return False
         finally:
             os.close(lock)
+
+
+_held: dict[Path, Fetched] = {}
+
+
+def fetched(url: str, names: tuple[str, ...] = ("*",)) -> Path:
+    """The local file or folder of a URL, which stays until the process ends; see `FetchedFolder`.
+
+    Args:
+        url: the file or folder.
+        names: patterns of the files of a folder that are needed; * also stands for /.
+    """
+    entry = FetchedFolder().fetch(url, names)
+    if entry.path in _held:
+        entry.close()
+    else:
+        _held[entry.path] = entry
+    return entry.path
+
+
+def _time_of(version: str) -> int:
+    """A time [s] that tells versions apart, the same on all machines."""
+    return int(hashlib.sha256(version.encode()).hexdigest()[:7], 16)
 
 
 def _given_folder() -> Path:
@@ -275,57 +212,3 @@ def _exclusive(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def _system(url: str) -> tuple[Any, str]:
-    """The file system of a URL, and the path in it."""
-    from fsspec.core import url_to_fs
-
-    scheme = url.partition("://")[0]
-    try:
-        system, root = url_to_fs(url, use_listings_cache=False)
-    except ImportError as error:
-        package = _PACKAGES.get(scheme, "the fsspec file system of it")
-        raise MissingDependency(f"{url}: {error}; run: pip install '{package}'") from error
-    except ValueError as error:
-        raise InputError(f"{url}: {error}") from error
-    return system, str(root).rstrip("/")
-
-
-def _found(system: Any, root: str) -> dict[str, dict[str, Any]]:
-    """Files at or below a path, by path; empty for none."""
-    if system.isfile(root):
-        return {root: system.info(root)}
-    found: dict[str, dict[str, Any]] = system.find(root, detail=True)
-    return {path: about for path, about in found.items() if about.get("type") == "file"}
-
-
-def _patient(url: str, action: Callable[[], T]) -> T:
-    """The result of an action on storage, which is tried again for a while.
-
-    Raises:
-        InputError, Unavailable: see `listing`.
-    """
-    pause = _FIRST_PAUSE_S
-    for last in [False] * (_TRIES - 1) + [True]:
-        try:
-            return action()
-        except Exception as error:  # each file system has errors of its own
-            if "Credential" in type(error).__name__:
-                raise InputError(
-                    f"{url}: no credentials ({error}); give them as the storage expects them, for "
-                    "s3:// as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or ~/.aws, on every "
-                    "machine that reads"
-                ) from error
-            if isinstance(error, PermissionError):
-                raise InputError(f"{url}: not permitted: {error}") from error
-            if isinstance(error, FileNotFoundError):
-                raise InputError(f"{url}: no such file or folder on this storage") from error
-            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-                raise
-            if isinstance(error, _PERMANENT) or last:
-                told = f"{url}: {type(error).__name__}: {error}"
-                raise (Unavailable if last else InputError)(told) from error
-        time.sleep(pause)
-        pause *= 2
-    raise AssertionError

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pcseg_core.online import track_filter as filter_
-from pcseg_core.online.thing_parts import VEHICLES, gaps, is_no_larger, is_vehicle
+from pcseg_core.online.thing_parts import VEHICLES, apart, gaps, is_no_larger, is_vehicle
 
 Array = npt.NDArray[Any]
 Float64 = npt.NDArray[np.float64]
@@ -70,7 +70,7 @@ def take_parts(tracks: Array, of_track: Array, things: filter_.Measured, ids: Ar
         return
     parts = filter_.begin(things, new, 0)
     boxes, others = filter_.boxes_of(tracks[rows]), things.boxes.rows(new)
-    distance, size = filter_.apart(boxes, others)
+    distance, size = apart(boxes, others)
     half = (boxes.size.T[..., None] + size) / 2
     near = distance[0] - half[0] < _FOLLOWS_M
     near &= distance[1] + half[1] < np.maximum(boxes.size[:, 1:], size[1]) + _ASIDE_M

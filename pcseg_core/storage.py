@@ -195,8 +195,9 @@ def _system(url: str) -> tuple[Any, str]:
     from fsspec.core import url_to_fs
 
     scheme = url.partition("://")[0]
+    folders = {"auto_mkdir": True} if scheme in ("file", "local") else {}  # object stores have none
     try:
-        system, root = url_to_fs(url, use_listings_cache=False)
+        system, root = url_to_fs(url, use_listings_cache=False, **folders)
     except ImportError as error:
         package = _PACKAGES.get(scheme, "the fsspec file system of it")
         raise MissingDependency(f"{url}: {error}; run: pip install '{package}'") from error

@@ -186,8 +186,8 @@ class NodeConfig(PipelineConfig):
 
     checkpoint: str = Field(
         "",
-        description="Run directory of `pcseg distill`, or a checkpoint file; empty loads the "
-        "bundled checkpoint, trained on simulated drives (57 % mIoU on real sweeps)",
+        description="Run directory of `pcseg distill`, a checkpoint file, or its URL; empty loads "
+        "the bundled checkpoint, trained on simulated drives (57 % mIoU on real sweeps)",
     )
     device: str = Field(
         "auto",

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import array
+import functools
 import sys
 from typing import Any, TypeVar
 
@@ -161,16 +162,19 @@ def cloud_message(header: Header, cloud: EncodedCloud) -> PointCloud2:
         header=header,
         height=cloud.height,
         width=cloud.width,
-        fields=[
-            PointField(name=f.name, offset=f.offset, datatype=f.datatype, count=f.count)
-            for f in cloud.fields
-        ],
+        fields=[_field(f.name, f.offset, f.datatype, f.count) for f in cloud.fields],
         is_bigendian=cloud.is_bigendian,
         point_step=cloud.point_step,
         row_step=cloud.row_step,
         is_dense=cloud.is_dense,
     )
     return _with_data(message, cloud.buffer)
+
+
+@functools.lru_cache(maxsize=256)
+def _field(name: str, offset: int, datatype: int, count: int) -> PointField:
+    """A field, one object for all clouds that have it."""
+    return PointField(name=name, offset=offset, datatype=datatype, count=count)
 
 
 def _with_data(message: Message, data: array.array[int]) -> Message:

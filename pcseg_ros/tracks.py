@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import array
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,7 +14,8 @@ from rclpy.lifecycle import LifecycleNode, LifecyclePublisher
 from sensor_msgs.msg import PointCloud2
 from std_msgs.msg import ColorRGBA, Header
 
-from pcseg_core.cloud import encode_cloud
+from pcseg_core.cloud import EncodedCloud
+from pcseg_core.cloud_layout import DATATYPES, Field
 from pcseg_core.geometry import to_quaternion
 from pcseg_core.labels import LabelSpace
 from pcseg_core.online.pipeline import LabeledSweep
@@ -26,7 +28,15 @@ Places = list[list[float]]
 
 LEFT_OUT = "tracks left out"
 
-_STATE = ("x", "y", "z", "length", "width", "height", "vx", "vy", "vz", "yaw", "age")
+_FLOATS = ("x", "y", "z", "length", "width", "height", "vx", "vy", "vz", "yaw", "age", "confidence")
+_STATE_TYPE = np.dtype(
+    [("floats", "<f4", 12), ("id", "<u4"), ("label", "<u4"), ("seen", "u1"), ("gap", "V3")]
+)
+_STATE_FIELDS = (
+    *(Field(name, 4 * k, DATATYPES["f4"]) for k, name in enumerate(_FLOATS)),
+    *(Field(name, 4 * k, DATATYPES["u4"]) for k, name in enumerate(("id", "label"), 12)),
+    Field("seen", 56, DATATYPES["u1"]),
+)
 _LINE_M, _LETTER_M, _ARROW_M = 0.06, 0.7, 0.18
 _AHEAD_S = 1.0  # a velocity is drawn as the way in this time
 _SHOWN_MPS = 0.5  # from which it is drawn
@@ -106,14 +116,18 @@ def states(
     """A cloud with a point at the center of each track, and what is known of it as fields."""
     T, size, velocity = _arrays(tracks)
     yaw = np.arctan2(T[:, 1, 0], T[:, 0, 0])
-    age = np.array([track.age_s for track in tracks])
-    table = np.column_stack([T[:, :3, 3], size, velocity, yaw, age]).astype(np.float32)
-    fields: dict[str, npt.NDArray[Any]] = dict(zip(_STATE, table.T))
-    fields["confidence"] = np.array([confidence.get(t.id, 0.0) for t in tracks], np.float32)
-    fields["id"] = np.array([track.id for track in tracks], np.uint32)
-    fields["label"] = np.array([track.label for track in tracks], np.uint32)
-    fields["seen"] = np.array([track.seen for track in tracks], np.uint8)
-    return conversions.cloud_message(header, encode_cloud(fields))
+    age = [track.age_s for track in tracks]
+    sure = [confidence.get(track.id, 0.0) for track in tracks]
+    floats = np.column_stack([T[:, :3, 3], size, velocity, yaw, age, sure]).astype("<f4")
+    records = np.zeros(len(tracks), _STATE_TYPE)
+    records["floats"] = floats
+    for name in ("id", "label", "seen"):
+        records[name] = [getattr(track, name) for track in tracks]
+    buffer = array.array("B", records.tobytes())
+    step, dense = records.itemsize, bool(np.isfinite(floats[:, :3]).all())
+    fields = list(_STATE_FIELDS)
+    cloud = EncodedCloud(1, len(tracks), fields, False, step, step * len(tracks), buffer, dense)
+    return conversions.cloud_message(header, cloud)
 
 
 def _arrays(tracks: Sequence[Track]) -> tuple[Float64, Float64, Float64]:

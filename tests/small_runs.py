@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from pcseg_core.checkpoint import FILE_NAME, CheckpointMeta, CheckpointText, sav
 from pcseg_core.labels import IGNORE, NO_CLASSES, LabelSpace
 from pcseg_core.learning.dataset import TrainingSweep
 from pcseg_core.learning.probe import Scan
+from pcseg_core.learning.recipe import Recipe
 from pcseg_core.models.student import Student, StudentConfig
 from pcseg_core.models.waffleiron import WaffleIronConfig
 from pcseg_core.vision.espnetv2 import ESPNetv2
@@ -34,6 +36,7 @@ SMALL_WAFFLEIRON = StudentConfig(
     ),
 )
 STREET = LabelSpace.load("street")
+DRIVE = "simulated:seed={},sweeps=2,stride=5,beams=16,columns=256,cameras={},width=160,height=96"
 
 
 def scan(seed: int, points: int = 600, truth_of_height: bool = True) -> Scan:
@@ -117,3 +120,23 @@ def example_pictures(folder: Path) -> Path:
     mask[:32] = 255
     Image.fromarray(mask).save(folder / "vehicle" / "a.mask.png")
     return folder
+
+
+def tiny_recipe(**changes: Any) -> Recipe:
+    """A recipe of zero-shot training that takes seconds."""
+    values: dict[str, Any] = {
+        "teacher": {
+            "weights": "bundled:simulation_teacher",
+            "label_space": "simulation",
+            "scales": (1.0,),
+            "flip": False,
+        },
+        "text": {"space": {"channels": 32}},
+        "supervision": "zero-shot",
+        "student": {"depth": 14, "width": 0.25, "voxel_size_m": 0.5},
+        "optimizer": {"steps": 6, "batch_size": 2},
+        "loss": {"min_confidence": 0.3},
+        "alignment": {"patch_px": 8, "channels": 16},
+        **changes,
+    }
+    return Recipe.model_validate(values)

@@ -7,7 +7,7 @@ python -m benchmarks.studies.sizes --json sizes.json --picture sizes.png
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,13 +15,11 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks.measure import cpu_name
 from benchmarks.studies import study
 from benchmarks.studies.study import JsonOut, Picture, Row, Seeds, Work
 from pcseg_core.cli.options import Device
 from pcseg_core.errors import InputError
 from pcseg_core.evaluation import pictures
-from pcseg_core.files import slug
 from pcseg_core.labels import LabelSpace
 from pcseg_core.learning.augment import AugmentConfig
 from pcseg_core.learning.dataset import TrainingSweep
@@ -35,7 +33,6 @@ from pcseg_core.learning.sectors import LabeledSectors
 from pcseg_core.learning.simulated import SimulatedConfig, labeled_sweeps
 from pcseg_core.learning.trainer import train
 from pcseg_core.models.student import StudentConfig
-from pcseg_core.online.segmenter import Segmenter
 from pcseg_core.progress import note
 
 SIZES = (
@@ -67,7 +64,7 @@ def student_of(size: str) -> StudentConfig:
         raise InputError(f"size {size!r}: {error}") from None
 
 
-class SizeStudy(study.Study):
+class SizeStudy(study.StudentStudy):
     """Rows of (size, seed), trained on the exact labels of drawn towns.
 
     Args:
@@ -78,9 +75,6 @@ class SizeStudy(study.Study):
         out: JSON file of the rows.
         work: folder of rendered sweeps and runs.
         device: "auto", "cpu" or "cuda".
-
-    Attributes:
-        cpu_ms: CPU time of a sweep by size [ms], after `run`.
     """
 
     def __init__(
@@ -94,18 +88,16 @@ class SizeStudy(study.Study):
         device: str = "auto",
     ) -> None:
         self.students = {size: student_of(size) for size in sizes}
-        self.minutes, self.base, self.work, self.device = minutes, base, work, device
-        self.space = LabelSpace.load("street")
+        self.minutes, self.base = minutes, base
         self.train_in = SimulatedConfig(towns=towns).sources
         self.test_in = SimulatedConfig(towns=_TESTS, first_seed=_TEST_SEED).sources
-        self.cpu_ms: dict[str, float] = {}
         settings = {
             "recipe": base.model_dump(mode="json", exclude={"seed"}),
             "minutes": minutes,
             "train": self.train_in,
             "test": self.test_in,
         }
-        super().__init__(out, settings, ("size", "seed"))
+        super().__init__(out, settings, "size", LabelSpace.load("street"), work, device)
 
     def keys(self, seeds: int) -> Iterator[tuple[str, int]]:
         """Every size with every seed."""
@@ -115,35 +107,23 @@ class SizeStudy(study.Study):
     def compute(self, size: str, seed: int) -> Row:
         """Train a student for the given time and measure it."""
         steps = max(1, round(60 * self.minutes / self._step_s(size)))
-        run = self._run(size, seed)
-        trained = self._train(size, seed, steps, run)
-        figures = study.run_figures(run, self._scans, self.space, self.device)
-        made = Segmenter.load(run, self.device, "fp32").student.network
-        return {
-            **figures,
-            "parameters": sum(weights.numel() for weights in made.parameters()),
-            "steps": steps,
-            "training_s": trained["training_s"],
-        }
+        trained = self._train(size, seed, steps, self.run_of(size, seed))
+        figures = self.figures(size, seed)
+        return {**figures, "steps": steps, "training_s": trained["training_s"]}
 
     def headline(self, row: Row) -> str:
         """Mean IoU and steps."""
         return f"{100 * row['miou']:.1f} mIoU after {row['steps']} steps"
 
-    def run(
-        self, seeds: int, tell: Callable[[str], None] = print, limit: int | None = None
-    ) -> dict[str, Any]:
-        """See `Study`; then all students of the first seed take turns on one sweep."""
-        super().run(seeds, tell, limit)
-        self.cpu_ms = self._times()
-        return self._write()
+    def summary(self) -> list[Row]:
+        """A row per size."""
+        return summarize(self.rows)
 
-    def content(self) -> dict[str, Any]:
-        """The summary, and the machine."""
-        return {"cpu": cpu_name(), "cpu_ms": self.cpu_ms, "summary": summarize(self.rows)}
-
-    def _run(self, size: str, seed: int) -> Path:
-        return self.work / "runs" / f"{slug(size)}-{seed}"
+    def timed(self) -> tuple[list[str], Scan]:
+        """The sizes of this study, and the largest sweep."""
+        trained = {row["size"] for row in self.rows if row["seed"] == 0}
+        scan = max(self.scans, key=lambda scan: len(scan.xyz))
+        return [size for size in self.students if size in trained], scan
 
     def _step_s(self, size: str) -> float:
         """CPU time of a step [s], without the start of a training."""
@@ -173,18 +153,13 @@ class SizeStudy(study.Study):
         return list(labeled_sweeps(self.train_in, self.space, self._reach, cache))
 
     @cached_property
-    def _scans(self) -> list[Scan]:
+    def scans(self) -> list[Scan]:
+        """Sweeps of other towns."""
         return study.scans_of(self.test_in, self.space, self._reach, self.work)
 
     @property
     def _reach(self) -> float:
         return max(student.max_range_m for student in self.students.values())
-
-    def _times(self) -> dict[str, float]:
-        scan = max(self._scans, key=lambda scan: len(scan.xyz))
-        trained = {row["size"] for row in self.rows if row["seed"] == 0}
-        runs = {size: self._run(size, 0) for size in self.students if size in trained}
-        return study.sweep_times(runs, scan, self.device)
 
 
 def summarize(rows: Sequence[Row]) -> list[Row]:

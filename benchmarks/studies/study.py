@@ -16,7 +16,7 @@ import numpy as np
 import typer
 from typer.core import TyperCommand
 
-from benchmarks.measure import threads, wall_and_cpu
+from benchmarks.measure import cpu_name, threads, wall_and_cpu
 from pcseg_core.cli.outputs import PICTURES, check_file
 from pcseg_core.cloud import PointCloud
 from pcseg_core.data import open_recording
@@ -224,6 +224,71 @@ class Study(ABC):
         content = {"settings": self.settings, "rows": self.rows, **self.content()}
         write_atomic(self.out, json.dumps(content, indent=1) + "\n")
         return content
+
+
+class StudentStudy(Study):
+    """Rows of (name, seed), a trained student each; those of the first seed are timed together.
+
+    Args:
+        out, settings: see `Study`.
+        column: of the names.
+        space: classes of the truth.
+        work: folder of caches and runs.
+        device: "auto", "cpu" or "cuda".
+
+    Attributes:
+        cpu_ms: CPU time of a sweep by name [ms], after `run`.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        settings: Mapping[str, Any],
+        column: str,
+        space: LabelSpace,
+        work: Path,
+        device: str,
+    ) -> None:
+        self.space, self.work, self.device = space, work, device
+        self.cpu_ms: dict[str, float] = {}
+        super().__init__(out, settings, (column, "seed"))
+
+    @property
+    @abstractmethod
+    def scans(self) -> list[Scan]:
+        """Labeled scans to measure on."""
+
+    def timed(self) -> tuple[list[str], Scan]:
+        """Names of the students that take turns on a sweep, and the sweep."""
+        return [row[self.columns[0]] for row in self.rows if row["seed"] == 0], self.scans[0]
+
+    @abstractmethod
+    def summary(self) -> list[Row]:
+        """Rows of the summary."""
+
+    def run(
+        self, seeds: int, tell: Callable[[str], None] = print, limit: int | None = None
+    ) -> dict[str, Any]:
+        """See `Study`; then the students of the first seed take turns on one sweep."""
+        super().run(seeds, tell, limit)
+        names, scan = self.timed()
+        self.cpu_ms = sweep_times({n: self.run_of(n, 0) for n in names}, scan, self.device)
+        return self._write()
+
+    def content(self) -> dict[str, Any]:
+        """The summary, CPU time of a sweep by name, and the machine."""
+        return {"cpu": cpu_name(), "cpu_ms": self.cpu_ms, "summary": self.summary()}
+
+    def run_of(self, name: str, seed: int) -> Path:
+        """Run directory of a student."""
+        return self.work / "runs" / f"{slug(name)}-{seed}"
+
+    def figures(self, name: str, seed: int) -> Row:
+        """Figures of the classes, and the number of parameters."""
+        run = self.run_of(name, seed)
+        figures = run_figures(run, self.scans, self.space, self.device)
+        made = Segmenter.load(run, self.device, "fp32").student.network
+        return {**figures, "parameters": sum(weights.numel() for weights in made.parameters())}
 
 
 def stored_rows(path: Path, settings: Mapping[str, Any]) -> list[Row]:

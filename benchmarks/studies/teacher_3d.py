@@ -6,25 +6,22 @@ python -m benchmarks.studies.teacher_3d --json rows.json --picture rows.png
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from benchmarks.measure import cpu_name
 from benchmarks.studies import study
 from benchmarks.studies.study import Data, JsonOut, Picture, Row, Seeds, Work
 from pcseg_core.cli.options import Device, Steps, adjusted
 from pcseg_core.evaluation import pictures
-from pcseg_core.files import slug
 from pcseg_core.labels import LabelSpace
 from pcseg_core.learning.distill import distill
 from pcseg_core.learning.probe import Scan
 from pcseg_core.learning.recipe import OptimizerConfig, Recipe, load_recipe
 from pcseg_core.models.student import StudentConfig
-from pcseg_core.online.segmenter import Segmenter
 from pcseg_core.progress import note
 from pcseg_core.recipes import recipe_file
 
@@ -42,7 +39,7 @@ def simulated_data() -> Data:
     return study.simulated_data(10, "sweeps=4,stride=5,cameras=2,width=320,height=192", tests=6)
 
 
-class Teacher3dStudy(study.Study):
+class Teacher3dStudy(study.StudentStudy):
     """Rows of (network, seed); the teacher has one seed.
 
     Args:
@@ -69,9 +66,7 @@ class Teacher3dStudy(study.Study):
     ) -> None:
         self.networks = study.chosen_rows(networks, list(NETWORKS), "network")
         self.base, self.large, self.optimizer = base, large, optimizer
-        self.data, self.work, self.device = data, work, device
-        self.cpu_ms: dict[str, float] = {}
-        self.space = LabelSpace.load(base.labels.label_space)
+        self.data = data
         settings = {
             "recipe": base.model_dump(mode="json", exclude={"seed"}),
             "teacher": large.model_dump(mode="json"),
@@ -79,7 +74,8 @@ class Teacher3dStudy(study.Study):
             "train": data.train,
             "test": data.test,
         }
-        super().__init__(out, settings, ("network", "seed"))
+        space = LabelSpace.load(base.labels.label_space)
+        super().__init__(out, settings, "network", space, work, device)
 
     def keys(self, seeds: int) -> Iterator[tuple[str, int]]:
         """The teacher, then every small network with every seed."""
@@ -90,40 +86,22 @@ class Teacher3dStudy(study.Study):
 
     def compute(self, network: str, seed: int) -> Row:
         """Train a network and measure it."""
-        run = self._run(network, seed)
         if network in (TAUGHT, BOTH):
             self._train(TEACHER, 0)
         trained = self._train(network, seed)
-        figures = study.run_figures(run, self._scans, self.space, self.device)
-        made = Segmenter.load(run, self.device, "fp32").student.network
-        return {
-            **figures,
-            "parameters": sum(weights.numel() for weights in made.parameters()),
-            "labeling_s": trained["labeling_s"],
-            "training_s": trained["training_s"],
-        }
+        times = {key: trained[key] for key in ("labeling_s", "training_s")}
+        return {**self.figures(network, seed), **times}
 
     def headline(self, row: Row) -> str:
         """Mean IoU."""
         return f"{100 * row['miou']:.1f} mIoU"
 
-    def run(
-        self, seeds: int, tell: Callable[[str], None] = print, limit: int | None = None
-    ) -> dict[str, Any]:
-        """See `Study`; then all networks take turns on one sweep."""
-        super().run(seeds, tell, limit)
-        self.cpu_ms = self._times()
-        return self._write()
-
-    def content(self) -> dict[str, Any]:
-        """The summary, CPU time of a sweep by network, and the machine."""
-        return {"cpu": cpu_name(), "cpu_ms": self.cpu_ms, "summary": summarize(self.rows)}
-
-    def _run(self, network: str, seed: int) -> Path:
-        return self.work / "runs" / f"{slug(network)}-{seed}"
+    def summary(self) -> list[Row]:
+        """A row per network."""
+        return summarize(self.rows)
 
     def _train(self, network: str, seed: int) -> dict[str, Any]:
-        cache, run = self.work / "cache", self._run(network, seed)
+        cache, run = self.work / "cache", self.run_of(network, seed)
         return distill(self.data.train, self._recipe(network, seed), run, cache, self.device)
 
     def _recipe(self, network: str, seed: int) -> Recipe:
@@ -133,18 +111,14 @@ class Teacher3dStudy(study.Study):
         recipe = adjusted(self.base, seed)
         if network == DIRECT:
             return recipe
-        taught = recipe.taught_by(self._run(TEACHER, 0))
+        taught = recipe.taught_by(self.run_of(TEACHER, 0))
         return taught.model_copy(update={"teacher": None}) if network == TAUGHT else taught
 
     @cached_property
-    def _scans(self) -> list[Scan]:
+    def scans(self) -> list[Scan]:
+        """Labeled scans that nothing was trained on."""
         reach = self.base.student.max_range_m
         return study.scans_of(self.data.test, self.space, reach, self.work)
-
-    def _times(self) -> dict[str, float]:
-        trained = [row["network"] for row in self.rows if row["seed"] == 0]
-        runs = {name: self._run(name, 0) for name in trained}
-        return study.sweep_times(runs, self._scans[0], self.device)
 
 
 def summarize(rows: Sequence[Row]) -> list[Row]:

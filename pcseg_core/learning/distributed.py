@@ -15,6 +15,7 @@ from typing import TypeVar, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.nn.functional import all_gather, all_reduce
 from torch.distributed.rendezvous import rendezvous
 
@@ -50,12 +51,12 @@ def join(gpu: bool) -> None:
         if gpu:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         store, rank, world = next(rendezvous("env://"))
-        store = dist.PrefixStore(agreed_start(store, rank, world), store)
+        store = PrefixStore(agreed_start(store, rank, world), store)
         dist.init_process_group("nccl" if gpu else "gloo", store=store, rank=rank, world_size=world)
     _patient()  # now, while no process is busy: they connect within seconds or not at all
 
 
-def agreed_start(store: dist.Store, rank: int, world: int) -> str:
+def agreed_start(store: Store, rank: int, world: int) -> str:
     """A name that the processes of this start, and none before, agree on.
 
     Where torchrun starts the processes again, its store still holds the addresses of those before:
@@ -71,7 +72,7 @@ def agreed_start(store: dist.Store, rank: int, world: int) -> str:
             store.set("pcseg/start", own)
             if store.check([f"pcseg/{own}/{other}" for other in others]):
                 came = [store.get(f"pcseg/{own}/{other}") for other in others]
-                store.set(f"pcseg/{own}/all", b" ".join(came))
+                store.set(f"pcseg/{own}/all", " ".join(one.decode() for one in came))
                 return own
         elif store.check(["pcseg/start"]):
             start = store.get("pcseg/start").decode()

@@ -17,6 +17,7 @@ constexpr int64_t kMostCells = int64_t{1} << (kAxisBits - 1);  // from the middl
 constexpr int64_t kRow = int64_t{1} << kAxisBits;  // from a cell to the next one along x
 constexpr int32_t kMostClasses = 1 << 14;
 constexpr int64_t kNone = -1;
+constexpr int64_t kAhead = 16;  // points that are asked for before they are needed
 
 // Numbers of distinct keys, which are not negative, in the order in which they came.
 class Numbers {
@@ -102,12 +103,15 @@ int64_t select(const ClusterArgs& a) {
   for (int32_t k = 0; k < a.classes; ++k) wanted[k] = a.group[k] >= 0;
   int64_t count = 0;
   for (int64_t first = 0; first < a.points.n; first += kBlock) {
-    uint8_t chosen[kBlock];
+    uint8_t chosen[kBlock] = {};
     const int n = static_cast<int>(std::min<int64_t>(kBlock, a.points.n - first));
     find_values(a.labels + first, wanted.data(), a.classes, n, chosen);
-    for (int i = 0; i < n; ++i) {
-      a.rows[count] = first + i;  // without a branch, which is hard to predict
-      count += chosen[i];
+    for (int i = 0; i < n; i += 8) {
+      uint64_t eight;  // points, of which most have no group
+      std::memcpy(&eight, chosen + i, sizeof(eight));
+      if (!eight) continue;
+      for (int k = i; k < i + 8; ++k)
+        if (chosen[k]) a.rows[count++] = first + k;
     }
   }
   return count;
@@ -118,6 +122,7 @@ int64_t find_cells(const ClusterArgs& a, int64_t selected, std::vector<int64_t>&
   int64_t count = 0;
   for (int64_t k = 0; k < selected; ++k) {
     const int64_t row = a.rows[k];
+    if (k + kAhead < selected) __builtin_prefetch(a.points.xyz + a.rows[k + kAhead] * a.points.step);
     float x, y;
     std::memcpy(&x, a.points.xyz + row * a.points.step, sizeof(float));
     std::memcpy(&y, a.points.xyz + row * a.points.step + a.points.axis_step, sizeof(float));

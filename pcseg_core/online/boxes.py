@@ -108,7 +108,7 @@ class Grouped:
         if library is None:
             pairs = np.repeat(np.arange(things) * classes, self.counts) + labels
             counts = np.bincount(pairs, minlength=things * classes)
-            return counts.reshape(things, classes).argmax(1)
+            return np.asarray(counts.reshape(things, classes).argmax(1), np.int64)
         found = np.empty(things, np.int64)
         args, labels = self.arguments(), np.ascontiguousarray(labels, np.int32)
         check(
@@ -126,7 +126,7 @@ def moved_points(xyz: Float32, rows: npt.NDArray[np.int64], pose: Float64) -> Fl
     """(M, 3) the points of some rows (M,) of a cloud (N, 3) in another frame, T_other_cloud."""
     library = optional_library()
     if library is None:
-        return xyz[rows].astype(np.float64) @ pose[:3, :3].T + pose[:3, 3]
+        return np.asarray(xyz[rows].astype(np.float64) @ pose[:3, :3].T + pose[:3, 3])
     points, moved = Points.of(xyz), np.empty((len(rows), 3))
     T, rows = np.array(pose[:3], np.float64), np.ascontiguousarray(rows, np.int64)
     addresses = rows.ctypes.data, len(rows), T.ctypes.data, moved.ctypes.data

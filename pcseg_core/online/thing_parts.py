@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from ctypes import byref
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pcseg_core.native.library import check, optional_library
+from pcseg_core.native.structures import CostArgs
 
 Array = npt.NDArray[Any]
 Float64 = npt.NDArray[np.float64]
@@ -117,6 +119,44 @@ class Rectangles:
         relative = np.hypot(along / half[..., 0], across / half[..., 1])
         found: npt.NDArray[np.int64] = (beyond + _TIE_M * relative).argmin(0)
         return found
+
+
+def apart(boxes: Rectangles, others: Rectangles) -> tuple[Float64, Float64]:
+    """Distances (2, T, I) of centers, and extents of the others, along and across the boxes [m]."""
+    library = optional_library()
+    if library is not None:
+        one, two = boxes.table, others.table
+        distance, size = np.empty((2, 2, len(one), len(two)))
+        tables = one.ctypes.data, len(one), two.ctypes.data, len(two)
+        check(library.pcseg_apart(*tables, distance.ctypes.data, size.ctypes.data))
+        return distance, size
+    turned = others.yaw - boxes.yaw[:, None]
+    along, across = np.abs(np.cos(turned)), np.abs(np.sin(turned))
+    x, y = np.moveaxis(others.center - boxes.center[:, None], -1, 0)
+    cos, sin = np.cos(boxes.yaw)[:, None], np.sin(boxes.yaw)[:, None]
+    length, width = others.size.T
+    distance = np.abs(np.stack([x * cos + y * sin, y * cos - x * sin]))
+    return distance, np.stack([along * length + across * width, across * length + along * width])
+
+
+def native_costs(
+    tracks: Rectangles, things: Rectangles, variance: Float64, settings: tuple[float, float, float]
+) -> Float64 | None:
+    """Squared normalized distance (T, I) of things from tracks; None without the native library.
+
+    Args:
+        tracks, things: their boxes.
+        variance: (T,) of the position of each track, and of a measured edge [m^2].
+        settings: excess, most excess and middle of `track_filter`.
+    """
+    library = optional_library()
+    if library is None:
+        return None
+    cost = np.empty((len(tracks), len(things)))
+    arrays = (array.ctypes.data for array in (tracks.table, things.table, variance, cost))
+    args = CostArgs(*arrays, *cost.shape, *settings)
+    check(library.pcseg_track_costs(byref(args)))
+    return cost
 
 
 def is_one(boxes: Rectangles, chosen: Array) -> bool:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from ctypes import byref
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,10 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 
-from pcseg_core.native.library import check, optional_library
-from pcseg_core.native.structures import CostArgs
 from pcseg_core.online.boxes import Grouped
-from pcseg_core.online.thing_parts import Rectangles, is_vehicle
+from pcseg_core.online.thing_parts import Rectangles, apart, is_vehicle, native_costs
 
 Array = npt.NDArray[Any]
 Float64 = npt.NDArray[np.float64]
@@ -154,24 +151,6 @@ def _pairs(cost: Float64) -> tuple[Array, Array]:
     return rows[finite], columns[finite]
 
 
-def apart(boxes: Rectangles, others: Rectangles) -> tuple[Float64, Float64]:
-    """Distances (2, T, I) of centers, and extents of the others, along and across the boxes [m]."""
-    library = optional_library()
-    if library is not None:
-        one, two = boxes.table, others.table
-        distance, size = np.empty((2, 2, len(one), len(two)))
-        tables = one.ctypes.data, len(one), two.ctypes.data, len(two)
-        check(library.pcseg_apart(*tables, distance.ctypes.data, size.ctypes.data))
-        return distance, size
-    turned = others.yaw - boxes.yaw[:, None]
-    along, across = np.abs(np.cos(turned)), np.abs(np.sin(turned))
-    x, y = np.moveaxis(others.center - boxes.center[:, None], -1, 0)
-    cos, sin = np.cos(boxes.yaw)[:, None], np.sin(boxes.yaw)[:, None]
-    length, width = others.size.T
-    distance = np.abs(np.stack([x * cos + y * sin, y * cos - x * sin]))
-    return distance, np.stack([along * length + across * width, across * length + along * width])
-
-
 def common_extents(boxes: Rectangles, others: Rectangles) -> tuple[Float64, Float64]:
     """Extents (2, T, I) along and across boxes of what others share with them, and of others [m].
 
@@ -197,13 +176,10 @@ def _distance(tracks: Array, boxes: Rectangles) -> Float64:
     Along the axes of the tracks or along those of the things, whichever is less.
     """
     variance = tracks["variance"][:, 0] + _NOISE_M**2
-    library = optional_library()
-    if library is not None:
-        own, seen, cost = boxes_of(tracks).table, boxes.table, np.empty((len(tracks), len(boxes)))
-        arrays = (array.ctypes.data for array in (own, seen, variance, cost))
-        args = CostArgs(*arrays, *cost.shape, _EXCESS_M, _MOST_EXCESS, _MIDDLE_M)
-        check(library.pcseg_track_costs(byref(args)))
-        return cost
+    settings = _EXCESS_M, _MOST_EXCESS, _MIDDLE_M
+    found = native_costs(boxes_of(tracks), boxes, variance, settings)
+    if found is not None:
+        return found
     # Of shape (2, T, I): the axes of the tracks, and those of the things.
     yaw = np.stack(np.broadcast_arrays(tracks["yaw"][:, None], boxes.yaw))
     size = tracks["size"][:, None, :2]

@@ -340,6 +340,7 @@ class Lidar:
         seen = np.isfinite(found.range)
         ring, at = self.ring[beam], time[beam]
         intensity = np.where(seen, spec.receiver.reported(found.power, ring), 0.0)
+        height, width = (spec.beams, spec.columns) if found.kind is None else (1, len(beam))
         cloud = PointCloud(
             (self.directions(number)[beam] * noisy[:, None]).astype(np.float32),
             intensity.astype(np.float32),
@@ -347,7 +348,8 @@ class Lidar:
             ring,
             spec.name,
             stamp_ns,
-            *((spec.beams, spec.columns) if found.kind is None else ()),
+            height,
+            width,
             extra={} if found.kind is None else {"return_type": found.kind},
         )
         label = np.where(seen, hits.label[found.ray], -1).astype(np.int16)

@@ -8,35 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small_runs import DRIVE, tiny_recipe
 from typer.testing import CliRunner
 
 from benchmarks.studies import zero_shot as study
 from benchmarks.studies.study import Data
 from pcseg_core.errors import InputError
-from pcseg_core.learning.recipe import Recipe, load_recipe
+from pcseg_core.learning.recipe import load_recipe
 from pcseg_core.learning.zero_shot_split import load_split
 from pcseg_core.recipes import recipe_file
-
-DRIVE = "simulated:seed={},sweeps=2,stride=5,beams=16,columns=256,cameras={},width=160,height=96"
-
-
-def tiny(**changes: Any) -> Recipe:
-    values: dict[str, Any] = {
-        "teacher": {
-            "weights": "bundled:simulation_teacher",
-            "label_space": "simulation",
-            "scales": (1.0,),
-            "flip": False,
-        },
-        "text": {"space": {"channels": 32}},
-        "supervision": "zero-shot",
-        "student": {"depth": 14, "width": 0.25, "voxel_size_m": 0.5},
-        "optimizer": {"steps": 6, "batch_size": 2},
-        "loss": {"min_confidence": 0.3},
-        "alignment": {"patch_px": 8, "channels": 16},
-        **changes,
-    }
-    return Recipe.model_validate(values)
 
 
 def test_rows_take_from_the_recipe_what_they_are_named_after() -> None:
@@ -58,7 +38,7 @@ def test_the_study_goes_on_where_it_was(tmp_path: Path) -> None:
 
     def run(**changes: Any) -> study.ZeroShotStudy:
         return study.ZeroShotStudy(
-            tiny(**changes), data, split, out, tmp_path / "work", "cpu", rows
+            tiny_recipe(**changes), data, split, out, tmp_path / "work", "cpu", rows
         )
 
     told: list[str] = []
@@ -74,9 +54,11 @@ def test_the_study_goes_on_where_it_was(tmp_path: Path) -> None:
     assert [row["row"] for row in changed.rows] == [study.SEEN_ONLY]
     assert not run(text={"space": {"channels": 32}, "temperature": 0.1}).rows
     with pytest.raises(InputError, match="other settings"):
-        study.ZeroShotStudy(tiny(), data, load_split("street_vegetation_person"), out, tmp_path)
+        study.ZeroShotStudy(
+            tiny_recipe(), data, load_split("street_vegetation_person"), out, tmp_path
+        )
     with pytest.raises(InputError, match="no row nothing"):
-        study.ZeroShotStudy(tiny(), data, split, out, tmp_path, names=["nothing"])
+        study.ZeroShotStudy(tiny_recipe(), data, split, out, tmp_path, names=["nothing"])
 
 
 def test_a_folder_of_sequences_is_split_into_training_and_test(tmp_path: Path) -> None:

@@ -147,14 +147,13 @@ def test_classes_that_do_not_group_are_reported_and_the_sweep_is_labeled() -> No
     assert harness.teacher.stop(5)
 
 
-def test_teacher_beside_the_student_over_dds(client: Any, tmp_path: Path) -> None:
-    from harness import NodeProcess, field_of, stamped, wait_for
-    from sensor_msgs.msg import PointCloud2
-    from sensors import Sensors, write_calibration
-    from test_cameras import T_BODY_LIDAR, post
+def _fusing(folder: Path) -> tuple[str, ...]:
+    """Parameters of a node that fuses one camera."""
+    from sensors import write_calibration
+    from test_cameras import T_BODY_LIDAR
 
-    file = write_calibration(tmp_path / "rig.yaml", intrinsics=True, T_body_lidar=T_BODY_LIDAR)
-    with NodeProcess(
+    file = write_calibration(folder / "rig.yaml", intrinsics=True, T_body_lidar=T_BODY_LIDAR)
+    return (
         "checkpoint:=fake",
         "cameras.topics:=['front/image_raw']",
         "cameras.deadline_s:=0.3",
@@ -163,9 +162,17 @@ def test_teacher_beside_the_student_over_dds(client: Any, tmp_path: Path) -> Non
         "teacher.fuse:=true",
         "teacher.weights:=bundled:simulation_teacher",
         "teacher.label_space:=simulation",
-        "teacher.deadline_s:=5.0",
         "device:=cpu",
-    ) as process:
+    )
+
+
+def test_teacher_beside_the_student_over_dds(client: Any, tmp_path: Path) -> None:
+    from harness import NodeProcess, field_of, stamped, wait_for
+    from sensor_msgs.msg import PointCloud2
+    from sensors import Sensors
+    from test_cameras import post
+
+    with NodeProcess(*_fusing(tmp_path), "teacher.deadline_s:=5.0") as process:
         node = client.attach(process)
         sensors = Sensors(client, process.namespace)
         teacher = node.listen(PointCloud2, "teacher_points")
@@ -188,23 +195,11 @@ def test_teacher_beside_the_student_over_dds(client: Any, tmp_path: Path) -> Non
 
 def test_late_evidence_is_counted_and_the_sweep_published(client: Any, tmp_path: Path) -> None:
     from harness import NodeProcess, stamped, value_of, wait_for
-    from sensors import Sensors, write_calibration
-    from test_cameras import T_BODY_LIDAR, post
+    from sensors import Sensors
+    from test_cameras import post
 
-    file = write_calibration(tmp_path / "rig.yaml", intrinsics=True, T_body_lidar=T_BODY_LIDAR)
-    with NodeProcess(
-        "checkpoint:=fake",
-        "diagnostics_period_s:=0.1",
-        "cameras.topics:=['front/image_raw']",
-        "cameras.deadline_s:=0.3",
-        f"cameras.calibration:={file}",
-        "motion.source:=none",
-        "teacher.fuse:=true",
-        "teacher.weights:=bundled:simulation_teacher",
-        "teacher.label_space:=simulation",
-        "teacher.deadline_s:=0.0",
-        "device:=cpu",
-    ) as process:
+    slow = ("diagnostics_period_s:=0.1", "teacher.deadline_s:=0.0")
+    with NodeProcess(*_fusing(tmp_path), *slow) as process:
         node = client.attach(process)
         sensors = Sensors(client, process.namespace)
         wait_for(sensors.front.get_subscription_count, "a subscriber of the images")

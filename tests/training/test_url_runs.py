@@ -5,17 +5,20 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from object_storage import Storage, storage
-from small_runs import STREET, write_run
+from processes import in_processes
+from small_runs import STREET, semantic_kitti, write_run
 from typer.testing import CliRunner, Result
 
 from pcseg_core import copies
@@ -26,6 +29,7 @@ from pcseg_core.copies import RUN, local_copy
 from pcseg_core.distill.observation import ClassEvidence
 from pcseg_core.errors import InputError, Unavailable
 from pcseg_core.learning import run_mirror, trainer
+from pcseg_core.learning.module import TrainingModule
 from pcseg_core.learning.run_folder import RUN as KIND
 from pcseg_core.learning.run_folder import named
 from pcseg_core.learning.run_mirror import CLAIM, STATE, Claim, held, mirror, sync
@@ -222,6 +226,38 @@ def test_what_others_put_at_a_url_is_safe(tmp_path: Path) -> None:
     assert distilled(tmp_path, URL, "--fresh").exit_code == 0
     assert "cache/a.npz" not in at_url() and "checkpoint.safetensors" in at_url()
     assert sum(name.startswith("cache/") for name in at_url()) == 2
+
+
+def test_two_machines_train_a_run_at_a_url(tmp_path: Path) -> None:
+    """Processes with copies of their own; killed, they resume with the machines exchanged."""
+    start, labeled = write_run(tmp_path / "start"), semantic_kitti(tmp_path / "labeled", 2)
+    (tmp_path / "recipe.yaml").write_text("optimizer: {steps: 8, batch_size: 2}\n")
+    there = tmp_path / "there"
+    command = ["finetune", str(start), f"semantic-kitti:{labeled}", "--out", f"file://{there}"]
+
+    def train(first: int, last: int) -> None:
+        rank = int(os.environ["RANK"])
+        os.environ[copies.FOLDER] = str(tmp_path / f"machine{rank ^ first}")
+        real = TrainingModule.training_step
+
+        def fragile(self: TrainingModule, batch: Any, index: int) -> Any:
+            if self.global_step == last and rank == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(self, batch, index)
+
+        TrainingModule.training_step = fragile  # type: ignore[method-assign]
+        options = ["--recipe", str(tmp_path / "recipe.yaml"), "--device", "cpu"]
+        if code := app([*command, *options], standalone_mode=False):
+            raise SystemExit(code)
+
+    codes = in_processes(2, partial(train, 0, 5), tmp_path / "logs")
+    assert codes[1] == -signal.SIGKILL and codes[0] != 0
+    assert torch.load(there / "last.ckpt", weights_only=True)["global_step"] == 4
+    codes = in_processes(2, partial(train, 1, -1), tmp_path / "logs")
+    assert codes == [0, 0], [(tmp_path / f"logs/{rank}.txt").read_text() for rank in (0, 1)]
+    assert json.loads((there / "metrics.json").read_text())["steps"] == 8
+    assert len((there / "logs" / "pcseg.log").read_text().splitlines()) == 2
+    assert (there / "shards" / "index-1.npz").is_file() and not (there / CLAIM).exists()
 
 
 def test_a_run_that_was_copied_to_a_url_goes_on_there(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from small_runs import DRIVE, tiny_recipe
 from typer.testing import CliRunner
 
 from pcseg_core.checkpoint import load_text
@@ -23,7 +24,7 @@ from pcseg_core.errors import InputError
 from pcseg_core.labels import IGNORE, LabelSpace, group_probabilities, grouping
 from pcseg_core.learning.dataset import StepDataset, TrainingSweep, collate
 from pcseg_core.learning.objectives.self_training import mix_labels, running_quantiles
-from pcseg_core.learning.recipe import Recipe, SelfTrainingConfig
+from pcseg_core.learning.recipe import SelfTrainingConfig
 from pcseg_core.learning.sectors import LabeledSectors
 from pcseg_core.learning.teachers import load_split_teacher
 from pcseg_core.learning.zero_shot import CosineClassifier, zero_shot
@@ -39,26 +40,6 @@ from pcseg_core.vision.text_space import GeneratedText, load_text_space
 
 UNSEEN = np.array([False, True, False, True])
 OFF = ConsolidationConfig(voxel_m=0)
-DRIVE = "simulated:seed={},sweeps=2,stride=5,beams=16,columns=256,cameras={},width=160,height=96"
-
-
-def tiny(**changes: Any) -> Recipe:
-    values: dict[str, Any] = {
-        "teacher": {
-            "weights": "bundled:simulation_teacher",
-            "label_space": "simulation",
-            "scales": (1.0,),
-            "flip": False,
-        },
-        "text": {"space": {"channels": 32}},
-        "supervision": "zero-shot",
-        "student": {"depth": 14, "width": 0.25, "voxel_size_m": 0.5},
-        "optimizer": {"steps": 6, "batch_size": 2},
-        "loss": {"min_confidence": 0.3},
-        "alignment": {"patch_px": 8, "channels": 16},
-        **changes,
-    }
-    return Recipe.model_validate(values)
 
 
 def test_labels_by_hand() -> None:
@@ -135,7 +116,7 @@ def test_batches_keep_points_features_and_patches_together() -> None:
         own = sweep.intensity[pixels.point].astype(np.float32)
         pixels.image = np.stack([own, pixels.patch], 1)
         pixels.patch_image = np.arange(6, dtype=np.float32)[:, None]
-    recipe = tiny(augment={"intensity_gain": 0, "drop": 0.5}, optimizer={"sector_deg": 200})
+    recipe = tiny_recipe(augment={"intensity_gain": 0, "drop": 0.5}, optimizer={"sector_deg": 200})
     dataset = StepDataset(LabeledSectors(sweeps, recipe), 0, 5)
     for step in range(5):
         batch = dataset[step]
@@ -156,7 +137,7 @@ def test_sweeps_without_cameras_join_a_batch_of_others() -> None:
     none = np.zeros((0, 0), np.float16)
     rows = np.zeros(0, np.int32)
     blind.pixels = PointPixels(rows, none, None, rows, none)
-    everything = tiny(augment={"drop": 0, "beam_drop": 0}, optimizer={"sector_deg": 360})
+    everything = tiny_recipe(augment={"drop": 0, "beam_drop": 0}, optimizer={"sector_deg": 360})
     (batch,) = LabeledSectors([blind], everything).draw(0)[:1]
     (other,) = LabeledSectors([seeing], everything).draw(0)[:1]
     joined = collate([batch, other, batch])
@@ -247,7 +228,7 @@ def test_folding_keeps_the_best_class_and_gamma_acts_at_the_mean_length() -> Non
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("zero-shot")
-    recipe = tiny(labels={"consolidation": {"voxel_m": 0.4}}, self_training={"start": 0.3})
+    recipe = tiny_recipe(labels={"consolidation": {"voxel_m": 0.4}}, self_training={"start": 0.3})
     metrics = zero_shot(
         [DRIVE.format(s, 2) for s in (1, 2)],
         [DRIVE.format(3, 0)],
@@ -276,24 +257,26 @@ def test_a_run_ends_in_a_checkpoint_that_knows_words(finished: Any) -> None:
 def test_the_same_call_repeats_nothing_and_another_recipe_is_refused(finished: Any) -> None:
     folder, metrics = finished
     sources, split = [DRIVE.format(s, 2) for s in (1, 2)], load_split("street_vehicle_pole")
-    recipe = tiny(labels={"consolidation": {"voxel_m": 0.4}}, self_training={"start": 0.3})
+    recipe = tiny_recipe(labels={"consolidation": {"voxel_m": 0.4}}, self_training={"start": 0.3})
     again = zero_shot(
         sources, [DRIVE.format(3, 0)], split, recipe, folder / "run", folder / "cache", "cpu"
     )
     assert again["plain"] == metrics["plain"] and again["gamma"] == metrics["gamma"]
     with pytest.raises(InputError, match="another recipe"):
-        zero_shot(sources, [], split, tiny(), folder / "run", folder / "cache", "cpu")
+        zero_shot(sources, [], split, tiny_recipe(), folder / "run", folder / "cache", "cpu")
 
 
 def test_labels_are_needed_unless_none_are_asked_for(tmp_path: Path) -> None:
     split = load_split("street_vehicle_pole")
     blind = DRIVE.format(4, 0)
     with pytest.raises(InputError, match="annotation-free"):
-        zero_shot([blind], [blind], split, tiny(supervision="annotation-free"), tmp_path / "a")
+        zero_shot(
+            [blind], [blind], split, tiny_recipe(supervision="annotation-free"), tmp_path / "a"
+        )
 
 
 def test_the_image_teacher_speaks_the_classes_of_the_split() -> None:
-    split, recipe = load_split("street_vehicle_pole"), tiny()
+    split, recipe = load_split("street_vehicle_pole"), tiny_recipe()
     text = GeneratedText(64)
     teacher, features, known = load_split_teacher(
         recipe, split, text, split.class_words(text), "cpu"
@@ -310,7 +293,7 @@ def test_the_image_teacher_speaks_the_classes_of_the_split() -> None:
     agree = probabilities.argmax(0) == grouped.argmax(0)
     assert agree[~sky].mean() > 0.9  # through words as without, but for the random directions
     assert features(image).shape[0] == 32
-    spoken = tiny(image_features="text")
+    spoken = tiny_recipe(image_features="text")
     _, features, other = load_split_teacher(spoken, split, text, split.class_words(text), "cpu")
     assert features(image).shape[0] == 64 and other != known
 
@@ -328,13 +311,13 @@ def test_dense_clip_as_the_image_teacher(tmp_path: Path) -> None:
     clip = {"model": "tiny-zero-shot", "short_side_px": 32, "window_px": 32}
     teacher = {"name": "maskclip", "weights": weights, "label_space": "street", "clip": clip}
     text = {"space": {"source": "open_clip", "model": "tiny-zero-shot", "weights": weights}}
-    recipe, split = tiny(teacher=teacher, text=text), load_split("street_vehicle_pole")
+    recipe, split = tiny_recipe(teacher=teacher, text=text), load_split("street_vehicle_pole")
     space = load_text_space(recipe.text.space)
     groups = split.class_words(space)
     found, features, _ = load_split_teacher(recipe, split, space, groups, "cpu")
     image = np.zeros((32, 48, 3), np.uint8)
     assert found.probabilities(image).shape == (8, 4, 6) and features(image).shape == (12, 4, 6)
-    elsewhere = tiny(teacher={**teacher, "label_space": "cityscapes"}, text=text)
+    elsewhere = tiny_recipe(teacher={**teacher, "label_space": "cityscapes"}, text=text)
     with pytest.raises(InputError, match="dense CLIP must know the classes of the split"):
         load_split_teacher(elsewhere, split, space, groups, "cpu")
 

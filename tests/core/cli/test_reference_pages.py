@@ -21,7 +21,7 @@ def test_every_command_and_option_is_described() -> None:
     for section in sections:
         name, _, rest = section.partition("\n")
         assert re.match(r"\n```\n" + name + r".*\n```\n\n\w+", rest), name
-    assert "| `--out <path>` | Run directory, new or to resume." in text
+    assert "| `--out FOLDER|URL` | Run directory, new or to resume;" in text
     assert not HAS_NO_TEXT.findall(text)
 
 

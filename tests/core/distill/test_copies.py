@@ -51,6 +51,14 @@ def test_a_path_tells_the_url_of_its_copy(machine: Path) -> None:
         local_copy("s3://bucket/" + "a" * 300, CACHE)
 
 
+@pytest.mark.usefixtures("machine")
+def test_a_new_folder_may_be_named_by_a_file_url(tmp_path: Path) -> None:
+    folder = local_copy(f"file://{tmp_path}/mount/new", CACHE)
+    copies.check(folder)
+    write_arrays(folder / "sub" / "a.npz", ENTRY)
+    assert (tmp_path / "mount/new/sub/a.npz").read_bytes() == (folder / "sub/a.npz").read_bytes()
+
+
 def test_an_entry_is_made_on_one_machine_and_read_on_another(
     machine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

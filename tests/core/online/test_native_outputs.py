@@ -43,7 +43,7 @@ pytestmark = pytest.mark.skipif(
 properties = settings(max_examples=25, deadline=None)
 MODULES = (
     *(boxes, cloud_records, free_space, grid, instances, label_images, moving, output_clouds),
-    *(row_reductions, thing_parts, track_filter),
+    *(row_reductions, thing_parts),
 )
 SPACE = LabelSpace.load("street")
 SEEDS = st.integers(0, 9999)
@@ -265,7 +265,7 @@ def test_distances_of_boxes(seed: int, count: int, others: int, points: int) -> 
 
     def compute() -> list[np.ndarray]:
         outside = boxes_.outside(places), boxes_.outside(places[::-1, :2])
-        return [*outside, *track_filter.apart(boxes_, seen), track_filter._distance(tracks, seen)]
+        return [*outside, *thing_parts.apart(boxes_, seen), track_filter._distance(tracks, seen)]
 
     for native, expected in zip(*both(compute), strict=True):
         assert native.shape == expected.shape

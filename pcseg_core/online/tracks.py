@@ -20,6 +20,7 @@ from pcseg_core.online.thing_parts import (
     GROUPS,
     VEHICLES,
     Rectangles,
+    apart,
     is_one,
     is_vehicle,
     join_parts,
@@ -319,7 +320,7 @@ def _split(things: _Things, tracks: Array, least: int) -> tuple[_Things, Array]:
 
 def _near(boxes: Rectangles, others: Rectangles) -> Array:
     """(T, I) bool: a point of the other can be in the box of a track of its group, or beside it."""
-    distance, size = filter_.apart(boxes, others)
+    distance, size = apart(boxes, others)
     reach = (boxes.size.T[..., None] + size) / 2 + _MARGIN_M
     near: Array = (distance <= reach).all(0) & (boxes.groups[:, None] == others.groups)
     return near

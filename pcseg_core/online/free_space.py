@@ -97,7 +97,10 @@ class FreeSpace:
     def behind(self, points: Array, margin_m: float) -> npt.NDArray[np.bool_]:
         """(M,) bool: for each LiDAR, a return around the direction of a point (3, M) is nearer."""
         points = np.asarray(points, np.float32)
-        return np.all([view.behind(points, margin_m) for view in self._views], axis=0)
+        found: npt.NDArray[np.bool_] = np.all(
+            [view.behind(points, margin_m) for view in self._views], axis=0
+        )
+        return found
 
     def views(self, margin_m: float) -> Views:
         """The range images for the native library; they live as long as this object."""

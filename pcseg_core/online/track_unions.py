@@ -9,21 +9,19 @@ import numpy as np
 import numpy.typing as npt
 
 from pcseg_core.online import track_filter as filter_
-from pcseg_core.online.thing_parts import VEHICLES, apart, gaps, is_no_larger, is_vehicle
+from pcseg_core.online.thing_parts import VEHICLES, gaps, is_no_larger, is_vehicle
 
 Array = npt.NDArray[Any]
 Float64 = npt.NDArray[np.float64]
-Mask = npt.NDArray[np.bool_]
 
 _YOUNG = 5  # sweeps that a track was seen in up to which it can turn out to be part of another
 _COVERED = 0.3  # of the smaller one, of the box of a track and of a thing with which it is one
 _INSIDE = 0.6  # the same, from which on both are one whatever their extents
 _DRIVES_MPS = 2.0
+_KNOWN = 3  # sweeps that a track was seen in from which its velocity counts
 _FOLLOWS_M = 1.3  # vehicles that drive keep a larger distance
-_ASIDE_M = 0.5  # by which a part of a vehicle may be beside the rest
-_WIDE_M = 1.3  # across the velocity; no bicycle is as wide
+_WIDE_M = 1.1  # across the velocity; no bicycle is as wide
 _SPREAD = 3.0  # standard deviations by which different velocities are apart
-_SURE = 2.0  # the same of the speed of a vehicle that drives
 
 
 def older_first(tracks: Array, rows: Array) -> Array:
@@ -32,14 +30,11 @@ def older_first(tracks: Array, rows: Array) -> Array:
     return rows[np.lexsort((tracks["id"][rows], -area, -tracks["hits"][rows]))]
 
 
-def part_ways(pair: Array) -> bool:
+def part_ways(one: Array, other: Array) -> bool:
     """The velocities of two tracks are those of two vehicles."""
-    spread = float(np.sqrt(pair["variance"][:, 2].sum()))
-    return _apart_mps(pair) > max(_DRIVES_MPS, _SPREAD * spread)
-
-
-def _apart_mps(pair: Array) -> float:
-    return float(np.hypot(*(pair["velocity"][0] - pair["velocity"][1])))
+    apart = float(np.linalg.norm(one["velocity"] - other["velocity"]))
+    spread = float(np.sqrt(one["variance"][2] + other["variance"][2]))
+    return apart > max(_DRIVES_MPS, _SPREAD * spread)
 
 
 def drive_as_one(tracks: Array) -> Array:
@@ -48,37 +43,21 @@ def drive_as_one(tracks: Array) -> Array:
     Bumper and windshield, of which the sensor sees nothing between, have the same velocity.
     Vehicles that drive as near to each other as these do not.
     """
-    rows = older_first(tracks, np.flatnonzero(_drive(tracks)))
+    drives = np.hypot(*tracks["velocity"].T) > _DRIVES_MPS
+    drives &= (tracks["group"] == VEHICLES) & (tracks["hits"] >= _KNOWN)
+    rows = older_first(tracks, np.flatnonzero(drives))
     near = np.triu(gaps(filter_.boxes_of(tracks[rows])) < _FOLLOWS_M, 1)
     ended: list[int] = []
     for one, two in rows[np.argwhere(near)].tolist():
-        pair = tracks[[one, two]]
-        if not {one, two} & {*ended} and _apart_mps(pair) < _DRIVES_MPS and _is_one_car(pair):
-            unite(tracks, one, two)
-            ended.append(two)
+        apart = tracks["velocity"][one] - tracks["velocity"][two]
+        if not {one, two} & {*ended} and np.hypot(*apart) < _DRIVES_MPS:
+            low, high = _around(tracks[[one, two]])
+            fits = is_no_larger((high - low)[None])
+            wide = tracks["size"][[one, two], 1].min() > _WIDE_M
+            if fits[0] and (wide or is_vehicle(tracks["group"][[one]], (high - low)[None])[0]):
+                unite(tracks, one, two)
+                ended.append(two)
     return np.delete(tracks, ended) if ended else tracks
-
-
-def take_parts(tracks: Array, of_track: Array, things: filter_.Measured, ids: Array) -> None:
-    """Things (I,) without id right before or behind a vehicle that drives, and seen, get its id.
-
-    Vehicles that drive keep a distance: these are parts of it, hidden until now.
-    """
-    rows = of_track[_drive(tracks[of_track])]
-    new = np.flatnonzero((ids == 0) & (things.groups == VEHICLES))
-    if not len(rows) or not len(new):
-        return
-    parts = filter_.begin(things, new, 0)
-    boxes, others = filter_.boxes_of(tracks[rows]), things.boxes.rows(new)
-    distance, size = apart(boxes, others)
-    half = (boxes.size.T[..., None] + size) / 2
-    near = distance[0] - half[0] < _FOLLOWS_M
-    near &= distance[1] + half[1] < np.maximum(boxes.size[:, 1:], size[1]) + _ASIDE_M
-    for whole, part in np.argwhere(near):
-        pair = np.stack([tracks[rows[whole]], parts[part]])
-        if not ids[new[part]] and _is_one_car(pair):
-            unite(pair, 0, 1)
-            tracks[rows[whole]], ids[new[part]] = pair[0], pair["id"][0]
 
 
 def inherit(tracks: Array, things: filter_.Measured, of_track: Array, of_thing: Array) -> None:
@@ -93,36 +72,22 @@ def inherit(tracks: Array, things: filter_.Measured, of_track: Array, of_thing: 
     of_track, of_thing = of_track[young], of_thing[young]
     if not len(lost) or not len(of_track):
         return
-    share = filter_.overlap(filter_.boxes_of(tracks[lost]), things.boxes.rows(of_thing))
-    seen = filter_.begin(things, of_thing, 0)
+    seen = things.boxes.rows(of_thing)
+    share = filter_.overlap(filter_.boxes_of(tracks[lost]), seen)
+    size = np.stack([*seen.size.T, seen.top - seen.bottom], 1)
     for old, new in np.argwhere((share >= _COVERED) & (share == share.max(0))):
         one, two = lost[old], of_track[new]
         if tracks["missed_s"][one] == np.inf or older_first(tracks, np.array([one, two]))[0] != one:
             continue
-        low, high = _around(np.stack([seen[new], tracks[one]]))
+        thing = tracks[[two, one]]
+        thing["position"][0], thing["yaw"][0] = seen.center[new], seen.yaw[new]
+        thing["size"][0], thing["bottom"][0] = size[new], seen.bottom[new]
+        low, high = _around(thing)
         if share[old, new] >= _INSIDE or is_no_larger((high - low)[None])[0]:
             for name in ("id", "age_s", "label", "agreed"):
                 tracks[name][[one, two]] = tracks[name][[two, one]]
             tracks["hits"][two] = max(tracks["hits"][two], tracks["hits"][one])
             tracks["missed_s"][one] = np.inf
-
-
-def _drive(tracks: Array) -> Mask:
-    """(K,) bool: vehicles that drive for sure."""
-    spread = np.sqrt(tracks["variance"][:, 2])
-    drive: Mask = np.hypot(*tracks["velocity"].T) > np.maximum(_DRIVES_MPS, _SURE * spread)
-    return drive & (tracks["group"] == VEHICLES)
-
-
-def _is_one_car(pair: Array) -> bool:
-    """Two tracks, the first of which drives, are together no larger than a vehicle.
-
-    Nor are they two bicycles side by side, which are lower than a vehicle and less wide.
-    """
-    low, high = _around(pair)
-    size = (high - low)[None]
-    wide = pair["size"][0, 1] > _WIDE_M
-    return bool(is_no_larger(size)[0] and (wide or is_vehicle(pair["group"][:1], size)[0]))
 
 
 def unite(tracks: Array, whole: int, part: int) -> None:
@@ -133,7 +98,7 @@ def unite(tracks: Array, whole: int, part: int) -> None:
     cos, sin = np.cos(pair["yaw"][0]), np.sin(pair["yaw"][0])
     tracks["position"][whole] = x * cos - y * sin, x * sin + y * cos
     tracks["size"][whole], tracks["bottom"][whole] = high - low, low[2]
-    if _apart_mps(pair) > _DRIVES_MPS:
+    if np.hypot(*(pair["velocity"][0] - pair["velocity"][1])) > _DRIVES_MPS:
         filter_.measure_anew(tracks, whole)
 
 

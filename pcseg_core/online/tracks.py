@@ -26,14 +26,7 @@ from pcseg_core.online.thing_parts import (
     join_parts,
 )
 from pcseg_core.online.track_hiding import survivors
-from pcseg_core.online.track_unions import (
-    drive_as_one,
-    inherit,
-    older_first,
-    part_ways,
-    take_parts,
-    unite,
-)
+from pcseg_core.online.track_unions import drive_as_one, inherit, older_first, part_ways, unite
 
 Array = npt.NDArray[Any]
 Float64 = npt.NDArray[np.float64]
@@ -167,7 +160,6 @@ class Tracker:
         ids[of_thing] = tracks["id"][of_track]
         filter_.correct(tracks, of_track, found, of_thing, pose[:3, 3])
         _add_parts(ids, found, tracks[of_track])
-        take_parts(tracks, of_track, found, ids)
         born = filter_.begin(found, np.flatnonzero(ids == 0), self._next_id)
         self._next_id += len(born)
         ids[ids == 0] = born["id"]
@@ -339,18 +331,19 @@ def _different(boxes: Rectangles, rows: Array, tracks: Array) -> tuple[list[int]
     different: list[int] = []
     parts: dict[int, int] = {}
     for row in older_first(tracks, rows).tolist():
-        of = (one for one in different if _is_part(boxes, tracks, np.array([one, row])))
-        whole = next(of, None)
+        whole = next(
+            (
+                one
+                for one in different
+                if is_one(boxes, np.array([one, row])) and not part_ways(tracks[one], tracks[row])
+            ),
+            None,
+        )
         if whole is None:
             different.append(row)
         else:
             parts[row] = whole
     return different, parts
-
-
-def _is_part(boxes: Rectangles, tracks: Array, pair: Array) -> bool:
-    """Two boxes are no larger than one thing, and their tracks do not part ways."""
-    return is_one(boxes, pair) and not part_ways(tracks[pair])
 
 
 def _claims(boxes: Rectangles, grouped: Grouped, groups: Array) -> Float64:

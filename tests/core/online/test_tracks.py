@@ -245,21 +245,6 @@ def test_a_bumper_and_a_windshield_that_come_nearer_are_one_car() -> None:
         )
 
 
-@pytest.mark.parametrize("aside, count", [(0.0, 1), (-1.2, 2)])
-def test_what_appears_right_ahead_of_a_car_that_drives_is_its_front(
-    aside: float, count: int
-) -> None:
-    """What appears beside it is another one."""
-    scene, whole = Scene(), side(4.4, 1.5)
-    along = whole[:, 0] - 12
-    for number in range(8):
-        part = whole[along < -1.2]
-        if number >= 6:
-            part = np.concatenate([part, whole[along > 0] + [0, aside, 0]])
-        found, ids = feed(scene, part + np.array([0.8 * number - 5, 0, 0]), number)
-        assert found.instances[0] == 1 and len(ids) == (count if number >= 6 else 1)
-
-
 def test_two_bicycles_side_by_side_stay_two() -> None:
     scene, first = Scene(), set[int]()
     for number in range(12):

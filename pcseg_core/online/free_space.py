@@ -19,6 +19,7 @@ Array = npt.NDArray[Any]
 Float32 = npt.NDArray[np.float32]
 
 _COLUMNS, _ROWS = 1024, 128
+_SPARSE = 20_000  # points, such as 32 beams x 512 columns
 _SLOPE = 0.7  # largest height over ground distance: 35 degrees up and down
 
 
@@ -52,8 +53,12 @@ class Beams:
 
 
 def half(count: int, beams: Beams | None) -> slice:
-    """Every second point, which still covers every cell; all if they are returns of one beam."""
-    return slice(0, count, 1 if beams is not None and beams.last is not None else 2)
+    """Every second point, which still covers every cell; all if they are returns of one beam.
+
+    All of a sparse sweep as well: from one of its columns to the next there may be two cells.
+    """
+    whole = count <= _SPARSE or (beams is not None and beams.last is not None)
+    return slice(0, count, 1 if whole else 2)
 
 
 class FreeSpace:

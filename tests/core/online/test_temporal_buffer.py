@@ -13,7 +13,7 @@ from pcseg_core.errors import InputError
 from pcseg_core.geometry import from_euler, invert, transform
 from pcseg_core.labels import IGNORE
 from pcseg_core.native import library
-from pcseg_core.online.free_space import FreeSpace
+from pcseg_core.online.free_space import FreeSpace, half
 from pcseg_core.online.temporal import TemporalBuffer, TemporalBufferConfig, spread
 from pcseg_core.online.voxel_table import VoxelTable, voxel_keys
 
@@ -147,6 +147,19 @@ def test_a_static_place_that_was_hidden_keeps_its_evidence() -> None:
     assert free.passed(before_wall[aside & (np.abs(wall[:, 2]) < 1.5)].T, 0.5).mean() > 0.95
     nowhere = np.array([[-5.0, 0, 0]], np.float32)  # no return came from there
     assert not free.passed(nowhere.T, 0.5).any()
+
+
+@pytest.mark.parametrize("columns", [512, 1024, 2048])
+def test_beams_leave_no_gap_between_columns(columns: int) -> None:
+    """A wall around the sensor: every direction below it was passed."""
+    turn = np.arange(columns) * 2 * np.pi / columns
+    around = np.stack([np.cos(turn), np.sin(turn)], 1)
+    rise = np.linspace(-0.2, 0.2, 32)
+    xyz = np.array([(20 * x, 20 * y, 20 * z) for z in rise for x, y in around], np.float32)
+    free = FreeSpace(xyz[half(len(xyz), None)].T)
+    turn = np.linspace(-np.pi, np.pi, 5000)
+    inside = np.stack([10 * np.cos(turn), 10 * np.sin(turn), np.zeros(5000)]).astype(np.float32)
+    assert free.passed(inside, 0.5).all()
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,31 @@ PCSEG_API int32_t pcseg_outside(const Rectangle* boxes, int64_t count, const dou
   return kDone;
 }
 
+// The box of each point (n): the one that it is least outside of, and of several the one whose middle
+// is nearest relative to its extents, of which each is at least `thin_m`. A step of `tie_m` outside
+// counts as much as the way from the middle to an edge.
+PCSEG_API int32_t pcseg_nearest_box(const Rectangle* boxes, int64_t count, const double* points,
+                                    int64_t n, int64_t columns, double thin_m, double tie_m,
+                                    int64_t* found) {
+  if (!boxes_ok(boxes, count) || count < 1 || !rows_ok(n) || columns < 2) return kBadArgument;
+  if (n && (!points || !found)) return kBadArgument;
+  for (int64_t i = 0; i < n; ++i) {
+    const double x = points[columns * i], y = points[columns * i + 1];
+    double least = HUGE_VAL;
+    found[i] = 0;
+    for (int64_t k = 0; k < count; ++k) {
+      const double length = std::max(boxes[k].length, thin_m) / 2;
+      const double width = std::max(boxes[k].width, thin_m) / 2;
+      const double along = std::fabs(boxes[k].along(x, y));
+      const double across = std::fabs(boxes[k].across(x, y));
+      const double beyond = std::max(std::max(along - length, across - width), 0.0);
+      const double distance = beyond + tie_m * std::hypot(along / length, across / width);
+      if (distance < least) least = distance, found[i] = k;
+    }
+  }
+  return kDone;
+}
+
 // Distances of centers, and extents of the others, along and across boxes: each (2, boxes, others).
 PCSEG_API int32_t pcseg_apart(const Rectangle* boxes, int64_t count, const Rectangle* others,
                               int64_t n, double* distance, double* size) {

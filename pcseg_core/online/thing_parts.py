@@ -41,6 +41,7 @@ _STEP_M = 0.3  # between the lower ends of parts of a car that are as low
 _MOST_PAIRS = 200  # of clusters that are compared: the labels of a bad network have many
 _THIN_M = 0.2  # least extent of a box that points are compared with
 _TIE_M = 0.05  # how far beyond a box a point may be to be in it rather than at the edge of another
+_ENDS_X, _ENDS_Y = np.array([[-0.5, 0.5, 0.5, -0.5], [-0.5, -0.5, 0.5, 0.5]])  # of a unit box
 _BEHIND_SHARE = 0.5  # of the smaller angle in which both are seen
 
 
@@ -79,14 +80,15 @@ class Rectangles:
         found[:, 3], found[:, 4] = np.cos(self.yaw), np.sin(self.yaw)
         return found
 
-    @property
+    @cached_property
     def corners(self) -> Float64:
         """(K, 4, 2) fixed frame."""
-        ends = np.array([[-0.5, -0.5], [0.5, -0.5], [0.5, 0.5], [-0.5, 0.5]])
-        x, y = np.moveaxis(ends * self.size[:, None], -1, 0)
+        x, y = _ENDS_X * self.size[:, :1], _ENDS_Y * self.size[:, 1:]
         cos, sin = np.cos(self.yaw)[:, None], np.sin(self.yaw)[:, None]
-        turned: Float64 = np.stack([x * cos - y * sin, x * sin + y * cos], -1)
-        return turned + self.center[:, None]
+        found = np.empty((len(self), 4, 2))
+        found[..., 0] = x * cos - y * sin + self.center[:, :1]
+        found[..., 1] = x * sin + y * cos + self.center[:, 1:]
+        return found
 
     def _from_center(self, points: Array) -> tuple[Float64, Float64]:
         """Distance (K, M) of points (M, 2 or 3) from the centers, along and across boxes [m]."""
@@ -113,6 +115,14 @@ class Rectangles:
 
     def nearest(self, points: Array) -> npt.NDArray[np.int64]:
         """The box (M,) that each point is in; of several, relative to their sizes, the nearest."""
+        library = optional_library()
+        if library is not None and len(self):
+            points = np.ascontiguousarray(points, np.float64)
+            owner = np.empty(len(points), np.int64)
+            own, (count, columns) = self.table, points.shape
+            sizes = points.ctypes.data, count, columns, _THIN_M, _TIE_M
+            check(library.pcseg_nearest_box(own.ctypes.data, len(own), *sizes, owner.ctypes.data))
+            return owner
         half = np.maximum(self.size, _THIN_M)[:, None] / 2
         along, across = self._from_center(points)
         beyond = np.maximum(np.maximum(along - half[..., 0], across - half[..., 1]), 0)
@@ -164,14 +174,16 @@ def is_one(boxes: Rectangles, chosen: Array) -> bool:
     if _side_by_side(boxes, chosen):
         return False
     limits = _LARGEST.get(int(boxes.groups[chosen[0]]), ())
-    corners = boxes.corners[chosen].reshape(-1, 2)
     height = boxes.top[chosen].max() - boxes.bottom[chosen].min()
-    for yaw in boxes.yaw[chosen]:
-        cos, sin = np.cos(yaw), np.sin(yaw)
-        width, length = np.sort(np.ptp(corners @ [[cos, -sin], [sin, cos]], axis=0))
-        if any(height >= h and length <= most and width <= wide for h, most, wide in limits):
-            return True
-    return False
+    # Extents of all corners along the axes of each box.
+    x, y = boxes.corners[chosen].reshape(-1, 2, 1).swapaxes(0, 1)
+    cos, sin = boxes.table[chosen, 3], boxes.table[chosen, 4]
+    along, across = np.ptp(x * cos + y * sin, axis=0), np.ptp(y * cos - x * sin, axis=0)
+    width, length = np.minimum(along, across), np.maximum(along, across)
+    return any(
+        height >= least and bool(((length <= most) & (width <= wide)).any())
+        for least, most, wide in limits
+    )
 
 
 def is_vehicle(groups: Array, size: Float64) -> Mask:

@@ -265,7 +265,13 @@ def test_distances_of_boxes(seed: int, count: int, others: int, points: int) -> 
 
     def compute() -> list[np.ndarray]:
         outside = boxes_.outside(places), boxes_.outside(places[::-1, :2])
-        return [*outside, *thing_parts.apart(boxes_, seen), track_filter._distance(tracks, seen)]
+        nearest = boxes_.nearest(places) if len(boxes_) else np.zeros(0)
+        return [
+            *outside,
+            nearest,
+            *thing_parts.apart(boxes_, seen),
+            track_filter._distance(tracks, seen),
+        ]
 
     for native, expected in zip(*both(compute), strict=True):
         assert native.shape == expected.shape

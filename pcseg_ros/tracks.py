@@ -84,9 +84,10 @@ class TrackOutputs:
         if labeled.pose is None:
             return [(LEFT_OUT, "the motion of the platform is not known")]
         tracks, space = labeled.tracked.tracks, labeled.label_space
-        for publisher, draw in self._outputs:
-            if qos.has_subscribers(publisher):
-                publisher.publish(draw(header, tracks, space, confidence_of(labeled)))
+        wanted = [output for output in self._outputs if qos.has_subscribers(output[0])]
+        confidence = confidence_of(labeled) if wanted else {}
+        for publisher, draw in wanted:
+            publisher.publish(draw(header, tracks, space, confidence))
         return []
 
 

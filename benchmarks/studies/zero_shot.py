@@ -23,8 +23,9 @@ from pcseg_core.errors import InputError
 from pcseg_core.evaluation import pictures
 from pcseg_core.files import slug
 from pcseg_core.learning.probe import Scan
-from pcseg_core.learning.recipe import Recipe, SelfTrainingConfig, load_recipe
+from pcseg_core.learning.recipe import Recipe, load_recipe
 from pcseg_core.learning.zero_shot import zero_shot
+from pcseg_core.learning.zero_shot_config import SelfTrainingConfig
 from pcseg_core.learning.zero_shot_split import Split, load_split
 from pcseg_core.progress import note
 from pcseg_core.recipes import recipe_file

@@ -27,12 +27,10 @@ from pcseg_core.cli.options import (
     Workers,
     adjusted,
     complete_recipe,
-    described,
     ray_options,
-    run_once,
-    trained,
     training_options,
 )
+from pcseg_core.cli.training_run import described, run_once, trained
 from pcseg_core.copies import shown
 from pcseg_core.errors import InputError
 from pcseg_core.progress import note

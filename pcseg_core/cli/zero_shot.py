@@ -23,12 +23,10 @@ from pcseg_core.cli.options import (
     Steps,
     WorkerCpus,
     adjusted,
-    described,
     expanded,
-    run_once,
-    trained,
     training_options,
 )
+from pcseg_core.cli.training_run import described, run_once, trained
 from pcseg_core.copies import shown
 
 

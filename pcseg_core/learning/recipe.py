@@ -29,6 +29,7 @@ from pcseg_core.learning.augment import AugmentConfig, PairAugmentConfig
 from pcseg_core.learning.mixing import MixConfig
 from pcseg_core.learning.self_labels import RoundsConfig
 from pcseg_core.learning.simulated import SimulatedConfig
+from pcseg_core.learning.zero_shot_config import SelfTrainingConfig, StackingConfig
 from pcseg_core.models.student import StudentConfig
 from pcseg_core.vision.encoder_kinds import AnyEncoder
 from pcseg_core.vision.maskclip import DenseClipConfig
@@ -167,43 +168,6 @@ class TextConfig(Section):
         if self.source == "maskclip" and self.space.center:
             raise ValueError("source 'maskclip' learns the encoder's own space: no space.center")
         return self
-
-
-class SelfTrainingConfig(Section):
-    """Labels by the averaged network itself, in addition to those by images."""
-
-    start: float = Field(
-        0.5, ge=0, le=1, description="Share of the steps after which it starts; 1 disables it"
-    )
-    quantile: float = Field(
-        0.5,
-        ge=0,
-        lt=1,
-        description="Labels below this quantile of the confidences of their class are not used",
-    )
-    mix: float = Field(
-        0.5,
-        ge=0,
-        le=1,
-        description="Share of the image labels that are replaced; replacing all collapses",
-    )
-    unlabeled: bool = Field(
-        True, description="Also label points that no camera sees or no label is confident for"
-    )
-
-
-class StackingConfig(Section):
-    """Calibrated stacking against the bias toward seen classes."""
-
-    tolerance: float = Field(
-        0.01, ge=0, lt=1, description="Largest loss of mean IoU of seen classes on held-out sweeps"
-    )
-    held_out: float = Field(
-        0.1,
-        gt=0,
-        lt=1,
-        description="Share of the scenes that is not trained on; of the sweeps for one scene",
-    )
 
 
 class TrainingRecipe(Section):

@@ -40,17 +40,12 @@ from pcseg_core.learning.objectives.lidar_teacher import LidarDistillation
 from pcseg_core.learning.objectives.regression import Regression
 from pcseg_core.learning.objectives.segmentation import Segmentation, label_counts
 from pcseg_core.learning.objectives.self_training import SelfTraining
-from pcseg_core.learning.recipe import (
-    LossConfig,
-    OptimizerConfig,
-    Recipe,
-    SelfTrainingConfig,
-    TrainingRecipe,
-)
+from pcseg_core.learning.recipe import LossConfig, OptimizerConfig, Recipe, TrainingRecipe
 from pcseg_core.learning.runs import observe
 from pcseg_core.learning.sectors import LabeledSectors
 from pcseg_core.learning.self_labels import RoundsConfig
 from pcseg_core.learning.trainer import train
+from pcseg_core.learning.zero_shot_config import SelfTrainingConfig
 from pcseg_core.models.student import Student, StudentConfig
 from pcseg_core.vision.pixel_classes import load_teacher
 

@@ -24,10 +24,10 @@ from pcseg_core.errors import InputError
 from pcseg_core.labels import IGNORE, LabelSpace, group_probabilities, grouping
 from pcseg_core.learning.dataset import StepDataset, TrainingSweep, collate
 from pcseg_core.learning.objectives.self_training import mix_labels, running_quantiles
-from pcseg_core.learning.recipe import SelfTrainingConfig
 from pcseg_core.learning.sectors import LabeledSectors
 from pcseg_core.learning.teachers import load_split_teacher
 from pcseg_core.learning.zero_shot import CosineClassifier, zero_shot
+from pcseg_core.learning.zero_shot_config import SelfTrainingConfig
 from pcseg_core.learning.zero_shot_labels import hold_out, label_scene, zero_shot_labels
 from pcseg_core.learning.zero_shot_split import load_split
 from pcseg_core.metrics.zero_shot import stacked

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from pcseg_core.labels import IGNORE
 from pcseg_core.learning.dataset import VoxelLabels
 from pcseg_core.learning.distributed import gather_rows, rows_before
-from pcseg_core.learning.recipe import SelfTrainingConfig
+from pcseg_core.learning.zero_shot_config import SelfTrainingConfig
 
 _THRESHOLD_DECAY = 0.9  # of the running confidence quantiles
 

@@ -3,81 +3,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
-from unittest import mock
-
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from native_and_numpy import ODD, SEEDS, SPACE, both, properties, sweep
 
 from benchmarks.measure import threads
 from pcseg_core import cloud_records
 from pcseg_core.cloud import PointCloud, encode_cloud, structured
 from pcseg_core.errors import InputError
 from pcseg_core.geometry import from_euler
-from pcseg_core.labels import LabelSpace
 from pcseg_core.native import library
 from pcseg_core.native.structures import Points
-from pcseg_core.online import (
-    boxes,
-    free_space,
-    grid,
-    instances,
-    label_images,
-    moving,
-    output_clouds,
-    row_reductions,
-    thing_parts,
-    track_filter,
-)
-from pcseg_core.online.free_space import Beams, FreeSpace
+from pcseg_core.online import grid, instances, label_images, output_clouds, row_reductions
+from pcseg_core.online.free_space import FreeSpace
 from pcseg_core.online.pipeline import LabeledSweep
 from pcseg_ros.output_parameters import CloudParameters
 
 pytestmark = pytest.mark.skipif(
     isinstance(library.load(), str), reason="the native library was not built"
 )
-properties = settings(max_examples=25, deadline=None)
-MODULES = (
-    *(boxes, cloud_records, free_space, grid, instances, label_images, moving, output_clouds),
-    *(row_reductions, thing_parts),
-)
-SPACE = LabelSpace.load("street")
-SEEDS = st.integers(0, 9999)
-ODD = (np.nan, np.inf, -np.inf, 0.0, -0.0, 1e30, 1e-30)
-
-
-@contextmanager
-def plain() -> Iterator[None]:
-    """Without the native library."""
-    patches = [mock.patch.object(module, "optional_library", lambda: None) for module in MODULES]
-    for patch in patches:
-        patch.start()
-    try:
-        yield
-    finally:
-        for patch in patches:
-            patch.stop()
-
-
-def both(compute: Callable[[], Any]) -> tuple[Any, Any]:
-    """The native result, and that of numpy."""
-    native = compute()
-    with plain():
-        return native, compute()
-
-
-def sweep(rng: np.random.Generator, count: int, odd: float = 0.1) -> np.ndarray:
-    """(N, 3) points, some on one place, some that are no returns; rows of a wider array."""
-    wide = rng.normal(size=(count, 5)).astype(np.float32) * [20, 20, 2, 1, 1]
-    wide[rng.random(count) < 0.2] = wide[:1]
-    wide[rng.random(count) < odd] = 0
-    chosen = rng.random(wide.shape) < odd / 3
-    wide[chosen] = rng.choice(ODD, int(chosen.sum()))
-    return wide.astype(np.float32)[:, 1:4] if rng.random() < 0.5 else wide[:, :3].astype(np.float32)
 
 
 @properties
@@ -175,121 +121,6 @@ def test_points_of_a_cloud(seed: int, count: int, limit: float) -> None:
 
 
 @properties
-@given(SEEDS, st.integers(0, 3000), st.integers(0, 400), st.sampled_from([0, 1, 2]))
-def test_free_space(seed: int, count: int, asked: int, lidars: int) -> None:
-    """The same but for points at the borders of cells, whose angles round differently."""
-    rng = np.random.default_rng(seed)
-    points, others = sweep(rng, count), sweep(rng, asked).T
-    beams = None
-    if lidars:
-        source = rng.integers(0, lidars, count) if rng.random() < 0.8 else None
-        last = rng.random(count) < 0.7 if rng.random() < 0.5 else None
-        beams = Beams(source, rng.normal(size=(lidars, 3)).astype(np.float32), last)
-    native, expected = both(lambda: FreeSpace(points.T, beams).passed(others, 0.4))
-    assert native.dtype == bool and native.shape == (asked,)
-    assert np.count_nonzero(native != expected) <= 0.01 * asked + 1
-
-
-@properties
-@given(SEEDS, st.integers(0, 500), st.floats(0.05, 2.0), st.integers(1, 12))
-def test_instances(seed: int, count: int, cell: float, least: int) -> None:
-    rng = np.random.default_rng(seed)
-    points = sweep(rng, count) * np.float32([rng.choice([0.3, 1.0, 6.0]), 0.3, 1])
-    labels = rng.integers(-1, 5, count).astype(rng.choice([np.int32, np.int8, np.int64]))
-    classes = rng.permutation([0, 2, 3, 70_000])[: rng.integers(0, 4)].tolist()
-    native, expected = both(
-        lambda: instances.cluster_instances(points, labels, classes, cell_m=cell, min_points=least)
-    )
-    assert native.dtype == np.uint32
-    np.testing.assert_array_equal(native, expected)
-
-
-@properties
-@given(SEEDS, st.integers(0, 300), st.integers(1, 4))
-def test_instances_are_those_points_whose_ids_are_not_zero(
-    seed: int, count: int, least: int
-) -> None:
-    rng = np.random.default_rng(seed)
-    points = sweep(rng, count) * np.float32([0.3, 0.3, 1])
-    labels, group = rng.integers(-1, 7, count), np.array([2, -1, 0, 2, 5])
-    native, expected = both(
-        lambda: instances.find_instances(points, labels, group, min_points=least)
-    )
-    assert native.count == expected.count == native.ids.max(initial=0)
-    np.testing.assert_array_equal(native.rows, expected.rows)
-    np.testing.assert_array_equal(native.ids, expected.ids)
-    of = group[labels[native.rows]]  # all points of an instance have one group, of those there are
-    assert (of >= 0).all() and len({*zip(native.ids, of)}) == native.count
-
-
-@properties
-@given(SEEDS, st.integers(0, 400), st.integers(1, 30), st.booleans())
-def test_points_by_thing(seed: int, count: int, things: int, strided: bool) -> None:
-    rng = np.random.default_rng(seed)
-    numbers = np.concatenate([np.arange(things), rng.integers(0, things, count)])
-    rng.shuffle(numbers)
-    points = (
-        rng.normal(size=(len(numbers), 6))[:, ::2]
-        if strided
-        else rng.normal(size=(len(numbers), 3))
-    )
-    labels, yaws = rng.integers(0, 4, len(numbers)), rng.uniform(-9, 9, things)
-
-    def compute() -> list[np.ndarray]:
-        grouped, order = boxes.Grouped.of(points, numbers)
-        few, rows = grouped.chosen(np.arange(0, things, 2))
-        sorted_ = grouped.points, grouped.starts, grouped.counts, order, rows
-        found = *grouped.extents(yaws), grouped.most_frequent(labels[order])
-        return [*sorted_, *found, few.most_frequent(labels[order][rows])]
-
-    native, expected = both(compute)
-    for one, other in zip(native, expected, strict=True):
-        assert one.dtype == other.dtype
-        np.testing.assert_allclose(one, other, rtol=0, atol=1e-12)
-    own = [points[numbers == k][:, 2].min() for k in range(things)]
-    np.testing.assert_array_equal(native[5][:, 2], own)
-
-
-@properties
-@given(SEEDS, st.integers(0, 9), st.integers(0, 9), st.integers(0, 30))
-def test_distances_of_boxes(seed: int, count: int, others: int, points: int) -> None:
-    rng = np.random.default_rng(seed)
-    tracks, things = (np.zeros(n, track_filter.STATE) for n in (count, others))
-    for some in (tracks, things):
-        some["position"] = rng.normal(size=(len(some), 2)) * 2 + 1e4
-        some["yaw"] = rng.choice([0.0, 0.3, 1.3, np.pi / 2, 3.0, -2.0], len(some))
-        some["size"] = rng.uniform(0, 5, (len(some), 3))
-    tracks["variance"][:, 0] = rng.uniform(0, 1, count)
-    boxes_, seen = track_filter.boxes_of(tracks), track_filter.boxes_of(things)
-    places = rng.normal(size=(points, 3)) * 3 + 1e4
-
-    def compute() -> list[np.ndarray]:
-        outside = boxes_.outside(places), boxes_.outside(places[::-1, :2])
-        nearest = boxes_.nearest(places) if len(boxes_) else np.zeros(0)
-        return [
-            *outside,
-            nearest,
-            *thing_parts.apart(boxes_, seen),
-            track_filter._distance(tracks, seen),
-        ]
-
-    for native, expected in zip(*both(compute), strict=True):
-        assert native.shape == expected.shape
-        np.testing.assert_allclose(native, expected, rtol=1e-9, atol=1e-9)
-
-
-@properties
-@given(SEEDS, st.integers(0, 300), st.integers(0, 40))
-def test_points_of_some_rows_in_another_frame(seed: int, count: int, chosen: int) -> None:
-    rng = np.random.default_rng(seed)
-    points = rng.normal(size=(count + 1, 5)).astype(np.float32)[:, 1:4]
-    pose = from_euler(0.1, -0.2, rng.uniform(-3, 3), rng.normal(size=3) * 1e5)
-    rows = rng.integers(0, count + 1, chosen)
-    native, expected = both(lambda: boxes.moved_points(points, rows, pose))
-    np.testing.assert_allclose(native, expected, rtol=0, atol=1e-9)
-
-
-@properties
 @given(SEEDS, st.integers(0, 300), st.integers(1, 70))
 def test_values_by_class(seed: int, count: int, classes: int) -> None:
     rng = np.random.default_rng(seed)
@@ -339,46 +170,6 @@ def test_points_of_autoware(seed: int, height: int, width: int, known: bool, bef
         np.testing.assert_allclose(one[name], other[name], atol=0 if exact else 2e-6, rtol=0)
     gap = native.data.reshape(count, 24)[:, 13:16]
     assert not gap.any()
-
-
-@properties
-@given(SEEDS, st.integers(0, 200), st.integers(0, 200), st.sampled_from([0.15, 2.0]))
-def test_points_near_others(seed: int, count: int, others: int, cell: float) -> None:
-    rng = np.random.default_rng(seed)
-    one, two = (rng.normal(size=(3, n)).astype(np.float32) * 4 for n in (count, others))
-    native, expected = both(lambda: moving._near(one, two, cell))
-    np.testing.assert_array_equal(native, expected)
-
-
-@properties
-@given(SEEDS, st.integers(0, 400), st.integers(1, 3))
-def test_times_that_places_were_seen_free(seed: int, count: int, others: int) -> None:
-    """The same but for points at the borders of cells, whose angles round differently."""
-    rng = np.random.default_rng(seed)
-
-    def things(points: np.ndarray) -> moving.Things:
-        cloud, pose = PointCloud(points), from_euler(0, 0, rng.uniform(-3, 3), rng.normal(size=3))
-        rows = np.flatnonzero(cloud.finite)
-        found = instances.Instances(rows, np.ones(len(rows), np.uint32), 1)
-        return moving.Things.of(cloud, found, pose)
-
-    now = things(sweep(rng, count, odd=0.01) * np.float32(0.5))
-    before = [things(sweep(rng, 2000, odd=0.01)) for _ in range(others)]
-    native, expected = both(lambda: moving._times_passed(now, before))
-    assert np.count_nonzero(native != expected) <= 0.02 * count + 1
-
-
-def test_what_stands_before_a_wall_was_seen_free_each_time() -> None:
-    turn = np.linspace(-np.pi, np.pi, 4000)
-    ring = np.stack([np.cos(turn), np.sin(turn), np.zeros(4000)], 1).astype(np.float32)
-
-    def things(points: np.ndarray) -> moving.Things:
-        found = instances.Instances(np.arange(4000), np.ones(4000, np.uint32), 1)
-        return moving.Things.of(PointCloud(points), found, np.eye(4))
-
-    walls = [things(20 * ring), things(25 * ring), things(5 * ring)]
-    for times in both(lambda: moving._times_passed(things(10 * ring), walls)):
-        assert (times == 2).all()
 
 
 @properties

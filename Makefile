@@ -6,6 +6,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 NO_ROS := $(VENV)/.no-ros
+NATIVE := $(wildcard pcseg_core/native/*.cpp pcseg_core/native/*.h)
 
 .PHONY: help install demo test lint docs clean
 
@@ -16,7 +17,7 @@ help:
 
 install: $(READY)
 
-$(READY): setup.cfg setup.py pyproject.toml
+$(READY): setup.cfg setup.py pyproject.toml $(NATIVE)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "pcseg needs Python 3.10 or newer; set PYTHON=")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip

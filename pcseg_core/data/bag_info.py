@@ -222,10 +222,10 @@ def _visibility(
         for k, frame in enumerate(sample.cameras):
             try:
                 frame.image  # noqa: B018 - does it decode?
+                visible = project_sample(sample, k).visible
             except InputError as error:
                 faults[frame.name][str(error)] += 1
                 continue
-            visible = project_sample(sample, k).visible
             shares[frame.name].append(float(visible.sum()) / total)
             seen |= visible
         together.append(float(seen.sum()) / total)

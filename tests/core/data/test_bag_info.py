@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 from pcseg_core.camera import CameraModel
 from pcseg_core.cli import app
 from pcseg_core.cloud import encode_cloud
-from pcseg_core.data import open_recording
+from pcseg_core.data import bag_info, open_recording
 from pcseg_core.data.bag_findings import USUAL_RANGE_M
 from pcseg_core.data.bag_info import BagReport, inspect_bag
 from pcseg_core.data.bag_picture import depth_colors, draw_overlay
@@ -35,6 +35,7 @@ from pcseg_core.data.kitti_to_bag import write_kitti_bag
 from pcseg_core.errors import InputError
 from pcseg_core.geometry import invert
 from pcseg_core.models.student import StudentConfig
+from pcseg_core.projection import project_sample
 
 
 def _cloud(cells: np.ndarray):
@@ -180,6 +181,21 @@ def test_sweeps_that_do_not_read_are_reported(tmp_path) -> None:
     report, _ = inspect_bag(tmp_path / "drive")
     assert "none of its 3 points is finite" in _findings(report, "warning")
     assert "no sweep could be read" in _findings(report, "error")
+
+
+def test_an_image_without_a_pose_costs_that_image(tmp_path, monkeypatch) -> None:
+    asked = []
+
+    def project(sample, camera_index):
+        asked.append(sample)
+        if len(asked) == 1:
+            raise InputError("no pose at 5 ns: it lies in a gap of 1.10 s")
+        return project_sample(sample, camera_index)
+
+    monkeypatch.setattr(bag_info, "project_sample", project)
+    report, _ = inspect_bag(bag(tmp_path / "drive", sweeps=4))
+    (reason,) = (f.what for f in report.findings if "gap of 1.10 s" in f.what)
+    assert reason.startswith("1 of") and len(asked) > 1
 
 
 def test_picture_shows_points_where_they_fall(tmp_path) -> None:

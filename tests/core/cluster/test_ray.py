@@ -357,7 +357,8 @@ def test_a_training_on_the_cluster_resumes_when_a_process_is_killed(
 
     start, labeled = write_run(tmp_path / "start"), semantic_kitti(tmp_path / "labeled", 2)
     (tmp_path / "recipe.yaml").write_text("optimizer: {steps: 120, batch_size: 2}\n")
-    url, killed, ended = "s3://fleet/runs/first", [], threading.Event()
+    s3fs.S3FileSystem().mkdir("trained")
+    url, killed, ended = "s3://trained/runs/first", [], threading.Event()
     out = local_copy(url, RUN)
 
     def kill() -> None:
@@ -376,7 +377,7 @@ def test_a_training_on_the_cluster_resumes_when_a_process_is_killed(
     assert result.exit_code == 0 and killed, result.output
     assert f"{url}: 2 sweeps, 120 steps" in result.output
     system = s3fs.S3FileSystem(use_listings_cache=False)
-    found = {path.removeprefix("fleet/runs/first/") for path in system.find("fleet/runs/first")}
+    found = {path.removeprefix("trained/runs/first/") for path in system.find("trained/runs/first")}
     assert {"checkpoint.safetensors", "shards/index-1.npz", "last.ckpt", "command.yaml"} <= found
     assert [name for name in found if name.startswith(".")] == [".pcseg-run.json"]
     other = pcseg(*command, tmp_path / "other", "--label-space", "nonsense", *shared)

@@ -20,7 +20,7 @@ from urllib.parse import quote, unquote
 
 from pcseg_core import storage
 from pcseg_core.errors import InputError
-from pcseg_core.files import atomic_path, user_cache
+from pcseg_core.files import atomic_path, bytes_limit, user_cache
 from pcseg_core.storage import NotThere, as_url
 
 FOLDER, GIGABYTES = "PCSEG_COPIES", "PCSEG_COPIES_GB"
@@ -138,23 +138,12 @@ def check(folder: Path) -> None:
     """
     if url := url_of(folder):
         storage.write_object(f"{url}/.pcseg", b"")
-        _limit()
-
-
-def _limit() -> float:
-    given = os.environ.get(GIGABYTES, str(_DEFAULT_GB))
-    try:
-        limit = float(given) * 1e9
-    except ValueError:
-        limit = 0.0
-    if not limit > 0:
-        raise InputError(f"{GIGABYTES}={given}: expected a number of gigabytes above 0")
-    return limit
+        bytes_limit(GIGABYTES, _DEFAULT_GB)
 
 
 def _keep_bound(new: Path) -> None:
     """Delete the arrays that were not used for the longest time, if all are above the bound."""
-    limit = _limit()
+    limit = bytes_limit(GIGABYTES, _DEFAULT_GB)
     with suppress(OSError):
         _grown[0] += new.stat().st_size
     if _grown[0] < _CHECKED_EVERY * limit:

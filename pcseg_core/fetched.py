@@ -17,7 +17,7 @@ from fcntl import LOCK_EX, LOCK_NB, LOCK_SH, flock
 from pathlib import Path, PurePosixPath
 
 from pcseg_core.errors import InputError, Unavailable
-from pcseg_core.files import atomic_path, remove_abandoned, user_cache
+from pcseg_core.files import atomic_path, bytes_limit, remove_abandoned, user_cache
 from pcseg_core.storage import Listing, get_file, listing
 
 FOLDER, GIGABYTES = "PCSEG_FETCHED", "PCSEG_FETCHED_GB"
@@ -48,7 +48,7 @@ class FetchedFolder:
     """
 
     folder: Path = field(default_factory=lambda: _given_folder())
-    limit: float = field(default_factory=lambda: _given_limit())
+    limit: float = field(default_factory=lambda: bytes_limit(GIGABYTES, _DEFAULT_GB))
 
     def fetch(self, url: str, names: tuple[str, ...] = ("*",)) -> Fetched:
         """The local file or folder of a URL, which is fetched unless it is there.
@@ -161,17 +161,6 @@ def _time_of(version: str) -> int:
 def _given_folder() -> Path:
     given = os.environ.get(FOLDER)
     return Path(given) if given else user_cache("fetched")
-
-
-def _given_limit() -> float:
-    given = os.environ.get(GIGABYTES, str(_DEFAULT_GB))
-    try:
-        limit = float(given) * 1e9
-    except ValueError:
-        limit = 0.0
-    if not limit > 0:
-        raise InputError(f"{GIGABYTES}={given}: expected a number of gigabytes above 0")
-    return limit
 
 
 def _size(mark: Path) -> int:

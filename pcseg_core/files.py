@@ -120,6 +120,22 @@ def user_cache(part: str) -> Path:
     return cache / "pcseg" / part
 
 
+def bytes_limit(variable: str, default_gb: float) -> float:
+    """Bytes that a folder may hold, by an environment variable in gigabytes.
+
+    Raises:
+        InputError: the variable is not a number above 0.
+    """
+    given = os.environ.get(variable, str(default_gb))
+    try:
+        limit = float(given) * 1e9
+    except ValueError:
+        limit = 0.0
+    if not limit > 0:
+        raise InputError(f"{variable}={given}: expected a number of gigabytes above 0")
+    return limit
+
+
 def is_file(path: str | Path) -> bool:
     """Whether a path is a file; False, not an error, for a name that the system refuses."""
     return os.path.isfile(path)  # noqa: PTH113 - the method raises for a name that is too long

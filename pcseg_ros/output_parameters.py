@@ -141,7 +141,8 @@ class TrackParameters(Section):
         1.0,
         ge=0.0,
         le=10.0,
-        description="Maximum time that a track is predicted without being seen, s",
+        description="Maximum time that a track is predicted without being seen, s; five times that "
+        "for a standing vehicle that is hidden",
         json_schema_extra=LIVE,
     )
 

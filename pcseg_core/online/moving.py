@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What moves: instances of things against the free space of sweeps before, or after, theirs.
 
-An instance moves if the places of its points were seen free (it has come), or if a thing of another
-sweep, whose place is seen free now, was right beside it (it has gone on). What stays covers the
-places that it covered before.
+An instance moves if it has points at places that were seen free and that no thing covered (it has
+come), or if a thing of another sweep, whose place is seen free now, was right beside it (it has
+gone on). What stays covers the places that it covered before.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ NEIGHBORS = 5
 
 _MARGIN_M = 0.4  # by which beams must reach beyond a place that they passed
 _SWEEPS_FREE = 0.4  # share of the sweeps that must have seen the place of a point free, at least 2
-_SHARE_FREE = 0.25  # of such points of an instance that has come
+_SHARE_NEW = 0.05  # of such points, where no thing was before, of an instance that has come,
+_LEAST_NEW = 3  # and number of them
 _SHARE_GONE = 0.4  # of the points of an instance that has gone on
 _NEXT_S = 0.25  # to the sweeps in which what has gone on is looked for
 _NEXT_CELL_M = 2.0  # in a neighboring cell of which it is found
@@ -92,9 +93,13 @@ class Things:
         points = np.asarray(cloud.xyz[rows].T, np.float32)
         return cls(points, ids, size, free, pose, cloud.stamp_ns)
 
+    def count(self, chosen: Array) -> Array:
+        """(I + 1,) points of each instance that are chosen, a mask (M,)."""
+        return np.bincount(self.ids, chosen, len(self.size))
+
     def share(self, chosen: Array) -> Array:
         """(I + 1,) share of the points of each instance that are chosen, a mask (M,)."""
-        result: Array = np.bincount(self.ids, chosen, len(self.size)) / self.size
+        result: Array = self.count(chosen) / self.size
         return result
 
     def seen_from(self, other: Things) -> Float32:
@@ -121,24 +126,28 @@ def compare(now: Things, *sides: Sequence[Things]) -> UInt8:
 
     Args:
         now: the sweep.
-        sides: sweeps before it, and sweeps after it. An instance moves if one side tells so, and
-            is static if no side tells so and one tells that it stays.
+        sides: sweeps before it, and sweeps after it. An instance moves if one side tells that it
+            has come, or that it has gone on and none that it stays; it is static if one tells
+            that it stays and it does not move.
     """
-    verdict = np.full(len(now.size), UNKNOWN, np.uint8)
-    moves = np.zeros(len(now.size), bool)
+    come, gone, stays = np.zeros((3, len(now.size)), bool)
     for others in sides:
         if not len(now.ids) or not others:
             continue
         free = _times_passed(now, others)
+        farthest = max(others, key=lambda other: _apart_s(now, other))
+        same = _near(now.points, farthest.seen_from(now), _SAME_CELL_M)
+        # Beams pass the parts of a bicycle that stands: its points are free, but not new.
+        new = ~same & (free >= max(2, _SWEEPS_FREE * len(others)))
+        come |= now.count(new) >= np.maximum(_LEAST_NEW, _SHARE_NEW * now.size)
+        if _apart_s(now, farthest) >= _STAY_S:
+            stays |= now.share(same) >= _SHARE_SAME
         for other in others:
             if _apart_s(now, other) <= _NEXT_S:
-                moves |= _gone_on(now, other)
-        enough = max(2, _SWEEPS_FREE * len(others))
-        moves |= now.share(free >= enough) >= _SHARE_FREE
-        farthest = max(others, key=lambda other: _apart_s(now, other))
-        if _apart_s(now, farthest) >= _STAY_S:
-            verdict[_stays(now, farthest.seen_from(now)) >= _SHARE_SAME] = STATIC
-    verdict[moves] = MOVING
+                gone |= _gone_on(now, other)
+    verdict = np.full(len(now.size), UNKNOWN, np.uint8)
+    verdict[stays] = STATIC
+    verdict[come | (gone & ~stays)] = MOVING
     verdict[0] = UNKNOWN
     return verdict
 

@@ -112,6 +112,24 @@ def test_a_moving_sensor_alone_makes_nothing_move() -> None:
         assert not (field == MOVING).any()
 
 
+def test_a_slow_vehicle_moves_though_it_mostly_covers_the_same_places() -> None:
+    def slow(t: float) -> list[Box]:
+        return [(14.0, 15.8, -3 + 2 * t, 1.2 + 2 * t), (14.0, 15.8, -12.0, -7.8)]
+
+    sweeps = drive(7, slow, speed=2.0)
+    (_, owner, _), field = sweeps[-1], online(sweeps)[-1]
+    assert (field[owner == 0] == MOVING).mean() > 0.9
+    assert (field[owner == 1] == STATIC).mean() > 0.9
+
+
+def test_a_thing_that_beams_pass_stands() -> None:
+    posts: list[Box] = [(8.0, 8.1, y, y + 0.05) for y in np.arange(-1.0, 1.0, 0.15)]
+    sweeps = drive(7, lambda t: posts, speed=0.0)
+    for (_, owner, _), field in zip(sweeps, online(sweeps)):
+        assert (owner >= 0).sum() > 50
+        assert not (field == MOVING).any()
+
+
 def test_unlabeled_points_and_sweeps_without_a_pose_are_unknown() -> None:
     (sweep, _, _), (after, _, _) = drive(2, street)
     labels = np.full(len(sweep.labels), -1)

@@ -7,7 +7,7 @@ Every `--every` sweeps a grid is drawn, as the node draws it: from the newest sw
 temporal buffer. The map of the simulator says which cells are occupied: those where something
 stands, or moves at that time, lower than the height of a vehicle. Cells that the grid does not know
 are left out; their share is reported. IoU of occupied (cost of 50 or more) and of free cells, with
-the labels of the network and with exact labels.
+the labels of the network and with exact labels; the buffer also without the trails of what moves.
 """
 
 from __future__ import annotations
@@ -147,10 +147,13 @@ class Drawer:
         name: of the labels.
         pipeline: labels the sweeps and smooths them.
         config: of the grids.
+        moving: also find what moves; only the grids of the buffer are other ones then.
     """
 
-    def __init__(self, name: str, pipeline: Pipeline, config: GridConfig) -> None:
-        self.name, self.pipeline, self.config = name, pipeline, config
+    def __init__(
+        self, name: str, pipeline: Pipeline, config: GridConfig, moving: bool = False
+    ) -> None:
+        self.name, self.pipeline, self.config, self.moving = name, pipeline, config, moving
         self.costs = read_costs(config.costs, pipeline.label_space)
         self.times_ms: dict[str, list[float]] = defaultdict(list)
 
@@ -159,7 +162,7 @@ class Drawer:
         assert labeled.pose is not None
         newest = sweep_evidence(labeled)
         grids = {}
-        for source in ("newest sweep", "buffer"):
+        for source in ("buffer",) if self.moving else ("newest sweep", "buffer"):
             started = time.thread_time()
             evidence = newest
             if source == "buffer":
@@ -184,13 +187,15 @@ def measure(drive: SimulatedDrive, segmenter: Segmenter, config: GridConfig, eve
     drawers = [
         Drawer("network", Pipeline(segmenter, smooth), config),
         Drawer("exact labels", Pipeline(exact, smooth), config),
+        Drawer("network, moving", Pipeline(segmenter, smooth), config, moving=True),
+        Drawer("exact labels, moving", Pipeline(exact, smooth), config, moving=True),
     ]
     counts: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
     for index, sample in tracked(enumerate(drive), drive.name, len(drive)):
         exact.sample = sample
         occupied: np.ndarray | None = None  # all grids of a sweep have the same cells
         for drawer in drawers:
-            labeled = drawer.pipeline.process(Sweep.of(sample))
+            labeled = drawer.pipeline.process(Sweep.of(sample), moving=drawer.moving)
             if index % every != every - 1:
                 continue
             for source, grid in drawer.draw(labeled).items():

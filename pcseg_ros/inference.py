@@ -217,7 +217,7 @@ class Inference:
                 sweep,
                 probabilities=outputs.needs_probabilities(config),
                 located=outputs.needs_pose(config),
-                moving=outputs.needs_moving(),
+                moving=outputs.needs_moving(config),
                 tracks=config.thing_rules() if outputs.needs_tracks() else None,
             )
             self._report_match()

@@ -123,8 +123,8 @@ class MovingParameters(Section):
     enabled: bool = Field(
         False,
         description="Find which vehicles and persons move: adds the field moving (0 unknown, 1 "
-        "static, 2 moving) and the topics static_points and moving_points; needs the motion of "
-        "the platform",
+        "static, 2 moving) and the topics static_points and moving_points, and leaves no trails "
+        "in grids from the buffer; needs the motion of the platform",
     )
 
 

@@ -124,9 +124,15 @@ class SweepOutputs:
         """The grid is subscribed and drawn in the fixed frame."""
         return config.grid.frame == "fixed" and self._grid.wanted()
 
-    def needs_moving(self) -> bool:
-        """The clouds of what is static and what moves, or clouds with the field, are subscribed."""
-        return bool(self._moving) and any(map(qos.has_subscribers, self._all_clouds()))
+    def needs_moving(self, config: NodeConfig) -> bool:
+        """The clouds of what is static and what moves, or clouds with the field, are subscribed.
+
+        Or a grid from the buffer, which then has no trails of what moves.
+        """
+        if not self._moving:
+            return False
+        grid = config.temporal.enabled and self._grid.wanted()
+        return grid or any(map(qos.has_subscribers, self._all_clouds()))
 
     def needs_tracks(self) -> bool:
         """The tracks, or clouds with the field, are subscribed."""

@@ -113,11 +113,12 @@ class Things:
 def instances_of(cloud: PointCloud, labels: Array, space: LabelSpace) -> Instances:
     """The instances of `THINGS`, each of one class."""
     group = np.full(len(space), -1)
-    group[_things(space)] = _things(space)
+    group[movable(space)] = movable(space)
     return find_instances(cloud.xyz, labels, group)
 
 
-def _things(space: LabelSpace) -> list[int]:
+def movable(space: LabelSpace) -> list[int]:
+    """Ids of the classes of which instances can move."""
     return [number for number, name in enumerate(space.names) if name in THINGS]
 
 
@@ -136,7 +137,7 @@ def compare(now: Things, *sides: Sequence[Things]) -> UInt8:
             continue
         free = _times_passed(now, others)
         farthest = max(others, key=lambda other: _apart_s(now, other))
-        same = _near(now.points, farthest.seen_from(now), _SAME_CELL_M)
+        same = near(now.points, farthest.seen_from(now), _SAME_CELL_M)
         # Beams pass the parts of a bicycle that stands: its points are free, but not new.
         new = ~same & (free >= max(2, _SWEEPS_FREE * len(others)))
         come |= now.count(new) >= np.maximum(_LEAST_NEW, _SHARE_NEW * now.size)
@@ -181,17 +182,17 @@ def _gone_on(now: Things, other: Things) -> npt.NDArray[np.bool_]:
     left = gone[other.ids]
     if not left.any():
         return np.zeros(len(now.size), bool)
-    near = now.share(_near(now.points, there[:, left], _NEXT_CELL_M)) > 0
-    found: npt.NDArray[np.bool_] = near & (_stays(now, there) < _SHARE_SAME)
+    beside = now.share(near(now.points, there[:, left], _NEXT_CELL_M)) > 0
+    found: npt.NDArray[np.bool_] = beside & (_stays(now, there) < _SHARE_SAME)
     return found
 
 
 def _stays(now: Things, there: Float32) -> Array:
     """(I + 1,) share of the points of each instance beside a thing of another sweep."""
-    return now.share(_near(now.points, there, _SAME_CELL_M))
+    return now.share(near(now.points, there, _SAME_CELL_M))
 
 
-def _near(points: Float32, others: Float32, cell_m: float) -> npt.NDArray[np.bool_]:
+def near(points: Float32, others: Float32, cell_m: float) -> npt.NDArray[np.bool_]:
     """(M,) bool: one of the other points is in the same cell of the ground plane, or beside it."""
     library = optional_library()
     if library is not None:
@@ -319,9 +320,9 @@ def field_of(labels: Array, space: LabelSpace, instances: Instances, verdict: UI
 
     Points of classes other than `THINGS` are static. Without such classes all is unknown.
     """
-    movable = _things(space)
-    by_class = np.full(len(space) + 1, STATIC if movable else UNKNOWN, np.uint8)
-    by_class[[IGNORE, *movable]] = UNKNOWN
+    things = movable(space)
+    by_class = np.full(len(space) + 1, STATIC if things else UNKNOWN, np.uint8)
+    by_class[[IGNORE, *things]] = UNKNOWN
     values = point_values(labels, by_class)
     values[instances.rows] = verdict.take(instances.ids)
     return values

@@ -10,16 +10,17 @@ import numpy as np
 from pcseg_core.labels import UNKNOWN
 from pcseg_core.online.moving import MovingThings
 from pcseg_core.online.tracks import Tracked, Tracker, TrackRules
+from pcseg_core.online.trails import Trails
 
 if TYPE_CHECKING:
-    from pcseg_core.online.pipeline import LabeledSweep
+    from pcseg_core.online.pipeline import LabeledSweep, Voxels
 
 
 class OverTime:
     """Adds `moving` and `tracked` to labeled sweeps. `reset` may be called from any thread."""
 
     def __init__(self) -> None:
-        self._moving, self._tracker = MovingThings(), Tracker()
+        self._moving, self._trails, self._tracker = MovingThings(), Trails(), Tracker()
         self._forget = False
 
     @property
@@ -40,14 +41,23 @@ class OverTime:
         if self._forget:
             self._forget = False
             self._moving.reset()
+            self._trails.reset()
             self._tracker.reset()
         arguments = labeled.cloud, labeled.labels, labeled.label_space
         count, pose = len(labeled.labels), labeled.pose
         if moving:
-            unknown = np.full(count, UNKNOWN, np.uint8)
-            labeled.moving = unknown if pose is None else self._moving.update(*arguments, pose)
+            labeled.moving = np.full(count, UNKNOWN, np.uint8)
+            if pose is not None:
+                labeled.moving = self._moving.update(*arguments, pose)
+                self._trails.add(labeled.cloud, labeled.moving, pose)
         if tracks is not None:
             nothing = Tracked(np.zeros(count, np.uint32), ())
             labeled.tracked = (
                 nothing if pose is None else self._tracker.update(*arguments, pose, tracks)
             )
+
+    def without_trails(self, voxels: Voxels, labeled: LabeledSweep) -> Voxels:
+        """Voxels around a sweep without those that moving things have left; see `Trails`."""
+        if labeled.moving is None:
+            return voxels
+        return self._trails.outside(voxels, labeled.label_space)

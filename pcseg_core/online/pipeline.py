@@ -163,13 +163,15 @@ class Pipeline:
     def remembered(self, labeled: LabeledSweep, span_s: float) -> Voxels | None:
         """What the temporal buffer saw in the last seconds; see `TemporalBuffer.remembered`.
 
+        Where it is known what moves, the places that it has left are not among them.
+
         Args:
             labeled: the newest sweep; None is returned if it was not smoothed.
             span_s: seconds.
         """
         if self._buffer is None or labeled.pose is None or not self.config.temporal.enabled:
             return None
-        return self._buffer.remembered(span_s)
+        return self._over_time.without_trails(self._buffer.remembered(span_s), labeled)
 
     def process(
         self,

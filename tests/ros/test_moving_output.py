@@ -23,7 +23,7 @@ from harness import (
     value_of,
     wait_for,
 )
-from nav_msgs.msg import Odometry
+from nav_msgs.msg import OccupancyGrid, Odometry
 from sensor_msgs.msg import PointCloud2, PointField
 
 from pcseg_core.cloud import encode_cloud
@@ -46,10 +46,11 @@ def face(x: float, y: float) -> np.ndarray:
     return np.stack([np.full(across.size, x), across.ravel(), up.ravel()], 1)
 
 
-def street(number: int, crossing: bool = True) -> PointCloud2:
+def street(number: int, crossing: bool = True, walled: bool = True) -> PointCloud2:
     """A wall, a parked vehicle and one that crosses in front of the wall, 1.2 m in 0.1 s."""
     angle, slope = np.meshgrid(np.arange(-0.8, 0.8, 0.003), np.arange(-0.2, 0.2, 0.01))
     wall = 30.0 * np.stack([np.cos(angle), np.sin(angle), slope], -1).reshape(-1, 3)
+    wall = wall[: len(wall) * walled]
     parts = [wall, face(12.0, 5.0)] + ([face(10.0, -6.0 + 1.2 * number)] if crossing else [])
     xyz = np.concatenate(parts).astype(np.float32)
     labels = np.full(len(xyz), VEHICLE)
@@ -96,6 +97,36 @@ def test_the_field_and_the_clouds_of_what_moves(node: Attachment, client: Client
         assert (field_of(received[name], "moving") == value).all()
     client.node.destroy_publisher(publisher)
     node.deafen()
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_a_grid_alone_has_no_trail_of_what_moves(client: Client, enabled: bool) -> None:
+    settings = (*PAINTED, f"moving.enabled:={str(enabled).lower()}", "temporal.enabled:=true")
+    with NodeProcess(*settings, "motion.source:=odometry", "grid.rate_hz:=50.0") as process:
+        node = client.attach(process)
+        topic = f"{node.namespace}/odometry"
+        publisher = client.node.create_publisher(Odometry, topic, RELIABLE)
+        wait_for(publisher.get_subscription_count, "the node's subscription of Odometry")
+        grids = node.listen(OccupancyGrid, "grid", RELIABLE)
+        node.mute()
+        for number in range(12):
+            publisher.publish(odometry(number))
+        for number in range(11):  # at last the wall behind the vehicles is not seen
+            sent = street(number, walled=number < 10)
+            node.send(sent)
+            while (grid := grids.get(timeout=TIMEOUT_S)).header.stamp != sent.header.stamp:
+                pass
+        client.node.destroy_publisher(publisher)
+    edge, origin = grid.info.resolution, grid.info.origin.position
+    costs = np.array(grid.data).reshape(grid.info.height, grid.info.width)
+
+    def highest(x: float, y: float) -> int:
+        """Of the cells along the side of a vehicle, 2 m from y on, and those behind."""
+        row, column = int((y - origin.y) / edge), int((x - origin.x) / edge)
+        return int(costs[row : row + round(2 / edge), column - 1 : column + 2].max())
+
+    assert highest(10.0, 6.0) == 100 and highest(12.0, 5.0) == 100
+    assert [highest(10.0, y) == 100 for y in (-2.0, 0.0, 1.0)] == 3 * [not enabled]
 
 
 def test_without_motion_all_is_unknown_and_the_reason_is_told(node: Attachment) -> None:

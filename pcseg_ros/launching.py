@@ -154,7 +154,11 @@ def rviz_node(context: LaunchContext, simulated: bool = False) -> list[Node]:
 def when_active(
     node: LifecycleNode, actions: Sequence[LaunchDescriptionEntity]
 ) -> list[LaunchDescriptionEntity]:
-    """The node, then actions once it is active; the launch ends if it cannot be configured."""
+    """The node, then actions once it is active.
+
+    The launch ends if the node cannot be configured, or if its process ends: wrong parameters end
+    it at once, and nobody would report to what waits for it.
+    """
 
     def follow(event: ProcessExited, context: LaunchContext) -> Sequence[LaunchDescriptionEntity]:
         if event.returncode == 0:
@@ -166,7 +170,16 @@ def when_active(
         waiting = ExecuteProcess(cmd=command, name="wait_for_node", output="screen")
         return [RegisterEventHandler(OnProcessExit(target_action=waiting, on_exit=follow)), waiting]
 
-    return [RegisterEventHandler(OnProcessStart(target_action=node, on_start=ask)), node]
+    def end(event: ProcessExited, context: LaunchContext) -> Sequence[LaunchDescriptionEntity]:
+        if context.is_shutdown:
+            return []
+        return [EmitEvent(event=Shutdown(reason="the node has ended"))]
+
+    return [
+        RegisterEventHandler(OnProcessStart(target_action=node, on_start=ask)),
+        RegisterEventHandler(OnProcessExit(target_action=node, on_exit=end)),
+        node,
+    ]
 
 
 def player(bag: str, rate: str, loop: bool) -> ExecuteProcess:

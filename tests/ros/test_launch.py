@@ -133,7 +133,16 @@ def test_the_node_ends_when_ros2_launch_is_terminated(client: Client, tmp_path: 
     wait_for(lambda: not runs(int(pid)), "the end of the node")
 
 
-def test_replay_ends_where_the_node_cannot_start(client: Client, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "given, told",
+    [
+        ("checkpoint:=runs/none", "is not configured: no checkpoint at runs/none"),
+        ("min_confidence:=2.0", "'min_confidence' is 2.0"),  # ends the process of the node
+    ],
+)
+def test_replay_ends_where_the_node_cannot_start(
+    client: Client, tmp_path: Path, given: str, told: str
+) -> None:
     try:
         get_package_share_directory("pcseg_ros")
     except PackageNotFoundError:
@@ -142,7 +151,7 @@ def test_replay_ends_where_the_node_cannot_start(client: Client, tmp_path: Path)
     with BagWriter(bag) as writer:
         cloud = encode_cloud({axis: np.zeros(5, np.float32) for axis in "xyz"})
         writer.write_cloud("/lidar", cloud, "lidar", 10**18)
-    arguments = [f"bag:={bag}", f"out:={tmp_path / 'out'}", "checkpoint:=runs/none"]
+    arguments = [f"bag:={bag}", f"out:={tmp_path / 'out'}", given]
     ended = subprocess.run(
         ["ros2", "launch", "pcseg_ros", "replay.launch.py", *arguments],
         capture_output=True,
@@ -150,7 +159,7 @@ def test_replay_ends_where_the_node_cannot_start(client: Client, tmp_path: Path)
         timeout=90,
     )
     text = ended.stdout + ended.stderr
-    assert "is not configured: no checkpoint at runs/none" in text
+    assert told in text
     assert "bag_player" not in text
 
 

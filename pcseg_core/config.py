@@ -149,7 +149,7 @@ def parse_section(
 
 def _describe(problem: Mapping[str, Any], section: type[Section], values: object) -> str:
     location = problem["loc"]
-    key = ".".join(str(part) for part in location) or "(whole file)"
+    key = ".".join(str(part) for part in location)
     if problem["type"] == "extra_forbidden":
         parent = _section_at(section, location[:-1], values)
         new_name = getattr(parent, "renamed", {}).get(location[-1])
@@ -161,8 +161,10 @@ def _describe(problem: Mapping[str, Any], section: type[Section], values: object
         return f"unknown key '{key}' ({hint})"
     if problem["type"] == "missing":
         return f"'{key}' is required and missing"
-    reason = str(problem["msg"]).removeprefix("Value error, ")
-    return f"'{key}' is {_short(problem['input'])}: {_cut(reason, 800)}"
+    reason = _cut(str(problem["msg"]).removeprefix("Value error, "), 800)
+    if problem["type"] == "value_error" and isinstance(problem["input"], Mapping):
+        return f"{key}: {reason}" if key else reason  # of several values: the reason names them
+    return f"'{key}' is {_short(problem['input'])}: {reason}"
 
 
 def _short(value: object) -> str:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from pcseg_core.config import Section, load_yaml, parse_section, read_yaml
 from pcseg_core.errors import MAX_MESSAGE, InputError
@@ -26,6 +26,21 @@ class Recipe(Section):
 
 class Needed(Section):
     source: str = Field(description="No default.")
+
+
+class Span(Section):
+    first: int = Field(0, description="Start.")
+    last: int = Field(1, description="End.")
+
+    @model_validator(mode="after")
+    def _check_order(self) -> Span:
+        if self.last < self.first:
+            raise ValueError("last is before first")
+        return self
+
+
+class Plan(Section):
+    span: Span = Field(Span(), description="Sweeps.")
 
 
 def load(tmp_path: Path, text: str) -> Recipe:
@@ -61,6 +76,17 @@ def test_all_mistakes_are_listed_at_once_with_their_paths(tmp_path: Path) -> Non
     assert "optimizer.betas" in message
     assert "unknown key 'warmup.beta' (did you mean 'betas'?)" in message
     assert "'stages.1.learning_rate' is 'fast'" in message
+
+
+def test_values_that_do_not_fit_each_other_are_told_by_the_reason_alone() -> None:
+    wrong = {"first": 2, "last": 1}
+    for values, section, told in (
+        (wrong, Span, "plan: last is before first"),
+        ({"span": wrong}, Plan, "plan: span: last is before first"),
+    ):
+        with pytest.raises(InputError) as error:
+            parse_section(values, section, "plan")
+        assert str(error.value) == told
 
 
 def test_unknown_key_without_a_likeness_lists_the_known_ones(tmp_path: Path) -> None:

@@ -11,11 +11,12 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 from std_msgs.msg import Header
 
-from pcseg_core.errors import PcsegError
+from pcseg_core.errors import InputError, PcsegError
 from pcseg_core.labels import WIRE_UNLABELED, LabelSpace
 from pcseg_core.online.class_maps import autoware_ids, require_classes
 from pcseg_core.online.grid import read_costs
 from pcseg_core.online.label_images import unlabeled_pixel
+from pcseg_core.online.moving import THINGS
 from pcseg_core.online.output_clouds import check_clouds
 from pcseg_ros import conversions, qos, topics
 from pcseg_ros.config import NodeConfig
@@ -145,7 +146,22 @@ def check_classes(config: NodeConfig, space: LabelSpace) -> None:
     """Raise InputError if a parameter or a file names a class that the space does not have."""
     check_clouds(config.clouds.rules, space)
     require_classes(config.output.probabilities, space, "output.probabilities")
+    _check_instances(config, space)
     if config.output.profile == "autoware" or config.output.class_map:
         autoware_ids(config.output.class_map, space)
     if config.grid.costs:
         read_costs(config.grid.costs, space)
+
+
+def _check_instances(config: NodeConfig, space: LabelSpace) -> None:
+    """The default may name classes that the space lacks, as long as it finds something."""
+    names = config.instance_classes
+    wanted = config.tracks.enabled or config.publish_instances
+    if names == NodeConfig.model_fields["instance_classes"].default:
+        names = names if wanted and not set(names) & set(space.names) else ()
+    require_classes(names, space, "instance_classes")
+    if config.moving.enabled and not THINGS & set(space.names):
+        raise InputError(
+            f"moving.enabled: no class of {', '.join(space.names)} is one that moves; expected "
+            f"one of {', '.join(sorted(THINGS))}"
+        )

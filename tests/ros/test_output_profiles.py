@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +19,10 @@ from harness import Attachment, Client, NodeProcess, field_of, layout, positions
 from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import PointCloud2, PointField
 
-from pcseg_core.labels import WIRE_UNLABELED, LabelSpace
+from pcseg_core.errors import InputError
+from pcseg_core.labels import WIRE_UNLABELED, LabelClass, LabelSpace
+from pcseg_ros.classes import check_classes
+from pcseg_ros.config import NodeConfig
 
 NAMES = LabelSpace.load("street").names
 GROUND = ("road", "sidewalk", "terrain")
@@ -152,6 +157,27 @@ def test_classes_of_clouds_are_live_and_checked(node: Attachment) -> None:
     )
     labels = field_of(node.exchange(sweep(500)), "label")
     assert labels.max() == len(NAMES) - 1
+
+
+@pytest.mark.parametrize(
+    "names, given, told",
+    [
+        (["road", "car"], {}, ""),
+        (["road"], {"instance_classes": ["vehicle"]}, "instance_classes: unknown class 'vehicle'"),
+        (["road", "person"], {"tracks": {"enabled": True}}, ""),
+        (["road"], {"tracks": {"enabled": True}}, "instance_classes: unknown class 'vehicle'"),
+        (["road"], {"publish_instances": True}, "instance_classes: unknown class 'vehicle'"),
+        (["road"], {"moving": {"enabled": True}}, "moving.enabled: no class of road is one that"),
+        (["road", "car"], {"moving": {"enabled": True}}, ""),
+    ],
+)
+def test_outputs_that_no_class_of_a_checkpoint_has_are_refused(
+    names: list[str], given: dict[str, Any], told: str
+) -> None:
+    classes = [LabelClass(number, name, (0, 0, 0)) for number, name in enumerate(names)]
+    space = LabelSpace("own", tuple(classes))
+    with pytest.raises(InputError, match=told) if told else nullcontext():
+        check_classes(NodeConfig.model_validate(given), space)
 
 
 def test_a_class_map_of_another_checkpoint_is_refused(client: Client, tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ _TAKEN = (
 
 def _without_empty(values: Any) -> Any:
     if not isinstance(values, (list, tuple)):
-        raise ValueError(f"expected a list, such as ['{values}']")
+        raise ValueError(f"expected a list, such as {[values]}")
     return [value for value in values if value != ""]
 
 

@@ -88,6 +88,7 @@ def test_missing_checkpoint_leaves_the_node_unconfigured_and_says_why(client: Cl
         ("temporal.new_evidence:=0.1", "'temporal.new_evidence' is now called 'correlation"),
         ("teacher.trust:=1.0", "'teacher.trust' is now called 'camera_weight'"),
         ("instance_classes:=vehicle", "expected a list, such as ['vehicle']"),
+        ("clouds.filtered_points.min_confidence:=0.5", "expected a list, such as [0.5]"),
         ("filter_classes:=['vehicle']", "is now called 'clouds.filtered_points.classes'"),
         ("clouds.names:=['points']", "'points' cannot be the name of a cloud"),
         ("clouds.filtered_points.min_confidence:=[0.5, 2.0]", "expected numbers from 0 to 1"),
@@ -135,6 +136,7 @@ def test_unknown_class_of_the_filter_is_refused_at_configuring(client: Client) -
     for given, why in (
         ("clouds.filtered_points.classes:=['vehicle', 'unicorn']", "classes: unknown class"),
         ("output.probabilities:=['unicorn']", "output.probabilities: unknown class"),
+        ("instance_classes:=['unicorn']", "instance_classes: unknown class"),
     ):
         with NodeProcess("checkpoint:=fake", given) as process:
             node = client.attach(process, active=False)

@@ -80,9 +80,13 @@ class TransformBuffer:
         if key[0] == key[1]:
             return np.eye(4)
         if key not in self._static:
-            if self._latest_ns(*key):
-                return None
-            self._static[key] = self._look(lambda: self._buffer.lookup_transform_core(*key, Time()))
+            try:
+                if self._latest_ns(*key):
+                    return None
+                found = self._look(lambda: self._buffer.lookup_transform_core(*key, Time()))
+            except TransformError as error:
+                raise _unknown(*key, error) from None
+            self._static[key] = found
         return self._static[key]
 
     def pose(self, fixed: str, frame: str, stamp_ns: int) -> Float64:
@@ -94,6 +98,7 @@ class TransformBuffer:
         target, source = _plain(fixed), _plain(frame)
         return self._at(
             lambda: self._buffer.lookup_transform_core(target, source, _time(stamp_ns)),
+            (target, source),
             [(target, source, stamp_ns)],
         )
 
@@ -109,14 +114,17 @@ class TransformBuffer:
         arguments = (target, _time(target_ns), source, _time(source_ns), fixed)
         return self._at(
             lambda: self._buffer.lookup_transform_full_core(*arguments),
+            (target, source),
             [(fixed, target, target_ns), (fixed, source, source_ns)],
         )
 
-    def _at(self, look: Callable[[], Any], needed: list[tuple[str, str, int]]) -> Float64:
+    def _at(
+        self, look: Callable[[], Any], frames: tuple[str, str], needed: list[tuple[str, str, int]]
+    ) -> Float64:
         try:
             return self._look(look)
         except TransformError as error:
-            raise TransformError(str(error), self._expected(needed)) from None
+            raise _unknown(*frames, error, self._expected(needed)) from None
 
     def _expected(self, needed: list[tuple[str, str, int]]) -> bool:
         try:
@@ -196,6 +204,11 @@ class TfMotion:
     def camera(self, camera: str, image_ns: int, lidar: str, sweep_ns: int) -> Float64:
         """See `Motion`; through the fixed frame."""
         return self._buffer.between(camera, image_ns, lidar, sweep_ns, self._fixed)
+
+
+def _unknown(target: str, source: str, error: Exception, expected: bool = False) -> TransformError:
+    """What tf2 says, behind the frames: it names one of them, or both at its end."""
+    return TransformError(f"no transform from '{source}' to '{target}': {error}", expected)
 
 
 def _plain(frame: str) -> str:

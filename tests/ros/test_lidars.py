@@ -175,5 +175,5 @@ def test_another_clock_is_never_united(rig: Rig) -> None:
 def test_one_without_a_transform_is_left_out(rig: Rig) -> None:
     rig.exchange(70)
     rig.exchange(40, frame="nowhere")
-    rig.node.report(lambda s: "no LiDAR" in value_of(s, "reason: LiDAR right left out"))
+    rig.node.report(lambda s: "'nowhere'" in value_of(s, "reason: LiDAR right left out"))
     rig.exchange(70)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 from nav_msgs.msg import Odometry
@@ -108,20 +109,25 @@ class PoseInputs:
         self.poses.notify()
 
 
-def needs_motion(config: NodeConfig) -> bool:
-    """A parameter needs the motion of the platform."""
-    smoothed = config.temporal.enabled or config.motion.deskew
-    followed = config.moving.enabled or config.tracks.enabled
-    return smoothed or followed or config.grid.frame == "fixed"
+def needs_motion(config: NodeConfig) -> list[str]:
+    """Parameters that are set and need the motion of the platform."""
+    wanted = {
+        "temporal.enabled": config.temporal.enabled,
+        "motion.deskew": config.motion.deskew,
+        "moving.enabled": config.moving.enabled,
+        "tracks.enabled": config.tracks.enabled,
+        "grid.frame fixed": config.grid.frame == "fixed",
+    }
+    return [name for name, is_set in wanted.items() if is_set]
 
 
-def _source(config: NodeConfig, moves: bool, calibrated: bool) -> str:
+def _source(config: NodeConfig, moves: Sequence[str], calibrated: bool) -> str:
     """Source of the motion: "tf", "odometry" or "none"."""
     source: str = config.motion.source
     if source == "none" and moves:
         raise InputError(
-            "temporal.enabled, motion.deskew, moving.enabled, tracks.enabled and grid.frame fixed "
-            "need motion.source"
+            f"motion.source is none, but {', '.join(moves)} need it; take tf or odometry. "
+            "For a LiDAR that stands still, tf and a static transform to motion.fixed_frame"
         )
     if source == "auto":
         source = "tf" if has_tf2() else "odometry"

@@ -230,7 +230,10 @@ def test_private_and_substituted_topics_of_cameras(client: Client, tmp_path: Pat
     [
         (["cameras.calibration:=none.yaml"], "none.yaml"),
         (["cameras.info_topics:=['a']"], "1 topics for 2"),
-        (["temporal.enabled:=true", "motion.source:=none"], "need motion.source"),
+        (
+            ["tracks.enabled:=true", "motion.source:=none"],
+            "motion.source is none, but tracks.enabled need it",
+        ),
         (["cameras.topics:=['front/1st image']"], "topic 'front/1st image': Invalid topic name"),
     ],
 )

@@ -126,7 +126,7 @@ def _source(config: NodeConfig, moves: Sequence[str], calibrated: bool) -> str:
     source: str = config.motion.source
     if source == "none" and moves:
         raise InputError(
-            f"motion.source is none, but {', '.join(moves)} need it; take tf or odometry. "
+            f"motion.source is none, but is needed by {', '.join(moves)}; take tf or odometry. "
             "For a LiDAR that stands still, tf and a static transform to motion.fixed_frame"
         )
     if source == "auto":

@@ -92,14 +92,40 @@ bool arguments_ok(const RecordsArgs& a) {
   return true;
 }
 
+// Of each byte: the positions of its bits, lowest first, and how many there are.
+struct BitTable {
+  uint8_t at[256][8] = {}, count[256] = {};
+
+  constexpr BitTable() {
+    for (int byte = 0; byte < 256; ++byte)
+      for (int bit = 0; bit < 8; ++bit)
+        if (byte >> bit & 1) at[byte][count[byte]++] = static_cast<uint8_t>(bit);
+  }
+};
+
+constexpr BitTable kBits;
+
+// Which of up to kBlock points are chosen, and how many; rows has room for eight more.
+int list_chosen(const uint8_t* chosen, int n, uint8_t* rows) {
+  int count = 0;
+  for (int i = 0; i < n; i += 8) {
+    uint64_t eight = 0, listed;
+    std::memcpy(&eight, chosen + i, std::min(8, n - i));
+    eight |= eight >> 4, eight |= eight >> 2, eight |= eight >> 1;
+    // A byte of which bit k tells of point k.
+    const uint64_t byte = (eight & 0x0101010101010101u) * 0x0102040810204080u >> 56;
+    std::memcpy(&listed, kBits.at[byte], sizeof(listed));
+    listed += i * 0x0101010101010101u;
+    std::memcpy(rows + count, &listed, sizeof(listed));
+    count += kBits.count[byte];
+  }
+  return count;
+}
+
 // The chosen ones of a block of records, one after the other; returns the end.
 char* take_block(const char* from, int64_t step, const uint8_t* chosen, int n, char* to) {
-  int32_t rows[kBlock];
-  int count = 0;
-  for (int i = 0; i < n; ++i) {
-    rows[count] = i;
-    count += chosen[i] != 0;
-  }
+  uint8_t rows[kBlock + 8];
+  const int count = list_chosen(chosen, n, rows);
   if (count == n) {
     std::memcpy(to, from, n * step);
   } else if (step > 16 && step <= 32) {  // the usual sizes: two halves that overlap
@@ -137,10 +163,11 @@ struct ChooseArgs {
 };
 
 // Whether the confidence of each of n points is the least of its class, or higher.
-PCSEG_INLINE void compare(const ChooseArgs& a, int64_t first, int n, uint8_t* chosen) {
+PCSEG_INLINE void compare(const ChooseArgs& a, int64_t first, int n, uint8_t* __restrict chosen) {
   const uint32_t classes = a.classes;
-  const int32_t* labels = a.labels + first;
-  const float *confidence = a.confidence + first, *least = a.least;
+  const int32_t* __restrict labels = a.labels + first;
+  const float* __restrict confidence = a.confidence + first;
+  const float* __restrict least = a.least;
   for (int i = 0; i < n; ++i) {
     const uint32_t label = static_cast<uint32_t>(labels[i]);
     chosen[i] = confidence[i] >= least[label < classes ? label : classes];
@@ -177,6 +204,17 @@ void choose(const ChooseArgs& a, int threads) {
     }
   });
 }
+
+PCSEG_INLINE void scale(const float* confidence, const int32_t* labels, int n, uint8_t* values) {
+  for (int i = 0; i < n; ++i) {
+    const int32_t value = static_cast<int32_t>(confidence[i] * 255.0f + 0.5f);
+    values[i] = static_cast<uint8_t>(labels[i] >= 0 ? value : 0);
+  }
+}
+
+PCSEG_WIDEST(find_bytes, scale,
+             (const float* confidence, const int32_t* labels, int n, uint8_t* values),
+             (confidence, labels, n, values))
 
 // Bits of which the highest is set if one of n points of `count` values is not finite.
 uint32_t exponents_of(const char* point, int32_t count, int64_t step, int64_t n) {
@@ -268,11 +306,9 @@ PCSEG_API int32_t pcseg_confidence_bytes(const float* confidence, const int32_t*
   if (!rows_ok(n) || (n && (!confidence || !labels || !values))) return kBadArgument;
   return guarded([&] {
     brief_for(threads, (n + kPoints - 1) / kPoints, [=](int64_t task) {
-      const int64_t end = std::min(n, (task + 1) * kPoints);
-      for (int64_t i = task * kPoints; i < end; ++i) {
-        const int32_t value = static_cast<int32_t>(confidence[i] * 255.0f + 0.5f);
-        values[i] = static_cast<uint8_t>(labels[i] >= 0 ? value : 0);
-      }
+      const int64_t first = task * kPoints;
+      const int count = static_cast<int>(std::min(kPoints, n - first));
+      find_bytes(confidence + first, labels + first, count, values + first);
     });
     return kDone;
   });

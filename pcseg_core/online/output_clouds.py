@@ -124,9 +124,10 @@ def _native_autoware(together: Float32, labeled: LabeledSweep, ids: Array) -> En
     buffer = cloud_records.zeros(_AUTOWARE_BYTES * height * width)
     labels, likely = np.ascontiguousarray(labeled.labels, np.int32), labeled.probabilities
     confidence = np.ascontiguousarray(labeled.confidence, np.float32)
+    points = together.reshape(-1, 3)  # a copy where rows have padding
     likely, step = (None, 0) if likely is None else row_reductions.plain_rows(likely)
     args = AutowareArgs(
-        Points.of(together.reshape(-1, 3)),
+        Points.of(points),
         labels.ctypes.data,
         confidence.ctypes.data,
         None if likely is None else likely.ctypes.data,

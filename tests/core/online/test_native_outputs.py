@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import array
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -170,6 +173,24 @@ def test_points_of_autoware(seed: int, height: int, width: int, known: bool, bef
         np.testing.assert_allclose(one[name], other[name], atol=0 if exact else 2e-6, rtol=0)
     gap = native.data.reshape(count, 24)[:, 13:16]
     assert not gap.any()
+
+
+def test_points_of_autoware_from_rows_with_padding() -> None:
+    rng = np.random.default_rng(0)
+    height, width = 40, 500
+    tight = encode_cloud(dict(zip("xyz", sweep(rng, height * width).T)), height, width)
+    padded = np.full((height, tight.row_step + 20), 255, np.uint8)
+    padded[:, :-20] = tight.data.reshape(height, -1)
+    buffer = array.array("B", padded.tobytes())
+    message = dataclasses.replace(tight, row_step=tight.row_step + 20, buffer=buffer)
+    labels = rng.integers(-1, len(SPACE), height * width)
+    likely = rng.random((len(labels), len(SPACE)), np.float32)
+    labeled = LabeledSweep(
+        PointCloud(np.zeros((len(labels), 3), np.float32)), labels, likely.max(1), SPACE
+    )
+    ids = np.arange(len(SPACE) + 1, dtype=np.uint8)
+    found = output_clouds.autoware_cloud(message, labeled, ids)
+    assert found.buffer == output_clouds.autoware_cloud(tight, labeled, ids).buffer
 
 
 @properties

@@ -68,6 +68,7 @@ AT_ONCE = {
     "grid": 0.2,
 }
 """Outputs on request that one sweep can have together, with the share of the sweeps."""
+SCENES = 24  # sweeps in which a vehicle drives to the place of the next one
 
 
 def random_sweep(points: int) -> np.ndarray:
@@ -133,14 +134,21 @@ def labels_of(points: np.ndarray, message: Any) -> LabeledSweep:
 
 
 def traffic(xyz: np.ndarray, things: np.ndarray, number: int) -> np.ndarray:
-    """The points (N, 3) with those of `things` on two sides of 40 vehicles, half of which drive."""
+    """The points (N, 3) with those of `things` on two sides of 40 vehicles.
+
+    Half of them stand. The others drive behind each other in five lanes; where the first one of a
+    lane leaves it another one enters it, so that sweep 24 is sweep 0 and each follows on another.
+    """
     rows = np.arange(len(things))
     thing, place = rows % 40, rows // 40 / (len(things) / 40)
+    lane, first = thing // 8, 12.0 * (thing % 8 // 2) - 24
+    way = 0.5 * ((number + 5 * lane) % SCENES)
+    drives = thing % 2 == 1
     moved = xyz.copy()
     along = np.minimum(place, 0.7) / 0.7
     across = np.maximum(place - 0.7, 0) / 0.3
-    moved[things, 0] = 12.0 * (thing % 8) - 42 + 4.4 * along + 0.5 * number * (thing % 2)
-    moved[things, 1] = 9.0 * (thing // 8) - 18 + 1.8 * across
+    moved[things, 0] = first + 4.4 * along + np.where(drives, way, 3.0)
+    moved[things, 1] = 9.0 * lane - 18 + 1.8 * across + np.where(drives, 0.0, 4.5)
     moved[things, 2] = -1.6 + 1.5 * (rows % 7) / 6
     return moved
 
@@ -172,12 +180,12 @@ def outputs_of(message: Any, labeled: LabeledSweep) -> dict[str, Callable[[], An
     roads, vehicles = space.index("road"), space.index("vehicle")
     labels = np.where(np.arange(width) % 20, roads, vehicles).astype(np.int32)
     rows = np.flatnonzero(labels == vehicles)
-    scenes = [traffic(labeled.cloud.xyz, rows, number) for number in range(20)]
+    scenes = [traffic(labeled.cloud.xyz, rows, number) for number in range(SCENES)]
     result = replace(labeled, labels=labels, pose=np.eye(4))
     things, drive = MovingThings(), itertools.count(1)
 
     def street(number: int) -> PointCloud:
-        return replace(labeled.cloud, xyz=scenes[number % 20], stamp_ns=number * 100_000_000)
+        return replace(labeled.cloud, xyz=scenes[number % SCENES], stamp_ns=number * 100_000_000)
 
     def move() -> None:
         things.update(street(next(drive)), labels, space, np.eye(4))

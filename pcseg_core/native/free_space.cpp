@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <vector>
 
 #include "widest.h"
 
@@ -57,11 +58,28 @@ PCSEG_WIDEST(find, find_cells,
              (const Block& b, const float* origin, int n, int32_t* cell, float* distance),
              (b, origin, n, cell, distance))
 
-PCSEG_INLINE void look_up(const int32_t* labels, const int32_t* table, uint32_t classes, int n,
-                          uint8_t* values) {
-  for (int i = 0; i < n; ++i) {
+using Bytes = uint8_t __attribute__((vector_size(16)));
+
+PCSEG_INLINE void look_up(const int32_t* __restrict labels, const uint8_t* __restrict table,
+                          uint32_t classes, int n, uint8_t* __restrict values) {
+  int i = 0;
+  if (classes < sizeof(Bytes)) {  // a table that one instruction reads sixteen times
+    Bytes all{};
+    std::memcpy(&all, table, classes + 1);
+    for (int k = 0; k < n; ++k) {
+      const uint32_t label = static_cast<uint32_t>(labels[k]);
+      values[k] = static_cast<uint8_t>(label < classes ? label : classes);
+    }
+    for (; i + static_cast<int>(sizeof(Bytes)) <= n; i += sizeof(Bytes)) {
+      Bytes at;
+      std::memcpy(&at, values + i, sizeof(at));
+      at = __builtin_shuffle(all, at);
+      std::memcpy(values + i, &at, sizeof(at));
+    }
+  }
+  for (; i < n; ++i) {
     const uint32_t label = static_cast<uint32_t>(labels[i]);
-    values[i] = static_cast<uint8_t>(table[label < classes ? label : classes]);
+    values[i] = table[label < classes ? label : classes];
   }
 }
 
@@ -81,21 +99,41 @@ PCSEG_INLINE void widen(const float* row, float* wide) {
   wide[C - 1] = std::min(std::min(row[C - 2], row[C - 1]), row[0]);
 }
 
-// Minimum over the 3 x 3 cells around each.
-PCSEG_INLINE void find_least(const float* from, float* to) {
-  constexpr int C = kViewColumns, R = kViewRows;
+// Minimum over the 3 x 3 cells around each of some rows; those around the rows are not looked at.
+PCSEG_INLINE void find_least(const float* from, int first, int last, float* to) {
+  constexpr int C = kViewColumns;
   float wide[3][C];
-  widen(from, wide[0]);
-  for (int r = 0; r < R; ++r) {
-    if (r + 1 < R) widen(from + (r + 1) * C, wide[(r + 1) % 3]);
-    const float* above = wide[(r ? r - 1 : r) % 3];
+  widen(from + first * C, wide[first % 3]);
+  for (int r = first; r <= last; ++r) {
+    if (r < last) widen(from + (r + 1) * C, wide[(r + 1) % 3]);
+    const float* above = wide[(r > first ? r - 1 : r) % 3];
     const float* row = wide[r % 3];
-    const float* below = wide[(r + 1 < R ? r + 1 : r) % 3];
+    const float* below = wide[(r < last ? r + 1 : r) % 3];
     for (int c = 0; c < C; ++c) to[r * C + c] = std::min(std::min(above[c], row[c]), below[c]);
   }
 }
 
-PCSEG_WIDEST(erode, find_least, (const float* from, float* to), (from, to))
+PCSEG_WIDEST(erode, find_least, (const float* from, int first, int last, float* to),
+             (from, first, last, to))
+
+// First and last of some rows of an image.
+struct Span {
+  int32_t first = kViewRows - 1, last = 0;
+
+  void add(const int32_t* cell, int n) {
+    int32_t least = cell[0], most = cell[0];
+    for (int i = 1; i < n; ++i) {
+      least = cell[i] < least ? cell[i] : least;
+      most = cell[i] > most ? cell[i] : most;
+    }
+    add({least / kViewColumns, most / kViewColumns});
+  }
+
+  void add(const Span& other) {
+    first = std::min(first, other.first);
+    last = std::max(last, other.last);
+  }
+};
 
 // NaN for the distance of points that are no returns, or not chosen.
 void leave_out(const Block& b, const uint8_t* chosen, int n, float* distance) {
@@ -107,12 +145,13 @@ void leave_out(const Block& b, const uint8_t* chosen, int n, float* distance) {
 }
 
 void draw(const ImageArgs& a, int threads) {
-  const int64_t n = a.points.n;
+  const int64_t n = a.points.n, tasks = (n + kPoints - 1) / kPoints;
   char* memory = thread_scratch(kCells * sizeof(float) + n * (sizeof(float) + sizeof(int32_t)));
   float* nearest = reinterpret_cast<float*>(memory);
   float* distance = nearest + kCells;
   int32_t* cell = reinterpret_cast<int32_t*>(distance + n);
-  brief_for(threads, (n + kPoints - 1) / kPoints, [&](int64_t task) {
+  std::vector<Span> spans(tasks);
+  brief_for(threads, tasks, [&](int64_t task) {
     Block block;
     const int64_t end = std::min(n, (task + 1) * kPoints);
     for (int64_t i = task * kPoints; i < end; i += kBlock) {
@@ -120,15 +159,24 @@ void draw(const ImageArgs& a, int threads) {
       block.load(a.points, i, m);
       find(block, a.origin, m, cell + i, distance + i);
       leave_out(block, a.chosen ? a.chosen + i : nullptr, m, distance + i);
+      spans[task].add(cell + i, m);
     }
   });
-  std::fill_n(nearest, kCells, kFar);
-  const float sign = a.farthest ? -1.0f : 1.0f;
-  for (int64_t i = 0; i < n; ++i) {
-    const float d = sign * distance[i], least = nearest[cell[i]];
-    nearest[cell[i]] = d < least ? d : least;  // without a branch, which is hard to predict
+  Span rows;  // that have a point, and those beside them; most sensors see a part of all
+  for (const Span& span : spans) rows.add(span);
+  rows = {std::max(rows.first - 1, 0), std::min(rows.last + 1, kViewRows - 1)};
+  const int64_t begin = int64_t{rows.first} * kViewColumns;
+  const int64_t end = int64_t{rows.last + 1} * kViewColumns;
+  std::fill(a.image, a.image + kCells, kFar);
+  if (n) {
+    std::fill(nearest + begin, nearest + end, kFar);
+    const float sign = a.farthest ? -1.0f : 1.0f;
+    for (int64_t i = 0; i < n; ++i) {
+      const float d = sign * distance[i], least = nearest[cell[i]];
+      nearest[cell[i]] = d < least ? d : least;  // without a branch, which is hard to predict
+    }
+    erode(nearest, rows.first, rows.last, a.image);
   }
-  erode(nearest, a.image);
   if (a.farthest)
     for (int64_t i = 0; i < kCells; ++i) a.image[i] = -a.image[i];
 }
@@ -152,9 +200,11 @@ void load_four(const char* from, int64_t step, float* x, float* y, float* z) {
   const Four c = four_at(from + 2 * step), d = four_at(from + 3 * step);
   const Four ab = __builtin_shuffle(a, b, Lanes{0, 4, 1, 5});  // x, x, y, y
   const Four cd = __builtin_shuffle(c, d, Lanes{0, 4, 1, 5});
+  const Four ends = __builtin_shuffle(a, b, Lanes{2, 6, 3, 7});  // z, z, ...
+  const Four others = __builtin_shuffle(c, d, Lanes{2, 6, 3, 7});
   const Four xs = __builtin_shuffle(ab, cd, Lanes{0, 1, 4, 5});
   const Four ys = __builtin_shuffle(ab, cd, Lanes{2, 3, 6, 7});
-  const Four zs = Four{a[2], b[2], c[2], d[2]};
+  const Four zs = __builtin_shuffle(ends, others, Lanes{0, 1, 4, 5});
   std::memcpy(x, &xs, sizeof(xs));
   std::memcpy(y, &ys, sizeof(ys));
   std::memcpy(z, &zs, sizeof(zs));
@@ -175,20 +225,30 @@ void Block::load(const Points& p, int64_t first, int n) {
   }
 }
 
+namespace {
+
+// Adds whether the beams of one LiDAR passed points in these cells at these distances.
+PCSEG_INLINE void see(const View& view, float margin_m, const int32_t* __restrict cell,
+                      const float* __restrict distance, int n, uint8_t* __restrict found) {
+  for (int i = 0; i < n; ++i) {
+    const float reach = view.reach[cell[i]], beyond = distance[i] + margin_m;
+    int32_t free = (beyond < reach) & (reach < kFar);
+    if (view.nearest)
+      free &= (beyond < view.nearest[cell[i]]) |
+              (distance[i] - margin_m > view.farthest[cell[i]]);
+    found[i] |= static_cast<uint8_t>(free);
+  }
+}
+
+}  // namespace
+
 void passed(const Views& v, const Block& block, int n, uint8_t* found) {
   int32_t cell[kBlock];
   float distance[kBlock];
   std::memset(found, 0, n);
   for (const View* view = v.views; view < v.views + v.count; ++view) {
     find(block, view->origin, n, cell, distance);
-    for (int i = 0; i < n; ++i) {
-      const float reach = view->reach[cell[i]], beyond = distance[i] + v.margin_m;
-      bool free = beyond < reach && reach < kFar;
-      if (view->nearest)
-        free &= beyond < view->nearest[cell[i]] ||
-                distance[i] - v.margin_m > view->farthest[cell[i]];
-      found[i] |= free;
-    }
+    see(*view, v.margin_m, cell, distance, n, found);
   }
 }
 
@@ -208,7 +268,7 @@ void Block::move(const float* T, int n) {
 }
 
 PCSEG_WIDEST(find_values, look_up,
-             (const int32_t* labels, const int32_t* table, uint32_t classes, int n,
+             (const int32_t* labels, const uint8_t* table, uint32_t classes, int n,
               uint8_t* values),
              (labels, table, classes, n, values))
 

@@ -50,7 +50,7 @@ struct Views {
 void passed(const Views&, const Block&, int n, uint8_t* found);
 
 // Value of the class of each of n points in a table (classes + 1), the last one for no class.
-void find_values(const int32_t* labels, const int32_t* table, uint32_t classes, int n,
+void find_values(const int32_t* labels, const uint8_t* table, uint32_t classes, int n,
                  uint8_t* values);
 
 bool points_ok(const Points&);

@@ -99,7 +99,7 @@ struct ClusterArgs {
 
 // Rows of the points whose class has a group; returns their number.
 int64_t select(const ClusterArgs& a) {
-  std::vector<int32_t> wanted(a.classes + 1, 0);
+  std::vector<uint8_t> wanted(a.classes + 1, 0);
   for (int32_t k = 0; k < a.classes; ++k) wanted[k] = a.group[k] >= 0;
   int64_t count = 0;
   for (int64_t first = 0; first < a.points.n; first += kBlock) {

@@ -290,11 +290,10 @@ PCSEG_API int32_t pcseg_point_values(const int32_t* labels, const uint8_t* by_cl
                                      int32_t threads) {
   if (!rows_ok(n) || classes < 0 || !by_class || (n && (!labels || !values))) return kBadArgument;
   return guarded([&] {
-    const std::vector<int32_t> table(by_class, by_class + classes + 1);
-    brief_for(threads, (n + kPoints - 1) / kPoints, [&](int64_t task) {
+    brief_for(threads, (n + kPoints - 1) / kPoints, [=](int64_t task) {
       const int64_t first = task * kPoints;
       const int count = static_cast<int>(std::min(kPoints, n - first));
-      find_values(labels + first, table.data(), classes, count, values + first);
+      find_values(labels + first, by_class, classes, count, values + first);
     });
     return kDone;
   });

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from ctypes import byref, c_float
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -96,6 +97,10 @@ class Things:
     def count(self, chosen: Array) -> Array:
         """(I + 1,) points of each instance that are chosen, a mask (M,)."""
         return np.bincount(self.ids, chosen, len(self.size))
+    @cached_property
+    def T_lidar_world(self) -> Array:
+        """(4, 4) inverse of the pose."""
+        return invert(self.pose)
 
     def share(self, chosen: Array) -> Array:
         """(I + 1,) share of the points of each instance that are chosen, a mask (M,)."""
@@ -104,7 +109,7 @@ class Things:
 
     def seen_from(self, other: Things) -> Float32:
         """(3, M) the points in the LiDAR frame of another sweep."""
-        T = invert(other.pose) @ self.pose
+        T = other.T_lidar_world @ self.pose
         moved: Float32 = T[:3, :3].astype(np.float32) @ self.points
         moved += T[:3, 3:].astype(np.float32)
         return moved
@@ -165,7 +170,7 @@ def _times_passed(now: Things, others: Sequence[Things]) -> npt.NDArray[np.int32
         for other in others:
             counts += other.free.passed(now.seen_from(other), _MARGIN_M)
         return counts
-    T_other_now = invert(np.stack([other.pose for other in others])) @ now.pose
+    T_other_now = np.array([other.T_lidar_world for other in others]) @ now.pose
     poses = T_other_now[:, :3].reshape(-1, 12).tolist()
     views = [other.free.views(_MARGIN_M) for other in others]
     listed = [Seen(free, (c_float * 12)(*T)) for free, T in zip(views, poses)]

@@ -155,7 +155,7 @@ def traffic(xyz: np.ndarray, things: np.ndarray, number: int) -> np.ndarray:
 
 def outputs_of(message: Any, labeled: LabeledSweep) -> dict[str, Callable[[], Any]]:
     """The outputs on request by name."""
-    from pcseg_ros.conversions import cloud_message, filtered_message, grid_message, mono_message
+    from pcseg_ros.conversions import cloud_message, filtered_messages, grid_message, mono_message
     from pcseg_ros.tracks import TrackMarkers, confidence_of, states
 
     space, header = labeled.label_space, message.header
@@ -166,8 +166,7 @@ def outputs_of(message: Any, labeled: LabeledSweep) -> dict[str, Callable[[], An
     ids = autoware_ids("", space)
 
     def split() -> None:
-        for name in rules:
-            filtered_message(encoded, choose_points(rules, name, labeled))
+        filtered_messages(encoded, [choose_points(rules, name, labeled) for name in rules])
 
     height, width = 1, len(labeled.labels)  # one row: organized clouds cost the same
     config, costs = GridConfig(), read_costs("", space)

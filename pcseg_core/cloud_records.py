@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pcseg_core.cloud_layout import Array, overlay
+from pcseg_core.errors import InputError
 from pcseg_core.native.library import check, optional_library, thread_count
-from pcseg_core.native.structures import Column, RecordsArgs
+from pcseg_core.native.structures import Column, Part, RecordsArgs
 
 
 def zeros(count: int) -> array.array[int]:
@@ -64,26 +65,36 @@ def _plain(values: Array) -> Array:
 
 
 def take(
-    records: npt.NDArray[np.uint8], chosen: npt.NDArray[np.bool_], count: int
-) -> array.array[int]:
-    """The bytes of the chosen records.
+    records: npt.NDArray[np.uint8], parts: Sequence[npt.NDArray[np.bool_]]
+) -> list[array.array[int]]:
+    """The bytes of the chosen records, of each part.
 
     Args:
         records: (N, step), C-contiguous.
-        chosen: (N,).
-        count: number of those that are chosen.
+        parts: (N,) each, whether a record is in the part.
+
+    Raises:
+        InputError: a part is of another number of records.
     """
-    step = records.shape[1]
+    if any(chosen.shape != records.shape[:1] for chosen in parts):
+        raise InputError(f"cloud: parts of {len(records)} points do not have one value for each")
     library = optional_library()
     if library is None:
-        taken = array.array("B")
-        taken.frombytes(np.ascontiguousarray(records[chosen]).data)
+        taken = [array.array("B") for _ in parts]
+        for part, chosen in zip(taken, parts):
+            part.frombytes(np.ascontiguousarray(records[chosen]).data)
         return taken
-    taken, chosen = zeros(count * step), np.ascontiguousarray(chosen)
-    address, _ = taken.buffer_info()
-    n = len(records)
-    arguments = records.ctypes.data, step, chosen.ctypes.data, n, address, count, thread_count()
-    check(library.pcseg_take_records(*arguments))
+    count, step = records.shape
+    parts = [np.ascontiguousarray(chosen, np.bool_) for chosen in parts]
+    counts = [int(np.count_nonzero(chosen)) for chosen in parts]
+    taken = [zeros(number * step) for number in counts]
+    outs = (part.buffer_info()[0] for part in taken)
+    listed = (Part * len(parts))(*map(Part, (c.ctypes.data for c in parts), outs, counts))
+    check(
+        library.pcseg_take_records(
+            records.ctypes.data, step, count, listed, len(parts), thread_count()
+        )
+    )
     return taken
 
 

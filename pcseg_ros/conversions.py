@@ -6,6 +6,7 @@ from __future__ import annotations
 import array
 import functools
 import sys
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -99,30 +100,37 @@ def _pose(t: Point | Vector3, q: Quaternion) -> npt.NDArray[np.float64]:
     return from_quaternion((q.x, q.y, q.z, q.w), (t.x, t.y, t.z))
 
 
-def filtered_message(msg: PointCloud2, chosen: npt.NDArray[np.bool_]) -> PointCloud2:
-    """The chosen points of a cloud with all their fields, unorganized.
+def filtered_messages(
+    msg: PointCloud2, parts: Sequence[npt.NDArray[np.bool_]]
+) -> list[PointCloud2]:
+    """Parts of a cloud, of the points that are chosen with all their fields, unorganized.
 
     Args:
         msg: the cloud.
-        chosen: (N,) bool in the order of its points.
+        parts: (N,) each, in the order of its points, whether a point is in the part.
     """
+    if not parts:
+        return []
     # As points of bytes: fields may overlap or leave gaps.
     rows = np.frombuffer(msg.data, np.uint8)[: msg.height * msg.row_step]
     points = rows.reshape(msg.height, msg.row_step)[:, : msg.width * msg.point_step]
-    whole = np.ascontiguousarray(points).reshape(len(chosen), msg.point_step)
-    count = int(np.count_nonzero(chosen))
-    kept = cloud_records.take(whole, chosen, count)
-    filtered = PointCloud2(
+    whole = np.ascontiguousarray(points).reshape(msg.height * msg.width, msg.point_step)
+    return [_unorganized(msg, kept) for kept in cloud_records.take(whole, parts)]
+
+
+def _unorganized(msg: PointCloud2, kept: array.array[int]) -> PointCloud2:
+    """Points of a cloud."""
+    part = PointCloud2(
         header=msg.header,
         height=1,
-        width=count,
+        width=len(kept) // max(msg.point_step, 1),
         fields=msg.fields,
         is_bigendian=msg.is_bigendian,
         point_step=msg.point_step,
         row_step=len(kept),
         is_dense=msg.is_dense,
     )
-    return _with_data(filtered, kept)
+    return _with_data(part, kept)
 
 
 def image_message(pixels: npt.NDArray[np.uint8], header: Header) -> Image:

@@ -209,19 +209,30 @@ class SweepOutputs:
             return []
         cloud = self._encode(msg, labeled, config, fields)
         self._labeled.publish(cloud)
-        for name, publisher in self._clouds.items():
-            if qos.has_subscribers(publisher):
-                chosen = choose_points(config.clouds.rules, name, labeled)
-                publisher.publish(conversions.filtered_message(cloud, chosen))
-        if labeled.moving is None:
-            return []
-        if labeled.pose is None:
+        chosen = self._chosen(labeled, config)
+        messages = conversions.filtered_messages(cloud, [points for _, points in chosen])
+        for (publisher, _), message in zip(chosen, messages):
+            publisher.publish(message)
+        if labeled.moving is not None and labeled.pose is None:
             return [(MOVING_LEFT_OUT, "the motion of the platform is not known")]
-        for kind, publisher in self._moving.items():
-            if qos.has_subscribers(publisher):
-                chosen = labeled.moving == kind
-                publisher.publish(conversions.filtered_message(cloud, chosen))
         return []
+
+    def _chosen(
+        self, labeled: LabeledSweep, config: NodeConfig
+    ) -> list[tuple[LifecyclePublisher[PointCloud2], npt.NDArray[np.bool_]]]:
+        """The clouds with a part of the points that have subscribers, and these points (N,)."""
+        chosen = [
+            (publisher, choose_points(config.clouds.rules, name, labeled))
+            for name, publisher in self._clouds.items()
+            if qos.has_subscribers(publisher)
+        ]
+        if labeled.moving is None or labeled.pose is None:
+            return chosen
+        return chosen + [
+            (publisher, labeled.moving == kind)
+            for kind, publisher in self._moving.items()
+            if qos.has_subscribers(publisher)
+        ]
 
     def _publish_parts(
         self,

@@ -18,6 +18,7 @@ from pcseg_core.cloud import EncodedCloud
 from pcseg_core.cloud_layout import DATATYPES, Field
 from pcseg_core.geometry import to_quaternion
 from pcseg_core.labels import LabelSpace
+from pcseg_core.online.instances import id_sums
 from pcseg_core.online.pipeline import LabeledSweep
 from pcseg_core.online.tracks import Track
 from pcseg_ros import conversions, qos, topics
@@ -94,21 +95,15 @@ class TrackOutputs:
 def confidence_of(labeled: LabeledSweep) -> dict[int, float]:
     """Mean confidence of the points of each track that is seen."""
     assert labeled.tracked is not None
-    known = np.sort(np.array([track.id for track in labeled.tracked.tracks], np.int64))
-    if not len(known):
+    known = [track.id for track in labeled.tracked.tracks]
+    if not known:
         return {}
-    instances = labeled.tracked.instances
-    rows = np.flatnonzero(instances != 0)
-    # The number of each id among those known, and of others behind them.
-    number = np.full(known[-1] - known[0] + 2, len(known))
-    number[known - known[0]] = np.arange(len(known))
-    at = instances[rows].astype(np.int64) - known[0]
-    at[(at < 0) | (at >= len(number))] = -1
-    of_row = number[at]
-    counts = np.bincount(of_row, minlength=len(known) + 1)[:-1]
-    total = np.bincount(of_row, labeled.confidence[rows], len(known) + 1)[:-1]
-    seen = counts > 0
-    return dict(zip(known[seen].tolist(), (total[seen] / counts[seen]).tolist()))
+    first, count = min(known), max(known) - min(known) + 1
+    counts, sums = id_sums(labeled.tracked.instances, labeled.confidence, first, count)
+    at = np.array(known) - first
+    counts, sums = counts[at], sums[at]
+    means = (sums / np.maximum(counts, 1)).tolist()
+    return {id_: mean for id_, mean, seen in zip(known, means, counts.tolist()) if seen}
 
 
 def states(
@@ -116,12 +111,12 @@ def states(
 ) -> PointCloud2:
     """A cloud with a point at the center of each track, and what is known of it as fields."""
     T, size, velocity = _arrays(tracks)
-    yaw = np.arctan2(T[:, 1, 0], T[:, 0, 0])
-    age = [track.age_s for track in tracks]
-    sure = [confidence.get(track.id, 0.0) for track in tracks]
-    floats = np.column_stack([T[:, :3, 3], size, velocity, yaw, age, sure]).astype("<f4")
     records = np.zeros(len(tracks), _STATE_TYPE)
-    records["floats"] = floats
+    floats = records["floats"]
+    floats[:, :3], floats[:, 3:6], floats[:, 6:9] = T[:, :3, 3], size, velocity
+    floats[:, 9] = np.arctan2(T[:, 1, 0], T[:, 0, 0])
+    floats[:, 10] = [track.age_s for track in tracks]
+    floats[:, 11] = [confidence.get(track.id, 0.0) for track in tracks]
     for name in ("id", "label", "seen"):
         records[name] = [getattr(track, name) for track in tracks]
     buffer = array.array("B", records.tobytes())
@@ -169,6 +164,7 @@ class TrackMarkers:
 
     def __init__(self) -> None:
         self._drawn: list[_Drawn] = []
+        self._clear: Any = None
 
     def __call__(
         self,
@@ -187,13 +183,16 @@ class TrackMarkers:
         top = center + T[:, :3, 2] * (size[:, 2:] / 2 + _LETTER_M)
         ends = np.stack([center, center + _AHEAD_S * velocity], 1)
         moves = np.linalg.norm(velocity, axis=1) >= _SHOWN_MPS
-        shown = [Marker(action=Marker.DELETEALL)]
+        self._clear = self._clear or Marker(action=Marker.DELETEALL)
+        shown = [self._clear]
         for drawn, track, *places in zip(self._drawn, tracks, corners, top[:, None], ends):
             drawn.move(*(place.tolist() for place in places))
             drawn.name(header, track, space)
             shown += (drawn.outline, drawn.text)
         shown += [drawn.arrow for drawn, one in zip(self._drawn, moves.tolist()) if one]
-        return MarkerArray(markers=shown)
+        message = MarkerArray()
+        message._markers = shown  # past the setter, see _Drawn.move
+        return message
 
 
 class _Drawn:
@@ -224,7 +223,7 @@ class _Drawn:
     def name(self, header: Header, track: Track, space: LabelSpace) -> None:
         """Set the id, the text and the color, where they change, and the header."""
         for marker in (self.outline, self.text, self.arrow):
-            marker.header = header
+            marker._header = header
         shown = track.id, track.label, track.seen
         if shown == self._shown and space is self._space:
             return

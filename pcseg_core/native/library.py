@@ -15,7 +15,7 @@ import platform
 import struct
 import sys
 import warnings
-from ctypes import POINTER, c_char_p, c_double, c_float, c_int32, c_int64, c_void_p
+from ctypes import POINTER, c_char_p, c_double, c_float, c_int32, c_int64, c_uint32, c_void_p
 from pathlib import Path
 
 from pcseg_core.errors import InputError
@@ -139,6 +139,10 @@ _SIGNATURES = {
     "pcseg_group": (c_int32, [c_void_p]),
     "pcseg_extents": (c_int32, [c_void_p] * 5),
     "pcseg_most_frequent": (c_int32, [c_void_p, c_void_p, c_int32, c_void_p]),
+    "pcseg_id_sums": (
+        c_int32,
+        [c_void_p, c_void_p, c_int64, c_uint32, c_int64, c_void_p, c_void_p],
+    ),
     "pcseg_outside": (c_int32, [c_void_p, c_int64, c_void_p, c_int64, c_int64, c_void_p]),
     "pcseg_nearest_box": (
         c_int32,
@@ -147,10 +151,7 @@ _SIGNATURES = {
     "pcseg_apart": (c_int32, [c_void_p, c_int64, c_void_p, c_int64, c_void_p, c_void_p]),
     "pcseg_track_costs": (c_int32, [c_void_p]),
     "pcseg_write_records": (c_int32, [c_void_p, c_int32]),
-    "pcseg_take_records": (
-        c_int32,
-        [c_void_p, c_int64, c_void_p, c_int64, c_void_p, c_int64, c_int32],
-    ),
+    "pcseg_take_records": (c_int32, [c_void_p, c_int64, c_int64, c_void_p, c_int32, c_int32]),
     "pcseg_choose": (c_int32, [c_void_p, c_int32]),
     "pcseg_point_values": (c_int32, [*[c_void_p] * 3, c_int64, c_int32, c_int32]),
     "pcseg_confidence_bytes": (c_int32, [*[c_void_p] * 3, c_int64, c_int32]),

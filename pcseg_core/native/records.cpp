@@ -140,15 +140,38 @@ char* take_block(const char* from, int64_t step, const uint8_t* chosen, int n, c
   return to + count * step;
 }
 
-// The records that are chosen, one after the other; `first` holds the number before each task.
-void take_records(const char* from, int64_t step, const uint8_t* chosen, int64_t n,
-                  const int64_t* first, char* out, int threads) {
+// Some of the records of a cloud.
+struct Part {
+  const uint8_t* chosen;  // (records)
+  char* out;              // room for `count`, one after the other
+  int64_t count;          // of those that are chosen
+};
+
+// Number of the records of a part before each task, and of all.
+std::vector<int64_t> counts_of(const Part& part, int64_t n) {
+  const int64_t tasks = (n + kPoints - 1) / kPoints;
+  std::vector<int64_t> first(tasks + 1);
+  for (int64_t task = 0; task < tasks; ++task) {
+    const int64_t end = std::min(n, (task + 1) * kPoints);
+    int32_t here = 0;
+    for (int64_t i = task * kPoints; i < end; ++i) here += part.chosen[i] != 0;
+    first[task + 1] = first[task] + here;
+  }
+  return first;
+}
+
+// The records of all parts, while they are in the first-level cache; `first` is that of each.
+void take_records(const char* from, int64_t step, int64_t n, const Part* parts,
+                  const std::vector<std::vector<int64_t>>& first, int threads) {
   brief_for(threads, (n + kPoints - 1) / kPoints, [&](int64_t task) {
     const int64_t end = std::min(n, (task + 1) * kPoints);
-    char* to = out + first[task] * step;
-    for (int64_t i = task * kPoints; i < end; i += kBlock)
-      to = take_block(from + i * step, step, chosen + i,
-                      static_cast<int>(std::min<int64_t>(kBlock, end - i)), to);
+    std::vector<char*> to(first.size());
+    for (size_t k = 0; k < to.size(); ++k) to[k] = parts[k].out + first[k][task] * step;
+    for (int64_t i = task * kPoints; i < end; i += kBlock) {
+      const int rows = static_cast<int>(std::min<int64_t>(kBlock, end - i));
+      for (size_t k = 0; k < to.size(); ++k)
+        to[k] = take_block(from + i * step, step, parts[k].chosen + i, rows, to[k]);
+    }
   });
 }
 
@@ -254,23 +277,20 @@ PCSEG_API int32_t pcseg_write_records(const RecordsArgs* args, int32_t threads) 
   });
 }
 
-// The chosen of n records of `step` bytes to out, which has room for `count`, their number.
-PCSEG_API int32_t pcseg_take_records(const char* from, int64_t step, const uint8_t* chosen,
-                                     int64_t n, char* out, int64_t count, int32_t threads) {
-  if (!rows_ok(n) || step < 0 || count < 0 || (n && !chosen)) return kBadArgument;
-  if (count && step && (!from || !out)) return kBadArgument;
+// Parts of n records of `step` bytes; see Part.
+PCSEG_API int32_t pcseg_take_records(const char* from, int64_t step, int64_t n, const Part* parts,
+                                     int32_t count, int32_t threads) {
+  if (!rows_ok(n) || step < 0 || count < 0 || count > kMostColumns) return kBadArgument;
+  if ((n && step && !from) || (count && !parts)) return kBadArgument;
   return guarded([&] {
-    const int64_t tasks = (n + kPoints - 1) / kPoints;
-    std::vector<int64_t> first(tasks + 1);
-    for (int64_t task = 0; task < tasks; ++task) {
-      const int64_t end = std::min(n, (task + 1) * kPoints);
-      int32_t here = 0;
-      for (int64_t i = task * kPoints; i < end; ++i) here += chosen[i] != 0;
-      first[task + 1] = first[task] + here;
+    std::vector<std::vector<int64_t>> first;
+    for (const Part* part = parts; part < parts + count; ++part) {
+      if ((n && !part->chosen) || (part->count && step && !part->out)) return kBadArgument;
+      first.push_back(counts_of(*part, n));
+      if (first.back().back() != part->count) return kBadArgument;
     }
-    const bool fits = first[tasks] == count;
-    if (fits && step) take_records(from, step, chosen, n, first.data(), out, threads);
-    return fits ? kDone : kBadArgument;
+    if (step) take_records(from, step, n, parts, first, threads);
+    return kDone;
   });
 }
 

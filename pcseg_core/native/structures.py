@@ -43,6 +43,12 @@ class RecordsArgs(ctypes.Structure):
     )
 
 
+class Part(ctypes.Structure):
+    """Some of the records of a cloud."""
+
+    _fields_ = (("chosen", c_void_p), ("out", c_void_p), ("count", c_int64))
+
+
 class Points(ctypes.Structure):
     """Points of float32 anywhere in memory."""
 

@@ -129,3 +129,21 @@ PCSEG_API int32_t pcseg_most_frequent(const GroupedArgs* args, const int32_t* la
     return kDone;
   });
 }
+
+// Of the points (n) with each of `count` ids from `first` on: their number, to counts (count), and
+// the sum of their values, to sums (count).
+PCSEG_API int32_t pcseg_id_sums(const uint32_t* ids, const float* values, int64_t n, uint32_t first,
+                                int64_t count, int64_t* counts, double* sums) {
+  if (!rows_ok(n) || !rows_ok(count) || (n && (!ids || !values)) || (count && (!counts || !sums)))
+    return kBadArgument;
+  std::fill_n(counts, count, 0);
+  std::fill_n(sums, count, 0.0);
+  for (int64_t i = 0; i < n; ++i) {
+    if (!ids[i]) continue;  // most have none
+    const uint32_t at = ids[i] - first;
+    if (at >= count) continue;
+    ++counts[at];
+    sums[at] += values[i];
+  }
+  return kDone;
+}

@@ -167,3 +167,28 @@ def point_values(
     addresses = (array.ctypes.data for array in (labels, by_class, values))
     check(library.pcseg_point_values(*addresses, len(values), len(by_class) - 1, thread_count()))
     return values
+
+
+def id_sums(
+    ids: npt.NDArray[np.uint32], values: npt.NDArray[np.float32], first: int, count: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """Number (count,) of the points of each id from the first one on, and the sum of their values.
+
+    Args:
+        ids: (N,) of points, 0 for none.
+        values: (N,).
+        first: at least 1.
+        count: number of ids.
+    """
+    library = optional_library()
+    if library is None:
+        rows = np.flatnonzero((ids >= first) & (ids < first + count))
+        at = ids[rows].astype(np.int64) - first
+        numbers = np.bincount(at, minlength=count).astype(np.int64, copy=False)
+        return numbers, np.asarray(np.bincount(at, values[rows], count), np.float64)
+    ids, values = np.ascontiguousarray(ids, np.uint32), np.ascontiguousarray(values, np.float32)
+    counts, sums = np.empty(count, np.int64), np.empty(count)
+    addresses = counts.ctypes.data, sums.ctypes.data
+    of_points = ids.ctypes.data, values.ctypes.data, len(ids)
+    check(library.pcseg_id_sums(*of_points, first, count, *addresses))
+    return counts, sums

@@ -220,7 +220,7 @@ def _check_filtered(msg: Any, encoded: EncodedCloud, labels: np.ndarray) -> None
 
     labeled = conversions.cloud_message(Header(), encoded)
     chosen = labels >= 2
-    kept = structured(conversions.filtered_message(labeled, chosen))
+    kept = structured(*conversions.filtered_messages(labeled, [chosen]))
     assert kept.size == np.count_nonzero(chosen)
     for name in kept.dtype.names or ():
         values = structured(encoded)[name]

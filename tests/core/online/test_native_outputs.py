@@ -68,14 +68,19 @@ def test_neighboring_columns_are_those_of_the_point_and_the_record() -> None:
 
 
 @properties
-@given(SEEDS, st.integers(0, 9000), st.integers(0, 50), st.sampled_from([0.0, 0.1, 0.99, 1.0]))
-def test_taken_records_are_the_chosen_ones(seed: int, count: int, step: int, share: float) -> None:
+@given(SEEDS, st.integers(0, 9000), st.integers(0, 50), st.integers(0, 3))
+def test_taken_records_are_the_chosen_ones(seed: int, count: int, step: int, parts: int) -> None:
     rng = np.random.default_rng(seed)
     records = rng.integers(0, 256, (count, step), np.uint8)
-    chosen = rng.random(2 * count)[::2] < share
-    taken = int(np.count_nonzero(chosen))
-    native, expected = both(lambda: cloud_records.take(records, chosen, taken))
-    assert native == expected and native.tobytes() == records[chosen].tobytes()
+    chosen = [rng.random(2 * count)[::2] < rng.choice([0.0, 0.1, 0.99, 1.0]) for _ in range(parts)]
+    native, expected = both(lambda: cloud_records.take(records, chosen))
+    assert native == expected and len(native) == parts
+    assert all(one.tobytes() == records[part].tobytes() for one, part in zip(native, chosen))
+
+
+def test_a_part_of_another_number_of_records_is_refused() -> None:
+    with pytest.raises(InputError, match="2 points"):
+        cloud_records.take(np.zeros((2, 4), np.uint8), [np.ones(2, bool), np.ones(3, bool)])
 
 
 @properties
@@ -243,7 +248,7 @@ def test_many_points_on_any_number_of_threads(workers: int) -> None:
         encoded = output_clouds.append_labels(message, labeled, output_clouds.ExtraFields())
         chosen = output_clouds.choose_points(rules, "near", labeled)
         records = encoded.data.reshape(len(points), -1)
-        taken = cloud_records.take(records, chosen, int(chosen.sum()))
+        (taken,) = cloud_records.take(records, [chosen])
         drawn = grid.draw_grid(evidence, points.T, np.eye(4), costs, grid.GridConfig())
         passed, entropy = free.passed(points.T * 0.5, 0.4), row_reductions.entropy(likely)
         values = instances.point_values(labels, np.arange(len(SPACE) + 1, dtype=np.uint8))

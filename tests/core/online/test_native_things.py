@@ -53,6 +53,19 @@ def test_instances_are_those_points_whose_ids_are_not_zero(
 
 
 @properties
+@given(SEEDS, st.integers(0, 300), st.integers(1, 2**32 - 20), st.integers(1, 9))
+def test_values_of_some_ids(seed: int, count: int, first: int, number: int) -> None:
+    rng = np.random.default_rng(seed)
+    near = rng.integers(max(first - 3, 1), min(first + number + 3, 2**32), 2 * count)
+    ids = np.where(rng.random(2 * count) < 0.6, 0, near).astype(np.uint32)[::2]
+    values = rng.random(count).astype(np.float32)
+    native, expected = both(lambda: instances.id_sums(ids, values, first, number))
+    for found, known in zip(native, expected, strict=True):
+        np.testing.assert_array_equal(found, known)
+    np.testing.assert_array_equal(native[0], [(ids == first + k).sum() for k in range(number)])
+
+
+@properties
 @given(SEEDS, st.integers(0, 400), st.integers(1, 30), st.booleans())
 def test_points_by_thing(seed: int, count: int, things: int, strided: bool) -> None:
     rng = np.random.default_rng(seed)

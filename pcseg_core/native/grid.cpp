@@ -8,11 +8,13 @@
 #include <vector>
 
 #include "free_space.h"
+#include "widest.h"
 
 namespace pcseg {
 namespace {
 
-constexpr int64_t kPoints = 16384;  // of one task
+constexpr int64_t kPoints = 16384;  // of one task, whole blocks
+constexpr int32_t kRows = 8;  // of the grid, of one task
 constexpr int8_t kUnknown = -1, kOccupied = 50;  // as UNKNOWN and _OCCUPIED
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 
@@ -49,21 +51,24 @@ struct Levels {
   }
 };
 
-// Where a point of the evidence is.
+// A point of the evidence that counts.
 struct Place {
-  int32_t cell;  // -1: it does not count
+  int32_t cell;
   float height, weight;
-  int8_t cost;
-  bool passed;  // and costly
+  uint8_t level;  // of its cost
+  bool passed;    // if it is costly
 };
 
-void place_block(const GridArgs& a, int64_t first, int n, Place* places) {
-  Block block;
-  block.load(a.points, first, n);
+// Places of a block of points: those of low cost first, costly ones from `costly` on.
+struct Placed {
+  int32_t cheap = 0, costly = 0;
+};
+
+// Cell of each point of a block, -1 outside of the grid and for what does not count; and its height.
+PCSEG_INLINE void find_places(const GridArgs& a, const Block& block, int n, int32_t* __restrict cell,
+                              float* __restrict height) {
   const float edge = static_cast<float>(a.edge), side = static_cast<float>(a.side);
   const float *r = a.rotation, most = a.max_height_m, along = a.offset[0], across = a.offset[1];
-  float height[kBlock];
-  int32_t cell[kBlock];
   for (int i = 0; i < n; ++i) {
     const float x = block.x[i], y = block.y[i], z = block.z[i];
     const float column = (r[0] * x + r[1] * y + r[2] * z + along) / edge;
@@ -75,21 +80,46 @@ void place_block(const GridArgs& a, int64_t first, int n, Place* places) {
     const int32_t at = static_cast<int32_t>(used ? row : 0) * a.side;
     cell[i] = used ? at + static_cast<int32_t>(used ? column : 0) : -1;
   }
-  uint8_t gone[kBlock];
-  Block costly;
-  int which[kBlock], count = 0;
+}
+
+PCSEG_WIDEST(place, find_places,
+             (const GridArgs& a, const Block& block, int n, int32_t* cell, float* height),
+             (a, block, n, cell, height))
+
+// Whether beams passed points of a block that is filled up to whole vectors.
+void passed_block(const GridArgs& a, Block& block, int n, uint8_t* found) {
+  int filled = n;
+  for (; filled % 16 && filled < kBlock; ++filled)
+    block.x[filled] = block.y[filled] = block.z[filled] = 0;
+  passed(a.free, block, filled, found);
+}
+
+Placed place_block(const GridArgs& a, const Levels& levels, int64_t first, int n, Place* places) {
+  Block block, costly;
+  block.load(a.points, first, n);
+  float height[kBlock];
+  int32_t cell[kBlock];
+  uint8_t cost[kBlock], gone[kBlock];
+  place(a, block, n, cell, height);
+  find_values(a.labels + first, reinterpret_cast<const uint8_t*>(a.costs), a.classes, n, cost);
+  int low[kBlock], high[kBlock], lows = 0, highs = 0;  // points of low cost, and costly ones
   for (int i = 0; i < n; ++i) {
-    const int32_t label = a.labels[first + i];
-    const int8_t cost = a.costs[label >= 0 && label < a.classes ? label : a.classes];
-    const float weight = a.weight ? a.weight[first + i] : 1.0f;
-    places[i] = {cost == kUnknown ? -1 : cell[i], height[i], weight, cost, false};
-    if (places[i].cell >= 0 && cost >= kOccupied) {
-      costly.x[count] = block.x[i], costly.y[count] = block.y[i], costly.z[count] = block.z[i];
-      which[count++] = i;
-    }
+    const int8_t own = static_cast<int8_t>(cost[i]);
+    const bool used = (cell[i] >= 0) & (own != kUnknown), is_costly = own >= kOccupied;
+    low[lows] = high[highs] = i;
+    lows += used & !is_costly;
+    highs += used & is_costly;
   }
-  passed(a.free, costly, count, gone);
-  for (int k = 0; k < count; ++k) places[which[k]].passed = gone[k] != 0;
+  for (int k = 0; k < highs; ++k)
+    costly.x[k] = block.x[high[k]], costly.y[k] = block.y[high[k]], costly.z[k] = block.z[high[k]];
+  passed_block(a, costly, highs, gone);
+  const auto place_of = [&](int i, bool passed) {
+    const float weight = a.weight ? a.weight[first + i] : 1.0f;
+    return Place{cell[i], height[i], weight, levels.at[cost[i]], passed};
+  };
+  for (int k = 0; k < lows; ++k) places[k] = place_of(low[k], false);
+  for (int k = 0; k < highs; ++k) places[n - highs + k] = place_of(high[k], gone[k]);
+  return {lows, n - highs};
 }
 
 // Evidence of the cells that have some, summed in the order of the points.
@@ -98,40 +128,55 @@ class Cells {
   Cells(const Levels& levels, int64_t cells)
       : levels_(levels), width_(kShares + levels.count), row_(cells, -1) {}
 
-  // Beams cannot pass the foot of what has moved on: they see the ground right behind it. Old
-  // evidence therefore counts only if its cell was not mostly seen through.
-  void add(const Place* places, int64_t n) {
-    bool old = false;
+  void add_cheap(const Place* places, int n) {
     for (const Place* place = places; place < places + n; ++place) {
-      if (place->cell < 0) continue;
       double* sums = at(place->cell);
-      if (place->cost < kOccupied) {
-        sums[kLow] += place->height;
-        ++sums[kLows];
-        sums[share_of(*place)] += place->weight;
-        continue;
-      }
-      sums[kSuspects] += place->weight;
-      if (place->passed)
-        sums[kThrough] += place->weight;
-      else if (place->weight < 1)
-        old = true;
-      else
-        sums[share_of(*place)] += place->weight;
+      sums[kLow] += place->height;
+      ++sums[kLows];
+      sums[kShares + place->level] += place->weight;
     }
-    for (const Place* place = places; old && place < places + n; ++place)
-      if (place->cell >= 0 && place->cost >= kOccupied && !place->passed && place->weight < 1) {
-        double* sums = at(place->cell);
-        if (!(sums[kThrough] > 0.5 * sums[kSuspects])) sums[share_of(*place)] += place->weight;
-      }
   }
 
-  // Cost of a cell, and mean height of its ground, NaN without.
-  void judge(int64_t cell, double min_share, int8_t* found, float* ground) const {
-    *found = kUnknown;
-    *ground = kNan;
-    if (row_[cell] < 0) return;
-    const double* sums = sums_.data() + int64_t{row_[cell]} * width_;
+  // Returns whether some are left for `add_old`.
+  bool add_costly(const Place* places, int n) {
+    bool old = false;
+    for (const Place* place = places; place < places + n; ++place) {
+      double* sums = at(place->cell);
+      const double weight = place->weight;
+      sums[kSuspects] += weight;
+      sums[kThrough] += place->passed ? weight : 0.0;
+      const bool later = place->weight < 1;
+      sums[kShares + place->level] += place->passed | later ? 0.0 : weight;
+      old |= later & !place->passed;
+    }
+    return old;
+  }
+
+  // Beams cannot pass the foot of what has moved on: they see the ground right behind it. Old
+  // evidence therefore counts only if its cell was not mostly seen through.
+  void add_old(const Place* places, int n) {
+    for (const Place* place = places; place < places + n; ++place) {
+      if (place->passed || !(place->weight < 1)) continue;
+      double* sums = at(place->cell);
+      if (!(sums[kThrough] > 0.5 * sums[kSuspects]))
+        sums[kShares + place->level] += place->weight;
+    }
+  }
+
+  // Costs of the cells, and mean heights of their ground: kUnknown and NaN without evidence.
+  void judge(double min_share, int8_t* found, float* ground) const {
+    std::fill(found, found + row_.size(), kUnknown);
+    std::fill(ground, ground + row_.size(), kNan);
+    for (size_t k = 0; k < cell_.size(); ++k)
+      judge(sums_.data() + k * width_, min_share, found + cell_[k], ground + cell_[k]);
+  }
+
+ private:
+  // Heights and number of the ground; weight of what is costly, and of its part that was passed;
+  // then the weight of each level.
+  enum { kLow, kLows, kSuspects, kThrough, kShares };
+
+  void judge(const double* sums, double min_share, int8_t* found, float* ground) const {
     if (sums[kLows] > 0) *ground = static_cast<float>(sums[kLow] / sums[kLows]);
     double total = 0, higher = 0;
     for (int k = 0; k < levels_.count; ++k) total += sums[kShares + k];
@@ -142,117 +187,158 @@ class Cells {
     }
   }
 
- private:
-  // Heights and number of the ground; weight of what is costly, and of its part that was passed;
-  // then the weight of each level.
-  enum { kLow, kLows, kSuspects, kThrough, kShares };
-
   double* at(int32_t cell) {
     if (row_[cell] < 0) {
-      row_[cell] = count_++;
-      sums_.resize(int64_t{count_} * width_);
+      row_[cell] = static_cast<int32_t>(cell_.size());
+      cell_.push_back(cell);
+      if (cell_.size() * width_ > sums_.size()) sums_.resize(2 * cell_.size() * width_);
     }
     return sums_.data() + int64_t{row_[cell]} * width_;
   }
 
-  int share_of(const Place& place) const { return kShares + levels_.at[place.cost]; }
-
   const Levels& levels_;
   int width_;
-  int32_t count_ = 0;
-  std::vector<int32_t> row_;  // of each cell; -1: no evidence
-  std::vector<double> sums_;
+  std::vector<int32_t> row_;   // of each cell; -1: no evidence
+  std::vector<int32_t> cell_;  // of each row
+  std::vector<double> sums_;   // of each row, and zeros
 };
 
-// Known values spread to unknown ones (NaN) of a square: that of the nearest, by whole cells.
+// Rows of the nearest known values (not NaN) in the columns of a square, or -1.
+PCSEG_INLINE void find_sources(const float* __restrict values, int32_t side,
+                               int32_t* __restrict source) {
+  for (int32_t c = 0; c < side; ++c) source[c] = values[c] == values[c] ? 0 : -1;
+  for (int32_t r = 1; r < side; ++r) {
+    const float* __restrict row = values + int64_t{r} * side;
+    int32_t* __restrict own = source + int64_t{r} * side;
+    const int32_t* __restrict before = own - side;
+    for (int32_t c = 0; c < side; ++c) own[c] = row[c] == row[c] ? r : before[c];
+  }
+  for (int32_t r = side - 2; r >= 0; --r) {
+    int32_t* __restrict own = source + int64_t{r} * side;
+    const int32_t* __restrict next = own + side;
+    for (int32_t c = 0; c < side; ++c) {
+      const int32_t above = own[c], below = next[c];
+      const bool nearer = (below >= 0) & ((above < 0) | (below - r < r - above));
+      own[c] = nearer ? below : above;
+    }
+  }
+}
+
+PCSEG_WIDEST(list_sources, find_sources, (const float* values, int32_t side, int32_t* source),
+             (values, side, source))
+
+// A parabola whose lowest point is a column; it is the lowest of all from up / down on.
+struct Parabola {
+  int64_t up, down;
+  int32_t column, height;  // squared distance within the column
+};
+
+// Columns of the nearest known values of one row: `source` has the row of the nearest in each.
+void find_nearest(const int32_t* source, int32_t side, int32_t row, Parabola* lowest,
+                  int32_t* nearest) {
+  int32_t count = 0;
+  for (int32_t c = 0; c < side; ++c) {
+    if (source[c] < 0) continue;
+    const int32_t apart = source[c] - row, height = apart * apart;
+    int64_t up = -1, down = 1;
+    for (; count > 0; --count) {
+      const Parabola& other = lowest[count - 1];
+      const int64_t ahead = c - other.column;
+      up = height - other.height + ahead * (c + other.column);
+      down = 2 * ahead;
+      if (up * other.down > other.up * down) break;
+    }
+    if (!count) up = -1, down = 1;
+    lowest[count++] = {up, down, c, height};
+  }
+  for (int32_t c = 0, k = 0; c < side; ++c) {
+    while (k + 1 < count && lowest[k + 1].up < c * lowest[k + 1].down) ++k;
+    nearest[c] = lowest[k].column;
+  }
+}
+
+// Known values spread to unknown ones (NaN) of a square: that of the nearest, by whole cells. There
+// is a known one.
 // Felzenszwalb and Huttenlocher, "Distance Transforms of Sampled Functions", 2012.
 void spread_nearest(float* values, int32_t side, int threads) {
   const int64_t cells = int64_t{side} * side;
-  std::vector<int32_t> source(cells);  // row of the nearest known value in the column, or -1
-  for (int32_t c = 0; c < side; ++c) source[c] = std::isnan(values[c]) ? -1 : 0;
-  for (int32_t r = 1; r < side; ++r)
-    for (int32_t c = 0; c < side; ++c) {
-      const int64_t at = int64_t{r} * side + c;
-      source[at] = std::isnan(values[at]) ? source[at - side] : r;
-    }
-  for (int32_t r = side - 2; r >= 0; --r)
-    for (int32_t c = 0; c < side; ++c) {
-      const int64_t at = int64_t{r} * side + c;
-      const int32_t above = source[at], next = source[at + side];
-      if (next >= 0 && (above < 0 || next - r < r - above)) source[at] = next;
-    }
+  std::vector<int32_t> source(cells);
+  list_sources(values, side, source.data());
   const std::vector<float> known(values, values + cells);
-  brief_for(threads, side, [&](int64_t r) {
-    // Parabolas whose lowest points are the columns; each is the lowest from its start on.
-    double* start = reinterpret_cast<double*>(thread_scratch(side * 20));
-    double* height = start + side;  // squared distance within the column
-    int32_t* column = reinterpret_cast<int32_t*>(height + side);
-    const int32_t* row = source.data() + r * side;
-    int32_t count = 0;
-    for (int32_t c = 0; c < side; ++c) {
-      if (row[c] < 0) continue;
-      const double apart = static_cast<double>(row[c] - r), squared = apart * apart;
-      double from = -1;
-      while (count > 0) {
-        const int32_t other = column[count - 1];
-        const double ahead = c - other;
-        from = (squared - height[count - 1] + ahead * (c + other)) / (2 * ahead);
-        if (from > start[count - 1]) break;
-        --count;
-      }
-      column[count] = c;
-      start[count] = count ? from : -1;
-      height[count++] = squared;
-    }
-    for (int32_t c = 0, k = 0; c < side && count; ++c) {
-      while (k + 1 < count && start[k + 1] < c) ++k;
-      values[r * side + c] = known[int64_t{row[column[k]]} * side + column[k]];
+  brief_for(threads, (side + kRows - 1) / kRows, [&](int64_t task) {
+    std::vector<Parabola> lowest(side);
+    std::vector<int32_t> nearest(side);
+    const int32_t end = std::min<int64_t>(side, (task + 1) * kRows);
+    for (int32_t r = static_cast<int32_t>(task) * kRows; r < end; ++r) {
+      const int32_t* row = source.data() + int64_t{r} * side;
+      find_nearest(row, side, r, lowest.data(), nearest.data());
+      float* found = values + int64_t{r} * side;
+      for (int32_t c = 0; c < side; ++c)
+        found[c] = known[int64_t{row[nearest[c]]} * side + nearest[c]];
     }
   });
 }
 
 // Cells without evidence are free where beams passed close above the ground.
 void find_free(const GridArgs& a, const float* ground, int threads) {
-  brief_for(threads, a.side, [&](int64_t row) {
+  const float* r = a.rotation;
+  brief_for(threads, (a.side + kRows - 1) / kRows, [&](int64_t task) {
     Block block;
     uint8_t seen[kBlock];
     int32_t which[kBlock];
-    const float* r = a.rotation;
-    const float y = static_cast<float>((static_cast<double>(row) + 0.5) * a.edge + a.corner[1]);
-    int8_t* found = a.found + row * a.side;
-    for (int32_t c = 0; c < a.side;) {
-      int count = 0;
-      for (; c < a.side && count < kBlock; ++c) {
-        if (found[c] != kUnknown) continue;
+    int count = 0;
+    const auto judge = [&] {
+      passed_block(a, block, count, seen);
+      for (int k = 0; k < count; ++k)
+        if (seen[k]) a.found[which[k]] = 0;
+      count = 0;
+    };
+    const int32_t end = std::min<int64_t>(a.side, (task + 1) * kRows);
+    for (int32_t row = static_cast<int32_t>(task) * kRows; row < end; ++row) {
+      const float y = static_cast<float>((static_cast<double>(row) + 0.5) * a.edge + a.corner[1]);
+      for (int32_t c = 0, cell = row * a.side; c < a.side; ++c, ++cell) {
+        if (a.found[cell] != kUnknown) continue;
         const float x = static_cast<float>((c + 0.5) * a.edge + a.corner[0]);
-        const float z = ground[row * a.side + c] + a.clearance_m;
+        const float z = ground[cell] + a.clearance_m;
         block.x[count] = r[0] * x + r[3] * y + r[6] * z;
         block.y[count] = r[1] * x + r[4] * y + r[7] * z;
         block.z[count] = r[2] * x + r[5] * y + r[8] * z;
-        which[count++] = c;
+        which[count++] = cell;
+        if (count == kBlock) judge();
       }
-      passed(a.free, block, count, seen);
-      for (int k = 0; k < count; ++k)
-        if (seen[k]) found[which[k]] = 0;
     }
+    judge();
   });
 }
 
 void draw(const GridArgs& a, int threads) {
   const int64_t n = a.points.n, cells = int64_t{a.side} * a.side;
+  const int64_t blocks = (n + kBlock - 1) / kBlock;
+  const Levels levels(a);
   const std::unique_ptr<Place[]> places(new Place[n]);
+  std::vector<Placed> placed(blocks);
   brief_for(threads, (n + kPoints - 1) / kPoints, [&](int64_t task) {
     const int64_t end = std::min(n, (task + 1) * kPoints);
     for (int64_t i = task * kPoints; i < end; i += kBlock)
-      place_block(a, i, static_cast<int>(std::min<int64_t>(kBlock, end - i)), places.get() + i);
+      placed[i / kBlock] = place_block(
+          a, levels, i, static_cast<int>(std::min<int64_t>(kBlock, end - i)), places.get() + i);
   });
-  const Levels levels(a);
   Cells evidence(levels, cells);
-  evidence.add(places.get(), n);
+  bool old = false;
+  const auto costly = [&](int64_t k, auto add) {
+    const int64_t first = k * kBlock, number = std::min<int64_t>(kBlock, n - first);
+    return add(places.get() + first + placed[k].costly, static_cast<int>(number) - placed[k].costly);
+  };
+  for (int64_t k = 0; k < blocks; ++k) {
+    evidence.add_cheap(places.get() + k * kBlock, placed[k].cheap);
+    old |= costly(k, [&](const Place* at, int m) { return evidence.add_costly(at, m); });
+  }
+  for (int64_t k = 0; old && k < blocks; ++k)
+    costly(k, [&](const Place* at, int m) { return evidence.add_old(at, m); });
   std::vector<float> ground(cells);
-  for (int64_t c = 0; c < cells; ++c) evidence.judge(c, a.min_share, a.found + c, &ground[c]);
+  evidence.judge(a.min_share, a.found, ground.data());
   *a.below = kNan;
-  if (std::all_of(ground.begin(), ground.end(), [](float v) { return std::isnan(v); })) return;
+  if (std::all_of(ground.begin(), ground.end(), [](float v) { return v != v; })) return;
   spread_nearest(ground.data(), a.side, threads);
   find_free(a, ground.data(), threads);
   *a.below = ground[int64_t{a.side / 2} * a.side + a.side / 2];

@@ -33,7 +33,8 @@ _PLAIN_MATH = ("-fno-math-errno", "-fno-trapping-math")  # loops with roots and 
 FILE_FLAGS = {
     "entropy.cpp": _PLAIN_MATH,
     "free_space.cpp": _PLAIN_MATH,
-    "grid.cpp": (*_PLAIN_MATH, "-ffp-contract=off"),  # a cell does not depend on the CPU
+    "grid.cpp": (*_PLAIN_MATH, "-ffp-contract=off"),  # cells do not depend on the CPU
+    "headings.cpp": (*_PLAIN_MATH, "-ffp-contract=off"),  # nor do headings
     "records.cpp": _PLAIN_MATH,
     "kernels_avx2.cpp": _AVX2,
     "kernels_avx512.cpp": _AVX512,

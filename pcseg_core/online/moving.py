@@ -97,6 +97,7 @@ class Things:
     def count(self, chosen: Array) -> Array:
         """(I + 1,) points of each instance that are chosen, a mask (M,)."""
         return np.bincount(self.ids, chosen, len(self.size))
+
     @cached_property
     def T_lidar_world(self) -> Array:
         """(4, 4) inverse of the pose."""

@@ -146,7 +146,7 @@ def test_what_moves_needs_a_source_of_motion(client: Client) -> None:
     with NodeProcess("checkpoint:=fake", "moving.enabled:=true", "motion.source:=none") as process:
         node = client.attach(process, active=False)
         wait_for(
-            lambda: "moving.enabled, tracks.enabled and grid.frame fixed" in process.output,
+            lambda: "motion.source is none, but is needed by moving.enabled" in process.output,
             "the reason",
         )
         assert node.state() == "unconfigured"

@@ -137,7 +137,7 @@ def test_points_of_some_rows_in_another_frame(seed: int, count: int, chosen: int
 def test_points_near_others(seed: int, count: int, others: int, cell: float) -> None:
     rng = np.random.default_rng(seed)
     one, two = (rng.normal(size=(3, n)).astype(np.float32) * 4 for n in (count, others))
-    native, expected = both(lambda: moving._near(one, two, cell))
+    native, expected = both(lambda: moving.near(one, two, cell))
     np.testing.assert_array_equal(native, expected)
 
 

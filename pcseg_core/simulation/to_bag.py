@@ -59,7 +59,8 @@ def write_simulated_bag(
     (static). Each LiDAR has a topic, /lidar/points is the first. Clouds have the fields x, y, z,
     intensity, ring, time (float32, s since the stamp), label (uint32, ids of the label space in
     labels.yaml), instance (int32) and, with two returns per beam, return_type (uint8 of
-    `ReturnType`). Calibration and stamps are as reported by the drive, including faults.
+    `ReturnType`). Calibration and stamps are as reported by the drive, including faults. A sweep,
+    whose stamp is its start, is recorded at its end.
 
     Args:
         drive: with a stride of 1, since a bag holds every sweep.
@@ -86,9 +87,10 @@ def write_simulated_bag(
         _write_poses(writer, drive)
         recorded = _record(drive, raw_images, workers)
         for moment in tracked(recorded, f"Writing {writer.path.name}", total=len(drive)):
-            for sweep, encoded in zip(moment.sweeps, moment.clouds):
+            for spec, sweep, encoded in zip(drive.world.lidars, moment.sweeps, moment.clouds):
                 lidar, stamp = sweep.cloud.frame_id, sweep.cloud.stamp_ns
-                writer.write_cloud(f"/{lidar}/points", encoded, lidar, stamp)
+                measured_ns = stamp + round(1e9 * spec.sweep_s)  # a driver sends whole sweeps
+                writer.write_cloud(f"/{lidar}/points", encoded, lidar, stamp, measured_ns)
             for frame, image in zip(moment.frames, moment.images):
                 _write_image(writer, frame, image)
     classes = yaml.safe_dump(drive.label_space.to_dict(), sort_keys=False)

@@ -267,6 +267,7 @@ def test_a_lidar_in_full():
 @pytest.mark.parametrize("organized", [False, True])
 def test_a_drive_through_a_bag(tmp_path: Path, organized: bool):
     from pcseg_core.data.bag import BagRecording
+    from pcseg_core.data.bag_reader import BagFile
 
     drive = SimulatedDrive(
         4, sweeps=4, organized=organized, faults=Faults(camera_rotation_deg=0.5), **TINY
@@ -290,6 +291,9 @@ def test_a_drive_through_a_bag(tmp_path: Path, organized: bool):
         assert same(frame.image, a.cameras[k].image)
         assert frame.T_cam_lidar == pytest.approx(a.cameras[k].T_cam_lidar, abs=1e-9)
         assert b.T_cam_lidar(k) == pytest.approx(a.T_cam_lidar(k), abs=2e-4)
+    # Sweeps are recorded when they have been measured, as those of a driver.
+    recorded = [ns for _, ns, _ in BagFile(tmp_path / "bag").messages([CLOUD_TOPIC])]
+    assert recorded == [drive[index].stamp_ns + 100_000_000 for index in range(4)]
 
 
 def test_a_bag_holds_every_sweep(tmp_path: Path):

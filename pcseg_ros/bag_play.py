@@ -57,7 +57,7 @@ def play(
         for line in player.warnings:
             _console.print(f"[yellow]warning:[/] {line}")
         if wait_for_subscriber:
-            _console.print(f"waiting for a subscriber of {', '.join(player.topics)}")
+            _console.print(f"waiting for a subscriber of any of {', '.join(player.topics)}")
             player.wait_for_subscriber()
         player.run(rate)
         while loop:

@@ -126,8 +126,8 @@ def _source(config: NodeConfig, moves: Sequence[str], calibrated: bool) -> str:
     source: str = config.motion.source
     if source == "none" and moves:
         raise InputError(
-            f"motion.source is none, but is needed by {', '.join(moves)}; take tf or odometry. "
-            "For a LiDAR that stands still, tf and a static transform to motion.fixed_frame"
+            f"motion.source is none; take tf or odometry for {', '.join(moves)}. For a LiDAR that "
+            "stands still, take tf and a static transform to motion.fixed_frame"
         )
     if source == "auto":
         source = "tf" if has_tf2() else "odometry"

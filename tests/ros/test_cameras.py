@@ -232,7 +232,7 @@ def test_private_and_substituted_topics_of_cameras(client: Client, tmp_path: Pat
         (["cameras.info_topics:=['a']"], "1 topics for 2"),
         (
             ["tracks.enabled:=true", "motion.source:=none"],
-            "motion.source is none, but is needed by tracks.enabled",
+            "motion.source is none; take tf or odometry for tracks.enabled",
         ),
         (["cameras.topics:=['front/1st image']"], "topic 'front/1st image': Invalid topic name"),
     ],

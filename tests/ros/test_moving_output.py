@@ -145,9 +145,7 @@ def test_without_motion_all_is_unknown_and_the_reason_is_told(node: Attachment) 
 def test_what_moves_needs_a_source_of_motion(client: Client) -> None:
     with NodeProcess("checkpoint:=fake", "moving.enabled:=true", "motion.source:=none") as process:
         node = client.attach(process, active=False)
-        wait_for(
-            lambda: "motion.source is none, but is needed by moving.enabled" in process.output,
-            "the reason",
-        )
+        told = "motion.source is none; take tf or odometry for moving.enabled. "
+        wait_for(lambda: told in process.output, "the reason")
         assert node.state() == "unconfigured"
         assert not client.node.count_publishers(f"{node.namespace}/static_points")

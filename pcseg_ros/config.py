@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, create_model, model_validator
+from pydantic import AfterValidator, Field, create_model, model_validator
 
+from pcseg_core.body import read_body
 from pcseg_core.config import LIVE, Section, parse_section
 from pcseg_core.data.lidar_sets import MAX_LIDAR_OFFSET_S
 from pcseg_core.errors import InputError
@@ -22,6 +23,7 @@ from pcseg_ros.output_parameters import (
     CloudsParameters,
     DefaultClouds,
     MovingParameters,
+    Numbers,
     OutputParameters,
     TrackParameters,
     Words,
@@ -32,8 +34,22 @@ if TYPE_CHECKING:
     from pcseg_core.vision.pixel_classes import TeacherConfig
 
 
+def _checked_body(values: tuple[float, ...]) -> tuple[float, ...]:
+    try:
+        return read_body(values)
+    except InputError as error:
+        raise ValueError(str(error)) from None
+
+
 class PointsParameters(Section):
-    """Topics of several LiDARs, and how their sweeps are united."""
+    """The sweeps: what of them is the robot itself, and how those of several LiDARs are united."""
+
+    body: Annotated[Numbers, AfterValidator(_checked_body)] = Field(
+        (),
+        description="Box around the robot: x_min, y_min, z_min, x_max, y_max, z_max in the frame "
+        "of the sweeps, m; returns in it are no surroundings: they stay unlabeled, and no other "
+        "output has them; empty for none",
+    )
 
     topics: Words = Field(
         (),
@@ -267,7 +283,7 @@ class NodeConfig(PipelineConfig):
     moving: MovingParameters = Field(MovingParameters(), description="What moves")
     tracks: TrackParameters = Field(TrackParameters(), description="Tracks of things")
     grid: GridConfig = Field(GridConfig(), description="Occupancy grid")
-    points: PointsParameters = Field(PointsParameters(), description="Several LiDARs")
+    points: PointsParameters = Field(PointsParameters(), description="The sweeps")
     cameras: CameraParameters = Field(CameraParameters(), description="Cameras")
     motion: MotionParameters = Field(MotionParameters(), description="Motion of the platform")
     teacher: TeacherParameters = Field(TeacherParameters(), description="Camera teacher")

@@ -12,6 +12,7 @@ from rclpy.duration import Duration
 from rclpy.node import Node
 from sensor_msgs.msg import PointCloud2
 
+from pcseg_core.body import without_body
 from pcseg_core.cloud import IntensityScale, PointCloud
 from pcseg_core.data.calibration import load_calibration
 from pcseg_core.data.sample import CameraFrame
@@ -188,7 +189,7 @@ class Inputs:
             MalformedError: the message cannot be read.
         """
         try:
-            cloud = self._read(received)
+            cloud = without_body(self._read(received), self._config.points.body)
         except InputError as error:
             raise MalformedError(str(error)) from None
         if self.intensity.final and not self._scale_logged:

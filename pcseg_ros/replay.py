@@ -85,8 +85,7 @@ def _commands(
     topics = list(recording.cloud_topics)
     if len(topics) == 1:
         node += ["-r", f"points:={topics[0]}"]
-    else:
-        node += _united(topics, lidars)
+    node += _reading(topics, recording.body, lidars)
     for odometry in recording.bag.of_type(ODOMETRY)[:1]:
         node += ["-r", f"odometry:={odometry}"]
     player = ["pcseg_ros.bag_play", str(recording.path), "--wait-for-subscriber"]
@@ -98,9 +97,12 @@ def _commands(
     return node, player
 
 
-def _united(topics: Sequence[str], lidars: Mapping[str, Any]) -> list[str]:
-    """Arguments of a node that unites the sweeps of these topics as the reader of the bag does."""
+def _reading(topics: Sequence[str], body: Sequence[float], lidars: Mapping[str, Any]) -> list[str]:
+    """Arguments of a node that takes the sweeps of these topics as the reader of the bag does."""
     values = {**lidars, "cloud_topic": f"[{', '.join(map(repr, topics))}]"}
+    if len(topics) == 1:
+        values.clear()
+    values["body"] = list(body) or ""
     if "max_lidar_offset_s" in values:
         values["max_lidar_offset_s"] = float(values["max_lidar_offset_s"])  # as ROS wants a double
     given = [f"{LIDAR_OPTIONS[option]}:={value}" for option, value in values.items() if value != ""]

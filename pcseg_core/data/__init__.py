@@ -17,6 +17,7 @@ from urllib.parse import parse_qsl
 
 import numpy as np
 
+from pcseg_core.body import read_body
 from pcseg_core.data.account import UNREADABLE, Account, account
 from pcseg_core.data.sample import Box, CameraFrame, Sample
 from pcseg_core.errors import InputError
@@ -92,8 +93,10 @@ def open_recording(
     Options of the reader are given as keywords or as a query in the source, for example
     "bag:drive?cloud_topic=/points&poses=kiss-icp". "simulated:" takes options instead of a path:
     "simulated:seed=3,sweeps=20". Every reader takes `calibration`: a file whose extrinsics and
-    time offsets replace those of the recording, as in "kitti-raw:drive?calibration=rig.yaml". A
-    path may be an fsspec URL, such as s3://bucket/drive: see `fetched`.
+    time offsets replace those of the recording, as in "kitti-raw:drive?calibration=rig.yaml". All
+    but "simulated:" take `body`: a box around the robot in the LiDAR frame, whose returns are left
+    out, as in "drive?body=-1,-0.5,-0.4,0.5,0.5,0.2"; see `pcseg_core.body`. A path may be an fsspec
+    URL, such as s3://bucket/drive: see `fetched`.
 
     Args:
         source: the recording.
@@ -122,8 +125,11 @@ def open_recording(
         times = {k: str(chosen[k]) for k in ("time_field", "stamp_reference") if k in chosen}
         chosen |= trained.time_options(**times)
     opener = _reader(reader)
-    file = None if reader == "bag" else chosen.pop("calibration", None)
-    return _recalibrated(opener(path, **_checked(opener, chosen, str(source))), file)
+    bag = reader == "bag"  # has its own
+    file = None if bag else chosen.pop("calibration", None)
+    body = () if bag else read_body(chosen.pop("body", ()))
+    recording = _recalibrated(opener(path, **_checked(opener, chosen, str(source))), file)
+    return _without_body(recording, body)
 
 
 def _open_fetched(
@@ -141,12 +147,21 @@ def _open_fetched(
     return recording
 
 
+def _without_body(recording: Recording, body: Sequence[float]) -> Recording:
+    """The recording without the returns in a box, if there is one."""
+    if not body:
+        return recording
+    from pcseg_core.data.changed import WithoutBody
+
+    return WithoutBody(recording, body)
+
+
 def _recalibrated(recording: Recording, file: str | Path | None) -> Recording:
     """The recording with the calibration of a file, if one is given."""
     if file is None:
         return recording
     from pcseg_core.data.calibration import load_calibration
-    from pcseg_core.data.recalibrated import Recalibrated
+    from pcseg_core.data.changed import Recalibrated
 
     return Recalibrated(recording, load_calibration(file))
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pcseg_core.body import read_body, without_body
 from pcseg_core.cloud import IntensityScale, PointCloud
 from pcseg_core.data import fingerprint
 from pcseg_core.data.bag_account import bag_account
@@ -55,6 +56,7 @@ class BagRecording:
         scale: scale of its intensities, one for the whole bag, with its source.
         reading: options of `read_cloud` for its clouds.
         lidar_frame: frame of the sweeps.
+        body: box around the robot in it, or ().
         cameras: the usable cameras.
         trajectory: T_world_lidar, or None.
         T_body_lidar: (4, 4) of the given calibration, or None.
@@ -78,6 +80,7 @@ class BagRecording:
         stamp_reference: str = "auto",
         max_lidar_offset_s: float = MAX_LIDAR_OFFSET_S,
         united_frame: str | None = None,
+        body: str | Sequence[float] = (),
         index_all: bool = False,
     ) -> None:
         """Scan the bag once for stamps, transforms and calibrations.
@@ -100,6 +103,7 @@ class BagRecording:
             time_field, time_unit, stamp_reference: see `read_cloud`.
             max_lidar_offset_s: maximum stamp difference between sweeps that are united [s].
             united_frame: frame of united sweeps; None or "" takes that of the first topic.
+            body: box around the robot in the frame of the sweeps; see `read_body`.
             index_all: index the cloud topics that are not read too, to compare them.
 
         Raises:
@@ -115,6 +119,7 @@ class BagRecording:
         if isinstance(calibration, (str, Path)):
             calibration = load_calibration(calibration)
         self._united_frame = united_frame or ""
+        self.body = read_body(body)
         self._scan(cloud_topic, index_all)
         if not isinstance(intensity_scale, IntensityScale):
             intensity_scale = IntensityScale(float(intensity_scale or 0))
@@ -183,7 +188,7 @@ class BagRecording:
             InputError: x, y or z is missing, or the sweep has no finite point.
         """
         try:
-            cloud = self.sweeps.read(index)
+            cloud = without_body(self.sweeps.read(index), self.body)
             if not cloud.finite.any():
                 raise InputError(f"cloud: none of its {len(cloud)} points is finite")
         except InputError as error:

@@ -119,8 +119,9 @@ LIDAR_OPTIONS = {
     "cloud_topic": "points.topics",
     "max_lidar_offset_s": "points.tolerance_s",
     "united_frame": "points.frame",
+    "body": "points.body",
 }
-"""Options of the bag reader that unite the sweeps of several LiDARs; parameters of the node."""
+"""Options of the bag reader for the sweeps, and the parameters of the node with their meaning."""
 
 OTHER_LIDARS = "united of other LiDARs"
 """Why labels of a sweep do not count: it has more or fewer points than in the bag."""

@@ -14,6 +14,7 @@ from urllib.parse import parse_qsl
 import numpy as np
 import numpy.typing as npt
 
+from pcseg_core.body import without_body
 from pcseg_core.cloud import append_fields, encode_cloud, pack_rgb, read_cloud
 from pcseg_core.data import messages, open_recording, readable, split_query
 from pcseg_core.data.account import Account, account, grouped
@@ -241,7 +242,7 @@ def _labeled_message(
     number, raw = numbered
     try:
         message = recording.bag.deserialize(raw, CLOUD)
-        cloud = read_cloud(message, **recording.reading)
+        cloud = without_body(read_cloud(message, **recording.reading), recording.body)
     except InputError as error:
         replay.skipped[str(error)] += 1
         return None

@@ -93,6 +93,7 @@ def test_missing_checkpoint_leaves_the_node_unconfigured_and_says_why(client: Cl
         ("clouds.names:=['points']", "'points' cannot be the name of a cloud"),
         ("clouds.filtered_points.min_confidence:=[0.5, 2.0]", "expected numbers from 0 to 1"),
         ("motion.fixed_frame:=''", "'motion.fixed_frame' is ''"),
+        ("points.body:=[0.0, 0.0, 1.0]", "expected x_min, y_min, z_min, x_max, y_max, z_max"),
     ],
 )
 def test_wrong_parameters_end_the_start_with_one_line(parameter: str, words: str) -> None:

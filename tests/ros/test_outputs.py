@@ -13,7 +13,17 @@ import pytest
 pytest.importorskip("rclpy", reason="needs ROS 2 (rclpy)")
 
 from fakes import expected_labels
-from harness import Attachment, Client, NodeProcess, field_of, positions, sweep, value_of, wait_for
+from harness import (
+    TIMEOUT_S,
+    Attachment,
+    Client,
+    NodeProcess,
+    field_of,
+    positions,
+    sweep,
+    value_of,
+    wait_for,
+)
 from sensor_msgs.msg import PointCloud2, PointField
 from std_msgs.msg import Float64
 from std_srvs.srv import SetBool, Trigger
@@ -72,6 +82,21 @@ def test_filtered_cloud_has_the_chosen_points_with_all_their_fields(node: Attach
         assert [f.name for f in part.fields] == [f.name for f in answer.fields]
         for name in ("x", "t", "ring", "label", "confidence"):
             np.testing.assert_array_equal(field_of(part, name), field_of(answer, name)[chosen])
+
+
+def test_returns_from_the_robot_have_no_label_and_are_in_no_other_cloud(client: Client) -> None:
+    clouds = ("clouds.names:=['rest']", "clouds.rest.classes:=['*', 'unlabeled']")
+    with NodeProcess("checkpoint:=fake", "points.body:=[-9, -9, -9, 9, 9, 9]", *clouds) as process:
+        node = client.attach(process)
+        rest = node.listen(PointCloud2, "rest")
+        sent = sweep(2000)
+        answer, part = node.exchange(sent), rest.get(timeout=TIMEOUT_S)
+    where, labels = positions(sent), field_of(answer, "label")
+    inside = (np.abs(where) <= 9).all(1)
+    assert 20 < inside.sum() < 200
+    np.testing.assert_array_equal(positions(answer), where)
+    np.testing.assert_array_equal(labels == WIRE_UNLABELED, inside)
+    np.testing.assert_array_equal(positions(part), where[~inside])
 
 
 def test_filter_of_an_unknown_class_is_refused_by_name(node: Attachment) -> None:

@@ -34,6 +34,24 @@ def test_recordings_are_opened_by_name_and_by_content(tmp_path, make, reader: st
         assert len(set(names)) == len(names)
 
 
+@pytest.mark.parametrize(
+    "make", [kitti_raw, semantic_kitti, nuscenes, lambda path: bag(path / "drive")]
+)
+def test_returns_from_the_robot_are_left_out_of_any_recording(tmp_path, make) -> None:
+    path = make(tmp_path)
+    whole = open_recording(path)[0].cloud
+    low, high = whole.xyz[whole.finite].min(0), np.median(whole.xyz[whole.finite], 0)
+    box = ",".join(map(repr, [*low.tolist(), *(high + 1e-3).tolist()]))
+    drive = pickle.loads(pickle.dumps(open_recording(f"{path}?body={box}")))
+    left = drive[0].cloud
+    inside = ((whole.xyz >= low) & (whole.xyz <= high + 1e-3)).all(1)
+    assert 0 < inside.sum() < len(whole)
+    np.testing.assert_array_equal(left.finite, whole.finite & ~inside)
+    assert drive[0].name and len(drive) == len(open_recording(path))
+    with pytest.raises(InputError, match="body is '1,2'; expected x_min"):
+        open_recording(f"{path}?body=1,2")
+
+
 def test_what_cannot_be_opened_is_explained(tmp_path) -> None:
     with pytest.raises(InputError, match=r"no such file or folder.*kitti-raw"):
         open_recording(tmp_path / "absent")

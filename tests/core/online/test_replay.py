@@ -97,6 +97,17 @@ def test_clouds_gain_labels_and_all_else_is_untouched(pipeline: Pipeline, tmp_pa
     assert result.unlabeled == 3
 
 
+def test_returns_from_the_robot_stay_without_a_label(pipeline: Pipeline, tmp_path: Path) -> None:
+    source = f"{make_bag(tmp_path / 'drive')}?body=-4,-4,-9,4,4,9"
+    result = replay.segment_bag(pipeline, source, tmp_path / "labeled")
+    for cloud in (sample.cloud for sample in open_recording(str(tmp_path / "labeled"))):
+        inside = (np.abs(cloud.xyz) < (4, 4, 9)).all(1)
+        assert 5 < inside.sum() < 100
+        labels = from_wire(cloud.extra["label"])
+        assert np.array_equal(labels < 0, inside | ~cloud.finite)
+    assert result.sweeps == 3
+
+
 def test_a_labeled_bag_reads_back_with_its_classes(pipeline: Pipeline, tmp_path: Path) -> None:
     replay.segment_bag(pipeline, make_bag(tmp_path / "drive"), tmp_path / "labeled")
     drive = open_recording(str(tmp_path / "labeled"))

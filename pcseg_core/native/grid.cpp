@@ -59,14 +59,16 @@ struct Place {
   bool passed;    // if it is costly
 };
 
-// Places of a block of points: those of low cost first, costly ones from `costly` on.
+// Places of a block of points: those of low cost first, then costly ones.
 struct Placed {
-  int32_t cheap = 0, costly = 0;
+  const Place* places;
+  int cheap, costly;
 };
 
-// Cell of each point of a block, -1 outside of the grid and for what does not count; and its height.
-PCSEG_INLINE void find_places(const GridArgs& a, const Block& block, int n, int32_t* __restrict cell,
-                              float* __restrict height) {
+// Cell of each point of a block, -1 for those that are outside of the grid or too high, and for no
+// returns; and its height.
+PCSEG_INLINE void find_places(const GridArgs& a, const Block& block, int n,
+                              int32_t* __restrict cell, float* __restrict height) {
   const float edge = static_cast<float>(a.edge), side = static_cast<float>(a.side);
   const float *r = a.rotation, most = a.max_height_m, along = a.offset[0], across = a.offset[1];
   for (int i = 0; i < n; ++i) {
@@ -118,8 +120,8 @@ Placed place_block(const GridArgs& a, const Levels& levels, int64_t first, int n
     return Place{cell[i], height[i], weight, levels.at[cost[i]], passed};
   };
   for (int k = 0; k < lows; ++k) places[k] = place_of(low[k], false);
-  for (int k = 0; k < highs; ++k) places[n - highs + k] = place_of(high[k], gone[k]);
-  return {lows, n - highs};
+  for (int k = 0; k < highs; ++k) places[lows + k] = place_of(high[k], gone[k]);
+  return {places, lows, highs};
 }
 
 // Evidence of the cells that have some, summed in the order of the points.
@@ -325,16 +327,13 @@ void draw(const GridArgs& a, int threads) {
   });
   Cells evidence(levels, cells);
   bool old = false;
-  const auto costly = [&](int64_t k, auto add) {
-    const int64_t first = k * kBlock, number = std::min<int64_t>(kBlock, n - first);
-    return add(places.get() + first + placed[k].costly, static_cast<int>(number) - placed[k].costly);
-  };
-  for (int64_t k = 0; k < blocks; ++k) {
-    evidence.add_cheap(places.get() + k * kBlock, placed[k].cheap);
-    old |= costly(k, [&](const Place* at, int m) { return evidence.add_costly(at, m); });
+  for (const Placed& block : placed) {
+    evidence.add_cheap(block.places, block.cheap);
+    old |= evidence.add_costly(block.places + block.cheap, block.costly);
   }
-  for (int64_t k = 0; old && k < blocks; ++k)
-    costly(k, [&](const Place* at, int m) { return evidence.add_old(at, m); });
+  if (old)
+    for (const Placed& block : placed)
+      evidence.add_old(block.places + block.cheap, block.costly);
   std::vector<float> ground(cells);
   evidence.judge(a.min_share, a.found, ground.data());
   *a.below = kNan;

@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "chosen.h"
 #include "free_space.h"
 
 namespace pcseg {
@@ -103,16 +104,11 @@ int64_t select(const ClusterArgs& a) {
   for (int32_t k = 0; k < a.classes; ++k) wanted[k] = a.group[k] >= 0;
   int64_t count = 0;
   for (int64_t first = 0; first < a.points.n; first += kBlock) {
-    uint8_t chosen[kBlock] = {};
+    uint8_t chosen[kBlock], rows[kBlock + 8];
     const int n = static_cast<int>(std::min<int64_t>(kBlock, a.points.n - first));
     find_values(a.labels + first, wanted.data(), a.classes, n, chosen);
-    for (int i = 0; i < n; i += 8) {
-      uint64_t eight;  // points, of which most have no group
-      std::memcpy(&eight, chosen + i, sizeof(eight));
-      if (!eight) continue;
-      for (int k = i; k < i + 8; ++k)
-        if (chosen[k]) a.rows[count++] = first + k;
-    }
+    const int found = list_chosen(chosen, n, rows);
+    for (int k = 0; k < found; ++k) a.rows[count++] = first + rows[k];
   }
   return count;
 }

@@ -6,6 +6,7 @@
 #include <limits>
 #include <vector>
 
+#include "chosen.h"
 #include "free_space.h"
 #include "widest.h"
 
@@ -90,36 +91,6 @@ bool arguments_ok(const RecordsArgs& a) {
   for (const Column* c = a.columns; c < a.columns + a.count; ++c)
     if (!c->from || c->bytes < 0 || c->offset < 0 || c->bytes > a.step - c->offset) return false;
   return true;
-}
-
-// Of each byte: the positions of its bits, lowest first, and how many there are.
-struct BitTable {
-  uint8_t at[256][8] = {}, count[256] = {};
-
-  constexpr BitTable() {
-    for (int byte = 0; byte < 256; ++byte)
-      for (int bit = 0; bit < 8; ++bit)
-        if (byte >> bit & 1) at[byte][count[byte]++] = static_cast<uint8_t>(bit);
-  }
-};
-
-constexpr BitTable kBits;
-
-// Which of up to kBlock points are chosen, and how many; rows has room for eight more.
-int list_chosen(const uint8_t* chosen, int n, uint8_t* rows) {
-  int count = 0;
-  for (int i = 0; i < n; i += 8) {
-    uint64_t eight = 0, listed;
-    std::memcpy(&eight, chosen + i, std::min(8, n - i));
-    eight |= eight >> 4, eight |= eight >> 2, eight |= eight >> 1;
-    // A byte of which bit k tells of point k.
-    const uint64_t byte = (eight & 0x0101010101010101u) * 0x0102040810204080u >> 56;
-    std::memcpy(&listed, kBits.at[byte], sizeof(listed));
-    listed += i * 0x0101010101010101u;
-    std::memcpy(rows + count, &listed, sizeof(listed));
-    count += kBits.count[byte];
-  }
-  return count;
 }
 
 // The chosen ones of a block of records, one after the other; returns the end.

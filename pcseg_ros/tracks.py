@@ -25,7 +25,6 @@ from pcseg_ros import conversions, qos, topics
 from pcseg_ros.message_types import message_class
 
 Float64 = npt.NDArray[np.float64]
-Places = list[list[float]]
 
 LEFT_OUT = "tracks left out"
 
@@ -185,8 +184,9 @@ class TrackMarkers:
         moves = np.linalg.norm(velocity, axis=1) >= _SHOWN_MPS
         self._clear = self._clear or Marker(action=Marker.DELETEALL)
         shown = [self._clear]
-        for drawn, track, *places in zip(self._drawn, tracks, corners, top[:, None], ends):
-            drawn.move(*(place.tolist() for place in places))
+        places = np.concatenate([corners, top[:, None], ends], 1).tolist()
+        for drawn, track, own in zip(self._drawn, tracks, places):
+            drawn.move(own)
             drawn.name(header, track, space)
             shown += (drawn.outline, drawn.text)
         shown += [drawn.arrow for drawn, one in zip(self._drawn, moves.tolist()) if one]
@@ -203,21 +203,20 @@ class _Drawn:
 
         self._shown: tuple[int, int, bool] | None = None
         self._space: LabelSpace | None = None
-        self._corners = [Point() for _ in _CORNERS]
-        self._ends = [Point(), Point()]
+        corners, ends = [Point() for _ in _CORNERS], [Point(), Point()]
         self.outline = Marker(ns="outline", type=Marker.LINE_STRIP)
-        self.outline.points = [self._corners[row] for row in _OUTLINE]
+        self.outline.points = [corners[row] for row in _OUTLINE]
         self.outline.scale.x = _LINE_M
         self.text = Marker(ns="id", type=Marker.TEXT_VIEW_FACING)
         self.text.scale.z = _LETTER_M
-        self.arrow = Marker(ns="velocity", type=Marker.ARROW, points=self._ends)
+        self.arrow = Marker(ns="velocity", type=Marker.ARROW, points=ends)
         self.arrow.scale.x, self.arrow.scale.y = _ARROW_M, 2 * _ARROW_M
+        self._points = (*corners, self.text.pose.position, *ends)
 
-    def move(self, corners: Places, top: Places, ends: Places) -> None:
+    def move(self, places: list[list[float]]) -> None:
         """Set the corners of the outline, the place of the text, and the ends of the arrow."""
-        points = (*self._corners, self.text.pose.position, *self._ends)
         # Past the setters, which check each value: that takes longer than all else of markers.
-        for point, (x, y, z) in zip(points, (*corners, *top, *ends)):
+        for point, (x, y, z) in zip(self._points, places):
             point._x, point._y, point._z = x, y, z
 
     def name(self, header: Header, track: Track, space: LabelSpace) -> None:

@@ -116,18 +116,9 @@ PCSEG_INLINE void find_least(const float* from, int first, int last, float* to) 
 PCSEG_WIDEST(erode, find_least, (const float* from, int first, int last, float* to),
              (from, first, last, to))
 
-// First and last of some rows of an image.
+// First and last of some cells, or rows, of an image.
 struct Span {
-  int32_t first = kViewRows - 1, last = 0;
-
-  void add(const int32_t* cell, int n) {
-    int32_t least = cell[0], most = cell[0];
-    for (int i = 1; i < n; ++i) {
-      least = cell[i] < least ? cell[i] : least;
-      most = cell[i] > most ? cell[i] : most;
-    }
-    add({least / kViewColumns, most / kViewColumns});
-  }
+  int32_t first = kCells - 1, last = 0;
 
   void add(const Span& other) {
     first = std::min(first, other.first);
@@ -135,14 +126,24 @@ struct Span {
   }
 };
 
-// NaN for the distance of points that are no returns, or not chosen.
-void leave_out(const Block& b, const uint8_t* chosen, int n, float* distance) {
+// NaN for the distance of points that are no returns, or not chosen. Adds the cells to a span.
+PCSEG_INLINE void drop_others(const Block& b, const uint8_t* chosen, const int32_t* cell, int n,
+                              float* distance, Span* span) {
+  int32_t first = span->first, last = span->last;
   for (int i = 0; i < n; ++i) {
     const bool is_return = (b.x[i] != 0) | (b.y[i] != 0) | (b.z[i] != 0);
     distance[i] = is_return ? distance[i] : kNan;
+    first = cell[i] < first ? cell[i] : first;
+    last = cell[i] > last ? cell[i] : last;
   }
   for (int i = 0; chosen && i < n; ++i) distance[i] = chosen[i] ? distance[i] : kNan;
+  *span = {first, last};
 }
+
+PCSEG_WIDEST(leave_out, drop_others,
+             (const Block& b, const uint8_t* chosen, const int32_t* cell, int n, float* distance,
+              Span* span),
+             (b, chosen, cell, n, distance, span))
 
 void draw(const ImageArgs& a, int threads) {
   const int64_t n = a.points.n, tasks = (n + kPoints - 1) / kPoints;
@@ -153,18 +154,21 @@ void draw(const ImageArgs& a, int threads) {
   std::vector<Span> spans(tasks);
   brief_for(threads, tasks, [&](int64_t task) {
     Block block;
+    Span own;
     const int64_t end = std::min(n, (task + 1) * kPoints);
     for (int64_t i = task * kPoints; i < end; i += kBlock) {
       const int m = static_cast<int>(std::min<int64_t>(kBlock, end - i));
       block.load(a.points, i, m);
       find(block, a.origin, m, cell + i, distance + i);
-      leave_out(block, a.chosen ? a.chosen + i : nullptr, m, distance + i);
-      spans[task].add(cell + i, m);
+      leave_out(block, a.chosen ? a.chosen + i : nullptr, cell + i, m, distance + i, &own);
     }
+    spans[task] = own;
   });
-  Span rows;  // that have a point, and those beside them; most sensors see a part of all
-  for (const Span& span : spans) rows.add(span);
-  rows = {std::max(rows.first - 1, 0), std::min(rows.last + 1, kViewRows - 1)};
+  Span all;
+  for (const Span& span : spans) all.add(span);
+  // Rows that have a point, and those beside them: most sensors see a part of all.
+  const Span rows{std::max(all.first / kViewColumns - 1, 0),
+                  std::min(all.last / kViewColumns + 1, kViewRows - 1)};
   const int64_t begin = int64_t{rows.first} * kViewColumns;
   const int64_t end = int64_t{rows.last + 1} * kViewColumns;
   std::fill(a.image, a.image + kCells, kFar);

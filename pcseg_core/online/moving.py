@@ -96,7 +96,7 @@ class Things:
 
     def count(self, chosen: Array) -> Array:
         """(I + 1,) points of each instance that are chosen, a mask (M,)."""
-        return np.bincount(self.ids, chosen, len(self.size))
+        return np.bincount(self.ids[chosen], minlength=len(self.size))
 
     @cached_property
     def T_lidar_world(self) -> Array:

@@ -12,7 +12,7 @@ from native_and_numpy import SEEDS, both, properties, sweep
 from pcseg_core.cloud import PointCloud
 from pcseg_core.geometry import from_euler
 from pcseg_core.native import library
-from pcseg_core.online import boxes, instances, moving, thing_parts, track_filter
+from pcseg_core.online import boxes, free_space, instances, moving, thing_parts, track_filter
 from pcseg_core.online.free_space import Beams, FreeSpace
 
 pytestmark = pytest.mark.skipif(
@@ -186,3 +186,18 @@ def test_free_space(seed: int, count: int, asked: int, lidars: int) -> None:
     native, expected = both(lambda: FreeSpace(points.T, beams).passed(others, 0.4))
     assert native.dtype == bool and native.shape == (asked,)
     assert np.count_nonzero(native != expected) <= 0.01 * asked + 1
+
+
+@pytest.mark.parametrize(
+    "slopes", [(), (0.0,), (-9.0, -0.7), (0.71, 9.0), (-0.2, 0.1), (-9.0, 9.0)]
+)
+@pytest.mark.parametrize("farthest", [False, True])
+def test_range_images_of_returns_at_few_heights(slopes: tuple[float, ...], farthest: bool) -> None:
+    """Rows without returns, and those at the ends, are those of numpy too."""
+    angle = np.linspace(-3.1, 3.1, 700, dtype=np.float32)
+    rings = [(8 * np.cos(angle), 8 * np.sin(angle), np.full(700, 8 * slope)) for slope in slopes]
+    points = np.hstack([np.zeros((3, 0)), *rings]).astype(np.float32)
+    origin = np.zeros(3, np.float32)
+    native, expected = both(lambda: free_space._range_image(points, origin, None, farthest))
+    np.testing.assert_allclose(native, expected, rtol=1e-6)
+    assert np.isfinite(native).any() == bool(slopes)

@@ -42,8 +42,6 @@ PCSEG_INLINE void negative_terms(const float* p, float* terms, int n) {
 
 PCSEG_WIDEST(find_terms, negative_terms, (const float* p, float* terms, int n), (p, terms, n))
 
-using Four = float __attribute__((vector_size(16)));
-using Lanes = int32_t __attribute__((vector_size(16)));
 
 PCSEG_INLINE Four four_at(const float* values) {
   Four found;
@@ -65,11 +63,10 @@ PCSEG_INLINE void add_rows(const float* values, int64_t rows, int32_t n, float* 
   for (int64_t i = 0; i < rows; i += 4, values += 4 * n) {
     const Four one = parts_of(values, n), two = parts_of(values + n, n);
     const Four three = parts_of(values + 2 * n, n), four = parts_of(values + 3 * n, n);
-    constexpr Lanes even{0, 4, 2, 6}, odd{1, 5, 3, 7};
-    const Four low = __builtin_shuffle(one, two, even) + __builtin_shuffle(one, two, odd);
-    const Four high = __builtin_shuffle(three, four, even) + __builtin_shuffle(three, four, odd);
-    const Four sum = __builtin_shuffle(low, high, Lanes{0, 1, 4, 5}) +
-                     __builtin_shuffle(low, high, Lanes{2, 3, 6, 7});
+    const Four low = PCSEG_SHUFFLE(one, two, 0, 4, 2, 6) + PCSEG_SHUFFLE(one, two, 1, 5, 3, 7);
+    const Four high =
+        PCSEG_SHUFFLE(three, four, 0, 4, 2, 6) + PCSEG_SHUFFLE(three, four, 1, 5, 3, 7);
+    const Four sum = PCSEG_SHUFFLE(low, high, 0, 1, 4, 5) + PCSEG_SHUFFLE(low, high, 2, 3, 6, 7);
     std::memcpy(sums + i, &sum, sizeof(sum));
   }
 }

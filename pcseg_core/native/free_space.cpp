@@ -58,11 +58,12 @@ PCSEG_WIDEST(find, find_cells,
              (const Block& b, const float* origin, int n, int32_t* cell, float* distance),
              (b, origin, n, cell, distance))
 
-using Bytes = uint8_t __attribute__((vector_size(16)));
+using Bytes [[maybe_unused]] = uint8_t __attribute__((vector_size(16)));
 
 PCSEG_INLINE void look_up(const int32_t* __restrict labels, const uint8_t* __restrict table,
                           uint32_t classes, int n, uint8_t* __restrict values) {
   int i = 0;
+#if !defined(__clang__)  // has no such instruction of all CPUs
   if (classes < sizeof(Bytes)) {  // a table that one instruction reads sixteen times
     Bytes all{};
     std::memcpy(&all, table, classes + 1);
@@ -77,6 +78,7 @@ PCSEG_INLINE void look_up(const int32_t* __restrict labels, const uint8_t* __res
       std::memcpy(values + i, &at, sizeof(at));
     }
   }
+#endif
   for (; i < n; ++i) {
     const uint32_t label = static_cast<uint32_t>(labels[i]);
     values[i] = table[label < classes ? label : classes];
@@ -189,9 +191,6 @@ void draw(const ImageArgs& a, int threads) {
 
 namespace {
 
-using Four = float __attribute__((vector_size(16)));
-using Lanes = int32_t __attribute__((vector_size(16)));
-
 Four four_at(const char* from) {
   Four found;
   std::memcpy(&found, from, sizeof(found));
@@ -202,13 +201,13 @@ Four four_at(const char* from) {
 void load_four(const char* from, int64_t step, float* x, float* y, float* z) {
   const Four a = four_at(from), b = four_at(from + step);
   const Four c = four_at(from + 2 * step), d = four_at(from + 3 * step);
-  const Four ab = __builtin_shuffle(a, b, Lanes{0, 4, 1, 5});  // x, x, y, y
-  const Four cd = __builtin_shuffle(c, d, Lanes{0, 4, 1, 5});
-  const Four ends = __builtin_shuffle(a, b, Lanes{2, 6, 3, 7});  // z, z, ...
-  const Four others = __builtin_shuffle(c, d, Lanes{2, 6, 3, 7});
-  const Four xs = __builtin_shuffle(ab, cd, Lanes{0, 1, 4, 5});
-  const Four ys = __builtin_shuffle(ab, cd, Lanes{2, 3, 6, 7});
-  const Four zs = __builtin_shuffle(ends, others, Lanes{0, 1, 4, 5});
+  const Four ab = PCSEG_SHUFFLE(a, b, 0, 4, 1, 5);  // x, x, y, y
+  const Four cd = PCSEG_SHUFFLE(c, d, 0, 4, 1, 5);
+  const Four ends = PCSEG_SHUFFLE(a, b, 2, 6, 3, 7);  // z, z, ...
+  const Four others = PCSEG_SHUFFLE(c, d, 2, 6, 3, 7);
+  const Four xs = PCSEG_SHUFFLE(ab, cd, 0, 1, 4, 5);
+  const Four ys = PCSEG_SHUFFLE(ab, cd, 2, 3, 6, 7);
+  const Four zs = PCSEG_SHUFFLE(ends, others, 0, 1, 4, 5);
   std::memcpy(x, &xs, sizeof(xs));
   std::memcpy(y, &ys, sizeof(ys));
   std::memcpy(z, &zs, sizeof(zs));

@@ -2,7 +2,23 @@
 // Loops that the compiler turns into vectors, as wide as the CPU has them.
 #pragma once
 
+#include <cstdint>
+
 #define PCSEG_INLINE inline __attribute__((always_inline))
+
+namespace pcseg {
+
+using Four = float __attribute__((vector_size(16)));
+using FourInts = int32_t __attribute__((vector_size(16)));
+
+}  // namespace pcseg
+
+// Four values of two vectors of four, by their numbers: 0 to 3 of the first, 4 to 7 of the second.
+#if defined(__clang__)
+#define PCSEG_SHUFFLE(one, two, ...) __builtin_shufflevector(one, two, __VA_ARGS__)
+#else
+#define PCSEG_SHUFFLE(one, two, ...) __builtin_shuffle(one, two, ::pcseg::FourInts{__VA_ARGS__})
+#endif
 
 // Defines `void name params` from a PCSEG_INLINE function `body` of the same parameters: it runs
 // the variant of the widest vectors that this CPU has. `args` are the names of the parameters.

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -287,3 +288,20 @@ def test_an_old_compiler_leaves_the_newest_kernels_out(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment
     )
     assert done.stdout.strip().split(",") == [name for name in isas() if name != "amx"]
+
+
+@pytest.mark.skipif(shutil.which("clang++") is None, reason="needs clang++")
+def test_clang_builds_the_library_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pcseg_core.native import build
+
+    monkeypatch.setenv("CXX", "clang++")
+    monkeypatch.setattr(build, "FLAGS", (*build.FLAGS, "-O0"))
+    path = build.build(tmp_path / "out")
+    own_tests = Path(__file__).parents[1] / "online" / "test_native_outputs.py"
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(own_tests)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PCSEG_NATIVE_LIBRARY": str(path)},
+    )
+    assert done.returncode == 0, done.stdout

@@ -33,7 +33,7 @@ GROUPS = {
 # Largest length and width of one thing [m], from a height on. People are small: parts of one are
 # not apart, and two who touch are no larger than one who strides.
 _LARGEST = {TWO_WHEELERS: ((0.0, 2.4, 1.1),), VEHICLES: ((0.0, 5.4, 2.4), (2.6, 13.0, 3.2))}
-_BEHIND_M = 1.3  # between parts of which one is behind the other: windshield behind bonnet
+BEHIND_M = 1.3  # between parts of which one is behind the other: windshield behind bonnet
 _BESIDE_M = 0.5  # between others
 _LOW_M = 1.2  # height of bicycles
 _LONG_M = 1.1  # least length of a bicycle
@@ -71,6 +71,17 @@ class Rectangles:
         """Some of the boxes."""
         parts = self.center, self.yaw, self.size, self.bottom, self.top, self.groups
         return Rectangles(*(part[chosen] for part in parts))
+
+    def and_(self, others: Rectangles) -> Rectangles:
+        """These, followed by others."""
+        return Rectangles(
+            np.concatenate([self.center, others.center]),
+            np.concatenate([self.yaw, others.yaw]),
+            np.concatenate([self.size, others.size]),
+            np.concatenate([self.bottom, others.bottom]),
+            np.concatenate([self.top, others.top]),
+            np.concatenate([self.groups, others.groups]),
+        )
 
     @cached_property
     def table(self) -> Float64:
@@ -212,10 +223,10 @@ def join_parts(boxes: Rectangles, sensor: Array) -> npt.NDArray[np.int64]:
     """
     things = np.arange(len(boxes))
     gap = gaps(boxes)
-    possible = np.triu((gap < _BEHIND_M) & (boxes.groups[:, None] == boxes.groups), 1)
+    possible = np.triu((gap < BEHIND_M) & (boxes.groups[:, None] == boxes.groups), 1)
     if not possible.any():
         return things
-    near = np.where(_one_behind_other(boxes, sensor), _BEHIND_M, _BESIDE_M)
+    near = np.where(_one_behind_other(boxes, sensor), BEHIND_M, _BESIDE_M)
     pairs = np.argwhere(possible & (gap < near))
     for one, two in pairs[np.argsort(gap[tuple(pairs.T)])][:_MOST_PAIRS]:
         if things[one] != things[two]:
@@ -229,8 +240,8 @@ def join_parts(boxes: Rectangles, sensor: Array) -> npt.NDArray[np.int64]:
 def _side_by_side(boxes: Rectangles, chosen: Array) -> bool:
     """Low boxes that begin at one height: bicycles, rather than a bonnet and a windshield."""
     low = boxes.top[chosen].max() - boxes.bottom[chosen].min() < _LOW_M
-    low &= boxes.size[chosen].max(1).min() > _LONG_M
-    return bool(low and np.ptp(boxes.bottom[chosen]) < _STEP_M)
+    long = chosen[boxes.size[chosen].max(1) > _LONG_M]
+    return bool(low and len(long) > 1 and np.ptp(boxes.bottom[long]) < _STEP_M)
 
 
 def gaps(boxes: Rectangles) -> Float64:

@@ -12,7 +12,8 @@ import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 
 from pcseg_core.online.boxes import Grouped
-from pcseg_core.online.thing_parts import Rectangles, apart, is_vehicle, native_costs
+from pcseg_core.online.thing_parts import VEHICLES, Rectangles, apart, is_vehicle, native_costs
+from pcseg_core.online.track_motion import stand
 
 Array = npt.NDArray[Any]
 Float64 = npt.NDArray[np.float64]
@@ -29,6 +30,8 @@ STATE = np.dtype(
         ("yaw", np.float64),
         ("size", np.float64, 3),
         ("bottom", np.float64),
+        ("moves", np.float64),  # mean share of its points that are seen to have moved
+        ("before", np.float64, 2),  # position at the sweep before
         ("hits", np.int64),
         ("missed_s", np.float64),
         ("age_s", np.float64),
@@ -40,15 +43,12 @@ _ACCELERATION = 2.0  # spectral density of the acceleration [m^2/s^3]
 _SPEED_MPS = 7.0  # standard deviation of the velocity of a new track
 _NEW = (_NOISE_M**2, 0.0, _SPEED_MPS**2)  # variance of a new track
 AT_REST = (0.25, 0.0, 0.25)  # the same of a vehicle that stands, not seen
-_OVERLAP = 0.3  # of the smaller box, of a track and a thing that are none of others
 _THIN_M = 0.4  # least extent of a box that overlaps
 _GATE = 11.0  # squared normalized distance
 _EXCESS_M = 0.5  # by which a thing may be longer than a track at no cost
 _MOST_EXCESS = 4.0  # the most that this costs: a side may be seen for the first time
 _MIDDLE_M = 0.1  # least room of a thing in its box, or of the box in it, whose middle tells nothing
-_FACING = 0.5  # least cosine between the normal of an edge that faces the sensor and the beam
-_NEAR_M = 0.6  # from its predicted place, such an edge can tell how far a vehicle has moved
-_AT_PLACE_M = 0.1  # from its predicted place, an edge has not moved otherwise
+_LEAST_M = 0.5  # extent of a thing of which the share outside its box counts
 _GROW, _SHRINK = 0.4, 0.02  # per sweep, of the difference between measured and known extent
 _TURN = 0.3  # the same for the heading
 _TURN_M = 1.0  # least extent, and
@@ -103,6 +103,7 @@ def predict(tracks: Array, step_s: float) -> Array:
     Bar-Shalom et al., "Estimation with Applications to Tracking and Navigation", 2001, 6.2.2.
     """
     tracks, t, q = tracks.copy(), step_s, _ACCELERATION
+    tracks["before"] = tracks["position"]
     tracks["position"] += t * tracks["velocity"]
     p, c, v = tracks["variance"].T
     tracks["variance"] = np.stack(
@@ -117,26 +118,7 @@ def assign(tracks: Array, things: Measured) -> tuple[Array, Array]:
     """Tracks and things that belong together, least total cost: rows (K,) of both."""
     cost = _distance(tracks, things.boxes)
     cost[(tracks["group"][:, None] != things.groups) | (cost > _GATE)] = np.inf
-    return _pairs(cost)
-
-
-def recover(
-    tracks: Array, things: Measured, of_track: Array, of_thing: Array
-) -> tuple[Array, Array]:
-    """Add tracks and things whose boxes overlap to those that are assigned: rows (K,) of both.
-
-    Vehicles do not stand in each other: such a thing is not where the track was expected because
-    other parts of it are seen than before. The velocity of the track is measured anew.
-    """
-    if min(len(tracks), len(things)) == len(of_track):
-        return of_track, of_thing
-    share = overlap(boxes_of(tracks), things.boxes)
-    cost = np.where(share < _OVERLAP, np.inf, 1 - share)
-    cost[tracks["group"][:, None] != things.groups] = np.inf
-    cost[of_track] = cost[:, of_thing] = np.inf
-    rows, columns = _pairs(cost)
-    measure_anew(tracks, rows)
-    return np.concatenate([of_track, rows]), np.concatenate([of_thing, columns])
+    return pairs(cost)
 
 
 def measure_anew(tracks: Array, rows: Array | int) -> None:
@@ -144,7 +126,7 @@ def measure_anew(tracks: Array, rows: Array | int) -> None:
     tracks["variance"][rows] = _NEW
 
 
-def _pairs(cost: Float64) -> tuple[Array, Array]:
+def pairs(cost: Float64) -> tuple[Array, Array]:
     """Rows and columns (K,) of least total cost, none of them infinite."""
     rows, columns = linear_sum_assignment(np.minimum(cost, 1e6))
     finite = np.isfinite(cost[rows, columns])
@@ -221,16 +203,25 @@ def _shift(apart: Float64, known: Float64, seen: Float64) -> tuple[Float64, Floa
     return np.where(middle, 0.0, shift), np.where(middle, 0.0, np.where(lower, 1.0, -1.0))
 
 
-def correct(tracks: Array, rows: Array, things: Measured, numbers: Array, sensor: Array) -> None:
-    """Update tracks (K,) rows by the things that are assigned to them, seen from a place (3,)."""
+def correct(tracks: Array, rows: Array, things: Measured, numbers: Array, passed: Float64) -> None:
+    """Update tracks by the things that are assigned to them.
+
+    Args:
+        tracks: (T,) STATE, predicted.
+        rows, numbers: (K,) of tracks and their things.
+        things: those of the sweep.
+        passed: (K,) see `stand`.
+    """
     if not len(rows):
         return
     old = tracks[rows]
     old["yaw"] += _turn(old, things, numbers)
     low, high = _extents(old, things, numbers)
     seen, apart = high - low, (low + high)[:, :2] / 2
-    shift, edge = _told(old, seen, apart, _facing(old, sensor))
+    shift, edge = _shift(apart, old["size"][:, :2], seen[:, :2])
+    elsewhere = _elsewhere(old, low, high)
     _filter(old, shift)
+    stand(old, passed, elsewhere)
     _resize(old, seen, edge, apart)
     old["bottom"] += np.maximum(0.3, 1 / (1 + old["hits"])) * (low[:, 2] - old["bottom"])
     _head(old)
@@ -241,32 +232,6 @@ def correct(tracks: Array, rows: Array, things: Measured, numbers: Array, sensor
     old["hits"] += 1
     old["missed_s"] = 0.0
     tracks[rows] = old
-
-
-def _told(old: Array, seen: Float64, apart: Float64, facing: Float64) -> tuple[Float64, Float64]:
-    """`_shift` (K, 2) of tracks; of a vehicle whose edges disagree, by the edge that faces (K, 2).
-
-    Where another edge is at its place the vehicle may be no more than seen in larger part.
-    """
-    size = old["size"][:, :2]
-    shift, edge = _shift(apart, size, seen[:, :2])
-    front = apart + facing * (seen[:, :2] - size) / 2
-    tells = (np.abs(shift) < _AT_PLACE_M) & ((edge != 0) | (seen[:, :2] > size))
-    other = (facing != 0) & (np.abs(front) < _NEAR_M) & ~tells
-    other &= is_vehicle(old["group"], np.maximum(old["size"], seen))[:, None]
-    return np.where(other, front, shift), np.where(other, -facing, edge)
-
-
-def _facing(old: Array, sensor: Array) -> Float64:
-    """(K, 2) along and across: 1 if the upper edge faces the sensor, -1 the lower one, or 0.
-
-    This edge is rarely hidden, and is that of the thing.
-    """
-    x, y = (sensor[:2] - old["position"]).T
-    cos, sin = np.cos(old["yaw"]), np.sin(old["yaw"])
-    way = np.stack([x * cos + y * sin, y * cos - x * sin], 1)
-    along = way / np.maximum(np.hypot(x, y), 1e-3)[:, None]
-    return np.where(np.abs(along) > _FACING, np.sign(along), 0.0)
 
 
 def _turn(old: Array, things: Measured, numbers: Array) -> Float64:
@@ -285,10 +250,17 @@ def _extents(old: Array, things: Measured, numbers: Array) -> tuple[Float64, Flo
     yaws = np.zeros(len(things))
     yaws[numbers] = old["yaw"]
     low, high = (ends[numbers] for ends in things.grouped.extents(yaws))
-    cos, sin = np.cos(old["yaw"]), np.sin(old["yaw"])
-    x, y = old["position"].T
-    center = np.stack([x * cos + y * sin, y * cos - x * sin, np.zeros(len(x))], 1)
+    center = np.pad(_turned(old, old["position"]), ((0, 0), (0, 1)))
     return low - center, high - center
+
+
+def _elsewhere(old: Array, low: Float64, high: Float64) -> Float64:
+    """(K,) share of the extents of things outside the boxes as they were before the prediction."""
+    moved = _turned(old, old["position"] - old["before"])
+    half, low, high = old["size"][:, :2] / 2, low[:, :2] + moved, high[:, :2] + moved
+    beyond = np.maximum(high - half, 0) + np.maximum(-half - low, 0)
+    share: Float64 = np.minimum(beyond / np.maximum(high - low, _LEAST_M), 1).max(1)
+    return share
 
 
 def _filter(old: Array, shift: Float64) -> None:
@@ -299,6 +271,13 @@ def _filter(old: Array, shift: Float64) -> None:
     old["position"] += gain[:, None] * move
     old["velocity"] += rate[:, None] * move
     old["variance"] = np.stack([(1 - gain) * p, (1 - gain) * c, v - rate * c], axis=1)
+
+
+def _turned(old: Array, vector: Float64) -> Float64:
+    """Vectors (K, 2) of the fixed frame along and across the boxes."""
+    cos, sin = np.cos(old["yaw"]), np.sin(old["yaw"])
+    x, y = vector.T
+    return np.stack([x * cos + y * sin, y * cos - x * sin], 1)
 
 
 def _to_fixed(old: Array, vector: Float64) -> Float64:
@@ -362,10 +341,10 @@ def seen_within(tracks: Array, coast_s: float, times: float = 1.0) -> Array:
 
 
 def without_copies(tracks: Array) -> tuple[Array, dict[int, int]]:
-    """Tracks whose center is not in an older one; and the older one of those that are left out."""
+    """Tracks but vehicles whose center is in an older one; and that one of those left out."""
     covered = boxes_of(tracks).outside(tracks["position"]) < 0
-    covered &= tracks["group"][:, None] == tracks["group"]
-    covered &= (tracks["missed_s"] == 0)[:, None] & (tracks["missed_s"] == 0)
+    chosen = (tracks["group"] == VEHICLES) & (tracks["missed_s"] == 0)
+    covered &= chosen[:, None] & chosen
     covered &= (tracks["hits"][:, None] > tracks["hits"]) | (
         (tracks["hits"][:, None] == tracks["hits"]) & (tracks["id"][:, None] < tracks["id"])
     )

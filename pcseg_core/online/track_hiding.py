@@ -8,11 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pcseg_core.cloud import PointCloud
-from pcseg_core.geometry import invert, transform
 from pcseg_core.online import track_filter as filter_
-from pcseg_core.online.free_space import Beams, FreeSpace
 from pcseg_core.online.thing_parts import VEHICLES
+from pcseg_core.online.track_motion import Look
 
 Array = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]
@@ -22,11 +20,10 @@ _KNOWN = 3  # it was seen in as many sweeps
 _LONGER = 5.0  # times as long as others are vehicles predicted that are hidden
 _MARGIN_M = 0.5  # by which returns must be nearer than a place that they hide
 _SHARE = 0.5  # of the places in a box that are hidden
-_POINTS = 30_000  # of a sweep that tell
 _PLACES = np.stack(np.meshgrid([-0.3, 0.0, 0.3], [-0.3, 0.0, 0.3], [0.3, 0.7]), -1).reshape(-1, 3)
 
 
-def survivors(tracks: Array, coast_s: float, cloud: PointCloud, pose: Array) -> Array:
+def survivors(tracks: Array, coast_s: float, look: Look) -> Array:
     """Tracks that were seen lately, and those of standing vehicles that are hidden now.
 
     Those are taken to stand on. Where a driving one is grows unsure too fast to wait for it: the
@@ -35,32 +32,27 @@ def survivors(tracks: Array, coast_s: float, cloud: PointCloud, pose: Array) -> 
     Args:
         tracks: (K,) STATE.
         coast_s: longest time that a track is predicted without being seen [s].
-        cloud: the sweep, LiDAR frame.
-        pose: (4, 4) T_fixed_lidar.
+        look: the sweep.
     """
     kept = filter_.seen_within(tracks, coast_s)
     stands = (np.hypot(*tracks["velocity"].T) < _STANDS_MPS) & (tracks["hits"] >= _KNOWN)
     late = ~kept & stands & (tracks["group"] == VEHICLES)
     late &= filter_.seen_within(tracks, coast_s, _LONGER)
     if late.any():
-        kept[late] = _hidden(tracks[late], cloud, pose)
+        kept[late] = _hidden(tracks[late], look)
         late &= kept
         tracks["velocity"][late] = 0.0
         tracks["variance"][late] = filter_.AT_REST
     return tracks[kept]
 
 
-def _hidden(tracks: Array, cloud: PointCloud, pose: Array) -> Mask:
+def _hidden(tracks: Array, look: Look) -> Mask:
     """(K,) bool: most of the predicted box is behind something; False where it is seen empty."""
-    beams = Beams.of(cloud)
-    rows = slice(0, len(cloud), max(1, len(cloud) // _POINTS))
-    free = FreeSpace(cloud.xyz[rows].T, None if beams is None else beams.take(rows))
     x, y, up = np.moveaxis(_PLACES * tracks["size"][:, None], -1, 0)
     cos, sin = np.cos(tracks["yaw"])[:, None], np.sin(tracks["yaw"])[:, None]
     places = np.stack([x * cos - y * sin, x * sin + y * cos, up], -1)
     places[..., :2] += tracks["position"][:, None]
     places[..., 2] += tracks["bottom"][:, None]
-    seen = transform(invert(pose), places.reshape(-1, 3)).astype(np.float32)
-    hidden = free.behind(seen.T, _MARGIN_M).reshape(len(tracks), -1)
+    hidden = look.free.behind(look.local(places), _MARGIN_M).reshape(len(tracks), -1)
     found: Mask = hidden.mean(1) >= _SHARE
     return found

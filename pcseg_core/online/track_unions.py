@@ -9,12 +9,20 @@ import numpy as np
 import numpy.typing as npt
 
 from pcseg_core.online import track_filter as filter_
-from pcseg_core.online.thing_parts import VEHICLES, gaps, is_no_larger, is_vehicle
+from pcseg_core.online.thing_parts import (
+    BEHIND_M,
+    VEHICLES,
+    Rectangles,
+    gaps,
+    is_no_larger,
+    is_one,
+    is_vehicle,
+)
 
 Array = npt.NDArray[Any]
 Float64 = npt.NDArray[np.float64]
 
-_YOUNG = 5  # sweeps that a track was seen in up to which it can turn out to be part of another
+_OVERLAP = 0.3  # of the smaller box, of a track and a thing that are none of others
 _COVERED = 0.3  # of the smaller one, of the box of a track and of a thing with which it is one
 _INSIDE = 0.6  # the same, from which on both are one whatever their extents
 _DRIVES_MPS = 2.0
@@ -37,6 +45,26 @@ def part_ways(one: Array, other: Array) -> bool:
     return apart > max(_DRIVES_MPS, _SPREAD * spread)
 
 
+def different(boxes: Rectangles, rows: Array, tracks: Array) -> tuple[list[int], dict[int, int]]:
+    """Rows of boxes of different things, oldest first; and of parts, with those they belong to."""
+    different: list[int] = []
+    parts: dict[int, int] = {}
+    for row in older_first(tracks, rows).tolist():
+        whole = next(
+            (
+                one
+                for one in different
+                if is_one(boxes, np.array([one, row])) and not part_ways(tracks[one], tracks[row])
+            ),
+            None,
+        )
+        if whole is None:
+            different.append(row)
+        else:
+            parts[row] = whole
+    return different, parts
+
+
 def drive_as_one(tracks: Array) -> Array:
     """The tracks, those that drive as parts of one vehicle united.
 
@@ -51,7 +79,7 @@ def drive_as_one(tracks: Array) -> Array:
     for one, two in rows[np.argwhere(near)].tolist():
         apart = tracks["velocity"][one] - tracks["velocity"][two]
         if not {one, two} & {*ended} and np.hypot(*apart) < _DRIVES_MPS:
-            low, high = _around(tracks[[one, two]])
+            low, high = _around(filter_.boxes_of(tracks[[one, two]]))
             fits = is_no_larger((high - low)[None])
             wide = tracks["size"][[one, two], 1].min() > _WIDE_M
             if fits[0] and (wide or is_vehicle(tracks["group"][[one]], (high - low)[None])[0]):
@@ -60,29 +88,57 @@ def drive_as_one(tracks: Array) -> Array:
     return np.delete(tracks, ended) if ended else tracks
 
 
+def recover(
+    tracks: Array, things: filter_.Measured, of_track: Array, of_thing: Array
+) -> tuple[Array, Array]:
+    """Add tracks and things that are left to those that are assigned: rows (K,) of both.
+
+    They belong together if their boxes overlap, because vehicles do not stand in each other: such
+    a thing is not where the track was expected because other parts of it are seen than before, so
+    that its velocity is measured anew. What is beside a vehicle that is not seen, and with it no
+    larger than one, is another part of it.
+    """
+    lost = np.setdiff1d(np.arange(len(tracks)), of_track)
+    free = np.setdiff1d(np.arange(len(things)), of_thing)
+    if not len(lost) or not len(free):
+        return of_track, of_thing
+    own, seen = filter_.boxes_of(tracks[lost]), things.boxes.rows(free)
+    share = filter_.overlap(own, seen)
+    cost = np.where(share < _OVERLAP, np.inf, 1 - share)
+    cost[own.groups[:, None] != seen.groups] = np.inf
+    both = own.and_(seen)
+    gap = gaps(both)[: len(lost), len(lost) :]
+    beside = (gap < BEHIND_M) & (own.groups[:, None] == VEHICLES) & (seen.groups == VEHICLES)
+    for one, two in np.argwhere(beside & (cost == np.inf)).tolist():
+        if is_one(both, np.array([one, len(lost) + two])):
+            cost[one, two] = 1 + BEHIND_M + gap[one, two]
+    rows, columns = filter_.pairs(cost)
+    overlap = cost[rows, columns] <= 1
+    filter_.measure_anew(tracks, lost[rows[overlap]])
+    for one, two in zip(rows[~overlap].tolist(), columns[~overlap].tolist()):
+        _enlarge(tracks, int(lost[one]), *_around(both.rows([one, len(lost) + two])))
+    return np.concatenate([of_track, lost[rows]]), np.concatenate([of_thing, free[columns]])
+
+
 def inherit(tracks: Array, things: filter_.Measured, of_track: Array, of_thing: Array) -> None:
-    """Young tracks take the ids of older ones, not seen, that were expected where their things are.
+    """Tracks take the ids of older ones, not seen, that were expected where their things are.
 
     Vehicles do not stand in each other: both are one, which was first seen in parts. The
     older track ends; the motion stays that of the younger one, which fits better.
     """
     vehicles = tracks["group"] == VEHICLES
     lost = np.setdiff1d(np.flatnonzero(vehicles), of_track)
-    young = (vehicles & (tracks["hits"] <= _YOUNG))[of_track]
+    young = (vehicles)[of_track]
     of_track, of_thing = of_track[young], of_thing[young]
     if not len(lost) or not len(of_track):
         return
-    seen = things.boxes.rows(of_thing)
-    share = filter_.overlap(filter_.boxes_of(tracks[lost]), seen)
-    size = np.stack([*seen.size.T, seen.top - seen.bottom], 1)
-    for old, new in np.argwhere((share >= _COVERED) & (share == share.max(0))):
+    own, seen = filter_.boxes_of(tracks[lost]), things.boxes.rows(of_thing)
+    share, both = filter_.overlap(own, seen), seen.and_(own)
+    for old, new in np.argwhere((share >= _COVERED) & (share == share.max(0))).tolist():
         one, two = lost[old], of_track[new]
         if tracks["missed_s"][one] == np.inf or older_first(tracks, np.array([one, two]))[0] != one:
             continue
-        thing = tracks[[two, one]]
-        thing["position"][0], thing["yaw"][0] = seen.center[new], seen.yaw[new]
-        thing["size"][0], thing["bottom"][0] = size[new], seen.bottom[new]
-        low, high = _around(thing)
+        low, high = _around(both.rows([new, len(seen) + old]))
         if share[old, new] >= _INSIDE or is_no_larger((high - low)[None])[0]:
             for name in ("id", "age_s", "label", "agreed"):
                 tracks[name][[one, two]] = tracks[name][[two, one]]
@@ -93,18 +149,21 @@ def inherit(tracks: Array, things: filter_.Measured, of_track: Array, of_thing: 
 def unite(tracks: Array, whole: int, part: int) -> None:
     """Enlarge the box of a track by that of another; if they differ, the motion is unknown."""
     pair = tracks[[whole, part]]
-    low, high = _around(pair)
-    x, y = (low + high)[:2] / 2
-    cos, sin = np.cos(pair["yaw"][0]), np.sin(pair["yaw"][0])
-    tracks["position"][whole] = x * cos - y * sin, x * sin + y * cos
-    tracks["size"][whole], tracks["bottom"][whole] = high - low, low[2]
+    _enlarge(tracks, whole, *_around(filter_.boxes_of(pair)))
     if np.hypot(*(pair["velocity"][0] - pair["velocity"][1])) > _DRIVES_MPS:
         filter_.measure_anew(tracks, whole)
 
 
-def _around(tracks: Array) -> tuple[Float64, Float64]:
-    """Lowest and highest coordinates (3,) of the boxes of tracks in the axes of the first one."""
-    boxes = filter_.boxes_of(tracks)
+def _enlarge(tracks: Array, row: int, low: Float64, high: Float64) -> None:
+    """Set the box of a track to extents (3,) of `_around`."""
+    x, y = (low + high)[:2] / 2
+    cos, sin = np.cos(tracks["yaw"][row]), np.sin(tracks["yaw"][row])
+    tracks["position"][row] = x * cos - y * sin, x * sin + y * cos
+    tracks["size"][row], tracks["bottom"][row] = high - low, low[2]
+
+
+def _around(boxes: Rectangles) -> tuple[Float64, Float64]:
+    """Lowest and highest coordinates (3,) of boxes in the axes of the first one."""
     cos, sin = np.cos(boxes.yaw[0]), np.sin(boxes.yaw[0])
     corners = boxes.corners.reshape(-1, 2) @ [[cos, -sin], [sin, cos]]
     low, high = np.append(corners.min(0), boxes.bottom.min()), np.append(corners.max(0), 0.0)

@@ -21,12 +21,12 @@ from pcseg_core.online.thing_parts import (
     VEHICLES,
     Rectangles,
     apart,
-    is_one,
     is_vehicle,
     join_parts,
 )
 from pcseg_core.online.track_hiding import survivors
-from pcseg_core.online.track_unions import drive_as_one, inherit, older_first, part_ways, unite
+from pcseg_core.online.track_motion import Evidence, Look, few_points
+from pcseg_core.online.track_unions import different, drive_as_one, inherit, recover, unite
 
 Array = npt.NDArray[Any]
 Float64 = npt.NDArray[np.float64]
@@ -34,6 +34,7 @@ Ids = npt.NDArray[np.uint32]
 
 _GAP_S = 1.0  # between sweeps: with more, or a step back, all tracks end
 _JUMP_MPS = 70.0
+_PART_POINTS = 6  # least number of a part of a thing
 _MARGIN_M = 0.3  # around a predicted box; points within it can be those of the track
 _SPLIT_SHARE = 0.1  # of the points of a cluster that a track must claim to get a part of it
 _FEW_POINTS = 40  # of each cluster that tracks claim
@@ -119,6 +120,7 @@ class Tracker:
         self._next_id = 1
         self._before: tuple[int, Float64] | None = None
         self._space: LabelSpace | None = None
+        self._evidence = Evidence()
 
     @property
     def count(self) -> int:
@@ -133,6 +135,7 @@ class Tracker:
     def reset(self) -> None:
         """End all tracks; their ids are not used again."""
         self._tracks = filter_.none()
+        self._evidence.reset()
         self._before = None
 
     def update(
@@ -150,23 +153,27 @@ class Tracker:
         step_s = self._step(cloud.stamp_ns, pose, space)
         tracks = drive_as_one(filter_.predict(self._tracks, step_s))
         things = _joined(_Things.of(cloud, labels, space, pose, rules), pose[:3, 3])
-        things, different = _split(_joined_in(things, tracks), tracks, rules.min_points)
-        if len(different) < len(tracks):
-            things, tracks = _joined_in(things, different), different
-        found = things.found
-        of_track, of_thing = filter_.recover(tracks, found, *filter_.assign(tracks, found))
+        things = _joined_in(things, tracks).large(rules.min_points)
+        things, others = _split(things, tracks, rules.min_points)
+        if len(others) < len(tracks):
+            things, tracks = _joined_in(things, others), others
+        found, look = things.found, Look(cloud, pose)
+        few, gone = few_points(found.grouped), self._evidence.gone(look, tracks["id"])
+        of_track, of_thing = recover(tracks, found, *filter_.assign(tracks, found))
         inherit(tracks, found, of_track, of_thing)
         ids = np.zeros(len(found), np.uint32)
         ids[of_thing] = tracks["id"][of_track]
-        filter_.correct(tracks, of_track, found, of_thing, pose[:3, 3])
-        _add_parts(ids, found, tracks[of_track])
+        passed = np.maximum(gone[of_track], self._evidence.new(few)[of_thing])
+        filter_.correct(tracks, of_track, found, of_thing, passed)
+        _add_parts(ids, found, few, tracks[of_track])
         born = filter_.begin(found, np.flatnonzero(ids == 0), self._next_id)
         self._next_id += len(born)
         ids[ids == 0] = born["id"]
-        tracks = survivors(np.concatenate([tracks, born]), rules.coast_s, cloud, pose)
+        tracks = survivors(np.concatenate([tracks, born]), rules.coast_s, look)
         self._tracks, instead = filter_.without_copies(tracks)
         for one, other in instead.items():
             ids[ids == one] = other
+        self._evidence.add(look, few, ids)
         instances = np.zeros(len(labels), np.uint32)
         instances[things.rows] = np.repeat(ids, found.grouped.counts)
         return Tracked(instances, self._report(pose))
@@ -181,6 +188,7 @@ class Tracker:
             if 0 < step_s <= _GAP_S and way <= _JUMP_MPS * step_s:
                 return step_s
         self._tracks = filter_.none()
+        self._evidence.reset()
         return 0.0
 
     def _report(self, pose: Array) -> list[Track]:
@@ -222,9 +230,9 @@ class _Things:
         cls, cloud: PointCloud, labels: Array, space: LabelSpace, pose: Array, rules: TrackRules
     ) -> _Things:
         """The clusters of a sweep."""
-        group_of = _groups(space, rules.classes)
+        group_of, least = _groups(space, rules.classes), min(rules.min_points, _PART_POINTS)
         clusters = find_instances(
-            cloud.xyz, labels, group_of, cell_m=rules.cell_m, min_points=rules.min_points
+            cloud.xyz, labels, group_of, cell_m=rules.cell_m, min_points=least
         )
         points = moved_points(cloud.xyz, clusters.rows, pose)
         grouped, order = Grouped.of(points, clusters.ids.astype(np.int64) - 1)
@@ -238,6 +246,16 @@ class _Things:
     def numbers(self) -> Array:
         """(M,) thing of each point."""
         return np.repeat(np.arange(len(self.found)), self.found.grouped.counts)
+
+    def large(self, least: int) -> _Things:
+        """Those of as many points or more."""
+        old = self.found
+        large = old.grouped.counts >= least
+        if large.all():
+            return self
+        grouped, rows = old.grouped.chosen(np.flatnonzero(large))
+        found = filter_.Measured(grouped, old.yaws[large], old.groups[large], old.labels[large])
+        return _Things(self.rows[rows], self.labels[rows], found)
 
     def merged(self, numbers: Array) -> _Things:
         """Unions of these, by the number of each thing (I,), 0 and on."""
@@ -303,7 +321,7 @@ def _split(things: _Things, tracks: Array, least: int) -> tuple[_Things, Array]:
     numbers, following = things.numbers, len(found)
     copies: dict[int, int] = {}
     for cluster in np.flatnonzero(enough.sum(1) > 1):
-        sharing, same = _different(boxes, np.flatnonzero(enough[cluster]), tracks[old])
+        sharing, same = different(boxes, np.flatnonzero(enough[cluster]), tracks[old])
         copies |= same
         members = slice(grouped.starts[cluster], grouped.starts[cluster] + grouped.counts[cluster])
         own, points = boxes.rows(sharing), grouped.points[members]
@@ -326,26 +344,6 @@ def _near(boxes: Rectangles, others: Rectangles) -> Array:
     return near
 
 
-def _different(boxes: Rectangles, rows: Array, tracks: Array) -> tuple[list[int], dict[int, int]]:
-    """Rows of boxes of different things, oldest first; and of parts, with those they belong to."""
-    different: list[int] = []
-    parts: dict[int, int] = {}
-    for row in older_first(tracks, rows).tolist():
-        whole = next(
-            (
-                one
-                for one in different
-                if is_one(boxes, np.array([one, row])) and not part_ways(tracks[one], tracks[row])
-            ),
-            None,
-        )
-        if whole is None:
-            different.append(row)
-        else:
-            parts[row] = whole
-    return different, parts
-
-
 def _claims(boxes: Rectangles, grouped: Grouped, groups: Array) -> Float64:
     """(I, T) share of the points of each cluster that are in the box of each track, or nearest."""
     few = grouped.thinned(_FEW_POINTS)
@@ -359,13 +357,19 @@ def _claims(boxes: Rectangles, grouped: Grouped, groups: Array) -> Float64:
     return counts / few.counts[:, None]
 
 
-def _add_parts(ids: Ids, things: filter_.Measured, seen: Array) -> None:
-    """Things (I,) that no track was assigned to, and that lie in the box of one, get its id."""
+def _add_parts(ids: Ids, things: filter_.Measured, few: Float64, seen: Array) -> None:
+    """Things that no track was assigned to, and that lie in the box of one, get its id.
+
+    Args:
+        ids: (I,) of the tracks of the things, 0 for none.
+        things: those of the sweep.
+        few: (I, K, 3) some of their points.
+        seen: (T,) STATE of the tracks.
+    """
     if not len(seen) or ids.all():
         return
-    few = things.grouped.thinned(_FEW_POINTS)
-    inside = filter_.boxes_of(seen).outside(few.points) < _MARGIN_M
-    share = np.add.reduceat(inside, few.starts, axis=1, dtype=np.int64) / few.counts
+    inside = filter_.boxes_of(seen).outside(few.reshape(-1, 3)) < _MARGIN_M
+    share = inside.reshape(len(seen), *few.shape[:2]).mean(2)
     share[seen["group"][:, None] != things.groups] = 0
     parts = (ids == 0) & (share.max(0) >= _INSIDE_SHARE)
     ids[parts] = seen["id"][share.argmax(0)][parts]

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which vehicles stand: beams do not pass where they were, and did not where they are now."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pcseg_core.cloud import PointCloud
+from pcseg_core.geometry import invert
+from pcseg_core.online.boxes import Grouped
+from pcseg_core.online.free_space import Beams, FreeSpace
+from pcseg_core.online.thing_parts import VEHICLES
+
+Array = npt.NDArray[Any]
+Float64 = npt.NDArray[np.float64]
+
+_POINTS = 30_000  # of a sweep whose beams tell
+_FEW = np.arange(20) / 20  # places among the points of a thing, of those that are compared
+_MARGIN_M = 0.3  # by which beams must reach beyond a place that they passed
+_SWEEPS = 2  # before this one, which it is compared with
+_LONG_M = 3.0  # a longer thing moves a smaller share of its points by its length
+_GAIN = 0.3  # per sweep, of the share of points that moved
+_STANDS_MPS = 0.3  # noise of the velocity 0 of a thing none of whose points moved
+_SCALE = 0.06  # share that makes this noise e times as large
+_UNKNOWN = 0.3  # share that may have moved of a thing that is seen at another place
+_FAST_MPS = 10.0  # such a thing would have moved from places that were seen
+
+
+@dataclass(frozen=True)
+class Look:
+    """What the beams of a sweep passed.
+
+    Attributes:
+        cloud: LiDAR frame.
+        pose: (4, 4) T_fixed_lidar.
+    """
+
+    cloud: PointCloud
+    pose: Float64
+
+    @cached_property
+    def free(self) -> FreeSpace:
+        """In the LiDAR frame."""
+        beams, rows = Beams.of(self.cloud), slice(0, None, max(1, len(self.cloud) // _POINTS))
+        return FreeSpace(self.cloud.xyz[rows].T, None if beams is None else beams.take(rows))
+
+    @cached_property
+    def _T_lidar_fixed(self) -> Float64:
+        return invert(self.pose)
+
+    def local(self, points: Float64) -> Array:
+        """(3, M) float32 in the LiDAR frame, of points (..., 3) in the fixed frame."""
+        T = self._T_lidar_fixed
+        return np.asarray(T[:3, :3] @ points.reshape(-1, 3).T + T[:3, 3:], np.float32)
+
+    def passed(self, points: Float64) -> Float64:
+        """(I,) share of the points (I, K, 3) of things in the fixed frame that beams passed."""
+        if not len(points):
+            return np.zeros(0)
+        passed = self.free.passed(self.local(points), _MARGIN_M)
+        share: Float64 = passed.reshape(points.shape[:2]).mean(1)
+        return share
+
+
+class Evidence:
+    """The last sweeps and their things."""
+
+    def __init__(self) -> None:
+        self._before: deque[tuple[Look, Float64, Array]] = deque(maxlen=_SWEEPS)
+
+    def reset(self) -> None:
+        """Forget all."""
+        self._before.clear()
+
+    def add(self, look: Look, points: Float64, ids: Array) -> None:
+        """Add a sweep: points (I, K, 3) of things with ids (I,)."""
+        self._before.append((look, points, ids))
+
+    def gone(self, look: Look, ids: Array) -> Float64:
+        """(T,) share of the earlier points of tracks that the beams of a sweep pass."""
+        share = np.zeros(len(ids))
+        for _, points, owners in self._before:
+            passed = np.where(owners[:, None] == ids, look.passed(points)[:, None], 0.0)
+            share = np.maximum(share, passed.max(0, initial=0.0))
+        return share
+
+    def new(self, points: Float64) -> Float64:
+        """(I,) share of the points of things at places that earlier beams passed."""
+        shares = [look.passed(points) for look, _, _ in self._before]
+        return np.max(shares, axis=0) if shares else np.zeros(len(points))
+
+
+def few_points(things: Grouped) -> Float64:
+    """(I, K, 3) some of the points of things, the same number of each."""
+    rows = things.starts[:, None] + (things.counts[:, None] * _FEW).astype(np.int64)
+    return things.points[rows]
+
+
+def stand(tracks: Array, passed: Float64, elsewhere: Float64) -> None:
+    """Measure the velocity 0 of vehicles, with a noise that grows as they are seen to move.
+
+    Args:
+        tracks: (K,) STATE.
+        passed: (K,) share of the points of each at places that beams pass at another time.
+        elsewhere: (K,) share of the extent of each outside its last box.
+    """
+    passed = passed * np.maximum(tracks["size"][:, :2].max(1) / _LONG_M, 1)
+    tracks["moves"] += np.maximum(_GAIN, 1 / tracks["hits"]) * (passed - tracks["moves"])
+    speed = (tracks["velocity"] ** 2).sum(1) / _FAST_MPS**2
+    moves = tracks["moves"] + _UNKNOWN * elsewhere / (1 + speed)
+    noise = _STANDS_MPS**2 * np.exp(np.minimum(2 * moves / _SCALE, 50))
+    noise[tracks["group"] != VEHICLES] = np.inf
+    p, c, v = tracks["variance"].T
+    gain, rate = c / (v + noise), v / (v + noise)
+    tracks["position"] -= gain[:, None] * tracks["velocity"]
+    tracks["velocity"] -= rate[:, None] * tracks["velocity"]
+    tracks["variance"] = np.stack([p - gain * c, (1 - rate) * c, (1 - rate) * v], axis=1)

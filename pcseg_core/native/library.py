@@ -150,6 +150,7 @@ _SIGNATURES = {
     ),
     "pcseg_apart": (c_int32, [c_void_p, c_int64, c_void_p, c_int64, c_void_p, c_void_p]),
     "pcseg_track_costs": (c_int32, [c_void_p]),
+    "pcseg_join_parts": (c_int32, [c_void_p]),
     "pcseg_write_records": (c_int32, [c_void_p, c_int32]),
     "pcseg_take_records": (c_int32, [c_void_p, c_int64, c_int64, c_void_p, c_int32, c_int32]),
     "pcseg_choose": (c_int32, [c_void_p, c_int32]),

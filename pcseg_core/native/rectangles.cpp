@@ -2,6 +2,7 @@
 // Distances of boxes from above, as pcseg_core/online/thing_parts.py and track_filter.py have them.
 #include <algorithm>
 #include <cmath>
+#include <vector>
 
 #include "native.h"
 
@@ -69,6 +70,135 @@ double cost_of(const CostArgs& a, const Rectangle& track, const Rectangle& thing
   const bool odd = std::fmod(std::nearbyint((thing.yaw - track.yaw) / std::acos(0.0)), 2) != 0;
   return std::min(cost_along(a, track, Extents(thing, cos, sin), own, false, variance),
                   cost_along(a, track, Extents(thing, 1, 0), other, odd, variance));
+}
+
+struct PartArgs {
+  const Rectangle* boxes;
+  const double *bottom, *top;
+  const int64_t* groups;
+  const double* limits;  // (count of limits, 4) group, height from which it holds, length, width
+  int64_t* numbers;      // thing of each box
+  int64_t count, limit_count, most_pairs;
+  double sensor[2];
+  double behind_m, beside_m, behind_share, low_m, long_m, step_m;  // as in thing_parts.py
+};
+
+// Corners of a box, and the angle in which it is seen, from the direction of its middle.
+struct Seen {
+  double x[4], y[4], facing, low, high;
+};
+
+double wrapped(double angle) {
+  const double pi = std::acos(-1.0);
+  const double turned = std::fmod(angle + pi, 2 * pi);
+  return (turned < 0 ? turned + 2 * pi : turned) - pi;
+}
+
+Seen seen_from(const Rectangle& box, const double sensor[2]) {
+  constexpr double kX[] = {-0.5, 0.5, 0.5, -0.5}, kY[] = {-0.5, -0.5, 0.5, 0.5};
+  Seen seen;
+  seen.facing = std::atan2(box.y - sensor[1], box.x - sensor[0]);
+  seen.low = HUGE_VAL, seen.high = -HUGE_VAL;
+  for (int k = 0; k < 4; ++k) {
+    const double along = kX[k] * box.length, across = kY[k] * box.width;
+    seen.x[k] = along * box.cos - across * box.sin + box.x;
+    seen.y[k] = along * box.sin + across * box.cos + box.y;
+    const double turn =
+        wrapped(std::atan2(seen.y[k] - sensor[1], seen.x[k] - sensor[0]) - seen.facing);
+    seen.low = std::min(seen.low, turn), seen.high = std::max(seen.high, turn);
+  }
+  return seen;
+}
+
+// Least distance of the corners of a box from another one.
+double corner_gap(const Rectangle& box, const Seen& other) {
+  double least = HUGE_VAL;
+  for (int k = 0; k < 4; ++k)
+    least = std::min(least, std::max(std::fabs(box.along(other.x[k], other.y[k])) - box.length / 2,
+                                     std::fabs(box.across(other.x[k], other.y[k])) - box.width / 2));
+  return least;
+}
+
+// _one_behind_other of thing_parts.py.
+bool behind(const Seen& one, const Seen& two, double share) {
+  const double turn = wrapped(two.facing - one.facing);
+  const double common =
+      std::min(one.high, turn + two.high) - std::max(one.low, turn + two.low);
+  return common >= share * std::min(one.high - one.low, two.high - two.low);
+}
+
+// is_one of thing_parts.py.
+bool is_one(const PartArgs& a, const std::vector<Seen>& seen, const std::vector<int64_t>& chosen) {
+  double bottom = HUGE_VAL, top = -HUGE_VAL, lowest = HUGE_VAL, highest = -HUGE_VAL;
+  int64_t long_ones = 0;
+  for (const int64_t k : chosen) {
+    bottom = std::min(bottom, a.bottom[k]), top = std::max(top, a.top[k]);
+    if (std::max(a.boxes[k].length, a.boxes[k].width) <= a.long_m) continue;
+    lowest = std::min(lowest, a.bottom[k]), highest = std::max(highest, a.bottom[k]);
+    ++long_ones;
+  }
+  if (top - bottom < a.low_m && long_ones > 1 && highest - lowest < a.step_m) return false;
+  const double group = static_cast<double>(a.groups[chosen[0]]);
+  for (const int64_t k : chosen) {
+    const Rectangle& axes = a.boxes[k];
+    double low[] = {HUGE_VAL, HUGE_VAL}, high[] = {-HUGE_VAL, -HUGE_VAL};
+    for (const int64_t other : chosen)
+      for (int c = 0; c < 4; ++c) {
+        const double x = seen[other].x[c], y = seen[other].y[c];
+        const double at[] = {axes.along(x, y), axes.across(x, y)};
+        for (int axis = 0; axis < 2; ++axis)
+          low[axis] = std::min(low[axis], at[axis]), high[axis] = std::max(high[axis], at[axis]);
+      }
+    const double one = high[0] - low[0], two = high[1] - low[1];
+    for (const double* limit = a.limits; limit < a.limits + 4 * a.limit_count; limit += 4)
+      if (limit[0] == group && top - bottom >= limit[1] && std::max(one, two) <= limit[2] &&
+          std::min(one, two) <= limit[3])
+        return true;
+  }
+  return false;
+}
+
+struct Pair {
+  double gap;
+  int64_t one, two;
+};
+
+// Pairs of boxes that are near enough to be parts of one thing, the nearest first.
+std::vector<Pair> near_pairs(const PartArgs& a, const std::vector<Seen>& seen) {
+  std::vector<Pair> pairs;
+  for (int64_t i = 0; i < a.count; ++i)
+    for (int64_t j = i + 1; j < a.count; ++j) {
+      if (a.groups[i] != a.groups[j]) continue;
+      const double gap =
+          std::min(corner_gap(a.boxes[i], seen[j]), corner_gap(a.boxes[j], seen[i]));
+      if (gap < a.beside_m || (gap < a.behind_m && behind(seen[i], seen[j], a.behind_share)))
+        pairs.push_back({gap, i, j});
+    }
+  std::stable_sort(pairs.begin(), pairs.end(),
+                   [](const Pair& one, const Pair& two) { return one.gap < two.gap; });
+  if (static_cast<int64_t>(pairs.size()) > a.most_pairs) pairs.resize(a.most_pairs);
+  return pairs;
+}
+
+int32_t join(const PartArgs& a) {
+  std::vector<Seen> seen;
+  for (int64_t k = 0; k < a.count; ++k) seen.push_back(seen_from(a.boxes[k], a.sensor));
+  std::vector<int64_t> thing(a.count), both;
+  for (int64_t k = 0; k < a.count; ++k) thing[k] = k;
+  for (const Pair& pair : near_pairs(a, seen)) {
+    const int64_t one = thing[pair.one], two = thing[pair.two];
+    if (one == two) continue;
+    both.clear();
+    for (int64_t k = 0; k < a.count; ++k)
+      if (thing[k] == one || thing[k] == two) both.push_back(k);
+    if (is_one(a, seen, both))
+      for (const int64_t k : both) thing[k] = one;
+  }
+  std::vector<int64_t> rank(a.count + 1, 0);
+  for (int64_t k = 0; k < a.count; ++k) rank[thing[k] + 1] = 1;
+  for (int64_t k = 0; k < a.count; ++k) rank[k + 1] += rank[k];
+  for (int64_t k = 0; k < a.count; ++k) a.numbers[k] = rank[thing[k]];
+  return kDone;
 }
 
 bool boxes_ok(const Rectangle* boxes, int64_t n) { return rows_ok(n) && (!n || boxes); }
@@ -146,4 +276,15 @@ PCSEG_API int32_t pcseg_track_costs(const CostArgs* args) {
     for (int64_t i = 0; i < args->seen; ++i)
       *cost++ = cost_of(*args, args->tracks[t], args->things[i], args->variance[t]);
   return kDone;
+}
+
+// See PartArgs: which boxes are parts of one thing, join_parts of thing_parts.py.
+PCSEG_API int32_t pcseg_join_parts(const PartArgs* args) {
+  if (!args || !boxes_ok(args->boxes, args->count) || !rows_ok(args->limit_count) ||
+      args->most_pairs < 0)
+    return kBadArgument;
+  if (args->limit_count && !args->limits) return kBadArgument;
+  if (args->count && (!args->bottom || !args->top || !args->groups || !args->numbers))
+    return kBadArgument;
+  return guarded([&] { return join(*args); });
 }

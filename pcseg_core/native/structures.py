@@ -195,6 +195,29 @@ class CostArgs(ctypes.Structure):
     )
 
 
+class PartArgs(ctypes.Structure):
+    """Boxes that may be parts of things."""
+
+    _fields_ = (
+        ("boxes", c_void_p),
+        ("bottom", c_void_p),
+        ("top", c_void_p),
+        ("groups", c_void_p),
+        ("limits", c_void_p),
+        ("numbers", c_void_p),
+        ("count", c_int64),
+        ("limit_count", c_int64),
+        ("most_pairs", c_int64),
+        ("sensor", c_double * 2),
+        ("behind_m", c_double),
+        ("beside_m", c_double),
+        ("behind_share", c_double),
+        ("low_m", c_double),
+        ("long_m", c_double),
+        ("step_m", c_double),
+    )
+
+
 class GridArgs(ctypes.Structure):
     """What an occupancy grid is drawn from."""
 

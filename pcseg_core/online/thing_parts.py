@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from ctypes import byref
+from ctypes import byref, c_double
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pcseg_core.native.library import check, optional_library
-from pcseg_core.native.structures import CostArgs
+from pcseg_core.native.structures import CostArgs, PartArgs
 
 Array = npt.NDArray[Any]
 Float64 = npt.NDArray[np.float64]
@@ -33,6 +33,7 @@ GROUPS = {
 # Largest length and width of one thing [m], from a height on. People are small: parts of one are
 # not apart, and two who touch are no larger than one who strides.
 _LARGEST = {TWO_WHEELERS: ((0.0, 2.4, 1.1),), VEHICLES: ((0.0, 5.4, 2.4), (2.6, 13.0, 3.2))}
+_LIMITS = np.array([(group, *one) for group, every in _LARGEST.items() for one in every])
 BEHIND_M = 1.3  # between parts of which one is behind the other: windshield behind bonnet
 _BESIDE_M = 0.5  # between others
 _LOW_M = 1.2  # height of bicycles
@@ -42,6 +43,7 @@ _MOST_PAIRS = 200  # of clusters that are compared: the labels of a bad network 
 _THIN_M = 0.2  # least extent of a box that points are compared with
 _TIE_M = 0.05  # how far beyond a box a point may be to be in it rather than at the edge of another
 _ENDS_X, _ENDS_Y = np.array([[-0.5, 0.5, 0.5, -0.5], [-0.5, -0.5, 0.5, 0.5]])  # of a unit box
+_QUARTER = np.array([[0.0, -1.0], [1.0, 0.0]])  # turns rows by a right angle
 _BEHIND_SHARE = 0.5  # of the smaller angle in which both are seen
 
 
@@ -182,17 +184,17 @@ def native_costs(
 
 def is_one(boxes: Rectangles, chosen: Array) -> bool:
     """Boxes (rows) of one group are together not larger than one thing of that group."""
-    if _side_by_side(boxes, chosen):
-        return False
     limits = _LARGEST.get(int(boxes.groups[chosen[0]]), ())
-    height = boxes.top[chosen].max() - boxes.bottom[chosen].min()
+    bottom, top = boxes.bottom[chosen].tolist(), boxes.top[chosen].tolist()
+    height = max(top) - min(bottom)
+    if height < _LOW_M and _side_by_side(boxes.size[chosen].tolist(), bottom):
+        return False
     # Extents of all corners along the axes of each box.
-    x, y = boxes.corners[chosen].reshape(-1, 2, 1).swapaxes(0, 1)
-    cos, sin = boxes.table[chosen, 3], boxes.table[chosen, 4]
-    along, across = np.ptp(x * cos + y * sin, axis=0), np.ptp(y * cos - x * sin, axis=0)
-    width, length = np.minimum(along, across), np.maximum(along, across)
+    corners, axes = boxes.corners[chosen].reshape(-1, 2), boxes.table[chosen, 3:5]
+    along, across = axes @ corners.T, axes @ (corners @ _QUARTER).T
+    lengths = (along.max(1) - along.min(1)).tolist(), (across.max(1) - across.min(1)).tolist()
     return any(
-        height >= least and bool(((length <= most) & (width <= wide)).any())
+        height >= least and any(max(two) <= most and min(two) <= wide for two in zip(*lengths))
         for least, most, wide in limits
     )
 
@@ -221,6 +223,9 @@ def join_parts(boxes: Rectangles, sensor: Array) -> npt.NDArray[np.int64]:
     The parts of a vehicle are apart where beams graze it, pass its windows, or are blocked.
     Clusters are joined if they are near each other and together not larger than one thing.
     """
+    library = optional_library()
+    if library is not None:
+        return _native_join(library, boxes, sensor)
     things = np.arange(len(boxes))
     gap = gaps(boxes)
     possible = np.triu((gap < BEHIND_M) & (boxes.groups[:, None] == boxes.groups), 1)
@@ -228,7 +233,7 @@ def join_parts(boxes: Rectangles, sensor: Array) -> npt.NDArray[np.int64]:
         return things
     near = np.where(_one_behind_other(boxes, sensor), BEHIND_M, _BESIDE_M)
     pairs = np.argwhere(possible & (gap < near))
-    for one, two in pairs[np.argsort(gap[tuple(pairs.T)])][:_MOST_PAIRS]:
+    for one, two in pairs[np.argsort(gap[tuple(pairs.T)], kind="stable")][:_MOST_PAIRS]:
         if things[one] != things[two]:
             both = np.flatnonzero((things == things[one]) | (things == things[two]))
             if is_one(boxes, both):
@@ -237,11 +242,24 @@ def join_parts(boxes: Rectangles, sensor: Array) -> npt.NDArray[np.int64]:
     return numbers
 
 
-def _side_by_side(boxes: Rectangles, chosen: Array) -> bool:
+def _native_join(library: Any, boxes: Rectangles, sensor: Array) -> npt.NDArray[np.int64]:
+    numbers = np.empty(len(boxes), np.int64)
+    groups = np.ascontiguousarray(boxes.groups, np.int64)
+    heights = (np.ascontiguousarray(height, np.float64) for height in (boxes.bottom, boxes.top))
+    arrays = boxes.table, *heights, groups, _LIMITS, numbers
+    args = PartArgs(
+        *(array.ctypes.data for array in arrays),
+        *(len(boxes), len(_LIMITS), _MOST_PAIRS, (c_double * 2)(*sensor[:2].tolist())),
+        *(BEHIND_M, _BESIDE_M, _BEHIND_SHARE, _LOW_M, _LONG_M, _STEP_M),
+    )
+    check(library.pcseg_join_parts(byref(args)))
+    return numbers
+
+
+def _side_by_side(sizes: list[list[float]], bottoms: list[float]) -> bool:
     """Low boxes that begin at one height: bicycles, rather than a bonnet and a windshield."""
-    low = boxes.top[chosen].max() - boxes.bottom[chosen].min() < _LOW_M
-    long = chosen[boxes.size[chosen].max(1) > _LONG_M]
-    return bool(low and len(long) > 1 and np.ptp(boxes.bottom[long]) < _STEP_M)
+    long = [bottom for size, bottom in zip(sizes, bottoms) if max(size) > _LONG_M]
+    return len(long) > 1 and max(long) - min(long) < _STEP_M
 
 
 def gaps(boxes: Rectangles) -> Float64:

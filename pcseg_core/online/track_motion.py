@@ -84,10 +84,11 @@ class Evidence:
 
     def gone(self, look: Look, ids: Array) -> Float64:
         """(T,) share of the earlier points of tracks that the beams of a sweep pass."""
-        share = np.zeros(len(ids))
-        for _, points, owners in self._before:
-            passed = np.where(owners[:, None] == ids, look.passed(points)[:, None], 0.0)
-            share = np.maximum(share, passed.max(0, initial=0.0))
+        if not self._before or not len(ids):
+            return np.zeros(len(ids))
+        passed = look.passed(np.concatenate([points for _, points, _ in self._before]))
+        owners = np.concatenate([owners for _, _, owners in self._before])
+        share: Float64 = ((owners[:, None] == ids) * passed[:, None]).max(0, initial=0.0)
         return share
 
     def new(self, points: Float64) -> Float64:

@@ -98,8 +98,7 @@ def recover(
     that its velocity is measured anew. What is beside a vehicle that is not seen, and with it no
     larger than one, is another part of it.
     """
-    lost = np.setdiff1d(np.arange(len(tracks)), of_track)
-    free = np.setdiff1d(np.arange(len(things)), of_thing)
+    lost, free = _others(len(tracks), of_track), _others(len(things), of_thing)
     if not len(lost) or not len(free):
         return of_track, of_thing
     own, seen = filter_.boxes_of(tracks[lost]), things.boxes.rows(free)
@@ -120,6 +119,13 @@ def recover(
     return np.concatenate([of_track, lost[rows]]), np.concatenate([of_thing, free[columns]])
 
 
+def _others(count: int, rows: Array) -> Array:
+    """Rows below a count that are none of these."""
+    other = np.ones(count, bool)
+    other[rows] = False
+    return np.flatnonzero(other)
+
+
 def inherit(tracks: Array, things: filter_.Measured, of_track: Array, of_thing: Array) -> None:
     """Tracks take the ids of older ones, not seen, that were expected where their things are.
 
@@ -127,7 +133,8 @@ def inherit(tracks: Array, things: filter_.Measured, of_track: Array, of_thing: 
     older track ends; the motion stays that of the younger one, which fits better.
     """
     vehicles = tracks["group"] == VEHICLES
-    lost = np.setdiff1d(np.flatnonzero(vehicles), of_track)
+    lost = _others(len(tracks), of_track)
+    lost = lost[vehicles[lost]]
     young = (vehicles)[of_track]
     of_track, of_thing = of_track[young], of_thing[young]
     if not len(lost) or not len(of_track):

@@ -152,9 +152,8 @@ class Tracker:
         """
         step_s = self._step(cloud.stamp_ns, pose, space)
         tracks = drive_as_one(filter_.predict(self._tracks, step_s))
-        things = _joined(_Things.of(cloud, labels, space, pose, rules), pose[:3, 3])
-        things = _joined_in(things, tracks).large(rules.min_points)
-        things, others = _split(things, tracks, rules.min_points)
+        things = _joined(_Things.of(cloud, labels, space, pose, rules), pose[:3, 3], rules.min_points)
+        things, others = _split(_joined_in(things, tracks), tracks, rules.min_points)
         if len(others) < len(tracks):
             things, tracks = _joined_in(things, others), others
         found, look = things.found, Look(cloud, pose)
@@ -247,14 +246,11 @@ class _Things:
         """(M,) thing of each point."""
         return np.repeat(np.arange(len(self.found)), self.found.grouped.counts)
 
-    def large(self, least: int) -> _Things:
-        """Those of as many points or more."""
+    def chosen(self, kept: Array) -> _Things:
+        """Some of them, a mask (I,)."""
         old = self.found
-        large = old.grouped.counts >= least
-        if large.all():
-            return self
-        grouped, rows = old.grouped.chosen(np.flatnonzero(large))
-        found = filter_.Measured(grouped, old.yaws[large], old.groups[large], old.labels[large])
+        grouped, rows = old.grouped.chosen(np.flatnonzero(kept))
+        found = filter_.Measured(grouped, old.yaws[kept], old.groups[kept], old.labels[kept])
         return _Things(self.rows[rows], self.labels[rows], found)
 
     def merged(self, numbers: Array) -> _Things:
@@ -286,9 +282,13 @@ def _groups(space: LabelSpace, classes: Sequence[str]) -> npt.NDArray[np.int64]:
     return found
 
 
-def _joined(things: _Things, sensor: Array) -> _Things:
-    """Clusters that are parts of one thing become one."""
-    return things.merged(join_parts(things.found.boxes, sensor))
+def _joined(things: _Things, sensor: Array, least: int) -> _Things:
+    """Clusters that are parts of one thing become one; those of fewer points are left out."""
+    numbers = join_parts(things.found.boxes, sensor)
+    large = np.bincount(numbers, things.found.grouped.counts)[numbers] >= least
+    if not large.all():
+        things, numbers = things.chosen(large), np.unique(numbers[large], return_inverse=True)[1]
+    return things.merged(numbers)
 
 
 def _joined_in(things: _Things, tracks: Array) -> _Things:

@@ -20,7 +20,7 @@ from pcseg_core.online.thing_parts import VEHICLES
 Array = npt.NDArray[Any]
 Float64 = npt.NDArray[np.float64]
 
-_POINTS = 30_000  # of a sweep whose beams tell
+_POINTS = 20_000  # of a sweep whose beams tell
 _FEW = np.arange(20) / 20  # places among the points of a thing, of those that are compared
 _MARGIN_M = 0.3  # by which beams must reach beyond a place that they passed
 _SWEEPS = 2  # before this one, which it is compared with
@@ -97,10 +97,10 @@ class Evidence:
         return np.max(shares, axis=0) if shares else np.zeros(len(points))
 
 
-def few_points(things: Grouped) -> Float64:
+def few_points(things: Grouped, chosen: Array | slice = slice(None)) -> Float64:
     """(I, K, 3) some of the points of things, the same number of each."""
-    rows = things.starts[:, None] + (things.counts[:, None] * _FEW).astype(np.int64)
-    return things.points[rows]
+    starts, counts = things.starts[chosen, None], things.counts[chosen, None]
+    return things.points[starts + (counts * _FEW).astype(np.int64)]
 
 
 def stand(tracks: Array, passed: Float64, elsewhere: Float64) -> None:

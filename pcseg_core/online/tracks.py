@@ -37,7 +37,6 @@ _JUMP_MPS = 70.0
 _PART_POINTS = 6  # least number of a part of a thing
 _MARGIN_M = 0.3  # around a predicted box; points within it can be those of the track
 _SPLIT_SHARE = 0.1  # of the points of a cluster that a track must claim to get a part of it
-_FEW_POINTS = 40  # of each cluster that tracks claim
 _SPLIT_HITS = 2  # sweeps that a track was seen in before it splits clusters
 _REST_M = 1.0  # from all boxes that split a cluster; farther points are another thing
 _INSIDE_SHARE = 0.6  # of a thing in the box of a track, of which it then is a part
@@ -315,19 +314,22 @@ def _split(things: _Things, tracks: Array, least: int) -> tuple[_Things, Array]:
     crowded = np.flatnonzero(_near(boxes, found.boxes).sum(0) > 1)
     if not len(crowded):
         return things, tracks
-    grouped, rows = found.grouped.chosen(crowded)
-    shares = _claims(boxes, grouped, found.groups[crowded])
-    enough = shares >= np.maximum(_SPLIT_SHARE, least / grouped.counts[:, None])
+    grouped = found.grouped
+    shares = _claims(boxes, few_points(grouped, crowded), found.groups[crowded])
+    enough = shares >= np.maximum(_SPLIT_SHARE, least / grouped.counts[crowded, None])
     numbers, following = things.numbers, len(found)
     copies: dict[int, int] = {}
-    for cluster in np.flatnonzero(enough.sum(1) > 1):
-        sharing, same = different(boxes, np.flatnonzero(enough[cluster]), tracks[old])
+    for number in np.flatnonzero(enough.sum(1) > 1):
+        sharing, same = different(boxes, np.flatnonzero(enough[number]), tracks[old])
         copies |= same
-        members = slice(grouped.starts[cluster], grouped.starts[cluster] + grouped.counts[cluster])
+        if len(sharing) == 1:
+            continue
+        first = grouped.starts[crowded[number]]
+        members = slice(first, first + grouped.counts[crowded[number]])
         own, points = boxes.rows(sharing), grouped.points[members]
         owner = own.nearest(points)
         owner[own.outside(points).min(0) > _REST_M] = len(own)
-        numbers[rows[members]] = following + owner
+        numbers[members] = following + owner
         following += len(own) + 1
     if following > len(found):
         things = things.regrouped(np.unique(numbers, return_inverse=True)[1])
@@ -344,17 +346,17 @@ def _near(boxes: Rectangles, others: Rectangles) -> Array:
     return near
 
 
-def _claims(boxes: Rectangles, grouped: Grouped, groups: Array) -> Float64:
-    """(I, T) share of the points of each cluster that are in the box of each track, or nearest."""
-    few = grouped.thinned(_FEW_POINTS)
-    distance = boxes.outside(few.points)
-    distance[boxes.groups[:, None] != np.repeat(groups, few.counts)] = np.inf
-    nearest = distance.argmin(0)
-    near = distance[nearest, np.arange(len(nearest))] < _MARGIN_M
-    cluster = np.repeat(np.arange(len(groups)), few.counts)
-    pairs = (cluster * len(boxes) + nearest)[near]
-    counts = np.bincount(pairs, minlength=len(groups) * len(boxes)).reshape(len(groups), -1)
-    return counts / few.counts[:, None]
+def _claims(boxes: Rectangles, few: Float64, groups: Array) -> Float64:
+    """(I, T) share of points (I, K, 3) of each cluster that are in the box of each track.
+
+    Of several boxes the one counts that a point is deepest in.
+    """
+    distance = boxes.outside(few.reshape(-1, 3)).reshape(len(boxes), *few.shape[:2])
+    distance[boxes.groups[:, None] != groups] = np.inf
+    nearest = distance.min(0)
+    claimed = (distance == nearest) & (nearest < _MARGIN_M)
+    share: Float64 = claimed.mean(2).T
+    return share
 
 
 def _add_parts(ids: Ids, things: filter_.Measured, few: Float64, seen: Array) -> None:

@@ -227,7 +227,7 @@ def join_parts(boxes: Rectangles, sensor: Array) -> npt.NDArray[np.int64]:
     if library is not None:
         return _native_join(library, boxes, sensor)
     things = np.arange(len(boxes))
-    gap = gaps(boxes)
+    gap = gaps(boxes, boxes)
     possible = np.triu((gap < BEHIND_M) & (boxes.groups[:, None] == boxes.groups), 1)
     if not possible.any():
         return things
@@ -262,12 +262,13 @@ def _side_by_side(sizes: list[list[float]], bottoms: list[float]) -> bool:
     return len(long) > 1 and max(long) - min(long) < _STEP_M
 
 
-def gaps(boxes: Rectangles) -> Float64:
-    """Distance (K, K) between boxes, by their corners [m]."""
-    if not len(boxes):
-        return np.zeros((0, 0))
-    gap = boxes.outside(boxes.corners.reshape(-1, 2)).reshape(len(boxes), -1, 4).min(2)
-    nearer: Float64 = np.minimum(gap, gap.T)
+def gaps(boxes: Rectangles, others: Rectangles) -> Float64:
+    """Distance (K, L) between boxes and others, by the corners of both [m]."""
+    if not len(boxes) or not len(others):
+        return np.zeros((len(boxes), len(others)))
+    one = boxes.outside(others.corners.reshape(-1, 2)).reshape(len(boxes), -1, 4)
+    two = others.outside(boxes.corners.reshape(-1, 2)).reshape(len(others), -1, 4)
+    nearer: Float64 = np.minimum(one.min(2), two.min(2).T)
     return nearer
 
 

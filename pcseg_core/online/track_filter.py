@@ -250,7 +250,8 @@ def _extents(old: Array, things: Measured, numbers: Array) -> tuple[Float64, Flo
     yaws = np.zeros(len(things))
     yaws[numbers] = old["yaw"]
     low, high = (ends[numbers] for ends in things.grouped.extents(yaws))
-    center = np.pad(_turned(old, old["position"]), ((0, 0), (0, 1)))
+    center = np.zeros((len(old), 3))
+    center[:, :2] = _turned(old, old["position"])
     return low - center, high - center
 
 

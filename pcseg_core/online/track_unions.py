@@ -73,8 +73,11 @@ def drive_as_one(tracks: Array) -> Array:
     """
     drives = np.hypot(*tracks["velocity"].T) > _DRIVES_MPS
     drives &= (tracks["group"] == VEHICLES) & (tracks["hits"] >= _KNOWN)
+    if np.count_nonzero(drives) < 2:
+        return tracks
     rows = older_first(tracks, np.flatnonzero(drives))
-    near = np.triu(gaps(filter_.boxes_of(tracks[rows])) < _FOLLOWS_M, 1)
+    boxes = filter_.boxes_of(tracks[rows])
+    near = np.triu(gaps(boxes, boxes) < _FOLLOWS_M, 1)
     ended: list[int] = []
     for one, two in rows[np.argwhere(near)].tolist():
         apart = tracks["velocity"][one] - tracks["velocity"][two]
@@ -105,17 +108,17 @@ def recover(
     share = filter_.overlap(own, seen)
     cost = np.where(share < _OVERLAP, np.inf, 1 - share)
     cost[own.groups[:, None] != seen.groups] = np.inf
-    both = own.and_(seen)
-    gap = gaps(both)[: len(lost), len(lost) :]
+    gap = gaps(own, seen)
     beside = (gap < BEHIND_M) & (own.groups[:, None] == VEHICLES) & (seen.groups == VEHICLES)
-    for one, two in np.argwhere(beside & (cost == np.inf)).tolist():
-        if is_one(both, np.array([one, len(lost) + two])):
+    beside &= (gap == gap.min(0)) & (cost.min(0) == np.inf)
+    for one, two in np.argwhere(beside).tolist():
+        if is_one(own.rows([one]).and_(seen.rows([two])), np.arange(2)):
             cost[one, two] = 1 + BEHIND_M + gap[one, two]
     rows, columns = filter_.pairs(cost)
     overlap = cost[rows, columns] <= 1
     filter_.measure_anew(tracks, lost[rows[overlap]])
     for one, two in zip(rows[~overlap].tolist(), columns[~overlap].tolist()):
-        _enlarge(tracks, int(lost[one]), *_around(both.rows([one, len(lost) + two])))
+        _enlarge(tracks, int(lost[one]), *_around(own.rows([one]).and_(seen.rows([two]))))
     return np.concatenate([of_track, lost[rows]]), np.concatenate([of_thing, free[columns]])
 
 
@@ -140,12 +143,12 @@ def inherit(tracks: Array, things: filter_.Measured, of_track: Array, of_thing: 
     if not len(lost) or not len(of_track):
         return
     own, seen = filter_.boxes_of(tracks[lost]), things.boxes.rows(of_thing)
-    share, both = filter_.overlap(own, seen), seen.and_(own)
+    share = filter_.overlap(own, seen)
     for old, new in np.argwhere((share >= _COVERED) & (share == share.max(0))).tolist():
         one, two = lost[old], of_track[new]
         if tracks["missed_s"][one] == np.inf or older_first(tracks, np.array([one, two]))[0] != one:
             continue
-        low, high = _around(both.rows([new, len(seen) + old]))
+        low, high = _around(seen.rows([new]).and_(own.rows([old])))
         if share[old, new] >= _INSIDE or is_no_larger((high - low)[None])[0]:
             for name in ("id", "age_s", "label", "agreed"):
                 tracks[name][[one, two]] = tracks[name][[two, one]]

@@ -151,7 +151,9 @@ class Tracker:
         """
         step_s = self._step(cloud.stamp_ns, pose, space)
         tracks = drive_as_one(filter_.predict(self._tracks, step_s))
-        things = _joined(_Things.of(cloud, labels, space, pose, rules), pose[:3, 3], rules.min_points)
+        things = _joined(
+            _Things.of(cloud, labels, space, pose, rules), pose[:3, 3], rules.min_points
+        )
         things, others = _split(_joined_in(things, tracks), tracks, rules.min_points)
         if len(others) < len(tracks):
             things, tracks = _joined_in(things, others), others

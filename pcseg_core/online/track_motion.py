@@ -92,9 +92,8 @@ class Evidence:
         return share
 
     def new(self, points: Float64) -> Float64:
-        """(I,) share of the points of things at places that earlier beams passed."""
-        shares = [look.passed(points) for look, _, _ in self._before]
-        return np.max(shares, axis=0) if shares else np.zeros(len(points))
+        """(I,) share of the points of things at places that the first beams passed."""
+        return self._before[0][0].passed(points) if self._before else np.zeros(len(points))
 
 
 def few_points(things: Grouped, chosen: Array | slice = slice(None)) -> Float64:

@@ -54,6 +54,7 @@ _TURN = 0.3  # the same for the heading
 _TURN_M = 1.0  # least extent, and
 _TURN_POINTS = 15  # points, of a thing whose heading counts
 _HEADED_MPS = 2.0  # speed from which the heading is that of the velocity
+APART = 10  # sweeps that a track was seen in from which it is no part of another one
 _COAST_PER_HIT_S = 0.2  # time that a track is predicted for each sweep it was seen in
 
 
@@ -345,7 +346,7 @@ def without_copies(tracks: Array) -> tuple[Array, dict[int, int]]:
     """Tracks but vehicles whose center is in an older one; and that one of those left out."""
     covered = boxes_of(tracks).outside(tracks["position"]) < 0
     chosen = (tracks["group"] == VEHICLES) & (tracks["missed_s"] == 0)
-    covered &= chosen[:, None] & chosen
+    covered &= chosen[:, None] & (chosen & (tracks["hits"] <= APART))
     covered &= (tracks["hits"][:, None] > tracks["hits"]) | (
         (tracks["hits"][:, None] == tracks["hits"]) & (tracks["id"][:, None] < tracks["id"])
     )

@@ -46,7 +46,10 @@ def part_ways(one: Array, other: Array) -> bool:
 
 
 def different(boxes: Rectangles, rows: Array, tracks: Array) -> tuple[list[int], dict[int, int]]:
-    """Rows of boxes of different things, oldest first; and of parts, with those they belong to."""
+    """Rows of boxes of different things, oldest first; and of parts, with those they belong to.
+
+    What was seen apart for long is no part.
+    """
     different: list[int] = []
     parts: dict[int, int] = {}
     for row in older_first(tracks, rows).tolist():
@@ -54,7 +57,9 @@ def different(boxes: Rectangles, rows: Array, tracks: Array) -> tuple[list[int],
             (
                 one
                 for one in different
-                if is_one(boxes, np.array([one, row])) and not part_ways(tracks[one], tracks[row])
+                if tracks["hits"][row] <= filter_.APART
+                and is_one(boxes, np.array([one, row]))
+                and not part_ways(tracks[one], tracks[row])
             ),
             None,
         )
@@ -81,7 +86,8 @@ def drive_as_one(tracks: Array) -> Array:
     ended: list[int] = []
     for one, two in rows[np.argwhere(near)].tolist():
         apart = tracks["velocity"][one] - tracks["velocity"][two]
-        if not {one, two} & {*ended} and np.hypot(*apart) < _DRIVES_MPS:
+        known = tracks["hits"][two] > filter_.APART
+        if not known and not {one, two} & {*ended} and np.hypot(*apart) < _DRIVES_MPS:
             low, high = _around(filter_.boxes_of(tracks[[one, two]]))
             fits = is_no_larger((high - low)[None])
             wide = tracks["size"][[one, two], 1].min() > _WIDE_M

@@ -124,7 +124,7 @@ def test_what_is_hidden_for_a_while_comes_back_with_its_id() -> None:
 
 def wall(radius: float) -> np.ndarray:
     """(N, 3) a wall around the sensor."""
-    azimuth, up = np.meshgrid(np.arange(-np.pi, np.pi, 0.006), np.arange(-1.7, 5.0, 0.15))
+    azimuth, up = np.meshgrid(np.arange(-np.pi, np.pi, 0.006), np.arange(-1.7, 4.0, 0.012 * radius))
     return np.stack([radius * np.cos(azimuth), radius * np.sin(azimuth), up], -1).reshape(-1, 3)
 
 
@@ -138,7 +138,8 @@ def test_what_stands_hidden_keeps_its_id(wall_m: float, speed: float, last: set[
     for number in range(32):
         car = outline((VEHICLE, 12.0, 0.1 * speed * min(number, 8), np.pi / 2))
         points = near if 6 <= number < 31 else np.concatenate([far, car])
-        labels = np.repeat([ROAD, VEHICLE], [len(near), len(points) - len(near)])
+        shown = 0 if points is near else len(car)
+        labels = np.repeat([ROAD, VEHICLE], [len(points) - shown, shown])
         cloud = PointCloud(points, stamp_ns=number * PERIOD_NS)
         found = scene.tracker.update(cloud, labels, SPACE, pose, RULES)
     assert set(found.instances.tolist()) == {0} | last
@@ -254,6 +255,66 @@ def test_a_bumper_and_a_windshield_that_come_nearer_are_one_car() -> None:
         assert (
             feed(scene, outline((VEHICLE, x + 2 - 0.9 * (parked - 11), 5.0, 0.0)), parked)[1] == ids
         )
+
+
+def test_edges_of_occluders_are_no_motion() -> None:
+    """A gap between things in front passes a parked car: it is seen in a part that drives along."""
+    whole, edges = side(4.4, 1.5), []
+    for drives in (False, True):
+        scene = Scene()
+        for number in range(5):
+            x, y, up = whole.T
+            from_gap = x - 10.0 - 0.25 * number
+            if drives:
+                points, front = np.stack([x + 0.25 * number, y, up], 1), NOTHING
+            else:
+                part = (from_gap > 0) & (from_gap < 2.0)
+                front = np.concatenate([whole[~part] * 0.8 + (step, 0, 0) for step in (0, 0.04)])
+                points = whole[part]
+            found, _ = feed(scene, points, number, behind=np.concatenate([front, wall(25.0)]))
+        edges.append(float(found.tracks[0].velocity[0]))
+    assert edges[0] < 1.0 and edges[1] > 1.5  # of 2.5 m/s, after five sweeps
+
+
+@pytest.mark.parametrize("length, same", [(4.6, True), (6.5, False)])
+def test_what_is_seen_beside_a_vehicle_in_its_place_is_another_part_of_it(
+    length: float, same: bool
+) -> None:
+    """If both together are no larger than one vehicle."""
+    scene, whole = Scene(), side(length, 1.5)
+    along = whole[:, 0] - 12
+    for number in range(6):
+        seen = along < -0.3 if number < 5 else along > 0.3
+        _, ids = feed(scene, whole[seen], number, behind=wall(25.0))
+        assert ids == ({1} if number < 5 or same else {2})
+
+
+@pytest.mark.parametrize("gap, tracked", [(0.45, True), (3.0, False)])
+def test_parts_of_few_points_are_a_thing_together(gap: float, tracked: bool) -> None:
+    up = np.linspace(-1.5, -0.5, 7)
+    parts = [np.stack([np.full(7, x), np.full(7, 5.0), up], 1) for x in (10.15, 10.15 + gap)]
+    _, ids = feed(Scene(), np.concatenate(parts), 0)
+    assert ids == ({1} if tracked else {0})
+
+
+def test_a_small_part_between_two_bicycles_does_not_make_one_of_them() -> None:
+    along, up = np.meshgrid(np.arange(-0.8, 0.8, 0.1) + 12, np.linspace(0, 1, 6))
+    sides = [np.stack([along, np.full_like(up, y), up - 1.7], -1) for y in (4.55, 5.45)]
+    between = np.stack([np.full(8, 12.0), np.full(8, 5.0), np.linspace(-1.7, -1.2, 8)], 1)
+    points = np.concatenate([*(side.reshape(-1, 3) for side in sides), between])
+    assert len(feed(Scene(), points, 0)[1]) == 2
+
+
+def test_cars_that_were_seen_apart_for_long_stay_two_where_they_touch() -> None:
+    """Each is seen by a part, so that both together are no larger than one car."""
+    scene = Scene()
+    apart = np.array([1.6, 0.0, 0.0])
+    for number in range(16):
+        nearer = 0.875 if number < 12 else 0.625
+        left, right = side(2.0, 1.5) - nearer * apart, side(2.0, 1.5) + nearer * apart
+        found, _ = feed(scene, np.concatenate([left, right]), number, behind=wall(25.0))
+        halves = np.split(found.instances[: 2 * len(left)], 2)
+        assert [int(np.bincount(half).argmax()) for half in halves] == [1, 2], number
 
 
 def test_two_bicycles_side_by_side_stay_two() -> None:

@@ -201,21 +201,3 @@ def test_range_images_of_returns_at_few_heights(slopes: tuple[float, ...], farth
     native, expected = both(lambda: free_space._range_image(points, origin, None, farthest))
     np.testing.assert_allclose(native, expected, rtol=1e-6)
     assert np.isfinite(native).any() == bool(slopes)
-
-
-@properties
-@given(SEEDS, st.integers(0, 40), st.floats(2.0, 30.0))
-def test_parts_of_things(seed: int, count: int, spread: float) -> None:
-    rng = np.random.default_rng(seed)
-    bottom = rng.uniform(-2, -1, count)
-    found = thing_parts.Rectangles(
-        rng.uniform(-spread, spread, (count, 2)) + 4e5,
-        rng.uniform(0, np.pi / 2, count),
-        rng.uniform(0.05, 3.0, (count, 2)),
-        bottom,
-        bottom + rng.uniform(0.05, 3.0, count),
-        rng.integers(0, 4, count),
-    )
-    sensor = np.array([4e5, 4e5, 0.0])
-    native, expected = both(lambda: thing_parts.join_parts(found, sensor))
-    np.testing.assert_array_equal(native, expected)

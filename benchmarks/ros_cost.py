@@ -7,8 +7,8 @@ Stages of every sweep: `deserialize` (bytes from DDS to a message), `read` (mess
 `encode` (labels and confidence to a message) and `publish` (message to DDS, with a subscriber in
 this process). Then the outputs that are computed on request, each by itself, without publishing;
 `at once` is the most that one node has: the profile autoware, two named clouds, both images, what
-moves, the tracks of 40 vehicles (a twentieth of the points, half of them drive) with their states
-and markers, and the grid at 2 Hz for sweeps at 10 Hz.
+moves, the tracks of up to 40 vehicles, half of which drive, with their states and markers, and the
+grid at 2 Hz for sweeps at 10 Hz.
 With `--threads 1` judge by the CPU time, which other work on the machine disturbs least. With more,
 further threads do a part of the work, whose time and whose awaiting are not in the CPU time of the
 thread that publishes: judge by the wall time on an idle machine.
@@ -133,24 +133,25 @@ def labels_of(points: np.ndarray, message: Any) -> LabeledSweep:
     return LabeledSweep(cloud, labels, confidence, space, probabilities=likely)
 
 
-def traffic(xyz: np.ndarray, things: np.ndarray, number: int) -> np.ndarray:
-    """The points (N, 3) with those of `things` on two sides of 40 vehicles.
+def traffic(xyz: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
+    """The points (N, 3) with 40 vehicles among them, and which of them are of vehicles (N,) bool.
 
-    Half of them stand. The others drive behind each other in five lanes; where the first one of a
-    lane leaves it another one enters it, so that sweep 24 is sweep 0 and each follows on another.
+    A beam that meets a vehicle before its return ends there. Half of the vehicles stand. The others
+    drive behind each other in four lanes; where the first one of a lane leaves it another one
+    enters it, so that sweep 24 is sweep 0 and each follows on another.
     """
-    rows = np.arange(len(things))
-    thing, place = rows % 40, rows // 40 / (len(things) / 40)
-    lane, first = thing // 8, 12.0 * (thing % 8 // 2) - 24
+    vehicle = np.arange(40)
+    lane, drives = vehicle // 10, vehicle % 2 == 1
     way = 0.5 * ((number + 5 * lane) % SCENES)
-    drives = thing % 2 == 1
-    moved = xyz.copy()
-    along = np.minimum(place, 0.7) / 0.7
-    across = np.maximum(place - 0.7, 0) / 0.3
-    moved[things, 0] = first + 4.4 * along + np.where(drives, way, 3.0)
-    moved[things, 1] = 9.0 * lane - 18 + 1.8 * across + np.where(drives, 0.0, 4.5)
-    moved[things, 2] = -1.6 + 1.5 * (rows % 7) / 6
-    return moved
+    x = 12.0 * (vehicle % 10 // 2) - 30 + np.where(drives, way, 3.0)
+    y = np.array([-34.0, -25.0, 22.0, 31.0])[lane] + np.where(drives, 0.0, 4.0)
+    low = np.stack([x, y, np.full(40, -1.6)], 1).astype(np.float32)
+    ray = xyz[:, None].astype(np.float32)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        one, two = low / ray, (low + np.float32([4.4, 1.8, 1.5])) / ray
+    enters, leaves = np.minimum(one, two).max(2), np.maximum(one, two).min(2)
+    share = np.where((enters < leaves) & (enters > 0), enters, np.inf).min(1)
+    return xyz * np.minimum(share, 1)[:, None], share < 1
 
 
 def outputs_of(message: Any, labeled: LabeledSweep) -> dict[str, Callable[[], Any]]:
@@ -177,23 +178,24 @@ def outputs_of(message: Any, labeled: LabeledSweep) -> dict[str, Callable[[], An
         grid_message(drawn, header.stamp, "map")
 
     roads, vehicles = space.index("road"), space.index("vehicle")
-    labels = np.where(np.arange(width) % 20, roads, vehicles).astype(np.int32)
-    rows = np.flatnonzero(labels == vehicles)
-    scenes = [traffic(labeled.cloud.xyz, rows, number) for number in range(SCENES)]
-    result = replace(labeled, labels=labels, pose=np.eye(4))
+    scenes = [traffic(labeled.cloud.xyz, number) for number in range(SCENES)]
+    labels = [np.where(of_vehicle, vehicles, roads).astype(np.int32) for _, of_vehicle in scenes]
+    result = replace(labeled, labels=labels[0], pose=np.eye(4))
     things, drive = MovingThings(), itertools.count(1)
 
-    def street(number: int) -> PointCloud:
-        return replace(labeled.cloud, xyz=scenes[number % SCENES], stamp_ns=number * 100_000_000)
+    def street(number: int) -> tuple[PointCloud, np.ndarray]:
+        xyz = scenes[number % SCENES][0]
+        cloud = replace(labeled.cloud, xyz=xyz, stamp_ns=number * 100_000_000)
+        return cloud, labels[number % SCENES]
 
     def move() -> None:
-        things.update(street(next(drive)), labels, space, np.eye(4))
+        things.update(*street(next(drive)), space, np.eye(4))
 
     tracker, draw_tracks, followed = Tracker(), TrackMarkers(), itertools.count(1)
 
     def track() -> None:
-        cloud = street(next(followed))
-        result.tracked = tracker.update(cloud, labels, space, np.eye(4), TrackRules())
+        cloud, result.labels = street(next(followed))
+        result.tracked = tracker.update(cloud, result.labels, space, np.eye(4), TrackRules())
         states(header, result.tracked.tracks, space, confidence_of(result))
 
     def mark() -> None:

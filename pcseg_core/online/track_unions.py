@@ -29,6 +29,7 @@ _DRIVES_MPS = 2.0
 _KNOWN = 3  # sweeps that a track was seen in from which its velocity counts
 _FOLLOWS_M = 1.3  # vehicles that drive keep a larger distance
 _WIDE_M = 1.1  # across the velocity; no bicycle is as wide
+_WIDEST_M = 2.8  # of a vehicle across its velocity
 _SPREAD = 3.0  # standard deviations by which different velocities are apart
 
 
@@ -90,6 +91,7 @@ def drive_as_one(tracks: Array) -> Array:
         if not known and not {one, two} & {*ended} and np.hypot(*apart) < _DRIVES_MPS:
             low, high = _around(filter_.boxes_of(tracks[[one, two]]))
             fits = is_no_larger((high - low)[None])
+            fits &= (high - low)[1] <= _WIDEST_M
             wide = tracks["size"][[one, two], 1].min() > _WIDE_M
             if fits[0] and (wide or is_vehicle(tracks["group"][[one]], (high - low)[None])[0]):
                 unite(tracks, one, two)
@@ -144,8 +146,8 @@ def inherit(tracks: Array, things: filter_.Measured, of_track: Array, of_thing: 
     vehicles = tracks["group"] == VEHICLES
     lost = _others(len(tracks), of_track)
     lost = lost[vehicles[lost]]
-    young = (vehicles)[of_track]
-    of_track, of_thing = of_track[young], of_thing[young]
+    of_vehicle = vehicles[of_track]
+    of_track, of_thing = of_track[of_vehicle], of_thing[of_vehicle]
     if not len(lost) or not len(of_track):
         return
     own, seen = filter_.boxes_of(tracks[lost]), things.boxes.rows(of_thing)

@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -79,7 +80,8 @@ class DensePeak:
     """Speed of dense matrix products on this machine, measured between the engines.
 
     fp32 is the faster of torch's matrix products at the default precision and at "medium"; "medium"
-    counts only if its result is as exact as float32 (on some CPUs it uses bfloat16).
+    counts only if its result is as exact as float32 (on some CPUs it uses bfloat16). CPUs without
+    instructions for bfloat16 multiply it many times slower; for them bf16 is that of fp32.
     """
 
     SIZE = 2048
@@ -90,10 +92,19 @@ class DensePeak:
         self._low = self._a.bfloat16(), self._b.bfloat16()
         self._out = torch.empty(self.SIZE, self.SIZE)
         self._times: dict[str, list[float]] = {"fp32": [], "bf16": []}
+        self._multiplies_bf16 = self._is_fast_in_bf16()
         self._medium_is_exact = self._error_of_medium() < 1e-5
         for _ in range(2):
             self.sample()
         self._times = {"fp32": [], "bf16": []}
+
+    def _is_fast_in_bf16(self) -> bool:
+        pairs = [part[:256, :256].contiguous() for part in (self._a, self._b, *self._low)]
+        fp32, bf16 = (
+            min(timed(partial(torch.mm, one, two)) for _ in range(3))
+            for one, two in (pairs[:2], pairs[2:])
+        )
+        return bf16 < 2 * fp32
 
     def _error_of_medium(self) -> float:
         exact = self._a[:64].double() @ self._b.double()
@@ -110,11 +121,13 @@ class DensePeak:
             with matmul_precision(mode):
                 fastest.append(timed(lambda: torch.mm(self._a, self._b, out=self._out)))
         self._times["fp32"].append(min(fastest))
-        self._times["bf16"].append(timed(lambda: torch.mm(*self._low)))
+        if self._multiplies_bf16:
+            self._times["bf16"].append(timed(lambda: torch.mm(*self._low)))
 
     def gflops(self, precision: str) -> float:
         """Median speed in 1e9 floating point operations per second."""
-        return 2 * self.SIZE**3 / statistics.median(self._times[precision]) / 1e6
+        times = self._times[precision] or self._times["fp32"]
+        return 2 * self.SIZE**3 / statistics.median(times) / 1e6
 
 
 @contextmanager

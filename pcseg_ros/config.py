@@ -34,17 +34,10 @@ if TYPE_CHECKING:
     from pcseg_core.vision.pixel_classes import TeacherConfig
 
 
-def _checked_body(values: tuple[float, ...]) -> tuple[float, ...]:
-    try:
-        return read_body(values)
-    except InputError as error:
-        raise ValueError(str(error)) from None
-
-
 class PointsParameters(Section):
     """The sweeps: what of them is the robot itself, and how those of several LiDARs are united."""
 
-    body: Annotated[Numbers, AfterValidator(_checked_body)] = Field(
+    body: Annotated[Numbers, AfterValidator(read_body)] = Field(
         (),
         description="Box around the robot: x_min, y_min, z_min, x_max, y_max, z_max in the frame "
         "of the sweeps, m; returns in it are no surroundings: they stay unlabeled, and no other "

@@ -99,10 +99,8 @@ def _commands(
 
 def _reading(topics: Sequence[str], body: Sequence[float], lidars: Mapping[str, Any]) -> list[str]:
     """Arguments of a node that takes the sweeps of these topics as the reader of the bag does."""
-    values = {**lidars, "cloud_topic": f"[{', '.join(map(repr, topics))}]"}
-    if len(topics) == 1:
-        values.clear()
-    values["body"] = list(body) or ""
+    several = {**lidars, "cloud_topic": f"[{', '.join(map(repr, topics))}]"}
+    values = {**(several if len(topics) > 1 else {}), "body": list(body) or ""}
     if "max_lidar_offset_s" in values:
         values["max_lidar_offset_s"] = float(values["max_lidar_offset_s"])  # as ROS wants a double
     given = [f"{LIDAR_OPTIONS[option]}:={value}" for option, value in values.items() if value != ""]

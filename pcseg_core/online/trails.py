@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,16 +35,16 @@ class _Moved:
     Attributes:
         stamp_ns: of the sweep.
         pose: (4, 4) T_fixed_lidar.
-        points: (3, M) float32, thinned, LiDAR frame [m].
+        points: (3, M) float32, LiDAR frame [m]; thinned when they are compared.
         gone: (M,) bool: seen elsewhere since.
     """
 
     stamp_ns: int
     pose: Array
     points: Float32
-    gone: npt.NDArray[np.bool_]
+    gone: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))
 
-    def seen_from(self, pose: Array, rows: Array) -> Float32:
+    def seen_from(self, pose: Array, rows: Array | slice) -> Float32:
         """(3, K) some of the points in the LiDAR frame of another pose."""
         T = (invert(pose) @ self.pose).astype(np.float32)
         moved: Float32 = T[:3, :3] @ self.points[:, rows] + T[:3, 3:]
@@ -60,10 +60,12 @@ class Trails:
 
     def __init__(self) -> None:
         self._sweeps: deque[_Moved] = deque()
+        self._waiting: deque[_Moved] = deque()  # compared when somebody asks for voxels
 
     def reset(self) -> None:
         """Forget earlier sweeps."""
         self._sweeps.clear()
+        self._waiting.clear()
 
     def add(self, cloud: PointCloud, moving: Array, pose: Array) -> None:
         """Add a sweep.
@@ -73,20 +75,24 @@ class Trails:
             moving: (N,) UNKNOWN, STATIC or MOVING.
             pose: (4, 4) T_fixed_lidar in a frame without jumps.
         """
-        stamp_ns, memory_ns = cloud.stamp_ns, 1e9 * _MEMORY_S
-        if self._sweeps and not 0 < stamp_ns - self._sweeps[-1].stamp_ns < memory_ns:
+        last = self._waiting or self._sweeps
+        if last and not 0 < cloud.stamp_ns - last[-1].stamp_ns < 1e9 * _MEMORY_S:
             self.reset()
         points = np.asarray(cloud.xyz[np.flatnonzero(moving == MOVING)].T, np.float32)
-        cells = np.floor(points[:2] / np.float32(_CELL_M)).astype(np.int32)
-        points = points[:, np.unique(cells, axis=1, return_index=True)[1]]
-        now = _Moved(stamp_ns, np.asarray(pose), points, np.zeros(points.shape[1], bool))
+        self._waiting.append(_Moved(cloud.stamp_ns, np.asarray(pose), points))
+        _forget(self._waiting)
+
+    def _compare(self, now: _Moved) -> None:
+        """Find the places of earlier sweeps that the things of the next one have left."""
+        cells = np.floor(now.points[:2] / np.float32(_CELL_M)).astype(np.int32)
+        now.points = now.points[:, np.unique(cells, axis=1, return_index=True)[1]]
+        now.gone = np.zeros(now.points.shape[1], bool)
         for before in self._sweeps:
-            if stamp_ns - before.stamp_ns <= 1e9 * _AGAIN_S:
-                there = now.seen_from(before.pose, np.arange(points.shape[1]))
+            if now.stamp_ns - before.stamp_ns <= 1e9 * _AGAIN_S:
+                there = now.seen_from(before.pose, slice(None))
                 before.gone |= near(before.points, there, _AGAIN_M)
         self._sweeps.append(now)
-        while stamp_ns - self._sweeps[0].stamp_ns > memory_ns:
-            self._sweeps.popleft()
+        _forget(self._sweeps)
 
     def outside(self, voxels: Voxels, space: LabelSpace) -> Voxels:
         """The voxels without those where something moved that is elsewhere now.
@@ -95,6 +101,8 @@ class Trails:
             voxels: around the newest sweep; see `TemporalBuffer.remembered`.
             space: classes of their labels.
         """
+        while self._waiting:
+            self._compare(self._waiting.popleft())
         if not self._sweeps:
             return voxels
         points, labels, age = voxels
@@ -112,3 +120,9 @@ class Trails:
         pose = self._sweeps[-1].pose
         parts = [one.seen_from(pose, np.flatnonzero(one.gone == gone)) for one in self._sweeps]
         return np.concatenate(parts, 1)
+
+
+def _forget(sweeps: deque[_Moved]) -> None:
+    """Drop the sweeps that are too old."""
+    while sweeps[-1].stamp_ns - sweeps[0].stamp_ns > 1e9 * _MEMORY_S:
+        sweeps.popleft()

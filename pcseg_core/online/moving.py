@@ -206,11 +206,12 @@ def near(points: Float32, others: Float32, cell_m: float) -> npt.NDArray[np.bool
         structures = [byref(Points.of(part.T)) for part in (points, others)]
         check(library.pcseg_near(*structures, cell_m, found.ctypes.data))
         return found
-    around = (_AROUND + np.unique(_cells(others, cell_m))[:, None]).ravel()
-    return np.isin(_cells(points, cell_m), around)
+    around = (_AROUND + np.unique(cells(others, cell_m))[:, None]).ravel()
+    return np.isin(cells(points, cell_m), around)
 
 
-def _cells(points: Float32, cell_m: float) -> npt.NDArray[np.int64]:
+def cells(points: Float32, cell_m: float) -> npt.NDArray[np.int64]:
+    """(M,) number of the cell of the ground plane that each point (3, M) is in."""
     cell = np.floor(points[:2] / np.float32(cell_m)).astype(np.int64)
     keys: npt.NDArray[np.int64] = cell[0] * _ROW + cell[1]
     return keys

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from pcseg_core.cloud import PointCloud
 from pcseg_core.geometry import invert
 from pcseg_core.labels import MOVING, LabelSpace
-from pcseg_core.online.moving import movable, near
+from pcseg_core.online.moving import cells, movable, near
 
 if TYPE_CHECKING:
     from pcseg_core.online.pipeline import Voxels
@@ -84,8 +84,8 @@ class Trails:
 
     def _compare(self, now: _Moved) -> None:
         """Find the places of earlier sweeps that the things of the next one have left."""
-        cells = np.floor(now.points[:2] / np.float32(_CELL_M)).astype(np.int32)
-        now.points = now.points[:, np.unique(cells, axis=1, return_index=True)[1]]
+        first = np.unique(cells(now.points, _CELL_M), return_index=True)[1]
+        now.points = now.points[:, first]
         now.gone = np.zeros(now.points.shape[1], bool)
         for before in self._sweeps:
             if now.stamp_ns - before.stamp_ns <= 1e9 * _AGAIN_S:

@@ -7,9 +7,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 
 from pcseg_core.cloud import PointCloud
 from pcseg_core.errors import InputError
+
+Float32 = npt.NDArray[np.float32]
 
 _CORNERS = "x_min, y_min, z_min, x_max, y_max, z_max"
 
@@ -55,3 +58,15 @@ def without_body(cloud: PointCloud, body: Sequence[float]) -> PointCloud:
     xyz = cloud.xyz.copy()
     xyz[inside] = np.nan
     return replace(cloud, xyz=xyz)
+
+
+def with_body(xyz: Float32, measured: Float32) -> Float32:
+    """Coordinates where those that `without_body` took away are as measured.
+
+    The robot moves along with the sensor, so its returns need no deskewing.
+
+    Args:
+        xyz: (N, 3) without the robot, deskewed [m].
+        measured: (N, 3) the same points as measured, with the robot [m].
+    """
+    return np.where(np.isnan(xyz), measured, xyz)

@@ -24,7 +24,7 @@ from pcseg_ros.camera_teacher import CameraTeacher, PendingEvidence
 from pcseg_ros.config import NodeConfig
 from pcseg_ros.diagnostics import SweepStatistics
 from pcseg_ros.inputs import Inputs, MalformedError
-from pcseg_ros.lidars import UnplacedError, united
+from pcseg_ros.lidars import UnplacedError
 from pcseg_ros.loading import NodeSegmenter, usual_sweep
 from pcseg_ros.outputs import SweepOutputs
 from pcseg_ros.overlays import Drawing, OverlayThread
@@ -225,7 +225,7 @@ class Inference:
             remembered = partial(pipeline.remembered, labeled)
             frame = self.inputs.fixed_frame
             needed = outputs.united_wanted(config)
-            msg = united(received, labeled.cloud) if received.parts and needed else received.msg
+            msg = sweep.message(labeled.cloud) if needed else received.msg
             problems = outputs.publish(msg, labeled, config, frame, remembered, received.parts)
         end = time.monotonic()
         for event, why in labeled.problems + problems:
@@ -302,8 +302,8 @@ class Inference:
 
     def _publish_teacher(self, pending: PendingEvidence) -> None:
         if self._outputs.teacher_wanted():
-            received, labels = pending.sweep.received, pending.labels()
-            msg = united(received, labels.cloud) if received.parts else received.msg
+            labels = pending.labels()
+            msg = pending.sweep.message(labels.cloud)
             self._outputs.publish_teacher(msg, labels, self._settings.current())
 
     def _frames(self, drawing: Drawing, cameras: Sequence[str]) -> Sequence[CameraFrame]:

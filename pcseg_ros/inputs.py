@@ -7,12 +7,14 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 from rclpy.clock import Clock, ClockType, JumpThreshold
 from rclpy.duration import Duration
 from rclpy.node import Node
 from sensor_msgs.msg import PointCloud2
 
-from pcseg_core.body import without_body
+from pcseg_core.body import with_body, without_body
 from pcseg_core.cloud import IntensityScale, PointCloud
 from pcseg_core.data.calibration import load_calibration
 from pcseg_core.data.sample import CameraFrame
@@ -24,7 +26,7 @@ from pcseg_ros import conversions, diagnostics, topics
 from pcseg_ros.cameras import AnyImage, create_cameras
 from pcseg_ros.config import NodeConfig
 from pcseg_ros.diagnostics import SweepStatistics
-from pcseg_ros.lidars import Lidars
+from pcseg_ros.lidars import Lidars, united
 from pcseg_ros.pose_inputs import PoseInputs
 from pcseg_ros.qos import SensorSubscription
 from pcseg_ros.sensor_poses import JUMP_NS
@@ -35,9 +37,27 @@ _MIN_WAIT_NS = 1_000_000
 
 @dataclass(kw_only=True)
 class NodeSweep(Sweep):
-    """A decoded sweep, with its messages."""
+    """A decoded sweep, with its messages.
+
+    Attributes:
+        received: its messages.
+        measured: (N, 3) float32 points as measured, with the robot itself.
+    """
 
     received: ReceivedSweep
+    measured: npt.NDArray[np.float32]
+
+    def message(self, cloud: PointCloud) -> PointCloud2:
+        """The message as it came; of several LiDARs that of the united sweep.
+
+        Args:
+            cloud: the sweep, deskewed.
+        """
+        if not self.received.parts:
+            return self.received.msg
+        robot = self.measured is not self.cloud.xyz
+        xyz = with_body(cloud.xyz, self.measured) if robot else cloud.xyz
+        return united(self.received, cloud, xyz)
 
 
 class MalformedError(PcsegError):
@@ -189,16 +209,18 @@ class Inputs:
             MalformedError: the message cannot be read.
         """
         try:
-            cloud = without_body(self._read(received), self._config.points.body)
+            whole = self._read(received)
         except InputError as error:
             raise MalformedError(str(error)) from None
+        cloud = without_body(whole, self._config.points.body)
         if self.intensity.final and not self._scale_logged:
             self._scale_logged = True
             self._node.get_logger().info(f"{self.topic_names[0]}: {self.intensity}")
         frames = None
         if received.images:
             frames = lambda: self.frames(received, cloud, received.images)  # noqa: E731
-        return NodeSweep(cloud, frames, self._poses(cloud), received=received)
+        poses = self._poses(cloud)
+        return NodeSweep(cloud, frames, poses, received=received, measured=whole.xyz)
 
     def _read(self, received: ReceivedSweep) -> PointCloud:
         if self._lidars is not None:

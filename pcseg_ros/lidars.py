@@ -217,12 +217,13 @@ def lidar_names(topics: tuple[str, ...]) -> list[str]:
     return names
 
 
-def united(received: ReceivedSweep, cloud: PointCloud) -> PointCloud2:
+def united(received: ReceivedSweep, cloud: PointCloud, xyz: npt.NDArray[np.float32]) -> PointCloud2:
     """The message of a united sweep.
 
     Args:
         received: its messages.
-        cloud: their points, deskewed.
+        cloud: their points.
+        xyz: (N, 3) the same points, deskewed.
     """
-    encoded = united_message(list(received.parts.values()), cloud, cloud.xyz)
+    encoded = united_message(list(received.parts.values()), cloud, xyz)
     return conversions.cloud_message(received.msg.header, encoded)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pcseg_core.body import read_body, without_body
+from pcseg_core.body import read_body, with_body, without_body
 from pcseg_core.cloud import PointCloud
 from pcseg_core.errors import InputError
 
@@ -35,6 +35,14 @@ def test_returns_in_the_box_are_no_returns_and_keep_their_rows() -> None:
     np.testing.assert_array_equal(left.intensity, intensity)
     assert (left.frame_id, left.stamp_ns, left.height, left.width) == ("lidar", 5, 2, 4)
     np.testing.assert_array_equal(cloud.xyz, xyz)  # which may be a view of a message
+
+
+def test_the_robot_comes_back_as_measured_while_the_rest_has_moved() -> None:
+    xyz = np.array([[0.1, 0, 0], [3, 0, 0], [0, 0, 0], [np.nan, 0, 0]], np.float32)
+    cloud = PointCloud(xyz)
+    moved = without_body(cloud, BOX).xyz + np.float32(1)
+    expected = np.array([[0.1, 0, 0], [4, 1, 1], [0, 0, 0], [np.nan, 1, 1]], np.float32)
+    np.testing.assert_array_equal(with_body(moved, cloud.xyz), expected)
 
 
 def test_without_a_box_the_cloud_is_the_same() -> None:

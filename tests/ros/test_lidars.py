@@ -6,7 +6,7 @@ from __future__ import annotations
 import queue
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from sensors import Sensors
 
 from pcseg_core.cloud import encode_cloud
 from pcseg_core.geometry import from_euler, transform
+from pcseg_core.labels import WIRE_UNLABELED
 from pcseg_ros.conversions import cloud_message, stamp_ns
 
 T_FIRST_RIGHT = from_euler(0.0, 0.2, -1.2, (0.5, -0.8, -1.0))
@@ -106,9 +107,10 @@ def _sweep(count: int, seed: int, **fields: np.ndarray) -> tuple[PointCloud2, np
     return cloud_message(PointCloud2().header, encode_cloud({**columns, **fields})), xyz
 
 
-@pytest.fixture(scope="module")
-def rig(client: Client, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
-    file: Path = tmp_path_factory.mktemp("rig") / "rig.yaml"
+@contextmanager
+def running(client: Client, folder: Path, *parameters: str) -> Iterator[Rig]:
+    """The node with these parameters."""
+    file = folder / "rig.yaml"
     lidars = {"right": {"T_united_lidar": T_FIRST_RIGHT.tolist()}}
     file.write_text(yaml.safe_dump({"lidars": lidars, "T_body_lidar": np.eye(4).tolist()}))
     with NodeProcess(
@@ -120,8 +122,15 @@ def rig(client: Client, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ri
         "motion.source:=odometry",
         "motion.timeout_s:=5.0",
         "points.deadline_s:=0.3",
+        *parameters,
     ) as process:
         yield Rig(client.attach(process), client)
+
+
+@pytest.fixture(scope="module")
+def rig(client: Client, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    with running(client, tmp_path_factory.mktemp("rig")) as rig:
+        yield rig
 
 
 def test_united_at_one_moment_and_each_by_itself(rig: Rig) -> None:
@@ -177,3 +186,25 @@ def test_one_without_a_transform_is_left_out(rig: Rig) -> None:
     rig.exchange(40, frame="nowhere")
     rig.node.report(lambda s: "'nowhere'" in value_of(s, "reason: LiDAR right left out"))
     rig.exchange(70)
+
+
+def test_the_robot_stays_as_measured_in_united_sweeps(client: Client, tmp_path: Path) -> None:
+    """It moves along with the LiDARs: its returns are not deskewed, and all others are."""
+    box = "points.body:=[-9.0, -9.0, -9.0, 9.0, 9.0, 9.0]"
+    clouds = ("clouds.names:=['rest']", "clouds.rest.classes:=['*', 'unlabeled']")
+    with running(client, tmp_path, box, *clouds) as rig:
+        rest = rig.node.listen(PointCloud2, "rest", RELIABLE)
+        stamp = rig.now()
+        first, right = rig.first(stamp), rig.right(stamp + 30_000_000, points=200)
+        united, part = rig.answer(stamp), rest.get(timeout=TIMEOUT_S)
+    measured = np.concatenate([first, transform(T_FIRST_RIGHT, right.astype(np.float64))])
+    robot = (np.abs(measured) <= 9).all(1)
+    assert robot[:40].any() and robot[40:].any() and robot.sum() < 100
+    late = np.repeat([0.0, 0.03], [40, 200])[:, None] * (~robot[:, None])
+    expected = measured + late * np.array([SPEED, 0, 0])
+    np.testing.assert_allclose(positions(united), expected, atol=2e-4)
+    label, painted = field_of(united, "label"), 10 * field_of(united, "intensity")
+    np.testing.assert_array_equal(label == WIRE_UNLABELED, robot)
+    np.testing.assert_array_equal(label[~robot], np.rint(painted[~robot]))
+    assert (field_of(united, "confidence")[robot] == 0).all()
+    np.testing.assert_allclose(positions(part), expected[~robot], atol=2e-4)

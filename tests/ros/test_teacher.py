@@ -52,7 +52,8 @@ def sweep_of(xyz: np.ndarray, frames: int = 1) -> NodeSweep:
     image = np.zeros((48, 64, 3), np.uint8)
     made = [CameraFrame(f"c{i}", 0, CAMERA, np.eye(4), image) for i in range(frames)]
     received: Any = SimpleNamespace(received_s=time.monotonic())
-    return NodeSweep(PointCloud(xyz.astype(np.float32)), lambda: made, received=received)
+    cloud = PointCloud(xyz.astype(np.float32))
+    return NodeSweep(cloud, lambda: made, received=received, measured=cloud.xyz)
 
 
 class Harness:

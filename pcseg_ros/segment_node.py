@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -26,7 +27,7 @@ from pcseg_ros.loading import NodeSegmenter, load_segmenter, load_teacher
 from pcseg_ros.message_types import absent_outputs
 from pcseg_ros.parameter_file import NODE_NAME
 from pcseg_ros.parameters import SectionParameters
-from pcseg_ros.process import leave, serve
+from pcseg_ros.process import keep_objects, leave, serve
 
 _STOP_TIMEOUT_S = 10.0
 
@@ -147,6 +148,7 @@ class SegmentNode(TolerantLifecycleNode):
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Start the inference thread."""
         assert self._inference is not None
+        keep_objects()  # before the first sweep, which would wait for it
         self._inference.start()
         return super().on_activate(state)
 
@@ -173,6 +175,7 @@ class SegmentNode(TolerantLifecycleNode):
         inference, self._inference = self._inference, None
         if inference is not None:
             inference.destroy()
+        gc.unfreeze()
 
     def _explain_start(self, inference: Inference, checkpoint: str) -> None:
         names = ", ".join(inference.label_space.names)

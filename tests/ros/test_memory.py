@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Memory settings: one heap for all threads, and freed memory that is kept."""
+"""Memory settings: one heap for all threads, freed memory that is kept, garbage collections."""
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import sys
 
 import pytest
+from node_process import ROOT, new_namespace
 
 # Prints the number of glibc's heaps after threads have asked for memory.
 COUNT = """
@@ -76,3 +78,40 @@ def test_freed_memory_is_used_again_without_page_faults() -> None:
         return int(subprocess.run(code, capture_output=True, text=True, check=True).stdout)
 
     assert 10 * faults("keep_freed_memory()") < faults("")
+
+
+# Prints after each change how many objects collections leave out, and if one that became garbage
+# after the first activation is there.
+LIFE = """
+import gc, weakref, rclpy
+from fakes import make_fake
+from pcseg_ros.segment_node import SegmentNode
+
+class Part:
+    def __init__(self):
+        self.itself = self
+
+gc.disable()
+part = Part()
+there = weakref.ref(part)
+rclpy.init()
+node = SegmentNode(make_fake, namespace="/{name}")
+for change in ("configure", "activate", "deactivate", "activate", "deactivate", "cleanup"):
+    getattr(node, "trigger_" + change)()
+    if change == "activate":
+        part = None
+    print(gc.get_freeze_count(), int(there() is not None))
+"""
+
+
+def test_collections_leave_out_what_is_loaded_from_activation_to_cleanup() -> None:
+    pytest.importorskip("rclpy", reason="needs ROS 2 (rclpy)")
+    code = LIFE.format(name=new_namespace().lstrip("/"))
+    command = [sys.executable, "-c", code, "--ros-args", "-p", "checkpoint:=fake"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests/ros")])}
+    ran = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    rows = [list(map(int, line.split())) for line in ran.stdout.splitlines()]
+    counts, there = zip(*rows)
+    assert counts[0] == counts[-1] == 0
+    assert min(counts[1:-1]) > 10_000
+    assert there == (1, 1, 1, 0, 0, 0)

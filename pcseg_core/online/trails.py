@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -44,12 +45,6 @@ class _Moved:
     points: Float32
     gone: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))
 
-    def seen_from(self, pose: Array, rows: Array | slice) -> Float32:
-        """(3, K) some of the points in the LiDAR frame of another pose."""
-        T = (invert(pose) @ self.pose).astype(np.float32)
-        moved: Float32 = T[:3, :3] @ self.points[:, rows] + T[:3, 3:]
-        return moved
-
 
 class Trails:
     """Remembers where the points were that moved.
@@ -87,10 +82,14 @@ class Trails:
         first = np.unique(cells(now.points, _CELL_M), return_index=True)[1]
         now.points = now.points[:, first]
         now.gone = np.zeros(now.points.shape[1], bool)
-        for before in self._sweeps:
-            if now.stamp_ns - before.stamp_ns <= 1e9 * _AGAIN_S:
-                there = now.seen_from(before.pose, slice(None))
-                before.gone |= near(before.points, there, _AGAIN_M)
+        recent = [
+            before
+            for before in self._sweeps
+            if now.stamp_ns - before.stamp_ns <= 1e9 * _AGAIN_S and not before.gone.all()
+        ]
+        for before, T_before_now in zip(recent, invert(_poses(recent)) @ now.pose):
+            there = _transformed(T_before_now, now.points)
+            before.gone |= near(before.points, there, _AGAIN_M)
         self._sweeps.append(now)
         _forget(self._sweeps)
 
@@ -106,20 +105,36 @@ class Trails:
         if not self._sweeps:
             return voxels
         points, labels, age = voxels
-        suspects = np.flatnonzero((age > 0) & np.isin(labels, movable(space)))
+        of_things = np.zeros(len(space) + 1, bool)
+        of_things[movable(space)] = True
+        suspects = np.flatnonzero((age > 0) & of_things.take(labels, mode="wrap"))
+        places, left = self._places()
         for cell_m, gone in ((_CELL_M, True), (_THERE_M, False)):
-            found = near(points[:, suspects], self._places(gone), cell_m)
+            others = places.take(np.flatnonzero(left == gone), axis=1)
+            found = near(points.take(suspects, axis=1), others, cell_m)
             suspects = suspects[found == gone]
         kept = np.ones(len(labels), bool)
         kept[suspects] = False
         rows = np.flatnonzero(kept)
-        return points[:, rows], labels[rows], age[rows]
+        return points.take(rows, axis=1), labels[rows], age[rows]
 
-    def _places(self, gone: bool) -> Float32:
-        """(3, M) places that things have left, or where they are, around the newest sweep."""
-        pose = self._sweeps[-1].pose
-        parts = [one.seen_from(pose, np.flatnonzero(one.gone == gone)) for one in self._sweeps]
-        return np.concatenate(parts, 1)
+    def _places(self) -> tuple[Float32, npt.NDArray[np.bool_]]:
+        """(3, M) where things were, around the newest sweep, and (M,) which they have left."""
+        T_newest_sweep = invert(self._sweeps[-1].pose) @ _poses(self._sweeps)
+        parts = [_transformed(T, one.points) for T, one in zip(T_newest_sweep, self._sweeps)]
+        return np.concatenate(parts, 1), np.concatenate([one.gone for one in self._sweeps])
+
+
+def _poses(sweeps: Collection[_Moved]) -> Array:
+    """(K, 4, 4) their poses."""
+    return np.array([one.pose for one in sweeps]).reshape(-1, 4, 4)
+
+
+def _transformed(T: Array, points: Float32) -> Float32:
+    """Points (3, M) in another frame."""
+    single = T.astype(np.float32)
+    moved: Float32 = single[:3, :3] @ points + single[:3, 3:]
+    return moved
 
 
 def _forget(sweeps: deque[_Moved]) -> None:

@@ -8,7 +8,9 @@ Stages of every sweep: `deserialize` (bytes from DDS to a message), `read` (mess
 this process). Then the outputs that are computed on request, each by itself, without publishing;
 `at once` is the most that one node has: the profile autoware, two named clouds, both images, what
 moves, the tracks of up to 40 vehicles, half of which drive, with their states and markers, and the
-grid at 2 Hz for sweeps at 10 Hz.
+grid at 2 Hz for sweeps at 10 Hz. Not in it are `trails` (to remember what moved in five sweeps),
+`buffer grid` (the grid after them, from the buffer without trails), and what rclpy takes to
+serialize the tracks and their markers.
 With `--threads 1` judge by the CPU time, which other work on the machine disturbs least. With more,
 further threads do a part of the work, whose time and whose awaiting are not in the CPU time of the
 thread that publishes: judge by the wall time on an idle machine.
@@ -37,7 +39,15 @@ from pcseg_core.cloud import PointCloud, encode_cloud
 from pcseg_core.files import write_atomic
 from pcseg_core.labels import LabelSpace
 from pcseg_core.online.class_maps import autoware_ids
-from pcseg_core.online.grid import GridConfig, draw_grid, read_costs, sweep_evidence
+from pcseg_core.online.grid import (
+    Grid,
+    GridConfig,
+    draw_grid,
+    memory_s,
+    read_costs,
+    sweep_evidence,
+    voxel_evidence,
+)
 from pcseg_core.online.label_images import confidence_image, label_image
 from pcseg_core.online.moving import MovingThings
 from pcseg_core.online.output_clouds import (
@@ -48,12 +58,16 @@ from pcseg_core.online.output_clouds import (
     entropy,
     minimal_cloud,
 )
-from pcseg_core.online.pipeline import LabeledSweep
+from pcseg_core.online.pipeline import LabeledSweep, Voxels
+from pcseg_core.online.temporal import TemporalBuffer, TemporalBufferConfig
 from pcseg_core.online.tracks import Tracker, TrackRules
+from pcseg_core.online.trails import Trails
+from pcseg_ros.message_types import message_class
 from pcseg_ros.output_parameters import CloudParameters
 from pcseg_ros.process import keep_freed_memory
 
 Table: TypeAlias = dict[str, dict[str, float]]
+Street: TypeAlias = Callable[[int], tuple[PointCloud, np.ndarray]]
 
 LIMIT_MS = 5.0  # of the stages of every sweep
 OUTPUTS_LIMIT_MS = 8.0  # of the outputs that a node can have at once
@@ -68,6 +82,7 @@ AT_ONCE = {
     "grid": 0.2,
 }
 """Outputs on request that one sweep can have together, with the share of the sweeps."""
+SWEEP_NS = 100_000_000
 SCENES = 24  # sweeps in which a vehicle drives to the place of the next one
 
 
@@ -154,6 +169,62 @@ def traffic(xyz: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
     return xyz * np.minimum(share, 1)[:, None], share < 1
 
 
+class BufferGrid:
+    """Grids from the temporal buffer without the trails of what moves, one for five sweeps.
+
+    Args:
+        street: gives the cloud and labels (N,) of a sweep by its number; they repeat after SCENES.
+        space: classes of the labels.
+    """
+
+    def __init__(self, street: Street, space: LabelSpace) -> None:
+        self._street, self._space = street, space
+        self._numbers = itertools.count(2 * SCENES)
+        self._config, self._costs, self._trails = GridConfig(), read_costs("", space), Trails()
+        self._moving: dict[int, np.ndarray] = {}
+        self._voxels: dict[int, Voxels] = {}
+        self._newest = PointCloud(np.zeros((0, 3), np.float32))
+        things, buffer = MovingThings(), TemporalBuffer(TemporalBufferConfig(), len(space))
+        for number in range(2 * SCENES):
+            cloud, labels = street(number)
+            sure = np.full(len(labels), 0.9, np.float32)
+            buffer.update(cloud.xyz, (labels, sure), np.eye(4), cloud.stamp_ns)
+            self._voxels[number % SCENES] = buffer.remembered(memory_s(self._config.decay_s))
+            moving = things.update(cloud, labels, space, np.eye(4))
+            self._moving[number % SCENES] = moving
+            self._trails.add(cloud, moving, np.eye(4))
+
+    def remember(self) -> None:
+        """Add the trails of five sweeps."""
+        for number in itertools.islice(self._numbers, 5):
+            self._newest, _ = self._street(number)
+            self._trails.add(self._newest, self._moving[number % SCENES], np.eye(4))
+
+    def draw(self) -> Grid:
+        """The grid after these sweeps."""
+        sweep = self._newest.stamp_ns // SWEEP_NS % SCENES
+        voxels = self._trails.outside(self._voxels[sweep], self._space)
+        evidence = voxel_evidence(voxels, self._config.decay_s)
+        return draw_grid(evidence, self._newest.xyz.T, np.eye(4), self._costs, self._config)
+
+
+def serializing(header: Any, tracked: LabeledSweep) -> dict[str, Callable[[], Any]]:
+    """What rclpy takes to serialize the tracks of a sweep, by the name of the output."""
+    from rclpy.serialization import serialize_message
+
+    from pcseg_ros.tracks import TrackMarkers, confidence_of, detections, states
+
+    assert tracked.tracked is not None
+    known = tracked.tracked.tracks, tracked.label_space, confidence_of(tracked)
+    draws: dict[str, Any] = {"tracks": states, "markers": TrackMarkers()}
+    if message_class("vision_msgs/msg/Detection3DArray") is not None:
+        draws["boxes"] = detections
+    return {
+        f"serialize {name}": partial(serialize_message, draw(header, *known))
+        for name, draw in draws.items()
+    }
+
+
 def outputs_of(message: Any, labeled: LabeledSweep) -> dict[str, Callable[[], Any]]:
     """The outputs on request by name."""
     from pcseg_ros.conversions import cloud_message, filtered_messages, grid_message, mono_message
@@ -185,7 +256,7 @@ def outputs_of(message: Any, labeled: LabeledSweep) -> dict[str, Callable[[], An
 
     def street(number: int) -> tuple[PointCloud, np.ndarray]:
         xyz = scenes[number % SCENES][0]
-        cloud = replace(labeled.cloud, xyz=xyz, stamp_ns=number * 100_000_000)
+        cloud = replace(labeled.cloud, xyz=xyz, stamp_ns=number * SWEEP_NS)
         return cloud, labels[number % SCENES]
 
     def move() -> None:
@@ -202,6 +273,10 @@ def outputs_of(message: Any, labeled: LabeledSweep) -> dict[str, Callable[[], An
         assert result.tracked is not None
         draw_tracks(header, result.tracked.tracks, space, {})
 
+    for _ in range(SCENES):
+        track()
+    over_time = BufferGrid(street, space)
+
     fields = ExtraFields(probabilities=("road", "person"))
     return {
         "entropy": lambda: entropy(labeled.probabilities, len(labeled.labels)),
@@ -215,6 +290,9 @@ def outputs_of(message: Any, labeled: LabeledSweep) -> dict[str, Callable[[], An
         "track markers": mark,
         "grid": draw,
         "confidence image": lambda: mono_message(confidence_image(labeled, height, width), header),
+        "trails": over_time.remember,
+        "buffer grid": lambda: grid_message(over_time.draw(), header.stamp, "map"),
+        **serializing(header, result),
     }
 
 

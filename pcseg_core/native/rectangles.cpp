@@ -9,9 +9,9 @@
 namespace pcseg {
 namespace {
 
-// As Rectangles.table: a center, a heading and what belongs to it, and extents along and across it.
+// As Rectangles.table: a center, a heading, its cosine and sine, extents along and across it, heights.
 struct Rectangle {
-  double x, y, yaw, cos, sin, length, width;
+  double x, y, yaw, cos, sin, length, width, bottom, top;
 
   // Of a point from the center, along the heading and across it.
   double along(double px, double py) const { return (px - x) * cos + (py - y) * sin; }
@@ -27,6 +27,11 @@ struct Extents {
     along = cos * box.length + sin * box.width;
     across = sin * box.length + cos * box.width;
   }
+
+  // Along and across another box.
+  Extents(const Rectangle& box, const Rectangle& axes)
+      : Extents(box, box.cos * axes.cos + box.sin * axes.sin,
+                box.sin * axes.cos - box.cos * axes.sin) {}
 };
 
 struct CostArgs {
@@ -35,6 +40,7 @@ struct CostArgs {
   double* cost;            // (count, seen)
   int64_t count, seen;
   double excess_m, most_excess, middle_m;  // as in track_filter.py
+  double most;                             // higher costs are infinite
 };
 
 // Shift along an axis that a thing tells, squared: _shift of track_filter.py.
@@ -61,20 +67,28 @@ double cost_along(const CostArgs& a, const Rectangle& track, const Extents& seen
   return total / variance + std::min(longer, a.most_excess);
 }
 
+// The distance of the centers along both axes tells that a thing is too far away: a shift is at
+// least as long as the larger of these but for half of the extents of both.
+bool is_far(const CostArgs& a, const Rectangle& track, const Rectangle& thing, double variance) {
+  const double x = thing.x - track.x, y = thing.y - track.y;
+  const double extents = track.length + track.width + thing.length + thing.width;
+  const double shift = std::sqrt((x * x + y * y) / 2) - extents / 2;
+  return shift > 0 && shift * shift > a.most * variance;
+}
+
 double cost_of(const CostArgs& a, const Rectangle& track, const Rectangle& thing,
                double variance) {
-  const double cos = thing.cos * track.cos + thing.sin * track.sin;
-  const double sin = thing.sin * track.cos - thing.cos * track.sin;
+  if (is_far(a, track, thing, variance)) return HUGE_VAL;
   const double own[] = {track.along(thing.x, thing.y), track.across(thing.x, thing.y)};
   const double other[] = {-thing.along(track.x, track.y), -thing.across(track.x, track.y)};
   const bool odd = std::fmod(std::nearbyint((thing.yaw - track.yaw) / std::acos(0.0)), 2) != 0;
-  return std::min(cost_along(a, track, Extents(thing, cos, sin), own, false, variance),
-                  cost_along(a, track, Extents(thing, 1, 0), other, odd, variance));
+  const double cost = std::min(cost_along(a, track, Extents(thing, track), own, false, variance),
+                               cost_along(a, track, Extents(thing, 1, 0), other, odd, variance));
+  return cost > a.most ? HUGE_VAL : cost;
 }
 
 struct PartArgs {
   const Rectangle* boxes;
-  const double *bottom, *top;
   const int64_t* groups;
   const double* limits;  // (count of limits, 4) group, height from which it holds, length, width
   int64_t* numbers;      // thing of each box
@@ -83,9 +97,24 @@ struct PartArgs {
   double behind_m, beside_m, behind_share, low_m, long_m, step_m;  // as in thing_parts.py
 };
 
+struct Corners {
+  double x[4], y[4];
+
+  explicit Corners(const Rectangle& box) {
+    constexpr double kX[] = {-0.5, 0.5, 0.5, -0.5}, kY[] = {-0.5, -0.5, 0.5, 0.5};
+    for (int k = 0; k < 4; ++k) {
+      const double along = kX[k] * box.length, across = kY[k] * box.width;
+      x[k] = along * box.cos - across * box.sin + box.x;
+      y[k] = along * box.sin + across * box.cos + box.y;
+    }
+  }
+};
+
 // Corners of a box, and the angle in which it is seen, from the direction of its middle.
-struct Seen {
-  double x[4], y[4], facing, low, high;
+struct Seen : Corners {
+  double facing, low = HUGE_VAL, high = -HUGE_VAL;
+
+  Seen(const Rectangle& box, const double sensor[2]);
 };
 
 double wrapped(double angle) {
@@ -94,29 +123,28 @@ double wrapped(double angle) {
   return (turned < 0 ? turned + 2 * pi : turned) - pi;
 }
 
-Seen seen_from(const Rectangle& box, const double sensor[2]) {
-  constexpr double kX[] = {-0.5, 0.5, 0.5, -0.5}, kY[] = {-0.5, -0.5, 0.5, 0.5};
-  Seen seen;
-  seen.facing = std::atan2(box.y - sensor[1], box.x - sensor[0]);
-  seen.low = HUGE_VAL, seen.high = -HUGE_VAL;
+Seen::Seen(const Rectangle& box, const double sensor[2])
+    : Corners(box), facing(std::atan2(box.y - sensor[1], box.x - sensor[0])) {
   for (int k = 0; k < 4; ++k) {
-    const double along = kX[k] * box.length, across = kY[k] * box.width;
-    seen.x[k] = along * box.cos - across * box.sin + box.x;
-    seen.y[k] = along * box.sin + across * box.cos + box.y;
-    const double turn =
-        wrapped(std::atan2(seen.y[k] - sensor[1], seen.x[k] - sensor[0]) - seen.facing);
-    seen.low = std::min(seen.low, turn), seen.high = std::max(seen.high, turn);
+    const double turn = wrapped(std::atan2(y[k] - sensor[1], x[k] - sensor[0]) - facing);
+    low = std::min(low, turn), high = std::max(high, turn);
   }
-  return seen;
 }
 
 // Least distance of the corners of a box from another one.
-double corner_gap(const Rectangle& box, const Seen& other) {
+double corner_gap(const Rectangle& box, const Corners& other) {
   double least = HUGE_VAL;
   for (int k = 0; k < 4; ++k)
     least = std::min(least, std::max(std::fabs(box.along(other.x[k], other.y[k])) - box.length / 2,
                                      std::fabs(box.across(other.x[k], other.y[k])) - box.width / 2));
   return least;
+}
+
+// No corner of another box is nearer to a box than this.
+double least_gap(const Rectangle& box, const Rectangle& other) {
+  return std::max(std::fabs(box.along(other.x, other.y)) - box.length / 2,
+                  std::fabs(box.across(other.x, other.y)) - box.width / 2) -
+         (other.length + other.width) / 2;
 }
 
 // _one_behind_other of thing_parts.py.
@@ -132,9 +160,9 @@ bool is_one(const PartArgs& a, const std::vector<Seen>& seen, const std::vector<
   double bottom = HUGE_VAL, top = -HUGE_VAL, lowest = HUGE_VAL, highest = -HUGE_VAL;
   int64_t long_ones = 0;
   for (const int64_t k : chosen) {
-    bottom = std::min(bottom, a.bottom[k]), top = std::max(top, a.top[k]);
+    bottom = std::min(bottom, a.boxes[k].bottom), top = std::max(top, a.boxes[k].top);
     if (std::max(a.boxes[k].length, a.boxes[k].width) <= a.long_m) continue;
-    lowest = std::min(lowest, a.bottom[k]), highest = std::max(highest, a.bottom[k]);
+    lowest = std::min(lowest, a.boxes[k].bottom), highest = std::max(highest, a.boxes[k].bottom);
     ++long_ones;
   }
   if (top - bottom < a.low_m && long_ones > 1 && highest - lowest < a.step_m) return false;
@@ -165,12 +193,15 @@ struct Pair {
 
 // Pairs of boxes that are near enough to be parts of one thing, the nearest first.
 std::vector<Pair> near_pairs(const PartArgs& a, const std::vector<Seen>& seen) {
+  const double reach = std::max(a.behind_m, a.beside_m);
   std::vector<Pair> pairs;
   for (int64_t i = 0; i < a.count; ++i)
     for (int64_t j = i + 1; j < a.count; ++j) {
+      const Rectangle &one = a.boxes[i], &two = a.boxes[j];
       if (a.groups[i] != a.groups[j]) continue;
+      if (std::min(least_gap(one, two), least_gap(two, one)) > reach) continue;
       const double gap =
-          std::min(corner_gap(a.boxes[i], seen[j]), corner_gap(a.boxes[j], seen[i]));
+          std::min(corner_gap(one, seen[j]), corner_gap(two, seen[i]));
       if (gap < a.beside_m || (gap < a.behind_m && behind(seen[i], seen[j], a.behind_share)))
         pairs.push_back({gap, i, j});
     }
@@ -182,7 +213,7 @@ std::vector<Pair> near_pairs(const PartArgs& a, const std::vector<Seen>& seen) {
 
 int32_t join(const PartArgs& a) {
   std::vector<Seen> seen;
-  for (int64_t k = 0; k < a.count; ++k) seen.push_back(seen_from(a.boxes[k], a.sensor));
+  for (int64_t k = 0; k < a.count; ++k) seen.emplace_back(a.boxes[k], a.sensor);
   std::vector<int64_t> thing(a.count), both;
   for (int64_t k = 0; k < a.count; ++k) thing[k] = k;
   for (const Pair& pair : near_pairs(a, seen)) {
@@ -248,20 +279,60 @@ PCSEG_API int32_t pcseg_nearest_box(const Rectangle* boxes, int64_t count, const
   return kDone;
 }
 
-// Distances of centers, and extents of the others, along and across boxes: each (2, boxes, others).
-PCSEG_API int32_t pcseg_apart(const Rectangle* boxes, int64_t count, const Rectangle* others,
-                              int64_t n, double* distance, double* size) {
-  if (!boxes_ok(boxes, count) || !boxes_ok(others, n)) return kBadArgument;
-  if (count && n && (!distance || !size)) return kBadArgument;
-  const int64_t across = count * n;
+// Distance (boxes, others) between boxes and others, by the corners of both; infinite from `most` on.
+PCSEG_API int32_t pcseg_gaps(const Rectangle* boxes, int64_t count, const Rectangle* others,
+                             int64_t n, double most, double* gap) {
+  if (!boxes_ok(boxes, count) || !boxes_ok(others, n) || (count && n && !gap)) return kBadArgument;
   for (const Rectangle* box = boxes; box < boxes + count; ++box)
-    for (const Rectangle* other = others; other < others + n; ++other, ++distance, ++size) {
-      distance[0] = std::fabs(box->along(other->x, other->y));
-      distance[across] = std::fabs(box->across(other->x, other->y));
-      const Extents seen(*other, other->cos * box->cos + other->sin * box->sin,
-                         other->sin * box->cos - other->cos * box->sin);
-      size[0] = seen.along;
-      size[across] = seen.across;
+    for (const Rectangle* other = others; other < others + n; ++other, ++gap) {
+      *gap = HUGE_VAL;
+      if (std::min(least_gap(*box, *other), least_gap(*other, *box)) > most) continue;
+      const double nearer =
+          std::min(corner_gap(*box, Corners(*other)), corner_gap(*other, Corners(*box)));
+      if (nearer < most) *gap = nearer;
+    }
+  return kDone;
+}
+
+// Share (boxes, others) of boxes, or of the others, that is in both: of the smaller one along each
+// axis of a box, or of the other. Extents below `thin_m` are taken for that.
+PCSEG_API int32_t pcseg_overlap(const Rectangle* boxes, int64_t count, const Rectangle* others,
+                                int64_t n, double thin_m, int32_t of_others, double* share) {
+  if (!boxes_ok(boxes, count) || !boxes_ok(others, n) || (count && n && !share))
+    return kBadArgument;
+  for (const Rectangle* box = boxes; box < boxes + count; ++box) {
+    const double own[] = {std::max(box->length, thin_m), std::max(box->width, thin_m)};
+    for (const Rectangle* other = others; other < others + n; ++other, ++share) {
+      const double distance[] = {std::fabs(box->along(other->x, other->y)),
+                                 std::fabs(box->across(other->x, other->y))};
+      const double most = std::max(other->length + other->width, thin_m);
+      *share = 0;
+      if (2 * distance[0] > own[0] + most || 2 * distance[1] > own[1] + most) continue;
+      const Extents seen(*other, *box);
+      const double size[] = {std::max(seen.along, thin_m), std::max(seen.across, thin_m)};
+      *share = 1;
+      for (int axis = 0; axis < 2; ++axis) {
+        const double smaller = std::min(own[axis], size[axis]);
+        const double common = std::min((own[axis] + size[axis]) / 2 - distance[axis], smaller);
+        *share *= std::max(common, 0.0) / (of_others ? size[axis] : smaller);
+      }
+    }
+  }
+  return kDone;
+}
+
+// Whether a part of each other can be in a box or beside it, by a margin, to found (boxes, others).
+PCSEG_API int32_t pcseg_beside(const Rectangle* boxes, int64_t count, const Rectangle* others,
+                               int64_t n, double margin_m, uint8_t* found) {
+  if (!boxes_ok(boxes, count) || !boxes_ok(others, n) || (count && n && !found))
+    return kBadArgument;
+  for (const Rectangle* box = boxes; box < boxes + count; ++box)
+    for (const Rectangle* other = others; other < others + n; ++other, ++found) {
+      const Extents seen(*other, *box);
+      *found = std::fabs(box->along(other->x, other->y)) <=
+                   (box->length + seen.along) / 2 + margin_m &&
+               std::fabs(box->across(other->x, other->y)) <=
+                   (box->width + seen.across) / 2 + margin_m;
     }
   return kDone;
 }
@@ -284,7 +355,6 @@ PCSEG_API int32_t pcseg_join_parts(const PartArgs* args) {
       args->most_pairs < 0)
     return kBadArgument;
   if (args->limit_count && !args->limits) return kBadArgument;
-  if (args->count && (!args->bottom || !args->top || !args->groups || !args->numbers))
-    return kBadArgument;
+  if (args->count && (!args->groups || !args->numbers)) return kBadArgument;
   return guarded([&] { return join(*args); });
 }

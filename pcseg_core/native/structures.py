@@ -16,6 +16,12 @@ import numpy.typing as npt
 from pcseg_core.errors import InputError
 
 Array = npt.NDArray[Any]
+_NOTHING = ctypes.c_char * 0
+
+
+def address(array: Array) -> int:
+    """Where a writable C-contiguous array begins; in a third of the time of `array.ctypes.data`."""
+    return ctypes.addressof(_NOTHING.from_buffer(array))  # type: ignore[arg-type]
 
 
 class Column(ctypes.Structure):
@@ -192,6 +198,7 @@ class CostArgs(ctypes.Structure):
         ("excess_m", c_double),
         ("most_excess", c_double),
         ("middle_m", c_double),
+        ("most", c_double),
     )
 
 
@@ -200,8 +207,6 @@ class PartArgs(ctypes.Structure):
 
     _fields_ = (
         ("boxes", c_void_p),
-        ("bottom", c_void_p),
-        ("top", c_void_p),
         ("groups", c_void_p),
         ("limits", c_void_p),
         ("numbers", c_void_p),

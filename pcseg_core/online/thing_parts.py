@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pcseg_core.native.library import check, optional_library
-from pcseg_core.native.structures import CostArgs, PartArgs
+from pcseg_core.native.structures import CostArgs, PartArgs, address
 
 Array = npt.NDArray[Any]
 Float64 = npt.NDArray[np.float64]
@@ -41,6 +41,7 @@ _LONG_M = 1.1  # least length of a bicycle
 _STEP_M = 0.3  # between the lower ends of parts of a car that are as low
 _MOST_PAIRS = 200  # of clusters that are compared: the labels of a bad network have many
 _THIN_M = 0.2  # least extent of a box that points are compared with
+_THIN_SIDE_M = 0.4  # the same of boxes that overlap
 _TIE_M = 0.05  # how far beyond a box a point may be to be in it rather than at the edge of another
 _ENDS_X, _ENDS_Y = np.array([[-0.5, 0.5, 0.5, -0.5], [-0.5, -0.5, 0.5, 0.5]])  # of a unit box
 _QUARTER = np.array([[0.0, -1.0], [1.0, 0.0]])  # turns rows by a right angle
@@ -52,62 +53,89 @@ class Rectangles:
     """Boxes from above.
 
     Attributes:
-        center: (K, 2) fixed frame [m].
-        yaw: (K,) heading [rad].
-        size: (K, 2) along the heading, and across it [m].
-        bottom, top: (K,) heights [m].
-        groups: (K,) group of classes.
+        table: (K, 9) center in the fixed frame [m], heading [rad], its cosine and sine, extents
+            along the heading and across it, and heights of the bottom and the top [m].
+        groups: (K,) int64 group of classes.
     """
 
-    center: Float64
-    yaw: Float64
-    size: Float64
-    bottom: Float64
-    top: Float64
+    table: Float64
     groups: Array
 
+    @classmethod
+    def of(
+        cls, center: Array, yaw: Array, size: Array, bottom: Array, top: Array, groups: Array
+    ) -> Rectangles:
+        """Boxes with centers (K, 2), headings (K,), extents (K, 2) and heights (K,)."""
+        table = np.empty((len(yaw), 9))
+        table[:, :2], table[:, 2], table[:, 5:7] = center, yaw, size
+        np.cos(yaw, out=table[:, 3])
+        np.sin(yaw, out=table[:, 4])
+        table[:, 7], table[:, 8] = bottom, top
+        return cls(table, np.ascontiguousarray(groups, np.int64))
+
     def __len__(self) -> int:
-        return len(self.yaw)
+        return len(self.table)
+
+    @property
+    def center(self) -> Float64:
+        """(K, 2) fixed frame [m]."""
+        return self.table[:, :2]
+
+    @property
+    def yaw(self) -> Float64:
+        """(K,) heading [rad]."""
+        return self.table[:, 2]
+
+    @property
+    def size(self) -> Float64:
+        """(K, 2) along the heading, and across it [m]."""
+        return self.table[:, 5:7]
+
+    @property
+    def bottom(self) -> Float64:
+        """(K,) height [m]."""
+        return self.table[:, 7]
+
+    @property
+    def top(self) -> Float64:
+        """(K,) height [m]."""
+        return self.table[:, 8]
 
     def rows(self, chosen: Array | list[int]) -> Rectangles:
         """Some of the boxes."""
-        parts = self.center, self.yaw, self.size, self.bottom, self.top, self.groups
-        return Rectangles(*(part[chosen] for part in parts))
+        return Rectangles(self.table.take(chosen, 0), self.groups.take(chosen))
 
     def and_(self, others: Rectangles) -> Rectangles:
         """These, followed by others."""
-        return Rectangles(
-            np.concatenate([self.center, others.center]),
-            np.concatenate([self.yaw, others.yaw]),
-            np.concatenate([self.size, others.size]),
-            np.concatenate([self.bottom, others.bottom]),
-            np.concatenate([self.top, others.top]),
-            np.concatenate([self.groups, others.groups]),
-        )
+        tables, groups = (self.table, others.table), (self.groups, others.groups)
+        return Rectangles(np.concatenate(tables), np.concatenate(groups))
 
-    @cached_property
-    def table(self) -> Float64:
-        """(K, 7) center, heading, its cosine and sine, and extents, for the native library."""
-        found = np.empty((len(self), 7))
-        found[:, :2], found[:, 2], found[:, 5:] = self.center, self.yaw, self.size
-        found[:, 3], found[:, 4] = np.cos(self.yaw), np.sin(self.yaw)
-        return found
+    def wider(self, margin_m: float) -> Rectangles:
+        """The boxes with a margin around them."""
+        table = self.table.copy()
+        table[:, 5:7] += 2 * margin_m
+        return Rectangles(table, self.groups)
 
     @cached_property
     def corners(self) -> Float64:
         """(K, 4, 2) fixed frame."""
         x, y = _ENDS_X * self.size[:, :1], _ENDS_Y * self.size[:, 1:]
-        cos, sin = np.cos(self.yaw)[:, None], np.sin(self.yaw)[:, None]
+        cos, sin = self.table[:, 3:4], self.table[:, 4:5]
         found = np.empty((len(self), 4, 2))
         found[..., 0] = x * cos - y * sin + self.center[:, :1]
         found[..., 1] = x * sin + y * cos + self.center[:, 1:]
         return found
 
+    @property
+    def _listed(self) -> tuple[int, int]:
+        """For the native library."""
+        return address(self.table), len(self)
+
     def _from_center(self, points: Array) -> tuple[Float64, Float64]:
         """Distance (K, M) of points (M, 2 or 3) from the centers, along and across boxes [m]."""
         x = points[:, 0] - self.center[:, :1]
         y = points[:, 1] - self.center[:, 1:]
-        cos, sin = np.cos(self.yaw)[:, None], np.sin(self.yaw)[:, None]
+        cos, sin = self.table[:, 3:4], self.table[:, 4:5]
         return np.abs(x * cos + y * sin), np.abs(y * cos - x * sin)
 
     def outside(self, points: Array) -> Float64:
@@ -116,9 +144,8 @@ class Rectangles:
         if library is not None:
             points = np.ascontiguousarray(points, np.float64)
             found = np.empty((len(self), len(points)))
-            own, (count, columns) = self.table, points.shape
-            sizes = points.ctypes.data, count, columns
-            check(library.pcseg_outside(own.ctypes.data, len(own), *sizes, found.ctypes.data))
+            sizes = points.ctypes.data, *points.shape
+            check(library.pcseg_outside(*self._listed, *sizes, address(found)))
             return found
         along, across = self._from_center(points)
         along -= self.size[:, :1] / 2
@@ -132,9 +159,8 @@ class Rectangles:
         if library is not None and len(self):
             points = np.ascontiguousarray(points, np.float64)
             owner = np.empty(len(points), np.int64)
-            own, (count, columns) = self.table, points.shape
-            sizes = points.ctypes.data, count, columns, _THIN_M, _TIE_M
-            check(library.pcseg_nearest_box(own.ctypes.data, len(own), *sizes, owner.ctypes.data))
+            sizes = points.ctypes.data, *points.shape, _THIN_M, _TIE_M
+            check(library.pcseg_nearest_box(*self._listed, *sizes, address(owner)))
             return owner
         half = np.maximum(self.size, _THIN_M)[:, None] / 2
         along, across = self._from_center(points)
@@ -144,39 +170,68 @@ class Rectangles:
         return found
 
 
-def apart(boxes: Rectangles, others: Rectangles) -> tuple[Float64, Float64]:
+def _apart(boxes: Rectangles, others: Rectangles) -> tuple[Float64, Float64]:
     """Distances (2, T, I) of centers, and extents of the others, along and across the boxes [m]."""
-    library = optional_library()
-    if library is not None:
-        one, two = boxes.table, others.table
-        distance, size = np.empty((2, 2, len(one), len(two)))
-        tables = one.ctypes.data, len(one), two.ctypes.data, len(two)
-        check(library.pcseg_apart(*tables, distance.ctypes.data, size.ctypes.data))
-        return distance, size
     turned = others.yaw - boxes.yaw[:, None]
     along, across = np.abs(np.cos(turned)), np.abs(np.sin(turned))
     x, y = np.moveaxis(others.center - boxes.center[:, None], -1, 0)
-    cos, sin = np.cos(boxes.yaw)[:, None], np.sin(boxes.yaw)[:, None]
+    cos, sin = boxes.table[:, 3:4], boxes.table[:, 4:5]
     length, width = others.size.T
     distance = np.abs(np.stack([x * cos + y * sin, y * cos - x * sin]))
     return distance, np.stack([along * length + across * width, across * length + along * width])
 
 
+def overlap(boxes: Rectangles, others: Rectangles, of_others: bool = False) -> Float64:
+    """Share (T, I) of the smaller one, of boxes and others, or of the others, that is in both.
+
+    Along and across the boxes. Thin ones are taken for thicker ones: only one side of many things
+    is seen.
+    """
+    library = optional_library()
+    if library is not None:
+        share = np.empty((len(boxes), len(others)))
+        settings = _THIN_SIDE_M, of_others, address(share)
+        check(library.pcseg_overlap(*boxes._listed, *others._listed, *settings))
+        return share
+    distance, size = _apart(boxes, others)
+    own, size = (np.maximum(extents, _THIN_SIDE_M) for extents in (boxes.size.T[..., None], size))
+    smaller = np.minimum(own, size)
+    common = np.maximum(np.minimum((own + size) / 2 - distance, smaller), 0.0)
+    return np.asarray((common / (size if of_others else smaller)).prod(0))
+
+
+def beside(boxes: Rectangles, others: Rectangles, margin_m: float) -> Mask:
+    """(T, I) bool: a part of the other, of the same group, can be in a box, or beside it."""
+    library = optional_library()
+    if library is not None:
+        found = np.empty((len(boxes), len(others)), bool)
+        check(
+            library.pcseg_beside(*boxes._listed, *others._listed, margin_m, address(found))
+        )
+    else:
+        distance, size = _apart(boxes, others)
+        found = (distance <= (boxes.size.T[..., None] + size) / 2 + margin_m).all(0)
+    found &= boxes.groups[:, None] == others.groups
+    return found
+
+
 def native_costs(
-    tracks: Rectangles, things: Rectangles, variance: Float64, settings: tuple[float, float, float]
+    tracks: Rectangles, things: Rectangles, variance: Float64, settings: tuple[float, ...]
 ) -> Float64 | None:
     """Squared normalized distance (T, I) of things from tracks; None without the native library.
+
+    Infinite beyond the gate.
 
     Args:
         tracks, things: their boxes.
         variance: (T,) of the position of each track, and of a measured edge [m^2].
-        settings: excess, most excess and middle of `track_filter`.
+        settings: excess, most excess, middle and gate of `track_filter`.
     """
     library = optional_library()
     if library is None:
         return None
     cost = np.empty((len(tracks), len(things)))
-    arrays = (array.ctypes.data for array in (tracks.table, things.table, variance, cost))
+    arrays = map(address, (tracks.table, things.table, variance, cost))
     args = CostArgs(*arrays, *cost.shape, *settings)
     check(library.pcseg_track_costs(byref(args)))
     return cost
@@ -227,7 +282,7 @@ def join_parts(boxes: Rectangles, sensor: Array) -> npt.NDArray[np.int64]:
     if library is not None:
         return _native_join(library, boxes, sensor)
     things = np.arange(len(boxes))
-    gap = gaps(boxes, boxes)
+    gap = gaps(boxes, boxes, BEHIND_M)
     possible = np.triu((gap < BEHIND_M) & (boxes.groups[:, None] == boxes.groups), 1)
     if not possible.any():
         return things
@@ -244,11 +299,8 @@ def join_parts(boxes: Rectangles, sensor: Array) -> npt.NDArray[np.int64]:
 
 def _native_join(library: Any, boxes: Rectangles, sensor: Array) -> npt.NDArray[np.int64]:
     numbers = np.empty(len(boxes), np.int64)
-    groups = np.ascontiguousarray(boxes.groups, np.int64)
-    heights = (np.ascontiguousarray(height, np.float64) for height in (boxes.bottom, boxes.top))
-    arrays = boxes.table, *heights, groups, _LIMITS, numbers
     args = PartArgs(
-        *(array.ctypes.data for array in arrays),
+        *map(address, (boxes.table, boxes.groups, _LIMITS, numbers)),
         *(len(boxes), len(_LIMITS), _MOST_PAIRS, (c_double * 2)(*sensor[:2].tolist())),
         *(BEHIND_M, _BESIDE_M, _BEHIND_SHARE, _LOW_M, _LONG_M, _STEP_M),
     )
@@ -262,14 +314,18 @@ def _side_by_side(sizes: list[list[float]], bottoms: list[float]) -> bool:
     return len(long) > 1 and max(long) - min(long) < _STEP_M
 
 
-def gaps(boxes: Rectangles, others: Rectangles) -> Float64:
-    """Distance (K, L) between boxes and others, by the corners of both [m]."""
-    if not len(boxes) or not len(others):
-        return np.zeros((len(boxes), len(others)))
-    one = boxes.outside(others.corners.reshape(-1, 2)).reshape(len(boxes), -1, 4)
-    two = others.outside(boxes.corners.reshape(-1, 2)).reshape(len(others), -1, 4)
-    nearer: Float64 = np.minimum(one.min(2), two.min(2).T)
-    return nearer
+def gaps(boxes: Rectangles, others: Rectangles, most_m: float) -> Float64:
+    """Distance (K, L) between boxes and others, by the corners of both; infinite from a most on."""
+    gap = np.empty((len(boxes), len(others)))
+    library = optional_library()
+    if library is not None:
+        check(library.pcseg_gaps(*boxes._listed, *others._listed, most_m, address(gap)))
+    elif gap.size:
+        one = boxes.outside(others.corners.reshape(-1, 2)).reshape(len(boxes), -1, 4)
+        two = others.outside(boxes.corners.reshape(-1, 2)).reshape(len(others), -1, 4)
+        np.minimum(one.min(2), two.min(2).T, out=gap)
+        gap[gap >= most_m] = np.inf
+    return gap
 
 
 def _one_behind_other(boxes: Rectangles, sensor: Array) -> Mask:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 
 from pcseg_core.online.boxes import Grouped
-from pcseg_core.online.thing_parts import VEHICLES, Rectangles, apart, is_vehicle, native_costs
+from pcseg_core.online.thing_parts import VEHICLES, Rectangles, is_vehicle, native_costs
 from pcseg_core.online.track_motion import stand
 
 Array = npt.NDArray[Any]
@@ -43,7 +43,6 @@ _ACCELERATION = 2.0  # spectral density of the acceleration [m^2/s^3]
 _SPEED_MPS = 7.0  # standard deviation of the velocity of a new track
 _NEW = (_NOISE_M**2, 0.0, _SPEED_MPS**2)  # variance of a new track
 AT_REST = (0.25, 0.0, 0.25)  # the same of a vehicle that stands, not seen
-_THIN_M = 0.4  # least extent of a box that overlaps
 _GATE = 11.0  # squared normalized distance
 _EXCESS_M = 0.5  # by which a thing may be longer than a track at no cost
 _MOST_EXCESS = 4.0  # the most that this costs: a side may be seen for the first time
@@ -88,9 +87,12 @@ class Measured:
         low, high = self.extents
         x, y = (low + high)[:, :2].T / 2
         cos, sin = np.cos(self.yaws), np.sin(self.yaws)
-        center = np.stack([x * cos - y * sin, x * sin + y * cos], 1)
-        size = (high - low)[:, :2]
-        return Rectangles(center, self.yaws, size, low[:, 2], high[:, 2], self.groups)
+        table = np.empty((len(self), 9))
+        table[:, 0], table[:, 1], table[:, 2] = x * cos - y * sin, x * sin + y * cos, self.yaws
+        table[:, 3], table[:, 4] = cos, sin
+        table[:, 5:7] = (high - low)[:, :2]
+        table[:, 7], table[:, 8] = low[:, 2], high[:, 2]
+        return Rectangles(table, np.ascontiguousarray(self.groups, np.int64))
 
 
 def none() -> Array:
@@ -118,7 +120,7 @@ def predict(tracks: Array, step_s: float) -> Array:
 def assign(tracks: Array, things: Measured) -> tuple[Array, Array]:
     """Tracks and things that belong together, least total cost: rows (K,) of both."""
     cost = _distance(tracks, things.boxes)
-    cost[(tracks["group"][:, None] != things.groups) | (cost > _GATE)] = np.inf
+    cost[tracks["group"][:, None] != things.groups] = np.inf
     return pairs(cost)
 
 
@@ -134,33 +136,14 @@ def pairs(cost: Float64) -> tuple[Array, Array]:
     return rows[finite], columns[finite]
 
 
-def common_extents(boxes: Rectangles, others: Rectangles) -> tuple[Float64, Float64]:
-    """Extents (2, T, I) along and across boxes of what others share with them, and of others [m].
-
-    Thin boxes are taken for thicker ones: only one side of many things is seen.
-    """
-    distance, size = apart(boxes, others)
-    own, size = np.maximum(boxes.size.T[..., None], _THIN_M), np.maximum(size, _THIN_M)
-    common = np.minimum((own + size) / 2 - distance, np.minimum(own, size))
-    return np.maximum(common, 0.0), size
-
-
-def overlap(boxes: Rectangles, others: Rectangles) -> Float64:
-    """Share (T, I) of the smaller one, of boxes and others, that is in both."""
-    common, size = common_extents(boxes, others)
-    smaller = np.minimum(size, np.maximum(boxes.size.T[..., None], _THIN_M))
-    share: Float64 = (common / smaller).prod(0)
-    return share
-
-
 def _distance(tracks: Array, boxes: Rectangles) -> Float64:
-    """Squared normalized distance (T, I) of things from predicted boxes.
+    """Squared normalized distance (T, I) of things from predicted boxes; infinite beyond the gate.
 
     Along the axes of the tracks or along those of the things, whichever is less.
     """
     variance = tracks["variance"][:, 0] + _NOISE_M**2
     settings = _EXCESS_M, _MOST_EXCESS, _MIDDLE_M
-    found = native_costs(boxes_of(tracks), boxes, variance, settings)
+    found = native_costs(boxes_of(tracks), boxes, variance, (*settings, _GATE))
     if found is not None:
         return found
     # Of shape (2, T, I): the axes of the tracks, and those of the things.
@@ -178,6 +161,7 @@ def _distance(tracks: Array, boxes: Rectangles) -> Float64:
         total += shift**2
         longer += np.maximum(seen - known - _EXCESS_M, 0) ** 2
     distance: Float64 = (total / variance[:, None] + np.minimum(longer, _MOST_EXCESS)).min(0)
+    distance[distance > _GATE] = np.inf
     return distance
 
 
@@ -358,11 +342,8 @@ def without_copies(tracks: Array) -> tuple[Array, dict[int, int]]:
 
 def boxes_of(tracks: Array) -> Rectangles:
     """The boxes of tracks."""
-    return Rectangles(
-        tracks["position"],
-        tracks["yaw"],
-        tracks["size"][:, :2],
-        tracks["bottom"],
-        tracks["bottom"] + tracks["size"][:, 2],
-        tracks["group"],
+    size, bottom = tracks["size"], tracks["bottom"]
+    top = bottom + size[:, 2]
+    return Rectangles.of(
+        tracks["position"], tracks["yaw"], size[:, :2], bottom, top, tracks["group"]
     )

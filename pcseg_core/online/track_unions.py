@@ -17,6 +17,7 @@ from pcseg_core.online.thing_parts import (
     is_no_larger,
     is_one,
     is_vehicle,
+    overlap,
 )
 
 Array = npt.NDArray[Any]
@@ -83,7 +84,7 @@ def drive_as_one(tracks: Array) -> Array:
         return tracks
     rows = older_first(tracks, np.flatnonzero(drives))
     boxes = filter_.boxes_of(tracks[rows])
-    near = np.triu(gaps(boxes, boxes) < _FOLLOWS_M, 1)
+    near = np.triu(gaps(boxes, boxes, _FOLLOWS_M) < _FOLLOWS_M, 1)
     ended: list[int] = []
     for one, two in rows[np.argwhere(near)].tolist():
         apart = tracks["velocity"][one] - tracks["velocity"][two]
@@ -113,19 +114,19 @@ def recover(
     if not len(lost) or not len(free):
         return of_track, of_thing
     own, seen = filter_.boxes_of(tracks[lost]), things.boxes.rows(free)
-    share = filter_.overlap(own, seen)
+    share = overlap(own, seen)
     cost = np.where(share < _OVERLAP, np.inf, 1 - share)
     cost[own.groups[:, None] != seen.groups] = np.inf
-    gap = gaps(own, seen)
+    gap = gaps(own, seen, BEHIND_M)
     beside = (gap < BEHIND_M) & (own.groups[:, None] == VEHICLES) & (seen.groups == VEHICLES)
     beside &= (gap == gap.min(0)) & (cost.min(0) == np.inf)
     for one, two in np.argwhere(beside).tolist():
         if is_one(own.rows([one]).and_(seen.rows([two])), np.arange(2)):
             cost[one, two] = 1 + BEHIND_M + gap[one, two]
     rows, columns = filter_.pairs(cost)
-    overlap = cost[rows, columns] <= 1
-    filter_.measure_anew(tracks, lost[rows[overlap]])
-    for one, two in zip(rows[~overlap].tolist(), columns[~overlap].tolist()):
+    meet = cost[rows, columns] <= 1
+    filter_.measure_anew(tracks, lost[rows[meet]])
+    for one, two in zip(rows[~meet].tolist(), columns[~meet].tolist()):
         _enlarge(tracks, int(lost[one]), *_around(own.rows([one]).and_(seen.rows([two]))))
     return np.concatenate([of_track, lost[rows]]), np.concatenate([of_thing, free[columns]])
 
@@ -151,7 +152,7 @@ def inherit(tracks: Array, things: filter_.Measured, of_track: Array, of_thing: 
     if not len(lost) or not len(of_track):
         return
     own, seen = filter_.boxes_of(tracks[lost]), things.boxes.rows(of_thing)
-    share = filter_.overlap(own, seen)
+    share = overlap(own, seen)
     for old, new in np.argwhere((share >= _COVERED) & (share == share.max(0))).tolist():
         one, two = lost[old], of_track[new]
         if tracks["missed_s"][one] == np.inf or older_first(tracks, np.array([one, two]))[0] != one:

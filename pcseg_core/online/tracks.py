@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,9 +20,10 @@ from pcseg_core.online.thing_parts import (
     GROUPS,
     VEHICLES,
     Rectangles,
-    apart,
+    beside,
     is_vehicle,
     join_parts,
+    overlap,
 )
 from pcseg_core.online.track_hiding import survivors
 from pcseg_core.online.track_motion import Evidence, Look, few_points
@@ -295,10 +296,8 @@ def _joined(things: _Things, sensor: Array, least: int) -> _Things:
 def _joined_in(things: _Things, tracks: Array) -> _Things:
     """Clusters in the box of one track of a vehicle become one."""
     vehicles = (tracks["hits"] >= _SPLIT_HITS) & is_vehicle(tracks["group"], tracks["size"])
-    boxes = filter_.boxes_of(tracks[vehicles])
-    boxes = replace(boxes, size=boxes.size + 2 * _MARGIN_M)
-    common, size = filter_.common_extents(boxes, things.found.boxes)
-    share = (common / size).prod(0) * (things.found.groups == VEHICLES)
+    boxes = filter_.boxes_of(tracks[vehicles]).wider(_MARGIN_M)
+    share = overlap(boxes, things.found.boxes, of_others=True) * (things.found.groups == VEHICLES)
     numbers = np.arange(len(things.found))
     if len(boxes):
         owner = np.where(share.max(0) >= _INSIDE_SHARE, share.argmax(0), len(boxes) + numbers)
@@ -313,7 +312,7 @@ def _split(things: _Things, tracks: Array, least: int) -> tuple[_Things, Array]:
     """
     old = np.flatnonzero(tracks["hits"] >= _SPLIT_HITS)
     boxes, found = filter_.boxes_of(tracks[old]), things.found
-    crowded = np.flatnonzero(_near(boxes, found.boxes).sum(0) > 1)
+    crowded = np.flatnonzero(beside(boxes, found.boxes, _MARGIN_M).sum(0) > 1)
     if not len(crowded):
         return things, tracks
     grouped = found.grouped
@@ -338,14 +337,6 @@ def _split(things: _Things, tracks: Array, least: int) -> tuple[_Things, Array]:
     for part, whole in copies.items():
         unite(tracks, int(old[whole]), int(old[part]))
     return things, np.delete(tracks, old[list(copies)])
-
-
-def _near(boxes: Rectangles, others: Rectangles) -> Array:
-    """(T, I) bool: a point of the other can be in the box of a track of its group, or beside it."""
-    distance, size = apart(boxes, others)
-    reach = (boxes.size.T[..., None] + size) / 2 + _MARGIN_M
-    near: Array = (distance <= reach).all(0) & (boxes.groups[:, None] == others.groups)
-    return near
 
 
 def _claims(boxes: Rectangles, few: Float64, groups: Array) -> Float64:

@@ -94,12 +94,12 @@ def test_points_by_thing(seed: int, count: int, things: int, strided: bool) -> N
 
 
 @properties
-@given(SEEDS, st.integers(0, 9), st.integers(0, 9), st.integers(0, 30))
-def test_distances_of_boxes(seed: int, count: int, others: int, points: int) -> None:
+@given(SEEDS, st.integers(0, 9), st.integers(0, 9), st.integers(0, 30), st.floats(1, 9))
+def test_distances_of_boxes(seed: int, count: int, others: int, points: int, spread: float) -> None:
     rng = np.random.default_rng(seed)
     tracks, things = (np.zeros(n, track_filter.STATE) for n in (count, others))
     for some in (tracks, things):
-        some["position"] = rng.normal(size=(len(some), 2)) * 2 + 1e4
+        some["position"] = rng.normal(size=(len(some), 2)) * spread + 1e4
         some["yaw"] = rng.choice([0.0, 0.3, 1.3, np.pi / 2, 3.0, -2.0], len(some))
         some["size"] = rng.uniform(0, 5, (len(some), 3))
     tracks["variance"][:, 0] = rng.uniform(0, 1, count)
@@ -112,7 +112,10 @@ def test_distances_of_boxes(seed: int, count: int, others: int, points: int) -> 
         return [
             *outside,
             nearest,
-            *thing_parts.apart(boxes_, seen),
+            thing_parts.gaps(boxes_, seen, 3.0),
+            thing_parts.overlap(boxes_, seen),
+            thing_parts.overlap(boxes_, seen, of_others=True),
+            thing_parts.beside(boxes_, seen, 0.3),
             track_filter._distance(tracks, seen),
         ]
 

@@ -71,7 +71,7 @@ def rectangles(*boxes: tuple[float, ...], group: int = VEHICLES) -> Rectangles:
     """Boxes of x, y, length, width, bottom and top, along x."""
     x, y, length, width, bottom, top = np.array(boxes).T
     count = len(boxes)
-    return Rectangles(
+    return Rectangles.of(
         np.stack([x, y], 1),
         np.zeros(count),
         np.stack([length, width], 1),
@@ -82,7 +82,7 @@ def rectangles(*boxes: tuple[float, ...], group: int = VEHICLES) -> Rectangles:
 
 
 def test_the_outside_of_a_turned_box() -> None:
-    box = Rectangles(
+    box = Rectangles.of(
         np.array([[10.0, 0.0]]),
         np.array([np.pi / 2]),
         np.array([[4.0, 2.0]]),

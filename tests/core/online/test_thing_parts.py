@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(
 def test_parts_of_things(seed: int, count: int, spread: float) -> None:
     rng = np.random.default_rng(seed)
     bottom = rng.uniform(-2, -1, count)
-    found = Rectangles(
+    found = Rectangles.of(
         rng.uniform(-spread, spread, (count, 2)) + 4e5,
         rng.uniform(0, np.pi / 2, count),
         rng.uniform(0.05, 3.0, (count, 2)),
@@ -41,7 +41,7 @@ def test_pairs_at_limits_are_the_same() -> None:
         for way in ((gap + 0.2, 0.0), (0.0, gap + 1.5)):
             center = np.array([(20.0, 0.0), (20.0 + way[0], way[1])])
             size, low = np.tile([0.2, 1.5], (2, 1)), np.array([-1.7, -1.2])
-            found = Rectangles(center, np.zeros(2), size, low, low + 1.0, np.full(2, 2))
+            found = Rectangles.of(center, np.zeros(2), size, low, low + 1.0, np.full(2, 2))
             native, expected = both(lambda found=found: join_parts(found, np.zeros(3)))
             one = gap < (1.3 if way[0] else 0.5)
             assert native.tolist() == expected.tolist() == ([0, 0] if one else [0, 1])

@@ -13,7 +13,7 @@ namespace {
 
 struct GroupArgs {
   const double* points;    // (n, 3)
-  const int64_t* numbers;  // (n) thing of each, below `things`
+  const int64_t* numbers;  // (n) thing of each, below `things`; negative: it is left out
   double* sorted;          // (n, 3) the points of thing 0, those of thing 1, and on
   int64_t* order;          // (n) the row that each of these had
   int64_t *starts, *counts;  // (things)
@@ -22,11 +22,13 @@ struct GroupArgs {
 
 void group(const GroupArgs& a) {
   std::fill_n(a.counts, a.things, 0);
-  for (int64_t i = 0; i < a.n; ++i) ++a.counts[a.numbers[i]];
+  for (int64_t i = 0; i < a.n; ++i)
+    if (a.numbers[i] >= 0) ++a.counts[a.numbers[i]];
   int64_t start = 0;
   for (int64_t k = 0; k < a.things; start += a.counts[k++]) a.starts[k] = start;
   std::vector<int64_t> next(a.starts, a.starts + a.things);
   for (int64_t i = 0; i < a.n; ++i) {
+    if (a.numbers[i] < 0) continue;
     const int64_t at = next[a.numbers[i]]++;
     a.order[at] = i;
     std::copy_n(a.points + 3 * i, 3, a.sorted + 3 * at);
@@ -36,8 +38,7 @@ void group(const GroupArgs& a) {
 bool arguments_ok(const GroupArgs& a) {
   if (!rows_ok(a.n) || !rows_ok(a.things) || (a.things && (!a.starts || !a.counts))) return false;
   if (a.n && (!a.points || !a.numbers || !a.sorted || !a.order)) return false;
-  return std::all_of(a.numbers, a.numbers + a.n,
-                     [&](int64_t k) { return k >= 0 && k < a.things; });
+  return std::all_of(a.numbers, a.numbers + a.n, [&](int64_t k) { return k < a.things; });
 }
 
 // Lowest and highest coordinates of one thing along a heading, across it, and upward.

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pcseg_core.native.library import check, optional_library
-from pcseg_core.native.structures import GroupArgs, GroupedArgs, Points
+from pcseg_core.native.structures import GroupArgs, GroupedArgs, Points, address
 
 Array = npt.NDArray[Any]
 Float32 = npt.NDArray[np.float32]
@@ -39,10 +39,10 @@ class Grouped:
 
     @classmethod
     def of(cls, points: Float64, numbers: Array) -> tuple[Grouped, npt.NDArray[np.int64]]:
-        """Points (M, 3) by their thing (M,), 0 to I - 1, each of which has a point.
+        """Points (M, 3) by their thing (M,), 0 to I - 1, each of which has a point; -1 for none.
 
         Returns:
-            The points, and the order (M,) that they were brought into.
+            The points of things, and their rows (K,) in the order that they were brought into.
         """
         things = int(numbers.max(initial=-1)) + 1
         library = optional_library()
@@ -51,17 +51,20 @@ class Grouped:
         points = np.ascontiguousarray(points, np.float64)
         numbers = np.ascontiguousarray(numbers, np.int64)
         starts, counts, order = (np.empty(n, np.int64) for n in (things, things, len(points)))
-        grouped = cls(np.empty_like(points), starts, counts)
-        arrays = points, numbers, grouped.points, order, starts, counts
-        args = GroupArgs(*(array.ctypes.data for array in arrays), len(points), things)
+        by_thing = np.empty_like(points)
+        own = map(address, (by_thing, order, starts, counts))
+        args = GroupArgs(points.ctypes.data, numbers.ctypes.data, *own, len(points), things)
         check(library.pcseg_group(byref(args)))
-        return grouped, order
+        used = int(starts[-1] + counts[-1]) if things else 0
+        return cls(by_thing[:used], starts, counts), order[:used]
 
     @classmethod
     def _sorted(
         cls, points: Float64, numbers: Array, things: int
     ) -> tuple[Grouped, npt.NDArray[np.int64]]:
-        counts, order = np.bincount(numbers, minlength=things), np.argsort(numbers, kind="stable")
+        order = np.argsort(numbers, kind="stable")
+        order = order[np.count_nonzero(numbers < 0) :]
+        counts = np.bincount(numbers[order], minlength=things)
         return cls(points[order], np.cumsum(counts) - counts, counts), order
 
     def chosen(self, things: Array) -> tuple[Grouped, npt.NDArray[np.int64]]:
@@ -88,9 +91,8 @@ class Grouped:
         if library is None:
             return self._numpy_extents(cos, sin)
         low, high = np.empty((2, len(self.counts), 3))
-        args = self.arguments()
-        addresses = (array.ctypes.data for array in (cos, sin, low, high))
-        check(library.pcseg_extents(byref(args), *addresses))
+        args, arrays = self.arguments(), map(address, (cos, sin, low, high))
+        check(library.pcseg_extents(byref(args), *arrays))
         return low, high
 
     def _numpy_extents(self, cos: Float64, sin: Float64) -> tuple[Float64, Float64]:
@@ -112,14 +114,14 @@ class Grouped:
         found = np.empty(things, np.int64)
         args, labels = self.arguments(), np.ascontiguousarray(labels, np.int32)
         check(
-            library.pcseg_most_frequent(byref(args), labels.ctypes.data, classes, found.ctypes.data)
+            library.pcseg_most_frequent(byref(args), labels.ctypes.data, classes, address(found))
         )
         return found
 
     def arguments(self) -> GroupedArgs:
         """For the native library."""
-        addresses = (array.ctypes.data for array in (self.points, self.starts, self.counts))
-        return GroupedArgs(*addresses, len(self.points), len(self.counts))
+        arrays = map(address, (self.points, self.starts, self.counts))
+        return GroupedArgs(*arrays, len(self.points), len(self.counts))
 
 
 def moved_points(xyz: Float32, rows: npt.NDArray[np.int64], pose: Float64) -> Float64:
@@ -129,7 +131,7 @@ def moved_points(xyz: Float32, rows: npt.NDArray[np.int64], pose: Float64) -> Fl
         return np.asarray(xyz[rows].astype(np.float64) @ pose[:3, :3].T + pose[:3, 3])
     points, moved = Points.of(xyz), np.empty((len(rows), 3))
     T, rows = np.array(pose[:3], np.float64), np.ascontiguousarray(rows, np.int64)
-    addresses = rows.ctypes.data, len(rows), T.ctypes.data, moved.ctypes.data
+    addresses = rows.ctypes.data, len(rows), address(T), address(moved)
     check(library.pcseg_move_points(byref(points), *addresses))
     return moved
 
@@ -149,7 +151,7 @@ def fit_headings(things: Grouped) -> Float64:
         return _search(things)
     args, found = things.arguments(), np.empty(len(things.counts))
     settings = _MOST_POINTS, _COARSE, _FINE, _NEAREST_M
-    check(library.pcseg_fit_headings(byref(args), *settings, found.ctypes.data))
+    check(library.pcseg_fit_headings(byref(args), *settings, address(found)))
     return np.asarray(found % (np.pi / 2))
 
 

@@ -218,7 +218,7 @@ class _Things:
 
     Attributes:
         rows: (M,) rows in the cloud of the points, in the order of `found.grouped`.
-        labels: (M,) class of each.
+        labels: (N,) class of each point of the cloud.
         found: the things.
     """
 
@@ -241,37 +241,33 @@ class _Things:
         own = labels[rows]
         groups, classes = group_of[own[grouped.starts]], grouped.most_frequent(own)
         found = filter_.Measured(grouped, fit_headings(grouped), groups, classes)
-        return cls(rows, own, found)
+        return cls(rows, labels, found)
 
     @property
     def numbers(self) -> Array:
         """(M,) thing of each point."""
         return np.repeat(np.arange(len(self.found)), self.found.grouped.counts)
 
-    def chosen(self, kept: Array) -> _Things:
-        """Some of them, a mask (I,)."""
-        old = self.found
-        grouped, rows = old.grouped.chosen(np.flatnonzero(kept))
-        found = filter_.Measured(grouped, old.yaws[kept], old.groups[kept], old.labels[kept])
-        return _Things(self.rows[rows], self.labels[rows], found)
-
     def merged(self, numbers: Array) -> _Things:
-        """Unions of these, by the number of each thing (I,), 0 and on."""
+        """Unions of these, by the number of each thing (I,), 0 and on; -1 for those left out."""
         one_each = numbers.max(initial=-1) + 1 == len(numbers)
-        return self if one_each else self.regrouped(numbers[self.numbers])
+        return self if one_each else self.regrouped(np.repeat(numbers, self.found.grouped.counts))
 
     def regrouped(self, numbers: Array) -> _Things:
         """Things that are unions, or parts, of these, by the number of each point (M,)."""
         old = self.found
         grouped, order = Grouped.of(old.grouped.points, numbers)
-        of_thing = self.numbers[order][grouped.starts]
-        changed = np.flatnonzero(grouped.counts != old.grouped.counts[of_thing])
-        groups, classes, yaws = old.groups[of_thing], old.labels[of_thing], old.yaws[of_thing]
-        labels = self.labels[order]
-        few, rows = grouped.chosen(changed)
-        classes[changed] = few.most_frequent(labels[rows])
-        yaws[changed] = fit_headings(few)
-        return _Things(self.rows[order], labels, filter_.Measured(grouped, yaws, groups, classes))
+        of_thing = np.searchsorted(old.grouped.starts, order[grouped.starts], "right") - 1
+        groups, classes, yaws = (
+            values.take(of_thing) for values in (old.groups, old.labels, old.yaws)
+        )
+        rows = self.rows.take(order)
+        changed = np.flatnonzero(grouped.counts != old.grouped.counts.take(of_thing))
+        if len(changed):
+            few, at = grouped.chosen(changed)
+            classes[changed] = few.most_frequent(self.labels[rows[at]])
+            yaws[changed] = fit_headings(few)
+        return _Things(rows, self.labels, filter_.Measured(grouped, yaws, groups, classes))
 
 
 def _groups(space: LabelSpace, classes: Sequence[str]) -> npt.NDArray[np.int64]:
@@ -287,10 +283,8 @@ def _groups(space: LabelSpace, classes: Sequence[str]) -> npt.NDArray[np.int64]:
 def _joined(things: _Things, sensor: Array, least: int) -> _Things:
     """Clusters that are parts of one thing become one; those of fewer points are left out."""
     numbers = join_parts(things.found.boxes, sensor)
-    large = np.bincount(numbers, things.found.grouped.counts)[numbers] >= least
-    if not large.all():
-        things, numbers = things.chosen(large), np.unique(numbers[large], return_inverse=True)[1]
-    return things.merged(numbers)
+    large = np.bincount(numbers, things.found.grouped.counts) >= least
+    return things.merged(np.where(large, np.cumsum(large) - 1, -1)[numbers])
 
 
 def _joined_in(things: _Things, tracks: Array) -> _Things:

@@ -81,6 +81,13 @@ class FreeSpace:
                 self._views.append(_Images(points, origin, own, beams.last))
         self._listed = (View * len(self._views))(*(view.structure for view in self._views))
 
+    @classmethod
+    def of(cls, cloud: PointCloud) -> FreeSpace:
+        """What the beams of a sweep passed, from as many of its points as cover every cell."""
+        beams = Beams.of(cloud)
+        seen = half(len(cloud), beams)
+        return cls(cloud.xyz[seen].T, None if beams is None else beams.take(seen))
+
     def passed(self, points: Array, margin_m: float) -> npt.NDArray[np.bool_]:
         """(M,) bool: all returns around the direction of a point (3, M) are beyond it by a margin.
 

@@ -23,7 +23,7 @@ from pcseg_core.geometry import invert
 from pcseg_core.labels import IGNORE, MOVING, STATIC, UNKNOWN, LabelSpace
 from pcseg_core.native.library import check, optional_library
 from pcseg_core.native.structures import Points, Seen
-from pcseg_core.online.free_space import Beams, FreeSpace, half
+from pcseg_core.online.free_space import FreeSpace
 from pcseg_core.online.instances import Instances, find_instances, point_values
 
 Array = npt.NDArray[Any]
@@ -88,11 +88,8 @@ class Things:
         step = max(1, -(-len(instances.rows) // _MOST_POINTS))
         rows, ids = instances.rows[::step], instances.ids[::step].astype(np.int64)
         size = np.maximum(np.bincount(ids, minlength=instances.count + 1), 1)
-        beams = Beams.of(cloud)
-        seen = half(len(cloud), beams)
-        free = FreeSpace(cloud.xyz[seen].T, None if beams is None else beams.take(seen))
         points = np.asarray(cloud.xyz[rows].T, np.float32)
-        return cls(points, ids, size, free, pose, cloud.stamp_ns)
+        return cls(points, ids, size, FreeSpace.of(cloud), pose, cloud.stamp_ns)
 
     def count(self, chosen: Array) -> Array:
         """(I + 1,) points of each instance that are chosen, a mask (M,)."""

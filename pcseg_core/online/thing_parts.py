@@ -265,7 +265,8 @@ def is_vehicle(groups: Array, size: Float64) -> Mask:
 
 def is_no_larger(size: Float64) -> Mask:
     """Extents (K, 3) that are no larger than those of one car, bus or truck."""
-    (width, length), height = np.sort(size[:, :2], axis=1).T, size[:, 2]
+    along, across, height = size.T
+    length, width = np.maximum(along, across), np.minimum(along, across)
     one = np.zeros(len(size), bool)
     for least, most, wide in _LARGEST[VEHICLES]:
         one |= (height >= least) & (length <= most) & (width <= wide)

@@ -38,6 +38,8 @@ STATE = np.dtype(
     ]
 )
 
+_RAW = np.dtype(("V", STATE.itemsize))  # numpy copies records of fields field by field
+
 _NOISE_M = 0.15  # of a measured edge
 _ACCELERATION = 2.0  # spectral density of the acceleration [m^2/s^3]
 _SPEED_MPS = 7.0  # standard deviation of the velocity of a new track
@@ -100,6 +102,11 @@ def none() -> Array:
     return np.zeros(0, STATE)
 
 
+def with_(tracks: Array, others: Array) -> Array:
+    """Tracks, and others after them."""
+    return np.concatenate([tracks.view(_RAW), others.view(_RAW)]).view(STATE)
+
+
 def predict(tracks: Array, step_s: float) -> Array:
     """The tracks after a time: white noise acceleration.
 
@@ -109,9 +116,9 @@ def predict(tracks: Array, step_s: float) -> Array:
     tracks["before"] = tracks["position"]
     tracks["position"] += t * tracks["velocity"]
     p, c, v = tracks["variance"].T
-    tracks["variance"] = np.stack(
-        [p + 2 * t * c + t * t * v + q * t**3 / 3, c + t * v + q * t * t / 2, v + q * t], axis=1
-    )
+    tracks["variance"] = np.array(
+        [p + 2 * t * c + t * t * v + q * t**3 / 3, c + t * v + q * t * t / 2, v + q * t]
+    ).T
     tracks["missed_s"] += t
     tracks["age_s"] += t
     return tracks
@@ -199,7 +206,7 @@ def correct(tracks: Array, rows: Array, things: Measured, numbers: Array, passed
     """
     if not len(rows):
         return
-    old = tracks[rows]
+    old = tracks.take(rows)
     old["yaw"] += _turn(old, things, numbers)
     low, high = _extents(old, things, numbers)
     seen, apart = high - low, (low + high)[:, :2] / 2
@@ -216,16 +223,16 @@ def correct(tracks: Array, rows: Array, things: Measured, numbers: Array, passed
     old["agreed"] = np.maximum(old["agreed"], 0)
     old["hits"] += 1
     old["missed_s"] = 0.0
-    tracks[rows] = old
+    tracks.put(rows, old)
 
 
 def _turn(old: Array, things: Measured, numbers: Array) -> Float64:
     """Change (K,) of the headings: toward the nearest edge of the things [rad]."""
     difference = (things.yaws[numbers] - old["yaw"] + np.pi / 4) % (np.pi / 2) - np.pi / 4
-    low, high = things.extents
-    long = (high - low)[numbers, :2].max(1) >= _TURN_M
-    clear = long & (things.grouped.counts[numbers] >= _TURN_POINTS)
-    corner = (high - low)[numbers, :2].min(1) >= _TURN_M
+    length, width = things.boxes.size.take(numbers, 0).T
+    clear = things.grouped.counts[numbers] >= _TURN_POINTS
+    clear &= np.maximum(length, width) >= _TURN_M
+    corner = np.minimum(length, width) >= _TURN_M
     gain = np.maximum(np.where(corner, 2 * _TURN, _TURN), 1 / (1 + old["hits"]))
     return np.where(clear, gain * difference, 0.0)
 
@@ -234,10 +241,11 @@ def _extents(old: Array, things: Measured, numbers: Array) -> tuple[Float64, Flo
     """Lowest and highest coordinates (K, 3) of things in the frames of their tracks."""
     yaws = np.zeros(len(things))
     yaws[numbers] = old["yaw"]
-    low, high = (ends[numbers] for ends in things.grouped.extents(yaws))
-    center = np.zeros((len(old), 3))
-    center[:, :2] = _turned(old, old["position"])
-    return low - center, high - center
+    low, high = (ends.take(numbers, 0) for ends in things.grouped.extents(yaws))
+    center = _turned(old, old["position"])
+    low[:, :2] -= center
+    high[:, :2] -= center
+    return low, high
 
 
 def _elsewhere(old: Array, low: Float64, high: Float64) -> Float64:
@@ -245,7 +253,8 @@ def _elsewhere(old: Array, low: Float64, high: Float64) -> Float64:
     moved = _turned(old, old["position"] - old["before"])
     half, low, high = old["size"][:, :2] / 2, low[:, :2] + moved, high[:, :2] + moved
     beyond = np.maximum(high - half, 0) + np.maximum(-half - low, 0)
-    share: Float64 = np.minimum(beyond / np.maximum(high - low, _LEAST_M), 1).max(1)
+    along, across = (beyond / np.maximum(high - low, _LEAST_M)).T
+    share: Float64 = np.minimum(np.maximum(along, across), 1)
     return share
 
 
@@ -256,20 +265,21 @@ def _filter(old: Array, shift: Float64) -> None:
     move = _to_fixed(old, shift)
     old["position"] += gain[:, None] * move
     old["velocity"] += rate[:, None] * move
-    old["variance"] = np.stack([(1 - gain) * p, (1 - gain) * c, v - rate * c], axis=1)
+    rest = 1 - gain
+    old["variance"] = np.array([rest * p, rest * c, v - rate * c]).T
 
 
 def _turned(old: Array, vector: Float64) -> Float64:
     """Vectors (K, 2) of the fixed frame along and across the boxes."""
     cos, sin = np.cos(old["yaw"]), np.sin(old["yaw"])
     x, y = vector.T
-    return np.stack([x * cos + y * sin, y * cos - x * sin], 1)
+    return np.array([x * cos + y * sin, y * cos - x * sin]).T
 
 
 def _to_fixed(old: Array, vector: Float64) -> Float64:
     cos, sin = np.cos(old["yaw"]), np.sin(old["yaw"])
     x, y = vector.T
-    return np.stack([x * cos - y * sin, x * sin + y * cos], 1)
+    return np.array([x * cos - y * sin, x * sin + y * cos]).T
 
 
 def _resize(old: Array, seen: Float64, edge: Float64, apart: Float64) -> None:
@@ -291,8 +301,8 @@ def _resize(old: Array, seen: Float64, edge: Float64, apart: Float64) -> None:
 
 def _head(old: Array) -> None:
     """Turn boxes by right angles: along the velocity, or at rest along their longer side."""
-    speed = np.linalg.norm(old["velocity"], axis=1)
-    course = np.arctan2(old["velocity"][:, 1], old["velocity"][:, 0])
+    x, y = old["velocity"].T
+    speed, course = np.sqrt(x * x + y * y), np.arctan2(y, x)
     headed = speed > _HEADED_MPS
     quarter = np.round((course - old["yaw"]) / (np.pi / 2))
     wide = old["size"][:, 1] > 1.2 * old["size"][:, 0]
@@ -328,7 +338,11 @@ def seen_within(tracks: Array, coast_s: float, times: float = 1.0) -> Array:
 
 def without_copies(tracks: Array) -> tuple[Array, dict[int, int]]:
     """Tracks but vehicles whose center is in an older one; and that one of those left out."""
-    covered = boxes_of(tracks).outside(tracks["position"]) < 0
+    boxes = boxes_of(tracks)
+    covered = boxes.outside(boxes.center) < 0
+    np.fill_diagonal(covered, False)
+    if not covered.any():
+        return tracks, {}
     chosen = (tracks["group"] == VEHICLES) & (tracks["missed_s"] == 0)
     covered &= chosen[:, None] & (chosen & (tracks["hits"] <= APART))
     covered &= (tracks["hits"][:, None] > tracks["hits"]) | (

@@ -35,15 +35,17 @@ def survivors(tracks: Array, coast_s: float, look: Look) -> Array:
         look: the sweep.
     """
     kept = filter_.seen_within(tracks, coast_s)
+    if kept.all():
+        return tracks
     stands = (np.hypot(*tracks["velocity"].T) < _STANDS_MPS) & (tracks["hits"] >= _KNOWN)
     late = ~kept & stands & (tracks["group"] == VEHICLES)
     late &= filter_.seen_within(tracks, coast_s, _LONGER)
     if late.any():
-        kept[late] = _hidden(tracks[late], look)
+        kept[late] = _hidden(tracks.compress(late), look)
         late &= kept
         tracks["velocity"][late] = 0.0
         tracks["variance"][late] = filter_.AT_REST
-    return tracks[kept]
+    return tracks.compress(kept)
 
 
 def _hidden(tracks: Array, look: Look) -> Mask:

@@ -14,13 +14,12 @@ import numpy.typing as npt
 from pcseg_core.cloud import PointCloud
 from pcseg_core.geometry import invert
 from pcseg_core.online.boxes import Grouped
-from pcseg_core.online.free_space import Beams, FreeSpace
+from pcseg_core.online.free_space import FreeSpace
 from pcseg_core.online.thing_parts import VEHICLES
 
 Array = npt.NDArray[Any]
 Float64 = npt.NDArray[np.float64]
 
-_POINTS = 20_000  # of a sweep whose beams tell
 _FEW = np.arange(20) / 20  # places among the points of a thing, of those that are compared
 _MARGIN_M = 0.3  # by which beams must reach beyond a place that they passed
 _SWEEPS = 2  # before this one, which it is compared with
@@ -47,8 +46,7 @@ class Look:
     @cached_property
     def free(self) -> FreeSpace:
         """In the LiDAR frame."""
-        beams, rows = Beams.of(self.cloud), slice(0, None, max(1, len(self.cloud) // _POINTS))
-        return FreeSpace(self.cloud.xyz[rows].T, None if beams is None else beams.take(rows))
+        return FreeSpace.of(self.cloud)
 
     @cached_property
     def _T_lidar_fixed(self) -> Float64:
@@ -64,7 +62,7 @@ class Look:
         if not len(points):
             return np.zeros(0)
         passed = self.free.passed(self.local(points), _MARGIN_M)
-        share: Float64 = passed.reshape(points.shape[:2]).mean(1)
+        share: Float64 = passed.reshape(points.shape[:2]).sum(1) / points.shape[1]
         return share
 
 
@@ -120,4 +118,4 @@ def stand(tracks: Array, passed: Float64, elsewhere: Float64) -> None:
     gain, rate = c / (v + noise), v / (v + noise)
     tracks["position"] -= gain[:, None] * tracks["velocity"]
     tracks["velocity"] -= rate[:, None] * tracks["velocity"]
-    tracks["variance"] = np.stack([p - gain * c, (1 - rate) * c, (1 - rate) * v], axis=1)
+    tracks["variance"] = np.array([p - gain * c, (1 - rate) * c, (1 - rate) * v]).T

@@ -80,10 +80,13 @@ def drive_as_one(tracks: Array) -> Array:
     """
     drives = np.hypot(*tracks["velocity"].T) > _DRIVES_MPS
     drives &= (tracks["group"] == VEHICLES) & (tracks["hits"] >= _KNOWN)
-    if np.count_nonzero(drives) < 2:
+    rows = np.flatnonzero(drives)
+    boxes = filter_.boxes_of(tracks.take(rows))
+    others = np.count_nonzero(gaps(boxes, boxes, _FOLLOWS_M) < _FOLLOWS_M, axis=1) > 1
+    if not others.any():
         return tracks
-    rows = older_first(tracks, np.flatnonzero(drives))
-    boxes = filter_.boxes_of(tracks[rows])
+    rows = older_first(tracks, rows[others])
+    boxes = filter_.boxes_of(tracks.take(rows))
     near = np.triu(gaps(boxes, boxes, _FOLLOWS_M) < _FOLLOWS_M, 1)
     ended: list[int] = []
     for one, two in rows[np.argwhere(near)].tolist():
@@ -113,7 +116,7 @@ def recover(
     lost, free = _others(len(tracks), of_track), _others(len(things), of_thing)
     if not len(lost) or not len(free):
         return of_track, of_thing
-    own, seen = filter_.boxes_of(tracks[lost]), things.boxes.rows(free)
+    own, seen = filter_.boxes_of(tracks.take(lost)), things.boxes.rows(free)
     share = overlap(own, seen)
     cost = np.where(share < _OVERLAP, np.inf, 1 - share)
     cost[own.groups[:, None] != seen.groups] = np.inf
@@ -151,9 +154,12 @@ def inherit(tracks: Array, things: filter_.Measured, of_track: Array, of_thing: 
     of_track, of_thing = of_track[of_vehicle], of_thing[of_vehicle]
     if not len(lost) or not len(of_track):
         return
-    own, seen = filter_.boxes_of(tracks[lost]), things.boxes.rows(of_thing)
+    own, seen = filter_.boxes_of(tracks.take(lost)), things.boxes.rows(of_thing)
     share = overlap(own, seen)
-    for old, new in np.argwhere((share >= _COVERED) & (share == share.max(0))).tolist():
+    covered = share >= _COVERED
+    if not covered.any():
+        return
+    for old, new in np.argwhere(covered & (share == share.max(0))).tolist():
         one, two = lost[old], of_track[new]
         if tracks["missed_s"][one] == np.inf or older_first(tracks, np.array([one, two]))[0] != one:
             continue

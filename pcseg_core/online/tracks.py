@@ -166,11 +166,11 @@ class Tracker:
         ids[of_thing] = tracks["id"][of_track]
         passed = np.maximum(gone[of_track], self._evidence.new(few)[of_thing])
         filter_.correct(tracks, of_track, found, of_thing, passed)
-        _add_parts(ids, found, few, tracks[of_track])
+        _add_parts(ids, found, few, tracks.take(of_track))
         born = filter_.begin(found, np.flatnonzero(ids == 0), self._next_id)
         self._next_id += len(born)
         ids[ids == 0] = born["id"]
-        tracks = survivors(np.concatenate([tracks, born]), rules.coast_s, look)
+        tracks = survivors(filter_.with_(tracks, born), rules.coast_s, look)
         self._tracks, instead = filter_.without_copies(tracks)
         for one, other in instead.items():
             ids[ids == one] = other
@@ -193,7 +193,7 @@ class Tracker:
         return 0.0
 
     def _report(self, pose: Array) -> list[Track]:
-        rows = self._tracks[self._tracks["hits"] >= _CONFIRMED]
+        rows = self._tracks.compress(self._tracks["hits"] >= _CONFIRMED)
         T_lidar_fixed = invert(pose)
         boxes = np.zeros((len(rows), 4, 4))
         cos, sin = np.cos(rows["yaw"]), np.sin(rows["yaw"])
@@ -290,13 +290,19 @@ def _joined(things: _Things, sensor: Array, least: int) -> _Things:
 def _joined_in(things: _Things, tracks: Array) -> _Things:
     """Clusters in the box of one track of a vehicle become one."""
     vehicles = (tracks["hits"] >= _SPLIT_HITS) & is_vehicle(tracks["group"], tracks["size"])
-    boxes = filter_.boxes_of(tracks[vehicles]).wider(_MARGIN_M)
+    boxes = filter_.boxes_of(tracks.compress(vehicles)).wider(_MARGIN_M)
+    if not len(boxes):
+        return things
     share = overlap(boxes, things.found.boxes, of_others=True) * (things.found.groups == VEHICLES)
-    numbers = np.arange(len(things.found))
-    if len(boxes):
-        owner = np.where(share.max(0) >= _INSIDE_SHARE, share.argmax(0), len(boxes) + numbers)
-        numbers = np.unique(owner, return_inverse=True)[1]
-    return things.merged(numbers)
+    alone = len(boxes) + np.arange(len(things.found))
+    return things.merged(_dense(np.where(share.max(0) >= _INSIDE_SHARE, share.argmax(0), alone)))
+
+
+def _dense(numbers: Array) -> Array:
+    """The numbers with the same order and no gaps, from 0."""
+    used = np.zeros(numbers.max(initial=-1) + 1, bool)
+    used[numbers] = True
+    return (np.cumsum(used) - 1).take(numbers)
 
 
 def _split(things: _Things, tracks: Array, least: int) -> tuple[_Things, Array]:
@@ -305,7 +311,7 @@ def _split(things: _Things, tracks: Array, least: int) -> tuple[_Things, Array]:
     Tracks that together are no larger than one thing are one; the newer of them ends.
     """
     old = np.flatnonzero(tracks["hits"] >= _SPLIT_HITS)
-    boxes, found = filter_.boxes_of(tracks[old]), things.found
+    boxes, found = filter_.boxes_of(tracks.take(old)), things.found
     crowded = np.flatnonzero(beside(boxes, found.boxes, _MARGIN_M).sum(0) > 1)
     if not len(crowded):
         return things, tracks
@@ -327,7 +333,9 @@ def _split(things: _Things, tracks: Array, least: int) -> tuple[_Things, Array]:
         numbers[members] = following + owner
         following += len(own) + 1
     if following > len(found):
-        things = things.regrouped(np.unique(numbers, return_inverse=True)[1])
+        things = things.regrouped(_dense(numbers))
+    if not copies:
+        return things, tracks
     for part, whole in copies.items():
         unite(tracks, int(old[whole]), int(old[part]))
     return things, np.delete(tracks, old[list(copies)])

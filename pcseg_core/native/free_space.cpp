@@ -340,3 +340,23 @@ PCSEG_API int32_t pcseg_passed(const Views* views, const Points* points, uint8_t
     return kDone;
   });
 }
+
+// Whether a return is nearer than each point by the margin, for each LiDAR, to found (n).
+PCSEG_API int32_t pcseg_behind(const Views* views, const Points* points, uint8_t* found) {
+  if (!views || !points || !views_ok(*views) || !points_ok(*points)) return kBadArgument;
+  if (points->n && !found) return kBadArgument;
+  Block block;
+  int32_t cell[kBlock];
+  float distance[kBlock];
+  for (int64_t i = 0; i < points->n; i += kBlock) {
+    const int n = static_cast<int>(std::min<int64_t>(kBlock, points->n - i));
+    block.load(*points, i, n);
+    std::fill_n(found + i, n, 1);
+    for (const View* view = views->views; view < views->views + views->count; ++view) {
+      find(block, view->origin, n, cell, distance);
+      for (int k = 0; k < n; ++k)
+        found[i + k] &= view->reach[cell[k]] + views->margin_m < distance[k];
+    }
+  }
+  return kDone;
+}

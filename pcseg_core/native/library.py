@@ -138,6 +138,7 @@ _SIGNATURES = {
     "pcseg_move_points": (c_int32, [c_void_p, c_void_p, c_int64, c_void_p, c_void_p]),
     "pcseg_group": (c_int32, [c_void_p]),
     "pcseg_extents": (c_int32, [c_void_p] * 5),
+    "pcseg_boxes": (c_int32, [c_void_p] * 5),
     "pcseg_most_frequent": (c_int32, [c_void_p, c_void_p, c_int32, c_void_p]),
     "pcseg_id_sums": (
         c_int32,
@@ -163,6 +164,7 @@ _SIGNATURES = {
     "pcseg_all_finite": (c_int32, [c_void_p, c_int64, c_int64, c_int32, c_int64, c_int64, c_int32]),
     "pcseg_range_image": (c_int32, [c_void_p, c_int32]),
     "pcseg_passed": (c_int32, [c_void_p, c_void_p, c_void_p, c_int32]),
+    "pcseg_behind": (c_int32, [c_void_p, c_void_p, c_void_p]),
     "pcseg_times_passed": (c_int32, [c_void_p, c_int32, c_void_p, c_void_p]),
     "pcseg_cluster": (c_int32, [c_void_p]),
     "pcseg_near": (c_int32, [c_void_p, c_void_p, c_float, c_void_p]),

@@ -41,19 +41,23 @@ bool arguments_ok(const GroupArgs& a) {
   return std::all_of(a.numbers, a.numbers + a.n, [&](int64_t k) { return k < a.things; });
 }
 
-// Lowest and highest coordinates of one thing along a heading, across it, and upward.
-void find_extents(const double* point, int64_t count, double cos, double sin, double* low,
-                  double* high) {
-  for (int axis = 0; axis < 3; ++axis) low[axis] = HUGE_VAL, high[axis] = -HUGE_VAL;
-  for (int64_t i = 0; i < count; ++i, point += 3) {
-    const double x = point[0], y = point[1];
-    const double turned[] = {x * cos + y * sin, y * cos - x * sin, point[2]};
-    for (int axis = 0; axis < 3; ++axis) {
-      low[axis] = std::min(low[axis], turned[axis]);
-      high[axis] = std::max(high[axis], turned[axis]);
+// Lowest and highest coordinates of a thing along a heading, across it, and upward.
+struct Extents {
+  double low[3], high[3];
+
+  Extents(const GroupedArgs& a, int64_t thing, double cos, double sin) {
+    double x0 = HUGE_VAL, y0 = HUGE_VAL, z0 = HUGE_VAL;
+    double x1 = -HUGE_VAL, y1 = -HUGE_VAL, z1 = -HUGE_VAL;
+    const double* point = a.points + 3 * a.starts[thing];
+    for (int64_t i = 0; i < a.counts[thing]; ++i, point += 3) {
+      const double x = point[0] * cos + point[1] * sin, y = point[1] * cos - point[0] * sin;
+      x0 = std::min(x0, x), y0 = std::min(y0, y), z0 = std::min(z0, point[2]);
+      x1 = std::max(x1, x), y1 = std::max(y1, y), z1 = std::max(z1, point[2]);
     }
+    low[0] = x0, low[1] = y0, low[2] = z0;
+    high[0] = x1, high[1] = y1, high[2] = z1;
   }
-}
+};
 
 }  // namespace
 
@@ -105,9 +109,29 @@ PCSEG_API int32_t pcseg_extents(const GroupedArgs* args, const double* cos, cons
                                 double* low, double* high) {
   if (!args || !grouped_ok(*args)) return kBadArgument;
   if (args->things && (!cos || !sin || !low || !high)) return kBadArgument;
-  for (int64_t k = 0; k < args->things; ++k)
-    find_extents(args->points + 3 * args->starts[k], args->counts[k], cos[k], sin[k], low + 3 * k,
-                 high + 3 * k);
+  for (int64_t k = 0; k < args->things; ++k) {
+    const Extents found(*args, k, cos[k], sin[k]);
+    std::copy_n(found.low, 3, low + 3 * k);
+    std::copy_n(found.high, 3, high + 3 * k);
+  }
+  return kDone;
+}
+
+// Boxes around things with these headings, cosines and sines (things), to table (things, 9):
+// Rectangles.table of pcseg_core/online/thing_parts.py.
+PCSEG_API int32_t pcseg_boxes(const GroupedArgs* args, const double* yaw, const double* cos,
+                              const double* sin, double* table) {
+  if (!args || !grouped_ok(*args)) return kBadArgument;
+  if (args->things && (!yaw || !cos || !sin || !table)) return kBadArgument;
+  for (int64_t k = 0; k < args->things; ++k, table += 9) {
+    const Extents found(*args, k, cos[k], sin[k]);
+    const double *low = found.low, *high = found.high;
+    const double x = (low[0] + high[0]) / 2, y = (low[1] + high[1]) / 2;
+    const double row[] = {x * cos[k] - y * sin[k], x * sin[k] + y * cos[k],  //
+                          yaw[k],          cos[k],          sin[k],          //
+                          high[0] - low[0], high[1] - low[1], low[2],         high[2]};
+    std::copy_n(row, 9, table);
+  }
   return kDone;
 }
 

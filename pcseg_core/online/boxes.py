@@ -103,6 +103,22 @@ class Grouped:
         low = np.minimum.reduceat(turned, self.starts)
         return low, np.maximum.reduceat(turned, self.starts)
 
+    def boxes(self, yaws: Float64) -> Float64:
+        """(I, 9) boxes with headings (I,) around the things, as `Rectangles.table` has them."""
+        cos, sin = np.cos(yaws), np.sin(yaws)
+        library = optional_library()
+        table = np.empty((len(yaws), 9))
+        if library is not None:
+            args, arrays = self.arguments(), map(address, (yaws, cos, sin, table))
+            check(library.pcseg_boxes(byref(args), *arrays))
+            return table
+        low, high = self._numpy_extents(cos, sin)
+        x, y = (low + high)[:, :2].T / 2
+        table[:, 0], table[:, 1], table[:, 2] = x * cos - y * sin, x * sin + y * cos, yaws
+        table[:, 3], table[:, 4], table[:, 5:7] = cos, sin, (high - low)[:, :2]
+        table[:, 7], table[:, 8] = low[:, 2], high[:, 2]
+        return table
+
     def most_frequent(self, labels: Array) -> npt.NDArray[np.int64]:
         """Class (I,) that most points of each thing have; labels (M,) from 0."""
         classes, things = int(labels.max(initial=0)) + 1, len(self.counts)

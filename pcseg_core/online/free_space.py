@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from pcseg_core.cloud import PointCloud
 from pcseg_core.native.library import check, optional_library, thread_count
-from pcseg_core.native.structures import ImageArgs, Points, View, Views
+from pcseg_core.native.structures import ImageArgs, Points, View, Views, address
 from pcseg_core.returns import beam_source, last_returns
 
 Array = npt.NDArray[Any]
@@ -94,24 +94,28 @@ class FreeSpace:
         One LiDAR that tells so is enough. False in directions without returns, where free space is
         unknown.
         """
-        library = optional_library()
+        library, points = optional_library(), np.asarray(points, np.float32)
         if library is None:
             found = np.zeros(points.shape[1], bool)
             for view in self._views:
                 found |= view.passed(points, margin_m)
             return found
-        points = np.asarray(points, np.float32)
         found = np.empty(points.shape[1], bool)
         views, structure = self.views(margin_m), Points.of(points.T)
-        check(library.pcseg_passed(byref(views), byref(structure), found.ctypes.data, 1))
+        check(library.pcseg_passed(byref(views), byref(structure), address(found), 1))
         return found
 
     def behind(self, points: Array, margin_m: float) -> npt.NDArray[np.bool_]:
         """(M,) bool: for each LiDAR, a return around the direction of a point (3, M) is nearer."""
-        points = np.asarray(points, np.float32)
-        found: npt.NDArray[np.bool_] = np.all(
-            [view.behind(points, margin_m) for view in self._views], axis=0
-        )
+        library, points = optional_library(), np.asarray(points, np.float32)
+        if library is None:
+            found = np.ones(points.shape[1], bool)
+            for view in self._views:
+                found &= view.behind(points, margin_m)
+            return found
+        found = np.empty(points.shape[1], bool)
+        views, structure = self.views(margin_m), Points.of(points.T)
+        check(library.pcseg_behind(byref(views), byref(structure), address(found)))
         return found
 
     def views(self, margin_m: float) -> Views:
@@ -151,7 +155,7 @@ class _Images:
     def structure(self) -> View:
         """For the native library."""
         images = (self._reach, *(self._before or ()))
-        addresses = [image.ctypes.data for image in images] + [None] * (3 - len(images))
+        addresses = [address(image) for image in images] + [None] * (3 - len(images))
         return View(*addresses, (c_float * 3)(*self._origin.tolist()))
 
     def behind(self, points: Array, margin_m: float) -> npt.NDArray[np.bool_]:

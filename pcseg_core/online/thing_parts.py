@@ -30,6 +30,8 @@ GROUPS = {
     ),
 }
 
+GROUP_OF = {name: group for group, names in GROUPS.items() for name in names}
+
 # Largest length and width of one thing [m], from a height on. People are small: parts of one are
 # not apart, and two who touch are no larger than one who strides.
 _LARGEST = {TWO_WHEELERS: ((0.0, 2.4, 1.1),), VEHICLES: ((0.0, 5.4, 2.4), (2.6, 13.0, 3.2))}

@@ -35,7 +35,8 @@ STATE = np.dtype(
         ("hits", np.int64),
         ("missed_s", np.float64),
         ("age_s", np.float64),
-    ]
+    ],
+    align=True,
 )
 
 _RAW = np.dtype(("V", STATE.itemsize))  # numpy copies records of fields field by field
@@ -86,15 +87,8 @@ class Measured:
     @cached_property
     def boxes(self) -> Rectangles:
         """The boxes of the things."""
-        low, high = self.extents
-        x, y = (low + high)[:, :2].T / 2
-        cos, sin = np.cos(self.yaws), np.sin(self.yaws)
-        table = np.empty((len(self), 9))
-        table[:, 0], table[:, 1], table[:, 2] = x * cos - y * sin, x * sin + y * cos, self.yaws
-        table[:, 3], table[:, 4] = cos, sin
-        table[:, 5:7] = (high - low)[:, :2]
-        table[:, 7], table[:, 8] = low[:, 2], high[:, 2]
-        return Rectangles(table, np.ascontiguousarray(self.groups, np.int64))
+        groups = np.ascontiguousarray(self.groups, np.int64)
+        return Rectangles(self.grouped.boxes(self.yaws), groups)
 
 
 def none() -> Array:

@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,7 @@ from pcseg_core.online import track_filter as filter_
 from pcseg_core.online.boxes import Grouped, fit_headings, moved_points
 from pcseg_core.online.instances import cluster_instances, find_instances
 from pcseg_core.online.thing_parts import (
+    GROUP_OF,
     GROUPS,
     VEHICLES,
     Rectangles,
@@ -68,8 +70,7 @@ class TrackRules:
         )
 
 
-@dataclass(frozen=True)
-class Track:
+class Track(NamedTuple):
     """A thing that is tracked, in the LiDAR frame at the stamp of the sweep.
 
     Attributes:
@@ -185,7 +186,7 @@ class Tracker:
         changed, self._space = self._space is not space, space
         if before is not None and not changed:
             step_s = 1e-9 * (stamp_ns - before[0])
-            way = float(np.linalg.norm(pose[:3, 3] - before[1][:3, 3]))
+            way = math.dist(pose[:3, 3].tolist(), before[1][:3, 3].tolist())
             if 0 < step_s <= _GAP_S and way <= _JUMP_MPS * step_s:
                 return step_s
         self._tracks = filter_.none()
@@ -275,8 +276,7 @@ def _groups(space: LabelSpace, classes: Sequence[str]) -> npt.NDArray[np.int64]:
     found = np.full(len(space) + 1, -1, np.int64)
     for number, name in enumerate(space.names):
         if name in classes:
-            known = [group for group, names in GROUPS.items() if name in names]
-            found[number] = known[0] if known else len(GROUPS) + number
+            found[number] = GROUP_OF.get(name, len(GROUPS) + number)
     return found
 
 

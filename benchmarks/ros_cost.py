@@ -7,9 +7,10 @@ Stages of every sweep: `deserialize` (bytes from DDS to a message), `read` (mess
 `encode` (labels and confidence to a message) and `publish` (message to DDS, with a subscriber in
 this process). Then the outputs that are computed on request, each by itself, without publishing;
 `at once` is the most that one node has: the profile autoware, two named clouds, both images, what
-moves, the tracks of up to 40 vehicles, half of which drive, with their states and markers, and the
-grid at 2 Hz for sweeps at 10 Hz. Not in it are `trails` (to remember what moved in five sweeps),
-`buffer grid` (the grid after them, from the buffer without trails), and what rclpy takes to
+moves and the tracks of up to 40 vehicles, half of which drive, with their states and markers, and
+the grid at 2 Hz for sweeps at 10 Hz. What moves, with its trails remembered, and tracks are from
+one free space, as in the node: `moving and tracks` is both. Not in it are `buffer grid` (from the
+buffer, without the trails of five sweeps, which `trails` remembers), and what rclpy takes to
 serialize the tracks and their markers.
 With `--threads 1` judge by the CPU time, which other work on the machine disturbs least. With more,
 further threads do a part of the work, whose time and whose awaiting are not in the CPU time of the
@@ -58,6 +59,7 @@ from pcseg_core.online.output_clouds import (
     entropy,
     minimal_cloud,
 )
+from pcseg_core.online.over_time import OverTime
 from pcseg_core.online.pipeline import LabeledSweep, Voxels
 from pcseg_core.online.temporal import TemporalBuffer, TemporalBufferConfig
 from pcseg_core.online.tracks import Tracker, TrackRules
@@ -76,8 +78,7 @@ AT_ONCE = {
     "ground and rest": 1.0,
     "label image": 1.0,
     "confidence image": 1.0,
-    "moving": 1.0,
-    "tracks": 1.0,
+    "moving and tracks": 1.0,
     "track markers": 1.0,
     "grid": 0.2,
 }
@@ -264,10 +265,21 @@ def outputs_of(message: Any, labeled: LabeledSweep) -> dict[str, Callable[[], An
 
     tracker, draw_tracks, followed = Tracker(), TrackMarkers(), itertools.count(1)
 
+    def publish_states() -> None:
+        assert result.tracked is not None
+        states(header, result.tracked.tracks, space, confidence_of(result))
+
     def track() -> None:
         cloud, result.labels = street(next(followed))
         result.tracked = tracker.update(cloud, result.labels, space, np.eye(4), TrackRules())
-        states(header, result.tracked.tracks, space, confidence_of(result))
+        publish_states()
+
+    together, both = OverTime(), itertools.count(1)
+
+    def move_and_track() -> None:
+        result.cloud, result.labels = street(next(both))
+        together.add(result, True, TrackRules())
+        publish_states()
 
     def mark() -> None:
         assert result.tracked is not None
@@ -287,6 +299,7 @@ def outputs_of(message: Any, labeled: LabeledSweep) -> dict[str, Callable[[], An
         "label image": lambda: mono_message(label_image(labeled, height, width), header),
         "moving": move,
         "tracks": track,
+        "moving and tracks": move_and_track,
         "track markers": mark,
         "grid": draw,
         "confidence image": lambda: mono_message(confidence_image(labeled, height, width), header),

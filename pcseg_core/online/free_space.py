@@ -19,7 +19,7 @@ Array = npt.NDArray[Any]
 Float32 = npt.NDArray[np.float32]
 
 _COLUMNS, _ROWS = 1024, 128
-_SPARSE = 20_000  # points, such as 32 beams x 512 columns
+_SPARSE = 40_000  # points, such as 32 beams x 1024 columns
 _SLOPE = 0.7  # largest height over ground distance: 35 degrees up and down
 
 

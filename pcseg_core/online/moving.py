@@ -83,13 +83,15 @@ class Things:
     stamp_ns: int
 
     @classmethod
-    def of(cls, cloud: PointCloud, instances: Instances, pose: Array) -> Things:
-        """Those of a cloud with its instances."""
+    def of(
+        cls, cloud: PointCloud, instances: Instances, pose: Array, free: FreeSpace | None = None
+    ) -> Things:
+        """Those of a cloud with its instances, and with its free space if that is known."""
         step = max(1, -(-len(instances.rows) // _MOST_POINTS))
         rows, ids = instances.rows[::step], instances.ids[::step].astype(np.int64)
         size = np.maximum(np.bincount(ids, minlength=instances.count + 1), 1)
         points = np.asarray(cloud.xyz[rows].T, np.float32)
-        return cls(points, ids, size, FreeSpace.of(cloud), pose, cloud.stamp_ns)
+        return cls(points, ids, size, free or FreeSpace.of(cloud), pose, cloud.stamp_ns)
 
     def count(self, chosen: Array) -> Array:
         """(I + 1,) points of each instance that are chosen, a mask (M,)."""
@@ -224,7 +226,14 @@ class MovingThings:
         """Forget earlier sweeps."""
         self._before.clear()
 
-    def update(self, cloud: PointCloud, labels: Array, space: LabelSpace, pose: Array) -> UInt8:
+    def update(
+        self,
+        cloud: PointCloud,
+        labels: Array,
+        space: LabelSpace,
+        pose: Array,
+        free: FreeSpace | None = None,
+    ) -> UInt8:
         """Add a sweep.
 
         Args:
@@ -232,12 +241,13 @@ class MovingThings:
             labels: (N,) class ids, IGNORE for none.
             space: their meaning.
             pose: (4, 4) T_world_lidar in a frame without jumps.
+            free: free space of the sweep, if it is known.
 
         Returns:
             (N,) UNKNOWN, STATIC or MOVING; see `field_of`.
         """
         instances = instances_of(cloud, labels, space)
-        now = Things.of(cloud, instances, pose)
+        now = Things.of(cloud, instances, pose, free)
         if self._before and _jumped(self._before[-1], now):
             self.reset()
         verdict = compare(now, self._before)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pcseg_core.labels import UNKNOWN
+from pcseg_core.online.free_space import FreeSpace
 from pcseg_core.online.moving import MovingThings
 from pcseg_core.online.tracks import Tracked, Tracker, TrackRules
 from pcseg_core.online.trails import Trails
@@ -45,15 +46,17 @@ class OverTime:
             self._tracker.reset()
         arguments = labeled.cloud, labeled.labels, labeled.label_space
         count, pose = len(labeled.labels), labeled.pose
+        free = None
         if moving:
             labeled.moving = np.full(count, UNKNOWN, np.uint8)
             if pose is not None:
-                labeled.moving = self._moving.update(*arguments, pose)
+                free = FreeSpace.of(labeled.cloud)
+                labeled.moving = self._moving.update(*arguments, pose, free)
                 self._trails.add(labeled.cloud, labeled.moving, pose)
         if tracks is not None:
             nothing = Tracked(np.zeros(count, np.uint32), ())
             labeled.tracked = (
-                nothing if pose is None else self._tracker.update(*arguments, pose, tracks)
+                nothing if pose is None else self._tracker.update(*arguments, pose, tracks, free)
             )
 
     def without_trails(self, voxels: Voxels, labeled: LabeledSweep) -> Voxels:

@@ -38,15 +38,17 @@ class Look:
     Attributes:
         cloud: LiDAR frame.
         pose: (4, 4) T_fixed_lidar.
+        known: its free space, if that is known.
     """
 
     cloud: PointCloud
     pose: Float64
+    known: FreeSpace | None = None
 
     @cached_property
     def free(self) -> FreeSpace:
         """In the LiDAR frame."""
-        return FreeSpace.of(self.cloud)
+        return self.known or FreeSpace.of(self.cloud)
 
     @cached_property
     def _T_lidar_fixed(self) -> Float64:

@@ -16,6 +16,7 @@ from pcseg_core.geometry import invert
 from pcseg_core.labels import LabelSpace
 from pcseg_core.online import track_filter as filter_
 from pcseg_core.online.boxes import Grouped, fit_headings, moved_points
+from pcseg_core.online.free_space import FreeSpace
 from pcseg_core.online.instances import cluster_instances, find_instances
 from pcseg_core.online.thing_parts import (
     GROUP_OF,
@@ -140,7 +141,13 @@ class Tracker:
         self._before = None
 
     def update(
-        self, cloud: PointCloud, labels: Array, space: LabelSpace, pose: Array, rules: TrackRules
+        self,
+        cloud: PointCloud,
+        labels: Array,
+        space: LabelSpace,
+        pose: Array,
+        rules: TrackRules,
+        free: FreeSpace | None = None,
     ) -> Tracked:
         """Add a sweep.
 
@@ -150,6 +157,7 @@ class Tracker:
             space: their meaning.
             pose: (4, 4) T_fixed_lidar in a frame without jumps, z up.
             rules: what is tracked.
+            free: free space of the sweep, if it is known.
         """
         step_s = self._step(cloud.stamp_ns, pose, space)
         tracks = drive_as_one(filter_.predict(self._tracks, step_s))
@@ -159,7 +167,7 @@ class Tracker:
         things, others = _split(_joined_in(things, tracks), tracks, rules.min_points)
         if len(others) < len(tracks):
             things, tracks = _joined_in(things, others), others
-        found, look = things.found, Look(cloud, pose)
+        found, look = things.found, Look(cloud, pose, free)
         few, gone = few_points(found.grouped), self._evidence.gone(look, tracks["id"])
         of_track, of_thing = recover(tracks, found, *filter_.assign(tracks, found))
         inherit(tracks, found, of_track, of_thing)

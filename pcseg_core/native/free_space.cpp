@@ -173,8 +173,9 @@ void draw(const ImageArgs& a, int threads) {
                   std::min(all.last / kViewColumns + 1, kViewRows - 1)};
   const int64_t begin = int64_t{rows.first} * kViewColumns;
   const int64_t end = int64_t{rows.last + 1} * kViewColumns;
-  std::fill(a.image, a.image + kCells, kFar);
+  std::fill(a.image, a.image + (n ? begin : kCells), kFar);
   if (n) {
+    std::fill(a.image + end, a.image + kCells, kFar);
     std::fill(nearest + begin, nearest + end, kFar);
     const float sign = a.farthest ? -1.0f : 1.0f;
     for (int64_t i = 0; i < n; ++i) {

@@ -107,6 +107,7 @@ int64_t select(const ClusterArgs& a) {
     uint8_t chosen[kBlock], rows[kBlock + 8];
     const int n = static_cast<int>(std::min<int64_t>(kBlock, a.points.n - first));
     find_values(a.labels + first, wanted.data(), a.classes, n, chosen);
+    if (!std::memchr(chosen, 1, n)) continue;  // most points are of no thing
     const int found = list_chosen(chosen, n, rows);
     for (int k = 0; k < found; ++k) a.rows[count++] = first + rows[k];
   }
@@ -171,7 +172,7 @@ void cluster(ClusterArgs& a) {
   const int64_t selected = select(a);
   std::vector<int64_t> keys(selected);
   const int64_t near = find_cells(a, selected, keys);
-  Numbers cells(near);
+  Numbers cells(near / 4);  // most cells have several points
   std::vector<int32_t> cell(near);
   for (int64_t k = 0; k < near; ++k)
     cell[k] = k && keys[k] == keys[k - 1] ? cell[k - 1] : cells.add(keys[k]);

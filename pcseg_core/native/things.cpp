@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <numeric>
 #include <vector>
 
 #include "free_space.h"
@@ -20,19 +21,26 @@ struct GroupArgs {
   int64_t n, things;
 };
 
+// Calls found(thing, first point, number of points) for each run of points of one thing.
+template <class F>
+void each_run(const GroupArgs& a, const F& found) {
+  for (int64_t first = 0, end; first < a.n; first = end) {
+    for (end = first + 1; end < a.n && a.numbers[end] == a.numbers[first];) ++end;
+    if (a.numbers[first] >= 0) found(a.numbers[first], first, end - first);
+  }
+}
+
 void group(const GroupArgs& a) {
   std::fill_n(a.counts, a.things, 0);
-  for (int64_t i = 0; i < a.n; ++i)
-    if (a.numbers[i] >= 0) ++a.counts[a.numbers[i]];
+  each_run(a, [&](int64_t thing, int64_t, int64_t count) { a.counts[thing] += count; });
   int64_t start = 0;
   for (int64_t k = 0; k < a.things; start += a.counts[k++]) a.starts[k] = start;
   std::vector<int64_t> next(a.starts, a.starts + a.things);
-  for (int64_t i = 0; i < a.n; ++i) {
-    if (a.numbers[i] < 0) continue;
-    const int64_t at = next[a.numbers[i]]++;
-    a.order[at] = i;
-    std::copy_n(a.points + 3 * i, 3, a.sorted + 3 * at);
-  }
+  each_run(a, [&](int64_t thing, int64_t first, int64_t count) {
+    std::iota(a.order + next[thing], a.order + next[thing] + count, first);
+    std::copy_n(a.points + 3 * first, 3 * count, a.sorted + 3 * next[thing]);
+    next[thing] += count;
+  });
 }
 
 bool arguments_ok(const GroupArgs& a) {
@@ -163,12 +171,18 @@ PCSEG_API int32_t pcseg_id_sums(const uint32_t* ids, const float* values, int64_
     return kBadArgument;
   std::fill_n(counts, count, 0);
   std::fill_n(sums, count, 0.0);
-  for (int64_t i = 0; i < n; ++i) {
-    if (!ids[i]) continue;  // most have none
-    const uint32_t at = ids[i] - first;
-    if (at >= count) continue;
-    ++counts[at];
-    sums[at] += values[i];
+  constexpr int64_t kRun = 64;
+  for (int64_t begin = 0; begin < n; begin += kRun) {
+    const int64_t end = std::min(begin + kRun, n);
+    uint32_t any = 0;
+    for (int64_t i = begin; i < end; ++i) any |= ids[i];
+    if (!any) continue;  // most points have none
+    for (int64_t i = begin; i < end; ++i) {
+      const uint32_t at = ids[i] - first;
+      if (!ids[i] || at >= count) continue;
+      ++counts[at];
+      sums[at] += values[i];
+    }
   }
   return kDone;
 }

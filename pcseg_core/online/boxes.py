@@ -129,9 +129,7 @@ class Grouped:
             return np.asarray(counts.reshape(things, classes).argmax(1), np.int64)
         found = np.empty(things, np.int64)
         args, labels = self.arguments(), np.ascontiguousarray(labels, np.int32)
-        check(
-            library.pcseg_most_frequent(byref(args), labels.ctypes.data, classes, address(found))
-        )
+        check(library.pcseg_most_frequent(byref(args), labels.ctypes.data, classes, address(found)))
         return found
 
     def arguments(self) -> GroupedArgs:

@@ -160,8 +160,10 @@ class _Images:
 
     def behind(self, points: Array, margin_m: float) -> npt.NDArray[np.bool_]:
         """See `FreeSpace.behind`."""
-        cell, distance = _cells(points - self._origin[:, None])
-        found: npt.NDArray[np.bool_] = self._reach[cell] + margin_m < distance
+        points = points - self._origin[:, None]
+        cell, distance = _cells(points)
+        finite = np.isfinite(distance) & np.isfinite(points[2])
+        found: npt.NDArray[np.bool_] = finite & (self._reach[cell] + margin_m < distance)
         return found
 
     def passed(self, points: Array, margin_m: float) -> npt.NDArray[np.bool_]:

@@ -8,6 +8,7 @@ gone on). What stays covers the places that it covered before.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from ctypes import byref, c_float
@@ -117,8 +118,8 @@ class Things:
 
 def instances_of(cloud: PointCloud, labels: Array, space: LabelSpace) -> Instances:
     """The instances of `THINGS`, each of one class."""
-    group = np.full(len(space), -1)
-    group[movable(space)] = movable(space)
+    group, classes = np.full(len(space), -1), movable(space)
+    group[classes] = classes
     return find_instances(cloud.xyz, labels, group)
 
 
@@ -346,4 +347,4 @@ def _jumped(before: Things, now: Things) -> bool:
     step_s = 1e-9 * (now.stamp_ns - before.stamp_ns)
     if not 0 < step_s <= _GAP_S:
         return True
-    return float(np.linalg.norm(now.pose[:3, 3] - before.pose[:3, 3])) > _JUMP_MPS * step_s
+    return math.dist(now.pose[:3, 3].tolist(), before.pose[:3, 3].tolist()) > _JUMP_MPS * step_s

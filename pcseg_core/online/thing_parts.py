@@ -207,9 +207,7 @@ def beside(boxes: Rectangles, others: Rectangles, margin_m: float) -> Mask:
     library = optional_library()
     if library is not None:
         found = np.empty((len(boxes), len(others)), bool)
-        check(
-            library.pcseg_beside(*boxes._listed, *others._listed, margin_m, address(found))
-        )
+        check(library.pcseg_beside(*boxes._listed, *others._listed, margin_m, address(found)))
     else:
         distance, size = _apart(boxes, others)
         found = (distance <= (boxes.size.T[..., None] + size) / 2 + margin_m).all(0)

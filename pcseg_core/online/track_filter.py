@@ -267,13 +267,15 @@ def _turned(old: Array, vector: Float64) -> Float64:
     """Vectors (K, 2) of the fixed frame along and across the boxes."""
     cos, sin = np.cos(old["yaw"]), np.sin(old["yaw"])
     x, y = vector.T
-    return np.array([x * cos + y * sin, y * cos - x * sin]).T
+    turned: Float64 = np.array([x * cos + y * sin, y * cos - x * sin]).T
+    return turned
 
 
 def _to_fixed(old: Array, vector: Float64) -> Float64:
     cos, sin = np.cos(old["yaw"]), np.sin(old["yaw"])
     x, y = vector.T
-    return np.array([x * cos - y * sin, x * sin + y * cos]).T
+    turned: Float64 = np.array([x * cos - y * sin, x * sin + y * cos]).T
+    return turned
 
 
 def _resize(old: Array, seen: Float64, edge: Float64, apart: Float64) -> None:

@@ -76,6 +76,8 @@ def test_points_by_thing(seed: int, count: int, things: int, strided: bool) -> N
         if strided
         else rng.normal(size=(len(numbers), 3))
     )
+    numbers = np.where(rng.random(len(numbers)) < 0.2, -1, np.repeat(numbers, 3)[: len(numbers)])
+    numbers[rng.permutation(len(numbers))[:things]] = np.arange(things)  # the others are of none
     labels, yaws = rng.integers(0, 4, len(numbers)), rng.uniform(-9, 9, things)
 
     def compute() -> list[np.ndarray]:
@@ -83,7 +85,8 @@ def test_points_by_thing(seed: int, count: int, things: int, strided: bool) -> N
         few, rows = grouped.chosen(np.arange(0, things, 2))
         sorted_ = grouped.points, grouped.starts, grouped.counts, order, rows
         found = *grouped.extents(yaws), grouped.most_frequent(labels[order])
-        return [*sorted_, *found, few.most_frequent(labels[order][rows])]
+        others = few.most_frequent(labels[order][rows]), grouped.boxes(yaws)
+        return [*sorted_, *found, *others]
 
     native, expected = both(compute)
     for one, other in zip(native, expected, strict=True):
@@ -186,9 +189,10 @@ def test_free_space(seed: int, count: int, asked: int, lidars: int) -> None:
         source = rng.integers(0, lidars, count) if rng.random() < 0.8 else None
         last = rng.random(count) < 0.7 if rng.random() < 0.5 else None
         beams = Beams(source, rng.normal(size=(lidars, 3)).astype(np.float32), last)
-    native, expected = both(lambda: FreeSpace(points.T, beams).passed(others, 0.4))
-    assert native.dtype == bool and native.shape == (asked,)
-    assert np.count_nonzero(native != expected) <= 0.01 * asked + 1
+    for ask in (FreeSpace.passed, FreeSpace.behind):
+        native, expected = both(lambda ask=ask: ask(FreeSpace(points.T, beams), others, 0.4))
+        assert native.dtype == bool and native.shape == (asked,)
+        assert np.count_nonzero(native != expected) <= 0.01 * asked + 1
 
 
 @pytest.mark.parametrize(

@@ -64,8 +64,7 @@ class Look:
         if not len(points):
             return np.zeros(0)
         passed = self.free.passed(self.local(points), _MARGIN_M)
-        share: Float64 = passed.reshape(points.shape[:2]).sum(1) / points.shape[1]
-        return share
+        return share_of(passed.reshape(points.shape[:2]))
 
 
 class Evidence:
@@ -100,6 +99,12 @@ def few_points(things: Grouped, chosen: Array | slice = slice(None)) -> Float64:
     """(I, K, 3) some of the points of things, the same number of each."""
     starts, counts = things.starts[chosen, None], things.counts[chosen, None]
     return things.points[starts + (counts * _FEW).astype(np.int64)]
+
+
+def share_of(chosen: npt.NDArray[np.bool_]) -> Float64:
+    """(...) share of the few points of each thing (..., K) that are chosen; K < 256."""
+    share: Float64 = np.einsum("...k->...", chosen.view(np.uint8)) / chosen.shape[-1]
+    return share
 
 
 def stand(tracks: Array, passed: Float64, elsewhere: Float64) -> None:

@@ -29,7 +29,7 @@ from pcseg_core.online.thing_parts import (
     overlap,
 )
 from pcseg_core.online.track_hiding import survivors
-from pcseg_core.online.track_motion import Evidence, Look, few_points
+from pcseg_core.online.track_motion import Evidence, Look, few_points, share_of
 from pcseg_core.online.track_unions import different, drive_as_one, inherit, recover, unite
 
 Array = npt.NDArray[Any]
@@ -319,7 +319,8 @@ def _split(things: _Things, tracks: Array, least: int) -> tuple[_Things, Array]:
     Tracks that together are no larger than one thing are one; the newer of them ends.
     """
     old = np.flatnonzero(tracks["hits"] >= _SPLIT_HITS)
-    boxes, found = filter_.boxes_of(tracks.take(old)), things.found
+    known, found = tracks.take(old), things.found
+    boxes = filter_.boxes_of(known)
     crowded = np.flatnonzero(beside(boxes, found.boxes, _MARGIN_M).sum(0) > 1)
     if not len(crowded):
         return things, tracks
@@ -329,7 +330,7 @@ def _split(things: _Things, tracks: Array, least: int) -> tuple[_Things, Array]:
     numbers, following = things.numbers, len(found)
     copies: dict[int, int] = {}
     for number in np.flatnonzero(enough.sum(1) > 1):
-        sharing, same = different(boxes, np.flatnonzero(enough[number]), tracks[old])
+        sharing, same = different(boxes, np.flatnonzero(enough[number]), known)
         copies |= same
         if len(sharing) == 1:
             continue
@@ -357,9 +358,7 @@ def _claims(boxes: Rectangles, few: Float64, groups: Array) -> Float64:
     distance = boxes.outside(few.reshape(-1, 3)).reshape(len(boxes), *few.shape[:2])
     distance[boxes.groups[:, None] != groups] = np.inf
     nearest = distance.min(0)
-    claimed = (distance == nearest) & (nearest < _MARGIN_M)
-    share: Float64 = claimed.mean(2).T
-    return share
+    return share_of((distance == nearest) & (nearest < _MARGIN_M)).T
 
 
 def _add_parts(ids: Ids, things: filter_.Measured, few: Float64, seen: Array) -> None:
@@ -371,10 +370,12 @@ def _add_parts(ids: Ids, things: filter_.Measured, few: Float64, seen: Array) ->
         few: (I, K, 3) some of their points.
         seen: (T,) STATE of the tracks.
     """
-    if not len(seen) or ids.all():
+    free = np.flatnonzero(ids == 0)
+    if not len(seen) or not len(free):
         return
+    few = few.take(free, 0)
     inside = filter_.boxes_of(seen).outside(few.reshape(-1, 3)) < _MARGIN_M
-    share = inside.reshape(len(seen), *few.shape[:2]).mean(2)
-    share[seen["group"][:, None] != things.groups] = 0
-    parts = (ids == 0) & (share.max(0) >= _INSIDE_SHARE)
-    ids[parts] = seen["id"][share.argmax(0)][parts]
+    share = share_of(inside.reshape(len(seen), *few.shape[:2]))
+    share[seen["group"][:, None] != things.groups.take(free)] = 0
+    parts = share.max(0) >= _INSIDE_SHARE
+    ids[free[parts]] = seen["id"][share.argmax(0)[parts]]

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -11,7 +12,11 @@ import pytest
 from pcseg_core.cloud import PointCloud
 from pcseg_core.geometry import from_euler
 from pcseg_core.labels import MOVING, STATIC, UNKNOWN, LabelSpace
+from pcseg_core.online.free_space import FreeSpace
 from pcseg_core.online.moving import MovingThings, Placed, with_moving
+from pcseg_core.online.over_time import OverTime
+from pcseg_core.online.pipeline import LabeledSweep
+from pcseg_core.online.tracks import Tracker, TrackRules
 
 SPACE = LabelSpace.load("street")
 ROAD, STRUCTURE, VEHICLE = (SPACE.index(name) for name in ("road", "structure", "vehicle"))
@@ -177,3 +182,19 @@ def test_fast_sensors_are_compared_over_the_same_time() -> None:
     for cloud, labels, _ in sweeps:
         field = found.update(cloud, labels, SPACE, np.eye(4))
     assert [share > 0.7 for share in shares(field, owner, MOVING)] == [True, True, True, False]
+
+
+def test_what_moves_and_tracks_are_those_of_each_by_itself_from_one_free_space() -> None:
+    together, moving, tracker, rules = OverTime(), MovingThings(), Tracker(), TrackRules()
+    for sweep, _, _ in drive(5, street):
+        of_sweep = sweep.cloud, sweep.labels, SPACE, sweep.pose
+        sure = np.ones(len(sweep.labels), np.float32)
+        labeled = LabeledSweep(sweep.cloud, sweep.labels, sure, SPACE, pose=sweep.pose)
+        with mock.patch.object(FreeSpace, "of", wraps=FreeSpace.of) as build:
+            together.add(labeled, True, rules)
+        assert build.call_count == 1
+        assert labeled.moving is not None and labeled.tracked is not None
+        np.testing.assert_array_equal(labeled.moving, moving.update(*of_sweep))
+        own = tracker.update(*of_sweep, rules)
+        np.testing.assert_array_equal(labeled.tracked.instances, own.instances)
+    assert (labeled.moving == MOVING).any() and len(own.tracks) == 4

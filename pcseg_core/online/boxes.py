@@ -73,7 +73,7 @@ class Grouped:
         taken[things] = True
         rows = np.flatnonzero(np.repeat(taken, self.counts))
         counts = self.counts[things]
-        return Grouped(self.points[rows], np.cumsum(counts) - counts, counts), rows
+        return Grouped(self.points.take(rows, 0), np.cumsum(counts) - counts, counts), rows
 
     def thinned(self, most: int) -> Grouped:
         """Every k-th point of the things that have more points than `most`."""

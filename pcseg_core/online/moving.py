@@ -91,7 +91,7 @@ class Things:
         step = max(1, -(-len(instances.rows) // _MOST_POINTS))
         rows, ids = instances.rows[::step], instances.ids[::step].astype(np.int64)
         size = np.maximum(np.bincount(ids, minlength=instances.count + 1), 1)
-        points = np.asarray(cloud.xyz[rows].T, np.float32)
+        points = np.array([axis[rows] for axis in cloud.xyz.T], np.float32)
         return cls(points, ids, size, free or FreeSpace.of(cloud), pose, cloud.stamp_ns)
 
     def count(self, chosen: Array) -> Array:

@@ -98,7 +98,7 @@ class Evidence:
 def few_points(things: Grouped, chosen: Array | slice = slice(None)) -> Float64:
     """(I, K, 3) some of the points of things, the same number of each."""
     starts, counts = things.starts[chosen, None], things.counts[chosen, None]
-    return things.points[starts + (counts * _FEW).astype(np.int64)]
+    return things.points.take(starts + (counts * _FEW).astype(np.int64), 0)
 
 
 def share_of(chosen: npt.NDArray[np.bool_]) -> Float64:

@@ -246,8 +246,8 @@ class _Things:
         )
         points = moved_points(cloud.xyz, clusters.rows, pose)
         grouped, order = Grouped.of(points, clusters.ids.astype(np.int64) - 1)
-        rows = clusters.rows[order]
-        own = labels[rows]
+        rows = clusters.rows.take(order)
+        own = labels.take(rows)
         groups, classes = group_of[own[grouped.starts]], grouped.most_frequent(own)
         found = filter_.Measured(grouped, fit_headings(grouped), groups, classes)
         return cls(rows, labels, found)

@@ -73,7 +73,8 @@ class Trails:
         last = self._waiting or self._sweeps
         if last and not 0 < cloud.stamp_ns - last[-1].stamp_ns < 1e9 * _MEMORY_S:
             self.reset()
-        points = np.asarray(cloud.xyz[np.flatnonzero(moving == MOVING)].T, np.float32)
+        rows = np.flatnonzero(moving == MOVING)
+        points = np.array([axis[rows] for axis in cloud.xyz.T], np.float32)
         self._waiting.append(_Moved(cloud.stamp_ns, np.asarray(pose), points))
         _forget(self._waiting)
 

@@ -358,7 +358,8 @@ def _claims(boxes: Rectangles, few: Float64, groups: Array) -> Float64:
     distance = boxes.outside(few.reshape(-1, 3)).reshape(len(boxes), *few.shape[:2])
     distance[boxes.groups[:, None] != groups] = np.inf
     nearest = distance.min(0)
-    return share_of((distance == nearest) & (nearest < _MARGIN_M)).T
+    share: Float64 = share_of((distance == nearest) & (nearest < _MARGIN_M)).T
+    return share
 
 
 def _add_parts(ids: Ids, things: filter_.Measured, few: Float64, seen: Array) -> None:

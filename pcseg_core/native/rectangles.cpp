@@ -9,7 +9,8 @@
 namespace pcseg {
 namespace {
 
-// As Rectangles.table: a center, a heading, its cosine and sine, extents along and across it, heights.
+// As Rectangles.table: a center, a heading, its cosine and sine, extents along and across it, and
+// heights.
 struct Rectangle {
   double x, y, yaw, cos, sin, length, width, bottom, top;
 
@@ -67,8 +68,8 @@ double cost_along(const CostArgs& a, const Rectangle& track, const Extents& seen
   return total / variance + std::min(longer, a.most_excess);
 }
 
-// The distance of the centers along both axes tells that a thing is too far away: a shift is at
-// least as long as the larger of these but for half of the extents of both.
+// The distance of the centers alone tells that a thing is too far from a track: the larger shift is
+// at least as long as its larger part along two axes, but for half of the extents of both.
 bool is_far(const CostArgs& a, const Rectangle& track, const Rectangle& thing, double variance) {
   const double x = thing.x - track.x, y = thing.y - track.y;
   const double extents = track.length + track.width + thing.length + thing.width;
@@ -200,8 +201,7 @@ std::vector<Pair> near_pairs(const PartArgs& a, const std::vector<Seen>& seen) {
       const Rectangle &one = a.boxes[i], &two = a.boxes[j];
       if (a.groups[i] != a.groups[j]) continue;
       if (std::min(least_gap(one, two), least_gap(two, one)) > reach) continue;
-      const double gap =
-          std::min(corner_gap(one, seen[j]), corner_gap(two, seen[i]));
+      const double gap = std::min(corner_gap(one, seen[j]), corner_gap(two, seen[i]));
       if (gap < a.beside_m || (gap < a.behind_m && behind(seen[i], seen[j], a.behind_share)))
         pairs.push_back({gap, i, j});
     }
@@ -279,7 +279,7 @@ PCSEG_API int32_t pcseg_nearest_box(const Rectangle* boxes, int64_t count, const
   return kDone;
 }
 
-// Distance (boxes, others) between boxes and others, by the corners of both; infinite from `most` on.
+// Distance (boxes, others) of boxes from others, by the corners of both; infinite from `most` on.
 PCSEG_API int32_t pcseg_gaps(const Rectangle* boxes, int64_t count, const Rectangle* others,
                              int64_t n, double most, double* gap) {
   if (!boxes_ok(boxes, count) || !boxes_ok(others, n) || (count && n && !gap)) return kBadArgument;

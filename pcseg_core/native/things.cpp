@@ -135,10 +135,10 @@ PCSEG_API int32_t pcseg_boxes(const GroupedArgs* args, const double* yaw, const 
     const Extents found(*args, k, cos[k], sin[k]);
     const double *low = found.low, *high = found.high;
     const double x = (low[0] + high[0]) / 2, y = (low[1] + high[1]) / 2;
-    const double row[] = {x * cos[k] - y * sin[k], x * sin[k] + y * cos[k],  //
-                          yaw[k],          cos[k],          sin[k],          //
-                          high[0] - low[0], high[1] - low[1], low[2],         high[2]};
-    std::copy_n(row, 9, table);
+    table[0] = x * cos[k] - y * sin[k], table[1] = x * sin[k] + y * cos[k];
+    table[2] = yaw[k], table[3] = cos[k], table[4] = sin[k];
+    table[5] = high[0] - low[0], table[6] = high[1] - low[1];
+    table[7] = low[2], table[8] = high[2];
   }
   return kDone;
 }

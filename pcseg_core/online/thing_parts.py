@@ -31,6 +31,7 @@ GROUPS = {
 }
 
 GROUP_OF = {name: group for group, names in GROUPS.items() for name in names}
+"""The group of each of these classes."""
 
 # Largest length and width of one thing [m], from a height on. People are small: parts of one are
 # not apart, and two who touch are no larger than one who strides.

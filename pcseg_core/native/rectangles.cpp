@@ -96,6 +96,8 @@ struct PartArgs {
   int64_t count, limit_count, most_pairs;
   double sensor[2];
   double behind_m, beside_m, behind_share, low_m, long_m, step_m;  // as in thing_parts.py
+  int64_t face_group;
+  double faces_m, faces_share, rise_m;
 };
 
 struct Corners {
@@ -113,7 +115,7 @@ struct Corners {
 
 // Corners of a box, and the angle in which it is seen, from the direction of its middle.
 struct Seen : Corners {
-  double facing, low = HUGE_VAL, high = -HUGE_VAL;
+  double away, facing, low = HUGE_VAL, high = -HUGE_VAL;
 
   Seen(const Rectangle& box, const double sensor[2]);
 };
@@ -125,7 +127,9 @@ double wrapped(double angle) {
 }
 
 Seen::Seen(const Rectangle& box, const double sensor[2])
-    : Corners(box), facing(std::atan2(box.y - sensor[1], box.x - sensor[0])) {
+    : Corners(box),
+      away(std::hypot(box.x - sensor[0], box.y - sensor[1])),
+      facing(std::atan2(box.y - sensor[1], box.x - sensor[0])) {
   for (int k = 0; k < 4; ++k) {
     const double turn = wrapped(std::atan2(y[k] - sensor[1], x[k] - sensor[0]) - facing);
     low = std::min(low, turn), high = std::max(high, turn);
@@ -148,16 +152,35 @@ double least_gap(const Rectangle& box, const Rectangle& other) {
          (other.length + other.width) / 2;
 }
 
-// _one_behind_other of thing_parts.py.
-bool behind(const Seen& one, const Seen& two, double share) {
+struct Pair {
+  double gap;
+  int64_t one, two;
+  bool solid;
+};
+
+// Of two boxes of one group: below which gap they can be parts of one thing, and whether they are
+// solid, as join_parts of thing_parts.py.
+double reach_of(const PartArgs& a, const std::vector<Seen>& seen, Pair& pair) {
+  const Seen &one = seen[pair.one], &two = seen[pair.two];
+  const Rectangle &first = a.boxes[pair.one], &second = a.boxes[pair.two];
   const double turn = wrapped(two.facing - one.facing);
   const double common =
       std::min(one.high, turn + two.high) - std::max(one.low, turn + two.low);
-  return common >= share * std::min(one.high - one.low, two.high - two.low);
+  const double angles[] = {one.high - one.low, two.high - two.low};
+  const bool wide = std::max(first.length, first.width) > a.long_m &&
+                    std::max(second.length, second.width) > a.long_m;
+  if (a.groups[pair.one] == a.face_group && wide &&
+      common >= a.faces_share * std::max(angles[0], angles[1])) {
+    const double higher = (second.bottom + second.top) / 2 - (first.bottom + first.top) / 2;
+    pair.solid = (two.away > one.away ? higher : -higher) > a.rise_m;
+    return a.faces_m;
+  }
+  return common >= a.behind_share * std::min(angles[0], angles[1]) ? a.behind_m : a.beside_m;
 }
 
 // is_one of thing_parts.py.
-bool is_one(const PartArgs& a, const std::vector<Seen>& seen, const std::vector<int64_t>& chosen) {
+bool is_one(const PartArgs& a, const std::vector<Seen>& seen, const std::vector<int64_t>& chosen,
+            bool solid) {
   double bottom = HUGE_VAL, top = -HUGE_VAL, lowest = HUGE_VAL, highest = -HUGE_VAL;
   int64_t long_ones = 0;
   for (const int64_t k : chosen) {
@@ -166,7 +189,7 @@ bool is_one(const PartArgs& a, const std::vector<Seen>& seen, const std::vector<
     lowest = std::min(lowest, a.boxes[k].bottom), highest = std::max(highest, a.boxes[k].bottom);
     ++long_ones;
   }
-  if (top - bottom < a.low_m && long_ones > 1 && highest - lowest < a.step_m) return false;
+  if (!solid && top - bottom < a.low_m && long_ones > 1 && highest - lowest < a.step_m) return false;
   const double group = static_cast<double>(a.groups[chosen[0]]);
   for (const int64_t k : chosen) {
     const Rectangle& axes = a.boxes[k];
@@ -187,23 +210,17 @@ bool is_one(const PartArgs& a, const std::vector<Seen>& seen, const std::vector<
   return false;
 }
 
-struct Pair {
-  double gap;
-  int64_t one, two;
-};
-
 // Pairs of boxes that are near enough to be parts of one thing, the nearest first.
 std::vector<Pair> near_pairs(const PartArgs& a, const std::vector<Seen>& seen) {
-  const double reach = std::max(a.behind_m, a.beside_m);
+  const double reach = std::max({a.faces_m, a.behind_m, a.beside_m});
   std::vector<Pair> pairs;
   for (int64_t i = 0; i < a.count; ++i)
     for (int64_t j = i + 1; j < a.count; ++j) {
       const Rectangle &one = a.boxes[i], &two = a.boxes[j];
       if (a.groups[i] != a.groups[j]) continue;
       if (std::min(least_gap(one, two), least_gap(two, one)) > reach) continue;
-      const double gap = std::min(corner_gap(one, seen[j]), corner_gap(two, seen[i]));
-      if (gap < a.beside_m || (gap < a.behind_m && behind(seen[i], seen[j], a.behind_share)))
-        pairs.push_back({gap, i, j});
+      Pair pair{std::min(corner_gap(one, seen[j]), corner_gap(two, seen[i])), i, j, false};
+      if (pair.gap < reach && pair.gap < reach_of(a, seen, pair)) pairs.push_back(pair);
     }
   std::stable_sort(pairs.begin(), pairs.end(),
                    [](const Pair& one, const Pair& two) { return one.gap < two.gap; });
@@ -222,7 +239,7 @@ int32_t join(const PartArgs& a) {
     both.clear();
     for (int64_t k = 0; k < a.count; ++k)
       if (thing[k] == one || thing[k] == two) both.push_back(k);
-    if (is_one(a, seen, both))
+    if (is_one(a, seen, both, pair.solid))
       for (const int64_t k : both) thing[k] = one;
   }
   std::vector<int64_t> rank(a.count + 1, 0);

@@ -220,6 +220,10 @@ class PartArgs(ctypes.Structure):
         ("low_m", c_double),
         ("long_m", c_double),
         ("step_m", c_double),
+        ("face_group", c_int64),
+        ("faces_m", c_double),
+        ("faces_share", c_double),
+        ("rise_m", c_double),
     )
 
 

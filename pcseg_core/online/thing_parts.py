@@ -38,9 +38,10 @@ GROUP_OF = {name: group for group, names in GROUPS.items() for name in names}
 _LARGEST = {TWO_WHEELERS: ((0.0, 2.4, 1.1),), VEHICLES: ((0.0, 5.4, 2.4), (2.6, 13.0, 3.2))}
 _LIMITS = np.array([(group, *one) for group, every in _LARGEST.items() for one in every])
 BEHIND_M = 1.3  # between parts of which one is behind the other: windshield behind bonnet
+_FACES_M = 1.8  # between faces of a vehicle: bumper and windshield
 _BESIDE_M = 0.5  # between others
 _LOW_M = 1.2  # height of bicycles
-_LONG_M = 1.1  # least length of a bicycle
+_LONG_M = 1.1  # least length of a bicycle, and width of a face
 _STEP_M = 0.3  # between the lower ends of parts of a car that are as low
 _MOST_PAIRS = 200  # of clusters that are compared: the labels of a bad network have many
 _THIN_M = 0.2  # least extent of a box that points are compared with
@@ -49,6 +50,8 @@ _TIE_M = 0.05  # how far beyond a box a point may be to be in it rather than at 
 _ENDS_X, _ENDS_Y = np.array([[-0.5, 0.5, 0.5, -0.5], [-0.5, -0.5, 0.5, 0.5]])  # of a unit box
 _QUARTER = np.array([[0.0, -1.0], [1.0, 0.0]])  # turns rows by a right angle
 _BEHIND_SHARE = 0.5  # of the smaller angle in which both are seen
+_FACES_SHARE = 0.6  # of the larger one
+_RISE_M = 0.1  # of the middle of a face to that of the one behind it; bicycles are alike
 
 
 @dataclass(frozen=True)
@@ -238,12 +241,15 @@ def native_costs(
     return cost
 
 
-def is_one(boxes: Rectangles, chosen: Array) -> bool:
-    """Boxes (rows) of one group are together not larger than one thing of that group."""
+def is_one(boxes: Rectangles, chosen: Array, solid: bool = False) -> bool:
+    """Boxes (rows) of one group are together not larger than one thing of that group.
+
+    Low ones that are not known to be solid can be bicycles.
+    """
     limits = _LARGEST.get(int(boxes.groups[chosen[0]]), ())
     bottom, top = boxes.bottom[chosen].tolist(), boxes.top[chosen].tolist()
     height = max(top) - min(bottom)
-    if height < _LOW_M and _side_by_side(boxes.size[chosen].tolist(), bottom):
+    if not solid and height < _LOW_M and _side_by_side(boxes.size[chosen].tolist(), bottom):
         return False
     # Extents of all corners along the axes of each box.
     corners, axes = boxes.corners[chosen].reshape(-1, 2), boxes.table[chosen, 3:5]
@@ -278,22 +284,25 @@ def join_parts(boxes: Rectangles, sensor: Array) -> npt.NDArray[np.int64]:
     """Number (K,) of the thing that each cluster is a part of.
 
     The parts of a vehicle are apart where beams graze it, pass its windows, or are blocked.
-    Clusters are joined if they are near each other and together not larger than one thing.
+    Clusters are joined if they are near each other and together not larger than one thing. The
+    faces of a vehicle, each as wide as it, rise from the nearest one on.
     """
     library = optional_library()
     if library is not None:
         return _native_join(library, boxes, sensor)
     things = np.arange(len(boxes))
-    gap = gaps(boxes, boxes, BEHIND_M)
-    possible = np.triu((gap < BEHIND_M) & (boxes.groups[:, None] == boxes.groups), 1)
+    gap = gaps(boxes, boxes, _FACES_M)
+    possible = np.triu((gap < _FACES_M) & (boxes.groups[:, None] == boxes.groups), 1)
     if not possible.any():
         return things
-    near = np.where(_one_behind_other(boxes, sensor), BEHIND_M, _BESIDE_M)
+    behind, faces = _seen_together(boxes, sensor)
+    near = np.select([faces, behind], [_FACES_M, BEHIND_M], _BESIDE_M)
+    solid = faces & (_rise(boxes, sensor) > _RISE_M)
     pairs = np.argwhere(possible & (gap < near))
     for one, two in pairs[np.argsort(gap[tuple(pairs.T)], kind="stable")][:_MOST_PAIRS]:
         if things[one] != things[two]:
             both = np.flatnonzero((things == things[one]) | (things == things[two]))
-            if is_one(boxes, both):
+            if is_one(boxes, both, solid[one, two]):
                 things[both] = things[one]
     numbers: npt.NDArray[np.int64] = np.unique(things, return_inverse=True)[1]
     return numbers
@@ -305,6 +314,7 @@ def _native_join(library: Any, boxes: Rectangles, sensor: Array) -> npt.NDArray[
         *map(address, (boxes.table, boxes.groups, _LIMITS, numbers)),
         *(len(boxes), len(_LIMITS), _MOST_PAIRS, (c_double * 2)(*sensor[:2].tolist())),
         *(BEHIND_M, _BESIDE_M, _BEHIND_SHARE, _LOW_M, _LONG_M, _STEP_M),
+        *(VEHICLES, _FACES_M, _FACES_SHARE, _RISE_M),
     )
     check(library.pcseg_join_parts(byref(args)))
     return numbers
@@ -330,8 +340,11 @@ def gaps(boxes: Rectangles, others: Rectangles, most_m: float) -> Float64:
     return gap
 
 
-def _one_behind_other(boxes: Rectangles, sensor: Array) -> Mask:
-    """(K, K) bool: a large part of the angle of one, seen from the sensor, is that of the other."""
+def _seen_together(boxes: Rectangles, sensor: Array) -> tuple[Mask, Mask]:
+    """(K, K) bool: a large part of the angle of one, seen from the sensor, is that of the other.
+
+    And of both, which are faces of a vehicle by their widths.
+    """
     rays = boxes.corners - sensor[:2]
     middle = boxes.center - sensor[:2]
     facing = np.arctan2(middle[:, 1], middle[:, 0])
@@ -340,5 +353,16 @@ def _one_behind_other(boxes: Rectangles, sensor: Array) -> Mask:
     low, high = spread.min(1), spread.max(1)
     turn = (facing - facing[:, None] + np.pi) % (2 * np.pi) - np.pi
     common = np.minimum(high[:, None], turn + high) - np.maximum(low[:, None], turn + low)
-    smaller = np.minimum((high - low)[:, None], high - low)
-    return np.asarray(common >= _BEHIND_SHARE * smaller)
+    angle = high - low
+    behind = common >= _BEHIND_SHARE * np.minimum(angle[:, None], angle)
+    face = (boxes.size.max(1) > _LONG_M) & (boxes.groups == VEHICLES)
+    alike = common >= _FACES_SHARE * np.maximum(angle[:, None], angle)
+    return behind, alike & face & face[:, None]
+
+
+def _rise(boxes: Rectangles, sensor: Array) -> Float64:
+    """(K, K) by which the middle of the box that is farther from the sensor is higher [m]."""
+    x, y = (boxes.center - sensor[:2]).T
+    away, middle = np.hypot(x, y), (boxes.bottom + boxes.top) / 2
+    higher = middle - middle[:, None]
+    return np.where(away > away[:, None], higher, -higher)

@@ -13,7 +13,7 @@ from scipy.optimize import linear_sum_assignment
 
 from pcseg_core.online.boxes import Grouped
 from pcseg_core.online.thing_parts import VEHICLES, Rectangles, is_vehicle, native_costs
-from pcseg_core.online.track_motion import stand
+from pcseg_core.online.track_motion import facing_edges, stand
 
 Array = npt.NDArray[Any]
 Float64 = npt.NDArray[np.float64]
@@ -47,6 +47,7 @@ _SPEED_MPS = 7.0  # standard deviation of the velocity of a new track
 _NEW = (_NOISE_M**2, 0.0, _SPEED_MPS**2)  # variance of a new track
 AT_REST = (0.25, 0.0, 0.25)  # the same of a vehicle that stands, not seen
 _GATE = 11.0  # squared normalized distance
+_STANDS_M = 1.0  # farthest that the edge of a vehicle that stands is from where it is expected
 _EXCESS_M = 0.5  # by which a thing may be longer than a track at no cost
 _MOST_EXCESS = 4.0  # the most that this costs: a side may be seen for the first time
 _MIDDLE_M = 0.1  # least room of a thing in its box, or of the box in it, whose middle tells nothing
@@ -54,7 +55,7 @@ _LEAST_M = 0.5  # extent of a thing of which the share outside its box counts
 _GROW, _SHRINK = 0.4, 0.02  # per sweep, of the difference between measured and known extent
 _TURN = 0.3  # the same for the heading
 _TURN_M = 1.0  # least extent, and
-_TURN_POINTS = 15  # points, of a thing whose heading counts
+_CLEAR_POINTS = 15  # points, of a thing whose heading counts, and the edge that faces the sensor
 _HEADED_MPS = 2.0  # speed from which the heading is that of the velocity
 APART = 10  # sweeps that a track was seen in from which it is no part of another one
 _COAST_PER_HIT_S = 0.2  # time that a track is predicted for each sweep it was seen in
@@ -118,11 +119,22 @@ def predict(tracks: Array, step_s: float) -> Array:
     return tracks
 
 
-def assign(tracks: Array, things: Measured) -> tuple[Array, Array]:
-    """Tracks and things that belong together, least total cost: rows (K,) of both."""
-    cost = _distance(tracks, things.boxes)
+def assign(tracks: Array, things: Measured, stand: Array) -> tuple[Array, Array]:
+    """Tracks and things that belong together, most likely in total: rows (K,) of both.
+
+    The cost is twice the negative logarithm of the likelihood. With the distance alone, things
+    would be given to those tracks of which least is known.
+
+    Args:
+        tracks: (T,) STATE, predicted.
+        things: (I) those of the sweep.
+        stand: (T, I) bool, beams tell of none of both that it moves.
+    """
+    cost, variance = _distance(tracks, things.boxes), _spread(tracks)
     cost[tracks["group"][:, None] != things.groups] = np.inf
-    return pairs(cost)
+    stand = stand & (tracks["group"] == VEHICLES)[:, None]
+    cost[stand & (cost * variance[:, None] > _STANDS_M**2)] = np.inf
+    return pairs(cost + 2 * np.log(variance)[:, None])
 
 
 def measure_anew(tracks: Array, rows: Array | int) -> None:
@@ -142,7 +154,7 @@ def _distance(tracks: Array, boxes: Rectangles) -> Float64:
 
     Along the axes of the tracks or along those of the things, whichever is less.
     """
-    variance = tracks["variance"][:, 0] + _NOISE_M**2
+    variance = _spread(tracks)
     settings = _EXCESS_M, _MOST_EXCESS, _MIDDLE_M
     found = native_costs(boxes_of(tracks), boxes, variance, (*settings, _GATE))
     if found is not None:
@@ -166,30 +178,43 @@ def _distance(tracks: Array, boxes: Rectangles) -> Float64:
     return distance
 
 
-def _shift(apart: Float64, known: Float64, seen: Float64) -> tuple[Float64, Float64]:
+def _spread(tracks: Array) -> Float64:
+    """(T,) variance of an edge that is measured where a track is expected [m^2]."""
+    variance: Float64 = tracks["variance"][:, 0] + _NOISE_M**2
+    return variance
+
+
+def _shift(
+    apart: Float64, known: Float64, seen: Float64, facing: Float64 | None = None
+) -> tuple[Float64, Float64]:
     """How far a thing has moved along an axis, and which edge tells it; any shape.
 
     Each edge of the thing may be hidden, and may be seen now for the first time. The one that is
-    nearer to its predicted place tells. Of a thing in the middle of its box nothing is known, nor
-    of one that reaches beyond its box on both sides.
+    nearer to its predicted place tells, if it is not known which one does. Of a thing in the middle
+    of its box nothing is known else, nor of one that reaches beyond its box on both sides.
 
     Args:
         apart: center of what is seen from the predicted center [m].
         known, seen: extents of the box and of what is seen [m].
+        facing: the edge that tells, as it is returned; None if that is known of none.
 
     Returns:
         The shift [m]; 1 for the lower edge, -1 for the upper one, 0 for none.
     """
     slack = (known - seen) / 2
     low, high = apart + slack, apart - slack
-    lower = np.abs(low) <= np.abs(high)
+    facing = np.zeros(()) if facing is None else facing
+    lower = np.where(facing == 0, np.abs(low) <= np.abs(high), facing > 0)
     shift = np.where(lower, low, high)
     room = np.abs(slack)
     middle = (room > _MIDDLE_M) & (np.abs(shift) > room / 2) & (np.abs(apart) < room)
+    middle &= facing == 0
     return np.where(middle, 0.0, shift), np.where(middle, 0.0, np.where(lower, 1.0, -1.0))
 
 
-def correct(tracks: Array, rows: Array, things: Measured, numbers: Array, passed: Float64) -> None:
+def correct(
+    tracks: Array, rows: Array, things: Measured, numbers: Array, passed: Float64, sensor: Float64
+) -> None:
     """Update tracks by the things that are assigned to them.
 
     Args:
@@ -197,6 +222,7 @@ def correct(tracks: Array, rows: Array, things: Measured, numbers: Array, passed
         rows, numbers: (K,) of tracks and their things.
         things: those of the sweep.
         passed: (K,) see `stand`.
+        sensor: (3,) place of the sensor.
     """
     if not len(rows):
         return
@@ -204,7 +230,10 @@ def correct(tracks: Array, rows: Array, things: Measured, numbers: Array, passed
     old["yaw"] += _turn(old, things, numbers)
     low, high = _extents(old, things, numbers)
     seen, apart = high - low, (low + high)[:, :2] / 2
-    shift, edge = _shift(apart, old["size"][:, :2], seen[:, :2])
+    at = _turned(old, sensor[:2] - old["position"])
+    facing = facing_edges(old, low[:, :2], high[:, :2], at)
+    facing[things.grouped.counts[numbers] < _CLEAR_POINTS] = 0
+    shift, edge = _shift(apart, old["size"][:, :2], seen[:, :2], facing)
     elsewhere = _elsewhere(old, low, high)
     _filter(old, shift)
     stand(old, passed, elsewhere)
@@ -224,7 +253,7 @@ def _turn(old: Array, things: Measured, numbers: Array) -> Float64:
     """Change (K,) of the headings: toward the nearest edge of the things [rad]."""
     difference = (things.yaws[numbers] - old["yaw"] + np.pi / 4) % (np.pi / 2) - np.pi / 4
     length, width = things.boxes.size.take(numbers, 0).T
-    clear = things.grouped.counts[numbers] >= _TURN_POINTS
+    clear = things.grouped.counts[numbers] >= _CLEAR_POINTS
     clear &= np.maximum(length, width) >= _TURN_M
     corner = np.minimum(length, width) >= _TURN_M
     gain = np.maximum(np.where(corner, 2 * _TURN, _TURN), 1 / (1 + old["hits"]))

@@ -15,8 +15,7 @@ from pcseg_core.online.track_motion import Look
 Array = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]
 
-_STANDS_MPS = 1.0  # speed below which a vehicle stands, if
-_KNOWN = 3  # it was seen in as many sweeps
+_STANDS_MPS = 1.0  # speed below which a vehicle stands
 _LONGER = 5.0  # times as long as others are vehicles predicted that are hidden
 _MARGIN_M = 0.5  # by which returns must be nearer than a place that they hide
 _SHARE = 0.5  # of the places in a box that are hidden
@@ -37,7 +36,7 @@ def survivors(tracks: Array, coast_s: float, look: Look) -> Array:
     kept = filter_.seen_within(tracks, coast_s)
     if kept.all():
         return tracks
-    stands = (np.hypot(*tracks["velocity"].T) < _STANDS_MPS) & (tracks["hits"] >= _KNOWN)
+    stands = np.hypot(*tracks["velocity"].T) < _STANDS_MPS
     late = ~kept & stands & (tracks["group"] == VEHICLES)
     late &= filter_.seen_within(tracks, coast_s, _LONGER)
     if late.any():

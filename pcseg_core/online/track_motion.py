@@ -27,7 +27,11 @@ _LONG_M = 3.0  # a longer thing moves a smaller share of its points by its lengt
 _GAIN = 0.3  # per sweep, of the share of points that moved
 _STANDS_MPS = 0.3  # noise of the velocity 0 of a thing none of whose points moved
 _SCALE = 0.06  # share that makes this noise e times as large
-_UNKNOWN = 0.3  # share that may have moved of a thing that is seen at another place
+_UNKNOWN = 0.2  # share that may have moved of a thing that is seen at another place
+_BEFORE_M = 2.0  # from the sensor to the nearest edge of a thing, which faces it
+_SHIFT_M = 2.5  # from where it is expected to this edge
+_SETTLED = 4  # sweeps that a track was seen in from which its motion is known
+_MOVES = 0.3  # share of the points that moved of a vehicle that does
 _FAST_MPS = 10.0  # such a thing would have moved from places that were seen
 
 
@@ -105,6 +109,29 @@ def share_of(chosen: npt.NDArray[np.bool_]) -> Float64:
     """(...) share of the few points of each thing (..., K) that are chosen; K < 256."""
     share: Float64 = np.einsum("...k->...", chosen.view(np.uint8)) / chosen.shape[-1]
     return share
+
+
+def facing_edges(tracks: Array, low: Float64, high: Float64, sensor: Float64) -> Float64:
+    """Edges (K, 2) of new vehicles that are seen to move, which tell where they are.
+
+    They face the sensor. The others are where less is seen of what drives away, and more of what
+    comes nearer.
+
+    Args:
+        tracks: (K,) STATE.
+        low, high: (K, 2) of what is seen of each, along the axes of its box [m].
+        sensor: (K, 2) its place in the same axes.
+
+    Returns:
+        1 for the lower edge, -1 for the upper one, 0 for none.
+    """
+    half = tracks["size"][:, :2] / 2
+    lower = (sensor < low - _BEFORE_M) & (np.abs(low + half) < _SHIFT_M)
+    upper = (sensor > high + _BEFORE_M) & (np.abs(high - half) < _SHIFT_M)
+    edges = lower * 1.0 - upper
+    moves = (tracks["group"] == VEHICLES) & (tracks["moves"] > _MOVES)
+    facing: Float64 = edges * (moves & (tracks["hits"] < _SETTLED))[:, None]
+    return facing
 
 
 def stand(tracks: Array, passed: Float64, elsewhere: Float64) -> None:

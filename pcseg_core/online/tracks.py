@@ -168,13 +168,15 @@ class Tracker:
         if len(others) < len(tracks):
             things, tracks = _joined_in(things, others), others
         found, look = things.found, Look(cloud, pose, free)
-        few, gone = few_points(found.grouped), self._evidence.gone(look, tracks["id"])
-        of_track, of_thing = recover(tracks, found, *filter_.assign(tracks, found))
+        few = few_points(found.grouped)
+        gone, new = self._evidence.gone(look, tracks["id"]), self._evidence.new(few)
+        stand = (gone == 0)[:, None] & (new == 0)
+        of_track, of_thing = recover(tracks, found, *filter_.assign(tracks, found, stand))
         inherit(tracks, found, of_track, of_thing)
         ids = np.zeros(len(found), np.uint32)
         ids[of_thing] = tracks["id"][of_track]
-        passed = np.maximum(gone[of_track], self._evidence.new(few)[of_thing])
-        filter_.correct(tracks, of_track, found, of_thing, passed)
+        passed = np.maximum(gone[of_track], new[of_thing])
+        filter_.correct(tracks, of_track, found, of_thing, passed, pose[:3, 3])
         _add_parts(ids, found, few, tracks.take(of_track))
         born = filter_.begin(found, np.flatnonzero(ids == 0), self._next_id)
         self._next_id += len(born)

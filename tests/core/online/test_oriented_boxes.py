@@ -99,6 +99,19 @@ def test_a_bonnet_and_the_windshield_behind_it_are_one_car() -> None:
     assert join_parts(boxes, SENSOR).tolist() == [0, 0]
 
 
+@pytest.mark.parametrize(
+    ("width", "rise", "one"), [(1.5, 0.15, True), (1.5, 0.05, False), (0.9, 0.15, True)]
+)
+def test_faces_that_rise_are_one_car_and_bicycles_are_not(
+    width: float, rise: float, one: bool
+) -> None:
+    """Parts as low as bicycles, one behind the other; narrower ones are no bicycles."""
+    low = rectangles((20, 0, 0.4, 1.7, 0.3, 0.9), (21, 0, 0.4, width, 0.3 + rise, 0.9 + rise))
+    assert join_parts(low, SENSOR).tolist() == [0, 0 if one else 1]
+    nearer = rectangles((21, 0, 0.4, 1.7, 0.3, 0.9), (20, 0, 0.4, width, 0.3 + rise, 0.9 + rise))
+    assert join_parts(nearer, SENSOR).tolist() == [0, 1 if width > 1.1 else 0]
+
+
 def test_cars_in_a_row_and_people_are_not_joined() -> None:
     row = rectangles((10, 4, 4.4, 1.8, 0.2, 1.6), (15.0, 4, 4.4, 1.8, 0.2, 1.6))
     assert join_parts(row, SENSOR).tolist() == [0, 1]

@@ -37,11 +37,15 @@ def test_parts_of_things(seed: int, count: int, spread: float) -> None:
 
 def test_pairs_at_limits_are_the_same() -> None:
     """Behind each other and beside each other, just nearer or farther than parts are."""
-    for gap in (0.4, 0.6, 1.2, 1.4):
-        for way in ((gap + 0.2, 0.0), (0.0, gap + 1.5)):
+    for gap in (0.4, 0.6, 1.2, 1.4, 1.7, 1.9):
+        for way, width, most in (
+            ((gap + 0.2, 0.0), 1.0, 1.3),
+            ((gap + 0.2, 0.0), 1.5, 1.8),
+            ((0.0, gap + 1.5), 1.5, 0.5),
+        ):
             center = np.array([(20.0, 0.0), (20.0 + way[0], way[1])])
-            size, low = np.tile([0.2, 1.5], (2, 1)), np.array([-1.7, -1.2])
+            size, low = np.tile([0.2, width], (2, 1)), np.array([-1.7, -1.2])
             found = Rectangles.of(center, np.zeros(2), size, low, low + 1.0, np.full(2, 2))
             native, expected = both(lambda found=found: join_parts(found, np.zeros(3)))
-            one = gap < (1.3 if way[0] else 0.5)
+            one = gap < most
             assert native.tolist() == expected.tolist() == ([0, 0] if one else [0, 1])

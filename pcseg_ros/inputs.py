@@ -233,7 +233,10 @@ class Inputs:
     def frames(
         self, received: ReceivedSweep, cloud: PointCloud, cameras: Iterable[str]
     ) -> list[CameraFrame]:
-        """Decoded images of these cameras; those without a usable image or pose are left out."""
+        """Decoded images of these cameras; those without a usable image or pose are left out.
+
+        Such a camera is counted once for a sweep, however many threads ask for its image.
+        """
         frames = []
         deadline_s = time.monotonic() + self._config.motion.timeout_s
         poses = self._pose_inputs.poses
@@ -242,7 +245,9 @@ class Inputs:
             try:
                 frames.append(self.cameras[name].frame(image, cloud, poses, deadline_s))
             except PcsegError as error:
-                self._statistics.complain(self._node, f"camera {name} left out", error)
+                if name not in received.unusable:
+                    received.unusable.add(name)
+                    self._statistics.complain(self._node, f"camera {name} left out", error)
         return frames
 
     def _poses(self, cloud: PointCloud) -> Poses | None:

@@ -31,6 +31,7 @@ class ReceivedSweep:
         images: camera name -> its image.
         matched_s: time when the images were complete or no longer waited for.
         parts: LiDAR -> its sweep, of several united ones; `msg` then has their header alone.
+        unusable: cameras whose image cannot be used, as far as it was looked at.
     """
 
     msg: PointCloud2
@@ -38,6 +39,7 @@ class ReceivedSweep:
     images: dict[str, AnyImage] = field(default_factory=dict)
     matched_s: float = 0.0
     parts: dict[str, PointCloud2] = field(default_factory=dict)
+    unusable: set[str] = field(default_factory=set)
 
 
 class FilteredSynchronizer:

@@ -287,7 +287,7 @@ def outputs_of(message: Any, labeled: LabeledSweep) -> dict[str, Callable[[], An
 
     for _ in range(SCENES):
         track()
-    over_time = BufferGrid(street, space)
+    buffer_grid = BufferGrid(street, space)
 
     fields = ExtraFields(probabilities=("road", "person"))
     return {
@@ -303,8 +303,8 @@ def outputs_of(message: Any, labeled: LabeledSweep) -> dict[str, Callable[[], An
         "track markers": mark,
         "grid": draw,
         "confidence image": lambda: mono_message(confidence_image(labeled, height, width), header),
-        "trails": over_time.remember,
-        "buffer grid": lambda: grid_message(over_time.draw(), header.stamp, "map"),
+        "trails": buffer_grid.remember,
+        "buffer grid": lambda: grid_message(buffer_grid.draw(), header.stamp, "map"),
         **serializing(header, result),
     }
 

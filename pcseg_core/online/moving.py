@@ -110,10 +110,15 @@ class Things:
 
     def seen_from(self, other: Things) -> Float32:
         """(3, M) the points in the LiDAR frame of another sweep."""
-        T = other.T_lidar_world @ self.pose
-        moved: Float32 = T[:3, :3].astype(np.float32) @ self.points
-        moved += T[:3, 3:].astype(np.float32)
-        return moved
+        return moved(other.T_lidar_world @ self.pose, self.points)
+
+
+def moved(T: Array, points: Float32) -> Float32:
+    """Points (3, M) in another frame, by the pose (4, 4) of theirs in it."""
+    single = T.astype(np.float32)
+    found: Float32 = single[:3, :3] @ points
+    found += single[:3, 3:]
+    return found
 
 
 def instances_of(cloud: PointCloud, labels: Array, space: LabelSpace) -> Instances:

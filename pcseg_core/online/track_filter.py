@@ -119,21 +119,21 @@ def predict(tracks: Array, step_s: float) -> Array:
     return tracks
 
 
-def assign(tracks: Array, things: Measured, stand: Array) -> tuple[Array, Array]:
+def assign(tracks: Array, things: Measured, still: Array) -> tuple[Array, Array]:
     """Tracks and things that belong together, most likely in total: rows (K,) of both.
 
-    The cost is twice the negative logarithm of the likelihood. With the distance alone, things
-    would be given to those tracks of which least is known.
+    The cost is twice the negative logarithm of the likelihood. The normalized distance alone would
+    favor the tracks with the largest variance.
 
     Args:
         tracks: (T,) STATE, predicted.
         things: (I) those of the sweep.
-        stand: (T, I) bool, beams tell of none of both that it moves.
+        still: (T, I) bool: the beams show no motion of either.
     """
     cost, variance = _distance(tracks, things.boxes), _spread(tracks)
     cost[tracks["group"][:, None] != things.groups] = np.inf
-    stand = stand & (tracks["group"] == VEHICLES)[:, None]
-    cost[stand & (cost * variance[:, None] > _STANDS_M**2)] = np.inf
+    still = still & (tracks["group"] == VEHICLES)[:, None]
+    cost[still & (cost * variance[:, None] > _STANDS_M**2)] = np.inf
     return pairs(cost + 2 * np.log(variance)[:, None])
 
 

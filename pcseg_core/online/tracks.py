@@ -170,8 +170,8 @@ class Tracker:
         found, look = things.found, Look(cloud, pose, free)
         few = few_points(found.grouped)
         gone, new = self._evidence.gone(look, tracks["id"]), self._evidence.new(few)
-        stand = (gone == 0)[:, None] & (new == 0)
-        of_track, of_thing = recover(tracks, found, *filter_.assign(tracks, found, stand))
+        still = (gone == 0)[:, None] & (new == 0)
+        of_track, of_thing = recover(tracks, found, *filter_.assign(tracks, found, still))
         inherit(tracks, found, of_track, of_thing)
         ids = np.zeros(len(found), np.uint32)
         ids[of_thing] = tracks["id"][of_track]

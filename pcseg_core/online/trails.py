@@ -14,7 +14,7 @@ import numpy.typing as npt
 from pcseg_core.cloud import PointCloud
 from pcseg_core.geometry import invert
 from pcseg_core.labels import MOVING, LabelSpace
-from pcseg_core.online.moving import cells, movable, near
+from pcseg_core.online.moving import cells, movable, moved, near
 
 if TYPE_CHECKING:
     from pcseg_core.online.pipeline import Voxels
@@ -89,8 +89,7 @@ class Trails:
             if now.stamp_ns - before.stamp_ns <= 1e9 * _AGAIN_S and not before.gone.all()
         ]
         for before, T_before_now in zip(recent, invert(_poses(recent)) @ now.pose):
-            there = _transformed(T_before_now, now.points)
-            before.gone |= near(before.points, there, _AGAIN_M)
+            before.gone |= near(before.points, moved(T_before_now, now.points), _AGAIN_M)
         self._sweeps.append(now)
         _forget(self._sweeps)
 
@@ -122,20 +121,13 @@ class Trails:
     def _places(self) -> tuple[Float32, npt.NDArray[np.bool_]]:
         """(3, M) where things were, around the newest sweep, and (M,) which they have left."""
         T_newest_sweep = invert(self._sweeps[-1].pose) @ _poses(self._sweeps)
-        parts = [_transformed(T, one.points) for T, one in zip(T_newest_sweep, self._sweeps)]
+        parts = [moved(T, one.points) for T, one in zip(T_newest_sweep, self._sweeps)]
         return np.concatenate(parts, 1), np.concatenate([one.gone for one in self._sweeps])
 
 
 def _poses(sweeps: Collection[_Moved]) -> Array:
     """(K, 4, 4) their poses."""
     return np.array([one.pose for one in sweeps]).reshape(-1, 4, 4)
-
-
-def _transformed(T: Array, points: Float32) -> Float32:
-    """Points (3, M) in another frame."""
-    single = T.astype(np.float32)
-    moved: Float32 = single[:3, :3] @ points + single[:3, 3:]
-    return moved
 
 
 def _forget(sweeps: deque[_Moved]) -> None:
